@@ -1,0 +1,138 @@
+"""The one hierarchy of errors, and what each becomes outside: an errno inside a mount, an exit code on the command line.
+
+    LazyfsError                 exit 1, EIO
+    ├── UsageError              exit 2: the command line itself
+    ├── InvalidInput            exit 3: bytes that are not what they claim to be (never retried)
+    │   ├── DigestMismatch
+    │   ├── InvalidToc · InvalidTar · InvalidManifest
+    │   └── NotLazy             a layer that nothing vouches for, or that has no TOC
+    ├── SourceError             exit 4: a registry or a layout did not give what was asked (may pass)
+    │   ├── NotFound · Unauthorized · Unreachable · BadAnswer
+    │   └── RangeIgnored        a 200 to a range request, too far from what was asked to skip to it
+    └── LocalError              exit 5: this machine
+        ├── StoreFull           ENOSPC
+        ├── StoreUnusable
+        └── MountFailed
+
+Every message says what happened, to what, and (`hint`) what to do about it.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+from typing import ClassVar
+
+__all__ = [
+    "BadAnswer",
+    "DigestMismatch",
+    "InvalidInput",
+    "InvalidManifest",
+    "InvalidTar",
+    "InvalidToc",
+    "LazyfsError",
+    "LocalError",
+    "MountFailed",
+    "NotFound",
+    "NotLazy",
+    "RangeIgnored",
+    "SourceError",
+    "StoreFull",
+    "StoreUnusable",
+    "Unauthorized",
+    "Unreachable",
+    "UsageError",
+]
+
+
+class LazyfsError(Exception):
+    """`message` names what happened and to what; `hint`, a sentence of its own, says what to do."""
+
+    errno: ClassVar[int] = _errno.EIO
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}. {self.hint}" if self.hint else self.message
+
+
+class UsageError(LazyfsError):
+    """The command line asks for what cannot be: unknown names, options that exclude each other."""
+
+    errno = _errno.EINVAL
+    exit_code = 2
+
+
+class InvalidInput(LazyfsError):
+    """Hostile or broken bytes. Asking again would bring the same bytes."""
+
+    exit_code = 3
+
+
+class DigestMismatch(InvalidInput):
+    """Bytes do not hash to the digest under which they were asked for."""
+
+
+class InvalidToc(InvalidInput):
+    """A layer's TOC (or its footer) breaks the eStargz format."""
+
+
+class InvalidTar(InvalidInput):
+    """A layer is no tar, or one that no runtime would unpack alike."""
+
+
+class InvalidManifest(InvalidInput):
+    """An index, manifest or config that is no image of a kind we know."""
+
+
+class NotLazy(InvalidInput):
+    """The layer is an ordinary one, or its TOC is vouched for by nothing: it cannot be mounted lazily."""
+
+
+class SourceError(LazyfsError):
+    """Whoever holds the bytes did not give them. Another try may succeed."""
+
+    exit_code = 4
+
+
+class NotFound(SourceError):
+    """The registry or layout answers, and has no such image, blob or document."""
+
+
+class Unauthorized(SourceError):
+    """Credentials are missing, wrong, or not enough for what was asked."""
+
+
+class Unreachable(SourceError):
+    """No connection, no answer before the deadline, or a connection that broke off."""
+
+
+class BadAnswer(SourceError):
+    """An answer that HTTP or the distribution specification does not allow here."""
+
+
+class RangeIgnored(SourceError):
+    """A server answered 200 to a range request, and the range begins too far in to skip to it."""
+
+
+class LocalError(LazyfsError):
+    """This machine refuses: disk, permissions, kernel."""
+
+    exit_code = 5
+
+
+class StoreFull(LocalError):
+    """No room in the store. Reads go on without keeping."""
+
+    errno = _errno.ENOSPC
+
+
+class StoreUnusable(LocalError):
+    """The store cannot be opened: permissions, a newer format, no directory."""
+
+
+class MountFailed(LocalError):
+    """The kernel or fusermount3 refused to mount or unmount."""

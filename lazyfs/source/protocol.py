@@ -1,0 +1,91 @@
+"""The seam between those who hold an image's bytes and those who want them.
+
+A registry repository and an OCI layout on disk look the same from here: documents by tag or digest, byte ranges of
+blobs, and, for the converter, a place to put both. Documents come back verified; blob bytes do not (a range of a
+blob has no digest of its own): whoever asks for a range verifies it by what the TOC says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from lazyfs.format.digest import Digest
+
+
+class Document(NamedTuple):
+    """A manifest or index, as it lies in the registry."""
+
+    media_type: str
+    digest: Digest
+    data: bytes
+
+
+class RangeStream(Protocol):
+    """The bytes of one range, in order, at the reader's pace (a reader that waits holds the sender back)."""
+
+    async def receive_exactly(self, count: int) -> bytes | bytearray | memoryview:
+        """The next `count` bytes, in a buffer of the caller's own.
+
+        Raises Unreachable when the sender stalls or breaks off, BadAnswer when it ends before `count` bytes.
+        Cancelled: the stream is unusable and must be left.
+        """
+        ...
+
+
+class ImageSource(Protocol):
+    """One repository of a registry, or one layout directory."""
+
+    @property
+    def name(self) -> str:
+        """As a user would write it, without tag or credentials: `docker://HOST/REPO`, `oci:DIR`."""
+        ...
+
+    async def document(self, reference: str) -> Document:
+        """The manifest or index under a tag or a digest; verified where `reference` is a digest.
+
+        Raises NotFound, Unauthorized, Unreachable, BadAnswer, DigestMismatch, InvalidManifest (over 4 MiB).
+        """
+        ...
+
+    async def small_blob(self, digest: Digest, limit: int) -> bytes:
+        """A whole blob of at most `limit` bytes (a config), verified. Raises as `document`."""
+        ...
+
+    def open_range(self, digest: Digest, size: int, start: int, end: int) -> AbstractAsyncContextManager[RangeStream]:
+        """Bytes `[start, end)` of a blob of `size` bytes, 0 <= start < end <= size.
+
+        Entering raises NotFound, Unauthorized, Unreachable, BadAnswer, and RangeIgnored where the server sends the
+        whole blob instead and `start` is over 1 MiB in (less is skipped over). A range that starts at 0 and ends at `size` is
+        never refused so. Leaving early is allowed, and costs the connection.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Close connections. Nothing of the source may be used afterwards."""
+        ...
+
+
+class ImageSink(Protocol):
+    """Where the converter puts an image."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def has_blob(self, digest: Digest, size: int) -> bool: ...
+
+    async def mount_blob(self, digest: Digest, size: int, origin: ImageSource) -> bool:
+        """Let the sink take the blob from `origin` by itself (same registry, same disk). False where it cannot."""
+        ...
+
+    async def put_blob(self, digest: Digest, path: Path, progress: Callable[[int], None]) -> None:
+        """Send the file at `path`; `progress` gets the count of bytes of each step. Nothing partial is ever visible."""
+        ...
+
+    async def put_document(self, reference: str, document: Document) -> None:
+        """Write a manifest or index under a tag or its digest; what it names must be there already."""
+        ...
+
+    async def aclose(self) -> None: ...
