@@ -1,0 +1,56 @@
+"""Gzip members: what the parts of an eStargz blob are made of.
+
+Writing is libdeflate in one shot: the same bytes out of the same bytes, whatever the machine or the number of
+workers (which is why pyproject pins it exactly).
+
+Reading must not trust the sender. A TOC knows how long a *chunk* is; the member around it runs on into the padding and
+headers that follow the chunk, and a hostile one may inflate to gigabytes. libdeflate is the fastest, but wants to know the room for
+the whole member: the member's own ISIZE says it, and is believed only up to a bound. All else goes through isal's
+stream, which stops where the chunk stops.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import deflate
+from isal import igzip_lib
+
+from lazyfs.errors import InvalidInput
+
+DEFAULT_LEVEL: Final = 6
+_HEADER: Final = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
+_SLACK: Final = 1 << 20
+"""How far a member may run on behind its last chunk and still be inflated whole (measured: 123 kB at most)."""
+
+
+def compress_member(data: bytes | bytearray | memoryview, level: int = DEFAULT_LEVEL) -> bytes:
+    """One gzip member of `data`: no name, no time, OS 255, as Go's writer makes them."""
+    body = deflate.deflate_compress(data, level)
+    trailer = deflate.crc32(data).to_bytes(4, "little") + (len(data) & 0xFFFFFFFF).to_bytes(4, "little")
+    return b"".join((_HEADER, body, trailer))
+
+
+def inflate_member(member: bytes | bytearray | memoryview, length: int, what: str) -> bytes | bytearray:
+    """The first `length` uncompressed bytes (or a little more) of the gzip member that `member` begins with.
+
+    Costs at most `length` + 1 MiB of memory and of inflating, whatever the member claims. Raises InvalidInput, naming
+    `what`, for anything that is not gzip or ends early.
+    """
+    room = int.from_bytes(member[-4:], "little")
+    if length <= room <= length + _SLACK:
+        try:
+            inflated = deflate.gzip_decompress(member, room)
+        except deflate.DeflateError:
+            pass  # not one whole member, or not gzip: the stream below tells which
+        else:
+            if len(inflated) >= length:
+                return inflated
+    stream = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+    try:
+        inflated_part = stream.decompress(member, length)
+    except igzip_lib.IsalError as error:
+        raise InvalidInput(f"{what}: the gzip member is broken ({error})") from None
+    if len(inflated_part) < length:
+        raise InvalidInput(f"{what}: the gzip member ends after {len(inflated_part)} of {length} bytes")
+    return bytes(inflated_part)

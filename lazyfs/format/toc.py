@@ -1,0 +1,276 @@
+"""Reading a TOC: the JSON index that makes a layer's blob addressable, file by file and chunk by chunk.
+
+Source: containerd/stargz-snapshotter, docs/estargz.md and estargz/types.go. The bytes have been verified against the
+manifest's `toc.digest` before they come here, but that only says that the image's author wrote them: the author may be hostile
+as well. So everything is bounded before it is believed: counts, sizes, offsets, names. What comes out is clean.
+
+Entries of our own converter may carry keys that other readers ignore: `lazyfsName`, `lazyfsLinkName` and
+`lazyfsXattrKeys` hold, in base64, the raw bytes of what is not UTF-8 and therefore stands as a printable stand-in in
+JSON; `lazyfsMtime` holds nanoseconds that RFC 3339 cannot spell.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Final, cast, get_args
+
+import msgspec
+
+from lazyfs.errors import InvalidToc
+from lazyfs.format.entry import Chunk, Entry, EntryType
+
+MAX_TOC_SIZE: Final = 256 << 20
+MAX_ENTRIES: Final = 2_000_000
+MAX_CHUNK_SIZE: Final = 64 << 20
+"""A chunk is held in memory while it is verified; the format's default is 4 MiB."""
+MAX_ID: Final = 2**32 - 1
+
+_TYPES: Final = frozenset(get_args(EntryType))
+_TIME: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9})\d*)?(Z|[+-]\d\d:\d\d)\Z")
+_EPOCH: Final = datetime(1970, 1, 1)
+
+
+class _RawEntry(msgspec.Struct, gc=False, rename="camel"):
+    name: str
+    type: str
+    size: int = 0
+    modtime: str = ""
+    link_name: str = ""
+    mode: int = 0
+    uid: int = 0
+    gid: int = 0
+    offset: int = 0
+    inner_offset: int = 0
+    dev_major: int = 0
+    dev_minor: int = 0
+    xattrs: dict[str, bytes | None] | None = None
+    digest: str = ""
+    chunk_offset: int = 0
+    chunk_size: int = 0
+    chunk_digest: str = ""
+    lazyfs_name: bytes | None = None
+    lazyfs_link_name: bytes | None = None
+    lazyfs_xattr_keys: dict[str, bytes] | None = None
+    lazyfs_mtime: str = ""
+
+
+class _RawToc(msgspec.Struct, gc=False):
+    version: int
+    entries: list[_RawEntry]
+
+
+_decoder = msgspec.json.Decoder(_RawToc)
+
+
+def parse_toc(data: bytes, toc_offset: int, what: str) -> tuple[Entry, ...]:
+    """The entries of a TOC, in its order, clean and complete.
+
+    `data` is the JSON; `toc_offset` the blob offset of the TOC's own member, which ends the last chunk; `what` names the layer in
+    errors. Duplicate names: the last wins. Parents that no entry names are not made up here. Raises InvalidToc.
+    """
+    raw = _decode(data, what)
+    ends = _member_ends(raw, toc_offset, what)
+    names: dict[bytes, Entry] = {}
+    times: dict[str, int] = {}
+    position = 0
+    while position < len(raw):
+        head = raw[position]
+        after = position + 1
+        while after < len(raw) and raw[after].type == "chunk":
+            after += 1
+        entry = _entry(head, raw[position + 1 : after], ends, times, what)
+        _place(entry, names, what)
+        position = after
+    _check_parents(names, what)
+    return tuple(names.values())
+
+
+def _decode(data: bytes, what: str) -> list[_RawEntry]:
+    if len(data) > MAX_TOC_SIZE:
+        raise InvalidToc(f"{what}: the TOC has {len(data)} bytes, more than {MAX_TOC_SIZE}")
+    # Every entry is an object with at most two more inside it: this bounds what decoding allocates.
+    if data.count(b"{") > 3 * MAX_ENTRIES:
+        raise InvalidToc(f"{what}: the TOC has more than {MAX_ENTRIES} entries")
+    try:
+        toc = _decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidToc(f"{what}: the TOC is not the JSON that the format asks for ({error})") from None
+    if toc.version != 1:
+        raise InvalidToc(f"{what}: the TOC has version {toc.version}, and only version 1 is known")
+    if len(toc.entries) > MAX_ENTRIES:
+        raise InvalidToc(f"{what}: the TOC has {len(toc.entries)} entries, more than {MAX_ENTRIES}")
+    if toc.entries and toc.entries[0].type == "chunk":
+        raise InvalidToc(f"{what}: the TOC begins with a chunk of no file")
+    return toc.entries
+
+
+def _member_ends(raw: list[_RawEntry], toc_offset: int, what: str) -> dict[int, int]:
+    """For each offset at which data begins, the next one."""
+    starts = set()
+    for entry in raw:
+        if entry.type == "chunk" or (entry.type == "reg" and entry.size > 0):
+            if not 0 <= entry.offset < toc_offset:
+                raise InvalidToc(f"{what}: {entry.name!r} lies at offset {entry.offset}, outside the blob's data (0 to {toc_offset})")
+            starts.add(entry.offset)
+    ordered = sorted(starts)
+    return dict(zip(ordered, [*ordered[1:], toc_offset], strict=True))
+
+
+def _entry(head: _RawEntry, more: list[_RawEntry], ends: dict[int, int], times: dict[str, int], what: str) -> Entry:
+    if head.type not in _TYPES:
+        raise InvalidToc(f"{what}: {head.name!r} is of the unknown type {head.type!r}")
+    name = clean_name(head.lazyfs_name if head.lazyfs_name is not None else head.name.encode(), what)
+    if more and head.type != "reg":
+        raise InvalidToc(f"{what}: {head.name!r} is no regular file and yet has chunks")
+    if not name and head.type != "dir":
+        raise InvalidToc(f"{what}: the root is a {head.type}")
+    if not (0 <= head.uid <= MAX_ID and 0 <= head.gid <= MAX_ID):
+        raise InvalidToc(f"{what}: {head.name!r} belongs to {head.uid}:{head.gid}, which are no ids")
+    if not (0 <= head.dev_major < 1 << 32 and 0 <= head.dev_minor < 1 << 32):
+        raise InvalidToc(f"{what}: {head.name!r} is the device {head.dev_major}:{head.dev_minor}, which is none")
+    link = b""
+    if head.type in ("symlink", "hardlink"):
+        link = head.lazyfs_link_name if head.lazyfs_link_name is not None else head.link_name.encode()
+        if head.type == "hardlink":
+            link = clean_name(link, what)
+        elif not link or b"\0" in link or len(link) > 4095:
+            raise InvalidToc(f"{what}: {head.name!r} is a symbolic link to what is no path")
+    return Entry(
+        name=name,
+        type=cast(EntryType, head.type),
+        mode=head.mode & 0o7777,
+        uid=head.uid,
+        gid=head.gid,
+        mtime_ns=_mtime(head, times, what),
+        size=head.size if head.type == "reg" else 0,
+        link=link,
+        major=head.dev_major,
+        minor=head.dev_minor,
+        xattrs=_xattrs(head, what) if head.xattrs else (),
+        chunks=_chunks(head, more, ends, what) if head.type == "reg" else (),
+    )
+
+
+def clean_name(raw: bytes, what: str) -> bytes:
+    """`raw` relative and clean, `b""` for the root. Raises InvalidToc for names that no layer may hold."""
+    if raw.startswith(b"/"):
+        raise InvalidToc(f"{what}: the name {show(raw)} is absolute")
+    if b"\0" in raw:
+        raise InvalidToc(f"{what}: the name {show(raw)} holds a NUL")
+    parts = [part for part in raw.split(b"/") if part not in (b"", b".")]
+    if b".." in parts:
+        raise InvalidToc(f"{what}: the name {show(raw)} climbs out with '..'")
+    if any(len(part) > 255 for part in parts):
+        raise InvalidToc(f"{what}: the name {show(raw)} has a component of more than 255 bytes")
+    return b"/".join(parts)
+
+
+def show(name: bytes) -> str:
+    """A name for a message: printable, quoted, and not longer than a line."""
+    text = repr(name.decode("utf-8", "backslashreplace"))
+    return text if len(text) <= 200 else text[:150] + "…" + text[-40:]
+
+
+def _chunks(head: _RawEntry, more: list[_RawEntry], ends: dict[int, int], what: str) -> tuple[Chunk, ...]:
+    size = head.size
+    if not 0 <= size < 1 << 62:
+        raise InvalidToc(f"{what}: {head.name!r} has the size {size}")
+    if size == 0:
+        if more:
+            raise InvalidToc(f"{what}: {head.name!r} is empty and yet has chunks")
+        return ()
+    chunks = []
+    expected = 0
+    for raw in (head, *more):
+        if raw.chunk_offset != expected:
+            raise InvalidToc(f"{what}: {head.name!r} has a chunk at {raw.chunk_offset} where {expected} comes next")
+        length = raw.chunk_size or size - expected
+        if not 0 < length <= size - expected:
+            raise InvalidToc(f"{what}: {head.name!r} has a chunk of {length} bytes at {expected} of {size}")
+        if length > MAX_CHUNK_SIZE:
+            raise InvalidToc(f"{what}: {head.name!r} has a chunk of {length} bytes, more than {MAX_CHUNK_SIZE}")
+        inner = raw.inner_offset
+        if not 0 <= inner <= 2 * MAX_CHUNK_SIZE:
+            raise InvalidToc(f"{what}: {head.name!r} has the innerOffset {inner}")
+        digest = raw.chunk_digest or (head.digest if not more and raw is head else "")
+        # deflate can make data longer, but no honest writer doubles it: what lies further is not read for this chunk.
+        end = min(ends[raw.offset], raw.offset + 2 * (inner + length) + (1 << 20))
+        chunks.append(Chunk(expected, length, _raw_digest(digest, head.name, what), raw.offset, inner, end))
+        expected += length
+    if expected != size:
+        raise InvalidToc(f"{what}: the chunks of {head.name!r} end at {expected} of {size} bytes")
+    return tuple(chunks)
+
+
+def _raw_digest(text: str, name: str, what: str) -> bytes:
+    algorithm, _, digits = text.partition(":")
+    if algorithm == "sha256" and len(digits) == 64:
+        try:
+            return bytes.fromhex(digits)
+        except ValueError:
+            pass
+    raise InvalidToc(f"{what}: {name!r} has a chunk that no sha256 digest vouches for (chunkDigest {text!r})")
+
+
+def _xattrs(head: _RawEntry, what: str) -> tuple[tuple[bytes, bytes], ...]:
+    raw_keys = head.lazyfs_xattr_keys or {}
+    found: dict[bytes, bytes] = {}
+    for key, value in (head.xattrs or {}).items():
+        raw_key = raw_keys.get(key) or key.encode()
+        if not raw_key or b"\0" in raw_key or len(raw_key) > 255 or len(value or b"") > 65536:
+            raise InvalidToc(f"{what}: {head.name!r} has an extended attribute {key!r} that no kernel would take")
+        found[raw_key] = value or b""
+    return tuple(sorted(found.items()))
+
+
+def _mtime(head: _RawEntry, times: dict[str, int], what: str) -> int:
+    if head.lazyfs_mtime:
+        if not re.fullmatch(r"-?\d{1,30}", head.lazyfs_mtime, re.ASCII):
+            raise InvalidToc(f"{what}: {head.name!r} has the lazyfsMtime {head.lazyfs_mtime!r}")
+        return max(-(2**63) * 10**9, min(int(head.lazyfs_mtime), (2**63 - 1) * 10**9))
+    text = head.modtime
+    if not text:
+        return 0
+    known = times.get(text)
+    if known is None:
+        known = times[text] = _parse_time(text, head.name, what)
+    return known
+
+
+def _parse_time(text: str, name: str, what: str) -> int:
+    match = _TIME.match(text)
+    try:
+        if not match or not text.isascii():
+            raise ValueError
+        moment = datetime.fromisoformat(match[1]) - _EPOCH
+    except ValueError:
+        raise InvalidToc(f"{what}: {name!r} has the modtime {text!r}, which is no RFC 3339 time") from None
+    seconds = moment.days * 86400 + moment.seconds
+    if match[3] != "Z":
+        away = int(match[3][1:3]) * 3600 + int(match[3][4:]) * 60
+        seconds += -away if match[3][0] == "+" else away
+    return seconds * 10**9 + int((match[2] or "").ljust(9, "0"))
+
+
+def _place(entry: Entry, names: dict[bytes, Entry], what: str) -> None:
+    earlier = names.pop(entry.name, None)
+    if earlier is not None and (earlier.type == "dir") != (entry.type == "dir"):
+        raise InvalidToc(f"{what}: {show(entry.name)} is both a directory and a {earlier.type if entry.type == 'dir' else entry.type}")
+    if entry.type == "hardlink":
+        target = names.get(entry.link)
+        if target is None or target.type == "dir":
+            raise InvalidToc(f"{what}: {show(entry.name)} is a hard link to {show(entry.link)}, which is no earlier file of its layer")
+    names[entry.name] = entry
+
+
+def _check_parents(names: dict[bytes, Entry], what: str) -> None:
+    good: set[bytes] = {b""}
+    for name in names:
+        parent = name.rpartition(b"/")[0]
+        while parent not in good:
+            held = names.get(parent)
+            if held is not None and held.type != "dir":
+                raise InvalidToc(f"{what}: {show(parent)} is both a directory and a {held.type}")
+            good.add(parent)
+            parent = parent.rpartition(b"/")[0]
