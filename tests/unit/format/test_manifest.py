@@ -1,0 +1,332 @@
+"""Manifests, indexes, configs and platforms, as found in the wild and as nobody should write them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lazyfs.errors import InvalidManifest, NotFound, UsageError
+from lazyfs.format import manifest as m
+
+A = "sha256:" + "a" * 64
+B = "sha256:" + "b" * 64
+
+
+def blob(media_type: str = m.OCI_LAYER_GZIP, **more: Any) -> dict[str, Any]:
+    """A descriptor."""
+    return {"mediaType": media_type, "digest": A, "size": 7, **more}
+
+
+def image(**more: Any) -> dict[str, Any]:
+    """A manifest of one layer."""
+    return {"schemaVersion": 2, "mediaType": m.OCI_MANIFEST, "config": blob(m.OCI_CONFIG), "layers": [blob()], **more}
+
+
+def index(*entries: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """An index of `entries`."""
+    return {"schemaVersion": 2, "mediaType": m.OCI_INDEX, "manifests": list(entries), **more}
+
+
+def parse(value: object, media_type: str = "") -> m.Manifest | m.Index:
+    """`value` through JSON."""
+    return m.parse_document(media_type, json.dumps(value).encode())
+
+
+def parse_index(*platforms: str, attest: tuple[int, ...] = ()) -> m.Index:
+    """An index with one image a platform, digests 0, 1, ...; those in `attest` are attestations."""
+    entries = []
+    for number, name in enumerate(platforms):
+        os, architecture, *variant = name.split("/")
+        extra = {"annotations": {m.REFERENCE_TYPE: "attestation-manifest"}} if number in attest else {}
+        platform = {"os": os, "architecture": architecture} | ({"variant": variant[0]} if variant else {})
+        entries.append({"mediaType": m.OCI_MANIFEST, "digest": f"sha256:{number:064x}", "size": 1, "platform": platform, **extra})
+    found = parse(index(*entries))
+    assert isinstance(found, m.Index)
+    return found
+
+
+def test_a_manifest_keeps_every_field_it_does_not_know() -> None:
+    """Unknown fields of the manifest and of its descriptors stay in `raw`, for whoever rewrites it."""
+    layer = blob(annotations={"k": "v"}, urls=["https://x"], future={"a": [1]})
+    found = parse(image(layers=[layer], artifactType="x", future=3))
+    assert isinstance(found, m.Manifest)
+    assert found.raw["future"] == 3
+    assert found.layers[0].raw == layer
+    assert found.layers[0].annotations == {"k": "v"}
+    assert (found.config.digest, found.config.size) == (A, 7)
+    assert json.loads(found.data) == found.raw
+
+
+@pytest.mark.parametrize(
+    ("own", "header", "expected"),
+    [
+        (m.OCI_MANIFEST, "", m.OCI_MANIFEST),
+        (None, m.DOCKER_MANIFEST + "; charset=utf-8", m.DOCKER_MANIFEST),
+        (None, "application/octet-stream", m.OCI_MANIFEST),
+        (m.DOCKER_MANIFEST, "application/json", m.DOCKER_MANIFEST),
+    ],
+)
+def test_media_type_comes_from_the_header_or_the_document(own: str | None, header: str, expected: str) -> None:
+    """Either may be missing or generic; then the other one counts."""
+    value = image()
+    if own is None:
+        del value["mediaType"]
+    else:
+        value["mediaType"] = own
+    assert parse(value, header).media_type == expected
+
+
+def test_a_document_without_any_type_is_what_it_holds() -> None:
+    """Old OCI writers give no mediaType: `manifests` makes an index."""
+    value = index(blob(m.OCI_MANIFEST))
+    del value["mediaType"]
+    assert isinstance(parse(value), m.Index)
+
+
+def test_go_writes_no_layers_as_null() -> None:
+    """`"layers": null` is an image without layers."""
+    found = parse(image(layers=None))
+    assert isinstance(found, m.Manifest)
+    assert found.layers == ()
+
+
+@pytest.mark.parametrize(
+    ("value", "header", "message"),
+    [
+        ({"schemaVersion": 1, "fsLayers": []}, "", "schema 1"),
+        (image(), "application/vnd.docker.distribution.manifest.v1+prettyjws", "schema 1"),
+        ({"schemaVersion": 3}, "", "schemaVersion"),
+        (image(manifests=[]), "", "index and a manifest at once"),
+        (index(config=blob()), "", "index and a manifest at once"),
+        (image(fsLayers=[]), "", "schema 1 and of schema 2"),
+        (image(), m.OCI_INDEX, "served as"),
+        (image(mediaType="application/vnd.cncf.helm.config.v1+json"), "", "neither"),
+        (image(mediaType=7), "", "no text"),
+        (image(mediaType=m.OCI_INDEX), "", "without 'manifests'"),
+        ({"schemaVersion": 2, "config": blob()}, "", "without 'layers'"),
+        (image(layers={}), "", "no list"),
+        (image(layers=[3]), "", r"layers\[0\] is missing or no object"),
+        (image(config=None), "", "config is missing"),
+        (image(layers=[blob()] * 1001), "", "over the limit of 1000"),
+        (image(layers=[blob() | {"size": -1}]), "", "no count of bytes"),
+        (image(layers=[blob() | {"size": 1 << 63}]), "", "no count of bytes"),
+        (image(layers=[blob() | {"size": 1.0}]), "", "no count of bytes"),
+        (image(layers=[blob() | {"size": True}]), "", "no count of bytes"),
+        (image(layers=[blob() | {"size": "7"}]), "", "no count of bytes"),
+        (image(layers=[blob() | {"digest": "sha512:" + "a" * 128}]), "", "not a sha256 digest"),
+        (image(layers=[{"mediaType": m.OCI_LAYER_TAR, "size": 3}]), "", "not a sha256 digest"),
+        (image(layers=[blob(annotations={"a": 1})]), "", "annotations"),
+        (index(blob(platform="linux")), "", "platform"),
+        ([], "", "no object"),
+    ],
+)
+def test_what_has_no_single_meaning_is_refused(value: object, header: str, message: str) -> None:
+    """Every broken document gets an InvalidManifest that says what is wrong with it."""
+    with pytest.raises(InvalidManifest, match=message):
+        parse(value, header)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b'{"a":"\xff"}', b"[" * 100_000, b"\x00"])
+def test_what_is_no_json_is_refused(data: bytes) -> None:
+    """Broken, cut, wrongly encoded and absurdly nested JSON alike."""
+    with pytest.raises(InvalidManifest):
+        m.parse_document(m.OCI_MANIFEST, data)
+
+
+def test_a_document_over_4_mib_is_refused_unparsed() -> None:
+    """The size is checked before anything else is."""
+    with pytest.raises(InvalidManifest, match="over the limit"):
+        m.parse_document(m.OCI_MANIFEST, b" " * ((4 << 20) + 1))
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(["mediaType", "digest", "size", "platform", "annotations", "os", "architecture"]),
+                inner,
+                max_size=4,
+            )
+        ),
+    ),
+    st.sampled_from(["config", "layers", "manifests", "mediaType", "annotations", "schemaVersion"]),
+)
+def test_any_json_parses_or_is_refused(value: object, key: str) -> None:
+    """Whatever stands in a field: a value or an InvalidManifest, never another exception."""
+    for whole in (image(**{key: value}), index(**{key: value}), image(layers=[blob() | {key: value}])):
+        with contextlib.suppress(InvalidManifest):
+            parse(whole)
+
+
+def test_config_gives_diff_ids_and_platform() -> None:
+    """The parts that concern layers, and the rest raw."""
+    raw = {
+        "architecture": "arm64",
+        "os": "linux",
+        "variant": "v8",
+        "rootfs": {"type": "layers", "diff_ids": [A, B]},
+        "history": [],
+    }
+    config = m.parse_config(json.dumps(raw).encode(), "config")
+    assert config.diff_ids == (A, B)
+    assert config.platform == m.Platform("linux", "arm64")
+    assert config.raw == raw
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"name": "chart", "version": "1.0", "apiVersion": "v2"},
+        {"architecture": "wasm", "os": "wasip2", "layerDigests": [A]},
+        {},
+        {"rootfs": {"type": "other", "diff_ids": []}},
+        {"rootfs": {"type": "layers"}},
+        {"rootfs": []},
+    ],
+)
+def test_what_configures_no_image_is_named_so(value: object) -> None:
+    """Helm's and wasm's configs, and an artifact's empty one."""
+    with pytest.raises(InvalidManifest, match="the config of x is no image config"):
+        m.parse_config(json.dumps(value).encode(), "the config of x")
+
+
+@pytest.mark.parametrize("diff_ids", [["md5:1"], [3], [A] * 1001])
+def test_bad_diff_ids_are_refused(diff_ids: list[object]) -> None:
+    """Each diff ID must be a digest, and their number is bounded."""
+    with pytest.raises(InvalidManifest):
+        m.parse_config(json.dumps({"rootfs": {"type": "layers", "diff_ids": diff_ids}}).encode(), "config")
+
+
+@pytest.mark.parametrize(
+    ("media_type", "expected"),
+    [
+        (m.OCI_LAYER_GZIP, "gzip"),
+        (m.OCI_LAYER_ZSTD, "zstd"),
+        (m.OCI_LAYER_TAR, "tar"),
+        (m.DOCKER_LAYER_GZIP, "gzip"),
+        (m.DOCKER_LAYER_TAR, "tar"),
+        (m.DOCKER_LAYER_ZSTD, "zstd"),
+    ],
+)
+def test_layer_kinds(media_type: str, expected: str) -> None:
+    """The six types of layers that are tars."""
+    found = parse(image(layers=[blob(media_type)]))
+    assert isinstance(found, m.Manifest)
+    assert m.layer_kind(found.layers[0]) == expected
+
+
+@pytest.mark.parametrize(
+    ("media_type", "message"),
+    [
+        (m.OCI_LAYER_GZIP + "+encrypted", "is encrypted"),
+        ("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", "foreign"),
+        ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", "foreign"),
+        ("application/vnd.cncf.helm.chart.content.v1.tar+gzip", "no layer of a container image"),
+        ("application/wasm", "no layer of a container image"),
+        ("", "no layer of a container image"),
+    ],
+)
+def test_layers_that_are_no_tars_are_named(media_type: str, message: str) -> None:
+    """The error names the layer, its type, and why not."""
+    found = parse(image(layers=[blob(media_type)]))
+    assert isinstance(found, m.Manifest)
+    with pytest.raises(InvalidManifest, match=message) as caught:
+        m.layer_kind(found.layers[0])
+    assert A in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("linux/amd64", ("linux", "amd64", "")),
+        ("linux/x86_64", ("linux", "amd64", "")),
+        ("Linux/AMD64/v1", ("linux", "amd64", "")),
+        ("linux/amd64/v3", ("linux", "amd64", "v3")),
+        ("linux/arm64/v8", ("linux", "arm64", "")),
+        ("linux/aarch64", ("linux", "arm64", "")),
+        ("linux/arm", ("linux", "arm", "v7")),
+        ("linux/arm/6", ("linux", "arm", "v6")),
+        ("linux/armhf", ("linux", "arm", "v7")),
+        ("linux/i686", ("linux", "386", "")),
+    ],
+)
+def test_platforms_have_one_spelling(text: str, expected: tuple[str, str, str]) -> None:
+    """Aliases and implied variants come out alike."""
+    assert m.parse_platform(text) == expected
+    assert m.parse_platform(str(m.parse_platform(text))) == expected
+
+
+@pytest.mark.parametrize("text", ["", "linux", "linux/", "/amd64", "a/b/c/d", "linux/am d64", "linux/arm/"])
+def test_what_is_no_platform(text: str) -> None:
+    """A UsageError, because only people write these."""
+    with pytest.raises(UsageError, match="platform"):
+        m.parse_platform(text)
+
+
+@pytest.mark.parametrize(
+    ("machine", "expected"),
+    [
+        ("x86_64", "linux/amd64"),
+        ("aarch64", "linux/arm64"),
+        ("armv7l", "linux/arm/v7"),
+        ("armv6l", "linux/arm/v6"),
+        ("s390x", "linux/s390x"),
+    ],
+)
+def test_this_platform(monkeypatch: pytest.MonkeyPatch, machine: str, expected: str) -> None:
+    """What uname says, in Go's names."""
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    assert str(m.this_platform()) == expected
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "chosen"),
+    [
+        (("linux/amd64", "linux/arm64/v8"), "linux/arm64", 1),
+        (("linux/amd64", "linux/arm64"), "linux/arm64/v8", 1),
+        (("linux/arm/v5", "linux/arm/v6"), "linux/arm/v7", 1),
+        (("linux/arm/v5", "linux/arm/v7", "linux/arm/v6"), "linux/arm/v7", 1),
+        (("linux/arm/v6", "linux/arm"), "linux/arm", 1),
+        (("linux/amd64", "linux/amd64/v2"), "linux/amd64/v3", 1),
+        (("linux/amd64/v3", "linux/amd64"), "linux/amd64", 1),
+        (("linux/arm64",), "linux/arm64/v9", 0),
+        (("windows/amd64", "linux/amd64", "linux/amd64"), "linux/amd64", 1),
+    ],
+)
+def test_the_best_platform_is_chosen(there: tuple[str, ...], asked: str, chosen: int) -> None:
+    """The same variant, else the newest older one; of two equals the first."""
+    assert m.choose_platform(parse_index(*there), m.parse_platform(asked)).digest == f"sha256:{chosen:064x}"
+
+
+@pytest.mark.parametrize(
+    ("there", "asked"), [(("linux/arm/v7",), "linux/arm/v6"), (("linux/386",), "linux/amd64"), ((), "linux/amd64")]
+)
+def test_no_platform_that_fits(there: tuple[str, ...], asked: str) -> None:
+    """A newer variant or another architecture is never taken; the error lists what there is."""
+    with pytest.raises(NotFound, match=there[0] if there else "none"):
+        m.choose_platform(parse_index(*there), m.parse_platform(asked))
+
+
+def test_attestations_are_never_chosen() -> None:
+    """Not even when they claim our platform, and they are not listed as platforms either."""
+    found = parse_index("linux/amd64", "linux/amd64", attest=(0,))
+    assert m.choose_platform(found, m.parse_platform("linux/amd64")).digest == f"sha256:{1:064x}"
+    with pytest.raises(NotFound, match="none"):
+        m.choose_platform(parse_index("linux/amd64", attest=(0,)), m.parse_platform("linux/amd64"))
+
+
+def test_a_single_image_without_platform_is_taken() -> None:
+    """Layouts name no platform; with several such entries there is no telling them apart."""
+    one, two = parse(index(blob(m.OCI_MANIFEST))), parse(index(blob(m.OCI_MANIFEST), blob(m.OCI_MANIFEST)))
+    assert isinstance(one, m.Index)
+    assert isinstance(two, m.Index)
+    assert m.choose_platform(one, m.parse_platform("linux/amd64")).digest == A
+    with pytest.raises(NotFound):
+        m.choose_platform(two, m.parse_platform("linux/amd64"))
