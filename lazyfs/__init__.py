@@ -1,1 +1,3 @@
-"""Mount container images before they have arrived: see README.md here for the rooms."""
+"""lazyfs: a container file system that starts before its image has arrived."""
+
+__version__ = "0.1.0"

@@ -49,7 +49,7 @@ def inflate_member(member: bytes | bytearray | memoryview, length: int, what: st
     stream = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
     try:
         inflated_part = stream.decompress(member, length)
-    except igzip_lib.IsalError as error:
+    except igzip_lib.error as error:  # type: ignore[misc]  # the stub gives it no class
         raise InvalidInput(f"{what}: the gzip member is broken ({error})") from None
     if len(inflated_part) < length:
         raise InvalidInput(f"{what}: the gzip member ends after {len(inflated_part)} of {length} bytes")

@@ -259,6 +259,10 @@ def _place(entry: Entry, names: dict[bytes, Entry], what: str) -> None:
         raise InvalidToc(f"{what}: {show(entry.name)} is both a directory and a {earlier.type if entry.type == 'dir' else entry.type}")
     if entry.type == "hardlink":
         target = names.get(entry.link)
+        if target is not None and target.type == "hardlink":
+            # Resolved at once, so that no later entry of the same name can close a circle.
+            target = names.get(target.link)
+            entry = msgspec.structs.replace(entry, link=target.name) if target else entry
         if target is None or target.type == "dir":
             raise InvalidToc(f"{what}: {show(entry.name)} is a hard link to {show(entry.link)}, which is no earlier file of its layer")
     names[entry.name] = entry

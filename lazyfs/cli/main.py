@@ -1,0 +1,92 @@
+"""`lazyfs`: finds the command, and turns its end into an exit code.
+
+A command is a module of this folder with `add_parser(commands)` and `run(arguments) -> int`. Only the one that is asked for is
+imported: the time to start is part of the time to mount.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from lazyfs import __version__
+from lazyfs.errors import LazyfsError
+
+_COMMANDS: Final = {
+    "convert": "rewrite an image so that it can be mounted lazily",
+    "mount": "mount an image's root file system at once, and let the pull finish behind it",
+    "umount": "take a mount away",
+    "status": "say what is mounted, and what of it is here",
+    "ls": "list a directory of an image, without mounting it",
+    "cat": "print one file of an image, without mounting it",
+    "inspect": "say of each layer whether it can be mounted lazily, or why not",
+    "verify": "check everything about an image, from its manifest to its last chunk",
+    "store": "look after what has been kept on this machine",
+}
+
+_EPILOG: Final = """\
+images:
+  docker://HOST[:PORT]/REPO[:TAG][@DIGEST]   in a registry; docker:// may be left out (python:3.12)
+  oci:DIR[:TAG]                              in an OCI layout on disk
+
+exit codes:
+  0  done        1  failed            2  wrong command line    3  the image is not what it claims, or not lazy
+  4  a registry or layout did not give it                      5  this machine refused: disk, permissions, mount
+  130  interrupted
+
+example:
+  lazyfs convert python:3.12 docker://localhost:5000/python:3.12
+  lazyfs mount docker://localhost:5000/python:3.12 /mnt && chroot /mnt python3 -c 'print("hello")'
+  lazyfs status /mnt; lazyfs umount /mnt
+
+`lazyfs COMMAND --help` tells more about each.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code. Errors of ours are told on stderr, in words; others are bugs, and show their traceback."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(arguments)
+    except LazyfsError as error:
+        print(f"lazyfs: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 1  # whoever read our output has gone, as `head` does
+
+
+def _run(arguments: list[str]) -> int:
+    name = arguments[0] if arguments else ""
+    if name == "convert":
+        from converter.command import main as convert  # the one line by which lazyfs knows the converter
+
+        return convert(arguments[1:])
+    if name in _COMMANDS:
+        command = importlib.import_module(f"lazyfs.cli.{name}")
+        parser = argparse.ArgumentParser(
+            prog=f"lazyfs {name}", formatter_class=argparse.RawDescriptionHelpFormatter, description=command.__doc__, allow_abbrev=False
+        )
+        command.add_arguments(parser)
+        return int(command.run(parser.parse_args(arguments[1:])))
+    _overview().parse_args(arguments)
+    return 2
+
+
+def _overview() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lazyfs",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Start containers before their images have arrived.",
+        epilog=_EPILOG,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"lazyfs {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, text in _COMMANDS.items():
+        commands.add_parser(name, help=text)
+    return parser

@@ -1,0 +1,49 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from lazyfs.format.manifest import Platform, parse_platform, this_platform
+from lazyfs.registry.access import AccessOptions, parse_creds
+from lazyfs.source.reference import Reference, parse_reference
+from lazyfs.store.location import default_directory
+
+
+def add_image(parser: argparse.ArgumentParser) -> None:
+    """SRC, and how to reach it."""
+    parser.add_argument("source", metavar="SRC", help="the image: [docker://]HOST/REPO[:TAG][@DIGEST] or oci:DIR[:TAG]")
+    parser.add_argument("--platform", metavar="OS/ARCH", help="which image of several (default: this machine's)")
+    parser.add_argument("--creds", metavar="USER:PASSWORD", help="instead of ~/.docker/config.json")
+    parser.add_argument("--plain-http", action="store_true", help="no TLS (loopback never uses it)")
+
+
+def add_store(parser: argparse.ArgumentParser) -> None:
+    """--store."""
+    parser.add_argument(
+        "--store", metavar="DIR", type=Path, default=None, help="what is kept (default: /var/lib/lazyfs for root, ~/.cache/lazyfs else)"
+    )
+
+
+def reference_of(arguments: argparse.Namespace) -> Reference:
+    """SRC; a layout's directory absolute, because a daemon lives in `/`. Raises UsageError."""
+    reference = parse_reference(arguments.source)
+    if reference.transport == "oci":
+        return Reference("oci", str(Path(reference.location).absolute()), reference.tag, reference.digest)
+    return reference
+
+
+def access_of(arguments: argparse.Namespace) -> AccessOptions:
+    """--creds and --plain-http."""
+    return AccessOptions(parse_creds(arguments.creds) if arguments.creds else None, arguments.plain_http)
+
+
+def platform_of(arguments: argparse.Namespace) -> Platform:
+    """--platform."""
+    return parse_platform(arguments.platform) if arguments.platform else this_platform()
+
+
+def store_of(arguments: argparse.Namespace) -> Path:
+    """--store."""
+    return Path(arguments.store or default_directory()).absolute()

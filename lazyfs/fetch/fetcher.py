@@ -1,0 +1,254 @@
+"""The fetcher: every byte of a file, from the store if it is there, from the source if not.
+
+The order of a miss:
+
+1. A flight for the chunk is in the air: wait for it.
+2. Else choose a run: the chunk, and the missing neighbours behind it that the window allows. All get a flight at once,
+   so that no second run can hold them.
+3. In a thread, look again: what arrived meanwhile, what lies in another file of the store (copied, not fetched), what
+   another process is fetching right now (its claim in the store says so) falls out of the run.
+4. One range request; each chunk lands its flight as soon as it is verified and kept.
+
+A run belongs to the fetcher's nursery, not to the reader who caused it: a reader that is cancelled stops waiting, and
+the bytes under way are kept for the next one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Final
+
+import trio
+
+from lazyfs.errors import RangeIgnored, SourceError, StoreFull, Unreachable
+from lazyfs.fetch.flight import Board
+from lazyfs.fetch.piece import LayerBlob, Piece
+from lazyfs.fetch.run import Run
+from lazyfs.fetch.statistics import FetchStatistics
+from lazyfs.fetch.traffic import Traffic
+from lazyfs.fetch.unpack import Unpacked
+from lazyfs.fetch.window import Windows
+from lazyfs.source.protocol import ImageSource
+from lazyfs.store.store import Store
+
+_log = logging.getLogger(__name__)
+
+READ_DEADLINE: Final = 60.0
+"""Seconds until a read that waits for the network gives up."""
+_RUNS: Final = 6
+"""Range requests of readers at once. The background has its own."""
+_UNKEPT_BYTES: Final = 32 << 20
+"""What a full store cannot take is remembered in memory this far: the kernel reads a 4 MiB chunk in 4 to 32 requests."""
+_CLAIM_POLL: Final = 0.02
+
+
+class Fetcher:
+    """Reads chunks of one image's layers. Made by `open_fetcher`."""
+
+    def __init__(self, store: Store, source: ImageSource, nursery: trio.Nursery) -> None:
+        self._store = store
+        self._source = source
+        self._nursery = nursery
+        self._board = Board()
+        self._traffic = Traffic()
+        self._windows: dict[str, Windows] = {}
+        self._rangeless: set[str] = set()
+        # Inflating and hashing is CPU: more jobs than cores would only share them. Reads of the store have their own
+        # threads, so that what is here never queues behind what is arriving.
+        self._unpackers = trio.CapacityLimiter((os.cpu_count() or 1) + 1)
+        self._readers = trio.CapacityLimiter(16)
+        self._slots = trio.CapacityLimiter(_RUNS)
+        self._unkept: OrderedDict[bytes, memoryview] = OrderedDict()
+        self._unkept_bytes = 0
+        self._counts: Counter[str] = Counter()
+        self._errors: Counter[str] = Counter()
+
+    def statistics(self) -> FetchStatistics:
+        """What happened so far."""
+        c = self._counts
+        return FetchStatistics(c["requests"], c["received"], c["chunks"], c["unkept"], dict(self._errors))
+
+    def sends_ranges(self, layer: LayerBlob) -> bool:
+        """False once the source has answered a range of this layer with the whole blob."""
+        return layer.digest not in self._rangeless
+
+    async def read(self, layer: LayerBlob, piece: Piece, start: int, length: int) -> bytes | memoryview:
+        """Bytes `[start, start + length)` of a chunk.
+
+        Raises SourceError when they cannot be had before the deadline, InvalidInput when they are not what the TOC
+        promised. The next read tries from scratch. Cancelled: what is under way arrives all the same.
+        """
+        digest = piece.chunk.digest
+        with trio.move_on_after(READ_DEADLINE):
+            while True:
+                unkept = self._unkept.get(digest)
+                if unkept is not None:
+                    return unkept[start : start + length]
+                if digest not in self._board:
+                    look = partial(self._store.read, piece.content, piece.index, start, length)
+                    here = await trio.to_thread.run_sync(look, limiter=self._readers)
+                    if here is not None:
+                        return here
+                with self._traffic.reader():
+                    data = await self._wait_for(layer, piece)
+                if data is not None:
+                    return data[start : start + length]
+        self._errors[Unreachable.__name__] += 1
+        raise Unreachable(f"{self._source.name} did not bring layer {layer.digest} at offset {piece.chunk.member} in {READ_DEADLINE:.0f} s")
+
+    async def _wait_for(self, layer: LayerBlob, piece: Piece) -> memoryview | None:
+        flight = self._board.get(piece.chunk.digest)
+        if flight is not None:
+            try:
+                return await flight.wait()
+            except SourceError:
+                pass  # another reader's run failed, perhaps far from this chunk: ours has a try of its own
+        flight = self._board.get(piece.chunk.digest)
+        if flight is None:
+            pieces = self._choose(layer, piece)
+            self._board.take_off(each.chunk.digest for each in pieces)
+            flight = self._board.get(piece.chunk.digest)
+            assert flight is not None
+            self._nursery.start_soon(self._run_for_reader, layer, pieces)
+        return await flight.wait()
+
+    def _choose(self, layer: LayerBlob, piece: Piece) -> list[Piece]:
+        """The run for a miss of `piece`, which stands first: the rest of its member, and what the window allows behind it."""
+        chosen = [piece]
+        if layer.digest in self._rangeless:
+            chosen += [each for each in layer.pieces if each.chunk.digest not in self._board and each != piece]
+            return chosen
+        windows = self._windows.setdefault(layer.digest, Windows())
+        start = piece.chunk.member
+        room = windows.size_for(start)
+        end = piece.chunk.member_end
+        for position in range(layer.position(start), len(layer.pieces)):
+            each = layer.pieces[position]
+            chunk = each.chunk
+            if chunk.member != start and chunk.member_end - start > room:
+                break
+            if chunk.digest not in self._board and each != piece:
+                chosen.append(each)
+                end = chunk.member_end
+        windows.asked(start, end)
+        return chosen
+
+    async def _run_for_reader(self, layer: LayerBlob, pieces: list[Piece]) -> None:
+        async def never() -> None:
+            """Somebody waits: no pause."""
+
+        async with self._slots:
+            await self._run(layer, pieces, never, together=layer.digest not in self._rangeless)
+
+    async def fetch(self, layer: LayerBlob, pieces: Sequence[Piece]) -> Exception | None:
+        """Bring `pieces` for the background, giving way to readers. Returns what went wrong, if something did.
+
+        Cancelled: stops; what had arrived is kept.
+        """
+        free = [piece for piece in pieces if piece.chunk.digest not in self._board]
+        digests = [piece.chunk.digest for piece in free]
+        self._board.take_off(digests)
+
+        async def pause() -> None:
+            await self._traffic.give_way(lambda: self._board.awaited(digests))
+
+        return await self._run(layer, free, pause, together=False) if free else None
+
+    async def _run(self, layer: LayerBlob, pieces: list[Piece], pause: Callable[[], Awaitable[None]], *, together: bool) -> Exception | None:
+        """Bring `pieces` and land their flights, whatever happens. `together`: nothing is fetched but with the first."""
+        claimed: list[Piece] = []
+        failure: Exception | None = None
+        first_bad: Exception | None = None
+        airborne = {piece.chunk.digest for piece in pieces}
+
+        def land(digest: bytes, data: memoryview | None = None, error: Exception | None = None) -> None:
+            # Once each: by now the board may hold another run's flight for a chunk that we have landed.
+            if digest in airborne:
+                airborne.discard(digest)
+                self._board.land(digest, data, error)
+
+        def landed(result: Unpacked) -> None:
+            nonlocal first_bad
+            digest = result.piece.chunk.digest
+            if result.error is not None:
+                first_bad = first_bad or result.error
+                self._errors[type(result.error).__name__] += 1
+            else:
+                self._counts["chunks"] += 1
+            if result.data is not None and not result.kept:
+                first_bad = first_bad or StoreFull("the store has no room for what arrives")
+                self._remember(digest, result.data)
+            land(digest, result.data, result.error)
+
+        def received(count: int) -> None:
+            self._counts["received"] += count
+
+        try:
+            claim = partial(claim_missing, self._store, pieces, together)
+            claimed = await trio.to_thread.run_sync(claim, limiter=self._readers)
+            wanted = {piece.chunk.digest for piece in claimed}
+            for piece in pieces:
+                if piece.chunk.digest not in wanted and not (together and piece is pieces[0]):
+                    land(piece.chunk.digest)
+            if claimed:
+                self._counts["requests"] += 1
+                run = Run(self._store, self._source, layer, self._unpackers, landed, received, pause)
+                await run.fly(claimed, whole=layer.digest in self._rangeless)
+            elif together:
+                # It arrived meanwhile, or another process is bringing it: its readers look again, but do not spin.
+                await trio.sleep(_CLAIM_POLL)
+        except RangeIgnored:
+            self._rangeless.add(layer.digest)
+            _log.info("%s answers ranges with whole blobs: layer %s is streamed once instead", self._source.name, layer.digest)
+        except Exception as error:  # noqa: BLE001  # not swallowed: it goes to those who asked, and on to their guard
+            failure = error
+            self._errors[type(error).__name__] += 1
+        finally:
+            for piece in claimed:
+                self._store.release(piece.chunk.digest)
+            for digest in tuple(airborne):
+                land(digest, None, failure)
+        return failure or first_bad
+
+    def _remember(self, digest: bytes, data: memoryview) -> None:
+        self._counts["unkept"] += 1
+        self._unkept[digest] = data
+        self._unkept_bytes += len(data)
+        while self._unkept_bytes > _UNKEPT_BYTES and len(self._unkept) > 1:
+            self._unkept_bytes -= len(self._unkept.popitem(last=False)[1])
+
+
+def claim_missing(store: Store, pieces: Sequence[Piece], together: bool) -> list[Piece]:
+    """Blocking. Those of `pieces` that must be fetched, claimed for us, in blob order.
+
+    `together`: when the first need not be, none is. Whoever gets them releases the claims.
+    """
+    claimed: dict[bytes, Piece] = {}
+    for piece in pieces:
+        digest = piece.chunk.digest
+        if digest not in claimed and _is_missing(store, piece) and store.claim(digest):
+            # Whoever held the claim before may have kept the chunk since we looked.
+            if _is_missing(store, piece) and not store.copy_local(piece.content, piece.index):
+                claimed[digest] = piece
+            else:
+                store.release(digest)
+        if together and not claimed:
+            break
+    return sorted(claimed.values(), key=lambda piece: (piece.chunk.member, piece.chunk.inner))
+
+
+def _is_missing(store: Store, piece: Piece) -> bool:
+    return bool(store.missing(piece.content, piece.index, piece.index + 1))
+
+
+@asynccontextmanager
+async def open_fetcher(store: Store, source: ImageSource) -> AsyncIterator[Fetcher]:
+    """A fetcher whose runs live as long as the block: leaving it cancels what is under way."""
+    async with trio.open_nursery() as nursery:
+        yield Fetcher(store, source, nursery)
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,48 @@
+"""Where everything lies in a layer's blob: its chunks as pieces, in the blob's own order.
+
+The fetcher thinks in the order of the blob, not of the tree: what lies side by side there comes in one range.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from lazyfs.format.digest import Digest
+from lazyfs.format.entry import Chunk, Entry
+from lazyfs.store.content import Content, content_of
+
+
+class Piece(NamedTuple):
+    """One chunk of one file, as the fetcher handles it."""
+
+    content: Content
+    index: int
+    chunk: Chunk
+
+
+class LayerBlob:
+    """A layer's blob and what is in it. Immutable once made."""
+
+    def __init__(self, digest: Digest, size: int, data_end: int, entries: Iterable[Entry]) -> None:
+        """`data_end` is the TOC's offset; `entries` those of the TOC. Costs about 5 µs a file."""
+        self.digest = digest
+        self.size = size
+        self.data_end = data_end
+        pieces: list[Piece] = []
+        for entry in entries:
+            if entry.chunks:
+                content = content_of(entry.chunks)
+                pieces.extend(Piece(content, index, chunk) for index, chunk in enumerate(entry.chunks))
+        pieces.sort(key=lambda piece: (piece.chunk.member, piece.chunk.inner))
+        self.pieces = tuple(pieces)
+        self._members = [piece.chunk.member for piece in pieces]
+
+    def position(self, chunk: Chunk) -> int:
+        """Index of the first piece of `chunk`'s member."""
+        return bisect_left(self._members, chunk.member)
+
+    def position_of_offset(self, offset: int) -> int:
+        """Index of the first piece at or behind blob offset `offset`."""
+        return bisect_left(self._members, offset)

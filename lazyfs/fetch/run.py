@@ -1,0 +1,101 @@
+"""A run: pieces of one layer that come in one range request.
+
+While the next bytes arrive, the last ones are inflated, verified and kept in a worker thread. At most two such jobs a
+run are under way, so that a slow disk holds the sender back instead of filling memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Final, NamedTuple
+
+import trio
+
+from lazyfs.errors import SourceError
+from lazyfs.fetch.piece import LayerBlob, Piece
+from lazyfs.fetch.unpack import Unpacked, unpack
+from lazyfs.source.protocol import ImageSource, RangeStream
+from lazyfs.store.store import Store
+
+_BATCH: Final = 512 << 10
+"""Compressed bytes handed to a thread at once: small files share the price of a hop, large chunks go alone."""
+_SKIP: Final = 1 << 20
+
+
+class Batch(NamedTuple):
+    """Pieces whose members follow each other without a gap: blob bytes `[start, end)`."""
+
+    start: int
+    end: int
+    pieces: list[Piece]
+
+
+class Run(NamedTuple):
+    """What `fly` needs. `landed` hears of every piece, in the event loop; `pause` is awaited before each batch."""
+
+    store: Store
+    source: ImageSource
+    layer: LayerBlob
+    threads: trio.CapacityLimiter
+    landed: Callable[[Unpacked], None]
+    received: Callable[[int], None]
+    pause: Callable[[], Awaitable[None]]
+
+    async def fly(self, pieces: Sequence[Piece], *, whole: bool = False) -> None:
+        """Fetch `pieces`, which stand in blob order; `whole` asks for the whole blob and skips what is not wanted.
+
+        Raises SourceError when the source failed; what had arrived is kept and was told to `landed`. Cancelled: the same.
+        """
+        batches = cut(pieces)
+        start, end = (0, self.layer.size) if whole else (batches[0].start, batches[-1].end)
+        failure: SourceError | None = None
+        async with self.source.open_range(self.layer.digest, self.layer.size, start, end) as stream:
+            jobs = trio.Semaphore(2)
+            async with trio.open_nursery() as nursery:
+                try:
+                    position = start
+                    for batch in batches:
+                        await self.pause()
+                        await self._skip(stream, batch.start - position)
+                        data = await stream.receive_exactly(batch.end - batch.start)
+                        self.received(len(data))
+                        position = batch.end
+                        await jobs.acquire()
+                        nursery.start_soon(self._unpack, batch, data, jobs)
+                except SourceError as error:
+                    failure = error  # raised below, once the jobs of what did arrive are done
+        if failure is not None:
+            raise failure
+
+    async def _skip(self, stream: RangeStream, count: int) -> None:
+        while count > 0:
+            step = min(count, _SKIP)
+            await stream.receive_exactly(step)
+            self.received(step)
+            count -= step
+
+    async def _unpack(self, batch: Batch, data: bytes | bytearray | memoryview, jobs: trio.Semaphore) -> None:
+        try:
+            work = partial(unpack, self.store, batch.start, data, batch.pieces, f"layer {self.layer.digest}")
+            for result in await trio.to_thread.run_sync(work, limiter=self.threads):
+                self.landed(result)
+        finally:
+            jobs.release()
+
+
+def cut(pieces: Sequence[Piece]) -> list[Batch]:
+    """Batches for the threads. The first member goes alone, because somebody waits for it."""
+    batches: list[Batch] = []
+    for piece in pieces:
+        chunk = piece.chunk
+        last = batches[-1] if batches else None
+        if last is not None and last.pieces[-1].chunk.member == chunk.member:
+            last.pieces.append(piece)
+            batches[-1] = last._replace(end=max(last.end, chunk.member_end))
+        elif last is not None and len(batches) > 1 and last.end == chunk.member and chunk.member_end - last.start <= _BATCH:
+            last.pieces.append(piece)
+            batches[-1] = last._replace(end=chunk.member_end)
+        else:
+            batches.append(Batch(chunk.member, chunk.member_end, [piece]))
+    return batches

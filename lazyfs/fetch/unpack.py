@@ -1,0 +1,65 @@
+"""From compressed bytes to kept chunks: the work of a worker thread.
+
+This is the one door through which bytes of a registry enter. Behind it everything is verified.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from lazyfs.errors import DigestMismatch, InvalidInput, StoreFull
+from lazyfs.fetch.piece import Piece
+from lazyfs.format.digest import from_raw
+from lazyfs.format.member import inflate_member
+from lazyfs.store.store import Store
+
+
+class Unpacked(NamedTuple):
+    """What became of one piece."""
+
+    piece: Piece
+    data: memoryview | None
+    error: InvalidInput | None
+    kept: bool
+
+
+def unpack(store: Store, start: int, data: bytes | bytearray | memoryview, pieces: Sequence[Piece], what: str) -> list[Unpacked]:
+    """Inflate, verify and keep `pieces`, whose members lie in `data`, which begins at blob offset `start`.
+
+    Blocking, for a thread. A piece that fails takes no other down, but those of the same broken member.
+    """
+    view = memoryview(data)
+    done: list[Unpacked] = []
+    position = 0
+    while position < len(pieces):
+        member = pieces[position].chunk.member
+        together = position + 1
+        while together < len(pieces) and pieces[together].chunk.member == member:
+            together += 1
+        group = pieces[position:together]
+        position = together
+        length = max(piece.chunk.inner + piece.chunk.size for piece in group)
+        end = max(piece.chunk.member_end for piece in group)
+        try:
+            inflated = memoryview(inflate_member(view[member - start : end - start], length, f"{what} at offset {member}"))
+        except InvalidInput as error:
+            done.extend(Unpacked(piece, None, error, False) for piece in group)
+        else:
+            done.extend(_verify_and_keep(store, inflated, piece, what) for piece in group)
+    return done
+
+
+def _verify_and_keep(store: Store, inflated: memoryview, piece: Piece, what: str) -> Unpacked:
+    chunk = piece.chunk
+    data = inflated[chunk.inner : chunk.inner + chunk.size]
+    got = hashlib.sha256(data).digest()
+    if got != chunk.digest:
+        message = f"{what}: the chunk at offset {chunk.member} should hash to {from_raw(chunk.digest)} but hashes to {from_raw(got)}"
+        return Unpacked(piece, None, DigestMismatch(message), False)
+    try:
+        store.keep(piece.content, piece.index, data)
+    except StoreFull:
+        return Unpacked(piece, data, None, False)
+    return Unpacked(piece, data, None, True)

@@ -1,0 +1,165 @@
+"""The adapter to pyfuse3: translates, and decides nothing.
+
+File handle = inode number, forget is a no-op, and names and attributes are valid for ever, because an image does not
+change: the kernel asks once. One guard stands around every handler: pyfuse3 ends the whole mount at any exception but
+FUSEError.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import wraps
+from typing import Any, Final, ParamSpec, TypeVar
+
+import pyfuse3
+import trio
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError, InodeT
+
+from lazyfs.errors import LazyfsError
+from lazyfs.vfs.filesystem import FileSystem, attributes
+from lazyfs.vfs.tree import Node
+
+_log = logging.getLogger(__name__)
+
+_FOR_EVER: Final = 1e9
+_QUIET: Final = 30.0
+"""Seconds for which the same failure is not logged again: the kernel asks for the same bytes several times."""
+STATUS_XATTR: Final = b"user.lazyfs.status"
+"""Asked for on the root, it answers with the mount's status as JSON. It is not listed."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def guarded(handler: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """The one guard: whatever goes wrong in `handler` becomes an errno and a log line."""
+
+    @wraps(handler)
+    async def guard(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await handler(*args, **kwargs)
+        except FUSEError:
+            raise
+        except LazyfsError as error:
+            _complain(str(error))
+            raise FUSEError(error.errno) from error
+        except Exception as surprise:
+            _log.exception("surprise in %s%r", handler.__name__, args[1:])
+            raise FUSEError(errno.EIO) from surprise
+
+    return guard
+
+
+_complaints: dict[str, float] = {}
+
+
+def _complain(message: str) -> None:
+    now = trio.current_time()
+    if now - _complaints.get(message, -_QUIET) >= _QUIET:
+        if len(_complaints) > 1000:
+            _complaints.clear()
+        _complaints[message] = now
+        _log.warning("%s", message)
+
+
+class Operations(pyfuse3.Operations):
+    """pyfuse3's callbacks over a FileSystem."""
+
+    supports_dot_lookup = True
+    enable_writeback_cache = False
+
+    def __init__(self, filesystem: FileSystem, status: Callable[[], Awaitable[bytes]]) -> None:
+        super().__init__()
+        self._fs = filesystem
+        self._status = status
+        self._nothing = EntryAttributes()
+        self._nothing.entry_timeout = _FOR_EVER  # inode 0: the kernel remembers that there is no such name
+
+    @guarded
+    async def lookup(self, parent_inode: InodeT, name: bytes, ctx: object) -> EntryAttributes:
+        node = self._fs.lookup(parent_inode, name)
+        return self._nothing if node is None else _entry(node)
+
+    @guarded
+    async def getattr(self, inode: InodeT, ctx: object) -> EntryAttributes:
+        return _entry(self._fs.node(inode))
+
+    @guarded
+    async def readlink(self, inode: InodeT, ctx: object) -> bytes:
+        return self._fs.node(inode).entry.link
+
+    @guarded
+    async def opendir(self, inode: InodeT, ctx: object) -> InodeT:
+        return inode
+
+    @guarded
+    async def readdir(self, fh: int, start_id: int, token: object) -> None:
+        listing = self._fs.listing(fh)
+        for position in range(start_id, len(listing)):
+            name, node = listing[position]
+            if not pyfuse3.readdir_reply(token, name, _entry(node), position + 1):
+                break
+
+    @guarded
+    async def open(self, inode: InodeT, flags: int, ctx: object) -> FileInfo:
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            raise FUSEError(errno.EROFS)
+        return FileInfo(fh=inode, keep_cache=True)
+
+    @guarded
+    async def read(self, fh: int, off: int, size: int) -> bytes | memoryview:
+        return await self._fs.read(fh, off, size)
+
+    @guarded
+    async def getxattr(self, inode: InodeT, name: bytes, ctx: object) -> bytes:
+        node = self._fs.node(inode)
+        if name == STATUS_XATTR and inode == pyfuse3.ROOT_INODE:
+            return await self._status()
+        for key, value in node.entry.xattrs:
+            if key == name:
+                return value
+        raise FUSEError(errno.ENODATA)
+
+    @guarded
+    async def listxattr(self, inode: InodeT, ctx: object) -> Sequence[bytes]:
+        return [key for key, _ in self._fs.node(inode).entry.xattrs]
+
+    @guarded
+    async def statfs(self, ctx: object) -> pyfuse3.StatvfsData:
+        data = pyfuse3.StatvfsData()
+        data.f_bsize = data.f_frsize = 4096
+        data.f_blocks = (self._fs.tree.size + 4095) // 4096
+        data.f_files = len(self._fs.tree.nodes)
+        data.f_bfree = data.f_bavail = data.f_ffree = data.f_favail = 0
+        data.f_namemax = 255
+        return data
+
+    async def release(self, fh: int) -> None:
+        """Nothing is held."""
+
+    async def releasedir(self, fh: int) -> None:
+        """Nothing is held."""
+
+    async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
+        """Inodes are never forgotten: any process derives them alike."""
+
+
+def _entry(node: Node) -> EntryAttributes:
+    it = attributes(node)
+    entry = EntryAttributes()
+    entry.st_ino = InodeT(it.ino)
+    entry.generation = 0
+    entry.entry_timeout = entry.attr_timeout = _FOR_EVER
+    entry.st_mode = it.mode
+    entry.st_nlink = it.nlink
+    entry.st_uid = it.uid
+    entry.st_gid = it.gid
+    entry.st_rdev = os.makedev(*it.rdev)
+    entry.st_size = it.size
+    entry.st_blksize = 4096
+    entry.st_blocks = (it.size + 511) // 512
+    entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = it.mtime_ns
+    return entry

@@ -1,0 +1,134 @@
+"""An image resolved: from a reference to the manifest for one platform, its config, and its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+import trio
+
+from lazyfs.errors import LazyfsError, NotLazy, SourceError
+from lazyfs.format.digest import Digest
+from lazyfs.format.manifest import MAX_CONFIG, Descriptor, ImageConfig, Index, Manifest, Platform, choose_platform, parse_config, parse_document
+from lazyfs.image.layer import Layer, load_layer
+from lazyfs.source.protocol import ImageSource
+from lazyfs.store.store import Store
+
+T = TypeVar("T")
+
+
+class Image(NamedTuple):
+    """A manifest and its config, both verified by digest."""
+
+    name: str
+    """As a user would write it."""
+    digest: Digest
+    """The manifest's."""
+    manifest: Manifest
+    config: ImageConfig
+
+    @property
+    def layers(self) -> tuple[Descriptor, ...]:
+        return self.manifest.layers
+
+
+async def resolve_image(source: ImageSource, reference: str, platform: Platform, store: Store | None) -> Image:
+    """The image that `reference` (a tag or a digest) means on `platform`.
+
+    With a store, what it holds is not asked for again and what arrives is kept: a digest that was resolved before
+    needs no source. A tag is always asked for, because it may have moved. Raises SourceError, InvalidManifest, DigestMismatch.
+    """
+    documents = _Documents(source, store)
+    digest, document = await documents.get(reference, "")
+    if isinstance(document, Index):
+        chosen = choose_platform(document, platform)
+        digest, document = await documents.get(chosen.digest, chosen.media_type)
+        if isinstance(document, Index):
+            raise LazyfsError(f"{source.name}@{chosen.digest} is an index inside an index, which nobody should need")
+    config = parse_config(await documents.blob(document.config), f"the config of {source.name}@{digest}")
+    return Image(f"{source.name}@{digest}", digest, document, config)
+
+
+async def load_layers(source: ImageSource, store: Store | None, image: Image) -> tuple[Layer, ...]:
+    """All layers of `image`, in parallel. Raises what the lowest layer that fails raises, its position named."""
+    loads = [partial(load_layer, source, store, descriptor) for descriptor in image.layers]
+    results = await all_of(loads)
+    for number, result in enumerate(results, 1):
+        if isinstance(result, NotLazy):
+            raise NotLazy(
+                f"{image.name} cannot be mounted lazily: {result.message} (layer {number} of {len(results)})",
+                hint=f"Convert it first: lazyfs convert {source.name} DST",
+            )
+        if isinstance(result, LazyfsError):
+            raise result
+    return tuple(result for result in results if not isinstance(result, LazyfsError))
+
+
+async def all_of(calls: list[Callable[[], Awaitable[T]]]) -> list[T | LazyfsError]:
+    """What each call returned, or the error it raised, in order; at most 8 at once. Cancelled: all are."""
+    results: list[T | LazyfsError | None] = [None] * len(calls)
+    places = trio.CapacityLimiter(8)
+
+    async def one(position: int) -> None:
+        async with places:
+            try:
+                results[position] = await calls[position]()
+            except LazyfsError as error:
+                results[position] = error
+
+    async with trio.open_nursery() as nursery:
+        for position in range(len(calls)):
+            nursery.start_soon(one, position)
+    return [result for result in results if result is not None]
+
+
+class _Documents:
+    """Documents from the store, else from the source."""
+
+    def __init__(self, source: ImageSource, store: Store | None) -> None:
+        self._source = source
+        self._store = store
+
+    async def get(self, reference: str, media_type: str) -> tuple[Digest, Manifest | Index]:
+        kept = await self._kept(reference)
+        if kept is not None:
+            return Digest(reference), parse_document(media_type, kept)
+        try:
+            document = await self._source.document(reference)
+        except SourceError as error:
+            if self._store is None or reference.startswith("sha256:"):
+                raise
+            known = await trio.to_thread.run_sync(self._store.note, self._note(reference))
+            hint = f"It was last seen as {self._source.name}@{known}, which mounts without the registry" if known else error.hint
+            raise type(error)(error.message, hint=hint) from None
+        parsed = parse_document(document.media_type, document.data)
+        await self._keep(document.digest, document.data, reference)
+        return document.digest, parsed
+
+    async def blob(self, descriptor: Descriptor) -> bytes:
+        kept = await self._kept(descriptor.digest)
+        if kept is None:
+            kept = await self._source.small_blob(descriptor.digest, min(descriptor.size, MAX_CONFIG))
+            await self._keep(descriptor.digest, kept, "")
+        return kept
+
+    async def _kept(self, digest: str) -> bytes | None:
+        if self._store is None or not digest.startswith("sha256:"):
+            return None
+        return await trio.to_thread.run_sync(self._store.document, Digest(digest))
+
+    async def _keep(self, digest: Digest, data: bytes, reference: str) -> None:
+        store = self._store
+        if store is None:
+            return
+
+        def keep() -> None:
+            store.keep_document(digest, data)
+            if reference and not reference.startswith("sha256:"):
+                store.keep_note(self._note(reference), digest)
+
+        await trio.to_thread.run_sync(keep)
+
+    def _note(self, tag: str) -> str:
+        return f"tag {self._source.name}:{tag}"

@@ -1,0 +1,139 @@
+"""A layer that can be mounted lazily: its descriptor, and its TOC, verified.
+
+The trust chain goes manifest -> annotation `toc.digest` -> TOC -> chunk digests. The footer stands outside of it: it
+only says where to look for the TOC, and a lie there ends in a digest that does not match.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Final, NamedTuple
+
+import trio
+
+from lazyfs.errors import InvalidToc, NotLazy
+from lazyfs.format.digest import Digest, check, parse_digest
+from lazyfs.format.entry import NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, TOC_NAME, Entry
+from lazyfs.format.footer import FOOTER_SIZE, parse_footer
+from lazyfs.format.manifest import Descriptor, layer_kind
+from lazyfs.format.member import inflate_member
+from lazyfs.format.toc import MAX_TOC_SIZE, parse_toc
+from lazyfs.source.protocol import ImageSource
+from lazyfs.store.store import Store
+
+TOC_DIGEST: Final = "containerd.io/snapshot/stargz/toc.digest"
+"""The annotation of a layer's descriptor that vouches for its TOC."""
+_BLOCK: Final = 512
+
+
+class Layer(NamedTuple):
+    """A lazily mountable layer."""
+
+    descriptor: Descriptor
+    toc_digest: Digest
+    toc_offset: int
+    entries: tuple[Entry, ...]
+
+    @property
+    def digest(self) -> Digest:
+        return self.descriptor.digest
+
+    @property
+    def prefetch_end(self) -> int:
+        """Blob offset up to which the author wants the layer fetched first; 0 where there is no landmark for it."""
+        for entry in self.entries:
+            if entry.name == PREFETCH_LANDMARK and entry.chunks:
+                return entry.chunks[0].member
+        return 0
+
+    @property
+    def landmark(self) -> str:
+        """`prefetch`, `none` (the author has nothing to prefetch) or `absent`."""
+        names = {entry.name for entry in self.entries}
+        return "prefetch" if PREFETCH_LANDMARK in names else "none" if NO_PREFETCH_LANDMARK in names else "absent"
+
+
+async def load_layer(source: ImageSource, store: Store | None, descriptor: Descriptor) -> Layer:
+    """The layer of `descriptor`, its TOC from the store or from the source, where it takes one range request, seldom two.
+
+    Raises NotLazy with the reason where it cannot be lazy, InvalidToc, DigestMismatch, SourceError.
+    """
+    what = f"layer {descriptor.digest}"
+    toc_digest = claimed_toc_digest(descriptor.annotations, what)
+    if layer_kind(descriptor) != "gzip":
+        raise NotLazy(f"{what} is of the type {descriptor.media_type}, which this version cannot mount lazily")
+    kept = await trio.to_thread.run_sync(partial(_recall, store, descriptor, toc_digest, what)) if store else None
+    if kept is not None:
+        return kept
+    offset, member = await fetch_toc_member(source, descriptor, what)
+    return await trio.to_thread.run_sync(partial(_accept, store, descriptor, toc_digest, offset, member, what))
+
+
+def claimed_toc_digest(annotations: Mapping[str, str], what: str) -> Digest:
+    """The TOC digest that the manifest vouches for. Raises NotLazy where it does not."""
+    text = annotations.get(TOC_DIGEST)
+    if text is None:
+        raise NotLazy(f"{what} has no annotation {TOC_DIGEST}: its manifest vouches for no TOC")
+    return parse_digest(text, f"the TOC digest of {what}")
+
+
+async def fetch_toc_member(source: ImageSource, descriptor: Descriptor, what: str) -> tuple[int, bytes]:
+    """(blob offset, compressed bytes) of the TOC's gzip member. One range for most blobs, two for those with a large TOC."""
+    size = descriptor.size
+    if size <= FOOTER_SIZE:
+        raise NotLazy(f"{what} is an ordinary layer without an eStargz footer")
+    start = max(0, size - first_guess(size))
+    async with source.open_range(descriptor.digest, size, start, size) as stream:
+        tail = bytes(await stream.receive_exactly(size - start))
+    offset = parse_footer(tail[-FOOTER_SIZE:], size, what)
+    if size - offset > MAX_TOC_SIZE:
+        raise InvalidToc(f"{what}: the compressed TOC has {size - offset} bytes, more than {MAX_TOC_SIZE}")
+    member = tail[max(0, offset - start) : -FOOTER_SIZE]
+    if offset < start:
+        async with source.open_range(descriptor.digest, size, offset, start) as stream:
+            member = bytes(await stream.receive_exactly(start - offset)) + member
+    return offset, member
+
+
+def first_guess(size: int) -> int:
+    """How much of a blob's end to ask for at first. TOCs measured 0.4 to 0.7 % of their blob; a guess too small costs a
+    round trip, one too large costs bytes."""
+    return min(size, max(32 << 10, size // 100))
+
+
+def read_toc_member(member: bytes, what: str) -> bytes:
+    """The TOC's JSON out of its gzip member, which holds a tar entry. Raises InvalidToc, InvalidInput."""
+    header = memoryview(inflate_member(member, _BLOCK, f"the TOC of {what}"))[:_BLOCK]
+    name = bytes(header[:100]).rstrip(b"\0")
+    if name != TOC_NAME:
+        raise InvalidToc(f"{what}: where the TOC should be there is the tar entry {name!r}")
+    try:
+        size = int(bytes(header[124:136]).strip(b"\0 ") or b"0", 8)
+    except ValueError:
+        raise InvalidToc(f"{what}: the TOC's tar header has a broken size") from None
+    if size > MAX_TOC_SIZE:
+        raise InvalidToc(f"{what}: the TOC has {size} bytes, more than {MAX_TOC_SIZE}")
+    return bytes(memoryview(inflate_member(member, _BLOCK + size, f"the TOC of {what}"))[_BLOCK : _BLOCK + size])
+
+
+def _accept(store: Store | None, descriptor: Descriptor, toc_digest: Digest, offset: int, member: bytes, what: str) -> Layer:
+    data = read_toc_member(member, what)
+    check(data, toc_digest, f"the TOC of {what}")
+    entries = parse_toc(data, offset, what)
+    if store is not None:
+        store.keep_document(toc_digest, data)
+        store.keep_note(_note(descriptor), str(offset))
+    return Layer(descriptor, toc_digest, offset, entries)
+
+
+def _recall(store: Store, descriptor: Descriptor, toc_digest: Digest, what: str) -> Layer | None:
+    note = store.note(_note(descriptor))
+    data = store.document(toc_digest)
+    if note is None or data is None or not note.isdecimal():
+        return None
+    return Layer(descriptor, toc_digest, int(note), parse_toc(data, int(note), what))
+
+
+def _note(descriptor: Descriptor) -> str:
+    return f"toc-offset {descriptor.digest}"

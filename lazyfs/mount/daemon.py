@@ -1,0 +1,93 @@
+"""Going to the background, and telling the one who waits in the foreground how it went.
+
+The fork comes first, before threads, event loop or sqlite exist: none of them survives one. From then on the child
+reports in lines of JSON through a pipe, and the parent only listens. A child that dies without a word is an error as well.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
+
+from lazyfs.errors import LazyfsError, MountFailed
+
+Report = dict[str, Any]
+"""`{"ready": true}`, `{"left": BYTES, "total": BYTES}`, `{"error": TEXT, "code": EXIT CODE}`."""
+
+
+class Reporter:
+    """The child's end. After `detach` nobody listens any more."""
+
+    def __init__(self, pipe: TextIO | None) -> None:
+        self._pipe = pipe
+
+    def tell(self, **report: Any) -> None:
+        """One line to the parent, if it still listens."""
+        if self._pipe is None:
+            return
+        try:
+            self._pipe.write(json.dumps(report) + "\n")
+            self._pipe.flush()
+        except BrokenPipeError:
+            self._pipe = None  # the parent was interrupted; the mount lives on
+
+    def detach(self) -> None:
+        """Let the parent go: what it sees next is the end of the pipe."""
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
+
+
+def fork_daemon(serve: Callable[[Reporter], None]) -> tuple[int, Iterator[Report]]:
+    """Run `serve` in a child of its own session; returns its pid and its reports as they come.
+
+    The child never returns from here: it ends with 0, or with the exit code of the LazyfsError that it reports.
+    """
+    reading, writing = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.close(reading)
+            os.setsid()
+            _silence()
+            reporter = Reporter(os.fdopen(writing, "w"))
+            try:
+                serve(reporter)
+                code = 0
+            except LazyfsError as error:
+                reporter.tell(error=str(error), code=error.exit_code)
+                code = error.exit_code
+        finally:
+            os._exit(code)
+    os.close(writing)
+    return pid, _reports(reading)
+
+
+def _reports(reading: int) -> Iterator[Report]:
+    with os.fdopen(reading) as pipe:
+        for line in pipe:
+            yield json.loads(line)
+
+
+def _silence() -> None:
+    """Let go of the terminal: a daemon that holds it keeps an ssh session or a pipe of its caller open."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(null, stream)
+    os.close(null)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    os.chdir("/")
+
+
+def died(pid: int) -> MountFailed:
+    """The error for a child that closed its pipe without a word."""
+    _, status = os.waitpid(pid, 0)
+    how = f"was killed by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"ended with {os.waitstatus_to_exitcode(status)}"
+    return MountFailed(f"the mount's process {how} before the mount answered")

@@ -1,0 +1,37 @@
+"""Where a mount's process writes what went wrong: warnings and errors, one line each, with their cause."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def log_file(store: Path, directory: Path) -> Path:
+    """The log of the mount at `directory`: one file a mount point, so that nobody has to know a pid."""
+    return store / "logs" / (str(directory).strip("/").replace("/", "-")[-200:] + ".log")
+
+
+def log_to_file(store: Path, directory: Path) -> None:
+    """Warnings and above into the mount's file, which is made by the first of them."""
+    path = log_file(store, directory)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.umask(0o077)
+    _install(logging.FileHandler(path, encoding="utf-8", delay=True), logging.WARNING)
+
+
+def log_to_terminal() -> None:
+    """Everything from INFO on, to stderr."""
+    _install(logging.StreamHandler(), logging.INFO)
+
+
+def _install(handler: logging.Handler, level: int) -> None:
+    handler.setFormatter(logging.Formatter(_FORMAT))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(level)
+    # httpx tells every request at INFO, with its URL: signed ones are credentials.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("httpcore").setLevel(logging.WARNING)

@@ -1,0 +1,220 @@
+"""The portable mount: one process, one pyfuse3 session, the whole merged tree of one image.
+
+Everything lives in one AsyncExitStack in the order of its need: store, source, fetcher, FUSE session. It ends when the
+kernel says that the mount is gone; SIGTERM and SIGINT only ask the kernel for that.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+from typing import Final, Literal, NamedTuple
+
+import pyfuse3
+import trio
+
+from lazyfs.errors import LazyfsError, MountFailed
+from lazyfs.fetch.background import Background, Wanted, measure_missing
+from lazyfs.fetch.fetcher import Fetcher, open_fetcher
+from lazyfs.format.manifest import Platform
+from lazyfs.fuse.operations import Operations
+from lazyfs.image.image import Image, load_layers, resolve_image
+from lazyfs.image.layer import Layer
+from lazyfs.mount.daemon import Reporter
+from lazyfs.mount.status import MountStatus, encode_status
+from lazyfs.mount.table import Mounted, find_mount
+from lazyfs.mount.unmount import unmount
+from lazyfs.source.open import AccessOptions, open_source
+from lazyfs.source.reference import Reference
+from lazyfs.store.store import Store
+from lazyfs.vfs.filesystem import FileSystem
+from lazyfs.vfs.tree import Tree
+
+_log = logging.getLogger(__name__)
+
+BackgroundMode = Literal["on", "off", "wait"]
+_TASKS: Final = 160
+"""Requests in flight in pyfuse3: above the kernel's max_background, which we set."""
+_MAX_BACKGROUND: Final = 128
+_READ_AHEAD_KB: Final = 1024
+
+
+class MountRequest(NamedTuple):
+    """What `lazyfs mount` was asked."""
+
+    reference: Reference
+    directory: Path
+    store: Path
+    platform: Platform
+    access: AccessOptions
+    background: BackgroundMode
+
+
+def serve(request: MountRequest, reporter: Reporter) -> None:
+    """Mount and serve until unmounted. Raises LazyfsError when it cannot be mounted."""
+    trio.run(_serve, request, reporter)
+
+
+async def _serve(request: MountRequest, reporter: Reporter) -> None:
+    started = time.monotonic()
+    async with AsyncExitStack() as stack:
+        store = stack.enter_context(await trio.to_thread.run_sync(Store.open, request.store))
+        source = open_source(request.reference, request.access)
+        stack.push_async_callback(source.aclose)
+        image = await resolve_image(source, request.reference.selector, request.platform, store)
+        layers = await load_layers(source, store, image)
+        tree = await trio.to_thread.run_sync(Tree, [layer.entries for layer in layers])
+        fetcher = await stack.enter_async_context(open_fetcher(store, source))
+        mount = PortableMount(request, image, layers, store, fetcher, FileSystem(tree, layers, fetcher))
+        _log.info("%s resolved in %.3f s", image.name, time.monotonic() - started)
+        stack.enter_context(_Session(Operations(mount.filesystem, mount.status), request.directory, image.name))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_unmount_on_signal, request.directory)
+            nursery.start_soon(mount.live, reporter)
+            await pyfuse3.main(max_tasks=_TASKS)
+            nursery.cancel_scope.cancel()
+
+
+class PortableMount:
+    """What goes on in one mount beside answering the kernel."""
+
+    def __init__(
+        self, request: MountRequest, image: Image, layers: tuple[Layer, ...], store: Store, fetcher: Fetcher, filesystem: FileSystem
+    ) -> None:
+        self.filesystem = filesystem
+        self._request = request
+        self._image = image
+        self._layers = layers
+        self._store = store
+        self._fetcher = fetcher
+        self._background: Background | None = None
+
+    async def live(self, reporter: Reporter) -> None:
+        """Report readiness, then let the pull finish."""
+        await trio.to_thread.run_sync(_tune, self._request.directory)
+        reporter.tell(ready=True, image=self._image.name)
+        if self._request.background != "wait":
+            reporter.detach()
+        if self._request.background == "off":
+            return
+        wanted = [Wanted(await self.filesystem.blob(index), layer.prefetch_end) for index, layer in enumerate(self._layers)]
+        self._background = Background(self._store, self._fetcher, wanted)
+        async with trio.open_nursery() as nursery:
+            if self._request.background == "wait":
+                nursery.start_soon(self._report_progress, reporter, self._background)
+            # What goes wrong in here must not take the mount down: readers are served without it.
+            try:
+                await self._background.run()
+            except Exception:
+                _log.exception("the background fetch has ended")
+            nursery.cancel_scope.cancel()
+        if not self._background.finished.is_set():
+            reporter.tell(error=f"{self._image.name} is mounted, but incomplete: {self._background.trouble}", code=4)
+        reporter.tell(left=0, total=1)
+        reporter.detach()
+
+    async def _report_progress(self, reporter: Reporter, background: Background) -> None:
+        blobs = [await self.filesystem.blob(index) for index in range(len(self._layers))]
+        total = sum(piece.chunk.size for blob in blobs for piece in blob.pieces)
+        while True:
+            missing = await trio.to_thread.run_sync(measure_missing, self._store, blobs)
+            reporter.tell(left=missing.size, total=total, trouble=background.trouble)
+            await trio.sleep(0.25)
+
+    async def status(self) -> bytes:
+        """The answer to `lazyfs status`, as JSON."""
+        blobs = [await self.filesystem.blob(index) for index in range(len(self._layers))]
+        missing = await trio.to_thread.run_sync(measure_missing, self._store, blobs)
+        fetched = self._fetcher.statistics()
+        return encode_status(
+            MountStatus(
+                directory=str(self._request.directory),
+                image=self._image.name,
+                pid=os.getpid(),
+                store=str(self._request.store),
+                background=self._request.background,
+                complete=missing.chunks == 0,
+                missing_chunks=missing.chunks,
+                missing_bytes=missing.size,
+                total_bytes=self.filesystem.tree.size,
+                layers=len(self._layers),
+                layer_bytes=sum(layer.descriptor.size for layer in self._layers),
+                requests=fetched.requests,
+                received_bytes=fetched.received,
+                chunks=fetched.chunks,
+                unkept=fetched.unkept,
+                damaged=self._store.statistics().damaged,
+                errors=fetched.errors,
+                trouble=self._background.trouble if self._background else "",
+            )
+        )
+
+
+class _Session:
+    """pyfuse3's only session: one a process."""
+
+    def __init__(self, operations: Operations, directory: Path, image: str) -> None:
+        self._operations = operations
+        self._directory = directory
+        self._image = image
+
+    def __enter__(self) -> None:
+        if find_mount(self._directory):
+            raise MountFailed(f"{self._directory} is a lazyfs mount already", hint=f"Take it away first: lazyfs umount {self._directory}")
+        escaped = self._image.replace("\\", "\\\\").replace(",", "\\,")
+        options = {f"fsname={escaped}", "subtype=lazyfs", "ro", "default_permissions"}
+        if os.geteuid() == 0:
+            options |= {"allow_other", "suid", "dev"}
+        try:
+            pyfuse3.init(self._operations, str(self._directory), options)
+        except RuntimeError as error:
+            raise MountFailed(
+                f"cannot mount at {self._directory}: {error}",
+                hint="It must be a directory of yours; /dev/fuse must be there, and for an ordinary user fusermount3 (package fuse3)",
+            ) from error
+
+    def __exit__(self, *_: object) -> None:
+        pyfuse3.close(unmount=find_mount(self._directory) is not None)
+
+
+async def _unmount_on_signal(directory: Path) -> None:
+    """SIGTERM and SIGINT unmount; a busy mount is detached, for a process that is told to end must end."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            for lazy in (False, True):
+                try:
+                    await trio.to_thread.run_sync(partial(unmount, directory, lazy=lazy))
+                except MountFailed as error:
+                    _log.warning("asked to end: %s", error)
+                else:
+                    break
+            if find_mount(directory) is None:
+                pyfuse3.terminate()
+                return
+
+
+def _tune(directory: Path) -> None:
+    """Blocking; must not touch the mount. Larger read-ahead and more requests at once, where we may set them.
+
+    1024 KiB and not more: a page fault in a mapped file asks for the whole window around the page.
+    """
+    mounted = find_mount(directory)
+    if mounted is None or os.geteuid() != 0:
+        return
+    _set(Path(f"/sys/class/bdi/{mounted.device}/read_ahead_kb"), _READ_AHEAD_KB)
+    connection = Path(f"/sys/fs/fuse/connections/{mounted.device.partition(':')[2]}")
+    _set(connection / "max_background", _MAX_BACKGROUND)
+    _set(connection / "congestion_threshold", _MAX_BACKGROUND * 3 // 4)
+
+
+def _set(knob: Path, value: int) -> None:
+    try:
+        knob.write_text(str(value))
+    except OSError as error:
+        _log.info("%s stays as it is: %s", knob, error)

@@ -1,0 +1,63 @@
+"""Taking a mount away, politely or not."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Final
+
+from lazyfs.errors import MountFailed
+from lazyfs.mount.table import Mounted, find_mount, holders
+
+_MNT_DETACH: Final = 2
+_UMOUNT_NOFOLLOW: Final = 8
+_END_DEADLINE: Final = 10.0
+
+
+def unmount(directory: Path, *, lazy: bool = False) -> None:
+    """Unmount what is mounted at `directory` and wait for its process to end.
+
+    `lazy` detaches a busy mount: it vanishes from the tree at once, and ends with its last user. Raises MountFailed: no
+    mount of ours, or busy, with the names of those who hold it.
+    """
+    mounted = find_mount(directory)
+    if mounted is None:
+        raise MountFailed(f"{directory} is no lazyfs mount", hint="`lazyfs status` lists those there are")
+    error = _umount2(mounted, lazy) if os.geteuid() == 0 else _fusermount(mounted, lazy)
+    if error:
+        busy = holders(mounted)
+        if busy:
+            raise MountFailed(f"{directory} is busy: held by {', '.join(busy[:10])}", hint="End them, or detach it with --lazy")
+        raise MountFailed(f"cannot unmount {directory}: {error}", hint="`--lazy` detaches a busy mount")
+    if not lazy:
+        _wait_until_gone(mounted)
+
+
+def _umount2(mounted: Mounted, lazy: bool) -> str:
+    libc = ctypes.CDLL(None, use_errno=True)
+    flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)
+    if libc.umount2(os.fsencode(mounted.path), flags) == 0:
+        return ""
+    number = ctypes.get_errno()
+    return "it is busy" if number == errno.EBUSY else os.strerror(number)
+
+
+def _fusermount(mounted: Mounted, lazy: bool) -> str:
+    command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", str(mounted.path)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except FileNotFoundError:
+        return "fusermount3 is not installed (Debian's package fuse3)"
+    return "" if done.returncode == 0 else done.stderr.strip() or f"fusermount3 ended with {done.returncode}"
+
+
+def _wait_until_gone(mounted: Mounted) -> None:
+    """The daemon ends when the kernel tells it so; who unmounts and mounts again should not meet the old one."""
+    connection = Path(f"/sys/fs/fuse/connections/{mounted.device.partition(':')[2]}")
+    deadline = time.monotonic() + _END_DEADLINE
+    while connection.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)

@@ -1,0 +1,145 @@
+"""A file system without FUSE: the merged tree of an image, and the bytes of its files.
+
+Everything but `read` answers from memory and never waits. File handles do not exist: an inode number says it all,
+so that a process that takes over a mount can answer what its predecessor was asked.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Sequence
+from functools import partial
+from typing import Final, NamedTuple
+
+import msgspec
+import trio
+
+from lazyfs.errors import LazyfsError
+from lazyfs.fetch.fetcher import Fetcher
+from lazyfs.fetch.piece import LayerBlob, Piece
+from lazyfs.format.toc import show
+from lazyfs.image.layer import Layer
+from lazyfs.store.content import Content, content_of
+from lazyfs.vfs.tree import Node, Tree
+
+_FILE_TYPES: Final = {
+    "dir": stat.S_IFDIR,
+    "reg": stat.S_IFREG,
+    "symlink": stat.S_IFLNK,
+    "char": stat.S_IFCHR,
+    "block": stat.S_IFBLK,
+    "fifo": stat.S_IFIFO,
+}
+_CONTENTS: Final = 4096
+
+
+class Child(NamedTuple):
+    """A line of a directory listing."""
+
+    name: bytes
+    node: Node
+
+
+class FileSystem:
+    """One image, read-only."""
+
+    def __init__(self, tree: Tree, layers: Sequence[Layer], fetcher: Fetcher) -> None:
+        self.tree = tree
+        self._layers = layers
+        self._fetcher = fetcher
+        self._blobs: list[LayerBlob | None] = [None] * len(layers)
+        self._making = trio.Lock()
+        self._contents: dict[int, Content] = {}
+        self._listing: tuple[int, list[Child]] = (0, [])
+
+    def node(self, ino: int) -> Node:
+        """The node of an inode number that this file system gave out. Raises KeyError for others."""
+        return self.tree.nodes[ino]
+
+    def lookup(self, parent: int, name: bytes) -> Node | None:
+        """The child of a directory, also `.` and `..`."""
+        directory = self.tree.nodes[parent]
+        if name == b".":
+            return directory
+        if name == b"..":
+            return directory.parent
+        return directory.children.get(name) if directory.children is not None else None
+
+    def listing(self, ino: int) -> list[Child]:
+        """A directory's entries, `.` and `..` first, then in the order in which their bytes lie in the layers."""
+        if self._listing[0] != ino:
+            node = self.tree.nodes[ino]
+            dots = [Child(b".", node), Child(b"..", node.parent or node)]
+            self._listing = (ino, dots + [Child(*item) for item in (node.children or {}).items()])
+        return self._listing[1]
+
+    async def blob(self, layer: int) -> LayerBlob:
+        """A layer's pieces, worked out when they are first needed: a mount answers before that."""
+        known = self._blobs[layer]
+        if known is None:
+            async with self._making:
+                known = self._blobs[layer]
+                if known is None:
+                    it = self._layers[layer]
+                    make = partial(LayerBlob, it.digest, it.descriptor.size, it.toc_offset, it.entries)
+                    known = self._blobs[layer] = await trio.to_thread.run_sync(make)
+        return known
+
+    async def read(self, ino: int, offset: int, size: int) -> bytes | memoryview:
+        """Bytes `[offset, offset + size)` of a regular file, fewer at its end.
+
+        Raises LazyfsError, with the file's name in it, when they cannot be had. Cancelled: nothing is left behind.
+        """
+        node = self.tree.nodes[ino]
+        entry = node.entry
+        end = min(offset + size, entry.size)
+        if offset >= end:
+            return b""
+        content = self._contents.get(ino)
+        if content is None:
+            if len(self._contents) >= _CONTENTS:
+                self._contents.clear()
+            content = self._contents[ino] = content_of(entry.chunks)
+        blob = await self.blob(node.layer)
+        parts: list[bytes | memoryview] = []
+        index = content.index_at(offset)
+        try:
+            while offset < end:
+                chunk = entry.chunks[index]
+                start = offset - chunk.file_offset
+                length = min(end - offset, chunk.size - start)
+                parts.append(await self._fetcher.read(blob, Piece(content, index, chunk), start, length))
+                offset += length
+                index += 1
+        except LazyfsError as error:
+            raise type(error)(f"cannot read {show(entry.name)}: {error.message}", hint=error.hint) from error
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+class Attributes(msgspec.Struct, frozen=True, gc=False):
+    """What stat shows of a node."""
+
+    ino: int
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    rdev: tuple[int, int]
+    size: int
+    mtime_ns: int
+
+
+def attributes(node: Node) -> Attributes:
+    """As overlayfs shows the node from a full pull."""
+    entry = node.entry
+    size = len(entry.link) if entry.type == "symlink" else 4096 if entry.type == "dir" else entry.size
+    return Attributes(
+        node.ino,
+        _FILE_TYPES[entry.type] | entry.mode,
+        node.nlink,
+        entry.uid,
+        entry.gid,
+        (entry.major, entry.minor),
+        size,
+        entry.mtime_ns,
+    )

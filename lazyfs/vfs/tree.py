@@ -1,0 +1,153 @@
+"""The merged tree of an image: what overlayfs would show of its layers, as nodes in memory.
+
+Inode numbers are a pure function of the image: layer by layer, position in the TOC. Never of a file's bytes: two equal
+files with different owners are two inodes (the kernel would show one's owner for both). Any process that merges the
+same layers derives the same numbers. The root is 1; directories that no layer names come behind all the others.
+
+Within a layer, whiteouts and opaque markers speak about the layers below, whatever their place in the TOC; what the
+layer itself brings stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from lazyfs.format.entry import OPAQUE_MARKER, OWN_NAMES, WHITEOUT_PREFIX, Entry
+
+ROOT_INO: Final = 1
+_AUFS_PREFIX: Final = b".wh..wh."
+
+
+class Node:
+    """One inode."""
+
+    __slots__ = ("children", "entry", "ino", "layer", "nlink", "parent")
+
+    def __init__(self, ino: int, entry: Entry, layer: int, parent: Node | None) -> None:
+        self.ino = ino
+        self.entry = entry
+        self.layer = layer
+        """Index of the layer that `entry` is from."""
+        self.parent = parent
+        """For a directory; the root is its own."""
+        self.children: dict[bytes, Node] | None = {} if entry.type == "dir" else None
+        self.nlink = 0
+
+
+class Tree:
+    """All nodes of an image, by path and by inode number. Immutable once merged."""
+
+    def __init__(self, layers: Sequence[Sequence[Entry]]) -> None:
+        """Merge `layers`, the lowest first. Costs about 3 µs an entry."""
+        self.root = Node(ROOT_INO, Entry(b"", "dir"), 0, None)
+        self.root.parent = self.root
+        base = ROOT_INO + 1
+        self._implied = base + sum(len(layer) for layer in layers)
+        for index, layer in enumerate(layers):
+            self._merge(layer, index, base)
+            base += len(layer)
+        self.nodes: dict[int, Node] = {}
+        """Every node that is shown, by inode number."""
+        self.size = 0
+        """Bytes of all regular files, each inode once."""
+        self._count()
+
+    def find(self, path: bytes) -> Node | None:
+        """The node at a clean path; symbolic links are not followed."""
+        node: Node | None = self.root
+        for part in path.split(b"/") if path else ():
+            if node is None or node.children is None:
+                return None
+            node = node.children.get(part)
+        return node
+
+    def walk(self) -> Iterator[tuple[bytes, Node]]:
+        """(path, node) of everything, parents first, the root as `b""`."""
+        stack = [(b"", self.root)]
+        while stack:
+            path, node = stack.pop()
+            yield path, node
+            if node.children:
+                prefix = path + b"/" if path else b""
+                stack.extend((prefix + name, child) for name, child in reversed(node.children.items()))
+
+    def _merge(self, layer: Sequence[Entry], index: int, base: int) -> None:
+        self._hide(layer)
+        directories: dict[bytes, Node] = {b"": self.root}
+        named: dict[bytes, Node] = {}
+        for position, entry in enumerate(layer):
+            parent_name, _, name = entry.name.rpartition(b"/")
+            if name.startswith(WHITEOUT_PREFIX) or entry.name in OWN_NAMES:
+                continue
+            if not name:
+                self.root.entry, self.root.layer = entry, index
+                continue
+            parent = directories.get(parent_name) or self._directory(parent_name, directories, index)
+            assert parent.children is not None
+            if entry.type == "dir":
+                below = parent.children.get(name)
+                node = Node(base + position, entry, index, parent)
+                if below is not None and below.children is not None:
+                    node.children = below.children
+                    for child in below.children.values():
+                        if child.children is not None:
+                            child.parent = node
+                directories[entry.name] = node
+            elif entry.type == "hardlink":
+                target = named.get(entry.link)
+                if target is None:
+                    continue  # parse_toc admits none such; a landmark or a whiteout as a target shows nothing
+                node = target
+            else:
+                node = Node(base + position, entry, index, None)
+            named[entry.name] = node
+            parent.children[name] = node
+
+    def _hide(self, layer: Sequence[Entry]) -> None:
+        for entry in layer:
+            parent_name, _, name = entry.name.rpartition(b"/")
+            if not name.startswith(WHITEOUT_PREFIX):
+                continue
+            parent = self.find(parent_name)
+            if parent is None or parent.children is None:
+                continue
+            if name == OPAQUE_MARKER:
+                parent.children.clear()
+            elif not name.startswith(_AUFS_PREFIX):
+                parent.children.pop(name[len(WHITEOUT_PREFIX) :], None)
+
+    def _directory(self, path: bytes, directories: dict[bytes, Node], index: int) -> Node:
+        """The directory at `path` that a layer implies: the one from below, else one made up (0755, root's)."""
+        node = self.root
+        done = b""
+        for part in path.split(b"/"):
+            done = done + b"/" + part if done else part
+            known = directories.get(done)
+            if known is None:
+                assert node.children is not None
+                known = node.children.get(part)
+                if known is None or known.children is None:
+                    known = Node(self._implied, Entry(done, "dir"), index, node)
+                    self._implied += 1
+                    node.children[part] = known
+                directories[done] = known
+            node = known
+        return node
+
+    def _count(self) -> None:
+        stack = [self.root]
+        self.nodes[ROOT_INO] = self.root
+        self.root.nlink = 2
+        while stack:
+            directory = stack.pop()
+            for child in directory.children.values() if directory.children else ():
+                if child.children is not None:
+                    child.nlink = 2
+                    directory.nlink += 1
+                    stack.append(child)
+                else:
+                    child.nlink += 1
+                    if child.nlink == 1:
+                        self.size += child.entry.size
+                self.nodes[child.ino] = child
