@@ -1,0 +1,314 @@
+"""Reading a layer's tar: what lies in it, and where the bytes of its files are.
+
+Sources: POSIX.1-2017 (ustar, pax), GNU tar's manual (long names, base 256, sparse files). Where readers differ, this one does
+what Go's archive/tar does, because containerd, docker, podman and umoci unpack with it, and a lazily
+mounted layer must show what they unpack. So global PAX headers are checked and passed over, a link or directory has no data whatever
+its size field says, and one zero block followed by anything else is an error. Two things are taken that Go refuses, sparse
+files in all their forms and contiguous files, because what they mean is plain.
+
+The tar is hostile input. Names come out clean, or not at all: `..`, NUL, components over 255 bytes are refused; so are broken
+checksums, a file that ends early, a hard link to what is no earlier file, and what would take more than a bounded
+amount of memory (extended headers over 1 MiB, 2,000,000 entries) or disk (holes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
+
+from lazyfs.errors import InvalidTar
+from lazyfs.format.entry import Entry, EntryType
+from lazyfs.format.pax import XATTR_PREFIX, parse_number, parse_records, parse_time
+from lazyfs.format.sparse import Extent, parse_data_map, parse_old_map, parse_records_map, place
+from lazyfs.format.tar_header import BLOCK, HEADER, header_number
+from lazyfs.format.toc import MAX_ENTRIES, show
+
+MAX_SPARSE_SIZE: Final = 64 << 30
+MAX_SPARSE_RATIO: Final = 1000
+"""A file with holes becomes zeros in the layer that we write: no more of them than this many times the blob."""
+
+_WINDOW: Final = 64 << 10
+"""One read for many small files; little enough to waste behind each large one."""
+_MAX_EXTENDED: Final = 1 << 20
+_MAX_ID: Final = 2**32 - 2
+"""2^32-1 is "leave it as it is" to chown."""
+_MAX_DEVICE: Final = 0xFFFFFFFF
+_MAX_LINK: Final = 4095
+
+_TYPES: Final[dict[bytes, EntryType]] = {
+    b"0": "reg",
+    b"\0": "reg",
+    b"7": "reg",
+    b"S": "reg",
+    b"1": "hardlink",
+    b"2": "symlink",
+    b"3": "char",
+    b"4": "block",
+    b"5": "dir",
+    b"6": "fifo",
+}
+
+ReadAt = Callable[[int, int], bytes]
+"""`(offset, size)` to the bytes there: fewer than `size` only at the end."""
+
+
+class TarMember(NamedTuple):
+    """An entry, and where its bytes lie. What no extent covers of a file's `entry.size` bytes is zeros."""
+
+    entry: Entry
+    extents: tuple[Extent, ...]
+
+
+def read_tar(read_at: ReadAt, size: int, blob_size: int, what: str) -> Iterator[TarMember]:
+    """The entries of a tar of `size` bytes, in its order, whiteouts and repeated names included.
+
+    `blob_size` is what the layer weighs compressed, which bounds what its holes may become; `what` names the layer in errors.
+    Raises InvalidTar when the reader gets to the part that is wrong.
+    """
+    reader = _Reader(read_at, size, what)
+    max_sparse = min(MAX_SPARSE_SIZE, MAX_SPARSE_RATIO * blob_size)
+    files: set[bytes] = set()
+    count = 0
+    while (member := reader.next_member(max_sparse)) is not None:
+        entry = member.entry
+        count += 1
+        if count > MAX_ENTRIES:
+            raise InvalidTar(f"{what}: the tar has more than {MAX_ENTRIES} entries")
+        if entry.type == "dir":
+            files.discard(entry.name)
+        else:
+            if entry.type == "hardlink" and (entry.link not in files or entry.link == entry.name):
+                raise InvalidTar(
+                    f"{what}: {show(entry.name)} is a hard link to {show(entry.link)}, which is no earlier file of its layer"
+                )
+            files.add(entry.name)
+        yield member
+
+
+def clean_name(raw: bytes, what: str) -> bytes:
+    """`raw` relative and clean, `b""` for the root. Raises InvalidTar for names that no layer may hold."""
+    if b"\0" in raw:
+        raise InvalidTar(f"{what}: the name {show(raw)} holds a NUL")
+    parts = [part for part in raw.split(b"/") if part not in (b"", b".")]
+    if b".." in parts:
+        raise InvalidTar(f"{what}: the name {show(raw)} climbs out with '..'")
+    if parts and len(max(parts, key=len)) > 255:
+        raise InvalidTar(f"{what}: the name {show(raw)} has a component of more than 255 bytes")
+    if parts and parts[-1] in (b".wh.", b".wh..", b".wh..."):
+        raise InvalidTar(f"{what}: {show(raw)} is a whiteout of nothing")
+    return b"/".join(parts)
+
+
+class _Reader:
+    """The walk from header to header, and what extended headers say about the next one."""
+
+    def __init__(self, read_at: ReadAt, size: int, what: str) -> None:
+        self._read_at = read_at
+        self._size = size
+        self._what = what
+        self._offset = 0
+        self._window = b""
+        self._window_at = 0
+
+    def next_member(self, max_sparse: int) -> TarMember | None:
+        records: list[tuple[bytes, bytes]] = []
+        long_name = b""
+        long_link = b""
+        special = False
+        while True:
+            header = self._next_header()
+            if header is None:
+                if special:
+                    raise InvalidTar(f"{self._what}: the tar ends after an extended header", hint="It is cut short")
+                return None
+            special = True
+            flag = header[156:157]
+            if flag in _TYPES:
+                return self._member(header, flag, records, long_name, long_link, max_sparse)
+            data = self._special_data(header, flag)
+            if flag in b"xX":
+                records = parse_records(data, self._what)
+            elif flag == b"g":
+                parse_records(data, self._what)
+                special = False
+            elif flag == b"L":
+                long_name = data.partition(b"\0")[0]
+            elif flag == b"K":
+                long_link = data.partition(b"\0")[0]
+            elif flag == b"V":
+                special = False
+
+    def _next_header(self) -> bytes | None:
+        """The header at the current offset, its checksum verified; None at the end of the tar."""
+        offset = self._offset
+        if offset == self._size:
+            return None
+        block = self._block_at(offset)
+        if not block[0] and not any(block):
+            if offset + BLOCK < self._size and any(self._block_at(offset + BLOCK)):
+                raise InvalidTar(f"{self._what}: the tar goes on behind an empty block at {offset}")
+            return None
+        checksum = block[148:156]
+        blanked = 256 - sum(checksum)
+        stored = self._number(checksum)
+        # Some old tars summed signed bytes.
+        if stored != sum(block) + blanked and stored != sum(memoryview(block).cast("b")) - sum(memoryview(checksum).cast("b")) + 256:
+            raise InvalidTar(
+                f"{self._what}: the block at {offset} of its tar is no header (wrong checksum)",
+                hint="The layer is no tar" if offset == 0 else "The layer is damaged",
+            )
+        self._offset = offset + BLOCK
+        return block
+
+    def _special_data(self, header: bytes, flag: bytes) -> bytes:
+        if flag not in b"xXgLKV":
+            raise InvalidTar(f"{self._what}: {self._shown(header)} is of the unknown tar type {flag!r}")
+        size = self._number(header[124:136])
+        if not 0 <= size <= _MAX_EXTENDED:
+            raise InvalidTar(f"{self._what}: an extended header has {size} bytes, more than {_MAX_EXTENDED}")
+        data = self._bytes_at(self._offset, size)
+        self._skip(size)
+        return data
+
+    def _member(
+        self,
+        header: bytes,
+        flag: bytes,
+        records: list[tuple[bytes, bytes]],
+        long_name: bytes,
+        long_link: bytes,
+        max_sparse: int,
+    ) -> TarMember:
+        (name, mode, uid, gid, size, mtime, _, _, link, magic, _, _, major, minor, prefix, rest) = HEADER.unpack(header)
+        name = name.partition(b"\0")[0]
+        if magic == b"ustar\x0000" and prefix[0]:
+            if rest[8:] == b"tar\0":
+                prefix = prefix[:131]  # star keeps times behind it
+            name = prefix.partition(b"\0")[0] + b"/" + name
+        pax = dict(records)
+        raw_name = long_name or pax.get(b"GNU.sparse.name") or pax.get(b"path") or name
+        what = f"{self._what}: {show(raw_name)}"
+        kind = _TYPES[flag]
+        if kind == "reg" and raw_name.endswith(b"/") and flag != b"S":
+            kind = "dir"
+        stored = self._number(size)
+        if pax.get(b"size"):
+            stored = parse_number(pax[b"size"], what)
+        if kind != "reg":
+            stored = 0
+        if stored < 0 or stored > self._size - self._offset:
+            raise InvalidTar(f"{what} has {stored} bytes, and the tar ends {self._size - self._offset} behind its header")
+        real_size, extents = self._extents(header, flag, records, pax, stored, what) if kind == "reg" else (0, ())
+        if real_size > stored and real_size > max_sparse:
+            raise InvalidTar(f"{what} has holes and would become {real_size} bytes, more than {max_sparse}")
+        return TarMember(
+            Entry(
+                name=self._name(raw_name, kind),
+                type=kind,
+                mode=self._number(mode) & 0o7777,
+                uid=self._id(uid, pax.get(b"uid"), what),
+                gid=self._id(gid, pax.get(b"gid"), what),
+                mtime_ns=parse_time(pax[b"mtime"], what) if pax.get(b"mtime") else self._number(mtime) * 10**9,
+                size=real_size,
+                link=self._link(kind, long_link or pax.get(b"linkpath") or link.partition(b"\0")[0], what),
+                major=self._device(major, what) if kind in ("char", "block") else 0,
+                minor=self._device(minor, what) if kind in ("char", "block") else 0,
+                xattrs=_xattrs(pax, what) if pax else (),
+            ),
+            extents,
+        )
+
+    def _extents(
+        self, header: bytes, flag: bytes, records: list[tuple[bytes, bytes]], pax: dict[bytes, bytes], stored: int, what: str
+    ) -> tuple[int, tuple[Extent, ...]]:
+        """The file's real size and where its bytes are; afterwards the offset is behind them."""
+        begin = self._offset
+        size = stored
+        pieces = None
+        if flag == b"S":
+            size = self._number(header[483:495])
+            pieces, begin = parse_old_map(header, self._block_at, begin, what)
+            self._offset = begin
+        elif pax.get(b"GNU.sparse.major") == b"1":
+            size = parse_number(pax.get(b"GNU.sparse.realsize", b""), what)
+            pieces, begin = parse_data_map(self._block_at, begin, what)
+            stored -= begin - self._offset
+            self._offset = begin
+        elif b"GNU.sparse.map" in pax or b"GNU.sparse.numblocks" in pax:
+            size = parse_number(pax.get(b"GNU.sparse.size", b""), what)
+            pieces = parse_records_map(records, what)
+        if stored < 0 or stored > self._size - begin:
+            raise InvalidTar(f"{what}: the sparse map and its data do not fit into the tar")
+        self._skip(stored)
+        if size < 0:
+            raise InvalidTar(f"{what} has the size {size}")
+        if pieces is None:
+            return size, (Extent(0, begin, size),) if size else ()
+        return size, place(pieces, size, begin, stored, what)
+
+    def _skip(self, size: int) -> None:
+        # A tar cut behind its last file's data, before the padding, has lost nothing.
+        self._offset = min(self._offset + size + -size % BLOCK, self._size)
+
+    def _block_at(self, offset: int) -> bytes:
+        at = offset - self._window_at
+        if at < 0 or at + BLOCK > len(self._window):
+            self._window = self._read_at(offset, min(_WINDOW, self._size - offset))
+            self._window_at = offset
+            at = 0
+            if len(self._window) < BLOCK:
+                raise InvalidTar(f"{self._what}: the tar ends inside a block, at {self._size}", hint="It is cut short, or no tar")
+        return self._window[at : at + BLOCK]
+
+    def _bytes_at(self, offset: int, size: int) -> bytes:
+        at = offset - self._window_at
+        data = self._window[at : at + size] if at >= 0 else b""
+        if len(data) < size:
+            data = self._read_at(offset, size)
+            if len(data) < size:
+                raise InvalidTar(f"{self._what}: the tar ends inside an extended header", hint="It is cut short")
+        return data
+
+    def _number(self, field: bytes) -> int:
+        return header_number(field, self._what)
+
+    def _shown(self, header: bytes) -> str:
+        return show(header[:100].partition(b"\0")[0])
+
+    def _name(self, raw: bytes, kind: EntryType) -> bytes:
+        name = clean_name(raw, self._what)
+        if not name and kind != "dir":
+            raise InvalidTar(f"{self._what}: the root is a {kind}")
+        return name
+
+    def _link(self, kind: EntryType, raw: bytes, what: str) -> bytes:
+        if kind == "hardlink":
+            return clean_name(raw, self._what)
+        if kind != "symlink":
+            return b""
+        if not raw or b"\0" in raw or len(raw) > _MAX_LINK:
+            raise InvalidTar(f"{what} is a symbolic link to what is no path")
+        return raw
+
+    def _id(self, field: bytes, text: bytes | None, what: str) -> int:
+        number = parse_number(text, what) if text else self._number(field)
+        if not 0 <= number <= _MAX_ID:
+            raise InvalidTar(f"{what} belongs to {number}, which is no user or group")
+        return number
+
+    def _device(self, field: bytes, what: str) -> int:
+        number = self._number(field)
+        if not 0 <= number <= _MAX_DEVICE:
+            raise InvalidTar(f"{what} is a device of the number {number}, which there is not")
+        return number
+
+
+def _xattrs(pax: dict[bytes, bytes], what: str) -> tuple[tuple[bytes, bytes], ...]:
+    found = []
+    for key, value in pax.items():
+        if key.startswith(XATTR_PREFIX):
+            name = key[len(XATTR_PREFIX) :]
+            if not name or len(name) > 255 or b"\0" in name or len(value) > 65536:
+                raise InvalidTar(f"{what} has an extended attribute {show(name)} that no kernel would take")
+            found.append((name, value))
+    return tuple(sorted(found))
