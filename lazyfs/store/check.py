@@ -1,0 +1,125 @@
+"""Everything in the store read and held against what it is named by: `lazyfs store check`, and `clear`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+
+import msgspec
+
+from lazyfs.store.blocks import BLOCK, sums_of
+from lazyfs.store.content import is_name, single_name
+from lazyfs.store.directory import clear, refusal
+from lazyfs.store.files import is_single
+from lazyfs.store.index import Row
+from lazyfs.store.store import Store
+
+__all__ = ["CheckReport", "check", "clear"]
+
+_WINDOW = 16 * BLOCK
+
+
+class CheckReport(msgspec.Struct, frozen=True):
+    """What a check read, and what it found wrong and dropped."""
+
+    chunks: int
+    bytes: int
+    documents: int
+    damaged_chunks: int
+    damaged_documents: int
+    leftovers: int
+    """Files that no row speaks of: a crash came between the two. Removed."""
+    leftover_bytes: int
+    in_use: bool
+    """Another process has the store open: leftovers were not looked for, its files under way look just like them."""
+    index_rebuilt: bool
+    """The index was damaged: the store starts empty."""
+
+
+def check(store: Store, progress: Callable[[int, int], None]) -> CheckReport:
+    """Read all of the store, hash it, drop what is damaged, remove what a crash left.
+
+    `progress` gets the bytes of chunks read so far and in all. The store can be used meanwhile, by others too. Raises
+    StoreFull and StoreUnusable when the index cannot be written.
+    """
+    index = store.index
+    index.change()
+    sound = index.is_sound()
+    total = index.size()
+    chunks = done = damaged = 0
+    for name in index.names():
+        for row in index.rows_of(name):
+            damaged += not _check_chunk(store, row)
+            chunks += 1
+            done += row.size
+            progress(done, total)
+    digests = store.documents.digests()
+    damaged_documents = sum(store.document(digest) is None for digest in digests)
+    with store.directory.alone() as alone:
+        sizes = _remove_leftovers(store) if alone else []
+    return CheckReport(
+        chunks=chunks,
+        bytes=done,
+        documents=len(digests),
+        damaged_chunks=damaged,
+        damaged_documents=damaged_documents,
+        leftovers=len(sizes),
+        leftover_bytes=sum(sizes),
+        in_use=not alone,
+        index_rebuilt=not sound,
+    )
+
+
+def _check_chunk(store: Store, row: Row) -> bool:
+    """Whether a chunk is what its row says; else it is dropped."""
+    fd = store.files.open(row.object)
+    if fd is None:
+        return not store.drop(row, None, "its file is gone")
+    try:
+        cause = _fault(fd, row)
+        return cause is None or not store.drop(row, os.fstat(fd).st_ino, cause)
+    finally:
+        os.close(fd)
+
+
+def _fault(fd: int, row: Row) -> str | None:
+    if is_single(row.object) and (row.object, row.position) != (single_name(row.digest), 0):
+        return "its row belongs to another object"
+    hashed, sums = hashlib.sha256(), []
+    for at in range(0, row.size, _WINDOW):
+        wanted = min(_WINDOW, row.size - at)
+        try:
+            window = os.pread(fd, wanted, row.offset + at)
+        except OSError as error:
+            return f"it cannot be read: {error.strerror}"
+        if len(window) != wanted:
+            return "its file is too short"
+        hashed.update(window)
+        sums.append(sums_of(window, row.digest))
+    if hashed.digest() != row.digest:
+        return "its bytes do not match its digest"
+    return None if b"".join(sums) == row.sums else "its sums do not match its bytes"
+
+
+def _remove_leftovers(store: Store) -> list[int]:
+    """With no other process in the store: the sizes of the files removed."""
+    store.index.change()
+    objects, partial = store.directory.objects, store.directory.partial
+    sizes: list[int] = []
+    try:
+        for folder in (objects, partial):
+            for name in os.listdir(folder):
+                twice = folder == partial and os.path.exists(objects + name)
+                if twice or not (is_name(name) and store.index.rows_of(name)):
+                    sizes.append(os.stat(folder + name).st_blocks * 512)
+                    os.unlink(folder + name)
+                elif folder == objects and not is_single(name) and not store.index.is_whole(name):
+                    # Its last rows were lost in a crash: it goes on as a file under way.
+                    os.chmod(objects + name, 0o600)
+                    os.rename(objects + name, partial + name)
+                elif folder == partial:
+                    store.index.complete(name)
+    except OSError as error:
+        raise refusal(error, f"leftovers in the store {store.directory.path} cannot be removed") from error
+    return sizes

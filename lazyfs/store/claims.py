@@ -1,0 +1,50 @@
+"""Claims: who is fetching which chunk, across processes.
+
+A claim is a lock on one byte of the file `claims`, at the offset that the first 62 bits of the chunk's digest spell. It
+costs a system call, needs no cleaning up, and is gone with the process that held it. Two chunks that share 62 bits
+only wait for each other. One byte beyond all digests is the lock under which a store is opened or rebuilt.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lazyfs.store.locks import lock, open_lock_file, try_lock, unlock
+
+_OPENING = 1 << 62
+
+
+class Claims:
+    """The claims file, open."""
+
+    def __init__(self, path: Path) -> None:
+        self._what = f"the store {path.parent}"
+        self._fd = open_lock_file(str(path))
+
+    def claim(self, digest: bytes) -> bool:
+        """Whether the chunk is now this process's to fetch. True again for what it already holds."""
+        return try_lock(self._fd, start=_place(digest))
+
+    def release(self, digest: bytes) -> None:
+        """Let others fetch the chunk, held or not."""
+        unlock(self._fd, start=_place(digest))
+
+    @contextmanager
+    def opening(self) -> Iterator[None]:
+        """Hold off every other process that opens or rebuilds the store. Not to be entered twice at once."""
+        lock(self._fd, self._what, start=_OPENING)
+        try:
+            yield
+        finally:
+            unlock(self._fd, start=_OPENING)
+
+    def close(self) -> None:
+        """Let go of everything."""
+        os.close(self._fd)
+
+
+def _place(digest: bytes) -> int:
+    return int.from_bytes(digest[:8], "big") >> 2

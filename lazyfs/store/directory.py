@@ -1,0 +1,174 @@
+"""The store's directory: its shape, who uses it, and what a crash left behind.
+
+On disk:
+
+    DIR/index.sqlite      which chunks are here (index.py)
+    DIR/objects/NAME      whole files, 0444, never rewritten in place
+    DIR/partial/NAME      files under way, sparse
+    DIR/documents/HEX     manifests, configs, TOCs by sha256
+    DIR/tmp/PID-RANDOM/   one per process; its file `lock` is locked while the process lives
+    DIR/users             locked shared by every process that has the store open, exclusively to clear or migrate
+    DIR/claims            who fetches what (claims.py)
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from lazyfs.errors import LocalError, StoreFull, StoreUnusable
+from lazyfs.store.claims import Claims
+from lazyfs.store.locks import lock, open_lock_file, try_lock
+
+INDEX_FILES = ("index.sqlite", "index.sqlite-wal", "index.sqlite-shm", "index.sqlite-journal")
+FOLDERS = ("objects", "partial", "documents", "tmp")
+
+_LOCK_FILES = frozenset({"users", "claims"})
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class Directory:
+    """One process's hold on the directory: its locks and its own folder for temporary files."""
+
+    def __init__(self, path: Path) -> None:
+        """Create what is missing, join its users and clear away what dead ones left. Raises StoreUnusable, StoreFull."""
+        self.path = path
+        self.objects = f"{path}/objects/"
+        self.partial = f"{path}/partial/"
+        self.documents = f"{path}/documents/"
+        self._numbers = itertools.count()
+        with ExitStack() as undo:
+            try:
+                _adopt(path)
+                self._users = open_lock_file(f"{path}/users")
+                undo.callback(os.close, self._users)
+                lock(self._users, f"the store {path}", shared=True)
+                self.claims = Claims(path / "claims")
+                undo.callback(self.claims.close)
+                with self.claims.opening():
+                    for folder in FOLDERS:
+                        (path / folder).mkdir(mode=0o700, exist_ok=True)
+                    self._sweep()
+                    self.temporary = tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=path / "tmp")
+                    undo.callback(shutil.rmtree, self.temporary, ignore_errors=True)
+                    self._alive = open_lock_file(f"{self.temporary}/lock")
+                    try_lock(self._alive)
+            except OSError as error:
+                raise refusal(error, f"the store {path} cannot be opened") from error
+            undo.pop_all()
+
+    def new_temporary(self) -> str:
+        """A path for a file under way, in this process's own folder, on the same file system as all else."""
+        return f"{self.temporary}/{next(self._numbers)}"
+
+    @contextmanager
+    def alone(self) -> Iterator[bool]:
+        """Yield whether no other process has the store open; while True, none can open it."""
+        exclusive = try_lock(self._users)
+        try:
+            yield exclusive
+        finally:
+            if exclusive:
+                try_lock(self._users, shared=True)
+
+    def wipe(self) -> int:
+        """Remove every object and partial file: without an index nobody knows what they hold. How many they were."""
+        return sum(_empty(Path(folder)) for folder in (self.objects, self.partial))
+
+    def close(self) -> None:
+        """Leave: nothing of this process remains in tmp/."""
+        shutil.rmtree(self.temporary, ignore_errors=True)
+        os.close(self._alive)
+        self.claims.close()
+        os.close(self._users)
+
+    def _sweep(self) -> None:
+        # Under the opening lock nobody is between making his folder and locking it: an unlocked one has no owner.
+        for folder in (self.path / "tmp").iterdir():
+            if folder.is_dir():
+                if not _is_alive(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
+            else:
+                folder.unlink(missing_ok=True)
+
+
+def clear(directory: Path) -> None:
+    """Empty the store. Raises StoreUnusable when it is in use, or when `directory` is no store: nothing is removed then."""
+    if not directory.exists():
+        return
+    if not _is_store(directory):
+        raise StoreUnusable(f"{directory} is no store", hint="Nothing was removed.")
+    try:
+        users = open_lock_file(f"{directory}/users")
+        try:
+            if not try_lock(users):
+                pids = [folder.name.partition("-")[0] for folder in (directory / "tmp").glob("*-*") if _is_alive(folder)]
+                by = f" by process {', '.join(sorted(pids))}" if pids else ""
+                raise StoreUnusable(f"the store {directory} is in use{by}", hint="Unmount what is mounted from it first.")
+            for name in INDEX_FILES:
+                (directory / name).unlink(missing_ok=True)
+            for name in FOLDERS:
+                if (directory / name).is_dir():
+                    _empty(directory / name)
+        finally:
+            os.close(users)
+    except OSError as error:
+        raise refusal(error, f"the store {directory} cannot be cleared") from error
+
+
+def refusal(error: OSError, what: str) -> LocalError:
+    """What the operating system refused, as one of our errors: no room, or anything else."""
+    message = f"{what}: {error.strerror or error}"
+    if error.errno in _NO_ROOM:
+        return StoreFull(message, hint="Make room, or name another directory with --store.")
+    return StoreUnusable(message, hint="Name another directory with --store.")
+
+
+def _adopt(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode=0o700, exist_ok=True)
+    owner = path.stat()
+    if owner.st_uid != os.geteuid():
+        # Whoever owns the directory chooses what the index vouches for.
+        raise StoreUnusable(
+            f"the store {path} belongs to user id {owner.st_uid}, not {os.geteuid()}", hint="Name another directory with --store."
+        )
+    if not _is_store(path):
+        raise StoreUnusable(f"{path} holds other files and is no store", hint="Name an empty or new directory with --store.")
+    if stat.S_IMODE(owner.st_mode) != 0o700:
+        path.chmod(0o700)
+
+
+def _is_store(path: Path) -> bool:
+    """Whether it is ours to write in and to empty: a store, one that was never finished opening, or an empty directory."""
+    names = {entry.name for entry in os.scandir(path)} - {"lost+found"}
+    return names >= _LOCK_FILES or names <= _LOCK_FILES
+
+
+def _is_alive(folder: Path) -> bool:
+    try:
+        fd = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return not try_lock(fd)
+    finally:
+        os.close(fd)
+
+
+def _empty(folder: Path) -> int:
+    count = 0
+    for entry in list(os.scandir(folder)):
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path, ignore_errors=True)
+        else:
+            Path(entry.path).unlink(missing_ok=True)
+        count += 1
+    return count

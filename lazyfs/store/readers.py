@@ -1,0 +1,117 @@
+"""Open files, and what has been found right in them.
+
+A chunk is checked once a process, but only as long as its file is the same one: another process may have found damage
+and put another file under the name. So what was checked is remembered together with the file's inode and change time,
+and a file that differs in either is checked anew.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+
+from lazyfs.store.files import Files
+
+LIMIT = 128
+"""Open files at most, but for those being read from at the moment."""
+
+_REMEMBERED = 1 << 16
+"""Closed files whose checks are remembered: 250 bytes each."""
+
+
+class OpenFile:
+    """A file of objects/ or partial/, open for reading."""
+
+    __slots__ = ("checked", "current", "fd", "identity", "inode", "name", "size", "users")
+
+    def __init__(self, name: str, fd: int) -> None:
+        self.name = name
+        self.fd = fd
+        status = os.fstat(fd)
+        self.inode = status.st_ino
+        self.size = status.st_size
+        self.identity = (status.st_ino, status.st_ctime_ns)
+        self.checked = 0
+        """A bit for each chunk, by position."""
+        self.users = 0
+        self.current = True
+        """False once it is out of the list: its last user closes it."""
+
+
+class OpenFiles:
+    """The files opened last. Any thread may call it."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self._lock = threading.Lock()
+        self._open: OrderedDict[str, OpenFile] = OrderedDict()
+        self._checked: OrderedDict[str, tuple[tuple[int, int], int]] = OrderedDict()
+
+    def take(self, name: str) -> OpenFile | None:
+        """The file if it is open. Whoever takes one gives it back."""
+        with self._lock:
+            file = self._open.get(name)
+            if file is not None:
+                self._open.move_to_end(name)
+                file.users += 1
+            return file
+
+    def open(self, name: str) -> OpenFile | None:
+        """The file, opened if need be; None where there is none. Raises OSError. Whoever takes one gives it back."""
+        file = self.take(name)
+        if file is not None:
+            return file
+        fd = self._files.open(name)
+        if fd is None:
+            return None
+        opened = OpenFile(name, fd)
+        with self._lock:
+            file = self._open.get(name)
+            if file is None:
+                identity, checked = self._checked.pop(name, (None, 0))
+                if identity == opened.identity:
+                    opened.checked = checked
+                file = self._open[name] = opened
+                while len(self._open) > LIMIT:
+                    self._retire(next(iter(self._open)))
+            else:
+                os.close(fd)
+            file.users += 1
+            return file
+
+    def give_back(self, file: OpenFile) -> None:
+        """Done reading."""
+        with self._lock:
+            file.users -= 1
+            if not (file.users or file.current):
+                os.close(file.fd)
+
+    def mark(self, file: OpenFile, position: int) -> None:
+        """A chunk was found right."""
+        with self._lock:
+            file.checked |= 1 << position
+            file.size = os.fstat(file.fd).st_size  # it may have been opened before it had any
+
+    def forget(self, name: str) -> None:
+        """The file is not what it was."""
+        with self._lock:
+            if name in self._open:
+                self._retire(name)
+            self._checked.pop(name, None)
+
+    def close(self) -> None:
+        """Close them all, those in use when they are given back."""
+        with self._lock:
+            for name in list(self._open):
+                self._retire(name)
+
+    def _retire(self, name: str) -> None:
+        file = self._open.pop(name)
+        file.current = False
+        if file.checked:
+            self._checked[name] = (file.identity, file.checked)
+            if len(self._checked) > _REMEMBERED:
+                self._checked.popitem(last=False)
+        if not file.users:
+            os.close(file.fd)

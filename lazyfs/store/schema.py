@@ -1,0 +1,102 @@
+"""The format of index.sqlite: its version, its tables, and how it comes from older versions.
+
+The version is written twice, in `application_id` and in `user_version`. An index where they disagree is damaged;
+one where they agree on more than FORMAT is newer, and refused, whatever else is in it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+from lazyfs.errors import StoreUnusable
+from lazyfs.store.directory import Directory
+
+FORMAT = 1
+MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {}
+"""By the version that each one starts from: what makes it the next. Run with no other process in the store."""
+
+_APPLICATION = 0x4C5A0000  # "LZ", and the version below
+_SCHEMA = (
+    """CREATE TABLE chunk (
+    object TEXT NOT NULL,
+    position INTEGER NOT NULL,
+    offset INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    digest BLOB NOT NULL,
+    sums BLOB NOT NULL,
+    PRIMARY KEY (object, position)
+) WITHOUT ROWID""",
+    "CREATE INDEX chunk_digest ON chunk (digest)",
+)
+
+SELECT_ROW = "SELECT object, position, offset, size, digest, sums FROM chunk"
+SELECT_LIST = "SELECT size, digest FROM chunk WHERE object = ? ORDER BY position"
+SELECT_MANY = "SELECT object, position, size, digest FROM json_each(?) JOIN chunk ON object = json_each.value"
+INSERT = "INSERT OR REPLACE INTO chunk (object, position, offset, size, digest, sums) VALUES (?, ?, ?, ?, ?, ?)"
+DELETE = "DELETE FROM chunk WHERE object = ? AND position = ?"
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection for one caller at a time, of any thread. Raises sqlite3.Error."""
+    connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+    try:
+        # A damaged name need not be UTF-8, and is then nobody's.
+        connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
+        connection.execute("PRAGMA journal_mode = WAL")
+        # A power cut may lose the last commits, never the index: what is read back is checked in any case.
+        connection.execute("PRAGMA synchronous = NORMAL")
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def prepare(connection: sqlite3.Connection, directory: Directory) -> bool:
+    """Bring the index to this format; True when it was empty.
+
+    Raises StoreUnusable for a newer format, or an older one in use; sqlite3.DatabaseError for what is no index.
+    """
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    tables = _tables(connection)
+    if not (application or version or tables):
+        _write(connection, lambda: [connection.execute(statement) for statement in _SCHEMA])
+        return True
+    if application != _APPLICATION + version or version < 1:
+        raise sqlite3.DatabaseError("it is no index of a lazyfs store")
+    if version > FORMAT:
+        raise StoreUnusable(
+            f"the store {directory.path} has format {version}, and this lazyfs knows formats up to {FORMAT}",
+            hint="Use a newer lazyfs, or name another directory with --store.",
+        )
+    if version < FORMAT:
+        with directory.alone() as alone:
+            if not alone:
+                raise StoreUnusable(
+                    f"the store {directory.path} has the older format {version} and is in use by an older lazyfs",
+                    hint="Unmount what is mounted from it first.",
+                )
+            _write(connection, lambda: [MIGRATIONS[step](connection) for step in range(version, FORMAT)])
+        tables = _tables(connection)
+    if tables != set(_SCHEMA):
+        raise sqlite3.DatabaseError("its tables are damaged")
+    return False
+
+
+def _tables(connection: sqlite3.Connection) -> set[str]:
+    return {sql for (sql,) in connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")}
+
+
+def _write(connection: sqlite3.Connection, work: Callable[[], object]) -> None:
+    connection.execute("BEGIN EXCLUSIVE")
+    try:
+        work()
+        connection.execute(f"PRAGMA application_id = {_APPLICATION + FORMAT}")
+        connection.execute(f"PRAGMA user_version = {FORMAT}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise

@@ -1,0 +1,340 @@
+"""The store: chunks, the objects they make, and documents, for every image and every process of this machine.
+
+It knows digests and objects, not images. It is synchronous and thread-safe: callers on an event loop use threads. Nothing
+in it is believed without a check of its own, and damage is never an error to a reader: what is damaged is dropped,
+counted, logged, and reported as missing, to be fetched again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+import msgspec
+
+from lazyfs.errors import LocalError
+from lazyfs.format.digest import Digest
+from lazyfs.store.blocks import read_checked, sums_of
+from lazyfs.store.content import Content
+from lazyfs.store.directory import Directory, refusal
+from lazyfs.store.documents import Documents
+from lazyfs.store.files import Files, is_single
+from lazyfs.store.index import Index, Row
+from lazyfs.store.readers import OpenFile, OpenFiles
+from lazyfs.store.schema import DELETE
+
+_log = logging.getLogger("lazyfs.store")
+
+_STRIPES = 64
+_TRIES = 3
+
+
+class StoreStatistics(msgspec.Struct, frozen=True):
+    """What is on disk, and what this process did since it opened the store."""
+
+    objects: int
+    object_bytes: int
+    partial: int
+    partial_bytes: int
+    """Allocated: files under way are sparse."""
+    documents: int
+    document_bytes: int
+    damaged: int
+    """Chunks and documents that this process found damaged, and dropped."""
+    kept: int
+    kept_bytes: int
+    copied: int
+    copied_bytes: int
+    """Of the kept ones, those that were in the store already, in another file."""
+
+
+class Store:
+    """The store, open. Close it, or use it as a context manager; closed, it raises StoreUnusable."""
+
+    def __init__(self, directory: Directory) -> None:
+        """Not called by others: see `open`."""
+        self.directory = directory
+        self.files = Files(directory)
+        self.documents = Documents(directory)
+        self._open = OpenFiles(self.files)
+        # One thread checks a chunk while others that want it wait, instead of reading all of it as well.
+        self._checking = [threading.Lock() for _ in range(_STRIPES)]
+        self._counting = threading.Lock()
+        self._damaged = self._kept = self._kept_bytes = self._copied = self._copied_bytes = 0
+        self._claiming = threading.Lock()
+        self._released: set[bytes] = set()
+        self._closed = False
+        self.index = Index(directory, completed=self.files.promote, settled=self._let_go)
+        with suppress(LocalError):  # logged; a file that stays in partial/ is read from there
+            for name in os.listdir(directory.partial):
+                self.index.complete(name)
+
+    @classmethod
+    def open(cls, directory: Path) -> Store:
+        """Open the store, created where there is none; several processes may.
+
+        Raises StoreUnusable: no permission, another's directory, other files in it, a newer format, an older one in use.
+        A damaged store is no error: it starts empty, with a warning. Raises StoreFull where there is no room to open it.
+        """
+        hold = Directory(directory.absolute())
+        try:
+            return cls(hold)
+        except BaseException:
+            hold.close()
+            raise
+
+    def close(self) -> None:
+        """Commit what is buffered, and leave."""
+        if self._closed:
+            return
+        self._closed = True
+        self.index.close()
+        self._open.close()
+        self.directory.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def document(self, digest: Digest) -> bytes | None:
+        """A manifest, config or TOC, verified; None when it is not here, or was damaged."""
+        return self.documents.document(digest)
+
+    def keep_document(self, digest: Digest, data: bytes) -> None:
+        """Keep a document that hashes to `digest`. Raises StoreFull, StoreUnusable."""
+        self.documents.keep(digest, data)
+
+    def missing(self, content: Content, first: int, last: int) -> list[int]:
+        """The chunks in [first, last) that are not here, by the index: nothing is read."""
+        held = self.index.held(content.name, first, last)
+        return [index for index in range(first, last) if held.get(index) != (content.chunk_size(index), content.digests[index])]
+
+    def missing_many(self, contents: Sequence[Content]) -> list[list[int]]:
+        """For each content, the chunks that are not here: `missing` for a whole image, 10 µs a content."""
+        held = self.index.held_many([content.name for content in contents])
+        answer: list[list[int]] = []
+        for content in contents:
+            here = {(position, size, digest) for position, size, digest in held.get(content.name, ())}
+            answer.append(
+                [index for index, digest in enumerate(content.digests) if (index, content.chunk_size(index), digest) not in here]
+            )
+        return answer
+
+    def read(self, content: Content, index: int, start: int, length: int) -> bytes | None:
+        """Bytes [start, start + length) of chunk `index`, 0 <= start <= start + length <= its size.
+
+        None when the chunk is not here, or was found damaged: then it is dropped. The first read of a chunk in this process
+        checks all of it.
+        """
+        if start < 0 or length < 0 or start + length > content.chunk_size(index):
+            raise ValueError(f"[{start}, +{length}) is not inside chunk {index} of {content.name}")
+        file = self._open.take(content.name)
+        if file is not None:
+            try:
+                if file.checked >> index & 1 and file.size == content.size:
+                    data = _pread(file, content.offsets[index] + start, length)
+                    if data is not None:
+                        return data
+            finally:
+                self._open.give_back(file)
+        row = self.index.row(content.name, index)
+        if row is None or not _fits(row, content, index):
+            return None
+        return self._read_row(row, start, length)
+
+    def keep(self, content: Content, index: int, data: bytes | memoryview) -> None:
+        """Keep a chunk; the caller has verified that `data` hashes to its digest. The last chunk makes the object.
+
+        Raises StoreFull (no room, quota, file size limit) or StoreUnusable (any other refusal); the chunk is not here then.
+        """
+        size, digest, name = content.chunk_size(index), content.digests[index], content.name
+        if len(data) != size:
+            raise ValueError(f"chunk {index} of {name} has {size} bytes, not {len(data)}")
+        self.index.check_writable()
+        try:
+            if is_single(name):
+                self.files.put_whole(name, data)
+            else:
+                self.files.put_piece(name, content.size, content.offsets[index], data)
+        except OSError as error:
+            raise refusal(error, f"chunk {index} of {name} cannot be kept") from error
+        row = Row(name, index, content.offsets[index], size, digest, sums_of(data, digest))
+        with self._counting:
+            self._kept += 1
+            self._kept_bytes += size
+        self.index.add(row, len(content.digests))
+
+    def copy_local(self, content: Content, index: int) -> bool:
+        """Take the chunk from another file of the store, or another place of its own. True if it is here now.
+
+        Raises StoreFull, StoreUnusable as `keep`.
+        """
+        size, digest = content.chunk_size(index), content.digests[index]
+        for row in self.index.rows_with(digest):
+            if row.digest != digest or row.size != size:
+                continue
+            if row.object == content.name and row.position == index:
+                return True
+            data = self._read_row(row, 0, size, anew=True)
+            if data is None:
+                continue
+            self.keep(content, index, data)
+            with self._counting:
+                self._copied += 1
+                self._copied_bytes += size
+            return True
+        return False
+
+    def claim(self, digest: bytes) -> bool:
+        """Whether this process may fetch the chunk; never waits. The kernel frees the claim when the process dies.
+
+        Claims of one process do not conflict: it settles among its own threads who fetches.
+        """
+        with self._claiming:
+            self._released.discard(digest)
+            return self.directory.claims.claim(digest)
+
+    def release(self, digest: bytes) -> None:
+        """Let other processes fetch the chunk, or see that it is here: not before they can see it (50 ms)."""
+        with self._claiming:
+            if self.index.is_pending(digest):
+                self._released.add(digest)
+            else:
+                self.directory.claims.release(digest)
+
+    def statistics(self) -> StoreStatistics:
+        """Count: one stat for each file of the store."""
+        objects = [status.st_size for status in _stats(self.directory.objects)]
+        partial = [status.st_blocks * 512 for status in _stats(self.directory.partial)]
+        documents = [status.st_size for status in _stats(self.directory.documents)]
+        with self._counting:
+            return StoreStatistics(
+                objects=len(objects),
+                object_bytes=sum(objects),
+                partial=len(partial),
+                partial_bytes=sum(partial),
+                documents=len(documents),
+                document_bytes=sum(documents),
+                damaged=self._damaged + self.documents.damaged,
+                kept=self._kept,
+                kept_bytes=self._kept_bytes,
+                copied=self._copied,
+                copied_bytes=self._copied_bytes,
+            )
+
+    def _let_go(self) -> None:
+        """After each commit, or none: claims are not kept for what may never be seen."""
+        with self._claiming:
+            seen = {digest for digest in self._released if not self.index.is_pending(digest)}
+            for digest in seen:
+                self.directory.claims.release(digest)
+            self._released -= seen
+
+    def _read_row(self, row: Row, start: int, length: int, *, anew: bool = False) -> bytes | None:
+        """Bytes of the chunk that `row` tells of; None when it is not there or damaged: then it is dropped.
+
+        `anew`: check it even if this process has done so, because nobody has held the row against a content.
+        """
+        with self._checking[hash((row.object, row.position)) % _STRIPES]:
+            for _ in range(_TRIES):
+                try:
+                    file = self._open.open(row.object)
+                except OSError as error:
+                    _log.warning("%s cannot be opened: %s", row.object, error)
+                    return None
+                if file is None:
+                    if self.drop(row, None, "its file is gone"):
+                        return None
+                    continue
+                try:
+                    data = self._read_open(file, row, start, length, anew)
+                finally:
+                    self._open.give_back(file)
+                if data is not None:
+                    return data
+                if self.drop(row, file.inode, "its bytes do not match their sums"):
+                    return None
+                # It was a file that another process has replaced.
+                self._open.forget(row.object)
+        return None
+
+    def _read_open(self, file: OpenFile, row: Row, start: int, length: int, anew: bool) -> bytes | None:
+        if file.checked >> row.position & 1 and not anew:
+            data = _pread(file, row.offset + start, length)
+            if data is not None:
+                return data
+        data = read_checked(file.fd, row.offset, row.size, row.digest, row.sums, start, length)
+        if data is not None:
+            self._open.mark(file, row.position)
+        return data
+
+    def drop(self, row: Row, inode: int | None, cause: str) -> bool:
+        """A chunk was found damaged in the file `inode` (None: there is no file). False if the name holds another one now.
+
+        An object of several chunks goes on as a file under way without the damaged one.
+        """
+        name = row.object
+        place = self.files.find(name)
+        if (place.inode if place else None) != inode:
+            return False
+        copy, lost = None, is_single(name)
+        if place is not None and place.whole and not lost:
+            try:
+                copy = self.files.copy_without(place.path, row.offset, row.size)
+            except OSError as error:
+                cause, lost = f"{cause}; no copy without it: {error}", True
+        dropped = stale = False
+
+        def work(db: sqlite3.Connection) -> None:
+            nonlocal dropped, stale
+            if self.files.find(name) != place:
+                stale = True
+                return
+            if lost:
+                dropped = db.execute("DELETE FROM chunk WHERE object = ?", (name,)).rowcount > 0
+            else:
+                dropped = db.execute(DELETE, (name, row.position)).rowcount > 0
+            if place is not None and place.whole:
+                self.files.demote(place, name, copy)
+
+        try:
+            self.index.change(work)
+        except (LocalError, OSError) as error:
+            _log.warning("chunk %d of %s is damaged (%s) and cannot be dropped: %s", row.position, name, cause, error)
+        finally:
+            if copy is not None:
+                self.files.discard(copy)
+        if stale:
+            return False
+        self._open.forget(name)
+        if dropped:
+            _log.warning("chunk %d of %s is damaged and dropped: %s", row.position, name, cause)
+            with self._counting:
+                self._damaged += 1
+        return True
+
+
+def _stats(folder: str) -> Iterator[os.stat_result]:
+    for entry in os.scandir(folder):
+        with suppress(FileNotFoundError):  # renamed or dropped by another process
+            yield entry.stat()
+
+
+def _fits(row: Row, content: Content, index: int) -> bool:
+    return (row.size, row.offset, row.digest) == (content.chunk_size(index), content.offsets[index], content.digests[index])
+
+
+def _pread(file: OpenFile, offset: int, length: int) -> bytes | None:
+    try:
+        data = os.pread(file.fd, length, offset)
+    except OSError:
+        return None
+    return data if len(data) == length else None
