@@ -1,0 +1,163 @@
+"""What all tests share: trio for `async def` tests, a watch over the log, markers for what a machine may lack, real images.
+
+Own hooks stand in for pytest-trio, which has not been released since 2022 and knows less than these few lines need.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from tests.commands import Lazyfs, umoci_unpack
+from tests.docker_registry import Registry
+from tests.images.build import Builder
+from tests.tree import Record, walk
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run `async def` tests under trio; with the fixture `autojump_clock` under its clock."""
+    if not inspect.iscoroutinefunction(inspect.unwrap(pyfuncitem.obj)):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    trio.run(functools.partial(pyfuncitem.obj, **arguments), clock=pyfuncitem.funcargs.get("autojump_clock"))
+    return True
+
+
+@pytest.fixture
+def autojump_clock() -> trio.testing.MockClock:
+    """Virtual time: whenever all tasks wait, the clock jumps to the next deadline."""
+    return trio.testing.MockClock(autojump_threshold=0)
+
+
+class LogWatch(logging.Handler):
+    """Collects what is logged at WARNING and above; a test that did not expect it fails, and so does one that expected in vain."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._seen: list[str] = []
+        self._expected: list[re.Pattern[str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._seen.append(f"{record.levelname} {record.name}: {record.getMessage()}")
+
+    def __call__(self, pattern: str) -> None:
+        """Expect at least one line that `pattern` is found in."""
+        self._expected.append(re.compile(pattern))
+
+    def check(self) -> None:
+        """Raise AssertionError unless what was logged is what was expected."""
+        surprising = [line for line in self._seen if not any(pattern.search(line) for pattern in self._expected)]
+        assert not surprising, "logged without `expect_log`:\n" + "\n".join(surprising)
+        missing = [pattern.pattern for pattern in self._expected if not any(pattern.search(line) for line in self._seen)]
+        assert not missing, f"expected in the log, and not there: {missing}"
+
+
+@pytest.fixture(autouse=True)
+def expect_log() -> Iterator[LogWatch]:
+    """Call it with a regular expression that a warning or an error of this test will match."""
+    watch = LogWatch()
+    logging.getLogger().addHandler(watch)
+    yield watch
+    logging.getLogger().removeHandler(watch)
+    watch.check()
+
+
+def lacks(*programs: str) -> str:
+    """What to say where one of these programs is not installed."""
+    missing = [program for program in programs if shutil.which(program) is None]
+    return f"not installed: {', '.join(missing)} (.ci/setup test does it)" if missing else ""
+
+
+def lacks_root() -> str:
+    return "" if os.geteuid() == 0 else "needs root"
+
+
+LACKS: dict[str, Callable[[], str]] = {
+    "root": lacks_root,
+    "fuse": lambda: lacks("fusermount3") or ("" if os.access("/dev/fuse", os.R_OK | os.W_OK) else "/dev/fuse cannot be opened"),
+    "registry": lambda: lacks("docker-registry", "skopeo"),
+    "images": lambda: lacks_root() or lacks("debootstrap"),
+    "umoci": lambda: lacks_root() or lacks("umoci"),
+    "containerd": lambda: lacks_root() or lacks("containerd", "ctr", "runc"),
+    "peer": lambda: lacks("ctr-remote", "/usr/bin/go"),
+}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what this machine cannot run, and say why. CI, as root, can run everything: there it fails."""
+    for reason in (lack() for name, lack in LACKS.items() if item.get_closest_marker(name)):
+        if reason and os.environ.get("CI") == "true" and os.geteuid() == 0:
+            pytest.fail(f"CI has to run this test: {reason}", pytrace=False)
+        elif reason:
+            pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def session_folder() -> Iterator[Path]:
+    """For what is large: on a disk, and gone when the session is, unlike pytest's own folders."""
+    with tempfile.TemporaryDirectory(prefix="lazyfs-tests-", dir="/var/tmp", ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    """A registry of the test's own, empty."""
+    with Registry(tmp_path / "registry") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def shared_registry(session_folder: Path) -> Iterator[Registry]:
+    """One registry for the session: what tests put there stays, under names of their own."""
+    with Registry(session_folder / "registry") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def images() -> Callable[[str], str]:
+    """The builder: `images("python")` is how `oci:` notation names that image."""
+    return functools.cache(Builder().build)
+
+
+@pytest.fixture(scope="session")
+def originals(shared_registry: Registry, images: Callable[[str], str]) -> Callable[[str], str]:
+    """`originals("python")` is that image, as built, in the session's registry."""
+    return functools.cache(lambda name: shared_registry.push(images(name), f"original/{name}:v1"))
+
+
+@pytest.fixture(scope="session")
+def converted(shared_registry: Registry, originals: Callable[[str], str], session_folder: Path) -> Callable[[str], str]:
+    """`converted("python")` is that image, converted at default options, in the session's registry."""
+
+    def convert(name: str) -> str:
+        reference = f"docker://{shared_registry.address}/converted/{name}:v1"
+        Lazyfs(session_folder / "convert").run("convert", originals(name), reference, timeout=600)
+        return reference
+
+    return functools.cache(convert)
+
+
+@pytest.fixture(scope="session")
+def unpacked(images: Callable[[str], str], session_folder: Path) -> Callable[[str], dict[bytes, Record]]:
+    """`unpacked("python")` is the tree that umoci makes of the original."""
+    return functools.cache(lambda name: walk(umoci_unpack(images(name), session_folder / f"unpacked-{name}")))
+
+
+@pytest.fixture
+def lazyfs(tmp_path: Path) -> Iterator[Lazyfs]:
+    """The command line, with a store and a home of the test's own; what it mounted is unmounted."""
+    command = Lazyfs(tmp_path / "lazyfs")
+    yield command
+    command.close()

@@ -1,0 +1,77 @@
+"""A containerd of the test's own: its root, state and socket lie in one folder, and nothing of it outlives the test."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Self
+
+from tests.commands import Done, run
+
+CONFIG = """version = 2
+root = "{folder}/root"
+state = "{folder}/state"
+disabled_plugins = ["io.containerd.grpc.v1.cri"]
+[grpc]
+  address = "{folder}/socket"
+[ttrpc]
+  address = "{folder}/socket.ttrpc"
+[plugins."io.containerd.metadata.v1.bolt"]
+  content_sharing_policy = "isolated"
+"""
+PATIENCE_S = 30
+
+
+class Containerd:
+    """`folder` has to have a short path (a socket's is at most 107 bytes) and must not be on overlayfs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.toml").write_text(CONFIG.format(folder=folder))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        with (self.folder / "log").open("wb") as log:
+            command = ["containerd", "--config", str(self.folder / "config.toml")]
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        end = time.monotonic() + PATIENCE_S
+        while self.ctr("version", code=None).returncode:
+            if self._process.poll() is not None or time.monotonic() > end:
+                self.__exit__()
+                raise RuntimeError(f"containerd did not start: {(self.folder / 'log').read_text()[-2000:]}")
+            time.sleep(0.05)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process is not None
+        self._process.terminate()
+        try:
+            self._process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        mounts = re.findall(
+            rf"^\S+ \S+ \S+ \S+ ({re.escape(str(self.folder))}/\S+)", Path("/proc/self/mountinfo").read_text(), re.MULTILINE
+        )
+        for path in reversed(mounts):
+            run("umount", "--lazy", path, code=None)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def ctr(self, *arguments: str, code: int | None = 0, program: str = "ctr", timeout: float = 300) -> Done:
+        """One command of ctr, or of the peer's ctr-remote."""
+        return run(program, "--address", self.folder / "socket", *arguments, code=code, timeout=timeout)
+
+    def pull(self, reference: str) -> str:
+        """Pull whole, onto overlayfs. The reference without transport, as ctr names it."""
+        name = reference.removeprefix("docker://")
+        self.ctr("images", "pull", "--plain-http", "--snapshotter", "overlayfs", name)
+        return name
+
+    def output(self, name: str, *command: str) -> str:
+        """What a command in a new container of a pulled image prints."""
+        done = self.ctr("run", "--rm", "--snapshotter", "overlayfs", name, f"test-{time.monotonic_ns()}", *command)
+        return done.stdout.decode()

@@ -1,0 +1,74 @@
+"""A mounted image shows, entry by entry, what a full pull of the original unpacks to; and so does the converted image to everybody else.
+
+The measure is `umoci unpack`, a program of other people's with another reading of the same specifications.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.commands import Lazyfs, run, umoci_unpack
+from tests.containerd import Containerd
+from tests.images.table import IMAGES
+from tests.tree import Record, compare, walk
+
+pytestmark = [pytest.mark.images, pytest.mark.registry]
+
+OWN_NAMES = (b"stargz.index.json", b".no.prefetch.landmark", b".prefetch.landmark")
+TREES = ["debian", "python", "edge", pytest.param("nginx", marks=pytest.mark.slow), pytest.param("scipy", marks=pytest.mark.slow)]
+
+Named = Callable[[str], str]
+
+
+@pytest.fixture(scope="module")
+def containerd(session_folder: Path) -> Iterator[Containerd]:
+    """One containerd for the module."""
+    with Containerd(session_folder / "c") as running:
+        yield running
+
+
+@pytest.mark.fuse
+@pytest.mark.umoci
+@pytest.mark.parametrize("name", TREES)
+def test_mounted_tree_is_the_unpacked_one(
+    name: str, lazyfs: Lazyfs, converted: Named, unpacked: Callable[[str], dict[bytes, Record]]
+) -> None:
+    """Every entry equals, in a first walk with nothing here yet and in a second one with all caches warm."""
+    expected = unpacked(name)
+    with lazyfs.mounted(converted(name), "--background", "off") as root:
+        assert not compare(expected, walk(root))
+        assert not compare(expected, walk(root))
+
+
+@pytest.mark.umoci
+@pytest.mark.parametrize("name", TREES)
+def test_converted_image_unpacks_to_the_same_tree(
+    name: str, converted: Named, unpacked: Callable[[str], dict[bytes, Record]], tmp_path: Path
+) -> None:
+    """To umoci the converted image is an ordinary one, with the format's own entries in its root and no others."""
+    layout = f"oci:{tmp_path}/layout:v1"
+    run("skopeo", "copy", "--quiet", "--insecure-policy", "--src-tls-verify=false", converted(name), layout)
+    tree = walk(umoci_unpack(layout, tmp_path / "unpacked"))
+    assert {path for path in tree if path in OWN_NAMES} == {b"stargz.index.json", b".no.prefetch.landmark"}
+    assert not compare(unpacked(name), tree, ignore=OWN_NAMES)
+
+
+@pytest.mark.containerd
+@pytest.mark.parametrize("name", TREES)
+def test_containerd_pulls_and_runs_it(name: str, converted: Named, containerd: Containerd) -> None:
+    """To containerd with overlayfs the converted image is an ordinary one, and its program works."""
+    pulled = containerd.pull(converted(name))
+    assert IMAGES[name].expect in containerd.output(pulled, *IMAGES[name].probe)
+
+
+@pytest.mark.fuse
+@pytest.mark.root
+def test_program_runs_after_a_few_percent(lazyfs: Lazyfs, converted: Named, shared_registry: object) -> None:
+    """Python says hello, its root directory in the mount, after less than a tenth of the image was fetched, TOCs included."""
+    with lazyfs.mounted(converted("python"), "--background", "off") as root:
+        assert run("chroot", root, *IMAGES["python"].probe).stdout == b"hello\n"
+        status = lazyfs.json("status", root)
+    assert status["received_bytes"] < 0.10 * status["layer_bytes"]
