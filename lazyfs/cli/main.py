@@ -65,7 +65,7 @@ def _run(arguments: list[str]) -> int:
     if name == "convert":
         from converter.command import main as convert  # the one line by which lazyfs knows the converter
 
-        return convert(arguments[1:])
+        return int(convert(arguments[1:]))
     if name in _COMMANDS:
         command = importlib.import_module(f"lazyfs.cli.{name}")
         parser = argparse.ArgumentParser(

@@ -103,11 +103,10 @@ class Background:
 
 def missing_pieces(store: Store, pieces: Iterable[Piece]) -> list[Piece]:
     """Blocking. Those that are not in the store, in the order given, each chunk once."""
-    found: dict[bytes, Piece] = {}
-    for piece in pieces:
-        if piece.chunk.digest not in found and store.missing(piece.content, piece.index, piece.index + 1):
-            found[piece.chunk.digest] = piece
-    return list(found.values())
+    pieces = list(pieces)
+    contents = list({piece.content.name: piece.content for piece in pieces}.values())
+    missing = {(content.name, number) for content, numbers in zip(contents, store.missing_many(contents), strict=True) for number in numbers}
+    return list({piece.chunk.digest: piece for piece in reversed(pieces) if (piece.content.name, piece.number) in missing}.values())[::-1]
 
 
 def measure_missing(store: Store, layers: Iterable[LayerBlob]) -> Missing:

@@ -25,7 +25,7 @@ from typing import Final
 
 import trio
 
-from lazyfs.errors import RangeIgnored, SourceError, StoreFull, Unreachable
+from lazyfs.errors import LocalError, RangeIgnored, SourceError, StoreFull, Unreachable
 from lazyfs.fetch.flight import Board
 from lazyfs.fetch.piece import LayerBlob, Piece
 from lazyfs.fetch.run import Run
@@ -90,7 +90,7 @@ class Fetcher:
                 if unkept is not None:
                     return unkept[start : start + length]
                 if digest not in self._board:
-                    look = partial(self._store.read, piece.content, piece.index, start, length)
+                    look = partial(self._store.read, piece.content, piece.number, start, length)
                     here = await trio.to_thread.run_sync(look, limiter=self._readers)
                     if here is not None:
                         return here
@@ -233,7 +233,7 @@ def claim_missing(store: Store, pieces: Sequence[Piece], together: bool) -> list
         digest = piece.chunk.digest
         if digest not in claimed and _is_missing(store, piece) and store.claim(digest):
             # Whoever held the claim before may have kept the chunk since we looked.
-            if _is_missing(store, piece) and not store.copy_local(piece.content, piece.index):
+            if _is_missing(store, piece) and not _copied(store, piece):
                 claimed[digest] = piece
             else:
                 store.release(digest)
@@ -242,8 +242,15 @@ def claim_missing(store: Store, pieces: Sequence[Piece], together: bool) -> list
     return sorted(claimed.values(), key=lambda piece: (piece.chunk.member, piece.chunk.inner))
 
 
+def _copied(store: Store, piece: Piece) -> bool:
+    try:
+        return store.copy_local(piece.content, piece.number)
+    except LocalError:
+        return False  # no room for a copy: fetched, it can at least be read
+
+
 def _is_missing(store: Store, piece: Piece) -> bool:
-    return bool(store.missing(piece.content, piece.index, piece.index + 1))
+    return bool(store.missing(piece.content, piece.number, piece.number + 1))
 
 
 @asynccontextmanager

@@ -18,7 +18,8 @@ class Piece(NamedTuple):
     """One chunk of one file, as the fetcher handles it."""
 
     content: Content
-    index: int
+    number: int
+    """Which of the content's chunks."""
     chunk: Chunk
 
 
@@ -34,15 +35,11 @@ class LayerBlob:
         for entry in entries:
             if entry.chunks:
                 content = content_of(entry.chunks)
-                pieces.extend(Piece(content, index, chunk) for index, chunk in enumerate(entry.chunks))
+                pieces.extend(Piece(content, number, chunk) for number, chunk in enumerate(entry.chunks))
         pieces.sort(key=lambda piece: (piece.chunk.member, piece.chunk.inner))
         self.pieces = tuple(pieces)
         self._members = [piece.chunk.member for piece in pieces]
 
-    def position(self, chunk: Chunk) -> int:
-        """Index of the first piece of `chunk`'s member."""
-        return bisect_left(self._members, chunk.member)
-
-    def position_of_offset(self, offset: int) -> int:
+    def position(self, offset: int) -> int:
         """Index of the first piece at or behind blob offset `offset`."""
         return bisect_left(self._members, offset)

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lazyfs.errors import DigestMismatch, InvalidInput, StoreFull
+from lazyfs.errors import DigestMismatch, InvalidInput, LocalError
 from lazyfs.fetch.piece import Piece
 from lazyfs.format.digest import from_raw
 from lazyfs.format.member import inflate_member
@@ -59,7 +59,7 @@ def _verify_and_keep(store: Store, inflated: memoryview, piece: Piece, what: str
         message = f"{what}: the chunk at offset {chunk.member} should hash to {from_raw(chunk.digest)} but hashes to {from_raw(got)}"
         return Unpacked(piece, None, DigestMismatch(message), False)
     try:
-        store.keep(piece.content, piece.index, data)
-    except StoreFull:
+        store.keep(piece.content, piece.number, data)
+    except LocalError:
         return Unpacked(piece, data, None, False)
     return Unpacked(piece, data, None, True)

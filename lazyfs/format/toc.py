@@ -24,7 +24,8 @@ MAX_TOC_SIZE: Final = 256 << 20
 MAX_ENTRIES: Final = 2_000_000
 MAX_CHUNK_SIZE: Final = 64 << 20
 """A chunk is held in memory while it is verified; the format's default is 4 MiB."""
-MAX_ID: Final = 2**32 - 1
+MAX_ID: Final = 2**32 - 2
+"""2^32-1 is "leave it as it is" to chown."""
 
 _TYPES: Final = frozenset(get_args(EntryType))
 _TIME: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9})\d*)?(Z|[+-]\d\d:\d\d)\Z")

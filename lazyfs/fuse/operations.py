@@ -16,7 +16,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 import pyfuse3
 import trio
-from pyfuse3 import EntryAttributes, FileInfo, FUSEError, InodeT
+from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FUSEError, InodeT, ReaddirToken
 
 from lazyfs.errors import LazyfsError
 from lazyfs.vfs.filesystem import FileSystem, attributes
@@ -96,7 +96,7 @@ class Operations(pyfuse3.Operations):
         return inode
 
     @guarded
-    async def readdir(self, fh: int, start_id: int, token: object) -> None:
+    async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
         listing = self._fs.listing(fh)
         for position in range(start_id, len(listing)):
             name, node = listing[position]
@@ -110,8 +110,9 @@ class Operations(pyfuse3.Operations):
         return FileInfo(fh=inode, keep_cache=True)
 
     @guarded
-    async def read(self, fh: int, off: int, size: int) -> bytes | memoryview:
-        return await self._fs.read(fh, off, size)
+    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+        # pyfuse3 takes any contiguous buffer, whatever its annotation says: no copy before the kernel's own.
+        return await self._fs.read(fh, off, size)  # type: ignore[return-value]
 
     @guarded
     async def getxattr(self, inode: InodeT, name: bytes, ctx: object) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -65,7 +65,7 @@ async def load_layers(source: ImageSource, store: Store | None, image: Image) ->
     return tuple(result for result in results if not isinstance(result, LazyfsError))
 
 
-async def all_of(calls: list[Callable[[], Awaitable[T]]]) -> list[T | LazyfsError]:
+async def all_of(calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T | LazyfsError]:
     """What each call returned, or the error it raised, in order; at most 8 at once. Cancelled: all are."""
     results: list[T | LazyfsError | None] = [None] * len(calls)
     places = trio.CapacityLimiter(8)

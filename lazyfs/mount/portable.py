@@ -131,6 +131,7 @@ class PortableMount:
         """The answer to `lazyfs status`, as JSON."""
         blobs = [await self.filesystem.blob(index) for index in range(len(self._layers))]
         missing = await trio.to_thread.run_sync(measure_missing, self._store, blobs)
+        kept = await trio.to_thread.run_sync(self._store.statistics)
         fetched = self._fetcher.statistics()
         return encode_status(
             MountStatus(
@@ -149,7 +150,7 @@ class PortableMount:
                 received_bytes=fetched.received,
                 chunks=fetched.chunks,
                 unkept=fetched.unkept,
-                damaged=self._store.statistics().damaged,
+                damaged=kept.damaged,
                 errors=fetched.errors,
                 trouble=self._background.trouble if self._background else "",
             )

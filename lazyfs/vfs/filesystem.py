@@ -7,6 +7,7 @@ so that a process that takes over a mount can answer what its predecessor was as
 from __future__ import annotations
 
 import stat
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import partial
 from typing import Final, NamedTuple
@@ -47,7 +48,7 @@ class FileSystem:
         self.tree = tree
         self._layers = layers
         self._fetcher = fetcher
-        self._blobs: list[LayerBlob | None] = [None] * len(layers)
+        self._blobs: dict[int, LayerBlob] = {}
         self._making = trio.Lock()
         self._contents: dict[int, Content] = {}
         self._listing: tuple[int, list[Child]] = (0, [])
@@ -75,10 +76,10 @@ class FileSystem:
 
     async def blob(self, layer: int) -> LayerBlob:
         """A layer's pieces, worked out when they are first needed: a mount answers before that."""
-        known = self._blobs[layer]
+        known = self._blobs.get(layer)
         if known is None:
             async with self._making:
-                known = self._blobs[layer]
+                known = self._blobs.get(layer)
                 if known is None:
                     it = self._layers[layer]
                     make = partial(LayerBlob, it.digest, it.descriptor.size, it.toc_offset, it.entries)
@@ -102,7 +103,7 @@ class FileSystem:
             content = self._contents[ino] = content_of(entry.chunks)
         blob = await self.blob(node.layer)
         parts: list[bytes | memoryview] = []
-        index = content.index_at(offset)
+        index = bisect_right(content.offsets, offset) - 1
         try:
             while offset < end:
                 chunk = entry.chunks[index]

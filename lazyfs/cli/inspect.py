@@ -1,0 +1,80 @@
+"""Say of each layer whether it can be mounted lazily, or why not: its format, size, entries, chunks, TOC digest, landmark.
+
+Nothing is kept on this machine. The exit code is 0 if the whole image can be mounted lazily, 3 if not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from typing import Any
+
+import msgspec
+import trio
+
+from lazyfs.cli.options import add_image
+from lazyfs.cli.session import open_image
+from lazyfs.errors import InvalidInput, LazyfsError, NotLazy, SourceError
+from lazyfs.format.manifest import Descriptor
+from lazyfs.image.image import all_of
+from lazyfs.image.layer import Layer, load_layer
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line."""
+    add_image(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object; sizes in bytes")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Inspect. Raises LazyfsError where the image cannot even be resolved."""
+    report = trio.run(_inspect, arguments)
+    if arguments.json:
+        print(msgspec.json.format(msgspec.json.encode(report)).decode())
+    else:
+        _print_table(report)
+    return 0 if report["lazy"] else NotLazy.exit_code
+
+
+async def _inspect(arguments: argparse.Namespace) -> dict[str, Any]:
+    async with open_image(arguments, None) as (source, image):
+        results = await all_of([partial(load_layer, source, None, descriptor) for descriptor in image.layers])
+    layers = [_describe(descriptor, result) for descriptor, result in zip(image.layers, results, strict=True)]
+    return {
+        "image": image.name,
+        "platform": str(image.config.platform),
+        "lazy": all(layer["lazy"] for layer in layers),
+        "size": sum(descriptor.size for descriptor in image.layers),
+        "layers": layers,
+    }
+
+
+def _describe(descriptor: Descriptor, result: Layer | LazyfsError) -> dict[str, Any]:
+    head: dict[str, Any] = {"digest": descriptor.digest, "size": descriptor.size, "media_type": descriptor.media_type}
+    if isinstance(result, SourceError):
+        raise result
+    if isinstance(result, LazyfsError):
+        reason = result.message if isinstance(result, InvalidInput) else str(result)
+        return head | {"lazy": False, "reason": reason, "format": "ordinary" if isinstance(result, NotLazy) else "broken"}
+    return head | {
+        "lazy": True,
+        "format": "eStargz",
+        "entries": len(result.entries),
+        "chunks": sum(len(entry.chunks) for entry in result.entries),
+        "toc_digest": result.toc_digest,
+        "toc_size": descriptor.size - result.toc_offset,
+        "landmark": result.landmark,
+    }
+
+
+def _print_table(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("layer", "size MB", "format", "entries", "chunks", "landmark", "TOC digest, or why it is not lazy")
+    for number, layer in enumerate(report["layers"], 1):
+        more = [layer["format"], *(str(layer.get(key, "")) for key in ("entries", "chunks", "landmark"))]
+        table.add_row(str(number), f"{layer['size'] / 1e6:.1f}", *more, layer.get("toc_digest") or layer.get("reason"))
+    print(f"{report['image']}  {report['platform']}  {report['size'] / 1e6:.1f} MB")
+    Console(width=None if sys.stdout.isatty() else 200).print(table)

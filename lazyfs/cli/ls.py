@@ -1,0 +1,76 @@
+"""List a directory of an image, or one file, from the layers' TOCs alone: no file is fetched and nothing is mounted."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import stat
+import sys
+from datetime import datetime, timezone
+from typing import Any
+
+import msgspec
+import trio
+
+from lazyfs.cli.options import add_image, add_store
+from lazyfs.cli.session import open_filesystem
+from lazyfs.vfs.filesystem import attributes
+from lazyfs.vfs.path import resolve
+from lazyfs.vfs.tree import Node
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line."""
+    add_image(parser)
+    parser.add_argument("path", metavar="PATH", nargs="?", default="/", help="in the image (default: its root)")
+    add_store(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object an entry, one a line")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """List. Raises LazyfsError."""
+    lines = trio.run(_lines, arguments)
+    sys.stdout.buffer.write(b"".join(line + b"\n" for line in lines))
+    return 0
+
+
+async def _lines(arguments: argparse.Namespace) -> list[bytes]:
+    async with open_filesystem(arguments) as filesystem:
+        node = resolve(filesystem.tree, os.fsencode(arguments.path))
+        if node.children is None:
+            found = [(os.fsencode(arguments.path), node)]
+        else:
+            found = sorted(node.children.items())
+    describe = _json_line if arguments.json else _line
+    return [describe(name, child) for name, child in found]
+
+
+def _line(name: bytes, node: Node) -> bytes:
+    it = attributes(node)
+    size = f"{it.rdev[0]},{it.rdev[1]}" if node.entry.type in ("char", "block") else str(it.size)
+    line = f"{stat.filemode(it.mode)} {it.nlink:3} {it.uid:6} {it.gid:6} {size:>11} {_time(it.mtime_ns)} ".encode() + name
+    return line + b" -> " + node.entry.link if node.entry.type == "symlink" else line
+
+
+def _json_line(name: bytes, node: Node) -> bytes:
+    it = attributes(node)
+    values: dict[str, Any] = {
+        "name": name.decode("utf-8", "backslashreplace"),
+        "type": node.entry.type,
+        "mode": it.mode & 0o7777,
+        "uid": it.uid,
+        "gid": it.gid,
+        "size": it.size,
+        "mtime_ns": it.mtime_ns,
+        "nlink": it.nlink,
+    }
+    if node.entry.type == "symlink":
+        values["link"] = node.entry.link.decode("utf-8", "backslashreplace")
+    return msgspec.json.encode(values)
+
+
+def _time(mtime_ns: int) -> str:
+    try:
+        return datetime.fromtimestamp(mtime_ns // 10**9, timezone.utc).strftime("%Y-%m-%d %H:%M")
+    except (OverflowError, ValueError, OSError):
+        return f"@{mtime_ns // 10**9}"

@@ -1,0 +1,99 @@
+"""A blob source that a test holds in its hand: it serves bytes, counts what is asked, waits and fails on command."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+
+import trio
+
+from lazyfs.errors import RangeIgnored, Unreachable
+from lazyfs.fetch.piece import LayerBlob, Piece
+from lazyfs.format.digest import Digest, digest_of
+from lazyfs.format.entry import Chunk, Entry
+from lazyfs.format.member import compress_member
+from lazyfs.source.protocol import Document
+
+
+def make_layer(files: Iterable[tuple[bytes, bytes]], chunk_size: int = 1 << 20) -> tuple[LayerBlob, bytes]:
+    """A layer of files (name, content), one member a chunk, and its blob."""
+    blob = bytearray()
+    parts: list[tuple[bytes, list[tuple[int, bytes, int, int]]]] = []
+    for name, content in files:
+        chunks = []
+        for offset in range(0, len(content), chunk_size):
+            data = content[offset : offset + chunk_size]
+            start = len(blob)
+            blob += compress_member(data + b"padding and the next header")
+            chunks.append((offset, data, start, len(blob)))
+        parts.append((name, chunks))
+    entries = [
+        Entry(
+            name,
+            "reg",
+            size=sum(len(data) for _, data, _, _ in chunks),
+            chunks=tuple(
+                Chunk(offset, len(data), hashlib.sha256(data).digest(), start, 0, end) for offset, data, start, end in chunks
+            ),
+        )
+        for name, chunks in parts
+    ]
+    end = len(blob)
+    blob += b"the TOC"
+    return LayerBlob(digest_of(bytes(blob)), len(blob), end, entries), bytes(blob)
+
+
+class ScriptedSource:
+    """An ImageSource for the blobs that it is given."""
+
+    name = "scripted:"
+
+    def __init__(self, *blobs: bytes) -> None:
+        self.blobs = {digest_of(blob): blob for blob in blobs}
+        self.ranges: list[tuple[int, int]] = []
+        """What was asked for, in order."""
+        self.gate = trio.Event()
+        """Ranges wait for it before their first byte."""
+        self.gate.set()
+        self.fails = 0
+        """How many of the next ranges break off."""
+        self.ignores_ranges = False
+
+    async def document(self, reference: str) -> Document:
+        raise NotImplementedError
+
+    async def small_blob(self, digest: Digest, limit: int) -> bytes:
+        raise NotImplementedError
+
+    @asynccontextmanager
+    async def open_range(self, digest: Digest, size: int, start: int, end: int) -> AsyncIterator[_Stream]:
+        self.ranges.append((start, end))
+        await self.gate.wait()
+        if self.ignores_ranges and (start, end) != (0, size):
+            raise RangeIgnored("a 200 to a range")
+        failing = self.fails > 0
+        self.fails -= failing
+        yield _Stream(self.blobs[digest][start:end], failing)
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
+
+
+class _Stream:
+    def __init__(self, data: bytes, failing: bool) -> None:
+        self._data = data
+        self._failing = failing
+
+    async def receive_exactly(self, count: int) -> bytes:
+        await trio.lowlevel.checkpoint()
+        if self._failing:
+            raise Unreachable("the source has gone away")
+        data, self._data = self._data[:count], self._data[count:]
+        assert len(data) == count
+        return data
+
+
+def piece_of(layer: LayerBlob, number: int) -> Piece:
+    """The layer's n-th piece."""
+    return layer.pieces[number]

@@ -1,0 +1,280 @@
+"""The fetcher against a scripted source and a real store."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from lazyfs.errors import DigestMismatch, Unreachable
+from lazyfs.fetch.background import Background, Wanted, measure_missing
+from lazyfs.fetch.fetcher import READ_DEADLINE, Fetcher, open_fetcher
+from lazyfs.fetch.piece import LayerBlob
+from lazyfs.store.store import Store
+from tests.unit.fetch.scripted import ScriptedSource, make_layer
+
+RANDOM = random.Random(1)
+FILES = [(b"f%04d" % number, RANDOM.randbytes(200 + 37 * number % 4000)) for number in range(400)]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "store") as store:
+        yield store
+
+
+async def read_piece(fetcher: Fetcher, layer: LayerBlob, number: int) -> bytes:
+    """The whole chunk of a layer's n-th piece."""
+    piece = layer.pieces[number]
+    return bytes(await fetcher.read(layer, piece, 0, piece.chunk.size))
+
+
+async def test_read_brings_the_right_bytes_and_keeps_them(store: Store) -> None:
+    """The first read fetches, the second is served from the store."""
+    layer, blob = make_layer(FILES)
+    source = ScriptedSource(blob)
+    async with open_fetcher(store, source) as fetcher:
+        assert await read_piece(fetcher, layer, 7) == FILES[7][1]
+        await wait_all_tasks_blocked()
+        asked = len(source.ranges)
+        assert await read_piece(fetcher, layer, 7) == FILES[7][1]
+        assert len(source.ranges) == asked == 1
+        assert bytes(await fetcher.read(layer, layer.pieces[7], 5, 10)) == FILES[7][1][5:15]
+
+
+async def test_sixty_four_readers_of_one_cold_chunk_are_one_request(store: Store) -> None:
+    """Whoever comes while a chunk is on its way waits for it."""
+    layer, blob = make_layer([(b"big", RANDOM.randbytes(300_000))])
+    source = ScriptedSource(blob)
+    source.gate = trio.Event()
+    results: list[bytes] = []
+
+    async def reader() -> None:
+        results.append(await read_piece(fetcher, layer, 0))
+
+    async with open_fetcher(store, source) as fetcher, trio.open_nursery() as nursery:
+        for _ in range(64):
+            nursery.start_soon(reader)
+        await wait_all_tasks_blocked(0.05)
+        source.gate.set()
+    assert len(source.ranges) == 1
+    assert len(results) == 64 and len(set(results)) == 1
+
+
+async def test_a_walk_takes_few_requests(store: Store) -> None:
+    """Files that are read one after the other come in ever longer runs."""
+    files = [(b"f%05d" % number, RANDOM.randbytes(4000)) for number in range(1000)]
+    layer, blob = make_layer(files)
+    source = ScriptedSource(blob)
+    async with open_fetcher(store, source) as fetcher:
+        for number, (_, content) in enumerate(files):
+            assert await read_piece(fetcher, layer, number) == content
+    assert len(source.ranges) <= 15
+
+
+async def test_lone_misses_bring_little(store: Store) -> None:
+    """Reads far from each other do not drag the layer along."""
+    files = [(b"f%05d" % number, RANDOM.randbytes(4000)) for number in range(2000)]
+    layer, blob = make_layer(files)
+    source = ScriptedSource(blob)
+    async with open_fetcher(store, source) as fetcher:
+        for number in range(1900, 0, -100):
+            await read_piece(fetcher, layer, number)
+    assert sum(end - start for start, end in source.ranges) < 19 * (40 << 10)
+
+
+async def test_equal_chunks_are_fetched_once(store: Store) -> None:
+    """A chunk that lies in another file of the store is copied, not fetched; within a run it is asked for once."""
+    same = RANDOM.randbytes(500_000)
+    first, first_blob = make_layer([(b"a", same), (b"b", same)], chunk_size=100_000)
+    second, second_blob = make_layer([(b"c", same + b"more")], chunk_size=100_000)
+    source = ScriptedSource(first_blob, second_blob)
+    async with open_fetcher(store, source) as fetcher:
+        for number in range(len(first.pieces)):
+            await read_piece(fetcher, first, number)
+        received = fetcher.statistics().received
+        for number in range(5):
+            await read_piece(fetcher, second, number)
+        assert fetcher.statistics().received == received < 510_000
+        assert await read_piece(fetcher, second, 5) == b"more"
+
+
+async def test_wrong_bytes_are_an_error_and_are_not_kept(store: Store) -> None:
+    """A blob that was changed under way: the chunk concerned fails, its neighbours are served, and the next read tries anew."""
+    layer, blob = make_layer(FILES)
+    source = ScriptedSource(blob)
+    start = layer.pieces[3].chunk.member
+    broken = bytearray(blob)
+    broken[start + 30] ^= 1
+    source.blobs[layer.digest] = bytes(broken)
+    async with open_fetcher(store, source) as fetcher:
+        with pytest.raises(Exception, match="offset"):
+            await read_piece(fetcher, layer, 3)
+        assert await read_piece(fetcher, layer, 4) == FILES[4][1]
+        source.blobs[layer.digest] = blob
+        assert await read_piece(fetcher, layer, 3) == FILES[3][1]
+    assert sum(fetcher.statistics().errors.values()) == 1
+
+
+async def test_a_chunk_of_other_content_is_a_digest_mismatch(store: Store) -> None:
+    """Sound gzip of other bytes is refused by its digest."""
+    layer, _ = make_layer([(b"a", b"expected content")])
+    _, lying = make_layer([(b"a", b"something  else!")])
+    source = ScriptedSource()
+    source.blobs[layer.digest] = lying
+    async with open_fetcher(store, source) as fetcher:
+        with pytest.raises(DigestMismatch, match="should hash to sha256:"):
+            await read_piece(fetcher, layer, 0)
+    assert measure_missing(store, [layer]).chunks == 1
+
+
+async def test_a_failed_source_is_an_error_now_and_fine_later(store: Store) -> None:
+    """EIO while the cause lasts, and the same read succeeds once it is gone."""
+    layer, blob = make_layer(FILES)
+    source = ScriptedSource(blob)
+    source.fails = 1
+    async with open_fetcher(store, source) as fetcher:
+        with pytest.raises(Unreachable):
+            await read_piece(fetcher, layer, 0)
+        assert await read_piece(fetcher, layer, 0) == FILES[0][1]
+
+
+async def test_who_joined_a_failing_run_gets_a_try_of_its_own(store: Store) -> None:
+    """A run that fails for its first chunk does not fail the readers who only joined it."""
+    layer, blob = make_layer(FILES)
+    source = ScriptedSource(blob)
+    source.gate, source.fails = trio.Event(), 1
+    got: list[bytes] = []
+
+    async def first() -> None:
+        with pytest.raises(Unreachable):
+            await read_piece(fetcher, layer, 0)
+
+    async def joined() -> None:
+        got.append(await read_piece(fetcher, layer, 1))
+
+    async with open_fetcher(store, source) as fetcher, trio.open_nursery() as nursery:
+        nursery.start_soon(first)
+        await wait_all_tasks_blocked(0.05)
+        nursery.start_soon(joined)
+        await wait_all_tasks_blocked(0.05)
+        source.gate.set()
+    assert got == [FILES[1][1]]
+
+
+async def test_a_cancelled_reader_leaves_the_bytes_for_the_next(store: Store) -> None:
+    """Cancellation ends the wait, not the run."""
+    layer, blob = make_layer(FILES)
+    source = ScriptedSource(blob)
+    source.gate = trio.Event()
+    async with open_fetcher(store, source) as fetcher:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read_piece, fetcher, layer, 9)
+            await wait_all_tasks_blocked(0.05)
+            nursery.cancel_scope.cancel()
+        source.gate.set()
+        assert await read_piece(fetcher, layer, 9) == FILES[9][1]
+    assert len(source.ranges) == 1
+
+
+async def test_read_gives_up_at_its_deadline(store: Store, autojump_clock: trio.testing.MockClock) -> None:
+    """A source that never answers costs a minute of virtual time, and then an error that names it."""
+    layer, blob = make_layer(FILES)
+    source = ScriptedSource(blob)
+    source.gate = trio.Event()
+    autojump_clock.autojump_threshold = math.inf  # it would jump while a thread looks into the store
+
+    async def reader() -> None:
+        with pytest.raises(Unreachable, match="scripted: did not bring"):
+            await read_piece(fetcher, layer, 0)
+
+    async with open_fetcher(store, source) as fetcher, trio.open_nursery() as nursery:
+        nursery.start_soon(reader)
+        while not source.ranges:
+            await trio.lowlevel.checkpoint()
+        await wait_all_tasks_blocked()
+        autojump_clock.jump(READ_DEADLINE - 1)
+        await wait_all_tasks_blocked()
+        assert nursery.child_tasks
+        autojump_clock.jump(2)
+
+
+async def test_server_without_ranges_is_streamed_once(store: Store) -> None:
+    """After the first refusal the whole blob comes once, and every read is served from it."""
+    layer, blob = make_layer(FILES)
+    source = ScriptedSource(blob)
+    source.ignores_ranges = True
+    async with open_fetcher(store, source) as fetcher:
+        for number in (390, 3, 200):
+            assert await read_piece(fetcher, layer, number) == FILES[number][1]
+    assert source.ranges.count((0, layer.size)) == 1
+
+
+async def test_background_brings_everything_and_the_prefix_first(store: Store) -> None:
+    """Afterwards nothing is missing, in few requests, and the landmark's part came before the rest."""
+    layer, blob = make_layer(FILES)
+    source = ScriptedSource(blob)
+    middle = layer.pieces[200].chunk.member
+    async with open_fetcher(store, source) as fetcher:
+        background = Background(store, fetcher, [Wanted(layer, middle)])
+        await background.run()
+        assert background.finished.is_set()
+    assert measure_missing(store, [layer]).chunks == 0
+    assert source.ranges[0] == (0, middle) and len(source.ranges) == 2
+
+
+async def test_background_waits_for_readers(store: Store) -> None:
+    """While a reader waits for something else, the background takes nothing off the wire."""
+    slow, slow_blob = make_layer([(b"slow", RANDOM.randbytes(1000))])
+    layer, blob = make_layer(FILES)
+    source = ScriptedSource(blob)
+    source.blobs[slow.digest] = slow_blob
+    stuck = ScriptedSource(slow_blob)
+    stuck.gate = trio.Event()
+
+    real_open = source.open_range
+    source.open_range = lambda digest, *rest: (stuck.open_range if digest == slow.digest else real_open)(digest, *rest)  # type: ignore[method-assign]
+    async with open_fetcher(store, source) as fetcher:
+        background = Background(store, fetcher, [Wanted(layer, 0)])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read_piece, fetcher, slow, 0)
+            await wait_all_tasks_blocked(0.05)
+            nursery.start_soon(background.run)
+            await wait_all_tasks_blocked(0.05)
+            assert fetcher.statistics().chunks == 0
+            # A reader of the background's own bytes is not kept waiting by its politeness.
+            assert await read_piece(fetcher, layer, 399) == FILES[399][1]
+            stuck.gate.set()
+        assert background.finished.is_set()
+
+
+async def test_background_goes_on_when_the_source_is_back(store: Store, autojump_clock: object, expect_log: object) -> None:
+    """It says once why it stands still, tries again later, and finishes."""
+    expect_log("background fetch of layer .* stands still: the source has gone away")  # type: ignore[operator]
+    layer, blob = make_layer(FILES)
+    source = ScriptedSource(blob)
+    source.fails = 3
+    async with open_fetcher(store, source) as fetcher:
+        background = Background(store, fetcher, [Wanted(layer, 0)])
+        await background.run()
+    assert background.finished.is_set() and not background.trouble
+
+
+async def test_background_gives_up_what_is_broken_at_the_source(store: Store, expect_log: object) -> None:
+    """One bad chunk does not keep the rest away, and the image is not called complete."""
+    expect_log("stands still")  # type: ignore[operator]
+    layer, blob = make_layer(FILES)
+    broken = bytearray(blob)
+    broken[layer.pieces[50].chunk.member + 30] ^= 1
+    source = ScriptedSource()
+    source.blobs[layer.digest] = bytes(broken)
+    async with open_fetcher(store, source) as fetcher:
+        background = Background(store, fetcher, [Wanted(layer, 0)])
+        await background.run()
+    assert not background.finished.is_set() and background.trouble
+    assert measure_missing(store, [layer]).chunks == 1
