@@ -12,7 +12,7 @@ from lazyfs.store.blocks import BLOCK, sums_of
 from lazyfs.store.content import is_name, single_name
 from lazyfs.store.directory import clear, refusal
 from lazyfs.store.files import is_single
-from lazyfs.store.index import Row
+from lazyfs.store.rows import Row
 from lazyfs.store.store import Store
 
 __all__ = ["CheckReport", "check", "clear"]

@@ -22,20 +22,23 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from lazyfs.errors import LocalError, StoreFull, StoreUnusable
 from lazyfs.store import schema
-from lazyfs.store.content import is_name, list_name
 from lazyfs.store.directory import INDEX_FILES, Directory, refusal
+from lazyfs.store.rows import Buffer, Row, row_of, spells
 
 _log = logging.getLogger("lazyfs.store")
 
 _COMMIT_DELAY = 0.05
 _COMMIT_ROWS = 256
 _NAMES_A_QUERY = 1000
+_ROOM = 64
+"""Blocks that sqlite needs at the least to open."""
 _PASSING = frozenset(
     {
         sqlite3.SQLITE_BUSY,
@@ -53,36 +56,30 @@ _PASSING = frozenset(
 """What sqlite may say of a sound index: the disk, another process, memory. All else means that it is damaged."""
 
 
-class Row(msgspec.Struct, frozen=True, gc=False):
-    """A chunk that is here."""
-
-    object: str
-    position: int
-    offset: int
-    size: int
-    digest: bytes
-    sums: bytes
-
-
 class Index:
     """The index, open. Any thread may call it."""
 
-    def __init__(self, directory: Directory, *, completed: Callable[[str], None], settled: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        directory: Directory,
+        *,
+        completed: Callable[[str], None],
+        given_up: Callable[[Row], None],
+        settled: Callable[[], None],
+    ) -> None:
         """Open, create, migrate or rebuild. Raises StoreUnusable (a newer format included), StoreFull.
 
-        `completed(name)` is called inside the transaction that holds the last of an object's rows, `settled()` after each
-        attempt to commit, with the index's write lock held.
+        Called with the write lock held: `completed(name)` inside the transaction that has the last of an object's rows,
+        `given_up(row)` when there is no room to commit a row, `settled()` after each attempt to commit.
         """
         self._directory = directory
         self._path = directory.path / INDEX_FILES[0]
         self._completed = completed
+        self._given_up = given_up
         self._settled = settled
         self._writing = threading.RLock()
         self._reading = threading.Lock()
-        self._buffer = threading.Lock()
-        self._pending: dict[tuple[str, int], Row] = {}
-        self._pending_digests: dict[bytes, Row] = {}
-        self._lengths: dict[str, int] = {}
+        self._buffer = Buffer()
         self._failure: LocalError | None = None
         self._closed = False
         self._generation = 0
@@ -97,17 +94,18 @@ class Index:
 
     def row(self, name: str, position: int) -> Row | None:
         """The row of one chunk, as it is in the index: to be held against what is asked."""
-        pending = self._pending.get((name, position))
-        if pending is not None:
-            return pending
+        # The buffer first, here and below: a row leaves it only when it can be seen in sqlite.
+        buffered = self._buffer.get(name, position)
+        if buffered is not None:
+            return buffered
         found = self._query(f"{schema.SELECT_ROW} WHERE object = ? AND position = ?", (name, position))
-        return _row(found[0]) if found else None
+        return row_of(found[0]) if found else None
 
     def rows_with(self, digest: bytes) -> list[Row]:
         """Some rows of a chunk, wherever it lies."""
-        pending = self._pending_digests.get(digest)
-        if pending is not None:
-            return [pending]
+        buffered = self._buffer.with_digest(digest)
+        if buffered is not None:
+            return [buffered]
         return _rows(self._query(f"{schema.SELECT_ROW} WHERE digest = ? LIMIT 8", (digest,)))
 
     def rows_of(self, name: str) -> list[Row]:
@@ -120,9 +118,7 @@ class Index:
 
     def held(self, name: str, first: int, last: int) -> dict[int, tuple[int, bytes]]:
         """(size, digest) of the chunks in [first, last) of one object that have rows."""
-        # The buffer first: a row leaves it only when it can be seen in sqlite.
-        with self._buffer:
-            pending = [self._pending.get((name, position)) for position in range(first, last)] if self._pending else []
+        buffered = [self._buffer.get(name, position) for position in range(first, last)] if self._buffer else []
         found = {
             position: (size, digest)
             for position, size, digest in self._query(
@@ -130,25 +126,24 @@ class Index:
                 (name, first, last),
             )
         }
-        found.update((row.position, (row.size, row.digest)) for row in pending if row is not None)
+        found.update((row.position, (row.size, row.digest)) for row in buffered if row is not None)
         return found
 
     def held_many(self, names: Sequence[str]) -> dict[str, list[tuple[int, int, bytes]]]:
         """(position, size, digest) of every chunk of these objects that has a row; 3 µs a name."""
-        with self._buffer:
-            pending = list(self._pending.values())
+        buffered = self._buffer.rows()
         found: dict[str, list[tuple[int, int, bytes]]] = {}
         # Some at a time, so that a reader of one chunk does not wait for the whole answer.
         for at in range(0, len(names), _NAMES_A_QUERY):
             for name, *chunk in self._query(schema.SELECT_MANY, (json.dumps(names[at : at + _NAMES_A_QUERY]),)):
                 found.setdefault(name, []).append(tuple(chunk))
-        for row in pending:
+        for row in buffered:
             found.setdefault(row.object, []).append((row.position, row.size, row.digest))
         return found
 
     def is_whole(self, name: str) -> bool:
         """Whether every chunk of an object of several has a committed row."""
-        return _spell(self._query(schema.SELECT_LIST, (name,)), name)
+        return spells(self._query(schema.SELECT_LIST, (name,)), name)
 
     def complete(self, name: str) -> None:
         """Make the object of several chunks if all its rows are here: for a commit that outlived its rename."""
@@ -162,7 +157,7 @@ class Index:
 
     def is_pending(self, digest: bytes) -> bool:
         """Whether a chunk is here that other processes cannot see yet, but will soon."""
-        return digest in self._pending_digests and self._failure is None
+        return self._buffer.with_digest(digest) is not None and self._failure is None
 
     def check_writable(self) -> None:
         """Raise what the last commit failed with, if it fails again: no use in keeping bytes without rows."""
@@ -171,38 +166,32 @@ class Index:
 
     def add(self, row: Row, chunks: int) -> None:
         """Note that a chunk of an object of `chunks` chunks is in place; with the last one the object is made."""
-        with self._buffer:
-            self._pending[row.object, row.position] = row
-            self._pending_digests[row.digest] = row
-            if chunks > 1:
-                self._lengths[row.object] = chunks
-            count = len(self._pending)
+        self._buffer.add(row, chunks)
         if chunks > 1 and self._count(row.object) >= chunks:
             with suppress(LocalError):  # logged; the row waits with the others
                 self.change()
-        elif count >= _COMMIT_ROWS:
+        elif len(self._buffer) >= _COMMIT_ROWS:
             self._hurry.set()
         self._wake.set()
 
     def change(self, work: Callable[[sqlite3.Connection], None] | None = None) -> None:
         """One transaction, shut against all other writers: the buffered rows, then `work`.
 
-        Raises StoreFull, StoreUnusable: the rows stay buffered, and `work` is undone (not what it did to files). When the
-        index turns out damaged it is rebuilt empty, and this returns: then nothing is here any more.
+        Raises StoreFull, StoreUnusable: `work` is undone then (not what it did to files). Rows stay buffered until sqlite takes
+        them, but where there is no room, some are given up, and the room of their bytes taken for the rest. When the
+        index turns out damaged it is rebuilt empty, and this returns: nothing is here any more.
         """
         with self._writing:
             if self._closed:
                 raise StoreUnusable(f"the store {self._directory.path} is closed")
-            with self._buffer:
-                batch, lengths = list(self._pending.values()), dict(self._lengths)
             try:
                 self._rejoin()
-                self._commit(batch, lengths, work)
+                self._commit(work)
             except sqlite3.Error as error:
                 if _is_damage(error):
                     self._rebuild(str(error))
                     return
-                failure = _refused(error, f"the index of the store {self._directory.path} cannot be written")
+                failure = _refused(error, f"the index of the store {self._directory.path} cannot be written", self._path)
                 self._note_failure(failure)
                 raise failure from error
             except LocalError as error:
@@ -210,7 +199,6 @@ class Index:
                 raise
             else:
                 self._failure = None
-                self._forget(batch)
             finally:
                 self._settled()
 
@@ -231,7 +219,7 @@ class Index:
             try:
                 self.change()
             except LocalError as error:
-                _log.warning("%d chunks are kept but not noted: %s", len(self._pending), error)
+                _log.warning("%d chunks are kept but not noted: %s", len(self._buffer), error)
             self._closed = True
         self._wake.set()
         self._hurry.set()
@@ -255,15 +243,33 @@ class Index:
             _log.warning("%s", failure)
         self._failure = failure
 
-    def _commit(self, batch: list[Row], lengths: dict[str, int], work: Callable[[sqlite3.Connection], None] | None) -> None:
+    def _commit(self, work: Callable[[sqlite3.Connection], None] | None) -> None:
+        batch = self._buffer.rows()
+        while True:
+            try:
+                self._transact(batch, work)
+            except sqlite3.Error as error:
+                if not (batch and _is_full(error)):
+                    raise
+                half = len(batch) // 2
+                self._buffer.forget(batch[half:])
+                for row in batch[half:]:
+                    self._given_up(row)
+                batch = batch[:half]
+            else:
+                self._buffer.forget(batch)
+                return
+
+    def _transact(self, batch: list[Row], work: Callable[[sqlite3.Connection], None] | None) -> None:
         db = self._writer
         if db is None:
             raise StoreUnusable(f"the store {self._directory.path} has lost its index", hint="The log tells why.")
         db.execute("BEGIN IMMEDIATE")
         try:
             db.executemany(schema.INSERT, [msgspec.structs.astuple(row) for row in batch])
-            for name, chunks in lengths.items():
-                if db.execute("SELECT count(*) FROM chunk WHERE object = ?", (name,)).fetchone()[0] == chunks:
+            for name in {row.object for row in batch}:
+                chunks = self._buffer.length(name)
+                if chunks > 1 and db.execute(schema.COUNT, (name,)).fetchone()[0] == chunks:
                     self._complete(db, name)
             if work is not None:
                 work(db)
@@ -274,24 +280,12 @@ class Index:
             raise
 
     def _complete(self, db: sqlite3.Connection, name: str) -> None:
-        if _spell(db.execute(schema.SELECT_LIST, (name,)).fetchall(), name):
+        if spells(db.execute(schema.SELECT_LIST, (name,)).fetchall(), name):
             self._completed(name)
 
-    def _forget(self, batch: Iterable[Row]) -> None:
-        with self._buffer:
-            for row in batch:
-                if self._pending.get((row.object, row.position)) is row:
-                    del self._pending[row.object, row.position]
-                if self._pending_digests.get(row.digest) is row:
-                    del self._pending_digests[row.digest]
-            self._lengths = {
-                row.object: self._lengths[row.object] for row in self._pending.values() if row.object in self._lengths
-            }
-
     def _count(self, name: str) -> int:
-        committed = self._query("SELECT count(*) FROM chunk WHERE object = ?", (name,))
-        with self._buffer:
-            return (committed[0][0] if committed else 0) + sum(row.object == name for row in self._pending.values())
+        committed = self._query(schema.COUNT, (name,))
+        return (committed[0][0] if committed else 0) + sum(row.object == name for row in self._buffer.rows())
 
     def _query(self, sql: str, values: Sequence[object]) -> list[Any]:
         """The rows; none when sqlite fails, whatever the cause."""
@@ -327,10 +321,7 @@ class Index:
         with self._reading, self._directory.claims.opening():
             self._disconnect()
             self._generation += 1
-            with self._buffer:
-                self._pending.clear()
-                self._pending_digests.clear()
-                self._lengths.clear()
+            self._buffer.forget(self._buffer.rows())
             try:
                 if cause is not None and os.path.exists(self._path) and os.stat(self._path).st_ino == self._inode:
                     self._discard(cause)
@@ -381,7 +372,7 @@ class Index:
                 self._connect()
         except sqlite3.Error as error:
             self._disconnect()
-            raise _refused(error, what) from error
+            raise _refused(error, what, self._path) from error
         except LocalError:
             self._disconnect()
             raise
@@ -393,25 +384,8 @@ class Index:
         self._reader = self._writer = None
 
 
-def _spell(chunks: list[tuple[Any, Any]], name: str) -> bool:
-    """Whether the chunks, as (size, digest), make the object: a damaged row never puts a file with holes in objects/."""
-    return all(isinstance(size, int) and size > 0 and isinstance(digest, bytes) for size, digest in chunks) and (
-        list_name(chunks) == name
-    )
-
-
 def _rows(found: Iterable[Sequence[Any]]) -> list[Row]:
-    return [row for row in map(_row, found) if row is not None]
-
-
-def _row(found: Sequence[Any]) -> Row | None:
-    """The row, unless damage changed what a value is."""
-    name, *numbers, digest, sums = found
-    if not (isinstance(name, str) and is_name(name) and isinstance(digest, bytes) and isinstance(sums, bytes)):
-        return None
-    if not all(isinstance(number, int) and number >= 0 for number in numbers):
-        return None
-    return Row(*found)
+    return [row for row in map(row_of, found) if row is not None]
 
 
 def _is_damage(error: sqlite3.Error) -> bool:
@@ -420,7 +394,12 @@ def _is_damage(error: sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in {*_PASSING, sqlite3.SQLITE_FULL}
 
 
-def _refused(error: sqlite3.Error, what: str) -> LocalError:
-    if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
+def _is_full(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+
+
+def _refused(error: sqlite3.Error, what: str, path: Path) -> LocalError:
+    # Where there is no room for its -shm file, sqlite calls that an I/O error.
+    if _is_full(error) or os.statvfs(path.parent).f_bavail < _ROOM:
         return StoreFull(f"{what}: {error}", hint="Make room, or name another directory with --store.")
     return StoreUnusable(f"{what}: {error}", hint="Name another directory with --store.")

@@ -34,6 +34,7 @@ _SCHEMA = (
 SELECT_ROW = "SELECT object, position, offset, size, digest, sums FROM chunk"
 SELECT_LIST = "SELECT size, digest FROM chunk WHERE object = ? ORDER BY position"
 SELECT_MANY = "SELECT object, position, size, digest FROM json_each(?) JOIN chunk ON object = json_each.value"
+COUNT = "SELECT count(*) FROM chunk WHERE object = ?"
 INSERT = "INSERT OR REPLACE INTO chunk (object, position, offset, size, digest, sums) VALUES (?, ?, ?, ?, ?, ?)"
 DELETE = "DELETE FROM chunk WHERE object = ? AND position = ?"
 

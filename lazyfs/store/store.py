@@ -25,8 +25,9 @@ from lazyfs.store.content import Content
 from lazyfs.store.directory import Directory, refusal
 from lazyfs.store.documents import Documents
 from lazyfs.store.files import Files, is_single
-from lazyfs.store.index import Index, Row
+from lazyfs.store.index import Index
 from lazyfs.store.readers import OpenFile, OpenFiles
+from lazyfs.store.rows import Row
 from lazyfs.store.schema import DELETE
 
 _log = logging.getLogger("lazyfs.store")
@@ -70,7 +71,7 @@ class Store:
         self._claiming = threading.Lock()
         self._released: set[bytes] = set()
         self._closed = False
-        self.index = Index(directory, completed=self.files.promote, settled=self._let_go)
+        self.index = Index(directory, completed=self.files.promote, given_up=self._give_up, settled=self._let_go)
         with suppress(LocalError):  # logged; a file that stays in partial/ is read from there
             for name in os.listdir(directory.partial):
                 self.index.complete(name)
@@ -165,6 +166,7 @@ class Store:
             else:
                 self.files.put_piece(name, content.size, content.offsets[index], data)
         except OSError as error:
+            self._remove_unnoted(name)
             raise refusal(error, f"chunk {index} of {name} cannot be kept") from error
         row = Row(name, index, content.offsets[index], size, digest, sums_of(data, digest))
         with self._counting:
@@ -229,6 +231,18 @@ class Store:
                 copied=self._copied,
                 copied_bytes=self._copied_bytes,
             )
+
+    def _give_up(self, row: Row) -> None:
+        """No room for the row: then its bytes only take room."""
+        if is_single(row.object):
+            self.files.discard(self.directory.objects + row.object)
+        else:
+            self._remove_unnoted(row.object)
+        self._open.forget(row.object)
+
+    def _remove_unnoted(self, name: str) -> None:
+        if not self.index.rows_of(name):
+            self.files.discard(self.directory.partial + name)
 
     def _let_go(self) -> None:
         """After each commit, or none: claims are not kept for what may never be seen."""
