@@ -1,0 +1,85 @@
+"""Rows of the index, and those that wait in memory for the next commit."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from lazyfs.store.content import is_name, list_name
+
+
+class Row(msgspec.Struct, frozen=True, gc=False):
+    """A chunk that is here."""
+
+    object: str
+    position: int
+    offset: int
+    size: int
+    digest: bytes
+    sums: bytes
+
+
+class Buffer:
+    """The rows that are not committed yet. Any thread may call it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._rows: dict[tuple[str, int], Row] = {}
+        self._by_digest: dict[bytes, Row] = {}
+        self._lengths: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, row: Row, chunks: int) -> None:
+        """Take a row of an object that has `chunks` chunks."""
+        with self._lock:
+            self._rows[row.object, row.position] = row
+            self._by_digest[row.digest] = row
+            self._lengths[row.object] = chunks
+
+    def get(self, name: str, position: int) -> Row | None:
+        """The row of one chunk."""
+        return self._rows.get((name, position))
+
+    def with_digest(self, digest: bytes) -> Row | None:
+        """A row of a chunk, wherever it lies."""
+        return self._by_digest.get(digest)
+
+    def rows(self) -> list[Row]:
+        """All rows, in the order in which they came."""
+        with self._lock:
+            return list(self._rows.values())
+
+    def length(self, name: str) -> int:
+        """How many chunks an object of one of the rows has."""
+        return self._lengths.get(name, 0)
+
+    def forget(self, rows: Iterable[Row]) -> None:
+        """Let go of these rows, but for those that others have taken the place of."""
+        with self._lock:
+            for row in rows:
+                if self._rows.get((row.object, row.position)) is row:
+                    del self._rows[row.object, row.position]
+                if self._by_digest.get(row.digest) is row:
+                    del self._by_digest[row.digest]
+            self._lengths = {name: self._lengths[name] for name, _ in self._rows}
+
+
+def row_of(found: Sequence[Any]) -> Row | None:
+    """The row, as sqlite gives it; None when damage has changed what a value is."""
+    name, *numbers, digest, sums = found
+    if not (isinstance(name, str) and is_name(name) and isinstance(digest, bytes) and isinstance(sums, bytes)):
+        return None
+    if not all(isinstance(number, int) and number >= 0 for number in numbers):
+        return None
+    return Row(*found)
+
+
+def spells(chunks: list[tuple[Any, Any]], name: str) -> bool:
+    """Whether the chunks, as (size, digest), make the object: a damaged row never puts a file with holes in objects/."""
+    sound = all(isinstance(size, int) and size > 0 and isinstance(digest, bytes) for size, digest in chunks)
+    return sound and list_name(chunks) == name
