@@ -1,0 +1,155 @@
+"""Writing one eStargz layer into an unnamed file.
+
+Threads compress batches of members; this one takes them up in order, so that the output does not depend on how
+many there are, and hashes what has to be hashed in order: the blob, the uncompressed tar (the diff ID), and files of several chunks.
+What is under way is bounded in bytes, so memory does not depend on the size of files or on the number of cores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import IO, Final, NamedTuple
+
+import msgspec
+
+from converter.members import Packed, Piece, batches, compress, cut
+from converter.plan import Planned
+from converter.spool import unnamed_file, write
+from lazyfs.format.digest import Digest, digest_of
+from lazyfs.format.entry import TOC_NAME, Chunk, Entry
+from lazyfs.format.footer import build_footer
+from lazyfs.format.member import compress_member
+from lazyfs.format.tar import ReadAt
+from lazyfs.format.tar_header import END_OF_TAR, header_bytes, padding
+from lazyfs.format.toc_json import encode_toc
+
+_UNDER_WAY: Final = 48 << 20
+
+
+class Style(NamedTuple):
+    """What a user may choose about a layer's bytes."""
+
+    chunk_size: int
+    level: int
+
+
+class Written(NamedTuple):
+    """A layer as it was written."""
+
+    file: IO[bytes]
+    """The blob, in an unnamed file that the caller closes."""
+    digest: Digest
+    size: int
+    diff_id: Digest
+    toc_digest: Digest
+    tar_size: int
+    entries: int
+    chunks: int
+
+
+def write_layer(
+    plan: Sequence[Planned], read_at: ReadAt, style: Style, threads: ThreadPoolExecutor, workers: int, progress: Callable[[int], None]
+) -> Written:
+    """Write the layer that `plan` describes, its bytes read with `read_at`.
+
+    `progress` gets the count of tar bytes of each step; what it raises ends the writing. Runs in a thread of its own,
+    not one of `threads`, of which it keeps `workers` busy. Raises LocalError.
+    """
+    file = unnamed_file()
+    try:
+        writing = _Writing(file, plan, style, progress)
+        under_way: deque[tuple[int, Future[Packed]]] = deque()
+        weight = 0
+        try:
+            for batch in batches(cut(plan, style.chunk_size)):
+                weighs = sum(piece.size + len(piece.tail) for piece in batch)
+                while under_way and (len(under_way) > 2 * workers or weight + weighs > _UNDER_WAY):
+                    done, packed = under_way.popleft()
+                    writing.take(packed.result())
+                    weight -= done
+                under_way.append((weighs, threads.submit(compress, batch, plan, read_at, style.level)))
+                weight += weighs
+            while under_way:
+                writing.take(under_way.popleft()[1].result())
+        finally:
+            for _, packed in under_way:
+                packed.cancel()
+            wait(packed for _, packed in under_way)
+        return writing.finish()
+    except BaseException:
+        file.close()
+        raise
+
+
+class _Writing:
+    """The parts of a layer that have to be done in order."""
+
+    def __init__(self, file: IO[bytes], plan: Sequence[Planned], style: Style, progress: Callable[[int], None]) -> None:
+        self._file = file
+        self._plan = plan
+        self._style = style
+        self._progress = progress
+        self._blob_hash = hashlib.sha256()
+        self._tar_hash = hashlib.sha256()
+        self._blob_size = 0
+        self._tar_size = 0
+        self._chunks: dict[int, list[Chunk]] = {}
+        self._large: tuple[int, hashlib._Hash] | None = None
+        self._digests: dict[bytes, bytes] = {}
+
+    def take(self, packed: Packed) -> None:
+        offset = self._blob_size
+        at = 0
+        for piece, size, digest in zip(packed.pieces, packed.sizes, packed.digests, strict=True):
+            if piece.size:
+                chunk = Chunk(piece.file_offset, piece.size, digest, offset, 0, offset + size)
+                self._chunks.setdefault(piece.entry, []).append(chunk)
+                self._digest_large(piece, memoryview(packed.tar)[at : at + piece.size])
+            offset += size
+            at += piece.size + len(piece.tail)
+        self._append(packed.tar, packed.blob)
+        self._progress(len(packed.tar))
+
+    def finish(self) -> Written:
+        """Write the TOC and the footer."""
+        entries = [
+            msgspec.structs.replace(planned.entry, chunks=tuple(self._chunks[number])) if number in self._chunks else planned.entry
+            for number, planned in enumerate(self._plan)
+        ]
+        toc = encode_toc(entries, self._digests)
+        header = header_bytes(Entry(TOC_NAME, "reg", 0, size=len(toc)))
+        tar = b"".join((header, toc, bytes(padding(len(toc))), END_OF_TAR))
+        footer = build_footer(self._blob_size)
+        self._append(tar, compress_member(tar, self._style.level))
+        self._append(b"", footer)
+        return Written(
+            self._file,
+            Digest("sha256:" + self._blob_hash.hexdigest()),
+            self._blob_size,
+            Digest("sha256:" + self._tar_hash.hexdigest()),
+            digest_of(toc),
+            self._tar_size,
+            len(entries),
+            sum(len(chunks) for chunks in self._chunks.values()),
+        )
+
+    def _digest_large(self, piece: Piece, content: memoryview) -> None:
+        """The digest of a whole file is its chunk's, unless it has several: those come one after the other."""
+        entry = self._plan[piece.entry].entry
+        if entry.size <= self._style.chunk_size:
+            return
+        if self._large is None or self._large[0] != piece.entry:
+            self._large = (piece.entry, hashlib.sha256())
+        self._large[1].update(content)
+        if piece.file_offset + piece.size == entry.size:
+            self._digests[entry.name] = self._large[1].digest()
+
+    def _append(self, tar: bytes, blob: bytes) -> None:
+        self._tar_hash.update(tar)
+        self._blob_hash.update(blob)
+        write(self._file, blob)
+        self._tar_size += len(tar)
+        self._blob_size += len(blob)

@@ -1,0 +1,171 @@
+"""What a layer's tar leaves behind when it is unpacked onto the layers below: each name once, in its real place.
+
+A tar is a list of instructions, carried out in order; a TOC is a description. Between the two lie: repeated names (the last wins, and
+a hard link made in between keeps the first one's content), names that lead through symbolic links, directories
+that are implied and described elsewhere, the format's own entries of an earlier conversion, and whiteouts, which are
+taken as carried out before everything else, because that is where they will be written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from converter.tree import Node, Tree
+from lazyfs.errors import InvalidTar
+from lazyfs.format.entry import OPAQUE_MARKER, OWN_NAMES, WHITEOUT_PREFIX, Entry, base_of, parent_of
+from lazyfs.format.sparse import Extent
+from lazyfs.format.tar import TarMember
+from lazyfs.format.toc import show
+
+
+class Inode:
+    """A directory, a file or whatever else, under one name or several."""
+
+    __slots__ = ("entry", "extents", "name")
+
+    def __init__(self, entry: Entry, extents: tuple[Extent, ...]) -> None:
+        self.entry = entry
+        self.extents = extents
+        self.name = entry.name
+        """The name under which it is written; its other names become hard links to that one."""
+
+
+class LayerIndex(msgspec.Struct, frozen=True):
+    """A layer's names, in the order of its tar; directories that it only implies stand before what implies them."""
+
+    inodes: dict[bytes, Inode]
+    markers: dict[bytes, tuple[Entry, ...]]
+    """By directory: its whiteouts, the opaque marker first."""
+
+
+def index_layer(tree: Tree, members: Sequence[TarMember], layer: int, what: str) -> LayerIndex:
+    """Index a layer and put it on `tree`, which held the layers below it.
+
+    `layer` is its number, `what` names it in errors. Raises InvalidTar for what no runtime would unpack alike.
+    """
+    return _Placing(tree, layer, what).place_all(members)
+
+
+class _Placing:
+    def __init__(self, tree: Tree, layer: int, what: str) -> None:
+        self._tree = tree
+        self._layer = layer
+        self._what = what
+        self._inodes: dict[bytes, Inode] = {}
+        self._directories: dict[bytes, tuple[bytes, Node]] = {}
+        """Of each directory as the tar spells it: its real name and its node. Emptied when that may have changed."""
+
+    def place_all(self, members: Sequence[TarMember]) -> LayerIndex:
+        whiteouts = {member.entry.name: member.entry for member in members if base_of(member.entry.name).startswith(WHITEOUT_PREFIX)}
+        for name in whiteouts:
+            self._white_out(name)
+        for member in members:
+            if member.entry.name not in whiteouts:
+                self._place(member)
+        markers = self._markers(whiteouts.values())
+        for name, inode in reversed(self._inodes.items()):
+            inode.name = name  # the first name of each remains
+        return LayerIndex(self._inodes, markers)
+
+    def _white_out(self, name: bytes) -> None:
+        directory = self._tree.follow(parent_of(name), self._what).node
+        if directory is None or directory.children is None:
+            return
+        base = base_of(name)
+        if base == OPAQUE_MARKER:
+            directory.children.clear()
+        else:
+            directory.children.pop(base[len(WHITEOUT_PREFIX) :], None)
+
+    def _place(self, member: TarMember) -> None:
+        entry = member.entry
+        if not entry.name:
+            self._inodes[b""] = Inode(entry, ())
+            self._tree.root.entry = entry
+            self._tree.root.layer = self._layer
+            return
+        real_parent, directory = self._directory(parent_of(entry.name))
+        base = base_of(entry.name)
+        name = real_parent + b"/" + base if real_parent else base
+        if name in OWN_NAMES:
+            return
+        if entry.name != name:
+            entry = msgspec.structs.replace(entry, name=name)
+        if entry.type == "hardlink":
+            inode = self._link_target(entry)
+            entry = msgspec.structs.replace(inode.entry, name=name)
+        else:
+            inode = Inode(entry, member.extents)
+        children = directory.children
+        assert children is not None
+        there = children.get(base)
+        if there is not None and there.children is not None and entry.type == "dir":
+            there.entry = entry
+            there.layer = self._layer
+            self._inodes.pop(name, None)
+        else:
+            if there is not None:
+                self._forget(name, there)
+            children[base] = Node(entry, self._layer)
+        self._inodes[name] = inode
+
+    def _directory(self, path: bytes) -> tuple[bytes, Node]:
+        """The directory that `path` leads to, made or described here as far as this layer does not name it."""
+        known = self._directories.get(path)
+        if known is None:
+            way = self._tree.make(path, self._layer, self._what)
+            assert way.node is not None
+            known = self._directories[path] = (way.name, way.node)
+            self._describe(way.name)
+        return known
+
+    def _describe(self, directory: bytes) -> None:
+        missing = []
+        while directory and directory not in self._inodes:
+            missing.append(directory)
+            directory = parent_of(directory)
+        for name in reversed(missing):
+            node = self._tree.follow(name, self._what).node
+            assert node is not None
+            self._inodes[name] = Inode(msgspec.structs.replace(node.entry, name=name), ())
+
+    def _link_target(self, entry: Entry) -> Inode:
+        parent = self._tree.follow(parent_of(entry.link), self._what).name
+        base = base_of(entry.link)
+        name = parent + b"/" + base if parent else base
+        target = self._inodes.get(name)
+        if target is None or target.entry.type == "dir" or name == entry.name:
+            raise InvalidTar(
+                f"{self._what}: {show(entry.name)} is a hard link to {show(entry.link)}, which is no earlier file of its layer"
+            )
+        return target
+
+    def _forget(self, name: bytes, node: Node) -> None:
+        """Drop `name`, and what is below it, out of this layer: something else takes the place."""
+        pending = [(name, node)]
+        while pending:
+            path, here = pending.pop()
+            self._inodes.pop(path, None)
+            for base, child in (here.children or {}).items():
+                pending.append((path + b"/" + base, child))
+        if node.children is not None or node.entry.type == "symlink":
+            self._directories.clear()
+
+    def _markers(self, whiteouts: Iterable[Entry]) -> dict[bytes, tuple[Entry, ...]]:
+        """The whiteouts by their real directories. One in a directory that is nowhere hides nothing, and is dropped."""
+        found: dict[bytes, dict[bytes, Entry]] = {}
+        for entry in whiteouts:
+            way = self._tree.follow(parent_of(entry.name), self._what)
+            if way.node is None or way.node.children is None:
+                continue
+            self._describe(way.name)
+            base = base_of(entry.name)
+            name = way.name + b"/" + base if way.name else base
+            marker = Entry(name, "reg", entry.mode, entry.uid, entry.gid, entry.mtime_ns)
+            found.setdefault(way.name, {})[base] = marker
+        return {
+            directory: tuple(sorted(entries.values(), key=lambda entry: base_of(entry.name) != OPAQUE_MARKER))
+            for directory, entries in found.items()
+        }

@@ -1,0 +1,121 @@
+"""Cutting a planned layer into gzip members.
+
+A member begins where a reader wants to begin: at each file's bytes, and at each chunk of a large file. A file's header therefore lies
+at the end of the member before, behind that member's own bytes and padding, with the headers of all that has no bytes
+(directories, links, empty files). A run of such headers beyond 1 MiB begins a member of its own, so that nobody has to hold
+more than that.
+
+Small files are many, so they travel to the compressing threads in batches: what a thread takes up at once costs one
+hand-over, and the work in it (read, sha256, deflate) runs outside the interpreter's lock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, NamedTuple
+
+from converter.plan import Planned
+from lazyfs.format.member import compress_member
+from lazyfs.format.tar import ReadAt
+from lazyfs.format.tar_header import header_bytes, padding
+
+BATCH: Final = 1 << 20
+_BATCH_COUNT: Final = 256
+_MAX_TAIL: Final = 1 << 20
+
+
+class Piece(NamedTuple):
+    """One member to be: `size` bytes at `file_offset` of entry number `entry`, and the padding and headers behind them."""
+
+    entry: int
+    file_offset: int
+    size: int
+    tail: bytes
+
+
+class Packed(NamedTuple):
+    """A batch of pieces, compressed."""
+
+    pieces: Sequence[Piece]
+    tar: bytes
+    blob: bytes
+    sizes: Sequence[int]
+    """Of each member in `blob`."""
+    digests: Sequence[bytes]
+    """sha256 of each piece's file bytes, raw."""
+
+
+def cut(plan: Sequence[Planned], chunk_size: int) -> Iterator[Piece]:
+    """The members of a layer, in order, without the TOC's."""
+    entry = file_offset = size = 0
+    tail = bytearray()
+    for number, planned in enumerate(plan):
+        tail += header_bytes(planned.entry)
+        whole = planned.entry.size
+        if whole or len(tail) > _MAX_TAIL:
+            yield Piece(entry, file_offset, size, bytes(tail))
+            tail.clear()
+            size = 0
+        if not whole:
+            continue
+        entry = number
+        last = (whole - 1) // chunk_size * chunk_size
+        for file_offset in range(0, last, chunk_size):
+            yield Piece(entry, file_offset, chunk_size, b"")
+        file_offset, size = last, whole - last
+        tail += bytes(padding(whole))
+    if tail or size:
+        yield Piece(entry, file_offset, size, bytes(tail))
+
+
+def batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """Consecutive pieces that one thread takes at once: up to 1 MiB, or one larger one."""
+    batch: list[Piece] = []
+    weight = 0
+    for piece in pieces:
+        more = piece.size + len(piece.tail)
+        if batch and (weight + more > BATCH or len(batch) == _BATCH_COUNT):
+            yield batch
+            batch = []
+            weight = 0
+        batch.append(piece)
+        weight += more
+    if batch:
+        yield batch
+
+
+def compress(pieces: Sequence[Piece], plan: Sequence[Planned], read_at: ReadAt, level: int) -> Packed:
+    """Read, hash and compress `pieces`. Runs in a thread."""
+    tar = []
+    blob = []
+    digests = []
+    for piece in pieces:
+        content = read_content(plan[piece.entry], piece.file_offset, piece.size, read_at) if piece.size else b""
+        digests.append(hashlib.sha256(content).digest())
+        data = content + piece.tail
+        tar.append(data)
+        blob.append(compress_member(data, level))
+    return Packed(pieces, b"".join(tar), b"".join(blob), [len(member) for member in blob], digests)
+
+
+def read_content(planned: Planned, file_offset: int, size: int, read_at: ReadAt) -> bytes:
+    """`size` bytes at `file_offset` of a file, with zeros where it has holes."""
+    if planned.content:
+        return planned.content[file_offset : file_offset + size]
+    extents = planned.extents
+    if len(extents) == 1 and extents[0].size == planned.entry.size:
+        return read_at(extents[0].tar_offset + file_offset, size)
+    content = bytearray(size)
+    end = file_offset + size
+    first = max(bisect_right(extents, file_offset, key=lambda extent: extent.file_offset) - 1, 0)
+    for extent in extents[first:]:
+        if extent.file_offset >= end:
+            break
+        begin = max(extent.file_offset, file_offset)
+        until = min(extent.file_offset + extent.size, end)
+        if begin < until:
+            at = extent.tar_offset + begin - extent.file_offset
+            content[begin - file_offset : until - file_offset] = read_at(at, until - begin)
+    return bytes(content)

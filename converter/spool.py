@@ -1,0 +1,188 @@
+"""A layer's tar on disk while it is converted: downloaded, decompressed and verified in one pass.
+
+The file has no name from the start, so that nothing is left behind whatever ends the process. Reading the tar by offset is
+what makes the rest simple: entries are indexed first, then ordered, then read in the new order.
+
+Decompression is bounded: a layer that grows beyond 1032 times its blob (deflate's own limit) and 1 GiB is refused, and
+no step inflates more than a few MiB at once, so memory does not depend on what the blob claims.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from types import TracebackType
+from typing import IO, Final, Self
+
+import zstandard
+from isal import isal_zlib
+
+from lazyfs.errors import DigestMismatch, InvalidInput, LocalError
+from lazyfs.format.digest import Digest
+from lazyfs.format.manifest import Descriptor, LayerKind
+
+_PULL: Final = 1 << 20
+_FEED: Final = 64 << 10
+"""Given to the inflater at once. Behind each gzip member it hands the rest back as a copy, and an eStargz layer has
+thousands of members."""
+_INFLATE: Final = 4 << 20
+_MAX_RATIO: Final = 1032
+_MIN_LIMIT: Final = 1 << 30
+
+Pull = Callable[[int], bytes | bytearray | memoryview]
+"""The next `count` bytes of the blob, exactly."""
+
+
+class Spool:
+    """An uncompressed layer in an unnamed file. A context manager: leaving it gives the disk space back."""
+
+    def __init__(self, keep_blob: bool) -> None:
+        with ExitStack() as stack:
+            self._file = stack.enter_context(unnamed_file())
+            self.blob: IO[bytes] | None = stack.enter_context(unnamed_file()) if keep_blob else None
+            self._stack = stack.pop_all()
+        self.size = 0
+        self.members: dict[int, int] = {}
+        """Where `blob` is kept: the blob offset of each gzip member, and the tar offset of what it inflates to."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def append(self, data: bytes) -> None:
+        write(self._file, data)
+        self.size += len(data)
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """The `size` bytes of the tar at `offset`; fewer only at its end."""
+        return os.pread(self._file.fileno(), size, offset)
+
+
+def unnamed_file() -> IO[bytes]:
+    """A file in TMPDIR that has no name and no buffer."""
+    try:
+        return tempfile.TemporaryFile(prefix="lazyfs-", buffering=0)
+    except OSError as error:
+        raise _no_room(error) from error
+
+
+def write(file: IO[bytes], data: bytes | memoryview) -> None:
+    """All of `data`. Raises LocalError where the disk does not take it."""
+    rest = memoryview(data)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError as error:
+        raise _no_room(error) from error
+
+
+def unpack(spool: Spool, pull: Pull, layer: Descriptor, kind: LayerKind, diff_id: Digest, progress: Callable[[int], None]) -> None:
+    """Fill `spool` with the tar in the blob that `pull` brings, and verify both the blob's digest and the tar's.
+
+    `progress` gets the count of blob bytes of each step. Runs in a thread. Raises what `pull` raises, InvalidInput,
+    DigestMismatch, LocalError.
+    """
+    what = f"layer {layer.digest}"
+    blob = _Blob(pull, layer.size, spool.blob, progress)
+    tar_hash = hashlib.sha256()
+    limit = max(_MAX_RATIO * layer.size, _MIN_LIMIT)
+    try:
+        for data in _decompressed(blob, kind, spool):
+            tar_hash.update(data)
+            spool.append(data)
+            if spool.size > limit:
+                raise InvalidInput(f"{what} of {layer.size} bytes unpacks to more than {limit}: a decompression bomb")
+    except (isal_zlib.error, zstandard.ZstdError, EOFError) as error:
+        blob.drain()
+        blob.check(layer.digest, what)
+        raise InvalidInput(f"{what} is no {kind}: {error}", hint="Its media type is wrong, or it was pushed broken") from None
+    blob.drain()
+    blob.check(layer.digest, what)
+    if tar_hash.hexdigest() != diff_id[7:]:
+        raise DigestMismatch(f"{what} unpacks to sha256:{tar_hash.hexdigest()}, and the config's diff ID is {diff_id}")
+
+
+class _Blob:
+    """The compressed bytes as a file to read from: hashed, counted, and kept where they may be needed again."""
+
+    def __init__(self, pull: Pull, size: int, copy: IO[bytes] | None, progress: Callable[[int], None]) -> None:
+        self._pull = pull
+        self._rest = size
+        self._copy = copy
+        self._progress = progress
+        self._hash = hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        wanted = min(self._rest, _PULL)
+        if not wanted:
+            return b""
+        data = bytes(self._pull(wanted if size < 0 else min(size, wanted)))
+        self._rest -= len(data)
+        self._hash.update(data)
+        if self._copy is not None:
+            write(self._copy, data)
+        self._progress(len(data))
+        return data
+
+    def drain(self) -> None:
+        while self.read():
+            pass
+
+    def check(self, digest: Digest, what: str) -> None:
+        if self._hash.hexdigest() != digest[7:]:
+            raise DigestMismatch(f"{what} hashes to sha256:{self._hash.hexdigest()}")
+
+
+def _decompressed(blob: _Blob, kind: LayerKind, spool: Spool) -> Iterator[bytes]:
+    if kind == "gzip":
+        yield from _gunzip(blob, spool)
+        return
+    source = zstandard.ZstdDecompressor().stream_reader(blob, read_size=_PULL, read_across_frames=True) if kind == "zstd" else blob
+    while data := source.read(_PULL):
+        yield data
+
+
+def _gunzip(blob: _Blob, spool: Spool) -> Iterator[bytes]:
+    """What the gzip members in `blob` inflate to, one after the other."""
+    remember = spool.blob is not None
+    consumed = 0
+    inflated = 0
+    stream = isal_zlib.decompressobj(31)
+    fresh = True
+    while pulled := blob.read():
+        view = memoryview(pulled)
+        for start in range(0, len(view), _FEED):
+            data: bytes | memoryview = view[start : start + _FEED]
+            while data:
+                if fresh and remember:
+                    spool.members[consumed] = inflated
+                fresh = False
+                out = stream.decompress(data, _INFLATE)
+                left = stream.unused_data if stream.eof else stream.unconsumed_tail
+                consumed += len(data) - len(left)
+                inflated += len(out)
+                data = left
+                if out:
+                    yield out
+                if stream.eof:
+                    stream = isal_zlib.decompressobj(31)
+                    fresh = True
+    if not consumed:
+        raise EOFError("it is empty")
+    while not fresh and not stream.eof:  # what the inflater has read already, and held back for its bound
+        out = stream.decompress(b"", _INFLATE)
+        if not out and not stream.eof:
+            raise EOFError("it ends inside a gzip member")
+        yield out
+
+
+def _no_room(error: OSError) -> LocalError:
+    return LocalError(f"temporary files in {tempfile.gettempdir()}: {error.strerror}", hint="Point TMPDIR to a folder with more room")
