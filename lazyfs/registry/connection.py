@@ -1,0 +1,154 @@
+"""One keep-alive connection for byte ranges: plain TCP read straight into the reader's buffer, or TLS.
+
+httpx spends 1.9 ms of CPU on a request and copies every byte several times; a start-up is hundreds of requests. This
+does one thing: a GET, its head, its body by Content-Length.
+"""
+
+from __future__ import annotations
+
+import select
+import ssl
+from collections.abc import Callable
+
+import trio
+
+from lazyfs.errors import BadAnswer, SourceError, Unreachable
+from lazyfs.registry.head import END, MAX_HEAD, Head, parse_head
+from lazyfs.registry.proxy import Proxy
+from lazyfs.registry.url import Url
+
+_CONNECT_TIMEOUT = 10.0
+_READ_SIZE = 16 << 10
+
+
+class Connection:
+    """Owned by one reader at a time; between two readers it lies in the pool."""
+
+    def __init__(
+        self, stream: trio.SocketStream | trio.SSLStream[trio.abc.Stream], socket: trio.socket.SocketType, name: str
+    ) -> None:
+        self._stream = stream
+        self._socket = socket
+        self._name = name
+        self._spare = b""
+        self._poll = select.poll()
+        self._poll.register(socket.fileno(), select.POLLIN)
+        self.used = False
+        """A request was answered on it before."""
+        self.forward_proxy: Proxy | None = None
+        """Who must be asked for the whole URL instead of the path: a proxy, for plain http."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing has arrived since the last body: neither the end of the connection nor bytes nobody asked for."""
+        return not self._spare and not self._poll.poll(0)
+
+    async def exchange(self, request: bytes) -> Head:
+        """Send `request`, return the head of the answer; the body follows through `receive_into`.
+
+        Raises Unreachable, BadAnswer. Cancelled or failed: only `close` may follow.
+        """
+        try:
+            await self._stream.send_all(request)
+            while True:
+                head = await self._receive_head()
+                if head.status >= 200:
+                    self.used = True
+                    return head
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise self._broken(error) from error
+
+    async def receive_into(self, view: memoryview) -> int:
+        """Wait for bytes of the body, at most as many as `view` holds; how many there were, 0 at the end."""
+        if self._spare:
+            count = min(len(view), len(self._spare))
+            view[:count] = self._spare[:count]
+            self._spare = self._spare[count:]
+            return count
+        try:
+            if isinstance(self._stream, trio.SocketStream):
+                return await self._socket.recv_into(view)
+            data = await self._stream.receive_some(len(view))
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise self._broken(error) from error
+        view[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        """Without a farewell: a TLS peer learns nothing from it that TCP does not tell."""
+        self._socket.close()
+
+    async def _receive_head(self) -> Head:
+        data = bytearray(self._spare)
+        searched = 0
+        while (end := data.find(END, searched)) < 0:
+            searched = max(0, len(data) - len(END))
+            if len(data) > MAX_HEAD:
+                raise BadAnswer(f"{self._name} sends headers of over {MAX_HEAD} bytes")
+            more = await self._stream.receive_some(_READ_SIZE)
+            if not more:
+                raise Unreachable(f"{self._name} closed the connection before it answered")
+            data += more
+        self._spare = bytes(data[end + len(END) :])
+        return parse_head(bytes(data[:end]))
+
+    def _broken(self, error: BaseException) -> SourceError:
+        return Unreachable(f"the connection to {self._name} broke off: {error.__cause__ or error}")
+
+
+async def connect(url: Url, proxy: Proxy | None, tls: Callable[[], ssl.SSLContext]) -> Connection:
+    """A new connection to `url`'s host, through `proxy` if any.
+
+    Raises Unreachable, and BadAnswer for what will not pass: a certificate that does not verify, a proxy that refuses.
+    Cancelled: nothing stays open.
+    """
+    near = proxy.url if proxy else url
+    name = f"{url.authority} (through the proxy {near.authority})" if proxy else url.authority
+    try:
+        with trio.fail_after(_CONNECT_TIMEOUT):
+            tcp = await trio.open_tcp_stream(near.host, near.port)
+    except trio.TooSlowError:
+        raise Unreachable(f"no connection to {name} within {_CONNECT_TIMEOUT:g} s") from None
+    except OSError as error:
+        raise Unreachable(f"cannot connect to {name}: {error}") from error
+    try:
+        with trio.fail_after(_CONNECT_TIMEOUT):
+            stream: trio.SocketStream | trio.SSLStream[trio.abc.Stream] = tcp
+            if proxy and near.scheme == "https":
+                stream = await _handshake(stream, near.host, tls())
+            if proxy and url.scheme == "https":
+                await _tunnel(Connection(stream, tcp.socket, name), url, proxy)
+            if url.scheme == "https":
+                stream = await _handshake(stream, url.host, tls())
+            connection = Connection(stream, tcp.socket, name)
+            connection.forward_proxy = proxy if url.scheme == "http" else None
+            return connection
+    except trio.TooSlowError:
+        tcp.socket.close()
+        raise Unreachable(f"{name} took over {_CONNECT_TIMEOUT:g} s to agree on a connection") from None
+    except BaseException:
+        tcp.socket.close()
+        raise
+
+
+async def _handshake(stream: trio.abc.Stream, host: str, context: ssl.SSLContext) -> trio.SSLStream[trio.abc.Stream]:
+    secured = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
+    try:
+        await secured.do_handshake()
+    except (OSError, trio.BrokenResourceError) as error:
+        if isinstance(error.__cause__, ssl.SSLCertVerificationError):
+            raise BadAnswer(
+                f"the certificate of {host} does not verify: {error.__cause__.verify_message}",
+                hint="If the registry has a CA of its own, add it to the system's or name it in SSL_CERT_FILE",
+            ) from error
+        raise Unreachable(f"no TLS connection to {host}: {error.__cause__ or error}") from error
+    return secured
+
+
+async def _tunnel(connection: Connection, url: Url, proxy: Proxy) -> None:
+    request = f"CONNECT {url.address} HTTP/1.1\r\nHost: {url.address}\r\n"
+    if proxy.authorization:
+        request += f"Proxy-Authorization: {proxy.authorization}\r\n"
+    head = await connection.exchange(request.encode("ascii") + b"\r\n")
+    if head.status != 200 or not connection.idle:
+        raise BadAnswer(f"the proxy {proxy.url.authority} refuses a connection to {url.address}: it answers {head.status}")

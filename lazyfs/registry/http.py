@@ -1,0 +1,133 @@
+"""httpx for all that is not blob bytes: one request, one whole answer of bounded size.
+
+httpx 0.28 under trio leaks a connection of its pool for each request that is cancelled in flight, until no request gets
+one. So a client in which that happened is retired: later requests get a new one, and it is closed when its last request
+has ended.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from typing import NamedTuple
+
+import httpx
+import trio
+
+from lazyfs.errors import BadAnswer, Unreachable
+from lazyfs.registry.proxy import Proxies, Proxy
+from lazyfs.registry.tls import system_context
+from lazyfs.registry.url import Url
+
+# Each bounds one step on the wire, not the request: that is the caller's deadline.
+_TIMEOUT = httpx.Timeout(20.0, connect=10.0, pool=None)
+
+
+class Answer(NamedTuple):
+    """A whole response."""
+
+    url: Url
+    status: int
+    headers: Mapping[str, str]
+    """Case does not matter."""
+    body: bytes
+
+
+class Http:
+    """A pool of connections, and what makes it survive cancellation."""
+
+    def __init__(self, proxies: Proxies) -> None:
+        self._proxies = proxies
+        self._clients = _Clients()
+
+    async def exchange(
+        self,
+        method: str,
+        url: Url,
+        headers: Mapping[str, str],
+        limit: int,
+        content: bytes | AsyncIterator[bytes] = b"",
+    ) -> Answer:
+        """Send one request; follow nothing, retry nothing.
+
+        Raises Unreachable; BadAnswer for a body of over `limit` bytes. Cancelled: the answer is lost, the server may have
+        acted on the request.
+        """
+        clients = self._clients
+        clients.users += 1
+        try:
+            client = clients.get(url.scheme, self._proxies.for_url(url))
+            async with client.stream(method, str(url), headers=headers, content=content) as response:
+                if response.headers.get("content-encoding", "identity") != "identity":
+                    raise BadAnswer(f"{url.authority} answers in an encoding that was not asked for")
+                body = bytearray()
+                async for piece in response.aiter_raw():
+                    body += piece
+                    if len(body) > limit:
+                        raise BadAnswer(f"{url.authority} sends over {limit} bytes where no more are allowed")
+                return Answer(url, response.status_code, response.headers, bytes(body))
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise _error(url, error) from error
+        except trio.Cancelled:
+            clients.retired = True
+            if self._clients is clients:
+                self._clients = _Clients()
+            raise
+        finally:
+            clients.users -= 1
+            if clients.retired and not clients.users:
+                await clients.aclose()
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._clients.aclose()
+
+
+class _Clients:
+    """httpx's clients, one for each way out: directly or through a proxy, with TLS or without."""
+
+    def __init__(self) -> None:
+        self.users = 0
+        self.retired = False
+        self._found: dict[tuple[str, Proxy | None], httpx.AsyncClient] = {}
+
+    def get(self, scheme: str, proxy: Proxy | None) -> httpx.AsyncClient:
+        client = self._found.get((scheme, proxy))
+        if client is None:
+            secure = scheme == "https" or (proxy is not None and proxy.url.scheme == "https")
+            # A client for plain http gets a context that trusts nobody, which spares it reading the system's CAs.
+            context = system_context() if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            client = self._found[scheme, proxy] = httpx.AsyncClient(
+                verify=context,
+                trust_env=False,
+                timeout=_TIMEOUT,
+                headers={"User-Agent": "lazyfs", "Accept-Encoding": "identity"},
+                proxy=None if proxy is None else _proxy(proxy, context),
+            )
+        return client
+
+    async def aclose(self) -> None:
+        with trio.move_on_after(1, shield=True):
+            for client in self._found.values():
+                await client.aclose()
+
+
+def _proxy(proxy: Proxy, context: ssl.SSLContext) -> httpx.Proxy:
+    auth = (proxy.user, proxy.password) if proxy.user else None
+    return httpx.Proxy(str(proxy.url), auth=auth, ssl_context=context if proxy.url.scheme == "https" else None)
+
+
+def _error(url: Url, error: Exception) -> Unreachable | BadAnswer:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return BadAnswer(
+                f"the certificate of {url.host} does not verify: {cause.verify_message}",
+                hint="If the registry has a CA of its own, add it to the system's or name it in SSL_CERT_FILE",
+            )
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, httpx.RemoteProtocolError | httpx.InvalidURL) and "disconnected" not in str(error):
+        return BadAnswer(f"{url.authority} breaks HTTP: {error}")
+    if isinstance(error, httpx.ProxyError):
+        return BadAnswer(f"the proxy refuses a connection to {url.authority}: {error}")
+    return Unreachable(f"cannot reach {url.authority}: {str(error) or type(error).__name__}")

@@ -1,0 +1,224 @@
+"""Byte ranges of blobs: redirects and authorisation around one Connection, and every answer checked to be what was asked.
+
+A registry in front of a cloud store answers with a redirect to a signed URL. That URL is kept for the blob: asking for it
+again for each range would double the requests. It expires; then the store refuses, and the registry is asked again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Final, NamedTuple
+
+import trio
+
+from lazyfs.errors import BadAnswer, RangeIgnored, Unreachable
+from lazyfs.format.digest import Digest
+from lazyfs.registry.connection import Connection
+from lazyfs.registry.head import Head
+from lazyfs.registry.retry import Later, may_pass, patiently, retry_after
+from lazyfs.registry.session import REDIRECTS, Session, redirected, refusal
+from lazyfs.registry.tokens import Scope
+from lazyfs.registry.url import Url
+
+STALL: Final = 20.0
+"""Seconds without a byte after which a sender is given up."""
+MAX_SKIP: Final = 1 << 20
+"""Bytes of a whole blob that are read and dropped to get to a range that the server did not grant."""
+_MAX_SIGNED: Final = 4096
+_SMALL_BODY: Final = 16 << 10
+"""A refusal's body up to here is read to keep the connection; a longer one costs it."""
+
+
+class _Asked(NamedTuple):
+    what: str
+    url: Url
+    scope: Scope
+    digest: Digest
+    size: int
+    start: int
+    end: int
+
+
+class Body:
+    """The bytes of one answer, in order."""
+
+    def __init__(self, what: str, connection: Connection, length: int, *, keep_alive: bool) -> None:
+        self._what = what
+        self._connection = connection
+        self._left = length
+        self._keep_alive = keep_alive
+
+    @property
+    def reusable(self) -> bool:
+        """Whether the connection is at the end of this body, and the server will take another request on it."""
+        return self._keep_alive and self._left == 0
+
+    async def receive_exactly(self, count: int) -> bytearray:
+        """See RangeStream."""
+        if count > self._left:
+            raise BadAnswer(f"{self._what}: the range ends {count - self._left} bytes before what is wanted from it")
+        buffer = bytearray(count)
+        view = memoryview(buffer)
+        done = 0
+        try:
+            with trio.fail_after(STALL) as scope:
+                while done < count:
+                    got = await self._connection.receive_into(view[done:])
+                    if not got:
+                        raise Unreachable(f"{self._what}: the sender broke off with {self._left - done} bytes to come")
+                    done += got
+                    scope.deadline = trio.current_time() + STALL
+        except trio.TooSlowError:
+            raise Unreachable(f"{self._what}: nothing came for {STALL:g} s") from None
+        self._left -= count
+        return buffer
+
+    async def skip(self, count: int) -> None:
+        """Drop the next `count` bytes."""
+        while count:
+            count -= len(await self.receive_exactly(min(count, 256 << 10)))
+
+
+class Ranges:
+    """The ranges of one repository's blobs."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._signed: dict[Digest, Url] = {}
+
+    @asynccontextmanager
+    async def open(
+        self, what: str, path: str, scope: Scope, digest: Digest, size: int, start: int, end: int
+    ) -> AsyncIterator[Body]:
+        """Bytes `[start, end)` of the blob at `path`; see ImageSource.open_range. `what` names the blob in errors."""
+        asked = _Asked(what, self._session.url(path), scope, digest, size, start, end)
+        url, connection, body = await patiently(what, partial(self._try, asked))
+        try:
+            yield body
+        finally:
+            self._session.pool.release(url, connection, reusable=body.reusable)
+
+    async def _try(self, asked: _Asked) -> tuple[Url, Connection, Body] | Later:
+        own = asked.url.origin
+        url = self._signed.get(asked.digest, asked.url)
+        remembered = url is not asked.url
+        renewed = False
+        visited = {url}
+        while True:
+            authorization = self._session.tokens.header(asked.scope) if url.origin == own else ""
+            try:
+                connection, head = await self._exchange(url, asked, authorization)
+            except Unreachable:
+                if remembered:  # the registry may know a store that can be reached
+                    self._forget(asked.digest, url)
+                raise
+            try:
+                if head.status in {200, 206}:
+                    body = await _body(asked, url, connection, head)
+                    if url is not asked.url:
+                        self._remember(asked.digest, url)
+                    return url, connection, body
+                reusable = await _drain(connection, head)
+            except BaseException:
+                self._session.pool.release(url, connection, reusable=False)
+                raise
+            self._session.pool.release(url, connection, reusable=reusable)
+            if head.status == 401 and url.origin == own and not renewed:
+                await self._session.tokens.renew(asked.scope, head.headers.get("www-authenticate", ""), authorization)
+                renewed = True
+            elif head.status in REDIRECTS:
+                url = redirected(asked.what, head.status, url, head.headers.get("location", ""), visited)
+            elif may_pass(head.status):
+                error = Unreachable(f"{asked.what}: {url.authority} answers {head.status}")
+                return Later(error, retry_after(head.headers.get("retry-after", "")))
+            elif remembered and 400 <= head.status < 500:
+                # Stores say in different ways that a signature has expired: 401, 403, 404, and Google's 400.
+                self._forget(asked.digest, url)
+                url, remembered, visited = asked.url, False, {asked.url}
+            else:
+                raise refusal(asked.what, url, head.status)
+
+    async def _exchange(self, url: Url, asked: _Asked, authorization: str) -> tuple[Connection, Head]:
+        """The caller releases the connection."""
+        connection = await self._session.pool.acquire(url)
+        stale = connection.used
+        try:
+            return connection, await connection.exchange(_request(url, asked, authorization, connection))
+        except Unreachable:
+            self._session.pool.release(url, connection, reusable=False)
+            if not stale:
+                raise
+        except BaseException:
+            self._session.pool.release(url, connection, reusable=False)
+            raise
+        # The server had closed it while it waited: no failure of this request, and not counted as one.
+        connection = await self._session.pool.acquire(url, fresh=True)
+        try:
+            return connection, await connection.exchange(_request(url, asked, authorization, connection))
+        except BaseException:
+            self._session.pool.release(url, connection, reusable=False)
+            raise
+
+    def _remember(self, digest: Digest, url: Url) -> None:
+        if len(self._signed) >= _MAX_SIGNED:
+            del self._signed[next(iter(self._signed))]
+        self._signed[digest] = url
+
+    def _forget(self, digest: Digest, url: Url) -> None:
+        if self._signed.get(digest) == url:  # else another request has a newer one already
+            del self._signed[digest]
+
+
+def _request(url: Url, asked: _Asked, authorization: str, connection: Connection) -> bytes:
+    proxy = connection.forward_proxy
+    lines = [
+        f"GET {url if proxy else url.target} HTTP/1.1",
+        f"Host: {url.authority}",
+        f"Range: bytes={asked.start}-{asked.end - 1}",
+        "Accept: */*",
+        "Accept-Encoding: identity",
+        "User-Agent: lazyfs",
+    ]
+    if authorization:
+        lines.append(f"Authorization: {authorization}")
+    if proxy and proxy.authorization:
+        lines.append(f"Proxy-Authorization: {proxy.authorization}")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")
+
+
+async def _body(asked: _Asked, url: Url, connection: Connection, head: Head) -> Body:
+    """What follows a 206, or a 200 that is near enough, positioned at `asked.start`."""
+    what = f"{asked.what}: {url.authority}"
+    if head.headers.get("content-encoding", "identity") != "identity":
+        raise BadAnswer(f"{what} answers in an encoding that was not asked for")
+    wanted = f"bytes {asked.start} to {asked.end} of {asked.size}"
+    if head.status == 206:
+        if head.headers.get("content-type", "").startswith("multipart/"):
+            raise BadAnswer(f"{what} answers a request for {wanted} with several ranges")
+        if head.content_range != (asked.start, asked.end, asked.size):
+            raise BadAnswer(f"{what} answers a request for {wanted} with {head.headers.get('content-range', 'no range')[:80]!r}")
+        if head.length != asked.end - asked.start:
+            raise BadAnswer(f"{what} answers a request for {wanted} with a body of {_told(head)}")
+        return Body(asked.what, connection, asked.end - asked.start, keep_alive=head.keep_alive)
+    if head.length != asked.size:
+        raise BadAnswer(f"{what} answers a request for {wanted} with a whole blob of {_told(head)}")
+    if asked.start > MAX_SKIP:
+        raise RangeIgnored(f"{what} answers a request for {wanted} with the whole blob")
+    body = Body(asked.what, connection, asked.end, keep_alive=head.keep_alive and asked.end == asked.size)
+    await body.skip(asked.start)
+    return body
+
+
+def _told(head: Head) -> str:
+    return "unknown length" if head.length is None else f"{head.length} bytes"
+
+
+async def _drain(connection: Connection, head: Head) -> bool:
+    """Read the body of an answer that is not wanted, if that is cheap; whether the connection can be used again."""
+    if not head.keep_alive or (head.status not in {204, 304} and (head.length is None or head.length > _SMALL_BODY)):
+        return False
+    body = Body("an answer", connection, head.length or 0, keep_alive=True)
+    await body.skip(head.length or 0)
+    return body.reusable

@@ -1,0 +1,78 @@
+"""Patience: what may pass is tried again, with growing pauses, under one deadline for everything.
+
+What may pass is a connection that fails or breaks off, 429, and the 5xx of a server in trouble. All else is said at
+once. A registry that is away must not hold a user for the whole deadline: the number of tries is bounded as well.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Final, NamedTuple, TypeVar
+
+import trio
+
+from lazyfs.errors import SourceError, Unreachable
+
+DEADLINE: Final = 30.0
+"""Seconds from asking to the first byte of the answer: tokens, redirects and tries included."""
+TRIES: Final = 5
+T = TypeVar("T")
+_FIRST_PAUSE: Final = 0.2
+_PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
+
+
+class Later(NamedTuple):
+    """A failed try that another one may mend."""
+
+    error: SourceError
+    """What to raise when there is no other try."""
+    after: float = 0.0
+    """Seconds that the server asks to wait."""
+
+
+def may_pass(status: int) -> bool:
+    """Whether an answer of this status is worth another try."""
+    return status in _PASSING
+
+
+def retry_after(value: str) -> float:
+    """The seconds that a Retry-After header asks for; 0 for none, or one that cannot be read."""
+    if value.isdigit() and len(value) < 10:
+        return float(value)
+    try:
+        when = parsedate_to_datetime(value)
+    except ValueError:
+        return 0.0
+    return max(0.0, ((when if when.tzinfo else when.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds())
+
+
+async def patiently(
+    what: str, attempt: Callable[[], Awaitable[T | Later]], *, deadline: float = DEADLINE, tries: int = TRIES
+) -> T:
+    """What `attempt` returns that is no Later. An Unreachable that it raises counts as a Later.
+
+    Raises Unreachable after `deadline` seconds, else the last try's error. Cancelled: the try under way is cancelled.
+    """
+    end = trio.current_time() + deadline
+    error: SourceError | None = None
+    for number in range(tries):
+        try:
+            with trio.fail_at(end):
+                outcome = await attempt()
+        except trio.TooSlowError:
+            raise Unreachable(f"{what} did not answer within {deadline:g} s") from error
+        except Unreachable as raised:
+            outcome = Later(raised)
+        if not isinstance(outcome, Later):
+            return outcome
+        error = outcome.error
+        # Half of the pause is chance, so that clients which failed together do not come back together.
+        pause = max(outcome.after, _FIRST_PAUSE * 2**number) * random.uniform(1.0, 1.5)
+        if number == tries - 1 or trio.current_time() + pause >= end:
+            break
+        await trio.sleep(pause)
+    assert error is not None
+    raise error

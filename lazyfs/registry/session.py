@@ -1,0 +1,134 @@
+"""Authorised requests to one registry: documents, small blobs, the steps of an upload."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
+from typing import Final
+
+import msgspec
+
+from lazyfs.errors import BadAnswer, NotFound, SourceError, Unauthorized, Unreachable
+from lazyfs.registry.access import AccessOptions, api_url
+from lazyfs.registry.http import Answer, Http
+from lazyfs.registry.pool import Pool
+from lazyfs.registry.proxy import from_environment
+from lazyfs.registry.retry import DEADLINE, TRIES, Later, may_pass, patiently, retry_after
+from lazyfs.registry.tls import system_context
+from lazyfs.registry.tokens import Scope, Tokens
+from lazyfs.registry.url import Url, follow
+
+MAX_REDIRECTS: Final = 5
+REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+MAX_ERROR: Final = 64 << 10
+"""Bytes of an answer that only says why not."""
+
+Content = bytes | Callable[[], AsyncIterator[bytes]]
+"""A request's body; made anew for each try."""
+
+
+class Session:
+    """One registry, as one command sees it: its tokens, its connections."""
+
+    def __init__(self, host: str, options: AccessOptions) -> None:
+        proxies = from_environment()
+        self.host = host
+        self.root = api_url(host, options)
+        self.http = Http(proxies)
+        self.tokens = Tokens(host, self.root, options, self.http)
+        self.pool = Pool(proxies, system_context)
+
+    def url(self, path: str) -> Url:
+        """The URL of `path` below /v2/."""
+        return self.root._replace(target=self.root.target + path)
+
+    async def ask(
+        self,
+        what: str,
+        method: str,
+        url: Url,
+        scope: Scope,
+        *,
+        headers: Mapping[str, str] | None = None,
+        content: Content = b"",
+        limit: int = MAX_ERROR,
+        deadline: float = DEADLINE,
+        tries: int = TRIES,
+    ) -> Answer:
+        """The answer to one request, whatever its status, redirects followed; `what` names its object in errors.
+
+        Raises Unauthorized, Unreachable, BadAnswer. Cancelled: the server may have acted on the request.
+        """
+        return await patiently(
+            what, partial(self._try, what, method, url, scope, headers or {}, content, limit), deadline=deadline, tries=tries
+        )
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        self.pool.close()
+        await self.http.aclose()
+
+    async def _try(
+        self, what: str, method: str, url: Url, scope: Scope, headers: Mapping[str, str], content: Content, limit: int
+    ) -> Answer | Later:
+        renewed = False
+        visited = {url}
+        while True:
+            own = url.origin == self.root.origin
+            authorization = self.tokens.header(scope) if own else ""
+            sent = {**headers, "Authorization": authorization} if authorization else headers
+            answer = await self.http.exchange(method, url, sent, limit, content if isinstance(content, bytes) else content())
+            if answer.status == 401 and own and not renewed:
+                await self.tokens.renew(scope, answer.headers.get("www-authenticate", ""), authorization)
+                renewed = True
+            elif answer.status in REDIRECTS and method in {"GET", "HEAD"}:
+                url = redirected(what, answer.status, url, answer.headers.get("location", ""), visited)
+            elif may_pass(answer.status):
+                return Later(
+                    Unreachable(f"{what}: {url.authority} answers {answer.status}{_reason(answer.body)}"),
+                    retry_after(answer.headers.get("retry-after", "")),
+                )
+            else:
+                return answer
+
+
+def redirected(what: str, status: int, url: Url, location: str, visited: set[Url]) -> Url:
+    """Where a redirect from `url` leads, noted in `visited`. Raises BadAnswer for circles, long ways, and ways down to http."""
+    if not location:
+        raise BadAnswer(f"{what}: {url.authority} answers {status} without saying where to")
+    target = follow(url, location, "the redirect")
+    if target in visited:
+        raise BadAnswer(f"{what}: {url.authority} redirects in a circle")
+    if len(visited) > MAX_REDIRECTS:
+        raise BadAnswer(f"{what}: redirected more than {MAX_REDIRECTS} times, at last by {url.authority}")
+    visited.add(target)
+    return target
+
+
+def refusal(what: str, url: Url, status: int, body: bytes = b"") -> SourceError:
+    """The error that an answer means which is not what was asked for."""
+    text = f"{what}: {url.authority} answers {status}{_reason(body)}"
+    if status == 404:
+        return NotFound(text)
+    if status in {401, 403}:
+        return Unauthorized(text, hint="Check the name, and the credentials (docker login or --creds)")
+    return BadAnswer(text)
+
+
+class _Reason(msgspec.Struct):
+    code: str = ""
+
+
+class _Reasons(msgspec.Struct):
+    errors: list[_Reason] = []
+
+
+def _reason(body: bytes) -> str:
+    """The distribution specification's error code, in parentheses. Free text of a stranger stays out of our messages."""
+    try:
+        codes = [reason.code for reason in msgspec.json.decode(body, type=_Reasons).errors[:3]]
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return ""
+    clean = [code for code in codes if re.fullmatch(r"[A-Z_]{1,40}", code)]
+    return f" ({', '.join(clean)})" if clean else ""

@@ -1,0 +1,124 @@
+"""Authorization for one registry: nothing, Basic, or a bearer token for each scope (the distribution project's token flow).
+
+Nothing is sent before the registry has asked for it. What it then accepted is sent at once the next time.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+from urllib.parse import urlencode
+
+import msgspec
+import trio
+
+from lazyfs.errors import BadAnswer, Unauthorized, Unreachable
+from lazyfs.registry.access import AccessOptions
+from lazyfs.registry.challenge import Challenge, parse_challenges
+from lazyfs.registry.credentials import Credentials, configured
+from lazyfs.registry.http import Answer, Http
+from lazyfs.registry.retry import may_pass
+from lazyfs.registry.url import Url, parse_url
+
+Scope = tuple[str, ...]
+"""`repository:NAME:ACTIONS`, one or several."""
+
+_MAX_ANSWER: Final = 1 << 20
+_MAX_TOKEN: Final = 32 << 10
+_DEFAULT_LIFE: Final = 60.0
+_MARGIN: Final = 0.1
+"""The last part of a token's life in which it is not used any more: it must still be good when it arrives."""
+
+
+class _Token(NamedTuple):
+    header: str
+    until: float
+
+    def __repr__(self) -> str:
+        return "_Token(…)"
+
+
+class _TokenAnswer(msgspec.Struct):
+    token: str = ""
+    access_token: str = ""
+    expires_in: float | None = None
+
+
+class Tokens:
+    """What one registry accepts from us."""
+
+    def __init__(self, host: str, root: Url, options: AccessOptions, http: Http) -> None:
+        self._host = host
+        self._root = root
+        self._options = options
+        self._http = http
+        self._basic = ""
+        self._bearer: dict[Scope, _Token] = {}
+        self._renewing = trio.Lock()
+
+    def header(self, scope: Scope) -> str:
+        """The Authorization header to send, or nothing."""
+        token = self._bearer.get(scope)
+        if token is not None and trio.current_time() < token.until:
+            return token.header
+        return self._basic
+
+    async def renew(self, scope: Scope, challenge: str, refused: str) -> None:
+        """The registry answered 401 with this WWW-Authenticate to `refused`; afterwards `header` gives something else.
+
+        Raises Unauthorized, Unreachable, BadAnswer; UsageError for a broken config.json. Cancelled: nothing has changed.
+        """
+        async with self._renewing:
+            if self.header(scope) != refused:
+                return  # another request was faster
+            challenges = parse_challenges(challenge)
+            credentials = self._options.creds or await trio.to_thread.run_sync(configured, self._host)
+            for found in challenges:
+                if found.scheme == "bearer":
+                    self._bearer[scope] = await self._fetch(found, scope, credentials)
+                    return
+            for found in challenges:
+                if found.scheme == "basic":
+                    if credentials is None or credentials.basic == refused:
+                        raise self._unauthorized(credentials)
+                    self._basic = credentials.basic
+                    return
+            raise Unauthorized(f"{self._host} wants authentication, but neither Basic nor Bearer")
+
+    async def _fetch(self, challenge: Challenge, scope: Scope, credentials: Credentials | None) -> _Token:
+        realm = parse_url(challenge.parameters.get("realm", ""), f"the token realm of {self._host}")
+        if realm.scheme != "https" and self._root.scheme == "https":
+            raise BadAnswer(f"{self._host} wants its token fetched without https from {realm.authority}")
+        query = [("service", challenge.parameters["service"])] if "service" in challenge.parameters else []
+        query += [("scope", one) for one in scope]
+        asked = trio.current_time()
+        answer = await self._ask(realm, query, credentials)
+        if may_pass(answer.status):
+            raise Unreachable(f"{realm.authority}, which gives tokens for {self._host}, answers {answer.status}")
+        if answer.status in {400, 401, 403}:
+            raise self._unauthorized(credentials)
+        try:
+            found = msgspec.json.decode(answer.body, type=_TokenAnswer) if answer.status == 200 else _TokenAnswer()
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            found = _TokenAnswer()
+        token = found.token or found.access_token
+        if not token or len(token) > _MAX_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
+            raise BadAnswer(f"{realm.authority}, which gives tokens for {self._host}, answers {answer.status} without a token")
+        life = max(_DEFAULT_LIFE if found.expires_in is None else found.expires_in, _DEFAULT_LIFE)
+        return _Token(f"Bearer {token}", asked + life * (1 - _MARGIN))
+
+    async def _ask(self, realm: Url, query: list[tuple[str, str]], credentials: Credentials | None) -> Answer:
+        if credentials is not None and credentials.identity_token:
+            form = [("grant_type", "refresh_token"), ("refresh_token", credentials.identity_token), ("client_id", "lazyfs")]
+            form += [pair for pair in query if pair[0] != "scope"]
+            form.append(("scope", " ".join(value for name, value in query if name == "scope")))
+            headers = {"Content-Type": "application/x-www-form-urlencoded"}
+            return await self._http.exchange("POST", realm, headers, _MAX_ANSWER, urlencode(form).encode())
+        headers = {} if credentials is None else {"Authorization": credentials.basic}
+        joint = "&" if "?" in realm.target else "?"
+        url = realm._replace(target=realm.target + joint + urlencode(query))
+        return await self._http.exchange("GET", url, headers, _MAX_ANSWER)
+
+    def _unauthorized(self, credentials: Credentials | None) -> Unauthorized:
+        if credentials is None:
+            return Unauthorized(f"{self._host} wants credentials, and there are none", hint="Run docker login, or use --creds")
+        return Unauthorized(f"{self._host} refuses the credentials of {credentials.user or 'the identity token'!r}")

@@ -1,0 +1,95 @@
+"""URLs as far as we follow them: http and https, ASCII, without user or password.
+
+They come from registries (redirects, upload locations, token realms), so they are hostile: the text ends up in a
+request line, and what they carry (a signature) is a secret. Messages name the host only.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Final, NamedTuple
+from urllib.parse import urljoin, urlsplit
+
+from lazyfs.errors import BadAnswer
+
+MAX_URL: Final = 16 << 10
+DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+
+_CLEAN = re.compile(r"[\x21-\x7e]+\Z")
+_HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_.])?\Z")
+
+
+class Url(NamedTuple):
+    """An absolute URL, ready for a request line."""
+
+    scheme: str
+    host: str
+    """Lower case; an IPv6 address without brackets."""
+    port: int
+    target: str
+    """Path and query, beginning with a slash."""
+
+    @property
+    def origin(self) -> tuple[str, str, int]:
+        """Who answers: what Authorization and connections belong to."""
+        return self[:3]
+
+    @property
+    def address(self) -> str:
+        """`HOST:PORT`, as CONNECT wants it."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def authority(self) -> str:
+        """The value of a Host header."""
+        return self.address.removesuffix(f":{DEFAULT_PORTS[self.scheme]}")
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.authority}{self.target}"
+
+
+def parse_url(text: str, what: str) -> Url:
+    """The URL that `text` spells. Raises BadAnswer, naming `what` but not the URL."""
+    if len(text) > MAX_URL or not _CLEAN.match(text):
+        raise BadAnswer(f"{what} is no URL: it is empty, too long, or holds blanks or control characters")
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError as error:
+        raise BadAnswer(f"{what} is no URL") from error
+    host = parts.hostname or ""
+    if parts.scheme not in DEFAULT_PORTS or parts.username is not None or parts.password is not None:
+        raise BadAnswer(f"{what} is no plain http or https URL")
+    if not _HOST.match(host) and not is_address(host):
+        raise BadAnswer(f"{what} names no host that can be asked")
+    target = (parts.path or "/") + ("?" + parts.query if parts.query else "")
+    return Url(parts.scheme, host, port or DEFAULT_PORTS[parts.scheme], target)
+
+
+def follow(url: Url, location: str, what: str) -> Url:
+    """Where `location`, in an answer from `url`, leads. Raises BadAnswer, also for a way from https to http."""
+    if len(location) > MAX_URL or not _CLEAN.match(location):
+        raise BadAnswer(f"{what} of {url.authority} is no URL: it is empty, too long, or holds blanks or control characters")
+    try:
+        joined = urljoin(str(url), location)
+    except ValueError as error:
+        raise BadAnswer(f"{what} of {url.authority} is no URL") from error
+    found = parse_url(joined, f"{what} of {url.authority}")
+    if url.scheme == "https" and found.scheme == "http":
+        raise BadAnswer(f"{url.authority} redirects from https to http ({found.authority}), which would give up all protection")
+    return found
+
+
+def is_address(host: str) -> bool:
+    """Whether `host` is an IP address."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` names this machine: localhost, 127.0.0.0/8, ::1."""
+    return host == "localhost" or (is_address(host) and ipaddress.ip_address(host).is_loopback)

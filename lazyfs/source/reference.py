@@ -1,0 +1,114 @@
+"""Which image: skopeo's notation, for the two transports that we know.
+
+docker://HOST[:PORT]/REPO[:TAG][@DIGEST]     a registry; `docker://` may be left out, and then Docker Hub's short
+                                             names work as everywhere: python:3.12, grafana/loki
+oci:DIR[:TAG][@DIGEST]                       an OCI layout; as in skopeo, DIR ends at the first colon, because a
+                                             layout's tag may hold colons and slashes itself (oci:out:library/debian:12)
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, Literal
+
+import msgspec
+
+from lazyfs.errors import UsageError
+from lazyfs.format.digest import Digest
+
+Transport = Literal["docker", "oci"]
+
+DOCKER_HUB: Final = "docker.io"
+
+_DIGEST = re.compile(r"@(sha256:[0-9a-f]{64})\Z")
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z")
+_LAYOUT_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@/+-]{0,254}\Z")
+_COMPONENT = re.compile(r"[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*\Z")
+_HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?\Z")
+_OTHER_TRANSPORTS = ("containers-storage", "dir", "docker-archive", "docker-daemon", "oci-archive", "ostree", "sif", "tarball")
+
+
+class Reference(msgspec.Struct, frozen=True):
+    """One image, or the place for one. `str()` gives the canonical notation back."""
+
+    transport: Transport
+    location: str
+    """`HOST[:PORT]/REPO` of a registry; a layout's directory, as the user wrote it."""
+    tag: str = ""
+    """Empty where a digest says which, or where a layout holds only one image."""
+    digest: Digest | None = None
+    """Decides, where a tag is given as well."""
+
+    @property
+    def host(self) -> str:
+        """HOST[:PORT] of a registry."""
+        return self.location.partition("/")[0]
+
+    @property
+    def repository(self) -> str:
+        """What follows the host."""
+        return self.location.partition("/")[2]
+
+    @property
+    def selector(self) -> str:
+        """The tag or digest to ask an ImageSource for; `""` is a layout's only image."""
+        return self.digest or self.tag
+
+    def __str__(self) -> str:
+        prefix = "docker://" if self.transport == "docker" else "oci:"
+        return prefix + self.location + (f":{self.tag}" if self.tag else "") + (f"@{self.digest}" if self.digest else "")
+
+
+def parse_reference(text: str) -> Reference:
+    """What `text` names. Raises UsageError."""
+    if not text or not text.isprintable():
+        raise UsageError(f"{text!r} names no image")
+    if text.startswith("oci:"):
+        return _parse_layout(text, text[4:])
+    transport = text.partition(":")[0]
+    if transport in _OTHER_TRANSPORTS:
+        raise UsageError(
+            f"the transport {transport!r} of {text!r} is not supported", hint="Use docker:// or oci:, or skopeo copy it to one"
+        )
+    if "://" in text and transport != "docker":
+        raise UsageError(f"{text!r} is a URL, not the name of an image", hint="Write docker://HOST/REPO:TAG")
+    return _parse_registry(text, text.removeprefix("docker://"))
+
+
+def _parse_layout(text: str, rest: str) -> Reference:
+    rest, digest = _split_digest(rest)
+    directory, colon, tag = rest.partition(":")
+    if not directory:
+        raise UsageError(f"{text!r} names no directory", hint="Write oci:DIR or oci:DIR:TAG")
+    if colon and not _LAYOUT_TAG.match(tag):
+        raise UsageError(f"{tag!r} in {text!r} is no tag")
+    return Reference("oci", directory, tag, digest)
+
+
+def _parse_registry(text: str, rest: str) -> Reference:
+    rest, digest = _split_digest(rest)
+    if "@" in rest:
+        raise UsageError(f"{text!r} holds no sha256 digest after its @")
+    host, slash, path = rest.partition("/")
+    if not slash or not ("." in host or ":" in host or host == "localhost" or host != host.lower()):
+        host, path = DOCKER_HUB, rest
+    path, colon, tag = path.partition(":")
+    if host == "index.docker.io":
+        host = DOCKER_HUB
+    if host == DOCKER_HUB and "/" not in path:
+        path = "library/" + path
+    found = _HOST.match(host)
+    if not found or int(found["port"] or 1) not in range(1, 65536):
+        raise UsageError(f"{host!r} in {text!r} is no registry host")
+    if len(path) > 255 or not all(_COMPONENT.match(component) for component in path.split("/")):
+        raise UsageError(
+            f"{path!r} in {text!r} is no repository name", hint="Names are lower case: letters, digits, and . _ - between them"
+        )
+    if colon and not _TAG.match(tag):
+        raise UsageError(f"{tag!r} in {text!r} is no tag")
+    return Reference("docker", f"{host}/{path}", tag or ("" if digest else "latest"), digest)
+
+
+def _split_digest(text: str) -> tuple[str, Digest | None]:
+    found = _DIGEST.search(text)
+    return (text[: found.start()], Digest(found[1])) if found else (text, None)

@@ -1,0 +1,115 @@
+"""A registry's repository as a source and a sink of images (distribution-spec 1.1)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+from lazyfs.errors import BadAnswer, InvalidManifest
+from lazyfs.format.digest import Digest, check, digest_of
+from lazyfs.format.manifest import DOCUMENT_TYPES, MAX_DOCUMENT
+from lazyfs.registry.access import AccessOptions
+from lazyfs.registry.ranges import Body, Ranges
+from lazyfs.registry.session import Session, refusal
+from lazyfs.registry.uploads import Upload
+from lazyfs.source.protocol import Document, ImageSource
+
+_ACCEPT: Final = ", ".join(DOCUMENT_TYPES)
+
+
+class Repository:
+    """ImageSource and ImageSink. Connects when first asked for something."""
+
+    def __init__(self, host: str, repository: str, options: AccessOptions) -> None:
+        self.session = Session(host, options)
+        self.repository = repository
+        self._ranges = Ranges(self.session)
+        # A source never asks for more than pull: anonymous users, and read-only tokens, get no more.
+        self.pull = (f"repository:{repository}:pull",)
+        self.push = (f"repository:{repository}:pull,push",)
+
+    @property
+    def name(self) -> str:
+        """`docker://HOST/REPO`."""
+        return f"docker://{self.session.host}/{self.repository}"
+
+    async def document(self, reference: str) -> Document:
+        """See ImageSource."""
+        what = f"{self.name}{'@' if ':' in reference else ':'}{reference}"
+        url = self.session.url(f"{self.repository}/manifests/{reference}")
+        answer = await self.session.ask(what, "GET", url, self.pull, headers={"Accept": _ACCEPT}, limit=MAX_DOCUMENT)
+        if answer.status != 200:
+            raise refusal(what, answer.url, answer.status, answer.body)
+        if ":" in reference:
+            check(answer.body, Digest(reference), what)
+        return Document(answer.headers.get("content-type", ""), digest_of(answer.body), answer.body)
+
+    async def small_blob(self, digest: Digest, limit: int) -> bytes:
+        """See ImageSource."""
+        what = f"blob {digest} of {self.name}"
+        url = self.session.url(f"{self.repository}/blobs/{digest}")
+        answer = await self.session.ask(what, "GET", url, self.pull, limit=limit)
+        if answer.status != 200:
+            raise refusal(what, answer.url, answer.status, answer.body)
+        check(answer.body, digest, what)
+        return answer.body
+
+    @asynccontextmanager
+    async def open_range(self, digest: Digest, size: int, start: int, end: int) -> AsyncIterator[Body]:
+        """See ImageSource."""
+        path = f"{self.repository}/blobs/{digest}"
+        async with self._ranges.open(f"blob {digest} of {self.name}", path, self.pull, digest, size, start, end) as body:
+            yield body
+
+    async def has_blob(self, digest: Digest, size: int) -> bool:
+        """See ImageSink. A blob of another size is none of ours: BadAnswer."""
+        what = f"blob {digest} of {self.name}"
+        url = self.session.url(f"{self.repository}/blobs/{digest}")
+        answer = await self.session.ask(what, "HEAD", url, self.push)
+        if answer.status == 404:
+            return False
+        if answer.status != 200:
+            raise refusal(what, answer.url, answer.status)
+        length = answer.headers.get("content-length", str(size))
+        if length != str(size):
+            raise BadAnswer(
+                f"{what} has {length} bytes instead of {size}", hint="The registry's copy is damaged: have it deleted"
+            )
+        return True
+
+    async def mount_blob(self, digest: Digest, size: int, origin: ImageSource) -> bool:  # noqa: ARG002  the registry knows it
+        """See ImageSink: from another repository of the same registry."""
+        if not isinstance(origin, Repository) or origin.session.root != self.session.root:
+            return False
+        scope = (*self.push, *origin.pull)
+        path = f"{self.repository}/blobs/uploads/?mount={digest}&from={origin.repository}"
+        what = f"blob {digest} to {self.name}"
+        answer = await self.session.ask(what, "POST", self.session.url(path), scope, headers={"Content-Length": "0"})
+        # 202 opens an upload instead, which the registry drops after a while; a refusal (no right to read there) comes
+        # back as the same refusal when the blob itself is sent, if it matters.
+        return answer.status == 201
+
+    async def put_blob(self, digest: Digest, path: Path, progress: Callable[[int], None]) -> None:
+        """See ImageSink. What a failed try had sent comes as a negative count."""
+        await Upload(self.session, self.repository, self.push, digest, path).run(progress)
+
+    async def put_document(self, reference: str, document: Document) -> None:
+        """See ImageSink."""
+        if len(document.data) > MAX_DOCUMENT:
+            raise InvalidManifest(f"a manifest of {len(document.data)} bytes is over the limit of {MAX_DOCUMENT}")
+        what = f"{self.name}{'@' if ':' in reference else ':'}{reference}"
+        url = self.session.url(f"{self.repository}/manifests/{reference}")
+        answer = await self.session.ask(
+            what, "PUT", url, self.push, headers={"Content-Type": document.media_type}, content=document.data
+        )
+        if answer.status not in {201, 204}:
+            raise refusal(what, answer.url, answer.status, answer.body)
+        got = answer.headers.get("docker-content-digest", document.digest)
+        if got != document.digest:
+            raise BadAnswer(f"{what}: the registry says it has kept {got[:80]!r} instead of {document.digest}")
+
+    async def aclose(self) -> None:
+        """See ImageSource."""
+        await self.session.aclose()
