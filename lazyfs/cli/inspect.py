@@ -15,7 +15,7 @@ import trio
 
 from lazyfs.cli.options import add_image
 from lazyfs.cli.session import open_image
-from lazyfs.errors import InvalidInput, LazyfsError, NotLazy, SourceError
+from lazyfs.errors import LazyfsError, NotLazy, SourceError
 from lazyfs.format.manifest import Descriptor
 from lazyfs.image.image import all_of
 from lazyfs.image.layer import Layer, load_layer
@@ -55,7 +55,7 @@ def _describe(descriptor: Descriptor, result: Layer | LazyfsError) -> dict[str, 
     if isinstance(result, SourceError):
         raise result
     if isinstance(result, LazyfsError):
-        reason = result.message if isinstance(result, InvalidInput) else str(result)
+        reason = result.message.removeprefix(f"layer {descriptor.digest} ")
         return head | {"lazy": False, "reason": reason, "format": "ordinary" if isinstance(result, NotLazy) else "broken"}
     return head | {
         "lazy": True,

@@ -25,7 +25,7 @@ from typing import Final
 
 import trio
 
-from lazyfs.errors import LocalError, RangeIgnored, SourceError, StoreFull, Unreachable
+from lazyfs.errors import LazyfsError, LocalError, RangeIgnored, SourceError, StoreFull, Unreachable
 from lazyfs.fetch.flight import Board
 from lazyfs.fetch.piece import LayerBlob, Piece
 from lazyfs.fetch.run import Run
@@ -256,6 +256,12 @@ def _is_missing(store: Store, piece: Piece) -> bool:
 @asynccontextmanager
 async def open_fetcher(store: Store, source: ImageSource) -> AsyncIterator[Fetcher]:
     """A fetcher whose runs live as long as the block: leaving it cancels what is under way."""
+    failure: LazyfsError | None = None
     async with trio.open_nursery() as nursery:
-        yield Fetcher(store, source, nursery)
+        try:
+            yield Fetcher(store, source, nursery)
+        except LazyfsError as error:
+            failure = error  # a nursery would wrap it in a group, and it is for the user to read
         nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from io import TextIOWrapper
 from pathlib import Path
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -16,10 +17,16 @@ def log_file(store: Path, directory: Path) -> Path:
 
 def log_to_file(store: Path, directory: Path) -> None:
     """Warnings and above into the mount's file, which is made by the first of them."""
-    path = log_file(store, directory)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.umask(0o077)
-    _install(logging.FileHandler(path, encoding="utf-8", delay=True), logging.WARNING)
+    _install(_LateFile(log_file(store, directory), encoding="utf-8", delay=True), logging.WARNING)
+
+
+class _LateFile(logging.FileHandler):
+    """Makes its folder with its first line: not before the store's directory has become one."""
+
+    def _open(self) -> TextIOWrapper:
+        Path(self.baseFilename).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return super()._open()
 
 
 def log_to_terminal() -> None:

@@ -6,6 +6,8 @@ On disk:
     DIR/objects/NAME      whole files, 0444, never rewritten in place
     DIR/partial/NAME      files under way, sparse
     DIR/documents/HEX     manifests, configs, TOCs by sha256
+    DIR/notes/HEX         small facts that only save a round trip (notes.py)
+    DIR/logs/             what mounts complained about (lazyfs/mount/logs.py)
     DIR/tmp/PID-RANDOM/   one per process; its file `lock` is locked while the process lives
     DIR/users             locked shared by every process that has the store open, exclusively to clear or migrate
     DIR/claims            who fetches what (claims.py)
@@ -28,7 +30,7 @@ from lazyfs.store.claims import Claims
 from lazyfs.store.locks import lock, open_lock_file, try_lock
 
 INDEX_FILES = ("index.sqlite", "index.sqlite-wal", "index.sqlite-shm", "index.sqlite-journal")
-FOLDERS = ("objects", "partial", "documents", "tmp")
+FOLDERS = ("objects", "partial", "documents", "notes", "logs", "tmp")
 
 _LOCK_FILES = frozenset({"users", "claims"})
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -43,6 +45,7 @@ class Directory:
         self.objects = f"{path}/objects/"
         self.partial = f"{path}/partial/"
         self.documents = f"{path}/documents/"
+        self.notes = f"{path}/notes/"
         self._numbers = itertools.count()
         with ExitStack() as undo:
             try:

@@ -25,6 +25,7 @@ from lazyfs.store.content import Content
 from lazyfs.store.directory import Directory, refusal
 from lazyfs.store.documents import Documents
 from lazyfs.store.files import Files, is_single
+from lazyfs.store.notes import Notes
 from lazyfs.store.index import Index
 from lazyfs.store.readers import OpenFile, OpenFiles
 from lazyfs.store.rows import Row
@@ -63,6 +64,7 @@ class Store:
         self.directory = directory
         self.files = Files(directory)
         self.documents = Documents(directory)
+        self.notes = Notes(directory)
         self._open = OpenFiles(self.files)
         # One thread checks a chunk while others that want it wait, instead of reading all of it as well.
         self._checking = [threading.Lock() for _ in range(_STRIPES)]
@@ -112,6 +114,14 @@ class Store:
     def keep_document(self, digest: Digest, data: bytes) -> None:
         """Keep a document that hashes to `digest`. Raises StoreFull, StoreUnusable."""
         self.documents.keep(digest, data)
+
+    def note(self, key: str) -> str | None:
+        """A small fact noted before; a hint that no digest vouches for."""
+        return self.notes.note(key)
+
+    def keep_note(self, key: str, value: str) -> None:
+        """Note a small fact. Raises StoreFull, StoreUnusable."""
+        self.notes.keep(key, value)
 
     def missing(self, content: Content, first: int, last: int) -> list[int]:
         """The chunks in [first, last) that are not here, by the index: nothing is read."""
