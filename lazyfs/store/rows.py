@@ -68,6 +68,10 @@ class Buffer:
                     del self._by_digest[row.digest]
             self._lengths = {name: self._lengths[name] for name, _ in self._rows}
 
+    def clear(self) -> None:
+        """Let go of all rows."""
+        self.forget(self.rows())
+
 
 def row_of(found: Sequence[Any]) -> Row | None:
     """The row, as sqlite gives it; None when damage has changed what a value is."""

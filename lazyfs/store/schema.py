@@ -31,7 +31,11 @@ _SCHEMA = (
     "CREATE INDEX chunk_digest ON chunk (digest)",
 )
 
-SELECT_ROW = "SELECT object, position, offset, size, digest, sums FROM chunk"
+_ROW = "SELECT object, position, offset, size, digest, sums FROM chunk"
+SELECT_ROW = f"{_ROW} WHERE object = ? AND position = ?"
+SELECT_ROWS = f"{_ROW} WHERE object = ? ORDER BY position"
+SELECT_SAME = f"{_ROW} WHERE digest = ? LIMIT 8"
+SELECT_HELD = "SELECT position, size, digest FROM chunk WHERE object = ? AND position >= ? AND position < ?"
 SELECT_LIST = "SELECT size, digest FROM chunk WHERE object = ? ORDER BY position"
 SELECT_MANY = "SELECT object, position, size, digest FROM json_each(?) JOIN chunk ON object = json_each.value"
 COUNT = "SELECT count(*) FROM chunk WHERE object = ?"

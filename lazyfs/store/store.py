@@ -25,8 +25,8 @@ from lazyfs.store.content import Content
 from lazyfs.store.directory import Directory, refusal
 from lazyfs.store.documents import Documents
 from lazyfs.store.files import Files, is_single
-from lazyfs.store.notes import Notes
 from lazyfs.store.index import Index
+from lazyfs.store.notes import Notes
 from lazyfs.store.readers import OpenFile, OpenFiles
 from lazyfs.store.rows import Row
 from lazyfs.store.schema import DELETE

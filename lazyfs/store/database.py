@@ -1,0 +1,220 @@
+"""index.sqlite, open: one connection to read, one to write, and the one place where sqlite's errors are dealt with.
+
+A damaged index is given up whole, with the files that only it could explain, and started over empty: by the process that
+finds the damage. Others see at their next transaction that the file has another inode, and join. Whatever sqlite says,
+a reader is told "no rows", a writer StoreFull or StoreUnusable.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lazyfs.errors import LocalError, StoreFull, StoreUnusable
+from lazyfs.store import schema
+from lazyfs.store.directory import INDEX_FILES, Directory, refusal
+
+_log = logging.getLogger("lazyfs.store")
+
+_ROOM = 64
+"""Blocks that sqlite needs at the least to open."""
+
+_PASSING = frozenset(
+    {
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_ERROR,
+    }
+)
+"""What sqlite may say of a sound index: the disk, another process, memory. All else means that it is damaged."""
+
+
+class Database:
+    """The index file, open. Any thread may call it."""
+
+    def __init__(self, directory: Directory, *, lost: Callable[[], None]) -> None:
+        """Open, create, migrate, or start over. Raises StoreUnusable (a newer format included), StoreFull.
+
+        `lost()` is called when everything that was in the index is gone.
+        """
+        self.writing = threading.RLock()
+        """Held by whoever writes; taken before any other lock of this room."""
+        self._directory = directory
+        self._path = directory.path / INDEX_FILES[0]
+        self._lost = lost
+        self._reading = threading.Lock()
+        self._reader: sqlite3.Connection | None = None
+        self._writer: sqlite3.Connection | None = None
+        self._inode = 0
+        self._closed = False
+        self._read_failed = False
+        self.generation = 0
+        """Grows each time the index is started over or joined anew."""
+        with directory.claims.opening():
+            try:
+                self._connect_or_start_over()
+            except sqlite3.Error as error:
+                self._disconnect()
+                raise _refused(error, f"the store {directory.path} cannot be opened", self._path) from error
+            except LocalError:
+                self._disconnect()
+                raise
+
+    def query(self, sql: str, values: Sequence[object] = ()) -> list[Any]:
+        """What one statement finds; nothing when sqlite fails, whatever the cause. Raises StoreUnusable once closed."""
+        with self._reading:
+            self._check_open()
+            generation = self.generation
+            if self._reader is None:
+                return []
+            try:
+                found = self._reader.execute(sql, values).fetchall()
+            except sqlite3.Error as error:
+                failure = error
+            else:
+                self._read_failed = False
+                return found
+        if _is_damage(failure):
+            with self.writing:
+                if self.generation == generation:
+                    self.start_over(str(failure))
+        elif not self._read_failed:
+            self._read_failed = True
+            _log.warning("the index of the store %s cannot be read: %s", self._directory.path, failure)
+        return []
+
+    def transact(self, work: Callable[[sqlite3.Connection], None]) -> None:
+        """One transaction, shut against all other writers. What `work` raises undoes it, and goes on.
+
+        Raises StoreFull, StoreUnusable. When the index turns out damaged it is started over, and this returns.
+        """
+        with self.writing:
+            self._check_open()
+            self._join()
+            try:
+                self._commit(work)
+            except sqlite3.Error as error:
+                if not _is_damage(error):
+                    raise _refused(
+                        error, f"the index of the store {self._directory.path} cannot be written", self._path
+                    ) from error
+                self.start_over(str(error))
+
+    def start_over(self, cause: str | None) -> None:
+        """With the write lock: an empty index for a damaged one, or (no cause) the one that another process has made."""
+        with self._reading, self._directory.claims.opening():
+            self._disconnect()
+            self.generation += 1
+            self._lost()
+            try:
+                if cause is not None and self._is_current():
+                    self._discard(cause)
+                self._connect_or_start_over()
+            except (sqlite3.Error, LocalError) as error:
+                # No index: nothing is here, and nothing can be kept until a later transaction finds one.
+                self._disconnect()
+                _log.warning("the index of the store %s cannot be opened again: %s", self._directory.path, error)
+
+    def close(self) -> None:
+        """Close both connections; the last process to do so leaves one file."""
+        with self.writing, self._reading:
+            self._closed = True
+            self._disconnect()
+
+    def _commit(self, work: Callable[[sqlite3.Connection], None]) -> None:
+        db = self._writer
+        if db is None:
+            raise StoreUnusable(f"the store {self._directory.path} has lost its index", hint="The log tells why.")
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            work(db)
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreUnusable(f"the store {self._directory.path} is closed")
+
+    def _is_current(self) -> bool:
+        try:
+            return os.stat(self._path).st_ino == self._inode
+        except OSError:
+            return False
+
+    def _join(self) -> None:
+        """Another process may have started over: then ours is a file without a name, and nobody sees what it is told."""
+        if self._writer is None or not self._is_current():
+            self.start_over(None)
+
+    def _connect_or_start_over(self) -> None:
+        try:
+            self._connect()
+        except sqlite3.Error as error:
+            if not _is_damage(error):
+                raise
+            self._discard(str(error))
+            self._connect()
+
+    def _connect(self) -> None:
+        try:
+            # sqlite would create it with the umask's mode. Never opened by us when it exists: closing any descriptor of
+            # it would drop the locks of this process's other connections (POSIX).
+            os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise refusal(error, f"the store {self._directory.path} cannot be opened") from error
+        self._inode = os.stat(self._path).st_ino
+        self._writer = schema.connect(self._path)
+        if schema.prepare(self._writer, self._directory):
+            removed = self._directory.wipe()
+            if removed:
+                _log.warning("the store %s has %d files but no index: dropped", self._directory.path, removed)
+        self._reader = schema.connect(self._path)
+
+    def _discard(self, cause: str) -> None:
+        self._disconnect()
+        path = self._directory.path
+        try:
+            for name in INDEX_FILES:
+                (path / name).unlink(missing_ok=True)
+            removed = self._directory.wipe()
+        except OSError as error:
+            raise refusal(error, f"the damaged index of the store {path} cannot be removed") from error
+        _log.warning("the index of the store %s is damaged (%s): starting empty, %d files dropped", path, cause, removed)
+
+    def _disconnect(self) -> None:
+        for connection in (self._reader, self._writer):
+            if connection is not None:
+                connection.close()
+        self._reader = self._writer = None
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    if isinstance(error, sqlite3.InterfaceError | sqlite3.ProgrammingError):
+        return False  # a defect of ours must not cost anybody the store
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in _PASSING
+
+
+def _refused(error: sqlite3.Error, what: str, path: Path) -> LocalError:
+    # Where there is no room for its -shm file, sqlite calls that an I/O error.
+    full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL or os.statvfs(path.parent).f_bavail < _ROOM
+    if full:
+        return StoreFull(f"{what}: {error}", hint="Make room, or name another directory with --store.")
+    return StoreUnusable(f"{what}: {error}", hint="Name another directory with --store.")
