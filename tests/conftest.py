@@ -31,7 +31,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if not inspect.iscoroutinefunction(inspect.unwrap(pyfuncitem.obj)):
         return None
     arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
-    trio.run(functools.partial(pyfuncitem.obj, **arguments), clock=pyfuncitem.funcargs.get("autojump_clock"))
+    clock = pyfuncitem.funcargs.get("autojump_clock")
+    assert clock is None or isinstance(clock, trio.abc.Clock)
+    trio.run(functools.partial(pyfuncitem.obj, **arguments), clock=clock)
     return True
 
 

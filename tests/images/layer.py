@@ -74,7 +74,7 @@ def write_layer(upper: Path, file: LayerFile, *, exact_times: bool) -> None:
                 continue
             member, opaque = describe(path, name, status, links)
             if exact_times and status.st_mtime_ns % 10**9:
-                member.pax_headers["mtime"] = decimal(status.st_mtime_ns)
+                member.pax_headers = {**member.pax_headers, "mtime": decimal(status.st_mtime_ns)}
             if member.isreg():
                 with open(path, "rb") as data:
                     tar.addfile(member, data)
@@ -112,12 +112,13 @@ def describe(path: str, name: str, status: os.stat_result, links: dict[int, str]
         member.devmajor, member.devminor = os.major(status.st_rdev), os.minor(status.st_rdev)
     else:
         member.type = {stat.S_IFDIR: tarfile.DIRTYPE, stat.S_IFIFO: tarfile.FIFOTYPE}[kind]
-    opaque = False
+    opaque, headers = False, dict[str, str]()
     if not member.issym() and not member.islnk():
         for key in os.listxattr(path, follow_symlinks=False):
             if key.startswith(OVERLAY):
                 opaque |= key == OVERLAY + "opaque"
             else:
                 value = os.getxattr(path, key, follow_symlinks=False)
-                member.pax_headers["SCHILY.xattr." + key] = value.decode("utf-8", "surrogateescape")
+                headers["SCHILY.xattr." + key] = value.decode("utf-8", "surrogateescape")
+    member.pax_headers = headers
     return member, opaque
