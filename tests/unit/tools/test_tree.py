@@ -37,7 +37,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], set[tuple[str, str]]]] = {
     ),
     "a mode": (lambda root: (root / "dir/file").chmod(0o4755), {("dir/file", "mode")}),
     "a type": (
-        lambda root: ((root / "fifo").unlink(), (root / "fifo").mkdir()),
+        lambda root: os.rename(root / "dir/twin", root / "fifo"),
         {("fifo", "type"), ("fifo", "nlink"), ("fifo", "size"), ("fifo", "sha256"), ("dir/twin", "exists")},
     ),
     "a byte": (lambda root: (root / "dir/file").write_bytes(b"Content"), {("dir/file", "sha256")}),
