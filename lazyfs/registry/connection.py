@@ -19,6 +19,8 @@ from lazyfs.registry.url import Url
 
 _CONNECT_TIMEOUT = 10.0
 _READ_SIZE = 16 << 10
+_TLS_RECORD = 16 << 10
+"""OpenSSL never returns more at once, but allocates as much as it is asked for."""
 
 
 class Connection:
@@ -68,11 +70,20 @@ class Connection:
         try:
             if isinstance(self._stream, trio.SocketStream):
                 return await self._socket.recv_into(view)
-            data = await self._stream.receive_some(len(view))
+            data = await self._stream.receive_some(min(len(view), _TLS_RECORD))
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise self._broken(error) from error
         view[: len(data)] = data
         return len(data)
+
+    async def tunnel(self, url: Url, proxy: Proxy) -> None:
+        """Have `proxy`, to which this connection leads, connect it to `url`'s host. Raises as `exchange`."""
+        request = f"CONNECT {url.address} HTTP/1.1\r\nHost: {url.address}\r\n"
+        if proxy.authorization:
+            request += f"Proxy-Authorization: {proxy.authorization}\r\n"
+        head = await self.exchange(request.encode("ascii") + b"\r\n")
+        if head.status != 200 or self._spare:
+            raise BadAnswer(f"the proxy {proxy.url.authority} refuses a connection to {url.address}: it answers {head.status}")
 
     def close(self) -> None:
         """Without a farewell: a TLS peer learns nothing from it that TCP does not tell."""
@@ -117,7 +128,7 @@ async def connect(url: Url, proxy: Proxy | None, tls: Callable[[], ssl.SSLContex
             if proxy and near.scheme == "https":
                 stream = await _handshake(stream, near.host, tls())
             if proxy and url.scheme == "https":
-                await _tunnel(Connection(stream, tcp.socket, name), url, proxy)
+                await Connection(stream, tcp.socket, name).tunnel(url, proxy)
             if url.scheme == "https":
                 stream = await _handshake(stream, url.host, tls())
             connection = Connection(stream, tcp.socket, name)
@@ -143,12 +154,3 @@ async def _handshake(stream: trio.abc.Stream, host: str, context: ssl.SSLContext
             ) from error
         raise Unreachable(f"no TLS connection to {host}: {error.__cause__ or error}") from error
     return secured
-
-
-async def _tunnel(connection: Connection, url: Url, proxy: Proxy) -> None:
-    request = f"CONNECT {url.address} HTTP/1.1\r\nHost: {url.address}\r\n"
-    if proxy.authorization:
-        request += f"Proxy-Authorization: {proxy.authorization}\r\n"
-    head = await connection.exchange(request.encode("ascii") + b"\r\n")
-    if head.status != 200 or not connection.idle:
-        raise BadAnswer(f"the proxy {proxy.url.authority} refuses a connection to {url.address}: it answers {head.status}")

@@ -68,7 +68,9 @@ class Http:
                 return Answer(url, response.status_code, response.headers, bytes(body))
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise _error(url, error) from error
-        except trio.Cancelled:
+        except BadAnswer:
+            raise
+        except BaseException:  # cancelled, alone or in a group
             clients.retired = True
             if self._clients is clients:
                 self._clients = _Clients()

@@ -26,6 +26,8 @@ STALL: Final = 20.0
 """Seconds without a byte after which a sender is given up."""
 MAX_SKIP: Final = 1 << 20
 """Bytes of a whole blob that are read and dropped to get to a range that the server did not grant."""
+MAX_RANGES: Final = 8
+"""Ranges open at a time, and so connections in use."""
 _MAX_SIGNED: Final = 4096
 _SMALL_BODY: Final = 16 << 10
 """A refusal's body up to here is read to keep the connection; a longer one costs it."""
@@ -87,6 +89,7 @@ class Ranges:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._signed: dict[Digest, Url] = {}
+        self._slots = trio.Semaphore(MAX_RANGES)
 
     @asynccontextmanager
     async def open(
@@ -94,11 +97,12 @@ class Ranges:
     ) -> AsyncIterator[Body]:
         """Bytes `[start, end)` of the blob at `path`; see ImageSource.open_range. `what` names the blob in errors."""
         asked = _Asked(what, self._session.url(path), scope, digest, size, start, end)
-        url, connection, body = await patiently(what, partial(self._try, asked))
-        try:
-            yield body
-        finally:
-            self._session.pool.release(url, connection, reusable=body.reusable)
+        async with self._slots:  # waited for outside of the deadline: a busy server is not one that does not answer
+            url, connection, body = await patiently(what, partial(self._try, asked))
+            try:
+                yield body
+            finally:
+                self._session.pool.release(url, connection, reusable=body.reusable)
 
     async def _try(self, asked: _Asked) -> tuple[Url, Connection, Body] | Later:
         own = asked.url.origin
