@@ -15,8 +15,8 @@ from typing import Final, NamedTuple
 
 import trio
 
-from lazyfs.errors import InvalidInput
-from lazyfs.fetch.fetcher import Fetcher
+from lazyfs.errors import InvalidInput, LocalError
+from lazyfs.fetch.fetcher import BRIDGE, Fetcher
 from lazyfs.fetch.piece import LayerBlob, Piece
 from lazyfs.store.store import Store
 
@@ -96,7 +96,7 @@ class Background:
 
     def _report(self, layer: LayerBlob, failure: Exception) -> None:
         trouble = f"the background fetch of layer {layer.digest} stands still: {failure}"
-        if trouble != self.trouble:
+        if trouble != self.trouble and not isinstance(failure, LocalError):  # of that the fetcher has warned
             _log.warning("%s", trouble)
         self.trouble = trouble
 
@@ -121,7 +121,7 @@ def cut_runs(pieces: Sequence[Piece]) -> list[list[Piece]]:
     for piece in pieces:
         last = runs[-1] if runs else None
         chunk = piece.chunk
-        if last is not None and chunk.member <= last[-1].chunk.member_end and chunk.member_end - last[0].chunk.member <= RUN_BYTES:
+        if last is not None and chunk.member <= last[-1].chunk.member_end + BRIDGE and chunk.member_end - last[0].chunk.member <= RUN_BYTES:
             last.append(piece)
         else:
             runs.append([piece])

@@ -22,7 +22,9 @@ class Unpacked(NamedTuple):
     piece: Piece
     data: memoryview | None
     error: InvalidInput | None
-    kept: bool
+    """Why it is not what the TOC promised."""
+    refusal: LocalError | None
+    """Why the store did not keep it, though it is right."""
 
 
 def unpack(store: Store, start: int, data: bytes | bytearray | memoryview, pieces: Sequence[Piece], what: str) -> list[Unpacked]:
@@ -45,7 +47,7 @@ def unpack(store: Store, start: int, data: bytes | bytearray | memoryview, piece
         try:
             inflated = memoryview(inflate_member(view[member - start : end - start], length, f"{what} at offset {member}"))
         except InvalidInput as error:
-            done.extend(Unpacked(piece, None, error, False) for piece in group)
+            done.extend(Unpacked(piece, None, error, None) for piece in group)
         else:
             done.extend(_verify_and_keep(store, inflated, piece, what) for piece in group)
     return done
@@ -57,9 +59,9 @@ def _verify_and_keep(store: Store, inflated: memoryview, piece: Piece, what: str
     got = hashlib.sha256(data).digest()
     if got != chunk.digest:
         message = f"{what}: the chunk at offset {chunk.member} should hash to {from_raw(chunk.digest)} but hashes to {from_raw(got)}"
-        return Unpacked(piece, None, DigestMismatch(message), False)
+        return Unpacked(piece, None, DigestMismatch(message), None)
     try:
         store.keep(piece.content, piece.number, data)
-    except LocalError:
-        return Unpacked(piece, data, None, False)
-    return Unpacked(piece, data, None, True)
+    except LocalError as error:
+        return Unpacked(piece, data, None, error)
+    return Unpacked(piece, data, None, None)

@@ -1,43 +1,65 @@
 """How much to bring along with a miss.
 
 A miss costs a round trip, whatever it brings; bytes that nobody reads cost the link. So a lone miss takes few
-neighbours with it: files that lie side by side are often wanted together (a package's, a directory's). A miss that comes where
-an earlier one's bytes ended is a reader on its way through the blob (`tar`, `cp -r`, one large file), and each such
-step doubles what the next one brings, up to a bound that makes a round trip small beside the transfer.
+neighbours with it: files that lie side by side are often wanted together (a package's, a directory's). A miss that comes
+where an earlier one's bytes ended is a reader on its way through the blob, and each such step doubles what the next
+one brings, up to a bound that makes a round trip small beside the transfer.
+
+Steps inside of one file and steps from file to file are counted apart. That a program reads all of its own large
+binary says nothing about the files behind it (measured: half of what `python3 -c` fetched was such a neighbour);
+`tar` and `cp -r` step from file to file, and soon get long runs.
 
 Several readers walk through a layer at once, so the last few walks of each layer are remembered.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
+
+from lazyfs.fetch.piece import Piece
 
 FIRST: Final = 32 << 10
-"""Compressed bytes that a lone miss brings: a 10 Mbit link needs 25 ms for them, about one round trip."""
+"""Compressed bytes that a lone miss brings along: a 10 Mbit link needs 25 ms for them, about one round trip."""
 LARGEST: Final = 16 << 20
 _GAP: Final = 128 << 10
 """A miss this close behind a walk's end still belongs to it: readers skip small files, and what was here already."""
 _WALKS: Final = 16
 
 
+class Window(NamedTuple):
+    """What one miss may bring, in compressed bytes."""
+
+    inside: int
+    """From the wanted chunk's start, of the same file."""
+    across: int
+    """Behind that, of the files that follow."""
+    name: str
+    """The content that was wanted."""
+
+
 class Windows:
     """The walks through one layer's blob."""
 
     def __init__(self) -> None:
-        self._walks: dict[int, int] = {}
-        """End of what was asked for -> the window that brought it; oldest first."""
+        self._walks: dict[int, Window] = {}
+        """Where a walk goes on -> the window that brought it there; oldest first."""
 
-    def size_for(self, start: int) -> int:
-        """Compressed bytes to ask for from blob offset `start` on. The walk it belongs to is taken up."""
-        for end, window in reversed(self._walks.items()):
+    def open(self, piece: Piece) -> Window:
+        """What a miss of `piece` may bring. The walk that it belongs to is taken up."""
+        start, name = piece.chunk.member, piece.content.name
+        for end, walk in reversed(self._walks.items()):
             if end <= start <= end + _GAP:
                 del self._walks[end]
-                return min(2 * window, LARGEST)
-        return FIRST
+                if walk.name == name:
+                    return Window(min(2 * walk.inside, LARGEST), walk.across, name)
+                across = min(2 * walk.across, LARGEST)
+                return Window(across, across, name)
+        return Window(FIRST, FIRST, name)
 
-    def asked(self, start: int, end: int) -> None:
-        """`[start, end)` is being fetched now; a walk may go on at `end`."""
+    def asked(self, window: Window, start: int, end: int, same_file: bool) -> None:
+        """`[start, end)` is being fetched; a walk may go on at `end`. `same_file`: all of it is the wanted file's."""
+        inside = max(window.inside, end - start) if same_file else window.inside
         self._walks.pop(end, None)
-        self._walks[end] = max(end - start, FIRST)
+        self._walks[end] = window._replace(inside=inside)
         if len(self._walks) > _WALKS:
             del self._walks[next(iter(self._walks))]

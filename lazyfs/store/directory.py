@@ -151,7 +151,7 @@ def _adopt(path: Path) -> None:
 
 def _is_store(path: Path) -> bool:
     """Whether it is ours to write in and to empty: a store, one that was never finished opening, or an empty directory."""
-    names = {entry.name for entry in os.scandir(path)} - {"lost+found"}
+    names = {entry.name for entry in os.scandir(path)} - {"lost+found", "logs"}
     return names >= _LOCK_FILES or names <= _LOCK_FILES
 
 
