@@ -19,7 +19,7 @@ from typing import Any
 from lazyfs.cli.options import access_of, add_image, add_store, platform_of, reference_of, store_of
 from lazyfs.errors import LazyfsError, MountFailed
 from lazyfs.mount.daemon import Report, Reporter, died, fork_daemon
-from lazyfs.mount.table import absolute
+from lazyfs.mount.table import absolute, find_mount
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Mount. Raises LazyfsError."""
     directory = absolute(arguments.directory)
+    if find_mount(directory):  # asked first: a mount whose process has died fails whoever touches it
+        raise MountFailed(f"{directory} is a lazyfs mount already", hint=f"Take it away first: lazyfs umount {directory}")
     if not directory.is_dir():
         raise MountFailed(f"{directory} is no directory", hint="Make it first")
     reference, access, platform, store = reference_of(arguments), access_of(arguments), platform_of(arguments), store_of(arguments)

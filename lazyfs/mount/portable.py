@@ -166,8 +166,6 @@ class _Session:
         self._image = image
 
     def __enter__(self) -> None:
-        if find_mount(self._directory):
-            raise MountFailed(f"{self._directory} is a lazyfs mount already", hint=f"Take it away first: lazyfs umount {self._directory}")
         escaped = self._image.replace("\\", "\\\\").replace(",", "\\,")
         options = {f"fsname={escaped}", "subtype=lazyfs", "ro", "default_permissions"}
         if os.geteuid() == 0:
