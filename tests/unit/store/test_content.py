@@ -1,0 +1,63 @@
+"""Names of contents: derived from chunks, and different for what differs."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lazyfs.format.entry import Chunk
+from lazyfs.store.content import content_of, is_name, list_name
+from tests.unit.store.contents import content
+
+PIECES = st.lists(st.binary(min_size=1, max_size=4), min_size=1, max_size=4)
+
+
+def test_one_chunk_is_named_by_its_digest() -> None:
+    """Anybody who has the digest can find the object: no other name would be shared between files cut differently."""
+    assert content(b"hello").name == "sha256-" + hashlib.sha256(b"hello").hexdigest()
+
+
+@given(PIECES, PIECES)
+def test_names_differ_where_chunks_differ(first: list[bytes], second: list[bytes]) -> None:
+    """Two lists of chunks have one name exactly if they are the same list, cuts included."""
+    assert (content(*first).name == content(*second).name) == (first == second)
+
+
+@given(PIECES)
+def test_chunks_cover_the_file(pieces: list[bytes]) -> None:
+    """Sizes, offsets and digests are those of the pieces."""
+    made = content(*pieces)
+    assert made.size == len(b"".join(pieces))
+    assert [made.chunk_size(index) for index in range(len(pieces))] == [len(piece) for piece in pieces]
+    assert [b"".join(pieces)[at:].startswith(piece) for at, piece in zip(made.offsets, pieces, strict=True)] == [True] * len(
+        pieces
+    )
+    assert made.digests == tuple(hashlib.sha256(piece).digest() for piece in pieces)
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [],
+        [Chunk(1, 5, bytes(32), 0, 0, 0)],
+        [Chunk(0, 5, bytes(32), 0, 0, 0), Chunk(6, 5, bytes(32), 0, 0, 0)],
+        [Chunk(0, 5, bytes(32), 0, 0, 0), Chunk(4, 5, bytes(32), 0, 0, 0)],
+        [Chunk(0, 0, bytes(32), 0, 0, 0)],
+        [Chunk(0, 5, bytes(31), 0, 0, 0)],
+    ],
+    ids=["none", "late start", "gap", "overlap", "empty chunk", "short digest"],
+)
+def test_what_is_no_list_of_chunks_is_refused(chunks: list[Chunk]) -> None:
+    """A list with a gap would name a file that cannot be."""
+    with pytest.raises(ValueError):
+        content_of(chunks)
+
+
+def test_names_from_disk_are_held_against_their_form() -> None:
+    """Only what this module spells may become a path."""
+    assert is_name(content(b"a").name)
+    assert is_name(list_name([(1, bytes(32)), (1, bytes(32))]))
+    assert not any(map(is_name, ["", "../x", "sha256-" + "a" * 63 + "/", "sha256-" + "a" * 64 + "\n", "sha512-" + "a" * 64]))
