@@ -86,9 +86,10 @@ IMAGES = {
         (
             "sh",
             "-c",
-            "redis-server --daemonize yes --save '' --dir /tmp; redis-cli -t 10 shutdown nosave; redis-server --version",
+            "redis-server --daemonize yes --save '' --dir /tmp > /dev/null;"
+            " for i in $(seq 100); do redis-cli ping 2> /dev/null && break; sleep 0.1; done; redis-cli shutdown nosave",
         ),
-        "Redis server",
+        "PONG",
     ),
     "openjdk": Image("jre-app", ("java", "-cp", "/app", "Hello"), ("java", "-cp", "/app", "Hello"), "hello"),
     "gcc": Image("gcc-app", ("gcc",), ("sh", "-c", "gcc -O2 -o /tmp/hello /app/hello.c && /tmp/hello"), "hello"),

@@ -20,6 +20,8 @@ pytestmark = [pytest.mark.images, pytest.mark.registry]
 OWN_NAMES = (b"stargz.index.json", b".no.prefetch.landmark", b".prefetch.landmark")
 TREES = ["debian", "python", "edge", pytest.param("nginx", marks=pytest.mark.slow), pytest.param("scipy", marks=pytest.mark.slow)]
 
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("busybox", "redis", "node", "gcc", "openjdk")]
+
 Named = Callable[[str], str]
 
 
@@ -57,7 +59,7 @@ def test_converted_image_unpacks_to_the_same_tree(
 
 
 @pytest.mark.containerd
-@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("name", [*TREES, *OTHERS])
 def test_containerd_pulls_and_runs_it(name: str, converted: Named, containerd: Containerd) -> None:
     """To containerd with overlayfs the converted image is an ordinary one, and its program works."""
     pulled = containerd.pull(converted(name))
