@@ -15,6 +15,9 @@ HELLO_CLASS = (  # public class Hello { public static void main(String[] a) { Sy
     "U291cmNlRmlsZQEACkhlbGxvLmphdmEAIQAVAAIAAAAAAAIAAQAFAAYAAQAXAAAAHQABAAEAAAAFKrcAAbEAAAABABgAAAAGAAEAAAABAAkAGQAaAAEAFwAA"
     "ACEAAgABAAAACbIABxINtgAPsQAAAAEAGAAAAAYAAQAAAAEAAQAbAAAAAgAc"
 )
+REDIS_PROBE = """redis-server --daemonize yes --save '' --dir /tmp > /dev/null
+for i in $(seq 100); do redis-cli ping 2> /dev/null && break; sleep 0.1; done
+redis-cli shutdown nosave"""
 
 
 class Layer(NamedTuple):
@@ -83,12 +86,7 @@ IMAGES = {
     "redis": Image(
         "redis",
         ("redis-server",),
-        (
-            "sh",
-            "-c",
-            "redis-server --daemonize yes --save '' --dir /tmp > /dev/null;"
-            " for i in $(seq 100); do redis-cli ping 2> /dev/null && break; sleep 0.1; done; redis-cli shutdown nosave",
-        ),
+        ("sh", "-c", REDIS_PROBE),
         "PONG",
     ),
     "openjdk": Image("jre-app", ("java", "-cp", "/app", "Hello"), ("java", "-cp", "/app", "Hello"), "hello"),
