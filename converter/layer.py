@@ -36,11 +36,9 @@ class Style(NamedTuple):
     level: int
 
 
-class Written(NamedTuple):
-    """A layer as it was written."""
+class NewLayer(NamedTuple):
+    """A layer of the new image."""
 
-    file: IO[bytes]
-    """The blob, in an unnamed file that the caller closes."""
     digest: Digest
     size: int
     diff_id: Digest
@@ -48,12 +46,19 @@ class Written(NamedTuple):
     tar_size: int
     entries: int
     chunks: int
+    kept: bool
+    """Whether it is the source's blob."""
 
 
 def write_layer(
-    plan: Sequence[Planned], read_at: ReadAt, style: Style, threads: ThreadPoolExecutor, workers: int, progress: Callable[[int], None]
-) -> Written:
-    """Write the layer that `plan` describes, its bytes read with `read_at`.
+    plan: Sequence[Planned],
+    read_at: ReadAt,
+    style: Style,
+    threads: ThreadPoolExecutor,
+    workers: int,
+    progress: Callable[[int], None],
+) -> tuple[IO[bytes], NewLayer]:
+    """Write the layer that `plan` describes, its bytes read with `read_at`, into an unnamed file that the caller closes.
 
     `progress` gets the count of tar bytes of each step; what it raises ends the writing. Runs in a thread of its own,
     not one of `threads`, of which it keeps `workers` busy. Raises LocalError.
@@ -78,7 +83,7 @@ def write_layer(
             for _, packed in under_way:
                 packed.cancel()
             wait(packed for _, packed in under_way)
-        return writing.finish()
+        return file, writing.finish()
     except BaseException:
         file.close()
         raise
@@ -113,10 +118,12 @@ class _Writing:
         self._append(packed.tar, packed.blob)
         self._progress(len(packed.tar))
 
-    def finish(self) -> Written:
+    def finish(self) -> NewLayer:
         """Write the TOC and the footer."""
         entries = [
-            msgspec.structs.replace(planned.entry, chunks=tuple(self._chunks[number])) if number in self._chunks else planned.entry
+            msgspec.structs.replace(planned.entry, chunks=tuple(self._chunks[number]))
+            if number in self._chunks
+            else planned.entry
             for number, planned in enumerate(self._plan)
         ]
         toc = encode_toc(entries, self._digests)
@@ -125,15 +132,15 @@ class _Writing:
         footer = build_footer(self._blob_size)
         self._append(tar, compress_member(tar, self._style.level))
         self._append(b"", footer)
-        return Written(
-            self._file,
-            Digest("sha256:" + self._blob_hash.hexdigest()),
-            self._blob_size,
-            Digest("sha256:" + self._tar_hash.hexdigest()),
-            digest_of(toc),
-            self._tar_size,
-            len(entries),
-            sum(len(chunks) for chunks in self._chunks.values()),
+        return NewLayer(
+            digest=Digest("sha256:" + self._blob_hash.hexdigest()),
+            size=self._blob_size,
+            diff_id=Digest("sha256:" + self._tar_hash.hexdigest()),
+            toc_digest=digest_of(toc),
+            tar_size=self._tar_size,
+            entries=len(entries),
+            chunks=sum(len(chunks) for chunks in self._chunks.values()),
+            kept=False,
         )
 
     def _digest_large(self, piece: Piece, content: memoryview) -> None:

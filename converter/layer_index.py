@@ -58,7 +58,9 @@ class _Placing:
         """Of each directory as the tar spells it: its real name and its node. Emptied when that may have changed."""
 
     def place_all(self, members: Sequence[TarMember]) -> LayerIndex:
-        whiteouts = {member.entry.name: member.entry for member in members if base_of(member.entry.name).startswith(WHITEOUT_PREFIX)}
+        whiteouts = {
+            member.entry.name: member.entry for member in members if base_of(member.entry.name).startswith(WHITEOUT_PREFIX)
+        }
         for name in whiteouts:
             self._white_out(name)
         for member in members:

@@ -74,4 +74,3 @@ class _Plan:
 def _link(entry: Entry, name: bytes, target: bytes) -> Entry:
     """A hard link tells what its target tells: runtimes differ on whose word counts."""
     return Entry(name, "hardlink", entry.mode, entry.uid, entry.gid, entry.mtime_ns, 0, target)
-

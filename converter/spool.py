@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from types import TracebackType
-from typing import IO, Final, Self
+from typing import IO, TYPE_CHECKING, Final, Self, cast
 
 import zstandard
 from isal import isal_zlib
@@ -23,6 +23,9 @@ from isal import isal_zlib
 from lazyfs.errors import DigestMismatch, InvalidInput, LocalError
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import Descriptor, LayerKind
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsRead
 
 _PULL: Final = 1 << 20
 _FEED: Final = 64 << 10
@@ -57,6 +60,12 @@ class Spool:
     def close(self) -> None:
         self._stack.close()
 
+    def take_blob(self) -> IO[bytes]:
+        """The blob, which stays open when this is closed."""
+        assert self.blob is not None
+        blob, self.blob = self.blob, None
+        return os.fdopen(os.dup(blob.fileno()), "rb")
+
     def append(self, data: bytes) -> None:
         write(self._file, data)
         self.size += len(data)
@@ -84,7 +93,9 @@ def write(file: IO[bytes], data: bytes | memoryview) -> None:
         raise _no_room(error) from error
 
 
-def unpack(spool: Spool, pull: Pull, layer: Descriptor, kind: LayerKind, diff_id: Digest, progress: Callable[[int], None]) -> None:
+def unpack(
+    spool: Spool, pull: Pull, layer: Descriptor, kind: LayerKind, diff_id: Digest, progress: Callable[[int], None]
+) -> None:
     """Fill `spool` with the tar in the blob that `pull` brings, and verify both the blob's digest and the tar's.
 
     `progress` gets the count of blob bytes of each step. Runs in a thread. Raises what `pull` raises, InvalidInput,
@@ -100,7 +111,7 @@ def unpack(spool: Spool, pull: Pull, layer: Descriptor, kind: LayerKind, diff_id
             spool.append(data)
             if spool.size > limit:
                 raise InvalidInput(f"{what} of {layer.size} bytes unpacks to more than {limit}: a decompression bomb")
-    except (isal_zlib.error, zstandard.ZstdError, EOFError) as error:
+    except (isal_zlib.error, zstandard.ZstdError, EOFError) as error:  # type: ignore[misc]  # the stub gives it no class
         blob.drain()
         blob.check(layer.digest, what)
         raise InvalidInput(f"{what} is no {kind}: {error}", hint="Its media type is wrong, or it was pushed broken") from None
@@ -145,7 +156,10 @@ def _decompressed(blob: _Blob, kind: LayerKind, spool: Spool) -> Iterator[bytes]
     if kind == "gzip":
         yield from _gunzip(blob, spool)
         return
-    source = zstandard.ZstdDecompressor().stream_reader(blob, read_size=_PULL, read_across_frames=True) if kind == "zstd" else blob
+    source: SupportsRead[bytes] = blob
+    if kind == "zstd":
+        file = cast(IO[bytes], blob)  # it is asked for no more than read
+        source = zstandard.ZstdDecompressor().stream_reader(file, read_size=_PULL, read_across_frames=True)
     while data := source.read(_PULL):
         yield data
 
@@ -185,4 +199,6 @@ def _gunzip(blob: _Blob, spool: Spool) -> Iterator[bytes]:
 
 
 def _no_room(error: OSError) -> LocalError:
-    return LocalError(f"temporary files in {tempfile.gettempdir()}: {error.strerror}", hint="Point TMPDIR to a folder with more room")
+    return LocalError(
+        f"temporary files in {tempfile.gettempdir()}: {error.strerror}", hint="Point TMPDIR to a folder with more room"
+    )

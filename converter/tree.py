@@ -73,7 +73,9 @@ class Tree:
             children = nodes[-1].children
             if children is None:
                 if layer is not None:
-                    raise InvalidTar(f"{what}: {show(path)} should be a directory, and {show(b'/'.join(names))} is a {nodes[-1].entry.type}")
+                    raise InvalidTar(
+                        f"{what}: {show(path)} should be a directory, and {show(b'/'.join(names))} is a {nodes[-1].entry.type}"
+                    )
                 return Way(b"/".join(names), None, tuple(links))
             child = children.get(part)
             names.append(part)

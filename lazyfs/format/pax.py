@@ -1,6 +1,6 @@
-"""PAX records: what a tar says beyond its 512-byte headers.
+r"""PAX records: what a tar says beyond its 512-byte headers.
 
-Source: POSIX.1-2017, pax, "pax Extended Header". A record is `LENGTH KEY=VALUE\\n`, where LENGTH counts the whole
+Source: POSIX.1-2017, pax, "pax Extended Header". A record is `LENGTH KEY=VALUE\n`, where LENGTH counts the whole
 record in decimal digits, itself included. Values are bytes: an extended attribute may hold NUL and newlines, which is what
 the length is for.
 """

@@ -152,7 +152,10 @@ class _Reader:
         blanked = 256 - sum(checksum)
         stored = self._number(checksum)
         # Some old tars summed signed bytes.
-        if stored != sum(block) + blanked and stored != sum(memoryview(block).cast("b")) - sum(memoryview(checksum).cast("b")) + 256:
+        if (
+            stored != sum(block) + blanked
+            and stored != sum(memoryview(block).cast("b")) - sum(memoryview(checksum).cast("b")) + 256
+        ):
             raise InvalidTar(
                 f"{self._what}: the block at {offset} of its tar is no header (wrong checksum)",
                 hint="The layer is no tar" if offset == 0 else "The layer is damaged",

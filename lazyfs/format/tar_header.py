@@ -110,7 +110,17 @@ def header_bytes(entry: Entry) -> bytes:
 
 
 def _block(
-    name: bytes, mode: int, uid: int, gid: int, size: int, mtime: int, flag: bytes, link: bytes, major: int, minor: int, prefix: bytes
+    name: bytes,
+    mode: int,
+    uid: int,
+    gid: int,
+    size: int,
+    mtime: int,
+    flag: bytes,
+    link: bytes,
+    major: int,
+    minor: int,
+    prefix: bytes,
 ) -> bytes:
     before = b"%b%07o\0%07o\0%07o\0%011o\0%011o\0" % (name.ljust(100, b"\0"), mode, uid, gid, size, mtime)
     after = b"%b%b%b%b%07o\0%07o\0%b" % (

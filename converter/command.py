@@ -1,0 +1,181 @@
+"""The command line of `lazyfs convert`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import trio
+
+from converter.convert import Choice, convert
+from converter.layer import Style
+from converter.layers import Request
+from converter.prioritize import read_list
+from converter.progress import Progress
+from converter.report import Report, table
+from lazyfs.errors import LazyfsError, UsageError
+from lazyfs.format.manifest import parse_platform, this_platform
+from lazyfs.format.member import DEFAULT_LEVEL
+from lazyfs.format.toc import MAX_CHUNK_SIZE
+from lazyfs.source.open import AccessOptions, open_sink, open_source, parse_creds
+from lazyfs.source.reference import Reference, parse_reference
+
+_MIN_CHUNK_SIZE: Final = 4 << 10
+_DEFAULT_CHUNK_SIZE: Final = 4 << 20
+_MAX_WORKERS: Final = 64
+_SUFFIXES: Final = {"K": 10, "M": 20, "G": 30}
+
+_DESCRIPTION: Final = """\
+Rewrite an image to eStargz, so that every file of it can be fetched and verified on its own. The result is an ordinary
+OCI image: `lazyfs mount` starts it at once, and every runtime can still pull it.
+
+SRC and DST are [docker://]HOST[:PORT]/REPO[:TAG], in a registry, or oci:DIR[:TAG], in an OCI layout on disk. No daemon is
+needed. Layers that already are what is asked stay as they are; what DST has already is not sent again."""
+
+_EPILOG: Final = """\
+examples:
+  lazyfs convert python:3.12 docker://localhost:5000/python:3.12
+  lazyfs convert oci:build:app docker://registry.example/app:1.4 --prioritize startup.txt
+  lazyfs convert docker://registry.example/app:1.4 oci:app --all-platforms --json
+
+Temporary files (the unpacked layers, the new ones) lie in TMPDIR and have no names: nothing has to be cleaned up.
+The same image and options give the same digests, on any machine and with any number of workers."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `lazyfs convert` with the arguments after that; returns the exit code. Raises LazyfsError, SystemExit (from argparse)."""
+    arguments = _parser().parse_args(argv)
+    source, destination = parse_reference(arguments.source), parse_reference(arguments.destination)
+    accesses = _accesses(arguments, source, destination)
+    request = _request(arguments)
+    choice = _choice(arguments)
+    with Progress(sys.stderr.isatty() and not arguments.json) as progress:
+        try:
+            report = trio.run(_convert, source, destination, accesses, choice, request, progress)
+        except BaseExceptionGroup as group:
+            raise _first(group) from group
+    if arguments.json:
+        print(msgspec.json.format(msgspec.json.encode(report)).decode())
+    else:
+        print("\n".join(table(report)))
+    return 0
+
+
+async def _convert(
+    source: Reference,
+    destination: Reference,
+    accesses: tuple[AccessOptions, AccessOptions],
+    choice: Choice,
+    request: Request,
+    progress: Progress,
+) -> Report:
+    async with AsyncExitStack() as stack:
+        origin = open_source(source, accesses[0])
+        stack.push_async_callback(origin.aclose)
+        sink = open_sink(destination, accesses[1])
+        stack.push_async_callback(sink.aclose)
+        return await convert(origin, source.selector, sink, destination.tag, choice, request, progress)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lazyfs convert",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", metavar="SRC", help="the image to convert")
+    parser.add_argument("destination", metavar="DST", help="where the new image goes")
+    parser.add_argument(
+        "--chunk-size",
+        type=_size,
+        default=_DEFAULT_CHUNK_SIZE,
+        metavar="BYTES",
+        help="larger files are cut into chunks of this size, 4K to 64M (4M): smaller ones fetch less for a read in the middle of a file, "
+        "and weigh more",
+    )
+    parser.add_argument(
+        "--level",
+        type=int,
+        default=None,
+        metavar="1..12",
+        help=f"of compression ({DEFAULT_LEVEL}); giving it converts all layers anew",
+    )
+    parser.add_argument(
+        "--prioritize",
+        type=Path,
+        metavar="FILE",
+        help="paths in the order in which a start needs them, one a line (or ctr-remote's record): they come first, and are prefetched",
+    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="which image of several (default: this machine's)")
+    which.add_argument("--all-platforms", action="store_true", help="all images of an index, and the index")
+    parser.add_argument("--workers", type=int, metavar="N", help="compressing threads (default: one a core)")
+    parser.add_argument("--force", action="store_true", help="convert layers anew even if they are what is asked")
+    parser.add_argument("--json", action="store_true", help="report as one JSON object; sizes in bytes")
+    parser.add_argument("--creds", metavar="USER:PASSWORD", help="for the registry, instead of ~/.docker/config.json")
+    parser.add_argument("--src-creds", metavar="USER:PASSWORD", help="for SRC's registry, where DST's is another")
+    parser.add_argument("--dst-creds", metavar="USER:PASSWORD", help="for DST's registry, where SRC's is another")
+    parser.add_argument("--plain-http", action="store_true", help="no TLS (loopback never uses it)")
+    return parser
+
+
+def _request(arguments: argparse.Namespace) -> Request:
+    if not _MIN_CHUNK_SIZE <= arguments.chunk_size <= MAX_CHUNK_SIZE:
+        raise UsageError(f"--chunk-size {arguments.chunk_size} is not between 4K and 64M")
+    if arguments.level is not None and not 1 <= arguments.level <= 12:
+        raise UsageError(f"--level {arguments.level} is not between 1 and 12")
+    workers = arguments.workers if arguments.workers is not None else min(os.cpu_count() or 1, _MAX_WORKERS)
+    if not 1 <= workers <= _MAX_WORKERS:
+        raise UsageError(f"--workers {workers} is not between 1 and {_MAX_WORKERS}")
+    style = Style(arguments.chunk_size, DEFAULT_LEVEL if arguments.level is None else arguments.level)
+    prioritized = read_list(arguments.prioritize) if arguments.prioritize else ()
+    return Request(style, prioritized, workers, keep=arguments.level is None and not arguments.force)
+
+
+def _choice(arguments: argparse.Namespace) -> Choice:
+    if arguments.all_platforms:
+        return Choice(None, named=False)
+    return Choice(parse_platform(arguments.platform) if arguments.platform else this_platform(), named=bool(arguments.platform))
+
+
+def _accesses(arguments: argparse.Namespace, source: Reference, destination: Reference) -> tuple[AccessOptions, AccessOptions]:
+    """How to reach the two. Credentials go to one registry only, unless both are the same."""
+    hosts = {reference.host for reference in (source, destination) if reference.transport == "docker"}
+    if arguments.creds and len(hosts) > 1:
+        raise UsageError("--creds could be for either registry", hint="Use --src-creds and --dst-creds")
+    found = []
+    for own in (arguments.src_creds, arguments.dst_creds):
+        creds = own or arguments.creds
+        found.append(AccessOptions(parse_creds(creds) if creds else None, arguments.plain_http))
+    return found[0], found[1]
+
+
+def _size(text: str) -> int:
+    digits, shift = text, 0
+    if text[-1:].upper() in _SUFFIXES:
+        digits, shift = text[:-1], _SUFFIXES[text[-1:].upper()]
+    if not digits.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write it as 4194304, 4096K or 4M")
+    return int(digits) << shift
+
+
+def _first(group: BaseExceptionGroup) -> BaseException:
+    """What to tell of several errors at once: an interrupt before a bug, a bug before an error of ours."""
+    leaves: list[BaseException] = []
+    pending: list[BaseException] = [group]
+    while pending:
+        error = pending.pop()
+        if isinstance(error, BaseExceptionGroup):
+            pending += reversed(error.exceptions)
+        else:
+            leaves.append(error)
+    leaves.sort(key=lambda error: (not isinstance(error, KeyboardInterrupt), isinstance(error, LazyfsError)))
+    return leaves[0]

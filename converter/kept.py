@@ -1,0 +1,82 @@
+"""Whether a layer already is what was asked, so that it can stay as it is.
+
+It is, if its TOC is the one that the manifest vouches for and tells what its tar holds, every chunk is where the TOC says and hashes to what
+it says, and a new conversion would put the same entries in the same order, cut at the same places. The level of
+compression leaves no trace that could be compared: who asks for one gets a new layer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+
+import msgspec
+
+from converter.members import read_content
+from converter.plan import Planned
+from converter.spool import Spool
+from lazyfs.errors import InvalidInput
+from lazyfs.format.digest import digest_of
+from lazyfs.format.entry import TOC_NAME, Entry
+from lazyfs.format.footer import FOOTER_SIZE, parse_footer
+from lazyfs.format.manifest import Descriptor
+from lazyfs.format.tar import TarMember
+from lazyfs.format.tar_header import BLOCK
+from lazyfs.format.toc import MAX_TOC_SIZE, parse_toc
+
+TOC_DIGEST = "containerd.io/snapshot/stargz/toc.digest"
+UNCOMPRESSED_SIZE = "io.containers.estargz.uncompressed-size"
+
+
+def chunks_if_as_asked(
+    plan: Sequence[Planned], members: Sequence[TarMember], spool: Spool, layer: Descriptor, chunk_size: int
+) -> int | None:
+    """How many chunks the layer has, if it already is what `plan` and `chunk_size` would make of it; None if it is not.
+
+    Reads and hashes all of it: runs in a thread.
+    """
+    what = f"layer {layer.digest}"
+    if spool.blob is None or not members or members[-1].entry.name != TOC_NAME or len(plan) != len(members) - 1:
+        return None
+    if any(planned.entry != member.entry for planned, member in zip(plan, members, strict=False)):
+        return None
+    try:
+        listed = _toc_entries(members[-1], spool, layer, what)
+    except InvalidInput:
+        return None
+    if len(listed) != len(plan):
+        return None
+    count = 0
+    for entry, member in zip(listed, members, strict=False):
+        if msgspec.structs.replace(entry, chunks=()) != member.entry or not _chunks_right(entry, member, spool, chunk_size):
+            return None
+        count += len(entry.chunks)
+    return count
+
+
+def _toc_entries(toc: TarMember, spool: Spool, layer: Descriptor, what: str) -> tuple[Entry, ...]:
+    assert spool.blob is not None
+    footer = os.pread(spool.blob.fileno(), FOOTER_SIZE, max(layer.size - FOOTER_SIZE, 0))
+    toc_offset = parse_footer(footer, layer.size, what)
+    if not 0 < toc.entry.size <= MAX_TOC_SIZE or spool.members.get(toc_offset) != toc.extents[0].tar_offset - BLOCK:
+        raise InvalidInput(f"{what}: the TOC is not where the footer says")
+    data = read_content(Planned(toc.entry, toc.extents), 0, toc.entry.size, spool.read_at)
+    if digest_of(data) != layer.annotations.get(TOC_DIGEST):
+        raise InvalidInput(f"{what}: the TOC is another than the manifest's")
+    return parse_toc(data, toc_offset, what)
+
+
+def _chunks_right(entry: Entry, member: TarMember, spool: Spool, chunk_size: int) -> bool:
+    content = Planned(member.entry, member.extents)
+    expected = 0
+    for chunk in entry.chunks:
+        in_tar = member.extents[0].tar_offset + expected if len(member.extents) == 1 else -1
+        if chunk.file_offset != expected or chunk.size != min(chunk_size, entry.size - expected):
+            return False
+        if chunk.inner or spool.members.get(chunk.member) != in_tar:
+            return False
+        if hashlib.sha256(read_content(content, chunk.file_offset, chunk.size, spool.read_at)).digest() != chunk.digest:
+            return False
+        expected += chunk.size
+    return expected == entry.size

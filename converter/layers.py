@@ -1,0 +1,242 @@
+"""The layers of one image on their way through the converter.
+
+fetch    three at a time: downloaded, verified, unpacked, read as a tar
+index    one after the other from the lowest up, because each needs what the ones below show
+write    one at a time, with all cores; begins as soon as a layer's place is known (with a list of prioritised
+         paths: when all layers are indexed, because the topmost one that shows a path gets it)
+send     beside all that, from when the whole input has been found good
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, NamedTuple
+
+import trio
+
+from converter.kept import TOC_DIGEST, chunks_if_as_asked
+from converter.layer import NewLayer, Style, write_layer
+from converter.layer_index import LayerIndex, index_layer
+from converter.plan import Planned, plan_layer
+from converter.prioritize import Prioritized, find
+from converter.progress import Progress, Step
+from converter.spool import Spool, unpack
+from converter.tree import Tree
+from converter.uploads import Uploads
+from lazyfs.format.digest import Digest
+from lazyfs.format.manifest import Descriptor, LayerKind
+from lazyfs.format.tar import TarMember, read_tar
+from lazyfs.source.protocol import ImageSource
+
+_FETCHES: Final = 3
+
+
+class Request(NamedTuple):
+    """What a user asks of a conversion."""
+
+    style: Style
+    prioritized: tuple[bytes, ...]
+    workers: int
+    keep: bool
+    """Whether a layer that already is what is asked may stay."""
+
+
+class OldLayer(NamedTuple):
+    """A layer of the source, as its manifest and config tell of it."""
+
+    descriptor: Descriptor
+    kind: LayerKind
+    diff_id: Digest
+
+
+class Finished(NamedTuple):
+    """A layer before and after, and how long it took to write it."""
+
+    old: OldLayer
+    new: NewLayer
+    seconds: float
+
+
+class Line:
+    """What all images of one conversion share. A blob that several of them hold is converted once."""
+
+    def __init__(
+        self,
+        source: ImageSource,
+        uploads: Uploads,
+        request: Request,
+        threads: ThreadPoolExecutor,
+        progress: Progress,
+        remember: bool,
+    ) -> None:
+        self.source = source
+        self.uploads = uploads
+        self.request = request
+        self.threads = threads
+        self.progress = progress
+        self.remember = remember
+        """Whether more images follow, which may hold the same blobs."""
+        self.members: dict[Digest, Sequence[TarMember]] = {}
+        self.finished: dict[Digest, list[tuple[Sequence[Planned], NewLayer]]] = {}
+
+
+async def convert_layers(line: Line, layers: Sequence[OldLayer], last: bool) -> tuple[list[Finished], tuple[bytes, ...]]:
+    """Convert the layers of one image and begin to send them; also the prioritised paths that no layer shows.
+
+    `last`: no image follows, so when its layers are indexed, the input is good. Cancelled: nothing is left behind. Raises LazyfsError.
+    """
+    jobs = [_Job(line, number, layer) for number, layer in enumerate(layers)]
+    try:
+        return await _run(line, jobs, last)
+    finally:
+        for job in jobs:
+            job.close()
+
+
+async def _run(line: Line, jobs: Sequence[_Job], last: bool) -> tuple[list[Finished], tuple[bytes, ...]]:
+    tree = Tree()
+    found = Prioritized({}, ())
+    finished: dict[int, Finished] = {}
+    ready, write = trio.open_memory_channel[_Job](len(jobs))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_fetch_all, jobs)
+
+        async def write_all() -> None:
+            async for job in write:
+                finished[job.number] = await job.write(found.layers.get(job.number, ()))
+
+        nursery.start_soon(write_all)
+        with ready:
+            for job in jobs:
+                await job.index(tree)
+                if not line.request.prioritized:
+                    ready.send_nowait(job)
+            if last:
+                line.uploads.open_gate()
+            if line.request.prioritized:
+                found = find(line.request.prioritized, tree)
+                for job in jobs:
+                    ready.send_nowait(job)
+    return [finished[job.number] for job in jobs], found.missing
+
+
+async def _fetch_all(jobs: Sequence[_Job]) -> None:
+    """In order, because the lowest layer is wanted first."""
+    room = trio.Semaphore(_FETCHES)
+
+    async def fetch(job: _Job) -> None:
+        await job.fetch()
+        room.release()
+
+    async with trio.open_nursery() as nursery:
+        for job in jobs:
+            await room.acquire()
+            nursery.start_soon(fetch, job)
+
+
+class _Job:
+    """One layer between its fetching and its sending."""
+
+    def __init__(self, line: Line, number: int, layer: OldLayer) -> None:
+        self.number = number
+        self._line = line
+        self._layer = layer
+        self._what = f"layer {layer.descriptor.digest}"
+        self._title = f"{number + 1:3} {layer.descriptor.digest[7:19]}"
+        self._fetched = trio.Event()
+        self._spool: Spool | None = None
+        self._members: Sequence[TarMember] = ()
+        self._index: LayerIndex | None = None
+
+    def close(self) -> None:
+        """Give back the disk space."""
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
+
+    async def fetch(self) -> None:
+        """Bring the layer's tar to this disk, and read what is in it."""
+        descriptor = self._layer.descriptor
+        known = self._line.members.get(descriptor.digest)
+        if known is None:
+            spool = await self._bring()
+            self._members = await trio.to_thread.run_sync(
+                lambda: tuple(read_tar(spool.read_at, spool.size, descriptor.size, self._what))
+            )
+            if self._line.remember:
+                self._line.members[descriptor.digest] = self._members
+        else:
+            self._members = known
+        self._fetched.set()
+
+    async def index(self, tree: Tree) -> None:
+        """Wait for the layer, and put it on `tree`."""
+        await self._fetched.wait()
+        self._index = await trio.to_thread.run_sync(index_layer, tree, self._members, self.number, self._what)
+
+    async def write(self, prioritized: Sequence[bytes]) -> Finished:
+        """Write the layer, unless that is done already, and have it sent."""
+        began = trio.current_time()
+        assert self._index is not None
+        plan = await trio.to_thread.run_sync(plan_layer, self._index, prioritized)
+        digest = self._layer.descriptor.digest
+        done = next((layer for known, layer in self._line.finished.get(digest, ()) if known == plan), None)
+        if done is None:
+            done = await self._keep_or_write(plan)
+            if self._line.remember:
+                self._line.finished.setdefault(digest, []).append((plan, done))
+        self.close()
+        return Finished(self._layer, done, trio.current_time() - began)
+
+    async def _bring(self) -> Spool:
+        descriptor, kind, diff_id = self._layer
+        line = self._line
+        keep = line.request.keep and kind == "gzip" and TOC_DIGEST in descriptor.annotations
+        spool = self._spool = Spool(keep)
+        step = _cancellable(line.progress.phase(self._title, "fetch", descriptor.size))
+        if not descriptor.size:
+            await trio.to_thread.run_sync(unpack, spool, _no_bytes, descriptor, kind, diff_id, step)
+            return spool
+        async with line.source.open_range(descriptor.digest, descriptor.size, 0, descriptor.size) as stream:
+
+            def pull(count: int) -> bytes | bytearray | memoryview:
+                return trio.from_thread.run(stream.receive_exactly, count)
+
+            await trio.to_thread.run_sync(unpack, spool, pull, descriptor, kind, diff_id, step)
+        return spool
+
+    async def _keep_or_write(self, plan: Sequence[Planned]) -> NewLayer:
+        line = self._line
+        descriptor = self._layer.descriptor
+        spool = self._spool or await self._bring()
+        style = line.request.style
+        count = await trio.to_thread.run_sync(chunks_if_as_asked, plan, self._members, spool, descriptor, style.chunk_size)
+        if count is not None and spool.blob is not None:
+            toc_digest = Digest(descriptor.annotations[TOC_DIGEST])
+            new = NewLayer(
+                descriptor.digest, descriptor.size, self._layer.diff_id, toc_digest, spool.size, len(plan), count, True
+            )
+            file = spool.take_blob()
+        else:
+            total = sum(planned.entry.size for planned in plan)
+            step = _cancellable(line.progress.phase(self._title, "convert", total))
+            file, new = await trio.to_thread.run_sync(
+                write_layer, plan, spool.read_at, style, line.threads, line.request.workers, step
+            )
+        line.uploads.send(new.digest, new.size, file, new.kept, line.progress.phase(self._title, "send", new.size))
+        return new
+
+
+def _cancellable(step: Step) -> Step:
+    """`step` for a thread that must end when whoever waits for it is cancelled."""
+
+    def checked(count: int) -> None:
+        trio.from_thread.check_cancelled()
+        step(count)
+
+    return checked
+
+
+def _no_bytes(_count: int) -> bytes:
+    return b""
