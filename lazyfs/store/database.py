@@ -24,6 +24,10 @@ _log = logging.getLogger("lazyfs.store")
 _ROOM = 64
 """Blocks that sqlite needs at the least to open."""
 
+Failure = sqlite3.Error | UnicodeDecodeError
+FAILURES = (sqlite3.Error, UnicodeDecodeError)
+"""What a call to sqlite raises: a message that quotes damaged text may be no UTF-8, and Python then raises this instead of it."""
+
 _PASSING = frozenset(
     {
         sqlite3.SQLITE_FULL,
@@ -66,7 +70,7 @@ class Database:
         with directory.claims.opening():
             try:
                 self._connect_or_start_over()
-            except sqlite3.Error as error:
+            except FAILURES as error:
                 self._disconnect()
                 raise _refused(error, f"the store {directory.path} cannot be opened", self._path) from error
             except LocalError:
@@ -82,7 +86,7 @@ class Database:
                 return []
             try:
                 found = self._reader.execute(sql, values).fetchall()
-            except sqlite3.Error as error:
+            except FAILURES as error:
                 failure = error
             else:
                 self._read_failed = False
@@ -106,7 +110,7 @@ class Database:
             self._join()
             try:
                 self._commit(work)
-            except sqlite3.Error as error:
+            except FAILURES as error:
                 if not _is_damage(error):
                     raise _refused(
                         error, f"the index of the store {self._directory.path} cannot be written", self._path
@@ -123,7 +127,7 @@ class Database:
                 if cause is not None and self._is_current():
                     self._discard(cause)
                 self._connect_or_start_over()
-            except (sqlite3.Error, LocalError) as error:
+            except (*FAILURES, LocalError) as error:
                 # No index: nothing is here, and nothing can be kept until a later transaction finds one.
                 self._disconnect()
                 _log.warning("the index of the store %s cannot be opened again: %s", self._directory.path, error)
@@ -165,7 +169,7 @@ class Database:
     def _connect_or_start_over(self) -> None:
         try:
             self._connect()
-        except sqlite3.Error as error:
+        except FAILURES as error:
             if not _is_damage(error):
                 raise
             self._discard(str(error))
@@ -206,13 +210,13 @@ class Database:
         self._reader = self._writer = None
 
 
-def _is_damage(error: sqlite3.Error) -> bool:
+def _is_damage(error: Failure) -> bool:
     if isinstance(error, sqlite3.InterfaceError | sqlite3.ProgrammingError):
         return False  # a defect of ours must not cost anybody the store
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in _PASSING
 
 
-def _refused(error: sqlite3.Error, what: str, path: Path) -> LocalError:
+def _refused(error: Failure, what: str, path: Path) -> LocalError:
     # Where there is no room for its -shm file, sqlite calls that an I/O error.
     full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL or os.statvfs(path.parent).f_bavail < _ROOM
     if full:

@@ -36,6 +36,9 @@ _COMMIT_DELAY = 0.05
 _COMMIT_ROWS = 256
 _NAMES_A_QUERY = 1000
 
+Held = tuple[int, int, bytes]
+"""Offset, size and digest of a chunk that has a row: what a content is held against."""
+
 
 class Index:
     """The index, open. Any thread may call it. Once closed it raises StoreUnusable."""
@@ -94,25 +97,27 @@ class Index:
         found = self._database.query("SELECT total(size) FROM chunk")
         return int(found[0][0]) if found else 0
 
-    def held(self, name: str, first: int, last: int) -> dict[int, tuple[int, bytes]]:
-        """(size, digest) of the chunks in [first, last) of one object that have rows."""
+    def held(self, name: str, first: int, last: int) -> dict[int, Held]:
+        """The chunks in [first, last) of one object that have rows, by position."""
         buffered = [self._buffer.get(name, position) for position in range(first, last)] if self._buffer else []
         found = {
-            position: (size, digest) for position, size, digest in self._database.query(schema.SELECT_HELD, (name, first, last))
+            position: (offset, size, digest)
+            for position, offset, size, digest in self._database.query(schema.SELECT_HELD, (name, first, last))
         }
-        found.update((row.position, (row.size, row.digest)) for row in buffered if row is not None)
+        found.update((row.position, (row.offset, row.size, row.digest)) for row in buffered if row is not None)
         return found
 
-    def held_many(self, names: Sequence[str]) -> dict[str, list[tuple[int, int, bytes]]]:
-        """(position, size, digest) of every chunk of these objects that has a row; 3 µs a name."""
+    def held_many(self, names: Sequence[str]) -> dict[str, dict[int, Held]]:
+        """The chunks of each of these objects that have rows, by position; 3 µs a name."""
         buffered = self._buffer.rows()
-        found: dict[str, list[tuple[int, int, bytes]]] = {}
+        found: dict[str, dict[int, Held]] = {}
         # Some at a time, so that a reader of one chunk does not wait for the whole answer.
         for at in range(0, len(names), _NAMES_A_QUERY):
-            for name, *chunk in self._database.query(schema.SELECT_MANY, (json.dumps(names[at : at + _NAMES_A_QUERY]),)):
-                found.setdefault(name, []).append(tuple(chunk))
+            rows = self._database.query(schema.SELECT_MANY, (json.dumps(names[at : at + _NAMES_A_QUERY]),))
+            for name, position, offset, size, digest in rows:
+                found.setdefault(name, {})[position] = (offset, size, digest)
         for row in buffered:
-            found.setdefault(row.object, []).append((row.position, row.size, row.digest))
+            found.setdefault(row.object, {})[row.position] = (row.offset, row.size, row.digest)
         return found
 
     def is_whole(self, name: str) -> bool:

@@ -35,9 +35,9 @@ _ROW = "SELECT object, position, offset, size, digest, sums FROM chunk"
 SELECT_ROW = f"{_ROW} WHERE object = ? AND position = ?"
 SELECT_ROWS = f"{_ROW} WHERE object = ? ORDER BY position"
 SELECT_SAME = f"{_ROW} WHERE digest = ? LIMIT 8"
-SELECT_HELD = "SELECT position, size, digest FROM chunk WHERE object = ? AND position >= ? AND position < ?"
+SELECT_HELD = "SELECT position, offset, size, digest FROM chunk WHERE object = ? AND position >= ? AND position < ?"
 SELECT_LIST = "SELECT size, digest FROM chunk WHERE object = ? ORDER BY position"
-SELECT_MANY = "SELECT object, position, size, digest FROM json_each(?) JOIN chunk ON object = json_each.value"
+SELECT_MANY = "SELECT object, position, offset, size, digest FROM json_each(?) JOIN chunk ON object = json_each.value"
 COUNT = "SELECT count(*) FROM chunk WHERE object = ?"
 INSERT = "INSERT OR REPLACE INTO chunk (object, position, offset, size, digest, sums) VALUES (?, ?, ?, ?, ?, ?)"
 DELETE = "DELETE FROM chunk WHERE object = ? AND position = ?"
@@ -52,7 +52,7 @@ def connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         # A power cut may lose the last commits, never the index: what is read back is checked in any case.
         connection.execute("PRAGMA synchronous = NORMAL")
-    except sqlite3.Error:
+    except BaseException:
         connection.close()
         raise
     return connection

@@ -1,0 +1,135 @@
+"""The store against a model: a dictionary of what was kept, and what damage may take away from it.
+
+Two stores on one directory stand for two processes. A read gives the right bytes, or nothing where something was damaged;
+it never gives other bytes. What is undamaged stays.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from lazyfs.store.store import Store
+from tests.unit.store.contents import DAMAGES, content, noise, read_all
+
+_A, _B, _C, _D = noise(70_000, 1), noise(5, 2), noise(4096, 3), noise(65_536, 4)
+FILES = [[_A], [_B], [_A, _B], [_B, _A, _B], [_C, _D, _C, _A]]
+CONTENTS = [content(*pieces) for pieces in FILES]
+CHUNKS = [(number, index) for number, pieces in enumerate(FILES) for index in range(len(pieces))]
+
+SIDES = st.integers(0, 1)
+PLACES = st.sampled_from(CHUNKS)
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """`here` holds the chunks that must be there; those of a damaged file may be, with the right bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        logging.getLogger("lazyfs.store").setLevel(logging.ERROR)
+        self.folder = Path(tempfile.mkdtemp(prefix="lazyfs-model-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
+        self.stores = [Store.open(self.folder / "store") for _ in range(2)]
+        self.here: set[tuple[int, int]] = set()
+        self.maybe: set[tuple[int, int]] = set()
+        self.numbers = itertools.count()
+
+    def teardown(self) -> None:
+        for store in self.stores:
+            store.close()
+        shutil.rmtree(self.folder)
+        logging.getLogger("lazyfs.store").setLevel(logging.NOTSET)
+
+    @rule(side=SIDES, place=PLACES)
+    def keep(self, side: int, place: tuple[int, int]) -> None:
+        number, index = place
+        self.stores[side].keep(CONTENTS[number], index, FILES[number][index])
+        self.stores[side].index.change()
+        self.here.add(place)
+        self.maybe.discard(place)
+
+    @rule(side=SIDES, place=PLACES, data=st.data())
+    def read(self, side: int, place: tuple[int, int], data: Any) -> None:
+        number, index = place
+        piece = FILES[number][index]
+        start = data.draw(st.integers(0, len(piece)))
+        length = data.draw(st.integers(0, len(piece) - start))
+        self.judge(place, self.stores[side].read(CONTENTS[number], index, start, length), piece[start : start + length])
+
+    def judge(self, place: tuple[int, int], got: bytes | None, right: bytes) -> None:
+        if place in self.here:
+            assert got == right
+        elif place in self.maybe:
+            assert got in (None, right)
+        else:
+            assert got is None
+
+    @rule(side=SIDES, place=PLACES)
+    def copy(self, side: int, place: tuple[int, int]) -> None:
+        number, index = place
+        same = {(n, i) for n, i in CHUNKS if FILES[n][i] == FILES[number][index]}
+        copied = self.stores[side].copy_local(CONTENTS[number], index)
+        if same & self.here and not same & self.maybe:
+            assert copied
+        if not same & (self.here | self.maybe):
+            assert not copied
+        if copied:
+            self.stores[side].index.change()
+            if place not in self.here:
+                self.maybe.add(place)
+
+    @precondition(lambda self: self.here)
+    @rule(damage=st.sampled_from(sorted(DAMAGES)), data=st.data())
+    def damage(self, damage: str, data: Any) -> None:
+        """A disk fails while nobody looks: both stores are opened anew, for what was checked once is not checked again."""
+        for store in self.stores:
+            store.close()
+        files = sorted(path for folder in ("objects", "partial") for path in (self.folder / "store" / folder).iterdir())
+        if files:
+            path = data.draw(st.sampled_from(files))
+            DAMAGES[damage](path)
+            hit = {(n, i) for n, i in CHUNKS if CONTENTS[n].name == path.name} & self.here
+            self.here -= hit
+            self.maybe |= hit
+        self.stores = [Store.open(self.folder / "store") for _ in range(2)]
+
+    @rule(side=SIDES)
+    def reopen(self, side: int) -> None:
+        self.stores[side].close()
+        self.stores[side] = Store.open(self.folder / "store")
+
+    @rule()
+    def read_everything(self) -> None:
+        for store in self.stores:
+            for number, made in enumerate(CONTENTS):
+                for index, got in enumerate(read_all(store, made)):
+                    self.judge((number, index), got, FILES[number][index])
+
+    @invariant()
+    def what_is_here_is_not_missing(self) -> None:
+        for store in self.stores:
+            for number, missing in enumerate(store.missing_many(CONTENTS)):
+                absent = {(number, index) for index in missing}
+                assert not absent & self.here
+                assert missing == store.missing(CONTENTS[number], 0, len(FILES[number]))
+                unknown = {(number, index) for index in range(len(FILES[number]))} - self.here - self.maybe
+                assert unknown <= absent
+
+    @invariant()
+    def nothing_lies_twice(self) -> None:
+        objects, partial = (set(os.listdir(self.folder / "store" / folder)) for folder in ("objects", "partial"))
+        assert not objects & partial
+        assert not any(os.listdir(store.directory.temporary) != ["lock"] for store in self.stores)
+
+
+StoreMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestStore = StoreMachine.TestCase
+TestStore.__doc__ = "Any sequence of keeping, reading, copying, damage and reopening, by two processes, agrees with the model."
