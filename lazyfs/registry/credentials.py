@@ -55,11 +55,10 @@ def configured(host: str) -> Credentials | None:
         return None
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    # The causes below are cut off with `from None`: a JSON error carries the whole text, secrets and all.
     try:
         config = json.loads(data) if len(data) <= _MAX_CONFIG else None
     except (ValueError, RecursionError):
-        config = None
+        config = None  # and the error is not the cause of ours: it carries the whole text, secrets and all
     auths = config.get("auths", {}) if isinstance(config, dict) else None
     if not isinstance(auths, dict):
         raise UsageError(f"{path} is no configuration of docker", hint="Repair it, or name another folder in DOCKER_CONFIG")

@@ -1,0 +1,161 @@
+"""An HTTP server on loopback that says, byte for byte, what a test wants it to say."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+import trio
+
+from lazyfs.errors import LazyfsError
+
+
+class Request(NamedTuple):
+    """One request as it came."""
+
+    method: str
+    target: str
+    headers: dict[str, str]
+    body: bytes
+
+
+class Reply(NamedTuple):
+    """What to answer; then `keep` the connection, `close` it, or fall into `silence` until the client closes it."""
+
+    data: bytes
+    then: str = "keep"
+
+
+Answer = Reply | bytes
+Script = list[Answer] | Callable[[Request], Answer]
+
+
+class Server:
+    """What it answers comes from `script`: a list, one answer a request, or a function."""
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        self.requests: list[Request] = []
+        self.connections = 0
+        self.open = 0
+        self.port = 0
+
+    @property
+    def host(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def answer(self, request: Request) -> Reply:
+        """The next answer of the script."""
+        if callable(self.script):
+            found = self.script(request)
+        else:
+            assert self.script, f"nobody expected {request.method} {request.target}"
+            found = self.script.pop(0)
+        return found if isinstance(found, Reply) else Reply(found)
+
+    async def handle(self, stream: trio.abc.Stream) -> None:
+        """One connection."""
+        self.connections += 1
+        self.open += 1
+        try:
+            data = b""
+            while True:
+                while b"\r\n\r\n" not in data:
+                    more = await stream.receive_some(65536)
+                    if not more:
+                        return
+                    data += more
+                head, _, data = data.partition(b"\r\n\r\n")
+                first, *lines = head.decode().split("\r\n")
+                headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+                method, target, _ = first.split(" ")
+                while len(data) < int(headers.get("content-length", "0")):
+                    data += await stream.receive_some(65536)
+                length = int(headers.get("content-length", "0"))
+                request = Request(method, target, headers, data[:length])
+                data = data[length:]
+                self.requests.append(request)
+                if method == "CONNECT" and await self.tunnel(stream, request):
+                    return
+                reply = self.answer(request)
+                await stream.send_all(reply.data)
+                if reply.then == "silence":
+                    while await stream.receive_some(65536):
+                        pass
+                    return
+                if reply.then == "close":
+                    return
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        finally:
+            self.open -= 1
+            await trio.aclose_forcefully(stream)
+
+    async def tunnel(self, stream: trio.abc.Stream, request: Request) -> bool:
+        """Whether this server is a proxy that took the CONNECT over."""
+        del stream, request
+        return False
+
+
+class Proxy(Server):
+    """Connects every CONNECT to `port` on loopback, whatever host was named; the script answers all else."""
+
+    def __init__(self, script: Script, port: int) -> None:
+        super().__init__(script)
+        self._target = port
+
+    async def tunnel(self, stream: trio.abc.Stream, request: Request) -> bool:
+        """Pass bytes both ways until one side has had enough."""
+        far = await trio.open_tcp_stream("127.0.0.1", self._target)
+        await stream.send_all(b"HTTP/1.1 200 Connection established\r\n\r\n")
+
+        async def pump(source: trio.abc.Stream, target: trio.abc.Stream) -> None:
+            try:
+                async for piece in source:
+                    await target.send_all(piece)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass
+            nursery.cancel_scope.cancel()
+
+        async with far, trio.open_nursery() as nursery:
+            nursery.start_soon(pump, stream, far)
+            nursery.start_soon(pump, far, stream)
+        return True
+
+
+@asynccontextmanager
+async def serving(server: Server, tls: ssl.SSLContext | None = None) -> AsyncIterator[Server]:
+    """`server` on a free port, until the block ends."""
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        server.port = listeners[0].socket.getsockname()[1]
+
+        async def handle(stream: trio.SocketStream) -> None:
+            await server.handle(trio.SSLStream(stream, tls, server_side=True, https_compatible=True) if tls else stream)
+
+        nursery.start_soon(trio.serve_listeners, handle, listeners)
+        try:
+            yield server
+        except (LazyfsError, AssertionError) as error:
+            failure = error  # raised below, because a nursery would wrap it in a group
+        nursery.cancel_scope.cancel()
+    if failure:
+        raise failure
+
+
+def reply(status: int, body: bytes = b"", **headers: str) -> bytes:
+    """A response; `content_length="…"` and the like replace what follows from the body."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    named = {"content-length": str(len(body))} | named
+    lines = [f"HTTP/1.1 {status} X", *(f"{name}: {value}" for name, value in named.items() if value)]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode() + body
+
+
+def partial(blob: bytes, request: Request) -> bytes:
+    """The right answer to a range request for `blob`."""
+    start, _, end = request.headers["range"].removeprefix("bytes=").partition("-")
+    piece = blob[int(start) : int(end) + 1]
+    return reply(206, piece, content_range=f"bytes {start}-{end}/{len(blob)}")

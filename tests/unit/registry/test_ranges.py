@@ -1,0 +1,402 @@
+"""Ranges of blobs: what a server may answer, and what it must not get away with."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+
+from lazyfs.errors import BadAnswer, NotFound, RangeIgnored, SourceError, Unauthorized, Unreachable
+from lazyfs.format.digest import digest_of
+from lazyfs.registry.access import AccessOptions
+from lazyfs.registry.credentials import Credentials
+from lazyfs.registry.ranges import MAX_RANGES, MAX_SKIP, Ranges
+from lazyfs.registry.session import Session
+from tests.unit.registry.scripted import Reply, Request, Script, Server, partial, reply, serving
+
+BLOB = bytes(range(256)) * 40
+DIGEST = digest_of(BLOB)
+SCOPE = ("repository:r:pull",)
+
+
+@asynccontextmanager
+async def ranges_of(host: str) -> AsyncIterator[Ranges]:
+    """The client, for one registry."""
+    session = Session(host, AccessOptions(Credentials("u", "p"), plain_http=True))
+    try:
+        yield Ranges(session)
+    finally:
+        await session.aclose()
+
+
+async def read(ranges: Ranges, start: int, end: int, size: int = len(BLOB)) -> bytes:
+    """One range, whole."""
+    async with ranges.open("blob B", f"r/blobs/{DIGEST}", SCOPE, DIGEST, size, start, end) as body:
+        return bytes(await body.receive_exactly(end - start))
+
+
+async def read_from(script: Script, start: int, end: int, size: int = len(BLOB)) -> tuple[bytes, Server]:
+    """One range from a server of its own."""
+    async with serving(Server(script)) as server, ranges_of(server.host) as ranges:
+        return await read(ranges, start, end, size), server
+
+
+async def fails(script: Script, start: int = 10, end: int = 20, size: int = len(BLOB)) -> SourceError:
+    """The error of one range."""
+    with pytest.raises(SourceError) as caught:
+        await read_from(script, start, end, size)
+    return caught.value
+
+
+def ranged(request: Request) -> bytes:
+    """A server that does what it should."""
+    return partial(BLOB, request)
+
+
+async def test_many_ranges_take_one_connection() -> None:
+    """Keep-alive: each answer is read to its end, so the next request follows on the same connection."""
+    async with serving(Server(ranged)) as server, ranges_of(server.host) as ranges:
+        for start in range(0, 1000, 100):
+            assert await read(ranges, start, start + 100) == BLOB[start : start + 100]
+    assert server.connections == 1
+    assert server.requests[1].headers["range"] == "bytes=100-199"
+    assert server.requests[1].target == f"/v2/r/blobs/{DIGEST}"
+
+
+async def test_pieces_of_a_range_come_in_order() -> None:
+    """A reader takes what it wants, as often as it wants, but not more than the range holds."""
+    path = f"r/blobs/{DIGEST}"
+    async with (
+        serving(Server(ranged)) as server,
+        ranges_of(server.host) as ranges,
+        ranges.open("blob B", path, SCOPE, DIGEST, len(BLOB), 5, 50) as body,
+    ):
+        assert await body.receive_exactly(5) == BLOB[5:10]
+        assert await body.receive_exactly(40) == BLOB[10:50]
+        with pytest.raises(BadAnswer, match="ends 1 bytes before"):
+            await body.receive_exactly(1)
+
+
+async def test_open_ranges_are_bounded() -> None:
+    """Twice as many readers as slots: never more connections than slots, and all are served."""
+    async with serving(Server(ranged)) as server, ranges_of(server.host) as ranges, trio.open_nursery() as nursery:
+        for start in range(2 * MAX_RANGES):
+            nursery.start_soon(read, ranges, start, start + 9)
+    assert len(server.requests) == 2 * MAX_RANGES
+    assert server.connections <= MAX_RANGES
+
+
+async def test_leaving_early_costs_the_connection_only() -> None:
+    """What was not read must not be taken for the next answer."""
+    async with serving(Server(ranged)) as server, ranges_of(server.host) as ranges:
+        async with ranges.open("blob B", f"r/blobs/{DIGEST}", SCOPE, DIGEST, len(BLOB), 0, 5000) as body:
+            await body.receive_exactly(10)
+        assert await read(ranges, 7, 17) == BLOB[7:17]
+    assert server.connections == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (reply(206, BLOB[10:20], content_range=f"bytes 11-20/{len(BLOB)}"), "with 'bytes 11-20"),
+        (reply(206, BLOB[10:20], content_range=f"bytes 10-19/{len(BLOB) + 1}"), "with 'bytes 10-19/10241"),
+        (reply(206, BLOB[10:20], content_range="bytes 10-19/*"), "with 'bytes 10-19"),
+        (reply(206, BLOB[10:20]), "no range"),
+        (reply(206, BLOB[10:19], content_range=f"bytes 10-19/{len(BLOB)}"), "a body of 9 bytes"),
+        (reply(206, BLOB[10:21], content_range=f"bytes 10-19/{len(BLOB)}"), "a body of 11 bytes"),
+        (
+            reply(206, b"a", content_length="", content_range=f"bytes 10-19/{len(BLOB)}", transfer_encoding="chunked"),
+            "unknown length",
+        ),
+        (reply(206, b"--x", content_type="multipart/byteranges; boundary=x"), "several ranges"),
+        (reply(206, BLOB[10:20], content_range=f"bytes 10-19/{len(BLOB)}", content_encoding="gzip"), "encoding"),
+        (reply(200, BLOB[:-1]), "whole blob of 10239 bytes"),
+        (reply(200, BLOB, content_length=""), "whole blob of unknown length"),
+        (reply(416), "answers 416"),
+        (reply(204), "answers 204"),
+        (reply(302), "without saying where"),
+        (reply(302, location="ftp://x/"), "no plain http"),
+        (reply(302, location="http://u:p@x/"), "no plain http"),
+        (reply(302, location="http://x/ y"), "no URL"),
+        (b"HTTP/2 200\r\n\r\n", "not HTTP/1.1"),
+        (b"220 smtp.example.org\r\n\r\n", "not HTTP/1.1"),
+        (b"HTTP/1.1 200 OK\r\nx: " + b"a" * 70_000, "headers of over 65536 bytes"),
+        (b"HTTP/1.1 206 OK\r\nContent-Length: 10\r\nContent-Length: 11\r\n\r\n", "two different"),
+        (b"HTTP/1.1 206 OK\r\nContent-Length: -1\r\n\r\n", "no number"),
+        (b"HTTP/1.1 206 OK\r\nContent-Length : 1\r\n\r\n", "grammar"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_an_answer_that_is_not_what_was_asked_is_an_error(answer: bytes, message: str) -> None:
+    """Another range, another length, no HTTP at all: BadAnswer, at once, naming blob and host."""
+    error = await fails([Reply(answer, "close")])
+    assert isinstance(error, BadAnswer)
+    assert message in str(error)
+
+
+@pytest.mark.parametrize(("status", "kind"), [(404, NotFound), (403, Unauthorized), (410, BadAnswer)])
+async def test_refusals_are_told_apart(status: int, kind: type[SourceError]) -> None:
+    """And none of them is tried again: the script holds one answer."""
+    assert type(await fails([reply(status)])) is kind
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, len(BLOB)), (0, 10), (100, 200), (100, len(BLOB))])
+async def test_a_200_is_skipped_over(start: int, end: int) -> None:
+    """A server that knows no ranges sends the whole blob; near its beginning that is good enough."""
+    got, _ = await read_from([reply(200, BLOB)], start, end)
+    assert got == BLOB[start:end]
+
+
+async def test_a_200_read_to_its_end_keeps_the_connection() -> None:
+    """A tail is read to the end of the body; a piece from the middle is not, and must not poison the next answer."""
+    async with serving(Server(lambda _: reply(200, BLOB))) as server, ranges_of(server.host) as ranges:
+        await read(ranges, 100, len(BLOB))
+        await read(ranges, 100, 200)
+        assert await read(ranges, 5, 6) == BLOB[5:6]
+    assert server.connections == 2
+
+
+async def test_a_200_too_far_from_the_range_is_not_read() -> None:
+    """Beyond 1 MiB the caller must decide to stream the blob once; up to there it is skipped."""
+    blob = bytes(MAX_SKIP) + b"tail and more"
+    with pytest.raises(RangeIgnored):
+        await read_from([reply(200, blob)], MAX_SKIP + 1, len(blob), len(blob))
+    got, _ = await read_from([reply(200, blob)], MAX_SKIP, len(blob), len(blob))
+    assert got == b"tail and more"
+    got, _ = await read_from([reply(200, blob)], 0, len(blob), len(blob))
+    assert got == blob
+
+
+async def test_too_little_is_unreachable() -> None:
+    """The sender closes in the middle of the body."""
+    answer = reply(206, BLOB[10:15], content_length="10", content_range=f"bytes 10-19/{len(BLOB)}")
+    error = await fails([Reply(answer, "close")])
+    assert isinstance(error, Unreachable)
+    assert "5 bytes to come" in str(error)
+
+
+async def test_too_much_never_reaches_the_next_reader() -> None:
+    """Bytes after the body cost the connection, and are not taken for an answer."""
+    forged = reply(206, b"EVIL", content_range=f"bytes 20-23/{len(BLOB)}")
+    script: Script = [
+        ranged(Request("GET", "/", {"range": "bytes=10-19"}, b"")) + forged,
+        reply(206, BLOB[20:24], content_range=f"bytes 20-23/{len(BLOB)}"),
+    ]
+    async with serving(Server(script)) as server, ranges_of(server.host) as ranges:
+        assert await read(ranges, 10, 20) == BLOB[10:20]
+        assert await read(ranges, 20, 24) == BLOB[20:24]
+    assert server.connections == 2
+
+
+async def test_a_stalled_sender_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
+    """Half a body, then nothing: 20 seconds later it is over."""
+    answer = reply(206, BLOB[10:15], content_length="10", content_range=f"bytes 10-19/{len(BLOB)}")
+    started = trio.current_time()
+    error = await fails([Reply(answer, "silence")])
+    assert isinstance(error, Unreachable)
+    assert "nothing came for 20 s" in str(error)
+    assert 20 <= trio.current_time() - started < 21
+
+
+async def test_a_server_that_never_answers_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
+    """The one deadline for everything before the first byte."""
+    started = trio.current_time()
+    error = await fails([Reply(b"", "silence")])
+    assert "did not answer within 30 s" in str(error)
+    assert 30 <= trio.current_time() - started < 31
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+async def test_what_may_pass_is_tried_again(status: int, autojump_clock: trio.testing.MockClock) -> None:
+    """A server in trouble gets another chance."""
+    good = reply(206, BLOB[10:20], content_range=f"bytes 10-19/{len(BLOB)}")
+    got, server = await read_from([reply(status, b"x"), reply(status, b"x"), good], 10, 20)
+    assert got == BLOB[10:20]
+    assert (len(server.requests), server.connections) == (3, 1)
+
+
+async def test_trouble_that_does_not_pass_ends(autojump_clock: trio.testing.MockClock) -> None:
+    """Five tries; the error names the last answer."""
+    error = await fails([reply(503)] * 5)
+    assert isinstance(error, Unreachable)
+    assert "answers 503" in str(error)
+
+
+async def test_retry_after_is_obeyed(autojump_clock: trio.testing.MockClock) -> None:
+    """Within the deadline the server's wish is waited for; beyond it there is no use in waiting."""
+    good = reply(206, BLOB[10:20], content_range=f"bytes 10-19/{len(BLOB)}")
+    started = trio.current_time()
+    await read_from([reply(429, retry_after="7"), good], 10, 20)
+    assert 7 <= trio.current_time() - started <= 11
+    started = trio.current_time()
+    assert "answers 429" in str(await fails([reply(429, retry_after="3600")]))
+    assert trio.current_time() - started < 1
+
+
+async def test_nobody_listens(autojump_clock: trio.testing.MockClock) -> None:
+    """A registry that is away is named, after a few tries within seconds."""
+    async with serving(Server([])) as server:
+        pass
+    started = trio.current_time()
+    async with ranges_of(server.host) as ranges:
+        with pytest.raises(Unreachable, match=f"cannot connect to {server.host}"):
+            await read(ranges, 0, 1)
+    assert 1 < trio.current_time() - started < 10
+
+
+async def test_a_connection_that_closed_while_it_waited_is_replaced() -> None:
+    """No failure, no pause, no second try for a fresh connection."""
+    closing = Reply(reply(206, BLOB[10:20], content_range=f"bytes 10-19/{len(BLOB)}"), "close")
+    async with serving(Server([closing] * 3)) as server, ranges_of(server.host) as ranges:
+        for _ in range(3):
+            assert await read(ranges, 10, 20) == BLOB[10:20]
+    assert server.connections == 3
+
+
+async def test_a_connection_that_closes_on_the_next_request_is_replaced() -> None:
+    """The race that no check before can win: the server closes just when the request is under way."""
+    good = reply(206, BLOB[10:20], content_range=f"bytes 10-19/{len(BLOB)}")
+    async with serving(Server([good, Reply(b"", "close"), good])) as server, ranges_of(server.host) as ranges:
+        await read(ranges, 10, 20)
+        assert await read(ranges, 10, 20) == BLOB[10:20]
+    assert (len(server.requests), server.connections) == (3, 2)
+
+
+async def test_http_1_0_and_connection_close_are_not_reused() -> None:
+    """Either says that the connection ends with this answer."""
+    good = reply(206, BLOB[10:20], content_range=f"bytes 10-19/{len(BLOB)}")
+    old, closing = good.replace(b"HTTP/1.1", b"HTTP/1.0"), good.replace(b" X\r\n", b" X\r\nConnection: x, Close\r\n")
+    async with serving(Server([old, closing, good])) as server, ranges_of(server.host) as ranges:
+        for _ in range(3):
+            assert await read(ranges, 10, 20) == BLOB[10:20]
+    assert server.connections == 3
+
+
+async def test_interim_answers_are_passed_over() -> None:
+    """103 Early Hints and its like come before the answer."""
+    good = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + reply(206, BLOB[10:20], content_range=f"bytes 10-19/{len(BLOB)}")
+    got, _ = await read_from([good], 10, 20)
+    assert got == BLOB[10:20]
+
+
+def behind(target: Callable[[], str], count: int = 1) -> Script:
+    """`count` redirects to what `target` gives."""
+    left = [count]
+
+    def answer(_: Request) -> bytes:
+        left[0] -= 1
+        assert left[0] >= 0, "asked again"
+        return reply(307, b"elsewhere", location=target())
+
+    return answer
+
+
+async def test_a_signed_url_is_kept_and_gets_no_authorization() -> None:
+    """One redirect for many ranges; the store never sees who we are to the registry."""
+    async with serving(Server(ranged)) as store, serving(Server([])) as server, ranges_of(server.host) as ranges:
+        server.script = [
+            reply(401, www_authenticate='Basic realm="x"'),
+            reply(307, location=f"http://{store.host}/blob?signature=SECRET"),
+        ]
+        for start in (0, 10, 20):
+            assert await read(ranges, start, start + 5) == BLOB[start : start + 5]
+    assert server.requests[1].headers["authorization"] == "Basic dTpw"
+    assert [request.target for request in store.requests] == ["/blob?signature=SECRET"] * 3
+    assert all("authorization" not in request.headers for request in store.requests)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
+async def test_an_expired_signed_url_is_resolved_again(status: int) -> None:
+    """However the store says it; the registry is asked once more, and a second refusal is final."""
+    signature = ["one"]
+
+    def stored(request: Request) -> bytes:
+        return ranged(request) if request.target == f"/{signature[0]}" else reply(status, b"expired")
+
+    async with serving(Server(stored)) as store, serving(Server([])) as server, ranges_of(server.host) as ranges:
+        server.script = [reply(307, location=f"http://{store.host}/{name}") for name in ("one", "two", "three")]
+        await read(ranges, 0, 5)
+        signature[0] = "two"
+        assert await read(ranges, 5, 9) == BLOB[5:9]
+        signature[0] = "none"
+        with pytest.raises(SourceError, match=f"answers {status}") as caught:
+            await read(ranges, 5, 9)
+    assert len(server.requests) == 3
+    assert "three" not in str(caught.value), "a signed URL is a secret"
+
+
+async def test_a_store_that_went_away_is_resolved_again(autojump_clock: trio.testing.MockClock) -> None:
+    """The registry may name another store."""
+    async with serving(Server([])) as server, ranges_of(server.host) as ranges:
+        async with serving(Server(ranged)) as store:
+            server.script = [reply(307, location=f"http://{store.host}/a")]
+            await read(ranges, 0, 5)
+        async with serving(Server(ranged)) as other:
+            server.script = [reply(307, location=f"http://{other.host}/b")]
+            assert await read(ranges, 5, 9) == BLOB[5:9]
+
+
+async def test_redirects_in_a_circle_end() -> None:
+    """To itself, and by way of another."""
+    async with serving(Server(lambda request: reply(302, location=request.target))) as server, ranges_of(server.host) as ranges:
+        with pytest.raises(BadAnswer, match="in a circle"):
+            await read(ranges, 0, 5)
+    async with serving(Server([])) as one, serving(Server([])) as two, ranges_of(one.host) as ranges:
+        one.script = lambda request: reply(302, location=f"http://{two.host}{request.target}")
+        two.script = lambda request: reply(302, location=f"http://{one.host}{request.target}")
+        with pytest.raises(BadAnswer, match="in a circle"):
+            await read(ranges, 0, 5)
+
+
+async def test_redirects_without_end_end() -> None:
+    """Five are followed, a sixth is not."""
+    steps = [reply(301, location=f"/step{number}") for number in range(5)]
+    got, _ = await read_from([*steps, reply(200, BLOB)], 0, 5)
+    assert got == BLOB[:5]
+    assert "more than 5 times" in str(await fails([*steps, reply(301, location="/step5")]))
+
+
+async def test_basic_auth_is_sent_when_asked_for_and_then_at_once() -> None:
+    """No credentials before the registry wants them; afterwards no needless 401."""
+
+    def guarded(request: Request) -> bytes:
+        if request.headers.get("authorization") == "Basic dTpw":
+            return ranged(request)
+        return reply(401, b"who are you?", www_authenticate='Basic realm="r"')
+
+    async with serving(Server(guarded)) as server, ranges_of(server.host) as ranges:
+        for _ in range(2):
+            assert await read(ranges, 0, 5) == BLOB[:5]
+    assert ["authorization" in request.headers for request in server.requests] == [False, True, True]
+
+
+async def test_wrong_credentials_are_an_error_each_time() -> None:
+    """Two requests show that they do not help; later ones find out with one. The error never shows them."""
+    refusing = reply(401, www_authenticate='Basic realm="r"')
+    async with serving(Server([refusing] * 3)) as server, ranges_of(server.host) as ranges:
+        with pytest.raises(Unauthorized, match="answers 401"):
+            await read(ranges, 0, 5)
+        with pytest.raises(Unauthorized, match="refuses the credentials of 'u'"):
+            await read(ranges, 0, 5)
+    assert not server.script
+
+
+async def test_cancelled_requests_leave_the_client_usable() -> None:
+    """Fifty readers give up in the middle; the next one is served, and no connection is left open."""
+    answer = reply(206, BLOB[10:15], content_length="10", content_range=f"bytes 10-19/{len(BLOB)}")
+    async with serving(Server([])) as server, ranges_of(server.host) as ranges:
+        for number in range(50):
+            server.script = [Reply(answer if number % 2 else b"", "silence")]
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read, ranges, 10, 20)
+                while server.script:
+                    await trio.lowlevel.checkpoint()
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.cancel_scope.cancel()
+        server.script = ranged
+        assert await read(ranges, 10, 20) == BLOB[10:20]
+        while server.open > 1:
+            await trio.lowlevel.checkpoint()

@@ -1,0 +1,101 @@
+"""Patience, under a clock of its own."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+import trio
+import trio.testing
+
+from lazyfs.errors import BadAnswer, NotFound, Unreachable
+from lazyfs.registry.retry import TRIES, Later, may_pass, patiently, retry_after
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [("", 0), ("7", 7), ("-1", 0), ("soon", 0), ("1" * 30, 0), ("Mon, 99 Foo 2020", 0)]
+)
+def test_retry_after_in_seconds(value: str, expected: float) -> None:
+    """What cannot be read asks for nothing."""
+    assert retry_after(value) == expected
+
+
+def test_retry_after_as_a_date() -> None:
+    """The other form that HTTP allows; a date that is over asks for nothing."""
+    now = datetime.now(UTC)
+    assert 3500 < retry_after(format_datetime(now + timedelta(hours=1), usegmt=True)) <= 3600
+    assert retry_after(format_datetime(now - timedelta(hours=1), usegmt=True)) == 0
+
+
+def test_what_may_pass() -> None:
+    """Trouble of the server, not of the request."""
+    assert [status for status in range(100, 600) if may_pass(status)] == [408, 429, 500, 502, 503, 504]
+
+
+async def test_pauses_grow_and_end(autojump_clock: trio.testing.MockClock) -> None:
+    """Each pause is between once and one and a half times the doubling base."""
+    times = []
+
+    async def fail() -> Later:
+        times.append(trio.current_time())
+        return Later(Unreachable("it is away"))
+
+    with pytest.raises(Unreachable, match="it is away"):
+        await patiently("it", fail)
+    pauses = [after - before for before, after in zip(times, times[1:], strict=False)]
+    assert len(times) == TRIES
+    for number, pause in enumerate(pauses):
+        assert 0.2 * 2**number <= pause <= 0.3 * 2**number
+
+
+async def test_an_unreachable_counts_as_later(autojump_clock: trio.testing.MockClock) -> None:
+    """A connection that breaks is tried again."""
+    left = [Unreachable("a"), Unreachable("b")]
+
+    async def attempt() -> str:
+        if left:
+            raise left.pop()
+        return "done"
+
+    assert await patiently("it", attempt) == "done"
+
+
+@pytest.mark.parametrize("error", [BadAnswer("x"), NotFound("x"), ValueError("x")])
+async def test_all_else_is_said_at_once(error: Exception) -> None:
+    """No second try."""
+    calls = []
+
+    async def attempt() -> str:
+        calls.append(1)
+        raise error
+
+    with pytest.raises(type(error)):
+        await patiently("it", attempt)
+    assert len(calls) == 1
+
+
+async def test_one_deadline_for_all_tries(autojump_clock: trio.testing.MockClock) -> None:
+    """Tries that hang share it; the last error is the cause."""
+
+    async def attempt() -> Later:
+        await trio.sleep(12)
+        return Later(Unreachable("slow"))
+
+    start = trio.current_time()
+    with pytest.raises(Unreachable, match="it did not answer within 30 s") as caught:
+        await patiently("it", attempt)
+    assert trio.current_time() - start == pytest.approx(30)
+    assert isinstance(caught.value.__cause__, Unreachable)
+
+
+async def test_no_pause_beyond_the_deadline(autojump_clock: trio.testing.MockClock) -> None:
+    """A wish to wait for an hour is refused at once."""
+    start = trio.current_time()
+
+    async def attempt() -> Later:
+        return Later(Unreachable("busy"), 3600)
+
+    with pytest.raises(Unreachable, match="busy"):
+        await patiently("it", attempt)
+    assert trio.current_time() == start
