@@ -15,7 +15,6 @@ import msgspec
 
 from converter.members import read_content
 from converter.plan import Planned
-from converter.spool import Spool
 from lazyfs.errors import InvalidInput
 from lazyfs.format.digest import digest_of
 from lazyfs.format.entry import TOC_NAME, Entry
@@ -24,6 +23,7 @@ from lazyfs.format.manifest import Descriptor
 from lazyfs.format.tar import TarMember
 from lazyfs.format.tar_header import BLOCK
 from lazyfs.format.toc import MAX_TOC_SIZE, parse_toc
+from lazyfs.image.spool import Spool
 
 TOC_DIGEST = "containerd.io/snapshot/stargz/toc.digest"
 UNCOMPRESSED_SIZE = "io.containers.estargz.uncompressed-size"

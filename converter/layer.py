@@ -17,7 +17,6 @@ import msgspec
 
 from converter.members import Packed, Piece, batches, compress, cut
 from converter.plan import Planned
-from converter.spool import unnamed_file, write
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.format.entry import TOC_NAME, Chunk, Entry
 from lazyfs.format.footer import build_footer
@@ -25,6 +24,7 @@ from lazyfs.format.member import compress_member
 from lazyfs.format.tar import ReadAt
 from lazyfs.format.tar_header import END_OF_TAR, header_bytes, padding
 from lazyfs.format.toc_json import encode_toc
+from lazyfs.image.spool import unnamed_file, write
 
 _UNDER_WAY: Final = 48 << 20
 

@@ -21,12 +21,12 @@ from converter.layer_index import LayerIndex, index_layer
 from converter.plan import Planned, plan_layer
 from converter.prioritize import Prioritized, find
 from converter.progress import Progress, Step
-from converter.spool import Spool, unpack
 from converter.tree import Tree
 from converter.uploads import Uploads
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import Descriptor, LayerKind
 from lazyfs.format.tar import TarMember, read_tar
+from lazyfs.image.spool import Spool, unpack
 from lazyfs.source.protocol import ImageSource
 
 _FETCHES: Final = 3

@@ -14,10 +14,10 @@ from typing import IO, Final
 
 import trio
 
-from converter.spool import unnamed_file, write
 from lazyfs.errors import DigestMismatch
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.format.manifest import Descriptor
+from lazyfs.image.spool import unnamed_file, write
 from lazyfs.source.protocol import ImageSink, ImageSource
 
 _AT_ONCE: Final = 3

@@ -115,7 +115,7 @@ def _member_ends(raw: list[_RawEntry], toc_offset: int, what: str) -> dict[int, 
                 raise InvalidToc(f"{what}: {entry.name!r} lies at offset {entry.offset}, outside the blob's data (0 to {toc_offset})")
             starts.add(entry.offset)
     ordered = sorted(starts)
-    return dict(zip(ordered, [*ordered[1:], toc_offset], strict=True))
+    return dict(zip(ordered, [*ordered[1:], toc_offset], strict=False))  # no data, no ends
 
 
 def _entry(head: _RawEntry, more: list[_RawEntry], ends: dict[int, int], times: dict[str, int], what: str) -> Entry:

@@ -10,7 +10,17 @@ import trio
 
 from lazyfs.errors import LazyfsError, NotLazy, SourceError
 from lazyfs.format.digest import Digest
-from lazyfs.format.manifest import MAX_CONFIG, Descriptor, ImageConfig, Index, Manifest, Platform, choose_platform, parse_config, parse_document
+from lazyfs.format.manifest import (
+    MAX_CONFIG,
+    Descriptor,
+    ImageConfig,
+    Index,
+    Manifest,
+    Platform,
+    choose_platform,
+    parse_config,
+    parse_document,
+)
 from lazyfs.image.layer import Layer, load_layer
 from lazyfs.source.protocol import ImageSource
 from lazyfs.store.store import Store

@@ -42,6 +42,8 @@ class Tree:
         """Merge `layers`, the lowest first. Costs about 3 µs an entry."""
         self.root = Node(ROOT_INO, Entry(b"", "dir"), 0, None)
         self.root.parent = self.root
+        self.replaced: list[tuple[int, bytes]] = []
+        """(layer, path) of what is no directory in a layer below, and was replaced by one that the layer only implies."""
         base = ROOT_INO + 1
         self._implied = base + sum(len(layer) for layer in layers)
         for index, layer in enumerate(layers):
@@ -128,6 +130,8 @@ class Tree:
                 assert node.children is not None
                 known = node.children.get(part)
                 if known is None or known.children is None:
+                    if known is not None:
+                        self.replaced.append((index, done))
                     known = Node(self._implied, Entry(done, "dir"), index, node)
                     self._implied += 1
                     node.children[part] = known

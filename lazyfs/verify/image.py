@@ -1,0 +1,77 @@
+"""A whole image verified: manifest, config, every blob, every tree, every chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from typing import NamedTuple
+
+import trio
+
+from lazyfs.errors import InvalidInput, InvalidManifest
+from lazyfs.format.digest import Digest
+from lazyfs.format.entry import Entry
+from lazyfs.format.manifest import Descriptor, layer_kind
+from lazyfs.format.toc import show
+from lazyfs.image.image import Image
+from lazyfs.image.spool import Spool, unpack
+from lazyfs.source.protocol import ImageSource
+from lazyfs.verify.layer import LayerFindings, verify_layer
+from lazyfs.vfs.tree import Tree
+
+
+class ImageFindings(NamedTuple):
+    """What was found; an image without problems shows the same to everybody."""
+
+    layers: tuple[LayerFindings, ...]
+    problems: tuple[str, ...]
+    """Of the image as a whole, and of all its layers."""
+
+    @property
+    def lazy(self) -> bool:
+        """Every layer has a TOC that the manifest vouches for."""
+        return all(layer.lazy for layer in self.layers)
+
+
+async def verify_image(source: ImageSource, image: Image, progress: Callable[[int], None]) -> ImageFindings:
+    """Download and verify every layer, one after the other; `progress` gets the count of blob bytes of each step.
+
+    Raises SourceError when a layer cannot be had at all, InvalidManifest when layers and config do not match in number.
+    Cancelled: nothing is left behind.
+    """
+    diff_ids = image.config.diff_ids
+    if len(diff_ids) != len(image.layers):
+        raise InvalidManifest(f"{image.name} has {len(image.layers)} layers, and its config names {len(diff_ids)}")
+    layers = []
+    for descriptor, diff_id in zip(image.layers, diff_ids, strict=True):
+        layers.append(await _verify_layer(source, descriptor, diff_id, progress))
+    problems = [problem for layer in layers for problem in layer.problems]
+    if not problems:
+        problems += await trio.to_thread.run_sync(_shadowed, [layer.entries for layer in layers])
+    return ImageFindings(tuple(layers), tuple(problems))
+
+
+async def _verify_layer(source: ImageSource, descriptor: Descriptor, diff_id: Digest, progress: Callable[[int], None]) -> LayerFindings:
+    kind = layer_kind(descriptor)
+    with ExitStack() as stack:
+        spool = stack.enter_context(Spool(keep_blob=True))
+        async with source.open_range(descriptor.digest, descriptor.size, 0, descriptor.size) as stream:
+
+            def pull(count: int) -> bytes | bytearray | memoryview:
+                return trio.from_thread.run(stream.receive_exactly, count)
+
+            try:
+                await trio.to_thread.run_sync(partial(unpack, spool, pull, descriptor, kind, diff_id, progress))
+            except InvalidInput as error:
+                return LayerFindings(False, (), 0, (error.message,))
+        return await trio.to_thread.run_sync(verify_layer, spool, descriptor)
+
+
+def _shadowed(layers: list[tuple[Entry, ...]]) -> list[str]:
+    """Runtimes unpack through the symbolic links of lower layers, lazy mounts put a directory in their place."""
+    return [
+        f"layer {index + 1} puts files below {show(name)}, which is no directory in the layers below:"
+        " unpacking follows it, mounting lazily replaces it"
+        for index, name in Tree(layers).replaced
+    ]

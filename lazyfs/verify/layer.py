@@ -1,0 +1,154 @@
+"""One layer, its blob downloaded whole, held against everything that is claimed about it.
+
+An image has two faces. A full pull unpacks the blob's tar; a lazy mount believes the TOC. Nothing in the formats
+makes them tell the same, so an image could pass a scan in one and run the other. Here both are read, and every
+difference is a problem, named by its path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+import msgspec
+
+from lazyfs.errors import LazyfsError
+from lazyfs.format.digest import check
+from lazyfs.format.entry import TOC_NAME, WHITEOUT_PREFIX, Entry, base_of
+from lazyfs.format.footer import FOOTER_SIZE, parse_footer
+from lazyfs.format.manifest import Descriptor
+from lazyfs.format.tar import TarMember, read_tar
+from lazyfs.format.toc import parse_toc, show
+from lazyfs.image.layer import TOC_DIGEST, claimed_toc_digest, read_toc_member
+from lazyfs.image.spool import Spool
+
+_STEP: Final = 4 << 20
+_SECOND: Final = 10**9
+
+
+class LayerFindings(NamedTuple):
+    """What was found in one layer."""
+
+    lazy: bool
+    """It has a TOC that the manifest vouches for."""
+    entries: tuple[Entry, ...]
+    """Of the TOC, or of the tar where there is none: what the layer shows."""
+    chunks: int
+    problems: tuple[str, ...]
+
+
+def verify_layer(spool: Spool, descriptor: Descriptor) -> LayerFindings:
+    """Blocking. Hold the TOC of a layer against its tar, and each chunk against both.
+
+    `spool` holds the unpacked layer (blob digest and diff ID have been verified) and its blob.
+    """
+    what = f"layer {descriptor.digest}"
+    try:
+        unpacked = _last_of_each_name(read_tar(spool.read_at, spool.size, descriptor.size, what))
+    except LazyfsError as error:
+        return LayerFindings(False, (), 0, (error.message,))
+    if TOC_DIGEST not in descriptor.annotations:
+        return LayerFindings(False, tuple(member.entry for member in unpacked.values()), 0, ())
+    try:
+        entries = _read_toc(spool, descriptor, what)
+    except LazyfsError as error:
+        return LayerFindings(False, (), 0, (error.message,))
+    problems = [*_compare_trees({entry.name: entry for entry in entries}, unpacked)]
+    for entry in entries:
+        member = unpacked.get(entry.name)
+        if member is not None and member.entry.size == entry.size:
+            problems.extend(_compare_content(entry, member, spool))
+    chunks = sum(len(entry.chunks) for entry in entries)
+    return LayerFindings(True, entries, chunks, tuple(f"{what}: {problem}" for problem in problems))
+
+
+def _last_of_each_name(members: Iterator[TarMember]) -> dict[bytes, TarMember]:
+    """What is left when the tar has been unpacked: the last of each name, and hard links that lead to no other link."""
+    unpacked: dict[bytes, TarMember] = {}
+    for member in members:
+        entry = member.entry
+        unpacked.pop(entry.name, None)
+        if entry.name == TOC_NAME:
+            continue
+        target = unpacked.get(entry.link) if entry.type == "hardlink" else None
+        if target is not None and target.entry.type == "hardlink":
+            member = member._replace(entry=msgspec.structs.replace(entry, link=target.entry.link))
+        unpacked[entry.name] = member
+    return unpacked
+
+
+def _read_toc(spool: Spool, descriptor: Descriptor, what: str) -> tuple[Entry, ...]:
+    blob = spool.blob
+    assert blob is not None, "the spool was made without its blob"
+    digest = claimed_toc_digest(descriptor.annotations, what)
+    size = descriptor.size
+    footer = os.pread(blob.fileno(), FOOTER_SIZE, max(0, size - FOOTER_SIZE))
+    offset = parse_footer(footer, size, what)
+    data = read_toc_member(os.pread(blob.fileno(), size - FOOTER_SIZE - offset, offset), what)
+    check(data, digest, f"the TOC of {what}")
+    return parse_toc(data, offset, what)
+
+
+def _compare_trees(listed: dict[bytes, Entry], unpacked: dict[bytes, TarMember]) -> Iterator[str]:
+    for name in listed.keys() - unpacked.keys():
+        yield f"{show(name)} is in the TOC and not in the tar"
+    for name in unpacked.keys() - listed.keys():
+        yield f"{show(name)} is in the tar and not in the TOC"
+    for name, entry in listed.items():
+        member = unpacked.get(name)
+        if member is not None and not base_of(name).startswith(WHITEOUT_PREFIX):
+            other = member.entry
+            if entry.type == "hardlink":
+                # Who unpacks gives the link's metadata to the file; who mounts lazily shows the file's own.
+                target = unpacked[other.link].entry if other.link in unpacked else other
+                other = msgspec.structs.replace(target, name=name, type=other.type, link=other.link, size=0)
+                entry = msgspec.structs.replace(other, type=entry.type, link=entry.link)
+                yield from _compare_link(member.entry, target)
+            yield from _compare_entries(entry, other)
+
+
+def _compare_link(link: Entry, target: Entry) -> Iterator[str]:
+    for field in ("mode", "uid", "gid", "mtime_ns"):
+        if getattr(link, field) != getattr(target, field):
+            yield f"{show(link.name)} is a hard link whose {field} differs from its target's: unpacking would change the file"
+
+
+def _compare_entries(listed: Entry, unpacked: Entry) -> Iterator[str]:
+    for field in ("type", "mode", "uid", "gid", "mtime_ns", "size", "link", "major", "minor", "xattrs"):
+        lazily, fully = getattr(listed, field), getattr(unpacked, field)
+        # The peers' writers round times to the second.
+        if field == "mtime_ns" and lazily % _SECOND == 0 and abs(lazily - fully) < _SECOND:
+            continue
+        if lazily != fully:
+            yield f"{show(listed.name)} has the {field} {lazily!r} in the TOC and {fully!r} in the tar"
+
+
+def _compare_content(entry: Entry, member: TarMember, spool: Spool) -> Iterator[str]:
+    """Each chunk's bytes, once as the tar has them and once as a lazy reader finds them, if these are not the same place."""
+    for chunk in entry.chunks:
+        where = f"{show(entry.name)}: the chunk at {chunk.file_offset}"
+        start = spool.members.get(chunk.member)
+        if start is None:
+            yield f"{where} is said to begin at blob offset {chunk.member}, where no gzip member begins"
+            continue
+        in_tar = _place_in_tar(member, chunk.file_offset, chunk.size)
+        if in_tar is None or _hash(spool, in_tar, chunk.size) != chunk.digest:
+            yield f"{where} has other bytes in the tar than its chunkDigest"
+        if start + chunk.inner != in_tar and _hash(spool, start + chunk.inner, chunk.size) != chunk.digest:
+            yield f"{where} has other bytes at its blob offset than its chunkDigest"
+
+
+def _place_in_tar(member: TarMember, file_offset: int, size: int) -> int | None:
+    for extent in member.extents:
+        if extent.file_offset <= file_offset and file_offset + size <= extent.file_offset + extent.size:
+            return extent.tar_offset + file_offset - extent.file_offset
+    return None
+
+
+def _hash(spool: Spool, offset: int, size: int) -> bytes:
+    hashed = hashlib.sha256()
+    for step in range(offset, offset + size, _STEP):
+        hashed.update(spool.read_at(step, min(_STEP, offset + size - step)))
+    return hashed.digest()

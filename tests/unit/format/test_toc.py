@@ -1,0 +1,139 @@
+"""Reading a TOC: what well-formed ones mean. What broken ones are told stands in tests/bad/."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lazyfs.errors import InvalidToc
+from lazyfs.format.entry import Chunk, Entry
+from lazyfs.format.toc import parse_toc
+
+DIGEST = "sha256:" + hashlib.sha256(b"x").hexdigest()
+RAW = bytes.fromhex(DIGEST[7:])
+
+
+def parse(*entries: dict[str, Any], toc_offset: int = 10_000) -> tuple[Entry, ...]:
+    """A TOC of these entries, read."""
+    return parse_toc(json.dumps({"version": 1, "entries": entries}).encode(), toc_offset, "layer 1")
+
+
+def test_chunks_of_a_file_and_where_their_members_end() -> None:
+    """Sizes that are left out follow from the file's, and a member ends where the next data begins."""
+    (first, second) = parse(
+        {"name": "a", "type": "reg", "size": 25, "offset": 100, "chunkSize": 10, "chunkDigest": DIGEST},
+        {"name": "a", "type": "chunk", "offset": 300, "chunkOffset": 10, "chunkSize": 10, "chunkDigest": DIGEST},
+        {"name": "a", "type": "chunk", "offset": 500, "chunkOffset": 20, "chunkDigest": DIGEST},
+        {"name": "b", "type": "reg", "size": 3, "offset": 700, "digest": DIGEST},
+    )
+    assert first.chunks == (Chunk(0, 10, RAW, 100, 0, 300), Chunk(10, 10, RAW, 300, 0, 500), Chunk(20, 5, RAW, 500, 0, 700))
+    assert second.chunks == (Chunk(0, 3, RAW, 700, 0, 10_000),)
+
+
+def test_shared_members_are_told_apart_by_their_inner_offset() -> None:
+    """Two files in one member have one end."""
+    (first, second) = parse(
+        {"name": "a", "type": "reg", "size": 5, "offset": 100, "chunkDigest": DIGEST},
+        {"name": "b", "type": "reg", "size": 5, "offset": 100, "innerOffset": 1024, "chunkDigest": DIGEST},
+    )
+    assert first.chunks[0].member == second.chunks[0].member == 100
+    assert (first.chunks[0].inner, second.chunks[0].inner) == (0, 1024)
+
+
+def test_a_member_that_claims_gigabytes_is_not_read_whole() -> None:
+    """Compressed bytes beyond what a chunk could ever need are not asked for."""
+    (entry,) = parse({"name": "a", "type": "reg", "size": 5, "offset": 1, "chunkDigest": DIGEST}, toc_offset=1 << 40)
+    assert entry.chunks[0].member_end < 3 << 20
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2024-02-29T12:00:00Z", 1_709_208_000 * 10**9),
+        ("1969-12-31T23:59:59.25Z", -750_000_000),
+        ("2242-03-16T12:56:32.123456789Z", 8_589_934_592 * 10**9 + 123_456_789),
+        ("1970-01-01T02:00:00+02:00", 0),
+        ("0001-01-01T00:00:00Z", -62_135_596_800 * 10**9),
+        ("", 0),
+    ],
+)
+def test_times(text: str, expected: int) -> None:
+    """RFC 3339 with fractions and zones, before 1970 and after 2106."""
+    assert parse({"name": "a", "type": "dir", "modtime": text})[0].mtime_ns == expected
+
+
+@pytest.mark.parametrize("text", ["yesterday", "2024-02-30T00:00:00Z", "2024-01-01", "2024-01-01T00:00:00", "２024-01-01T00:00:00Z"])
+def test_broken_times_are_named(text: str) -> None:
+    """What is no RFC 3339 time is an error with the entry's name."""
+    with pytest.raises(InvalidToc, match="'a' has the modtime"):
+        parse({"name": "a", "type": "dir", "modtime": text})
+
+
+def test_own_keys_bring_raw_bytes_back() -> None:
+    """Names, links and xattr keys that are not UTF-8 are shown as they were."""
+    raw = base64.b64encode(b"x-\xe9").decode()
+    (entry,) = parse(
+        {
+            "name": "x-%E9",
+            "lazyfsName": raw,
+            "type": "symlink",
+            "linkName": "stand-in",
+            "lazyfsLinkName": base64.b64encode(b"to\xff").decode(),
+            "xattrs": {"user.stand-in": base64.b64encode(b"v\0v").decode(), "user.plain": None},
+            "lazyfsXattrKeys": {"user.stand-in": base64.b64encode(b"user.\xee").decode()},
+        }
+    )
+    assert (entry.name, entry.link) == (b"x-\xe9", b"to\xff")
+    assert entry.xattrs == ((b"user.plain", b""), (b"user.\xee", b"v\0v"))
+
+
+def test_type_bits_in_the_mode_are_masked() -> None:
+    """The specification's own example carries them."""
+    assert parse({"name": "a/", "type": "dir", "mode": 16877})[0].mode == 0o755
+
+
+def test_names_come_out_clean_and_the_last_of_a_name_wins() -> None:
+    """`./`, trailing and doubled slashes go; a later entry replaces an earlier one."""
+    entries = parse(
+        {"name": "./d//e/", "type": "dir", "uid": 1}, {"name": "d/e", "type": "dir", "uid": 2}, {"name": "./", "type": "dir", "uid": 3}
+    )
+    assert [(entry.name, entry.uid) for entry in entries] == [(b"d/e", 2), (b"", 3)]
+
+
+def test_hard_links_lead_to_the_file_itself() -> None:
+    """A link to a link is resolved, so that no later entry can close a circle."""
+    entries = parse(
+        {"name": "a", "type": "reg"}, {"name": "b", "type": "hardlink", "linkName": "a"}, {"name": "c", "type": "hardlink", "linkName": "b"}
+    )
+    assert entries[2].link == b"a"
+    with pytest.raises(InvalidToc, match="hard link"):
+        parse(
+            {"name": "a", "type": "reg"},
+            {"name": "b", "type": "hardlink", "linkName": "a"},
+            {"name": "a", "type": "hardlink", "linkName": "b"},
+        )
+
+
+_KEYS = st.sampled_from(
+    ["name", "type", "size", "offset", "chunkOffset", "chunkSize", "chunkDigest", "digest", "linkName", "innerOffset", "uid", "mode", "xattrs"]
+)
+_VALUES = st.sampled_from(["reg", "dir", "chunk", "hardlink", "symlink", "a", "a/b", "../x", "/x", DIGEST, 0, 1, -1, 5, 2**63, 2**64, None, True, 0.5, "", [], {}, {"user.a": "AA=="}, {"user.a": "no base64"}, "\0", "ü"])
+
+
+@given(st.lists(st.dictionaries(_KEYS, _VALUES, min_size=1, max_size=8), max_size=5))
+def test_any_json_is_a_toc_or_a_clear_error(entries: list[dict[str, Any]]) -> None:
+    """Nothing but InvalidToc comes out, and what is accepted is consistent."""
+    try:
+        parsed = parse(*entries)
+    except InvalidToc as error:
+        assert "layer 1" in str(error)
+        return
+    for entry in parsed:
+        assert sum(chunk.size for chunk in entry.chunks) == entry.size
+        assert b".." not in entry.name.split(b"/") and not entry.name.startswith(b"/")
