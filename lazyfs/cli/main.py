@@ -69,7 +69,10 @@ def _run(arguments: list[str]) -> int:
     if name in _COMMANDS:
         command = importlib.import_module(f"lazyfs.cli.{name}")
         parser = argparse.ArgumentParser(
-            prog=f"lazyfs {name}", formatter_class=argparse.RawDescriptionHelpFormatter, description=command.__doc__, allow_abbrev=False
+            prog=f"lazyfs {name}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            description=command.__doc__,
+            allow_abbrev=False,
         )
         command.add_arguments(parser)
         return int(command.run(parser.parse_args(arguments[1:])))

@@ -44,7 +44,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise MountFailed(f"{directory} is a lazyfs mount already", hint=f"Take it away first: lazyfs umount {directory}")
     if not directory.is_dir():
         raise MountFailed(f"{directory} is no directory", hint="Make it first")
-    reference, access, platform, store = reference_of(arguments), access_of(arguments), platform_of(arguments), store_of(arguments)
+    reference, access, platform, store = (
+        reference_of(arguments),
+        access_of(arguments),
+        platform_of(arguments),
+        store_of(arguments),
+    )
 
     def serve(reporter: Reporter) -> None:
         # Imported in the child alone: the parent only waits.

@@ -22,7 +22,11 @@ def add_image(parser: argparse.ArgumentParser) -> None:
 def add_store(parser: argparse.ArgumentParser) -> None:
     """--store."""
     parser.add_argument(
-        "--store", metavar="DIR", type=Path, default=None, help="what is kept (default: /var/lib/lazyfs for root, ~/.cache/lazyfs else)"
+        "--store",
+        metavar="DIR",
+        type=Path,
+        default=None,
+        help="what is kept (default: /var/lib/lazyfs for root, ~/.cache/lazyfs else)",
     )
 
 

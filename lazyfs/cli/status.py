@@ -26,14 +26,20 @@ def run(arguments: argparse.Namespace) -> int:
     """Ask and print. Exit code 5 when a mount does not answer. Raises MountFailed for a DIR that is no mount."""
     if arguments.directory is not None and find_mount(arguments.directory) is None:
         raise MountFailed(f"{arguments.directory} is no lazyfs mount", hint="`lazyfs status` lists those there are")
-    mounts = our_mounts() if arguments.directory is None else [mounted for mounted in [find_mount(arguments.directory)] if mounted]
+    mounts = (
+        our_mounts() if arguments.directory is None else [mounted for mounted in [find_mount(arguments.directory)] if mounted]
+    )
     silent = 0
     for mounted in mounts:
         try:
             status = ask_status(mounted.path)
         except MountFailed as error:
             silent += 1
-            print(json.dumps({"directory": str(mounted.path), "image": mounted.image, "error": str(error)}) if arguments.json else f"{error}")
+            print(
+                json.dumps({"directory": str(mounted.path), "image": mounted.image, "error": str(error)})
+                if arguments.json
+                else f"{error}"
+            )
         else:
             print(msgspec.json.encode(status).decode() if arguments.json else _describe(status))
     if not mounts and not arguments.json:

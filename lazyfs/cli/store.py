@@ -1,8 +1,8 @@
 """Look after what has been kept on this machine: every chunk that arrived, once, for all images.
 
-  info    what is there, and how much
-  check   read everything, drop what is damaged (it is fetched again when it is needed), remove what a crash left
-  clear   remove everything; refused while something is mounted from it
+info    what is there, and how much
+check   read everything, drop what is damaged (it is fetched again when it is needed), remove what a crash left
+clear   remove everything; refused while something is mounted from it
 """
 
 from __future__ import annotations

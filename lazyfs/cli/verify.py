@@ -57,5 +57,7 @@ async def _verify(arguments: argparse.Namespace) -> tuple[str, ImageFindings]:
 
 
 def _report(name: str, findings: ImageFindings) -> dict[str, Any]:
-    layers = [{"lazy": it.lazy, "entries": len(it.entries), "chunks": it.chunks, "problems": it.problems} for it in findings.layers]
+    layers = [
+        {"lazy": it.lazy, "entries": len(it.entries), "chunks": it.chunks, "problems": it.problems} for it in findings.layers
+    ]
     return {"image": name, "sound": not findings.problems, "lazy": findings.lazy, "problems": findings.problems, "layers": layers}

@@ -105,8 +105,14 @@ def missing_pieces(store: Store, pieces: Iterable[Piece]) -> list[Piece]:
     """Blocking. Those that are not in the store, in the order given, each chunk once."""
     pieces = list(pieces)
     contents = list({piece.content.name: piece.content for piece in pieces}.values())
-    missing = {(content.name, number) for content, numbers in zip(contents, store.missing_many(contents), strict=True) for number in numbers}
-    return list({piece.chunk.digest: piece for piece in reversed(pieces) if (piece.content.name, piece.number) in missing}.values())[::-1]
+    missing = {
+        (content.name, number)
+        for content, numbers in zip(contents, store.missing_many(contents), strict=True)
+        for number in numbers
+    }
+    return list(
+        {piece.chunk.digest: piece for piece in reversed(pieces) if (piece.content.name, piece.number) in missing}.values()
+    )[::-1]
 
 
 def measure_missing(store: Store, layers: Iterable[LayerBlob]) -> Missing:
@@ -121,7 +127,11 @@ def cut_runs(pieces: Sequence[Piece]) -> list[list[Piece]]:
     for piece in pieces:
         last = runs[-1] if runs else None
         chunk = piece.chunk
-        if last is not None and chunk.member <= last[-1].chunk.member_end + BRIDGE and chunk.member_end - last[0].chunk.member <= RUN_BYTES:
+        if (
+            last is not None
+            and chunk.member <= last[-1].chunk.member_end + BRIDGE
+            and chunk.member_end - last[0].chunk.member <= RUN_BYTES
+        ):
             last.append(piece)
         else:
             runs.append([piece])

@@ -102,7 +102,9 @@ class Fetcher:
                 if data is not None:
                     return data[start : start + length]
         self._errors[Unreachable.__name__] += 1
-        raise Unreachable(f"{self._source.name} did not bring layer {layer.digest} at offset {piece.chunk.member} in {READ_DEADLINE:.0f} s")
+        raise Unreachable(
+            f"{self._source.name} did not bring layer {layer.digest} at offset {piece.chunk.member} in {READ_DEADLINE:.0f} s"
+        )
 
     async def _wait_for(self, layer: LayerBlob, piece: Piece) -> memoryview | None:
         flight = self._board.get(piece.chunk.digest)
@@ -165,7 +167,9 @@ class Fetcher:
 
         return await self._run(layer, free, pause, together=False) if free else None
 
-    async def _run(self, layer: LayerBlob, pieces: list[Piece], pause: Callable[[], Awaitable[None]], *, together: bool) -> Exception | None:
+    async def _run(
+        self, layer: LayerBlob, pieces: list[Piece], pause: Callable[[], Awaitable[None]], *, together: bool
+    ) -> Exception | None:
         """Bring `pieces` and land their flights, whatever happens. `together`: nothing is fetched but with the first."""
         claimed: list[Piece] = []
         failure: Exception | None = None

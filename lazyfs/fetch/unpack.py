@@ -58,7 +58,9 @@ def _verify_and_keep(store: Store, inflated: memoryview, piece: Piece, what: str
     data = inflated[chunk.inner : chunk.inner + chunk.size]
     got = hashlib.sha256(data).digest()
     if got != chunk.digest:
-        message = f"{what}: the chunk at offset {chunk.member} should hash to {from_raw(chunk.digest)} but hashes to {from_raw(got)}"
+        message = (
+            f"{what}: the chunk at offset {chunk.member} should hash to {from_raw(chunk.digest)} but hashes to {from_raw(got)}"
+        )
         return Unpacked(piece, None, DigestMismatch(message), None)
     try:
         store.keep(piece.content, piece.number, data)

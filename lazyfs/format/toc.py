@@ -112,7 +112,9 @@ def _member_ends(raw: list[_RawEntry], toc_offset: int, what: str) -> dict[int, 
     for entry in raw:
         if entry.type == "chunk" or (entry.type == "reg" and entry.size > 0):
             if not 0 <= entry.offset < toc_offset:
-                raise InvalidToc(f"{what}: {entry.name!r} lies at offset {entry.offset}, outside the blob's data (0 to {toc_offset})")
+                raise InvalidToc(
+                    f"{what}: {entry.name!r} lies at offset {entry.offset}, outside the blob's data (0 to {toc_offset})"
+                )
             starts.add(entry.offset)
     ordered = sorted(starts)
     return dict(zip(ordered, [*ordered[1:], toc_offset], strict=False))  # no data, no ends
@@ -257,7 +259,9 @@ def _parse_time(text: str, name: str, what: str) -> int:
 def _place(entry: Entry, names: dict[bytes, Entry], what: str) -> None:
     earlier = names.pop(entry.name, None)
     if earlier is not None and (earlier.type == "dir") != (entry.type == "dir"):
-        raise InvalidToc(f"{what}: {show(entry.name)} is both a directory and a {earlier.type if entry.type == 'dir' else entry.type}")
+        raise InvalidToc(
+            f"{what}: {show(entry.name)} is both a directory and a {earlier.type if entry.type == 'dir' else entry.type}"
+        )
     if entry.type == "hardlink":
         target = names.get(entry.link)
         if target is not None and target.type == "hardlink":
@@ -265,7 +269,9 @@ def _place(entry: Entry, names: dict[bytes, Entry], what: str) -> None:
             target = names.get(target.link)
             entry = msgspec.structs.replace(entry, link=target.name) if target else entry
         if target is None or target.type == "dir":
-            raise InvalidToc(f"{what}: {show(entry.name)} is a hard link to {show(entry.link)}, which is no earlier file of its layer")
+            raise InvalidToc(
+                f"{what}: {show(entry.name)} is a hard link to {show(entry.link)}, which is no earlier file of its layer"
+            )
     names[entry.name] = entry
 
 

@@ -105,10 +105,10 @@ def _row(entry: Entry, names: _StandIns) -> _Json:
         row.link_name = names.path(entry.link) if entry.type == "hardlink" else _escaped(entry.link)
         if not _is_text(entry.link):
             row.lazyfs_link_name = entry.link
-    if entry.mtime_ns:
-        row.modtime, exact = _time(entry.mtime_ns)
-        if not exact:
-            row.lazyfs_mtime = str(entry.mtime_ns)
+    # Also 1970 itself, which stargz-snapshotter leaves out: it reads an absent time as the year 1.
+    row.modtime, exact = _time(entry.mtime_ns)
+    if not exact:
+        row.lazyfs_mtime = str(entry.mtime_ns)
     if entry.xattrs:
         row.xattrs, row.lazyfs_xattr_keys = _xattrs(entry.xattrs)
     return row

@@ -89,5 +89,9 @@ def _silence() -> None:
 def died(pid: int) -> MountFailed:
     """The error for a child that closed its pipe without a word."""
     _, status = os.waitpid(pid, 0)
-    how = f"was killed by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"ended with {os.waitstatus_to_exitcode(status)}"
+    how = (
+        f"was killed by signal {os.WTERMSIG(status)}"
+        if os.WIFSIGNALED(status)
+        else f"ended with {os.waitstatus_to_exitcode(status)}"
+    )
     return MountFailed(f"the mount's process {how} before the mount answered")

@@ -85,7 +85,13 @@ class PortableMount:
     """What goes on in one mount beside answering the kernel."""
 
     def __init__(
-        self, request: MountRequest, image: Image, layers: tuple[Layer, ...], store: Store, fetcher: Fetcher, filesystem: FileSystem
+        self,
+        request: MountRequest,
+        image: Image,
+        layers: tuple[Layer, ...],
+        store: Store,
+        fetcher: Fetcher,
+        filesystem: FileSystem,
     ) -> None:
         self.filesystem = filesystem
         self._request = request

@@ -55,7 +55,8 @@ def ask_status(directory: Path) -> MountStatus:
         return msgspec.json.decode(os.getxattr(directory, _ATTRIBUTE), type=MountStatus)
     except OSError as error:
         raise MountFailed(
-            f"the mount at {directory} does not answer: {error.strerror}", hint=f"If its process has died: lazyfs umount {directory}"
+            f"the mount at {directory} does not answer: {error.strerror}",
+            hint=f"If its process has died: lazyfs umount {directory}",
         ) from error
     except msgspec.DecodeError as error:
         raise LazyfsError(f"the mount at {directory} answers in another version's words: {error}") from error

@@ -52,7 +52,9 @@ async def verify_image(source: ImageSource, image: Image, progress: Callable[[in
     return ImageFindings(tuple(layers), tuple(problems))
 
 
-async def _verify_layer(source: ImageSource, descriptor: Descriptor, diff_id: Digest, progress: Callable[[int], None]) -> LayerFindings:
+async def _verify_layer(
+    source: ImageSource, descriptor: Descriptor, diff_id: Digest, progress: Callable[[int], None]
+) -> LayerFindings:
     kind = layer_kind(descriptor)
     with ExitStack() as stack:
         spool = stack.enter_context(Spool(keep_blob=True))
