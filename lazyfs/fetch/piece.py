@@ -23,6 +23,14 @@ class Piece(NamedTuple):
     chunk: Chunk
 
 
+def pieces_of(entry: Entry) -> tuple[Piece, ...]:
+    """A file's chunks, in order; empty for what has no bytes."""
+    if not entry.chunks:
+        return ()
+    content = content_of(entry.chunks)
+    return tuple(Piece(content, number, chunk) for number, chunk in enumerate(entry.chunks))
+
+
 class LayerBlob:
     """A layer's blob and what is in it. Immutable once made."""
 
@@ -33,9 +41,7 @@ class LayerBlob:
         self.data_end = data_end
         pieces: list[Piece] = []
         for entry in entries:
-            if entry.chunks:
-                content = content_of(entry.chunks)
-                pieces.extend(Piece(content, number, chunk) for number, chunk in enumerate(entry.chunks))
+            pieces.extend(pieces_of(entry))
         pieces.sort(key=lambda piece: (piece.chunk.member, piece.chunk.inner))
         self.pieces = tuple(pieces)
         self._members = [piece.chunk.member for piece in pieces]

@@ -74,8 +74,8 @@ def _last_of_each_name(members: Iterator[TarMember]) -> dict[bytes, TarMember]:
             continue
         target = unpacked.get(entry.link) if entry.type == "hardlink" else None
         if target is not None and target.entry.type == "hardlink":
-            member = member._replace(entry=msgspec.structs.replace(entry, link=target.entry.link))
-        unpacked[entry.name] = member
+            entry = msgspec.structs.replace(entry, link=target.entry.link)
+        unpacked[entry.name] = TarMember(entry, member.extents)
     return unpacked
 
 
@@ -100,16 +100,17 @@ def _compare_trees(listed: dict[bytes, Entry], unpacked: dict[bytes, TarMember])
         member = unpacked.get(name)
         if member is not None and not base_of(name).startswith(WHITEOUT_PREFIX):
             other = member.entry
-            if entry.type == "hardlink":
-                # Who unpacks gives the link's metadata to the file; who mounts lazily shows the file's own.
-                target = unpacked[other.link].entry if other.link in unpacked else other
-                other = msgspec.structs.replace(target, name=name, type=other.type, link=other.link, size=0)
-                entry = msgspec.structs.replace(other, type=entry.type, link=entry.link)
-                yield from _compare_link(member.entry, target)
-            yield from _compare_entries(entry, other)
+            if entry.type == other.type == "hardlink":
+                if entry.link != other.link:
+                    yield f"{show(name)} has the link {entry.link!r} in the TOC and {other.link!r} in the tar"
+                elif other.link in unpacked:
+                    yield from _compare_link(other, unpacked[other.link].entry)
+            else:
+                yield from _compare_entries(entry, other)
 
 
 def _compare_link(link: Entry, target: Entry) -> Iterator[str]:
+    """Who unpacks gives a link's metadata to the file; who mounts lazily shows the file's own."""
     for field in ("mode", "uid", "gid", "mtime_ns"):
         if getattr(link, field) != getattr(target, field):
             yield f"{show(link.name)} is a hard link whose {field} differs from its target's: unpacking would change the file"

@@ -17,10 +17,9 @@ import trio
 
 from lazyfs.errors import LazyfsError
 from lazyfs.fetch.fetcher import Fetcher
-from lazyfs.fetch.piece import LayerBlob, Piece
+from lazyfs.fetch.piece import LayerBlob, Piece, pieces_of
 from lazyfs.format.toc import show
 from lazyfs.image.layer import Layer
-from lazyfs.store.content import Content, content_of
 from lazyfs.vfs.tree import Node, Tree
 
 _FILE_TYPES: Final = {
@@ -31,7 +30,8 @@ _FILE_TYPES: Final = {
     "block": stat.S_IFBLK,
     "fifo": stat.S_IFIFO,
 }
-_CONTENTS: Final = 4096
+_FILES: Final = 4096
+"""Files whose pieces are remembered between reads."""
 
 
 class Child(NamedTuple):
@@ -50,7 +50,7 @@ class FileSystem:
         self._fetcher = fetcher
         self._blobs: dict[int, LayerBlob] = {}
         self._making = trio.Lock()
-        self._contents: dict[int, Content] = {}
+        self._pieces: dict[int, tuple[Piece, ...]] = {}
         self._listing: tuple[int, list[Child]] = (0, [])
 
     def node(self, ino: int) -> Node:
@@ -96,20 +96,20 @@ class FileSystem:
         end = min(offset + size, entry.size)
         if offset >= end:
             return b""
-        content = self._contents.get(ino)
-        if content is None:
-            if len(self._contents) >= _CONTENTS:
-                self._contents.clear()
-            content = self._contents[ino] = content_of(entry.chunks)
+        pieces = self._pieces.get(ino)
+        if pieces is None:
+            if len(self._pieces) >= _FILES:
+                self._pieces.clear()
+            pieces = self._pieces[ino] = pieces_of(entry)
         blob = await self.blob(node.layer)
         parts: list[bytes | memoryview] = []
-        index = bisect_right(content.offsets, offset) - 1
+        index = bisect_right(pieces, offset, key=lambda piece: piece.chunk.file_offset) - 1
         try:
             while offset < end:
-                chunk = entry.chunks[index]
-                start = offset - chunk.file_offset
-                length = min(end - offset, chunk.size - start)
-                parts.append(await self._fetcher.read(blob, Piece(content, index, chunk), start, length))
+                piece = pieces[index]
+                start = offset - piece.chunk.file_offset
+                length = min(end - offset, piece.chunk.size - start)
+                parts.append(await self._fetcher.read(blob, piece, start, length))
                 offset += length
                 index += 1
         except LazyfsError as error:
