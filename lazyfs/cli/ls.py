@@ -6,7 +6,7 @@ import argparse
 import os
 import stat
 import sys
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -71,6 +71,6 @@ def _json_line(name: bytes, node: Node) -> bytes:
 
 def _time(mtime_ns: int) -> str:
     try:
-        return datetime.fromtimestamp(mtime_ns // 10**9, timezone.utc).strftime("%Y-%m-%d %H:%M")
+        return datetime.fromtimestamp(mtime_ns // 10**9, UTC).strftime("%Y-%m-%d %H:%M")
     except (OverflowError, ValueError, OSError):
         return f"@{mtime_ns // 10**9}"

@@ -80,7 +80,7 @@ class Background:
                 return bool(bad)
             if len(missing) == before:
                 # The source is away, the store is full, or readers and other processes are at what is left.
-                await trio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311  # jitter, not a secret
+                await trio.sleep(pause * random.uniform(0.8, 1.2))  # jitter, not a secret
                 pause = min(2 * pause, _SLOWEST)
             else:
                 pause = 1.0

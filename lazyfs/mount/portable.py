@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Final, Literal, NamedTuple
 import pyfuse3
 import trio
 
-from lazyfs.errors import LazyfsError, MountFailed
+from lazyfs.errors import MountFailed
 from lazyfs.fetch.background import Background, Wanted, measure_missing
 from lazyfs.fetch.fetcher import Fetcher, open_fetcher
 from lazyfs.format.manifest import Platform
@@ -28,7 +27,7 @@ from lazyfs.image.image import Image, load_layers, resolve_image
 from lazyfs.image.layer import Layer
 from lazyfs.mount.daemon import Reporter
 from lazyfs.mount.status import MountStatus, encode_status
-from lazyfs.mount.table import Mounted, find_mount
+from lazyfs.mount.table import find_mount
 from lazyfs.mount.unmount import unmount
 from lazyfs.source.open import AccessOptions, open_source
 from lazyfs.source.reference import Reference
@@ -114,11 +113,11 @@ class PortableMount:
         async with trio.open_nursery() as nursery:
             if self._request.background == "wait":
                 nursery.start_soon(self._report_progress, reporter, self._background)
-            # What goes wrong in here must not take the mount down: readers are served without it.
             try:
                 await self._background.run()
-            except Exception:
+            except Exception as surprise:  # noqa: BLE001  the guard of what nobody asked for: it must not end the mount for its readers
                 _log.exception("the background fetch has ended")
+                self._background.trouble = f"the background fetch has ended: {surprise!r}"
             nursery.cancel_scope.cancel()
         if not self._background.finished.is_set():
             reporter.tell(error=f"{self._image.name} is mounted, but incomplete: {self._background.trouble}", code=4)
