@@ -1,0 +1,131 @@
+"""The directory: whose it is, who uses it, and that emptying it hits nothing else."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lazyfs.errors import StoreUnusable
+from lazyfs.store.check import clear
+from lazyfs.store.store import Store
+from tests.unit.store.contents import content, keep_all, noise
+
+
+@pytest.fixture
+def loose_umask() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("loose_umask")
+def test_nobody_else_gets_in(directory: Path) -> None:
+    """Folders 0700, files 0600, objects 0444, whatever the umask; an existing directory is closed."""
+    directory.mkdir(mode=0o755)
+    with Store.open(directory) as store:
+        made = keep_all(store, [b"x"])
+        store.keep(content(b"a", b"b"), 0, b"a")
+        store.index.change()
+        modes = {path: stat.S_IMODE(path.stat().st_mode) for path in [directory, *directory.rglob("*")]}
+        expected = {path: 0o700 if path.is_dir() else 0o600 for path in modes}
+        expected[directory / "objects" / made.name] = 0o444
+        assert modes == expected
+
+
+def test_parents_are_made(tmp_path: Path) -> None:
+    """--store may name a path of which nothing exists."""
+    with Store.open(tmp_path / "a" / "b" / "c"):
+        pass
+
+
+def test_a_directory_with_other_files_is_refused(directory: Path) -> None:
+    """Neither opened nor cleared: `clear` on a bare git repository must not remove its objects."""
+    (directory / "objects").mkdir(parents=True)
+    (directory / "HEAD").write_text("ref: refs/heads/main")
+    with pytest.raises(StoreUnusable, match="holds other files and is no store"):
+        Store.open(directory)
+    with pytest.raises(StoreUnusable, match="is no store"):
+        clear(directory)
+    assert sorted(os.listdir(directory)) == ["HEAD", "objects"]
+
+
+def test_a_fresh_file_system_is_taken(directory: Path) -> None:
+    """ext4 comes with a lost+found; it stays."""
+    (directory / "lost+found").mkdir(parents=True)
+    with Store.open(directory) as store:
+        keep_all(store, [b"x"])
+    clear(directory)
+    assert (directory / "lost+found").is_dir()
+
+
+@pytest.mark.root
+def test_another_users_directory_is_refused(directory: Path) -> None:
+    """Whoever owns the index could vouch for any bytes."""
+    directory.mkdir()
+    os.chown(directory, 12345, 12345)
+    with pytest.raises(StoreUnusable, match="belongs to user id 12345, not 0"):
+        Store.open(directory)
+
+
+def test_what_is_no_directory_is_refused(directory: Path) -> None:
+    """A file in the way is an error that names it."""
+    directory.write_text("")
+    with pytest.raises(StoreUnusable, match=f"{directory} cannot be opened"):
+        Store.open(directory)
+
+
+def test_temporary_folders_of_the_dead_are_removed(directory: Path) -> None:
+    """Those of living processes stay, files in them included."""
+    with Store.open(directory) as store:
+        dead, never_locked, file = (directory / "tmp" / name for name in ("1-dead", "2-never-locked", "3-file"))
+        dead.mkdir()
+        never_locked.mkdir()
+        (dead / "lock").touch()
+        (dead / "0").write_bytes(b"half a chunk")
+        file.touch()
+        own = Path(store.directory.new_temporary())
+        own.write_bytes(b"under way")
+        with Store.open(directory):
+            assert own.exists()
+            assert not any(path.exists() for path in (dead, never_locked, file))
+    assert os.listdir(directory / "tmp") == []
+
+
+def test_clear_empties(directory: Path) -> None:
+    """Everything goes, and the store can be used again."""
+    with Store.open(directory) as store:
+        made = keep_all(store, [noise(100)])
+        store.keep_note("key", "value")
+    clear(directory)
+    assert sorted(path.name for path in directory.rglob("*") if path.is_file()) == ["claims", "users"]
+    with Store.open(directory) as store:
+        assert store.missing(made, 0, 1) == [0]
+
+
+def test_clear_leaves_a_store_in_use(store: Store, directory: Path) -> None:
+    """The error names the process; nothing is lost."""
+    made = keep_all(store, [noise(100)])
+    with pytest.raises(StoreUnusable, match=f"in use by process {os.getpid()}"):
+        clear(directory)
+    assert store.read(made, 0, 0, 100) == noise(100)
+
+
+def test_clear_of_nothing(directory: Path) -> None:
+    """A store that was never made is empty already."""
+    clear(directory)
+    assert not directory.exists()
+
+
+def test_alone(store: Store, directory: Path) -> None:
+    """Alone exactly when no other has the store open, and not for longer than asked."""
+    with store.directory.alone() as alone:
+        assert alone
+    with Store.open(directory) as other:
+        with store.directory.alone() as alone:
+            assert not alone
+        with other.directory.alone() as alone:
+            assert not alone, "a failed attempt must leave the first one a user"

@@ -1,0 +1,90 @@
+"""Open files: few at a time, closed when nobody reads, checked anew when they are others."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lazyfs.store import readers
+from lazyfs.store.directory import Directory
+from lazyfs.store.files import Files
+from lazyfs.store.readers import OpenFile, OpenFiles
+
+
+@pytest.fixture
+def files(directory: Path) -> Iterator[Files]:
+    hold = Directory(directory)
+    yield Files(hold)
+    hold.close()
+
+
+def opened(open_files: OpenFiles, name: str) -> OpenFile:
+    file = open_files.open(name)
+    assert file is not None
+    return file
+
+
+def is_open(file: OpenFile) -> bool:
+    return os.path.exists(f"/proc/self/fd/{file.fd}")
+
+
+def test_no_more_than_the_limit_stays_open(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one read longest ago is closed first, but not under a reader's hands."""
+    monkeypatch.setattr(readers, "LIMIT", 2)
+    for name in "abc":
+        files.put_whole(name, name.encode())
+    open_files = OpenFiles(files)
+    reading, other = opened(open_files, "a"), opened(open_files, "b")
+    open_files.give_back(other)
+    third = opened(open_files, "c")
+    assert open_files.take("a") is None
+    assert os.pread(reading.fd, 1, 0) == b"a"
+    open_files.give_back(reading)
+    assert not is_open(reading)
+    assert is_open(other)
+    open_files.give_back(third)
+    open_files.close()
+    assert not is_open(other)
+
+
+def test_checks_are_remembered_for_the_same_file(files: Files) -> None:
+    """Closed and opened again, what was checked stays checked; a file put in its place is checked anew."""
+    files.put_whole("a", b"first")
+    open_files = OpenFiles(files)
+    file = opened(open_files, "a")
+    open_files.mark(file, 0)
+    open_files.give_back(file)
+    open_files.close()
+    file = opened(open_files, "a")
+    assert file.checked == 1
+    open_files.give_back(file)
+    open_files.close()
+    files.put_whole("a", b"other")
+    file = opened(open_files, "a")
+    assert file.checked == 0
+    open_files.give_back(file)
+    open_files.close()
+
+
+def test_a_forgotten_file_is_opened_anew(files: Files) -> None:
+    """Whoever reads it goes on with the old one; its checks are forgotten with it."""
+    files.put_whole("a", b"first")
+    open_files = OpenFiles(files)
+    old = opened(open_files, "a")
+    open_files.mark(old, 0)
+    open_files.forget("a")
+    new = opened(open_files, "a")
+    assert new is not old
+    assert (new.checked, is_open(old)) == (0, True)
+    open_files.give_back(old)
+    assert not is_open(old)
+    open_files.give_back(new)
+    open_files.close()
+
+
+def test_what_is_not_there_is_not_opened(files: Files) -> None:
+    """No file, no descriptor, no error."""
+    assert OpenFiles(files).open("a") is None
