@@ -40,11 +40,11 @@ def may_pass(status: int) -> bool:
 
 def retry_after(value: str) -> float:
     """The seconds that a Retry-After header asks for; 0 for none, or one that cannot be read."""
-    if value.isdigit() and len(value) < 10:
+    if value.isascii() and value.isdigit() and len(value) < 10:
         return float(value)
     try:
         when = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
     return max(0.0, ((when if when.tzinfo else when.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds())
 

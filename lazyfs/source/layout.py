@@ -1,7 +1,7 @@
 """An OCI image layout (image-spec "Image Layout") as a source and a sink of images.
 
-    DIR/oci-layout              the version; it is never replaced, so writers of index.json lock this file
-    DIR/index.json              what is tagged: `org.opencontainers.image.ref.name`
+    DIR/oci-layout              the version
+    DIR/index.json              what is tagged: `org.opencontainers.image.ref.name`; its writers lock DIR
     DIR/blobs/sha256/HEX        everything else; names come from digests only, so no path can lead out of DIR
 
 Files are written beside their place, fsynced and renamed: what lies under its name is whole. What a crash leaves behind
@@ -10,13 +10,12 @@ is called `.tmp-*`, and nobody reads it.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
 import secrets
 import stat
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -31,6 +30,7 @@ from lazyfs.source.protocol import Document, ImageSource
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 
+_OWN_NAMES: Final = frozenset({"oci-layout", "index.json", "blobs"})
 _COPY_STEP: Final = 4 << 20
 _LOCK_DEADLINE: Final = 30.0
 _LOCK_PAUSE: Final = 0.05
@@ -172,25 +172,26 @@ class Layout:
 
     def _create(self) -> None:
         """Make the directory a layout; one that holds something else is left alone."""
-        marker = self._path / "oci-layout"
-        if marker.exists():
+        if (self._path / "oci-layout").exists():
             return
-        if self._path.exists() and any(not entry.startswith((".tmp-", "blobs")) for entry in os.listdir(self._path)):
+        if self._path.exists() and not all(entry in _OWN_NAMES or entry.startswith(".tmp-") for entry in os.listdir(self._path)):
             raise LocalError(f"{self._path} holds something that is no OCI layout", hint="Name an empty or a new directory")
         (self._path / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
-        if not (self._path / "index.json").exists():
-            _write(self._path / "index.json", _encode({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}))
-        with contextlib.suppress(FileExistsError):  # another process was faster
-            _write(marker, _encode({"imageLayoutVersion": "1.0.0"}), exclusively=True)
+        _write(self._path / "oci-layout", _encode({"imageLayoutVersion": "1.0.0"}))
 
     def _enter(self, tag: str, document: Document) -> None:
         """Point `tag` to the document; all other entries stay as they are."""
-        index = self._index()
+        path = self._path / "index.json"
+        raw: Mapping[str, Any] = {"schemaVersion": 2, "mediaType": OCI_INDEX}
+        others: list[Mapping[str, Any]] = []
+        if path.exists():
+            index = self._index()
+            raw = index.raw
+            others = [other.raw for other in index.manifests if other.annotations.get(REF_NAME, "") != tag]
         entry: dict[str, Any] = {"mediaType": document.media_type, "digest": document.digest, "size": len(document.data)}
         if tag:
             entry["annotations"] = {REF_NAME: tag}
-        others = [other.raw for other in index.manifests if other.annotations.get(REF_NAME, "") != tag]
-        _write(self._path / "index.json", _encode({**index.raw, "manifests": [*others, entry]}))
+        _write(path, _encode({**raw, "manifests": [*others, entry]}))
 
     def _adopt(self, digest: Digest, size: int, source: Path) -> bool:
         if _size(source) != size:
@@ -224,7 +225,7 @@ class Layout:
     @asynccontextmanager
     async def _locked(self) -> AsyncIterator[None]:
         """One writer of index.json at a time, in whatever process."""
-        fd = os.open(self._path / "oci-layout", os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             with trio.move_on_after(_LOCK_DEADLINE) as scope:
                 while True:
@@ -296,10 +297,8 @@ def _replacing(target: Path) -> Iterator[int]:
     _sync_directory(target.parent)
 
 
-def _write(target: Path, data: bytes, *, exclusively: bool = False) -> None:
+def _write(target: Path, data: bytes) -> None:
     with _replacing(target) as fd:
-        if exclusively and target.exists():
-            raise FileExistsError(target)
         view = memoryview(data)
         while view:
             view = view[os.write(fd, view) :]

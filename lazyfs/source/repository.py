@@ -79,7 +79,7 @@ class Repository:
             )
         return True
 
-    async def mount_blob(self, digest: Digest, size: int, origin: ImageSource) -> bool:  # noqa: ARG002  the registry knows it
+    async def mount_blob(self, digest: Digest, size: int, origin: ImageSource) -> bool:
         """See ImageSink: from another repository of the same registry."""
         if not isinstance(origin, Repository) or origin.session.root != self.session.root:
             return False

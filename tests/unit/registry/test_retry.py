@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
 import trio
 import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lazyfs.errors import BadAnswer, NotFound, Unreachable
 from lazyfs.registry.retry import TRIES, Later, may_pass, patiently, retry_after
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"), [("", 0), ("7", 7), ("-1", 0), ("soon", 0), ("1" * 30, 0), ("Mon, 99 Foo 2020", 0)]
+    ("value", "expected"), [("", 0), ("7", 7), ("-1", 0), ("soon", 0), ("1" * 30, 0), ("\xb2", 0), ("Mon, 99 Foo 2020", 0)]
 )
 def test_retry_after_in_seconds(value: str, expected: float) -> None:
     """What cannot be read asks for nothing."""
@@ -26,6 +29,15 @@ def test_retry_after_as_a_date() -> None:
     now = datetime.now(UTC)
     assert 3500 < retry_after(format_datetime(now + timedelta(hours=1), usegmt=True)) <= 3600
     assert retry_after(format_datetime(now - timedelta(hours=1), usegmt=True)) == 0
+
+
+@given(
+    st.text(max_size=40)
+    | st.from_regex(r"\A(Mon, )?[0-9]{1,3} Jan [0-9]{1,6} [0-9]{1,3}:[0-9]{1,3}:[0-9]{1,3} [+-]?[0-9A-Z]{0,9}\Z")
+)
+def test_any_retry_after_is_a_time(value: str) -> None:
+    """Never an exception, never a time before now."""
+    assert retry_after(value) >= 0
 
 
 def test_what_may_pass() -> None:
@@ -43,7 +55,7 @@ async def test_pauses_grow_and_end(autojump_clock: trio.testing.MockClock) -> No
 
     with pytest.raises(Unreachable, match="it is away"):
         await patiently("it", fail)
-    pauses = [after - before for before, after in zip(times, times[1:], strict=False)]
+    pauses = [after - before for before, after in itertools.pairwise(times)]
     assert len(times) == TRIES
     for number, pause in enumerate(pauses):
         assert 0.2 * 2**number <= pause <= 0.3 * 2**number
