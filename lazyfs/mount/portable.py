@@ -22,6 +22,7 @@ from lazyfs.errors import MountFailed
 from lazyfs.fetch.background import Background, Wanted, measure_missing
 from lazyfs.fetch.fetcher import Fetcher, open_fetcher
 from lazyfs.format.manifest import Platform
+from lazyfs.fuse.loop import serve as serve_kernel
 from lazyfs.fuse.operations import Operations
 from lazyfs.image.image import Image, load_layers, resolve_image
 from lazyfs.image.layer import Layer
@@ -76,7 +77,7 @@ async def _serve(request: MountRequest, reporter: Reporter) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_unmount_on_signal, request.directory)
             nursery.start_soon(mount.live, reporter)
-            await pyfuse3.main(max_tasks=_TASKS)
+            await serve_kernel(_TASKS)
             nursery.cancel_scope.cancel()
 
 
