@@ -6,6 +6,7 @@ The peer is stargz-snapshotter as Debian has it: `ctr-remote`, and a small Go pr
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 import os
@@ -76,6 +77,7 @@ def printable(name: str) -> bool:
     return not any(0xDC80 <= ord(letter) <= 0xDCFF for letter in name)
 
 
+@functools.cache
 def in_tar(blob: Path) -> dict[str, Seen]:
     """The entries of an original layer, as Python reads them; of several with one name the last."""
     found: dict[str, Seen] = {}
@@ -110,12 +112,12 @@ def as_seen(entry: dict[str, Any]) -> Seen:
     return Seen(**{field: entry[field] for field in Seen._fields if field != "xattrs"}, xattrs=xattrs)
 
 
-@pytest.mark.parametrize("name", ["python", "edge"])
 @pytest.mark.parametrize("prioritised", [False, True])
 def test_peer_reads_our_blobs(
-    name: str, prioritised: bool, peer: Read, images: Callable[[str], str], lazyfs: Lazyfs, tmp_path: Path
+    prioritised: bool, peer: Read, images: Callable[[str], str], lazyfs: Lazyfs, tmp_path: Path
 ) -> None:
-    """Every entry and every byte of the original layers, verified and read in full by the peer's own library."""
+    """Every entry and every byte of `edge` (whose lower layers are python's), verified and read by the peer's own library."""
+    name = "edge"
     options: list[str | Path] = []
     if prioritised:
         record = tmp_path / "record"
