@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 
 import trio
 
-from lazyfs.errors import LazyfsError, NotLazy, SourceError
+from lazyfs.errors import InvalidManifest, LazyfsError, NotLazy, SourceError
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import (
     MAX_CONFIG,
@@ -55,7 +55,7 @@ async def resolve_image(source: ImageSource, reference: str, platform: Platform,
         chosen = choose_platform(document, platform)
         digest, document = await documents.get(chosen.digest, chosen.media_type)
         if isinstance(document, Index):
-            raise LazyfsError(f"{source.name}@{chosen.digest} is an index inside an index, which nobody should need")
+            raise InvalidManifest(f"{source.name}@{chosen.digest} is an index inside an index: no image can be chosen from it")
     config = parse_config(await documents.blob(document.config), f"the config of {source.name}@{digest}")
     return Image(f"{source.name}@{digest}", digest, document, config)
 

@@ -1,0 +1,142 @@
+"""From a reference to verified layers: what is asked, what is kept, what is believed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lazyfs.errors import DigestMismatch, InvalidManifest, InvalidToc, NotFound, NotLazy, Unreachable
+from lazyfs.format.footer import build_footer
+from lazyfs.format.manifest import OCI_INDEX, OCI_MANIFEST, Platform
+from lazyfs.format.member import compress_member, inflate_member
+from lazyfs.image.image import load_layers, resolve_image
+from lazyfs.image.layer import first_guess, load_layer
+from lazyfs.store.store import Store
+from tests.unit.image.memory import MemorySource, make_blob
+
+AMD64 = Platform("linux", "amd64")
+TOC: dict[str, Any] = {"version": 1, "entries": [{"name": "d", "type": "dir"}]}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "store") as store:
+        yield store
+
+
+async def test_mounting_a_digest_again_asks_nobody(store: Store) -> None:
+    """Manifest, config and TOCs are kept; a source that is away is not missed."""
+    source = MemorySource()
+    digest = source.put_image(make_blob(TOC), make_blob(TOC, padding=5))
+    first = await resolve_image(source, "v1", AMD64, store)
+    layers = await load_layers(source, store, first)
+    source.away = True
+    again = await resolve_image(source, digest, AMD64, store)
+    assert again == first
+    assert await load_layers(source, store, again) == layers
+    assert [entry.name for entry in layers[0].entries] == [b"d"]
+
+
+async def test_tag_with_the_source_away_names_the_digest_last_seen(store: Store) -> None:
+    """A tag may have moved, so it is asked for; but the way out is told."""
+    source = MemorySource()
+    digest = source.put_image(make_blob(TOC))
+    await resolve_image(source, "v1", AMD64, store)
+    source.away = True
+    with pytest.raises(Unreachable, match=f"memory:image@{digest}, which mounts without the registry"):
+        await resolve_image(source, "v1", AMD64, store)
+
+
+async def test_without_a_store_everything_is_asked_for() -> None:
+    """inspect and verify keep nothing."""
+    source = MemorySource()
+    source.put_image(make_blob(TOC))
+    image = await resolve_image(source, "v1", AMD64, None)
+    assert len(await load_layers(source, None, image)) == 1
+    assert [what.split()[0] for what in source.asked] == ["document", "blob", "range"]
+
+
+async def test_index_leads_to_this_platform_and_no_further(store: Store) -> None:
+    """The entry for the platform is taken; an index in an index is refused."""
+    source = MemorySource()
+    digest = source.put_image(make_blob(TOC), tag="inner")
+    entry = {"mediaType": OCI_MANIFEST, "digest": digest, "size": 1, "platform": {"os": "linux", "architecture": "amd64"}}
+    inner = source.put_document(OCI_INDEX, {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]}, "v2")
+    assert (await resolve_image(source, "v2", AMD64, store)).digest == digest
+    with pytest.raises(NotFound, match="arm64"):
+        await resolve_image(source, "v2", Platform("linux", "arm64"), store)
+    nested = {**entry, "mediaType": OCI_INDEX, "digest": inner}
+    source.put_document(OCI_INDEX, {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [nested]}, "v3")
+    with pytest.raises(InvalidManifest, match="index inside an index"):
+        await resolve_image(source, "v3", AMD64, store)
+
+
+async def test_lowest_layer_that_cannot_be_lazy_is_named(store: Store) -> None:
+    """With its position, the reason, and the command that cures it."""
+    source = MemorySource()
+    source.put_image(make_blob(TOC), make_blob(TOC, padding=3), vouch=False)
+    image = await resolve_image(source, "v1", AMD64, store)
+    with pytest.raises(NotLazy, match=r"vouches for no TOC \(layer 1 of 2\).*lazyfs convert memory:image"):
+        await load_layers(source, store, image)
+
+
+async def test_small_toc_takes_one_range_and_a_large_one_two() -> None:
+    """The first range is a guess at the blob's end."""
+    noise = random.Random(1)
+    entries = [{"name": f"{noise.getrandbits(64):x}", "type": "dir"} for _ in range(9000)]
+    for toc, ranges in ((TOC, 1), ({"version": 1, "entries": entries}, 2)):
+        source = MemorySource()
+        blob = make_blob(toc, padding=100_000)
+        source.put_image(blob)
+        image = await resolve_image(source, "v1", AMD64, None)
+        assert len((await load_layers(source, None, image))[0].entries) == len(toc["entries"])
+        assert sum(what.startswith("range") for what in source.asked) == ranges
+
+
+def test_first_guess_is_never_more_than_the_blob() -> None:
+    """Small blobs are asked for whole, large ones for a hundredth."""
+    assert first_guess(100) == 100
+    assert first_guess(1 << 30) == (1 << 30) // 100
+
+
+async def test_toc_that_another_digest_vouches_for_is_refused(store: Store) -> None:
+    """And is not kept."""
+    source = MemorySource()
+    blob = make_blob(TOC)
+    source.put_image(blob)
+    image = await resolve_image(source, "v1", AMD64, store)
+    (descriptor,) = image.layers
+    other = {"version": 1, "entries": []}
+    source.blobs[descriptor.digest] = make_blob(other, padding=len(blob) - len(make_blob(other)))
+    with pytest.raises(DigestMismatch, match="the TOC of layer"):
+        await load_layer(source, store, descriptor)
+    assert store.statistics().documents == 2
+
+
+async def test_layer_without_a_landmark_says_so() -> None:
+    """Others' tools may write none; then nothing is wanted first."""
+    source = MemorySource()
+    source.put_image(make_blob(TOC))
+    image = await resolve_image(source, "v1", AMD64, None)
+    (layer,) = await load_layers(source, None, image)
+    assert layer.landmark == "absent"
+    assert layer.prefetch_end == 0
+
+
+async def test_footer_that_leads_to_another_tar_entry() -> None:
+    """The footer is not vouched for: what stands where it points must be a TOC."""
+    source = MemorySource()
+    blob = make_blob(TOC)
+    source.put_image(blob)
+    image = await resolve_image(source, "v1", AMD64, None)
+    (descriptor,) = image.layers
+    header = bytes(inflate_member(blob, 512, "x")[:512]).replace(b"stargz.index.json", b"stargz.index.joke")
+    source.blobs[descriptor.digest] = (compress_member(header) + build_footer(0)).rjust(descriptor.size, b"\0")
+    footer_at = descriptor.size - len(compress_member(header)) - 51
+    source.blobs[descriptor.digest] = source.blobs[descriptor.digest][:-51] + build_footer(footer_at)
+    with pytest.raises(InvalidToc, match=r"stargz\.index\.joke"):
+        await load_layer(source, None, descriptor)
