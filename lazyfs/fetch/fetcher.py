@@ -74,7 +74,7 @@ class Fetcher:
     def statistics(self) -> FetchStatistics:
         """What happened so far."""
         c = self._counts
-        return FetchStatistics(c["requests"], c["received"], c["chunks"], c["unkept"], dict(self._errors))
+        return FetchStatistics(c["requests"], c["received"], c["chunks"], c["unpacked"], c["unkept"], dict(self._errors))
 
     def sends_ranges(self, layer: LayerBlob) -> bool:
         """False once the source has answered a range of this layer with the whole blob."""
@@ -190,6 +190,7 @@ class Fetcher:
                 self._errors[type(result.error).__name__] += 1
             else:
                 self._counts["chunks"] += 1
+                self._counts["unpacked"] += result.piece.chunk.size
             if result.data is not None and result.refusal is not None:
                 first_bad = first_bad or result.refusal
                 self._remember(digest, result.data, result.refusal)

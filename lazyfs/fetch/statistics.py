@@ -14,6 +14,8 @@ class FetchStatistics(NamedTuple):
     """Compressed bytes taken off the wire."""
     chunks: int
     """Chunks that arrived and verified."""
+    unpacked: int
+    """Their bytes."""
     unkept: int
     """Chunks that the store had no room for."""
     errors: dict[str, int]

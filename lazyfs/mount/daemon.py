@@ -7,6 +7,7 @@ reports in lines of JSON through a pipe, and the parent only listens. A child th
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -14,6 +15,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 from lazyfs.errors import LazyfsError, MountFailed
+
+_log = logging.getLogger(__name__)
 
 Report = dict[str, Any]
 """`{"ready": true}`, `{"left": BYTES, "total": BYTES}`, `{"error": TEXT, "code": EXIT CODE}`."""
@@ -25,15 +28,16 @@ class Reporter:
     def __init__(self, pipe: TextIO | None) -> None:
         self._pipe = pipe
 
-    def tell(self, **report: Any) -> None:
-        """One line to the parent, if it still listens."""
+    def tell(self, **report: Any) -> bool:
+        """One line to the parent; False if it no longer listens."""
         if self._pipe is None:
-            return
+            return False
         try:
             self._pipe.write(json.dumps(report) + "\n")
             self._pipe.flush()
         except BrokenPipeError:
             self._pipe = None  # the parent was interrupted; the mount lives on
+        return self._pipe is not None
 
     def detach(self) -> None:
         """Let the parent go: what it sees next is the end of the pipe."""
@@ -62,8 +66,12 @@ def fork_daemon(serve: Callable[[Reporter], None]) -> tuple[int, Iterator[Report
                 serve(reporter)
                 code = 0
             except LazyfsError as error:
-                reporter.tell(error=str(error), code=error.exit_code)
                 code = error.exit_code
+                if not reporter.tell(error=str(error), code=code):
+                    _log.error("%s", error)
+            except BaseException as surprise:  # noqa: BLE001  nobody above will print it: this process ends here
+                _log.critical("the mount has ended: %r", surprise, exc_info=surprise)
+                reporter.tell(error=f"the mount's process failed: {surprise!r}; its log has the traceback", code=code)
         finally:
             os._exit(code)
     os.close(writing)

@@ -13,6 +13,7 @@ import time
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Final, Literal, NamedTuple
 
 import pyfuse3
@@ -127,10 +128,12 @@ class PortableMount:
 
     async def _report_progress(self, reporter: Reporter, background: Background) -> None:
         blobs = [await self.filesystem.blob(index) for index in range(len(self._layers))]
-        total = sum(piece.chunk.size for blob in blobs for piece in blob.pieces)
+        total = (await trio.to_thread.run_sync(measure_missing, self._store, blobs)).size
+        before = self._fetcher.statistics().unpacked
         while True:
-            missing = await trio.to_thread.run_sync(measure_missing, self._store, blobs)
-            reporter.tell(left=missing.size, total=total, trouble=background.trouble)
+            # Counted, not measured: what was copied inside of the store is made up for by the last line.
+            left = max(0, total - (self._fetcher.statistics().unpacked - before))
+            reporter.tell(left=left, total=total, trouble=background.trouble)
             await trio.sleep(0.25)
 
     async def status(self) -> bytes:
@@ -176,13 +179,22 @@ class _Session:
         options = {f"fsname={escaped}", "subtype=lazyfs", "ro", "default_permissions"}
         if os.geteuid() == 0:
             options |= {"allow_other", "suid", "dev"}
-        try:
-            pyfuse3.init(self._operations, str(self._directory), options)
-        except RuntimeError as error:
-            raise MountFailed(
-                f"cannot mount at {self._directory}: {error}",
-                hint="It must be a directory of yours; /dev/fuse must be there, and for an ordinary user fusermount3 (package fuse3)",
-            ) from error
+        with TemporaryFile() as said:
+            # libfuse and fusermount3 tell the reason on stderr, and nowhere else.
+            stderr = os.dup(2)
+            os.dup2(said.fileno(), 2)
+            try:
+                pyfuse3.init(self._operations, str(self._directory), options)
+            except RuntimeError as error:
+                said.seek(0)
+                reason = said.read().decode("utf-8", "replace").strip() or str(error)
+                raise MountFailed(
+                    f"cannot mount at {self._directory}: {reason}",
+                    hint="It must be a directory of yours; /dev/fuse must be there, and for an ordinary user fusermount3 (package fuse3)",
+                ) from error
+            finally:
+                os.dup2(stderr, 2)
+                os.close(stderr)
 
     def __exit__(self, *_: object) -> None:
         pyfuse3.close(unmount=find_mount(self._directory) is not None)
