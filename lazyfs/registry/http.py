@@ -61,24 +61,32 @@ class Http:
                 if response.headers.get("content-encoding", "identity") != "identity":
                     raise BadAnswer(f"{url.authority} answers in an encoding that was not asked for")
                 body = bytearray()
-                async for piece in response.aiter_raw():
-                    body += piece
-                    if len(body) > limit:
-                        raise BadAnswer(f"{url.authority} sends over {limit} bytes where no more are allowed")
+                # Leaving the loop would abandon httpx's nested generators to the garbage collector: cancellation unwinds them.
+                with trio.CancelScope() as reading:
+                    async for piece in response.aiter_raw():
+                        body += piece
+                        if len(body) > limit:
+                            reading.cancel()
+                if len(body) > limit:
+                    self._retire(clients)
+                    raise BadAnswer(f"{url.authority} sends over {limit} bytes where no more are allowed")
                 return Answer(url, response.status_code, response.headers, bytes(body))
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise _error(url, error) from error
         except BadAnswer:
             raise
         except BaseException:  # cancelled, alone or in a group
-            clients.retired = True
-            if self._clients is clients:
-                self._clients = _Clients()
+            self._retire(clients)
             raise
         finally:
             clients.users -= 1
             if clients.retired and not clients.users:
                 await clients.aclose()
+
+    def _retire(self, clients: _Clients) -> None:
+        clients.retired = True
+        if self._clients is clients:
+            self._clients = _Clients()
 
     async def aclose(self) -> None:
         """Close all connections."""

@@ -1,0 +1,195 @@
+"""Documents and other small answers: redirects, retries, bounds, and a client that survives cancellation."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+
+from lazyfs.errors import BadAnswer, NotFound, SourceError, Unauthorized, Unreachable
+from lazyfs.registry.access import AccessOptions
+from lazyfs.registry.credentials import Credentials
+from lazyfs.registry.session import Session, refusal
+from lazyfs.registry.url import parse_url
+from tests.unit.registry.scripted import Reply, Script, Server, reply, serving
+
+SCOPE = ("repository:a:pull",)
+
+
+@asynccontextmanager
+async def asking(script: Script) -> AsyncIterator[tuple[Server, Session]]:
+    """A server and a client."""
+    async with serving(Server(script)) as server:
+        session = Session(server.host, AccessOptions(Credentials("u", "p")))
+        try:
+            yield server, session
+        finally:
+            await session.aclose()
+
+
+async def get(session: Session, limit: int = 1000) -> bytes:
+    """The body of one answer."""
+    return (await session.ask("it", "GET", session.url("a/manifests/x"), SCOPE, limit=limit)).body
+
+
+async def test_one_connection_serves_many() -> None:
+    """httpx keeps it."""
+    async with asking(lambda _: reply(200, b"x")) as (server, session):
+        for _ in range(5):
+            assert await get(session) == b"x"
+    assert server.connections == 1
+
+
+async def test_redirects_leave_authorization_behind() -> None:
+    """Another port is another host."""
+    async with serving(Server([reply(200, b"there")])) as store, asking([]) as (server, session):
+        server.script = [reply(401, www_authenticate="Basic realm=x"), reply(307, location=f"http://{store.host}/m?sig=1")]
+        assert await get(session) == b"there"
+    assert server.requests[1].headers["authorization"].startswith("Basic ")
+    assert "authorization" not in store.requests[0].headers
+    assert store.requests[0].target == "/m?sig=1"
+
+
+async def test_redirects_are_bounded() -> None:
+    """Circles, long ways, and ways to nowhere."""
+    async with asking(lambda request: reply(302, location=request.target)) as (_, session):
+        with pytest.raises(BadAnswer, match="in a circle"):
+            await get(session)
+    async with asking([reply(302, location=f"/{number}") for number in range(6)]) as (_, session):
+        with pytest.raises(BadAnswer, match="more than 5 times"):
+            await get(session)
+    async with asking([reply(302)]) as (_, session):
+        with pytest.raises(BadAnswer, match="without saying where"):
+            await get(session)
+
+
+async def test_answers_are_bounded() -> None:
+    """A body over the limit, and one in an encoding that could be a bomb."""
+    async with asking([reply(200, bytes(1001)), reply(200, b"\x1f\x8b", content_encoding="gzip")]) as (_, session):
+        with pytest.raises(BadAnswer, match="over 1000 bytes"):
+            await get(session)
+        with pytest.raises(BadAnswer, match="encoding"):
+            await get(session)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"HTTP/2 200\r\n\r\n", b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\nA : b\r\n\r\n", reply(200, b"x" * 10, content_length="12")],
+)
+async def test_what_breaks_http_is_an_error(answer: bytes, autojump_clock: trio.testing.MockClock) -> None:
+    """In our own hierarchy, whatever httpx calls it."""
+    async with asking([Reply(answer, "close")] * 5) as (_, session):
+        with pytest.raises(SourceError):
+            await get(session)
+
+
+async def test_trouble_is_tried_again(autojump_clock: trio.testing.MockClock) -> None:
+    """503, a connection that breaks off, then the answer."""
+    async with asking([reply(503), Reply(b"", "close"), reply(200, b"x")]) as (server, session):
+        assert await get(session) == b"x"
+    assert len(server.requests) == 3
+
+
+async def test_the_error_code_of_the_specification_is_told(autojump_clock: trio.testing.MockClock) -> None:
+    """But not a stranger's free text."""
+    body = b'{"errors": [{"code": "TOOMANYREQUESTS", "message": "\\u001b[31mEVIL"}, {"code": "no code"}]}'
+    async with asking([reply(429, body)] * 5) as (_, session):
+        with pytest.raises(Unreachable, match=r"it: .* answers 429 \(TOOMANYREQUESTS\)") as caught:
+            await get(session)
+    assert "EVIL" not in str(caught.value)
+
+
+def test_refusals_are_told_apart() -> None:
+    """404, 401 and 403, and the rest."""
+    url = parse_url("http://host/v2/secret", "it")
+    kinds = {status: type(refusal("it", url, status)) for status in (400, 401, 403, 404, 405, 301)}
+    assert kinds == {400: BadAnswer, 401: Unauthorized, 403: Unauthorized, 404: NotFound, 405: BadAnswer, 301: BadAnswer}
+
+
+async def test_a_silent_server_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
+    """Within the deadline, tries included."""
+    start = trio.current_time()
+    async with asking(lambda _: Reply(b"", "silence")) as (_, session):
+        with pytest.raises(Unreachable):
+            await get(session)
+    assert trio.current_time() - start <= 31
+
+
+async def test_a_dripping_server_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
+    """A byte now and then is no answer: the deadline is for the whole of it."""
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+
+    async def drip(stream: trio.SocketStream) -> None:
+        async with stream:
+            with trio.move_on_after(10_000):
+                try:
+                    await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+                    while True:
+                        await trio.sleep(5)
+                        await stream.send_all(b"x")
+                except trio.BrokenResourceError:
+                    pass
+
+    start = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, drip, listeners)
+        session = Session(f"127.0.0.1:{listeners[0].socket.getsockname()[1]}", AccessOptions())
+        with pytest.raises(Unreachable, match="did not answer within 30 s"):
+            await get(session)
+        assert trio.current_time() - start == pytest.approx(30, abs=1)
+        await session.aclose()
+        nursery.cancel_scope.cancel()
+
+
+async def test_cancelled_requests_leave_the_client_usable() -> None:
+    """More than a pool has connections are given up, before and within the answer; the next one is served, and none stays open."""
+    async with asking([]) as (server, session):
+        for number in range(120):
+            server.script = [Reply(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf" if number % 2 else b"", "silence")]
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(get, session)
+                while server.script:
+                    await trio.lowlevel.checkpoint()
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.cancel_scope.cancel()
+        server.script = [reply(200, b"x")]
+        assert await get(session) == b"x"
+        while server.open > 1:
+            await trio.lowlevel.checkpoint()
+
+
+async def test_a_cancelled_request_does_no_harm_to_another() -> None:
+    """Two share a client; one is cancelled while the other is in the middle of its answer, which it gets."""
+    cancelled = trio.CancelScope()
+    proceed = trio.Event()
+    answers: list[bytes] = []
+
+    async def serve(stream: trio.SocketStream) -> None:
+        request = await stream.receive_some(65536)
+        if b"/slow" in request:
+            await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\na")
+            await proceed.wait()
+            await stream.send_all(b"b")
+        await stream.receive_some(1)
+
+    async def ask(path: str, scope: trio.CancelScope) -> None:
+        with scope:
+            answers.append((await session.ask("it", "GET", session.url(path), SCOPE)).body)
+
+    async with trio.open_nursery() as servers:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        servers.start_soon(trio.serve_listeners, serve, listeners)
+        session = Session(f"127.0.0.1:{listeners[0].socket.getsockname()[1]}", AccessOptions())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, "never", cancelled)
+            nursery.start_soon(ask, "slow", trio.CancelScope())
+            await trio.testing.wait_all_tasks_blocked()
+            cancelled.cancel()
+            await trio.testing.wait_all_tasks_blocked()
+            proceed.set()
+        await session.aclose()
+        servers.cancel_scope.cancel()
+    assert answers == [b"ab"]

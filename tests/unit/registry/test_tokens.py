@@ -1,0 +1,230 @@
+"""Bearer tokens: fetched when asked for, kept while they are good, never sent astray."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import trio
+import trio.testing
+
+from lazyfs.errors import BadAnswer, SourceError, Unauthorized, UsageError
+from lazyfs.registry.access import AccessOptions
+from lazyfs.registry.credentials import Credentials
+from lazyfs.registry.session import Session
+from lazyfs.registry.url import Url
+from tests.unit.registry.scripted import Request, Server, reply, serving
+
+PULL = ("repository:a/b:pull",)
+PUSH = ("repository:a/b:pull,push", "repository:c:pull")
+ME = Credentials("me", "secret")
+
+
+class Guarded:
+    """A registry and its token server: each token is good for what `accepted` says."""
+
+    def __init__(self) -> None:
+        self.tokens = Server(self.token)
+        self.registry = Server(self.content)
+        self.issued = 0
+        self.accepted: set[str] = set()
+        self.expires_in: float | None = 300
+        self.challenge = ""
+
+    def token(self, request: Request) -> bytes:
+        """Always a new one."""
+        self.issued += 1
+        self.accepted.add(f"Bearer T{self.issued}")
+        return reply(200, json.dumps({"token": f"T{self.issued}", "expires_in": self.expires_in}).encode())
+
+    def content(self, request: Request) -> bytes:
+        """For whoever has an accepted token."""
+        if request.headers.get("authorization") in self.accepted:
+            return reply(200, b"content")
+        challenge = self.challenge or f'Bearer realm="http://{self.tokens.host}/token?x=1",service="the registry",scope="other"'
+        return reply(401, b"no", www_authenticate=challenge)
+
+
+@asynccontextmanager
+async def guarded(creds: Credentials | None = ME) -> AsyncIterator[tuple[Guarded, Session]]:
+    """Both servers, and a client."""
+    both = Guarded()
+    async with serving(both.tokens), serving(both.registry):
+        session = Session(both.registry.host, AccessOptions(creds))
+        try:
+            yield both, session
+        finally:
+            await session.aclose()
+
+
+async def get(session: Session, scope: tuple[str, ...] = PULL) -> int:
+    """The status of one request."""
+    return (await session.ask("it", "GET", session.url("x"), scope)).status
+
+
+def query(request: Request) -> dict[str, list[str]]:
+    """The query of a request."""
+    return parse_qs(urlsplit(request.target).query)
+
+
+async def test_a_token_is_fetched_once_a_scope() -> None:
+    """With what the realm had in its query already, the service, our own scopes and Basic credentials."""
+    async with guarded() as (both, session):
+        for scope in (PULL, PULL, PUSH, PUSH, PULL):
+            assert await get(session, scope) == 200
+    assert both.issued == 2
+    assert query(both.tokens.requests[0]) == {"x": ["1"], "service": ["the registry"], "scope": list(PULL)}
+    assert query(both.tokens.requests[1])["scope"] == list(PUSH)
+    assert both.tokens.requests[0].headers["authorization"] == "Basic bWU6c2VjcmV0"
+    assert [request.headers.get("authorization") for request in both.registry.requests] == [
+        None, "Bearer T1", "Bearer T1", None, "Bearer T2", "Bearer T2", "Bearer T1",
+    ]  # fmt: skip
+
+
+async def test_an_anonymous_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Docker Hub's way: a token for nobody. `access_token` and no life are allowed too."""
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    async with guarded(None) as (both, session):
+        both.tokens.script = [reply(200, b'{"access_token": "A"}')]
+        both.accepted = {"Bearer A"}
+        assert await get(session) == 200
+    assert "authorization" not in both.tokens.requests[0].headers
+
+
+async def test_many_at_once_fetch_one_token() -> None:
+    """Ten requests of one scope, one token."""
+    async with guarded() as (both, session), trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(get, session)
+    assert both.issued == 1
+
+
+async def test_a_token_is_renewed_before_it_expires(autojump_clock: trio.testing.MockClock) -> None:
+    """At nine tenths of its life, so that it never arrives too late; without a 401."""
+    async with guarded() as (both, session):
+        await get(session)
+        await trio.sleep(260)
+        await get(session)
+        assert both.issued == 1
+        await trio.sleep(20)
+        await get(session)
+        assert both.issued == 2
+
+
+async def test_a_token_that_is_refused_is_renewed_once() -> None:
+    """Revoked before its time."""
+    async with guarded() as (both, session):
+        await get(session)
+        both.accepted.clear()
+        assert await get(session) == 200
+        assert both.issued == 2
+        both.tokens.script = lambda _: reply(200, b'{"token": "useless"}')
+        both.accepted.clear()
+        assert await get(session) == 401
+    assert len(both.tokens.requests) == 3
+
+
+async def test_credentials_are_read_when_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """config.json may change while we run; a broken one is an error only when it is needed."""
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    async with guarded(None) as (both, session):
+        both.accepted = {""}
+        (tmp_path / "config.json").write_text("{")
+        with pytest.raises(UsageError, match=r"config\.json"):
+            await get(session)
+        (tmp_path / "config.json").write_text(json.dumps({"auths": {both.registry.host: {"username": "u", "password": "p"}}}))
+        assert await get(session) == 200
+    assert both.tokens.requests[0].headers["authorization"] == "Basic dTpw"
+
+
+async def test_an_identity_token_is_posted() -> None:
+    """OAuth 2: never in a URL, and with all scopes in one."""
+    async with guarded(Credentials("", "", "refresh me")) as (both, session):
+        assert await get(session, PUSH) == 200
+    (request,) = both.tokens.requests
+    assert request.method == "POST"
+    assert parse_qs(request.body.decode()) == {
+        "grant_type": ["refresh_token"],
+        "refresh_token": ["refresh me"],
+        "client_id": ["lazyfs"],
+        "service": ["the registry"],
+        "scope": [" ".join(PUSH)],
+    }
+    assert "authorization" not in request.headers
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (reply(401, b"secret"), Unauthorized),
+        (reply(403), Unauthorized),
+        (reply(404), BadAnswer),
+        (reply(302, location="http://elsewhere/"), BadAnswer),
+        (reply(200, b"{}"), BadAnswer),
+        (reply(200, b"<html>"), BadAnswer),
+        (reply(200, b"\xff"), BadAnswer),
+        (reply(200, b'{"token": 7}'), BadAnswer),
+        (reply(200, b'{"token": "a\\r\\nX-Evil: 1"}'), BadAnswer),
+        (reply(200, b'{"token": "a b"}'), BadAnswer),
+        (reply(200, b'{"token": "\xc3\xa9"}'), BadAnswer),
+        (reply(200, b'{"token": "' + b"a" * 40_000 + b'"}'), BadAnswer),
+        (reply(200, b" " * (1 << 20) + b"{}"), BadAnswer),
+    ],
+    ids=lambda value: value[:40].decode("latin-1") if isinstance(value, bytes) else "",
+)
+async def test_what_is_no_token(answer: bytes, kind: type[SourceError]) -> None:
+    """A refusal, or an answer that is none; neither is repeated, and no message has a secret."""
+    async with guarded() as (both, session):
+        both.tokens.script = [answer]
+        with pytest.raises(kind) as caught:
+            await get(session)
+    assert "secret" not in str(caught.value)
+
+
+async def test_no_credentials_where_some_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says how to give some."""
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    async with guarded(None) as (both, session):
+        both.challenge = "Basic realm=x"
+        with pytest.raises(Unauthorized, match=r"there are none.*--creds"):
+            await get(session)
+
+
+@pytest.mark.parametrize(
+    "challenge", ["Negotiate", "Digest realm=x", 'Bearer service="x"', 'Bearer realm="ftp://x"', 'Bearer realm="x']
+)
+async def test_a_challenge_that_we_cannot_meet(challenge: str) -> None:
+    """Other schemes, no realm, no header that can be read."""
+    async with guarded() as (both, session):
+        both.challenge = challenge
+        with pytest.raises(SourceError):
+            await get(session)
+    assert not both.tokens.requests
+
+
+async def test_credentials_never_go_to_a_plain_realm_of_a_secure_registry() -> None:
+    """An https registry whose realm is http: somebody wants our password in the clear."""
+    async with guarded() as (both, session):
+        session.tokens._root = Url("https", "registry.example", 443, "/v2/")
+        with pytest.raises(BadAnswer, match="without https"):
+            await get(session)
+    assert not both.tokens.requests
+
+
+async def test_a_token_server_in_trouble_is_tried_again(autojump_clock: trio.testing.MockClock) -> None:
+    """503 may pass."""
+    async with guarded() as (both, session):
+        both.tokens.script = [reply(503), reply(503), reply(200, b'{"token": "T"}')]
+        both.accepted = {"Bearer T"}
+        assert await get(session) == 200
+
+
+async def test_tokens_have_no_readable_repr() -> None:
+    """What is kept shows nothing."""
+    async with guarded() as (_, session):
+        await get(session)
+        assert "T1" not in repr(session.tokens._bearer)
