@@ -18,7 +18,7 @@ __all__ = ["AccessOptions", "open_sink", "open_source", "parse_creds"]
 
 
 def open_source(reference: Reference, options: AccessOptions) -> ImageSource:
-    """Who holds the image; nothing is asked yet, so nothing fails. The caller closes it."""
+    """Who holds the image; nothing is asked yet. The caller closes it. Raises UsageError for proxies that are none."""
     return Layout(Path(reference.location)) if reference.transport == "oci" else _repository(reference, options)
 
 

@@ -1,0 +1,201 @@
+"""Pushing blobs to registries of all tempers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio.testing
+
+from lazyfs.errors import BadAnswer, NotFound, SourceError, Unauthorized, Unreachable
+from lazyfs.format.digest import digest_of
+from lazyfs.registry import uploads
+from lazyfs.registry.access import AccessOptions
+from lazyfs.registry.credentials import Credentials
+from lazyfs.registry.session import Session
+from lazyfs.registry.uploads import Upload
+from tests.unit.registry.scripted import Answer, Reply, Request, Script, Server, reply, serving
+
+BLOB = bytes(range(256)) * 40
+DIGEST = digest_of(BLOB)
+SCOPE = ("repository:r:pull,push",)
+
+
+class Receiving:
+    """A registry that takes uploads, with its wishes; each upload has a state in its location, as they do."""
+
+    def __init__(self, *, whole: int = 201, chunk_min: int = 0) -> None:
+        self.whole = whole
+        self.chunk_min = chunk_min
+        self.uploads: dict[int, bytes] = {}
+        self.blobs: dict[str, bytes] = {}
+
+    def __call__(self, request: Request) -> Answer:
+        if request.method == "POST":
+            number = len(self.uploads)
+            self.uploads[number] = b""
+            wish = {"oci_chunk_min_length": str(self.chunk_min)} if self.chunk_min else {}
+            return reply(202, location=f"/v2/r/blobs/uploads/{number}?state=0", **wish)
+        found = re.fullmatch(r"/v2/r/blobs/uploads/(\d+)\?state=(\d+)(?:&digest=(\S+))?", request.target)
+        assert found, request.target
+        number, state, digest = int(found[1]), int(found[2]), found[3]
+        if request.method == "PUT" and not state and self.whole != 201:
+            return reply(self.whole)
+        if state != len(self.uploads[number]):
+            return reply(416)
+        self.uploads[number] += request.body
+        if request.method == "PATCH":
+            start, end = map(int, request.headers["content-range"].split("-"))
+            assert (start, end + 1 - start) == (state, len(request.body))
+            return reply(202, location=f"/v2/r/blobs/uploads/{number}?state={end + 1}", range=f"0-{end}")
+        self.blobs[digest.replace("%3A", ":")] = self.uploads[number]
+        return reply(201, docker_content_digest=digest.replace("%3A", ":"))
+
+
+@asynccontextmanager
+async def sending(script: Script, folder: Path, data: bytes = BLOB) -> AsyncIterator[tuple[Server, Upload]]:
+    """A server, and an upload to it."""
+    path = folder / "blob"
+    path.write_bytes(data)
+    async with serving(Server(script)) as server:
+        session = Session(server.host, AccessOptions(Credentials("u", "p")))
+        try:
+            yield server, Upload(session, "r", SCOPE, digest_of(data), path)
+        finally:
+            await session.aclose()
+
+
+@pytest.mark.parametrize("data", [BLOB, b""])
+async def test_a_blob_goes_whole(tmp_path: Path, data: bytes) -> None:
+    """POST, one PUT with a length, nothing else."""
+    registry = Receiving()
+    steps: list[int] = []
+    async with sending(registry, tmp_path, data) as (server, upload):
+        await upload.run(steps.append)
+    assert registry.blobs == {digest_of(data): data}
+    assert [request.method for request in server.requests] == ["POST", "PUT"]
+    assert server.requests[1].headers["content-length"] == str(len(data))
+    assert sum(steps) == len(data)
+
+
+@pytest.mark.parametrize("status", [400, 405, 411, 413, 501])
+async def test_a_registry_that_wants_pieces_gets_pieces(status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After its refusal of the whole; progress ends at the blob's size."""
+    monkeypatch.setattr(uploads, "PIECE", 4000)
+    registry = Receiving(whole=status)
+    steps: list[int] = []
+    async with sending(registry, tmp_path) as (server, upload):
+        await upload.run(steps.append)
+    assert registry.blobs == {DIGEST: BLOB}
+    assert [len(request.body) for request in server.requests if request.method == "PATCH"] == [4000, 4000, 2240]
+    assert sum(steps) == len(BLOB)
+
+
+async def test_a_large_blob_goes_in_pieces_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And in pieces of at least what the registry wishes."""
+    monkeypatch.setattr(uploads, "LARGE", 10_000)
+    monkeypatch.setattr(uploads, "PIECE", 1000)
+    registry = Receiving(whole=400, chunk_min=6000)
+    async with sending(registry, tmp_path) as (server, upload):
+        await upload.run(lambda _: None)
+    assert registry.blobs == {DIGEST: BLOB}
+    assert [len(request.body) for request in server.requests if request.method == "PATCH"] == [6000, 4240]
+
+
+async def test_a_broken_upload_starts_anew(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    """The connection breaks in the middle, then 503; what had been sent is taken back from the progress."""
+    registry = Receiving()
+    trouble: list[Answer] = [Reply(b"", "close"), reply(503)]
+    steps: list[int] = []
+
+    def script(request: Request) -> Answer:
+        return trouble.pop() if request.method == "PUT" and trouble else registry(request)
+
+    async with sending(script, tmp_path) as (server, upload):
+        await upload.run(steps.append)
+    assert registry.blobs == {DIGEST: BLOB}
+    assert [request.method for request in server.requests] == ["POST", "PUT"] * 3
+    assert (sum(steps), min(steps)) == (len(BLOB), -len(BLOB))
+
+
+async def test_trouble_without_end_ends(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    """Three tries."""
+    registry = Receiving()
+    async with sending(lambda request: reply(503) if request.method == "PUT" else registry(request), tmp_path) as (
+        server,
+        upload,
+    ):
+        with pytest.raises(Unreachable, match="503"):
+            await upload.run(lambda _: None)
+    assert sum(request.method == "PUT" for request in server.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("script", "kind", "message"),
+    [
+        ([reply(404)], NotFound, "answers 404"),
+        ([reply(403, b'{"errors": [{"code": "DENIED"}]}')], Unauthorized, "DENIED"),
+        ([reply(202)], BadAnswer, "upload location"),
+        ([reply(202, location="gopher://x/")], BadAnswer, "upload location"),
+        ([reply(202, location="/u", oci_chunk_min_length="x")], BadAnswer, "pieces of at least 'x'"),
+        ([reply(202, location="/u", oci_chunk_min_length="99999999999")], BadAnswer, "pieces of at least"),
+        ([reply(202, location="/u"), reply(201, docker_content_digest="sha256:" + "0" * 64)], BadAnswer, "says it has kept"),
+        ([reply(202, location="/u"), reply(302, location="/v")], BadAnswer, "answers 302"),
+        (
+            [reply(202, location="/u"), reply(400), reply(202, location="/u"), reply(202, location="/u", range="0-5")],
+            BadAnswer,
+            "says it has '0-5'",
+        ),
+        ([reply(202, location="/u"), reply(413), reply(202, location="/u"), reply(413)], BadAnswer, "answers 413"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_refusals(script: list[Answer], kind: type[SourceError], message: str, tmp_path: Path) -> None:
+    """Each names the blob and the answer."""
+    async with sending(script, tmp_path) as (_, upload):
+        with pytest.raises(kind, match=message) as caught:
+            await upload.run(lambda _: None)
+    assert DIGEST in str(caught.value) or "upload location" in message
+
+
+async def test_a_location_elsewhere_gets_no_authorization(tmp_path: Path) -> None:
+    """Some registries have uploads go to another host; who we are is none of its business."""
+    async with serving(Server([reply(201)])) as store, sending([], tmp_path) as (server, upload):
+        server.script = [
+            reply(401, www_authenticate="Basic realm=x"),
+            reply(202, location=f"http://{store.host}/put?sig=1"),
+        ]
+        await upload.run(lambda _: None)
+    assert "authorization" in server.requests[1].headers
+    (request,) = store.requests
+    assert "authorization" not in request.headers
+    assert request.target == f"/put?sig=1&digest={DIGEST.replace(':', '%3A')}"
+    assert request.body == BLOB
+
+
+async def test_a_token_that_runs_out_is_renewed(tmp_path: Path) -> None:
+    """A 401 to the PUT: the body is sent again, the progress is right."""
+    steps: list[int] = []
+    script: Script = [reply(202, location="/u"), reply(401, www_authenticate="Basic realm=x"), reply(201)]
+    async with sending(script, tmp_path) as (server, upload):
+        await upload.run(steps.append)
+    assert [len(request.body) for request in server.requests] == [0, len(BLOB), len(BLOB)]
+    assert sum(steps) == len(BLOB)
+
+
+async def test_a_file_that_shrinks_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody writes to it while it is sent."""
+    registry = Receiving()
+
+    def script(request: Request) -> Answer:
+        answer = registry(request)
+        (tmp_path / "blob").write_bytes(b"short")
+        return answer
+
+    async with sending(script, tmp_path) as (_, upload):
+        with pytest.raises(BadAnswer, match="became shorter"):
+            await upload.run(lambda _: None)
+    assert not registry.blobs
