@@ -86,13 +86,14 @@ async def convert(
 
 async def _read(source: ImageSource, selector: str, choice: Choice) -> _Input:
     document = await source.document(selector)
-    parsed = parse_document(document.media_type, document.data)
+    name = f"{source.name}@{document.digest}"
+    parsed = parse_document(document.media_type, document.data, name)
     if isinstance(parsed, Manifest):
         image = await read_image(source, document.digest, parsed)
         _check_platform(image, source, choice)
         return _Input(document, None, {document.digest: image}, {})
     if choice.platform is not None:
-        chosen = choose_platform(parsed, choice.platform)
+        chosen = choose_platform(parsed, choice.platform, name)
         document, manifest = await _manifest(source, chosen.digest, chosen.media_type)
         return _Input(document, None, {document.digest: await read_image(source, document.digest, manifest)}, {})
     images: dict[Digest, OldImage] = {}
@@ -104,15 +105,16 @@ async def _read(source: ImageSource, selector: str, choice: Choice) -> _Input:
         elif entry.digest not in images:
             images[entry.digest] = await read_image(source, entry.digest, manifest)
     if not images:
-        raise InvalidManifest(f"{source.name}@{document.digest} is an index without an image")
+        raise InvalidManifest(f"{name} is an index without an image")
     return _Input(document, parsed, images, attestations)
 
 
 async def _manifest(source: ImageSource, digest: Digest, media_type: str) -> tuple[Document, Manifest]:
     document = await source.document(digest)
-    parsed = parse_document(document.media_type or media_type, document.data)
+    name = f"{source.name}@{digest}"
+    parsed = parse_document(document.media_type or media_type, document.data, name)
     if not isinstance(parsed, Manifest):
-        raise InvalidManifest(f"{source.name}@{digest} is an index inside an index", hint="Convert it by its own digest")
+        raise InvalidManifest(f"{name} is an index inside an index", hint="Convert it by its own digest")
     return document, parsed
 
 

@@ -124,36 +124,36 @@ class ImageConfig(msgspec.Struct, frozen=True):
         return _normal(self.os, self.architecture, self.variant)
 
 
-def parse_document(media_type: str, data: bytes) -> Manifest | Index:
+def parse_document(media_type: str, data: bytes, what: str = "the document") -> Manifest | Index:
     """The manifest or index in `data`.
 
     `media_type` is what its carrier says (a Content-Type, a descriptor) and may be empty or generic; the document's own
-    word must not contradict it. Raises InvalidManifest.
+    word must not contradict it. `what` names it in errors. Raises InvalidManifest.
     """
     if len(data) > MAX_DOCUMENT:
-        raise InvalidManifest(f"a manifest of {len(data)} bytes is over the limit of {MAX_DOCUMENT}")
-    raw = _json_object(data, "the manifest")
+        raise InvalidManifest(f"{what} has {len(data)} bytes, over the limit of {MAX_DOCUMENT}")
+    raw = _json_object(data, what)
     carried = media_type.partition(";")[0].strip().lower()
     own = raw.get("mediaType", "")
     if not isinstance(own, str):
-        raise InvalidManifest(f"the manifest's mediaType is {own!r}, which is no text")
+        raise InvalidManifest(f"the mediaType of {what} is {own!r}, which is no text")
     if raw.get("schemaVersion") == 1 or carried in _SCHEMA_1_TYPES or own in _SCHEMA_1_TYPES:
         raise InvalidManifest(
-            "the image has a Docker schema 1 manifest, which is not supported",
+            f"{what} is a Docker schema 1 manifest, which is not supported",
             hint="Pull and push it once with a current docker or skopeo: that rewrites it as schema 2",
         )
     if raw.get("schemaVersion") != 2:
-        raise InvalidManifest(f"the manifest's schemaVersion is {raw.get('schemaVersion')!r} instead of 2")
+        raise InvalidManifest(f"the schemaVersion of {what} is {raw.get('schemaVersion')!r} instead of 2")
     if "manifests" in raw and ("layers" in raw or "config" in raw):
-        raise InvalidManifest("the document is an index and a manifest at once, so it has no single meaning")
+        raise InvalidManifest(f"{what} is an index and a manifest at once, so it has no single meaning")
     if "fsLayers" in raw:
-        raise InvalidManifest("the document is a manifest of schema 1 and of schema 2 at once, so it has no single meaning")
-    kind = _document_type(carried, own, raw)
-    annotations = _annotations(raw, "the manifest")
+        raise InvalidManifest(f"{what} is a manifest of schema 1 and of schema 2 at once, so it has no single meaning")
+    kind = _document_type(carried, own, raw, what)
+    annotations = _annotations(raw, what)
     if kind in INDEX_TYPES:
-        return Index(kind, _descriptors(raw, "manifests"), annotations, raw, data)
-    config = _descriptor(raw.get("config"), "the manifest's config")
-    return Manifest(kind, config, _descriptors(raw, "layers"), annotations, raw, data)
+        return Index(kind, _descriptors(raw, "manifests", what), annotations, raw, data)
+    config = _descriptor(raw.get("config"), f"the config of {what}")
+    return Manifest(kind, config, _descriptors(raw, "layers", what), annotations, raw, data)
 
 
 def parse_config(data: bytes, what: str) -> ImageConfig:
@@ -219,10 +219,10 @@ def is_attestation(entry: Descriptor) -> bool:
     return REFERENCE_TYPE in entry.annotations
 
 
-def choose_platform(index: Index, platform: Platform) -> Descriptor:
+def choose_platform(index: Index, platform: Platform, what: str = "the image") -> Descriptor:
     """The index's entry that runs best on `platform`: the same variant, or the next older one.
 
-    An entry without a platform is taken when it is the only image there is. Raises NotFound, listing what there is.
+    An entry without a platform is taken when it is the only image there is. Raises NotFound, naming `what` and listing what there is.
     """
     images = [entry for entry in index.manifests if not is_attestation(entry)]
     if len(images) == 1 and images[0].platform is None:
@@ -232,7 +232,7 @@ def choose_platform(index: Index, platform: Platform) -> Descriptor:
             if entry.platform == wanted:
                 return entry
     there = ", ".join(dict.fromkeys(str(entry.platform) for entry in images if entry.platform)) or "none"
-    raise NotFound(f"the image has nothing for {platform}; its platforms: {there}", hint="Name one of them with --platform")
+    raise NotFound(f"{what} has nothing for {platform}; its platforms: {there}", hint="Name one of them with --platform")
 
 
 # Go's names for what uname and people call otherwise, as containerd's platforms package normalises them.
@@ -279,16 +279,16 @@ def _runnable(platform: Platform) -> list[Platform]:
     return found
 
 
-def _document_type(carried: str, own: str, raw: Mapping[str, Any]) -> str:
+def _document_type(carried: str, own: str, raw: Mapping[str, Any], what: str) -> str:
     known = INDEX_TYPES | MANIFEST_TYPES
     if own and own not in known:
-        raise InvalidManifest(f"the document is a {own[:200]!r}, which is neither an image manifest nor an index")
+        raise InvalidManifest(f"{what} is a {own[:200]!r}, which is neither an image manifest nor an index")
     if own and carried in known and carried != own:
-        raise InvalidManifest(f"the document is served as {carried} but says it is {own}")
+        raise InvalidManifest(f"{what} is served as {carried} but says it is {own}")
     kind = own or (carried if carried in known else OCI_INDEX if "manifests" in raw else OCI_MANIFEST)
     wanted = "manifests" if kind in INDEX_TYPES else "layers"
     if wanted not in raw:
-        raise InvalidManifest(f"the document is a {kind} without {wanted!r}")
+        raise InvalidManifest(f"{what} is a {kind} without {wanted!r}")
     return kind
 
 
@@ -302,15 +302,15 @@ def _json_object(data: bytes, what: str) -> dict[str, Any]:
     return raw
 
 
-def _descriptors(raw: Mapping[str, Any], key: str) -> tuple[Descriptor, ...]:
+def _descriptors(raw: Mapping[str, Any], key: str, what: str) -> tuple[Descriptor, ...]:
     found = raw[key]
     if found is None:  # Go writes an empty list so
         return ()
     if not isinstance(found, list):
-        raise InvalidManifest(f"the manifest's {key!r} is no list")
+        raise InvalidManifest(f"{key!r} of {what} is no list")
     if len(found) > MAX_DESCRIPTORS:
-        raise InvalidManifest(f"the manifest has {len(found)} {key}, over the limit of {MAX_DESCRIPTORS}")
-    return tuple(_descriptor(item, f"{key}[{number}]") for number, item in enumerate(found))
+        raise InvalidManifest(f"{what} has {len(found)} {key}, over the limit of {MAX_DESCRIPTORS}")
+    return tuple(_descriptor(item, f"{key}[{number}] of {what}") for number, item in enumerate(found))
 
 
 def _descriptor(raw: object, what: str) -> Descriptor:

@@ -52,12 +52,18 @@ async def resolve_image(source: ImageSource, reference: str, platform: Platform,
     documents = _Documents(source, store)
     digest, document = await documents.get(reference, "")
     if isinstance(document, Index):
-        chosen = choose_platform(document, platform)
+        chosen = choose_platform(document, platform, f"{source.name}@{digest}")
         digest, document = await documents.get(chosen.digest, chosen.media_type)
         if isinstance(document, Index):
             raise InvalidManifest(f"{source.name}@{chosen.digest} is an index inside an index: no image can be chosen from it")
-    config = parse_config(await documents.blob(document.config), f"the config of {source.name}@{digest}")
-    return Image(f"{source.name}@{digest}", digest, document, config)
+    name = f"{source.name}@{digest}"
+    config = parse_config(await documents.blob(document.config), f"the config of {name}")
+    if len(config.diff_ids) != len(document.layers):
+        raise InvalidManifest(
+            f"{name} has {len(document.layers)} layers, and its config {len(config.diff_ids)} diff IDs",
+            hint="The image was built or copied wrongly: no runtime would unpack it",
+        )
+    return Image(name, digest, document, config)
 
 
 async def load_layers(source: ImageSource, store: Store | None, image: Image) -> tuple[Layer, ...]:
@@ -103,7 +109,7 @@ class _Documents:
     async def get(self, reference: str, media_type: str) -> tuple[Digest, Manifest | Index]:
         kept = await self._kept(reference)
         if kept is not None:
-            return Digest(reference), parse_document(media_type, kept)
+            return Digest(reference), parse_document(media_type, kept, f"{self._source.name}@{reference}")
         try:
             document = await self._source.document(reference)
         except SourceError as error:
@@ -112,7 +118,7 @@ class _Documents:
             known = await trio.to_thread.run_sync(self._store.note, self._note(reference))
             hint = f"It was last seen as {self._source.name}@{known}, which mounts without the registry" if known else error.hint
             raise type(error)(error.message, hint=hint) from None
-        parsed = parse_document(document.media_type, document.data)
+        parsed = parse_document(document.media_type, document.data, f"{self._source.name}@{document.digest}")
         await self._keep(document.digest, document.data, reference)
         return document.digest, parsed
 

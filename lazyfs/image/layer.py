@@ -57,11 +57,12 @@ class Layer(NamedTuple):
 async def load_layer(source: ImageSource, store: Store | None, descriptor: Descriptor) -> Layer:
     """The layer of `descriptor`, its TOC from the store or from the source, where it takes one range request, seldom two.
 
-    Raises NotLazy with the reason where it cannot be lazy, InvalidToc, DigestMismatch, SourceError.
+    Raises NotLazy with the reason where it cannot be lazy, InvalidManifest, InvalidToc, DigestMismatch, SourceError.
     """
     what = f"layer {descriptor.digest}"
+    kind = layer_kind(descriptor)  # first: what is no layer of an image would not become one by being converted
     toc_digest = claimed_toc_digest(descriptor.annotations, what)
-    if layer_kind(descriptor) != "gzip":
+    if kind != "gzip":
         raise NotLazy(f"{what} is of the type {descriptor.media_type}, which this version cannot mount lazily")
     kept = await trio.to_thread.run_sync(partial(_recall, store, descriptor, toc_digest, what)) if store else None
     if kept is not None:

@@ -159,7 +159,7 @@ class Layout:
         if not (self._path / "oci-layout").is_file():
             raise NotFound(f"{self._path} is no OCI layout: it has no file oci-layout")
         path = self._path / "index.json"
-        parsed = parse_document(OCI_INDEX, _read_small(path, str(path), MAX_DOCUMENT))
+        parsed = parse_document(OCI_INDEX, _read_small(path, str(path), MAX_DOCUMENT), str(path))
         if not isinstance(parsed, Index):
             raise InvalidManifest(f"{path} is no index")
         return parsed
