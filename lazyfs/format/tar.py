@@ -92,7 +92,7 @@ def clean_name(raw: bytes, what: str) -> bytes:
     parts = [part for part in raw.split(b"/") if part not in (b"", b".")]
     if b".." in parts:
         raise InvalidTar(f"{what}: the name {show(raw)} climbs out with '..'")
-    if parts and len(max(parts, key=len)) > 255:
+    if len(raw) > 255 and any(len(part) > 255 for part in parts):
         raise InvalidTar(f"{what}: the name {show(raw)} has a component of more than 255 bytes")
     if parts and parts[-1] in (b".wh.", b".wh..", b".wh..."):
         raise InvalidTar(f"{what}: {show(raw)} is a whiteout of nothing")
@@ -148,14 +148,7 @@ class _Reader:
             if offset + BLOCK < self._size and any(self._block_at(offset + BLOCK)):
                 raise InvalidTar(f"{self._what}: the tar goes on behind an empty block at {offset}")
             return None
-        checksum = block[148:156]
-        blanked = 256 - sum(checksum)
-        stored = self._number(checksum)
-        # Some old tars summed signed bytes.
-        if (
-            stored != sum(block) + blanked
-            and stored != sum(memoryview(block).cast("b")) - sum(memoryview(checksum).cast("b")) + 256
-        ):
+        if not _checksum_right(block):
             raise InvalidTar(
                 f"{self._what}: the block at {offset} of its tar is no header (wrong checksum)",
                 hint="The layer is no tar" if offset == 0 else "The layer is damaged",
@@ -166,7 +159,7 @@ class _Reader:
     def _special_data(self, header: bytes, flag: bytes) -> bytes:
         if flag not in b"xXgLKV":
             raise InvalidTar(f"{self._what}: {self._shown(header)} is of the unknown tar type {flag!r}")
-        size = self._number(header[124:136])
+        size = header_number(header[124:136], self._what)
         if not 0 <= size <= _MAX_EXTENDED:
             raise InvalidTar(f"{self._what}: an extended header has {size} bytes, more than {_MAX_EXTENDED}")
         data = self._bytes_at(self._offset, size)
@@ -194,7 +187,7 @@ class _Reader:
         kind = _TYPES[flag]
         if kind == "reg" and raw_name.endswith(b"/") and flag != b"S":
             kind = "dir"
-        stored = self._number(size)
+        stored = header_number(size, self._what)
         if pax.get(b"size"):
             stored = parse_number(pax[b"size"], what)
         if kind != "reg":
@@ -208,10 +201,10 @@ class _Reader:
             Entry(
                 name=self._name(raw_name, kind),
                 type=kind,
-                mode=self._number(mode) & 0o7777,
+                mode=header_number(mode, self._what) & 0o7777,
                 uid=self._id(uid, pax.get(b"uid"), what),
                 gid=self._id(gid, pax.get(b"gid"), what),
-                mtime_ns=parse_time(pax[b"mtime"], what) if pax.get(b"mtime") else self._number(mtime) * 10**9,
+                mtime_ns=parse_time(pax[b"mtime"], what) if pax.get(b"mtime") else header_number(mtime, self._what) * 10**9,
                 size=real_size,
                 link=self._link(kind, long_link or pax.get(b"linkpath") or link.partition(b"\0")[0], what),
                 major=self._device(major, what) if kind in ("char", "block") else 0,
@@ -229,7 +222,7 @@ class _Reader:
         size = stored
         pieces = None
         if flag == b"S":
-            size = self._number(header[483:495])
+            size = header_number(header[483:495], self._what)
             pieces, begin = parse_old_map(header, self._block_at, begin, what)
             self._offset = begin
         elif pax.get(b"GNU.sparse.major") == b"1":
@@ -272,9 +265,6 @@ class _Reader:
                 raise InvalidTar(f"{self._what}: the tar ends inside an extended header", hint="It is cut short")
         return data
 
-    def _number(self, field: bytes) -> int:
-        return header_number(field, self._what)
-
     def _shown(self, header: bytes) -> str:
         return show(header[:100].partition(b"\0")[0])
 
@@ -294,16 +284,28 @@ class _Reader:
         return raw
 
     def _id(self, field: bytes, text: bytes | None, what: str) -> int:
-        number = parse_number(text, what) if text else self._number(field)
+        number = parse_number(text, what) if text else header_number(field, self._what)
         if not 0 <= number <= _MAX_ID:
             raise InvalidTar(f"{what} belongs to {number}, which is no user or group")
         return number
 
     def _device(self, field: bytes, what: str) -> int:
-        number = self._number(field)
+        number = header_number(field, self._what)
         if not 0 <= number <= _MAX_DEVICE:
             raise InvalidTar(f"{what} is a device of the number {number}, which there is not")
         return number
+
+
+def _checksum_right(block: bytes) -> bool:
+    field = block[148:156]
+    digits = field.strip(b" \0")
+    if not digits.isdigit() or b"8" in digits or b"9" in digits:
+        return False
+    stored = int(digits, 8)
+    if stored == sum(block) - sum(field) + 256:
+        return True
+    # Some old tars summed signed bytes.
+    return stored == sum(memoryview(block).cast("b")) - sum(memoryview(field).cast("b")) + 256
 
 
 def _xattrs(pax: dict[bytes, bytes], what: str) -> tuple[tuple[bytes, bytes], ...]:

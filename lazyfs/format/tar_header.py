@@ -46,6 +46,9 @@ def header_number(field: bytes, what: str) -> int:
 
     Raises InvalidTar, naming `what`.
     """
+    digits = field[:-1]
+    if digits.isdigit() and field[-1] in b" \0" and b"8" not in digits and b"9" not in digits:
+        return int(digits, 8)  # as nearly everybody writes it
     if field[0] & 0x80:
         value = int.from_bytes(field, "big")
         bits = 8 * len(field)
