@@ -1,1 +1,11 @@
-"""What is measured, and the demo: run from a checkout, as `python -m bench` and `./bench/demo`."""
+"""What is measured, and the demo: run from a checkout, as root, as `python -m bench [NAME…]` and `./bench/demo`.
+
+    __main__.py     the runner: measure, record, show
+    figure.py       one measured quantity, its baseline, its bar
+    place.py        where it happens: a registry, images, stores, all on tmpfs
+    NAME.py         one measurement each: a function from a place to figures
+    results/        the records, as JSON lines
+
+Absolute times depend on the machine and on who else uses it; so whatever can be is measured against something in the same
+run, in rounds that alternate, and medians are compared. Tests hold no time: only this does.
+"""

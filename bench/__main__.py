@@ -1,0 +1,65 @@
+"""`python -m bench [NAME…]`: measure, record, show. Exit code 0 when every bar holds, 1 when one is missed."""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+
+from bench import convert, memory, mount_time, ranges, read
+from bench.figure import Figure
+from bench.machine import QUIET, facts, load
+from bench.place import Place, open_place
+from bench.table import table
+
+RESULTS = Path(__file__).parent / "results"
+MEASUREMENTS: dict[str, Callable[[Place], list[Figure]]] = {
+    "convert": convert.measure,
+    "mount_time": mount_time.measure,
+    "read": read.measure,
+    "ranges": ranges.measure,
+    "memory": memory.measure,
+}
+ONLY_BY_NAME = {"memory"}
+
+
+def main() -> int:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(MEASUREMENTS)}; all but memory where none is named"
+    )
+    parser.add_argument("--record", type=Path, metavar="FILE", help="where the record goes (results/DATE[-NAME…].jsonl)")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - MEASUREMENTS.keys():
+        parser.error(f"there is no measurement {', '.join(sorted(unknown))}")
+    names = arguments.names or [name for name in MEASUREMENTS if name not in ONLY_BY_NAME]
+    today = f"{dt.datetime.now(dt.UTC):%Y-%m-%d}"
+    record = arguments.record or RESULTS / ("-".join([today, *arguments.names]) + ".jsonl")
+    console = Console(stderr=True)
+    if load() > QUIET:
+        console.print(
+            f"The load average is {load():.1f}: others use this machine, and figures will tell of them.", style="yellow"
+        )
+    figures: list[tuple[str, Figure]] = []
+    lines: list[dict[str, Any]] = [facts()]
+    with open_place(lambda text: console.print(text, style="dim", highlight=False)) as place:
+        for name in names:
+            measured = MEASUREMENTS[name](place)
+            figures += [(name, figure) for figure in measured]
+            lines += [figure.record(name) for figure in measured]
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
+    Console(width=None if sys.stdout.isatty() else 160).print(table(figures))
+    console.print(f"Recorded in {record}", style="dim", highlight=False)
+    return 1 if any(figure.ok is False for _, figure in figures) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,84 @@
+"""Where things are measured: a registry, images and stores on tmpfs, so that no disk has a say; gone when left."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests.commands import Lazyfs
+from tests.docker_registry import Registry
+from tests.images.build import Builder
+
+TMPFS = Path("/dev/shm")
+ROUNDS = 5
+LAZYFS = Path(sys.executable).with_name("lazyfs")
+"""The command as a user has it."""
+
+
+class Place:
+    """Images come by the names of tests/images; each is built, pushed and converted when it is first asked for."""
+
+    def __init__(self, folder: Path, registry: Registry, say: Callable[[str], None]) -> None:
+        self.folder = folder
+        self.registry = registry
+        self.say = say
+        """Takes a line that tells what goes on."""
+        self.lazyfs = Lazyfs(folder / "lazyfs")
+        # What is spooled is not to depend on a disk either.
+        self.environment = self.lazyfs.environment = self.lazyfs.environment | {"TMPDIR": str(folder)}
+        self.built = functools.cache(self._built)
+        self.original = functools.cache(self._original)
+        self.lazy = functools.cache(self._lazy)
+
+    def _built(self, name: str) -> str:
+        self.say(f"image {name}: built, unless it is there")
+        return Builder().build(name, self.say)
+
+    def _original(self, name: str) -> str:
+        return self.registry.push(self.built(name), f"original/{name}:v1")
+
+    def _lazy(self, name: str) -> str:
+        reference = f"docker://{self.registry.address}/lazy/{name}:v1"
+        self.convert(self.original(name), reference)
+        return reference
+
+    def convert(self, source: str, target: str) -> None:
+        """`lazyfs convert` at default options."""
+        self.say(f"lazyfs convert {source} {target}")
+        self.lazyfs.run("convert", source, target, timeout=1800)
+
+    def clear_store(self) -> None:
+        """As on a machine that has never seen an image."""
+        shutil.rmtree(self.lazyfs.store, ignore_errors=True)
+
+    def seconds(self, *command: str | Path, timeout: float = 600) -> float:
+        """From the exec of a program to its end. CalledProcessError where it failed."""
+        start = time.perf_counter()
+        subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=self.environment, timeout=timeout, check=True
+        )
+        return time.perf_counter() - start
+
+
+@contextlib.contextmanager
+def open_place(say: Callable[[str], None]) -> Iterator[Place]:
+    """A place in a temporary folder on tmpfs, with a registry that runs; no mount stays."""
+    if os.geteuid() != 0:
+        raise SystemExit("bench builds images and mounts them for all users: run it as root")
+    with (
+        tempfile.TemporaryDirectory(prefix="lazyfs-bench-", dir=TMPFS, ignore_cleanup_errors=True) as folder,
+        Registry(Path(folder) / "registry") as registry,
+    ):
+        place = Place(Path(folder), registry, say)
+        try:
+            yield place
+        finally:
+            place.lazyfs.close()
