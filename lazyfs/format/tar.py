@@ -6,7 +6,7 @@ mounted layer must show what they unpack. So global PAX headers are checked and 
 its size field says, and one zero block followed by anything else is an error. Two things are taken that Go refuses, sparse
 files in all their forms and contiguous files, because what they mean is plain.
 
-The tar is hostile input. Names come out clean, or not at all: `..`, NUL, components over 255 bytes are refused; so are broken
+The tar is hostile input. Names come out clean, or not at all: `..`, NUL, components over 255 bytes and names over 4095 are refused; so are broken
 checksums, a file that ends early, a hard link to what is no earlier file, and what would take more than a bounded
 amount of memory (extended headers over 1 MiB, 2,000,000 entries) or disk (holes).
 """
@@ -21,7 +21,7 @@ from lazyfs.format.entry import Entry, EntryType
 from lazyfs.format.pax import XATTR_PREFIX, parse_number, parse_records, parse_time
 from lazyfs.format.sparse import Extent, parse_data_map, parse_old_map, parse_records_map, place
 from lazyfs.format.tar_header import BLOCK, HEADER, header_number
-from lazyfs.format.toc import MAX_ENTRIES, show
+from lazyfs.format.toc import MAX_ENTRIES, MAX_NAME, show
 
 MAX_SPARSE_SIZE: Final = 64 << 30
 MAX_SPARSE_RATIO: Final = 1000
@@ -96,7 +96,10 @@ def clean_name(raw: bytes, what: str) -> bytes:
         raise InvalidTar(f"{what}: the name {show(raw)} has a component of more than 255 bytes")
     if parts and parts[-1] in (b".wh.", b".wh..", b".wh..."):
         raise InvalidTar(f"{what}: {show(raw)} is a whiteout of nothing")
-    return b"/".join(parts)
+    name = b"/".join(parts)
+    if len(name) > MAX_NAME:
+        raise InvalidTar(f"{what}: the name {show(raw)} has more than {MAX_NAME} bytes")
+    return name
 
 
 class _Reader:

@@ -24,6 +24,8 @@ MAX_TOC_SIZE: Final = 256 << 20
 MAX_ENTRIES: Final = 2_000_000
 MAX_CHUNK_SIZE: Final = 64 << 20
 """A chunk is held in memory while it is verified; the format's default is 4 MiB."""
+MAX_NAME: Final = 4095
+"""PATH_MAX: what no runtime could unpack is no name. It bounds depth as well."""
 MAX_ID: Final = 2**32 - 2
 """2^32-1 is "leave it as it is" to chown."""
 
@@ -74,7 +76,7 @@ def parse_toc(data: bytes, toc_offset: int, what: str) -> tuple[Entry, ...]:
     ends = _member_ends(raw, toc_offset, what)
     names: dict[bytes, Entry] = {}
     times: dict[str, int] = {}
-    position = 0
+    position = heads = 0
     while position < len(raw):
         head = raw[position]
         after = position + 1
@@ -83,7 +85,10 @@ def parse_toc(data: bytes, toc_offset: int, what: str) -> tuple[Entry, ...]:
         entry = _entry(head, raw[position + 1 : after], ends, times, what)
         _place(entry, names, what)
         position = after
+        heads += 1
     _check_parents(names, what)
+    if len(names) < heads:
+        _check_links(names, what)
     return tuple(names.values())
 
 
@@ -166,7 +171,10 @@ def clean_name(raw: bytes, what: str) -> bytes:
         raise InvalidToc(f"{what}: the name {show(raw)} climbs out with '..'")
     if any(len(part) > 255 for part in parts):
         raise InvalidToc(f"{what}: the name {show(raw)} has a component of more than 255 bytes")
-    return b"/".join(parts)
+    name = b"/".join(parts)
+    if len(name) > MAX_NAME:
+        raise InvalidToc(f"{what}: the name {show(raw)} has more than {MAX_NAME} bytes")
+    return name
 
 
 def show(name: bytes) -> str:
@@ -269,19 +277,36 @@ def _place(entry: Entry, names: dict[bytes, Entry], what: str) -> None:
             target = names.get(target.link)
             entry = msgspec.structs.replace(entry, link=target.name) if target else entry
         if target is None or target.type == "dir":
-            raise InvalidToc(
-                f"{what}: {show(entry.name)} is a hard link to {show(entry.link)}, which is no earlier file of its layer"
-            )
+            raise _no_earlier_file(entry, what)
     names[entry.name] = entry
 
 
 def _check_parents(names: dict[bytes, Entry], what: str) -> None:
     good: set[bytes] = {b""}
+    implied = 0
     for name in names:
         parent = name.rpartition(b"/")[0]
         while parent not in good:
             held = names.get(parent)
             if held is not None and held.type != "dir":
                 raise InvalidToc(f"{what}: {show(parent)} is both a directory and a {held.type}")
+            if held is None:
+                # A few names can imply thousands of directories each, and every one becomes a node of the tree.
+                implied += len(parent)
+                if implied > MAX_TOC_SIZE or len(good) > MAX_ENTRIES:
+                    raise InvalidToc(f"{what}: the TOC implies more directories than there may be entries")
             good.add(parent)
             parent = parent.rpartition(b"/")[0]
+
+
+def _check_links(names: dict[bytes, Entry], what: str) -> None:
+    """A name that comes twice stands where it comes last: a link from in between would lead ahead."""
+    earlier: set[bytes] = set()
+    for name, entry in names.items():
+        if entry.type == "hardlink" and entry.link not in earlier:
+            raise _no_earlier_file(entry, what)
+        earlier.add(name)
+
+
+def _no_earlier_file(link: Entry, what: str) -> InvalidToc:
+    return InvalidToc(f"{what}: {show(link.name)} is a hard link to {show(link.link)}, which is no earlier file of its layer")

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from lazyfs.format.entry import OPAQUE_MARKER, OWN_NAMES, WHITEOUT_PREFIX, Entry
+from lazyfs.format.entry import OPAQUE_MARKER, OWN_NAMES, WHITEOUT_PREFIX, Entry, base_of, parent_of
 
 ROOT_INO: Final = 1
 _AUFS_PREFIX: Final = b".wh..wh."
@@ -121,22 +121,20 @@ class Tree:
 
     def _directory(self, path: bytes, directories: dict[bytes, Node], index: int) -> Node:
         """The directory at `path` that a layer implies: the one from below, else one made up (0755, root's)."""
-        node = self.root
-        done = b""
-        for part in path.split(b"/"):
-            done = done + b"/" + part if done else part
-            known = directories.get(done)
-            if known is None:
-                assert node.children is not None
-                known = node.children.get(part)
-                if known is None or known.children is None:
-                    if known is not None:
-                        self.replaced.append((index, done))
-                    known = Node(self._implied, Entry(done, "dir"), index, node)
-                    self._implied += 1
-                    node.children[part] = known
-                directories[done] = known
-            node = known
+        missing = []
+        while (node := directories.get(path)) is None:
+            missing.append(path)
+            path = parent_of(path)
+        for name in reversed(missing):
+            assert node.children is not None
+            known = node.children.get(base_of(name))
+            if known is None or known.children is None:
+                if known is not None:
+                    self.replaced.append((index, name))
+                known = Node(self._implied, Entry(name, "dir"), index, node)
+                self._implied += 1
+                node.children[base_of(name)] = known
+            node = directories[name] = known
         return node
 
     def _count(self) -> None:
