@@ -1,15 +1,15 @@
 """httpx for all that is not blob bytes: one request, one whole answer of bounded size.
 
-httpx 0.28 under trio leaks a connection of its pool for each request that is cancelled in flight, until no request gets
-one. So a client in which that happened is retired: later requests get a new one, and it is closed when its last request
-has ended.
+httpx 0.28 under trio leaks connections of its pool when requests are cancelled while others wait for one, until no
+request gets any. So a client in which a request was cancelled is retired: later requests get a new one, and the old one is
+closed when its last request has ended.
 """
 
 from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncIterator, Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import httpx
 import trio
@@ -18,6 +18,8 @@ from lazyfs.errors import BadAnswer, Unreachable
 from lazyfs.registry.proxy import Proxies, Proxy
 from lazyfs.registry.tls import system_context
 from lazyfs.registry.url import Url
+
+MAX_CONNECTIONS: Final = 16
 
 # Each bounds one step on the wire, not the request: that is the caller's deadline.
 _TIMEOUT = httpx.Timeout(20.0, connect=10.0, pool=None)
@@ -111,6 +113,7 @@ class _Clients:
                 verify=context,
                 trust_env=False,
                 timeout=_TIMEOUT,
+                limits=httpx.Limits(max_connections=MAX_CONNECTIONS),
                 headers={"User-Agent": "lazyfs", "Accept-Encoding": "identity"},
                 proxy=None if proxy is None else _proxy(proxy, context),
             )
