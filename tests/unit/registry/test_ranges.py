@@ -2,58 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-
 import pytest
 import trio
 import trio.testing
 
 from lazyfs.errors import BadAnswer, NotFound, RangeIgnored, SourceError, Unauthorized, Unreachable
-from lazyfs.format.digest import digest_of
-from lazyfs.registry.access import AccessOptions
-from lazyfs.registry.credentials import Credentials
-from lazyfs.registry.ranges import MAX_RANGES, MAX_SKIP, Ranges
-from lazyfs.registry.session import Session
-from tests.unit.registry.scripted import Reply, Request, Script, Server, partial, reply, serving
-
-BLOB = bytes(range(256)) * 40
-DIGEST = digest_of(BLOB)
-SCOPE = ("repository:r:pull",)
-
-
-@asynccontextmanager
-async def ranges_of(host: str) -> AsyncIterator[Ranges]:
-    """The client, for one registry."""
-    session = Session(host, AccessOptions(Credentials("u", "p"), plain_http=True))
-    try:
-        yield Ranges(session)
-    finally:
-        await session.aclose()
-
-
-async def read(ranges: Ranges, start: int, end: int, size: int = len(BLOB)) -> bytes:
-    """One range, whole."""
-    async with ranges.open("blob B", f"r/blobs/{DIGEST}", SCOPE, DIGEST, size, start, end) as body:
-        return bytes(await body.receive_exactly(end - start))
-
-
-async def read_from(script: Script, start: int, end: int, size: int = len(BLOB)) -> tuple[bytes, Server]:
-    """One range from a server of its own."""
-    async with serving(Server(script)) as server, ranges_of(server.host) as ranges:
-        return await read(ranges, start, end, size), server
-
-
-async def fails(script: Script, start: int = 10, end: int = 20, size: int = len(BLOB)) -> SourceError:
-    """The error of one range."""
-    with pytest.raises(SourceError) as caught:
-        await read_from(script, start, end, size)
-    return caught.value
-
-
-def ranged(request: Request) -> bytes:
-    """A server that does what it should."""
-    return partial(BLOB, request)
+from lazyfs.registry.ranges import MAX_RANGES, MAX_SKIP
+from tests.unit.registry.one_blob import BLOB, DIGEST, SCOPE, fails, ranged, ranges_of, read, read_from
+from tests.unit.registry.scripted import Reply, Request, Script, Server, reply, serving
 
 
 async def test_many_ranges_take_one_connection() -> None:
@@ -280,83 +236,6 @@ async def test_interim_answers_are_passed_over() -> None:
     good = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + reply(206, BLOB[10:20], content_range=f"bytes 10-19/{len(BLOB)}")
     got, _ = await read_from([good], 10, 20)
     assert got == BLOB[10:20]
-
-
-def behind(target: Callable[[], str], count: int = 1) -> Script:
-    """`count` redirects to what `target` gives."""
-    left = [count]
-
-    def answer(_: Request) -> bytes:
-        left[0] -= 1
-        assert left[0] >= 0, "asked again"
-        return reply(307, b"elsewhere", location=target())
-
-    return answer
-
-
-async def test_a_signed_url_is_kept_and_gets_no_authorization() -> None:
-    """One redirect for many ranges; the store never sees who we are to the registry."""
-    async with serving(Server(ranged)) as store, serving(Server([])) as server, ranges_of(server.host) as ranges:
-        server.script = [
-            reply(401, www_authenticate='Basic realm="x"'),
-            reply(307, location=f"http://{store.host}/blob?signature=SECRET"),
-        ]
-        for start in (0, 10, 20):
-            assert await read(ranges, start, start + 5) == BLOB[start : start + 5]
-    assert server.requests[1].headers["authorization"] == "Basic dTpw"
-    assert [request.target for request in store.requests] == ["/blob?signature=SECRET"] * 3
-    assert all("authorization" not in request.headers for request in store.requests)
-
-
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
-async def test_an_expired_signed_url_is_resolved_again(status: int) -> None:
-    """However the store says it; the registry is asked once more, and a second refusal is final."""
-    signature = ["one"]
-
-    def stored(request: Request) -> bytes:
-        return ranged(request) if request.target == f"/{signature[0]}" else reply(status, b"expired")
-
-    async with serving(Server(stored)) as store, serving(Server([])) as server, ranges_of(server.host) as ranges:
-        server.script = [reply(307, location=f"http://{store.host}/{name}") for name in ("one", "two", "three")]
-        await read(ranges, 0, 5)
-        signature[0] = "two"
-        assert await read(ranges, 5, 9) == BLOB[5:9]
-        signature[0] = "none"
-        with pytest.raises(SourceError, match=f"answers {status}") as caught:
-            await read(ranges, 5, 9)
-    assert len(server.requests) == 3
-    assert "three" not in str(caught.value), "a signed URL is a secret"
-
-
-async def test_a_store_that_went_away_is_resolved_again(autojump_clock: trio.testing.MockClock) -> None:
-    """The registry may name another store."""
-    async with serving(Server([])) as server, ranges_of(server.host) as ranges:
-        async with serving(Server(ranged)) as store:
-            server.script = [reply(307, location=f"http://{store.host}/a")]
-            await read(ranges, 0, 5)
-        async with serving(Server(ranged)) as other:
-            server.script = [reply(307, location=f"http://{other.host}/b")]
-            assert await read(ranges, 5, 9) == BLOB[5:9]
-
-
-async def test_redirects_in_a_circle_end() -> None:
-    """To itself, and by way of another."""
-    async with serving(Server(lambda request: reply(302, location=request.target))) as server, ranges_of(server.host) as ranges:
-        with pytest.raises(BadAnswer, match="in a circle"):
-            await read(ranges, 0, 5)
-    async with serving(Server([])) as one, serving(Server([])) as two, ranges_of(one.host) as ranges:
-        one.script = lambda request: reply(302, location=f"http://{two.host}{request.target}")
-        two.script = lambda request: reply(302, location=f"http://{one.host}{request.target}")
-        with pytest.raises(BadAnswer, match="in a circle"):
-            await read(ranges, 0, 5)
-
-
-async def test_redirects_without_end_end() -> None:
-    """Five are followed, a sixth is not."""
-    steps = [reply(301, location=f"/step{number}") for number in range(5)]
-    got, _ = await read_from([*steps, reply(200, BLOB)], 0, 5)
-    assert got == BLOB[:5]
-    assert "more than 5 times" in str(await fails([*steps, reply(301, location="/step5")]))
 
 
 async def test_basic_auth_is_sent_when_asked_for_and_then_at_once() -> None:

@@ -1,0 +1,75 @@
+"""Redirects of ranges: signed URLs kept and resolved again, circles, and whom Authorization must not reach."""
+
+from __future__ import annotations
+
+import pytest
+import trio.testing
+
+from lazyfs.errors import BadAnswer, SourceError
+from tests.unit.registry.one_blob import BLOB, fails, ranged, ranges_of, read, read_from
+from tests.unit.registry.scripted import Request, Server, reply, serving
+
+
+async def test_a_signed_url_is_kept_and_gets_no_authorization() -> None:
+    """One redirect for many ranges; the store never sees who we are to the registry."""
+    async with serving(Server(ranged)) as store, serving(Server([])) as server, ranges_of(server.host) as ranges:
+        server.script = [
+            reply(401, www_authenticate='Basic realm="x"'),
+            reply(307, location=f"http://{store.host}/blob?signature=SECRET"),
+        ]
+        for start in (0, 10, 20):
+            assert await read(ranges, start, start + 5) == BLOB[start : start + 5]
+    assert server.requests[1].headers["authorization"] == "Basic dTpw"
+    assert [request.target for request in store.requests] == ["/blob?signature=SECRET"] * 3
+    assert all("authorization" not in request.headers for request in store.requests)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
+async def test_an_expired_signed_url_is_resolved_again(status: int) -> None:
+    """However the store says it; the registry is asked once more, and a second refusal is final."""
+    signature = ["one"]
+
+    def stored(request: Request) -> bytes:
+        return ranged(request) if request.target == f"/{signature[0]}" else reply(status, b"expired")
+
+    async with serving(Server(stored)) as store, serving(Server([])) as server, ranges_of(server.host) as ranges:
+        server.script = [reply(307, location=f"http://{store.host}/{name}") for name in ("one", "two", "three")]
+        await read(ranges, 0, 5)
+        signature[0] = "two"
+        assert await read(ranges, 5, 9) == BLOB[5:9]
+        signature[0] = "none"
+        with pytest.raises(SourceError, match=f"answers {status}") as caught:
+            await read(ranges, 5, 9)
+    assert len(server.requests) == 3
+    assert "three" not in str(caught.value), "a signed URL is a secret"
+
+
+async def test_a_store_that_went_away_is_resolved_again(autojump_clock: trio.testing.MockClock) -> None:
+    """The registry may name another store."""
+    async with serving(Server([])) as server, ranges_of(server.host) as ranges:
+        async with serving(Server(ranged)) as store:
+            server.script = [reply(307, location=f"http://{store.host}/a")]
+            await read(ranges, 0, 5)
+        async with serving(Server(ranged)) as other:
+            server.script = [reply(307, location=f"http://{other.host}/b")]
+            assert await read(ranges, 5, 9) == BLOB[5:9]
+
+
+async def test_redirects_in_a_circle_end() -> None:
+    """To itself, and by way of another."""
+    async with serving(Server(lambda request: reply(302, location=request.target))) as server, ranges_of(server.host) as ranges:
+        with pytest.raises(BadAnswer, match="in a circle"):
+            await read(ranges, 0, 5)
+    async with serving(Server([])) as one, serving(Server([])) as two, ranges_of(one.host) as ranges:
+        one.script = lambda request: reply(302, location=f"http://{two.host}{request.target}")
+        two.script = lambda request: reply(302, location=f"http://{one.host}{request.target}")
+        with pytest.raises(BadAnswer, match="in a circle"):
+            await read(ranges, 0, 5)
+
+
+async def test_redirects_without_end_end() -> None:
+    """Five are followed, a sixth is not."""
+    steps = [reply(301, location=f"/step{number}") for number in range(5)]
+    got, _ = await read_from([*steps, reply(200, BLOB)], 0, 5)
+    assert got == BLOB[:5]
+    assert "more than 5 times" in str(await fails([*steps, reply(301, location="/step5")]))
