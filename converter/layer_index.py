@@ -56,6 +56,8 @@ class _Placing:
         self._inodes: dict[bytes, Inode] = {}
         self._directories: dict[bytes, tuple[bytes, Node]] = {}
         """Of each directory as the tar spells it: its real name and its node. Emptied when that may have changed."""
+        self._emptied: set[bytes] = set()
+        """Directories in whose place something else was for a while. What the layers below had in them is gone."""
 
     def place_all(self, members: Sequence[TarMember]) -> LayerIndex:
         whiteouts = {
@@ -72,7 +74,7 @@ class _Placing:
         return LayerIndex(self._inodes, markers)
 
     def _white_out(self, name: bytes) -> None:
-        directory = self._tree.follow(parent_of(name), self._what).node
+        directory = self._tree.follow(parent_of(name)).node
         if directory is None or directory.children is None:
             return
         base = base_of(name)
@@ -129,15 +131,15 @@ class _Placing:
             missing.append(directory)
             directory = parent_of(directory)
         for name in reversed(missing):
-            node = self._tree.follow(name, self._what).node
+            node = self._tree.follow(name).node
             assert node is not None
             self._inodes[name] = Inode(msgspec.structs.replace(node.entry, name=name), ())
 
     def _link_target(self, entry: Entry) -> Inode:
-        parent = self._tree.follow(parent_of(entry.link), self._what).name
+        way = self._tree.follow(parent_of(entry.link))
         base = base_of(entry.link)
-        name = parent + b"/" + base if parent else base
-        target = self._inodes.get(name)
+        name = way.name + b"/" + base if way.name else base
+        target = self._inodes.get(name) if way.node else None
         if target is None or target.entry.type == "dir" or name == entry.name:
             raise InvalidTar(
                 f"{self._what}: {show(entry.name)} is a hard link to {show(entry.link)}, which is no earlier file of its layer"
@@ -152,6 +154,8 @@ class _Placing:
             self._inodes.pop(path, None)
             for base, child in (here.children or {}).items():
                 pending.append((path + b"/" + base, child))
+        if node.children is not None:
+            self._emptied.add(name)
         if node.children is not None or node.entry.type == "symlink":
             self._directories.clear()
 
@@ -159,7 +163,7 @@ class _Placing:
         """The whiteouts by their real directories. One in a directory that is nowhere hides nothing, and is dropped."""
         found: dict[bytes, dict[bytes, Entry]] = {}
         for entry in whiteouts:
-            way = self._tree.follow(parent_of(entry.name), self._what)
+            way = self._tree.follow(parent_of(entry.name))
             if way.node is None or way.node.children is None:
                 continue
             self._describe(way.name)
@@ -167,6 +171,10 @@ class _Placing:
             name = way.name + b"/" + base if way.name else base
             marker = Entry(name, "reg", entry.mode, entry.uid, entry.gid, entry.mtime_ns)
             found.setdefault(way.name, {})[base] = marker
+        for name in self._emptied:
+            inode = self._inodes.get(name)
+            if inode is not None and inode.entry.type == "dir":
+                found.setdefault(name, {}).setdefault(OPAQUE_MARKER, Entry(name + b"/" + OPAQUE_MARKER, "reg", 0o644))
         return {
             directory: tuple(sorted(entries.values(), key=lambda entry: base_of(entry.name) != OPAQUE_MARKER))
             for directory, entries in found.items()

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from converter.tree import Tree
-from lazyfs.errors import InvalidTar, UsageError
+from lazyfs.errors import UsageError
 
 _MAX_LIST: Final = 64 << 20
 
@@ -49,16 +49,13 @@ def find(paths: Sequence[bytes], tree: Tree) -> Prioritized:
     layers: dict[int, list[bytes]] = {}
     missing = []
     for path in paths:
-        try:
-            way = tree.follow(path, "--prioritize")
-        except InvalidTar:  # a circle of symbolic links
+        way = tree.follow(path)
+        if way.node is None:
             missing.append(path)
             continue
         for name, link in way.links:
             layers.setdefault(link.layer, []).append(name)
-        if way.node is None:
-            missing.append(path)
-        elif way.name:
+        if way.name:
             layers.setdefault(way.node.layer, []).append(way.name)
     return Prioritized(layers, tuple(missing))
 

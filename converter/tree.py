@@ -45,9 +45,9 @@ class Tree:
     def __init__(self) -> None:
         self.root = Node(Entry(b"", "dir"), -1)
 
-    def follow(self, path: bytes, what: str) -> Way:
-        """Where `path` leads, its last component followed as well. Nothing climbs above the root."""
-        return self._follow(path, what, None)
+    def follow(self, path: bytes) -> Way:
+        """Where `path` leads, its last component followed as well; a circle leads nowhere. Nothing climbs above the root."""
+        return self._follow(path, "", None)
 
     def make(self, path: bytes, layer: int, what: str) -> Way:
         """The same of a directory, which is made where it is missing, with the parents that it needs: root's, 0755.
@@ -88,6 +88,8 @@ class Tree:
             elif child.entry.type == "symlink":
                 links.append((b"/".join(names), child))
                 if len(links) > _MAX_LINKS:
+                    if layer is None:
+                        return Way(b"/".join(names), None, tuple(links))
                     raise InvalidTar(f"{what}: {show(path)} leads through more than {_MAX_LINKS} symbolic links")
                 target = child.entry.link
                 names.pop()

@@ -6,6 +6,7 @@ import io
 import tarfile
 from collections.abc import Iterable
 
+from lazyfs.errors import InvalidTar
 from lazyfs.format.tar import TarMember, read_tar
 
 END = bytes(1024)
@@ -14,6 +15,15 @@ END = bytes(1024)
 def read(data: bytes, blob_size: int = 1 << 40) -> list[TarMember]:
     """The members of a tar in memory."""
     return list(read_tar(lambda offset, size: data[offset : offset + size], len(data), blob_size, "layer 1"))
+
+
+def complaint(data: bytes) -> str:
+    """What reading a tar ends with: our own words against it, or nothing."""
+    try:
+        read(data)
+    except InvalidTar as error:
+        return str(error)
+    return ""
 
 
 def content(member: TarMember, data: bytes) -> bytes:
@@ -67,10 +77,10 @@ def pax(*records: tuple[bytes, bytes], flag: bytes = b"x") -> bytes:
     return file(b"PaxHeaders/x", body, flag)
 
 
-def written(*infos: tarfile.TarInfo | tuple[tarfile.TarInfo, bytes], format: int = tarfile.PAX_FORMAT) -> bytes:
+def written(*infos: tarfile.TarInfo | tuple[tarfile.TarInfo, bytes], dialect: int = tarfile.PAX_FORMAT) -> bytes:
     """What Python's tarfile makes of these."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=format, encoding="utf-8", errors="surrogateescape") as tar:
+    with tarfile.open(fileobj=buffer, mode="w", format=dialect, encoding="utf-8", errors="surrogateescape") as tar:
         for item in infos:
             info, data = item if isinstance(item, tuple) else (item, b"")
             info.size = len(data)
@@ -78,10 +88,10 @@ def written(*infos: tarfile.TarInfo | tuple[tarfile.TarInfo, bytes], format: int
     return buffer.getvalue()
 
 
-def info(name: str, type: bytes = tarfile.REGTYPE, **attributes: object) -> tarfile.TarInfo:
+def info(name: str, kind: bytes = tarfile.REGTYPE, **attributes: object) -> tarfile.TarInfo:
     """A TarInfo with attributes set."""
     made = tarfile.TarInfo(name)
-    made.type = type
+    made.type = kind
     for key, value in attributes.items():
         setattr(made, key, value)
     return made

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from lazyfs.errors import InvalidTar
 from lazyfs.format.tar import clean_name
-from tests.tars import END, content, file, header, info, names, padded, pax, read, written
+from tests.tars import END, complaint, content, file, header, info, names, padded, pax, read, written
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 
 
-@pytest.mark.parametrize("format", ["v7", "oldgnu", "gnu", "ustar", "posix"])
-def test_gnu_tars_formats(tmp_path: Path, format: str) -> None:
+@pytest.mark.parametrize("dialect", ["v7", "oldgnu", "gnu", "ustar", "posix"])
+def test_gnu_tars_formats(tmp_path: Path, dialect: str) -> None:
     """Every type, long names where the format has them, contents and modes."""
     tree = tmp_path / "tree"
     (tree / "dir").mkdir(parents=True)
@@ -28,17 +28,17 @@ def test_gnu_tars_formats(tmp_path: Path, format: str) -> None:
     (tree / "empty").touch()
     (tree / "link").symlink_to("dir/file")
     (tree / "hard").hardlink_to(tree / "dir" / "file")
-    long_names = format in {"oldgnu", "gnu", "posix"}
+    long_names = dialect in {"oldgnu", "gnu", "posix"}
     if long_names:
         (tree / ("n" * 255)).write_bytes(b"long")
         (tree / "far").symlink_to("t" * 300)
-    if format != "v7":
+    if dialect != "v7":
         os.mkfifo(tree / "fifo")
     command = [
         "tar",
         "cf",
         "-",
-        f"--format={format}",
+        f"--format={dialect}",
         "--sort=name",
         "--owner=:7",
         "--group=:1234567",
@@ -60,7 +60,7 @@ def test_gnu_tars_formats(tmp_path: Path, format: str) -> None:
     if long_names:
         assert content(found[b"n" * 255], data) == b"long"
         assert found[b"far"].entry.link == b"t" * 300
-    if format != "v7":
+    if dialect != "v7":
         assert found[b"fifo"].entry.type == "fifo"
 
 
@@ -84,9 +84,9 @@ def infos(draw: st.DrawFn) -> tuple[tarfile.TarInfo, bytes]:
 
 
 @given(st.lists(infos(), max_size=5), st.sampled_from(["gnu", "pax"]))
-def test_we_read_what_python_writes(items: list[tuple[tarfile.TarInfo, bytes]], format: str) -> None:
+def test_we_read_what_python_writes(items: list[tuple[tarfile.TarInfo, bytes]], dialect: str) -> None:
     """Every field, of every type, in both formats that can tell everything."""
-    data = written(*items, format=FORMATS[format])
+    data = written(*items, dialect=FORMATS[dialect])
     found = read(data)
     kinds = {
         tarfile.REGTYPE: "reg",
@@ -198,7 +198,7 @@ def test_every_truncation_is_noticed() -> None:
     whole = len(data) - len(END)
     first = len(pax((b"path", b"name")) + file(b"a", b"x" * 700))
     for length in range(1, whole):
-        if length in {first} or first - 324 <= length <= first or whole - 511 <= length:
+        if first - 324 <= length <= first or whole - 511 <= length:
             continue  # between entries, or in padding
         with pytest.raises(InvalidTar):
             read(data[:length])
@@ -275,10 +275,8 @@ def test_clean_names_are_what_posix_paths_mean(parts: list[bytes], absolute: boo
 @given(st.binary(max_size=3000))
 def test_rubbish_is_refused_in_our_own_words(data: bytes) -> None:
     """Whatever the bytes, InvalidTar or a list; nothing else escapes."""
-    try:
-        read(data)
-    except InvalidTar as error:
-        assert str(error).startswith("layer 1")
+    said = complaint(data)
+    assert not said or said.startswith("layer 1")
 
 
 @given(st.data())
@@ -290,7 +288,5 @@ def test_a_flipped_byte_is_refused_in_our_own_words(data: st.DataObject) -> None
     for offset in (0, 1024, 2560):
         block = tar[offset : offset + 512]
         tar[offset + 148 : offset + 156] = b"%06o\0 " % (sum(block) - sum(block[148:156]) + 256)
-    try:
-        read(bytes(tar))
-    except InvalidTar as error:
-        assert str(error).startswith("layer 1")
+    said = complaint(bytes(tar))
+    assert not said or said.startswith("layer 1")

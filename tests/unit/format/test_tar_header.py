@@ -57,8 +57,9 @@ def test_headers_come_back_as_they_were_written(written: list[Entry]) -> None:
 @given(entries())
 def test_python_reads_what_we_write(entry: Entry) -> None:
     """Names, links, ids and attributes, as raw bytes."""
-    tar = tarfile.open(fileobj=io.BytesIO(header_bytes(entry) + END_OF_TAR), encoding="utf-8", errors="surrogateescape")
-    (info,) = tar.getmembers()
+    file = io.BytesIO(header_bytes(entry) + END_OF_TAR)
+    with tarfile.open(fileobj=file, encoding="utf-8", errors="surrogateescape") as tar:
+        (info,) = tar.getmembers()
     assert info.name.encode("utf-8", "surrogateescape") == entry.name
     assert info.linkname.encode("utf-8", "surrogateescape") == entry.link
     assert (info.mode, info.uid, info.gid) == (entry.mode, entry.uid, entry.gid)
