@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlencode
 
 import trio
 
-from lazyfs.errors import BadAnswer, Unreachable
+from lazyfs.errors import BadAnswer
 from lazyfs.format.digest import Digest
 from lazyfs.registry.http import Answer
-from lazyfs.registry.retry import DEADLINE
+from lazyfs.registry.retry import DEADLINE, patiently
 from lazyfs.registry.session import Session, refusal
 from lazyfs.registry.tokens import Scope
 from lazyfs.registry.url import Url, follow
@@ -49,28 +50,24 @@ class Upload:
         Raises Unauthorized, Unreachable, BadAnswer, NotFound. Cancelled: the registry drops what it has after a while.
         """
         size = (await trio.to_thread.run_sync(self._path.stat)).st_size
-        in_pieces = size > LARGE
         meter = _Meter(progress)
-        for number in range(1, _TRIES + 1):
-            try:
-                answer = await (self._in_pieces(size, meter) if in_pieces else self._whole(size, meter))
-            except Unreachable:
-                if number == _TRIES:
-                    raise
-            else:
-                if answer.status in {201, 204}:
-                    return self._check(answer)
-                if in_pieces or answer.status not in _WANTS_PIECES:
-                    raise refusal(self._what, answer.url, answer.status, answer.body)
-                in_pieces = True
-            meter.undo()
-        raise BadAnswer(f"{self._what}: the registry takes it neither whole nor in pieces")
+        ways = (self._in_pieces,) if size > LARGE else (self._whole, self._in_pieces)
+        patience = _TRIES * (DEADLINE + size / _SLOWEST)
+        for way in ways:
+            answer = await patiently(self._what, partial(way, size, meter), deadline=patience, tries=_TRIES)
+            if answer.status in {201, 204}:
+                return self._check(answer)
+            if answer.status not in _WANTS_PIECES:
+                break
+        raise refusal(self._what, answer.url, answer.status, answer.body)
 
     async def _whole(self, size: int, meter: _Meter) -> Answer:
+        meter.undo()
         location, _ = await self._begin()
         return await self._send("PUT", self._closing(location), 0, size, {}, meter)
 
     async def _in_pieces(self, size: int, meter: _Meter) -> Answer:
+        meter.undo()
         location, smallest = await self._begin()
         step = max(PIECE, smallest)
         for start in range(0, size, step):

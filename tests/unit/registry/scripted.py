@@ -11,6 +11,9 @@ import trio
 
 from lazyfs.errors import LazyfsError
 
+DRIP = 15.0
+"""Seconds between two bytes."""
+
 
 class Request(NamedTuple):
     """One request as it came."""
@@ -22,7 +25,7 @@ class Request(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What to answer; then `keep` the connection, `close` it, or fall into `silence` until the client closes it."""
+    """What to answer; then `keep` the connection, `close` it, or fall into `silence` until the client closes it. Or let it `drip`."""
 
     data: bytes
     then: str = "keep"
@@ -80,6 +83,9 @@ class Server:
                 if method == "CONNECT" and await self.tunnel(stream, request):
                     return
                 reply = self.answer(request)
+                if reply.then == "drip":
+                    await self.drip(stream, reply.data)
+                    continue
                 await stream.send_all(reply.data)
                 if reply.then == "silence":
                     while await stream.receive_some(65536):
@@ -92,6 +98,13 @@ class Server:
         finally:
             self.open -= 1
             await trio.aclose_forcefully(stream)
+
+    async def drip(self, stream: trio.abc.Stream, data: bytes) -> None:
+        """The last four bytes come one by one."""
+        await stream.send_all(data[:-4])
+        for byte in data[-4:]:
+            await trio.sleep(DRIP)
+            await stream.send_all(bytes([byte]))
 
     async def tunnel(self, stream: trio.abc.Stream, request: Request) -> bool:
         """Whether this server is a proxy that took the CONNECT over."""

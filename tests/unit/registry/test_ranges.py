@@ -115,6 +115,16 @@ async def test_a_200_read_to_its_end_keeps_the_connection() -> None:
     assert server.connections == 2
 
 
+async def test_a_200_left_in_the_middle_loses_the_connection() -> None:
+    """Also where the rest is still to come, so that nothing shows it yet."""
+    begun = Reply(reply(200, BLOB[:10], content_length=str(len(BLOB))), "silence")
+    async with serving(Server([begun, begun])) as server, ranges_of(server.host) as ranges:
+        with trio.fail_after(5):
+            for _ in range(2):
+                assert await read(ranges, 0, 10) == BLOB[:10]
+    assert server.connections == 2
+
+
 async def test_a_200_too_far_from_the_range_is_not_read() -> None:
     """Beyond 1 MiB the caller must decide to stream the blob once; up to there it is skipped."""
     blob = bytes(MAX_SKIP) + b"tail and more"
@@ -155,6 +165,13 @@ async def test_a_stalled_sender_is_given_up(autojump_clock: trio.testing.MockClo
     assert isinstance(error, Unreachable)
     assert "nothing came for 20 s" in str(error)
     assert 20 <= trio.current_time() - started < 21
+
+
+async def test_a_slow_sender_is_waited_for(autojump_clock: trio.testing.MockClock) -> None:
+    """A minute for one range, but never 20 seconds without a byte."""
+    answer = reply(206, BLOB[10:20], content_range=f"bytes 10-19/{len(BLOB)}")
+    got, _ = await read_from([Reply(answer, "drip")], 10, 20)
+    assert got == BLOB[10:20]
 
 
 async def test_a_server_that_never_answers_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
@@ -212,13 +229,15 @@ async def test_a_connection_that_closed_while_it_waited_is_replaced() -> None:
     assert server.connections == 3
 
 
-async def test_a_connection_that_closes_on_the_next_request_is_replaced() -> None:
-    """The race that no check before can win: the server closes just when the request is under way."""
+async def test_a_connection_that_closes_on_the_next_request_is_replaced(autojump_clock: trio.testing.MockClock) -> None:
+    """The race that no check before can win: the server closes just when the request is under way. It costs no pause."""
+    start = trio.current_time()
     good = reply(206, BLOB[10:20], content_range=f"bytes 10-19/{len(BLOB)}")
     async with serving(Server([good, Reply(b"", "close"), good])) as server, ranges_of(server.host) as ranges:
         await read(ranges, 10, 20)
         assert await read(ranges, 10, 20) == BLOB[10:20]
     assert (len(server.requests), server.connections) == (3, 2)
+    assert trio.current_time() == start
 
 
 async def test_http_1_0_and_connection_close_are_not_reused() -> None:
