@@ -12,6 +12,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ class Database:
                 if cause is not None and self._is_current():
                     self._discard(cause)
                 self._connect_or_start_over()
-            except (*FAILURES, LocalError) as error:
+            except (*FAILURES, LocalError, OSError) as error:
                 # No index: nothing is here, and nothing can be kept until a later transaction finds one.
                 self._disconnect()
                 _log.warning("the index of the store %s cannot be opened again: %s", self._directory.path, error)
@@ -218,7 +219,9 @@ def _is_damage(error: Failure) -> bool:
 
 def _refused(error: Failure, what: str, path: Path) -> LocalError:
     # Where there is no room for its -shm file, sqlite calls that an I/O error.
-    full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL or os.statvfs(path.parent).f_bavail < _ROOM
+    full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+    with suppress(OSError):  # the directory itself may be gone
+        full = full or os.statvfs(path.parent).f_bavail < _ROOM
     if full:
         return StoreFull(f"{what}: {error}", hint="Make room, or name another directory with --store.")
     return StoreUnusable(f"{what}: {error}", hint="Name another directory with --store.")

@@ -49,8 +49,9 @@ def zero(path: Path) -> None:
 
 
 def flip(path: Path) -> None:
-    middle = path.stat().st_size // 2
-    overwrite(path, middle, bytes([path.read_bytes()[middle] ^ 0x10]))
+    data = path.read_bytes()
+    if data:  # damage may come to what was cut short to nothing before
+        overwrite(path, len(data) // 2, bytes([data[len(data) // 2] ^ 0x10]))
 
 
 def overwrite(path: Path, offset: int, data: bytes) -> None:

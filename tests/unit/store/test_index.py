@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -119,6 +120,21 @@ def test_an_index_that_cannot_be_read_holds_nothing(store: Store, expect_log: Lo
         assert store.missing(made, 0, 1) == [0]
         assert read_all(store, made) == [None]
     assert read_all(store, made) == [b"x"]
+
+
+def test_a_directory_that_is_removed_in_use(store: Store, directory: Path, expect_log: LogWatch) -> None:
+    """`rm -rf` under a running mount: nothing is here, nothing can be kept, and no other exception gets out."""
+    made = keep_all(store, [b"x"])
+    store.index.change()
+    shutil.rmtree(directory)
+    expect_log("cannot be opened again")
+    expect_log("has lost its index|its file is gone|cannot be dropped")
+    assert read_all(store, made) == [None]
+    assert store.missing(made, 0, 1) == [0]
+    with pytest.raises(StoreUnusable):
+        store.keep(made, 0, b"x")
+    with pytest.raises(StoreUnusable):
+        store.index.change()
 
 
 def test_an_index_replaced_by_another_process_is_joined(store: Store, directory: Path, expect_log: LogWatch) -> None:

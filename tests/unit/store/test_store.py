@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -108,6 +110,7 @@ def test_damage_is_not_copied(store: Store, directory: Path, expect_log: LogWatc
         assert again.copy_local(target, 0)
         assert read_all(again, target) == [PIECES[0], None]
         assert read_all(again, second)[0] == PIECES[0]
+        assert again.read(first, 0, 0, 9) is None, "what was checked before is not given out once it is known to be damaged"
         assert again.statistics().damaged == 1
 
 
@@ -121,6 +124,8 @@ def test_an_object_with_a_damaged_chunk_goes_on_without_it(store: Store, directo
     with path.open("rb") as served:
         assert read_all(store, made) == [PIECES[0], None, PIECES[2]]
         assert (objects(directory), partial(directory)) == ([], [made.name])
+        under_way = (directory / "partial" / made.name).read_bytes()
+        assert under_way == PIECES[0] + bytes(len(PIECES[1])) + PIECES[2], "damaged bytes are not carried on"
         store.keep(made, 1, PIECES[1])
         assert served.read() == damaged
     assert read_all(store, made) == PIECES
@@ -179,7 +184,42 @@ def test_a_leftover_never_replaces_an_object(store: Store, directory: Path) -> N
     (directory / "partial" / made.name).write_bytes(bytes(made.size))
     with Store.open(directory) as again:
         assert (objects(directory), partial(directory)) == ([made.name], [])
+        (directory / "partial" / made.name).write_bytes(bytes(made.size))
         assert read_all(again, made) == PIECES
+
+
+def test_an_object_that_another_process_has_mended_is_read(store: Store, directory: Path, expect_log: LogWatch) -> None:
+    """A damaged file that is still open here, and replaced by a good one there: no damage of this process's."""
+    made = keep_all(store, PIECES)
+    expect_log("is damaged and dropped")
+    with Store.open(directory) as other:
+        assert store.read(made, 0, 0, 9) == PIECES[0][:9]
+        overwrite(directory / "objects" / made.name, made.offsets[1], b"damage")
+        assert other.read(made, 1, 0, 9) is None
+        other.keep(made, 1, PIECES[1])
+        assert store.read(made, 1, 0, 9) == PIECES[1][:9]
+        assert (store.statistics().damaged, other.statistics().damaged) == (0, 1)
+
+
+def test_a_file_mended_meanwhile_is_not_dropped(store: Store, directory: Path, expect_log: LogWatch) -> None:
+    """Two processes find the same damage; the second comes to drop it when the first has fetched the chunk again."""
+    made = keep_all(store, PIECES)
+    expect_log("is damaged and dropped")
+    overwrite(directory / "objects" / made.name, made.offsets[1], b"damage")
+    change = store.index.change
+    with Store.open(directory) as other:
+
+        def late(work: Callable[[sqlite3.Connection], None] | None = None) -> None:
+            if work is not None and other.read(made, 1, 0, 9) is None:
+                other.keep(made, 1, PIECES[1])
+            change(work)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(store.index, "change", late)
+            assert store.read(made, 1, 0, 9) == PIECES[1][:9]
+        assert read_all(store, made) == read_all(other, made) == PIECES
+        assert (objects(directory), partial(directory)) == ([made.name], [])
+        assert (store.statistics().damaged, other.statistics().damaged) == (0, 1)
 
 
 def test_a_claim_outlasts_its_release_until_others_see_the_chunk(store: Store, directory: Path) -> None:
@@ -197,6 +237,19 @@ def test_a_claim_outlasts_its_release_until_others_see_the_chunk(store: Store, d
         assert not store.claim(digest)
         other.release(digest)
         assert store.claim(digest)
+
+
+def test_a_commit_frees_only_the_claims_of_what_it_held(store: Store, directory: Path) -> None:
+    """A chunk that came while the commit was under way is not visible by it."""
+    made = content(PIECES[0])
+    with Store.open(directory) as other, store.index._database.writing:
+        assert store.claim(made.digests[0])
+        store.keep(made, 0, PIECES[0])
+        store.release(made.digests[0])
+        store._let_go()
+        assert not other.claim(made.digests[0])
+        store.index.change()
+        assert other.claim(made.digests[0])
 
 
 def test_claiming_again_takes_a_release_back(store: Store, directory: Path) -> None:
