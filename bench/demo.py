@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from tests.docker_registry import Registry
-from tests.images.build import Builder
+from tests.images.build import Builder, BuildFailed
 from tests.images.table import IMAGES
 
 LAZYFS = Path(sys.executable).with_name("lazyfs")
@@ -54,7 +54,10 @@ def demo(folder: Path, stack: ExitStack, image: str | None, command: list[str]) 
         registry = stack.enter_context(Registry(folder / "registry"))
     if image is None:
         with step("Building a Debian and Python image (kept for the next time)"):
-            built = Builder().build("python")
+            try:
+                built = Builder().build("python")
+            except BuildFailed as error:
+                sys.exit(f"\n{error}")
         with step("Pushing it"):
             image = registry.push(built, "demo:original")
     lazy = f"docker://{registry.address}/demo:lazy"
@@ -97,10 +100,11 @@ def unmount(root: Path) -> None:
 def main(arguments: list[str]) -> None:
     """Run the demo on an image of the user's, or on one built here."""
 
-    def stop(*_: object) -> NoReturn:
-        sys.exit(143)
+    def stop(number: int, _frame: object) -> NoReturn:
+        sys.exit(128 + number)
 
-    signal.signal(signal.SIGTERM, stop)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, stop)
     image = arguments[0] if arguments else None
     command = arguments[1:] or list(IMAGES["python"].probe if image is None else ("/bin/sh", "-c", "echo hello"))
     start = time.monotonic()

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import trio
 import trio.testing
@@ -23,6 +24,10 @@ from tests.commands import Lazyfs, umoci_unpack
 from tests.docker_registry import Registry
 from tests.images.build import Builder
 from tests.tree import Record, walk
+
+# No deadline: how long an example takes says more about the machine's other work than about the code.
+hypothesis.settings.register_profile("lazyfs", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("lazyfs")
 
 
 @pytest.hookimpl(tryfirst=True)
