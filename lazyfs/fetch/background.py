@@ -73,6 +73,7 @@ class Background:
         bad: set[bytes] = set()
         before = -1
         pause = 1.0
+        full = False
         while True:
             look = partial(missing_pieces, self._store, pieces)
             missing = [piece for piece in await trio.to_thread.run_sync(look) if piece.chunk.digest not in bad]
@@ -85,10 +86,15 @@ class Background:
             else:
                 pause = 1.0
             before = len(missing)
-            for run in cut_runs(missing) if self._fetcher.sends_ranges(layer) else [missing]:
+            runs = cut_runs(missing) if self._fetcher.sends_ranges(layer) else [missing]
+            if full:
+                runs = [missing[:1]]  # one chunk finds out whether there is room again; a run would be downloaded for nothing
+                full = False
+            for run in runs:
                 failure = await self._fetcher.fetch(layer, run)
                 if failure is not None:
                     self._report(layer, failure)
+                    full = isinstance(failure, LocalError)
                     if not isinstance(failure, InvalidInput):
                         break
                     bad.update(piece.chunk.digest for piece in run)

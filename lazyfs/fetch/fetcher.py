@@ -230,8 +230,9 @@ class Fetcher:
         if not self._counts["unkept"]:
             _log.warning("what arrives is served, but not kept: %s", refusal)
         self._counts["unkept"] += 1
-        self._unkept[digest] = data
-        self._unkept_bytes += len(data)
+        if digest not in self._unkept:
+            self._unkept[digest] = data
+            self._unkept_bytes += len(data)
         while self._unkept_bytes > _UNKEPT_BYTES and len(self._unkept) > 1:
             self._unkept_bytes -= len(self._unkept.popitem(last=False)[1])
 

@@ -21,6 +21,7 @@ from lazyfs.format.manifest import (
     parse_config,
     parse_document,
 )
+from lazyfs.image.keeping import keep
 from lazyfs.image.layer import Layer, load_layer
 from lazyfs.source.protocol import ImageSource
 from lazyfs.store.store import Store
@@ -138,13 +139,8 @@ class _Documents:
         store = self._store
         if store is None:
             return
-
-        def keep() -> None:
-            store.keep_document(digest, data)
-            if reference and not reference.startswith("sha256:"):
-                store.keep_note(self._note(reference), digest)
-
-        await trio.to_thread.run_sync(keep)
+        note = self._note(reference) if reference and not reference.startswith("sha256:") else ""
+        await trio.to_thread.run_sync(keep, store, digest, data, note, digest)
 
     def _note(self, tag: str) -> str:
         return f"tag {self._source.name}:{tag}"

@@ -19,6 +19,7 @@ from lazyfs.format.footer import FOOTER_SIZE, parse_footer
 from lazyfs.format.manifest import Descriptor, layer_kind
 from lazyfs.format.member import inflate_member
 from lazyfs.format.toc import MAX_TOC_SIZE, parse_toc
+from lazyfs.image.keeping import keep
 from lazyfs.source.protocol import ImageSource
 from lazyfs.store.store import Store
 
@@ -123,8 +124,7 @@ def _accept(store: Store | None, descriptor: Descriptor, toc_digest: Digest, off
     check(data, toc_digest, f"the TOC of {what}")
     entries = parse_toc(data, offset, what)
     if store is not None:
-        store.keep_document(toc_digest, data)
-        store.keep_note(_note(descriptor), str(offset))
+        keep(store, toc_digest, data, _note(descriptor), str(offset))
     return Layer(descriptor, toc_digest, offset, entries)
 
 

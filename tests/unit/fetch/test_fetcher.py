@@ -11,10 +11,11 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from lazyfs.errors import DigestMismatch, Unreachable
+from lazyfs.errors import DigestMismatch, StoreFull, Unreachable
 from lazyfs.fetch.background import Background, Wanted, measure_missing
 from lazyfs.fetch.fetcher import READ_DEADLINE, Fetcher, open_fetcher
 from lazyfs.fetch.piece import LayerBlob
+from lazyfs.store.content import Content
 from lazyfs.store.store import Store
 from tests.unit.fetch.scripted import ScriptedSource, make_layer
 
@@ -263,6 +264,29 @@ async def test_background_goes_on_when_the_source_is_back(store: Store, autojump
         background = Background(store, fetcher, [Wanted(layer, 0)])
         await background.run()
     assert background.finished.is_set() and not background.trouble
+
+
+async def test_background_does_not_download_for_a_full_store(
+    store: Store, autojump_clock: object, expect_log: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While there is no room it tries with one chunk at a time; with room it goes on where it stood."""
+    expect_log("is served, but not kept: no room")  # type: ignore[operator]
+    layer, blob = make_layer(FILES)
+    source = ScriptedSource(blob)
+    keep, refusals = store.keep, iter(range(len(FILES) + 3))
+
+    def refuse(content: Content, index: int, data: bytes | memoryview) -> None:
+        if next(refusals, None) is not None:
+            raise StoreFull("no room")
+        keep(content, index, data)
+
+    monkeypatch.setattr(store, "keep", refuse)
+    async with open_fetcher(store, source) as fetcher:
+        background = Background(store, fetcher, [Wanted(layer, 0)])
+        await background.run()
+    assert background.finished.is_set()
+    sizes = [end - start for start, end in source.ranges]
+    assert len(sizes) == 6 and max(sizes[1:5]) < 1000 < min(sizes[0], sizes[5])
 
 
 async def test_background_gives_up_what_is_broken_at_the_source(store: Store, expect_log: object) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lazyfs.errors import DigestMismatch, InvalidManifest, InvalidToc, NotFound, NotLazy, Unreachable
+from lazyfs.errors import DigestMismatch, InvalidManifest, InvalidToc, NotFound, NotLazy, StoreFull, Unreachable
 from lazyfs.format.footer import build_footer
 from lazyfs.format.manifest import OCI_INDEX, OCI_MANIFEST, Platform
 from lazyfs.format.member import compress_member, inflate_member
@@ -49,6 +49,20 @@ async def test_tag_with_the_source_away_names_the_digest_last_seen(store: Store)
     source.away = True
     with pytest.raises(Unreachable, match=f"memory:image@{digest}, which mounts without the registry"):
         await resolve_image(source, "v1", AMD64, store)
+
+
+async def test_without_room_an_image_is_used_unkept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that takes no document more does not keep an image from being mounted."""
+
+    def refuse(*_: object) -> None:
+        raise StoreFull("no room")
+
+    monkeypatch.setattr(store.documents, "keep", refuse)
+    source = MemorySource()
+    digest = source.put_image(make_blob(TOC))
+    image = await resolve_image(source, "v1", AMD64, store)
+    assert image.digest == digest
+    assert len(await load_layers(source, store, image)) == 1
 
 
 async def test_without_a_store_everything_is_asked_for() -> None:

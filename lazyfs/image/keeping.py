@@ -1,0 +1,24 @@
+"""What an image was resolved with, kept for the next time, as far as there is room."""
+
+from __future__ import annotations
+
+import logging
+
+from lazyfs.errors import StoreFull
+from lazyfs.format.digest import Digest
+from lazyfs.store.store import Store
+
+_log = logging.getLogger(__name__)
+
+
+def keep(store: Store, digest: Digest, data: bytes, note: str = "", value: str = "") -> None:
+    """Blocking. Keep a document and, under the key `note`, a note. Without room it is used unkept, like everything else.
+
+    Raises StoreUnusable.
+    """
+    try:
+        store.keep_document(digest, data)
+        if note:
+            store.keep_note(note, value)
+    except StoreFull as error:
+        _log.info("%s is used, but not kept: %s", digest, error)
