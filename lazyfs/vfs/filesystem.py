@@ -134,9 +134,10 @@ def attributes(node: Node) -> Attributes:
     """As overlayfs shows the node from a full pull."""
     entry = node.entry
     size = len(entry.link) if entry.type == "symlink" else 4096 if entry.type == "dir" else entry.size
+    mode = 0o777 if entry.type == "symlink" else entry.mode  # whatever a tar says of a link, the kernel keeps no mode of it
     return Attributes(
         node.ino,
-        _FILE_TYPES[entry.type] | entry.mode,
+        _FILE_TYPES[entry.type] | mode,
         node.nlink,
         entry.uid,
         entry.gid,
