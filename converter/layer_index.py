@@ -2,13 +2,13 @@
 
 A tar is a list of instructions, carried out in order; a TOC is a description. Between the two lie: repeated names (the last wins, and
 a hard link made in between keeps the first one's content), names that lead through symbolic links, directories
-that are implied and described elsewhere, the format's own entries of an earlier conversion, and whiteouts, which are
-taken as carried out before everything else, because that is where they will be written.
+that are implied and described elsewhere, the format's own entries of an earlier conversion, and whiteouts, which hide what is
+below and never what the same layer brings, before them or after. It is all done here as umoci does it on a disk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -58,30 +58,59 @@ class _Placing:
         """Of each directory as the tar spells it: its real name and its node. Emptied when that may have changed."""
         self._emptied: set[bytes] = set()
         """Directories in whose place something else was for a while. What the layers below had in them is gone."""
+        self._hidden_below: set[bytes] = set()
+        self._markers: dict[bytes, dict[bytes, Entry]] = {}
+        """By real directory and base name."""
 
     def place_all(self, members: Sequence[TarMember]) -> LayerIndex:
-        whiteouts = {
-            member.entry.name: member.entry for member in members if base_of(member.entry.name).startswith(WHITEOUT_PREFIX)
-        }
-        for name in whiteouts:
-            self._white_out(name)
         for member in members:
-            if member.entry.name not in whiteouts:
+            if base_of(member.entry.name).startswith(WHITEOUT_PREFIX):
+                self._white_out(member.entry)
+            else:
                 self._place(member)
-        markers = self._markers(whiteouts.values())
+        markers = self._standing_markers()
         for name, inode in reversed(self._inodes.items()):
             inode.name = name  # the first name of each remains
         return LayerIndex(self._inodes, markers)
 
-    def _white_out(self, name: bytes) -> None:
-        directory = self._tree.follow(parent_of(name)).node
-        if directory is None or directory.children is None:
-            return
-        base = base_of(name)
+    def _white_out(self, entry: Entry) -> None:
+        way = self._tree.follow(parent_of(entry.name))
+        if way.node is None or way.node.children is None:
+            return  # it hides nothing, and writing it would make its directory
+        base = base_of(entry.name)
         if base == OPAQUE_MARKER:
-            directory.children.clear()
+            self._hide_below(way.name, way.node)
         else:
-            directory.children.pop(base[len(WHITEOUT_PREFIX) :], None)
+            self._hide(_join(way.name, base[len(WHITEOUT_PREFIX) :]), way.node)
+        marker = Entry(_join(way.name, base), "reg", entry.mode, entry.uid, entry.gid, entry.mtime_ns)
+        self._markers.setdefault(way.name, {})[base] = marker
+
+    def _hide(self, name: bytes, directory: Node) -> None:
+        assert directory.children is not None
+        child = directory.children.get(base_of(name))
+        if child is None:
+            return
+        if name not in self._inodes:
+            del directory.children[base_of(name)]
+            self._directories.clear()
+        elif child.children is not None:
+            self._hide_below(name, child)
+
+    def _hide_below(self, name: bytes, directory: Node) -> None:
+        """Hide what the layers below have in a directory. Once is enough, which bounds what many whiteouts may cost."""
+        pending = [(name, directory)]
+        while pending:
+            path, here = pending.pop()
+            if path in self._hidden_below or here.children is None:
+                continue
+            self._hidden_below.add(path)
+            for base, child in list(here.children.items()):
+                inside = _join(path, base)
+                if inside in self._inodes:
+                    pending.append((inside, child))
+                else:
+                    del here.children[base]
+        self._directories.clear()
 
     def _place(self, member: TarMember) -> None:
         entry = member.entry
@@ -92,7 +121,7 @@ class _Placing:
             return
         real_parent, directory = self._directory(parent_of(entry.name))
         base = base_of(entry.name)
-        name = real_parent + b"/" + base if real_parent else base
+        name = _join(real_parent, base)
         if name in OWN_NAMES:
             return
         if entry.name != name:
@@ -119,10 +148,8 @@ class _Placing:
         """The directory that `path` leads to, made or described here as far as this layer does not name it."""
         known = self._directories.get(path)
         if known is None:
-            way = self._tree.make(path, self._layer, self._what)
-            assert way.node is not None
-            known = self._directories[path] = (way.name, way.node)
-            self._describe(way.name)
+            known = self._directories[path] = self._tree.make(path, self._layer, self._what)
+            self._describe(known[0])
         return known
 
     def _describe(self, directory: bytes) -> None:
@@ -137,8 +164,7 @@ class _Placing:
 
     def _link_target(self, entry: Entry) -> Inode:
         way = self._tree.follow(parent_of(entry.link))
-        base = base_of(entry.link)
-        name = way.name + b"/" + base if way.name else base
+        name = _join(way.name, base_of(entry.link))
         target = self._inodes.get(name) if way.node else None
         if target is None or target.entry.type == "dir" or name == entry.name:
             raise InvalidTar(
@@ -153,29 +179,25 @@ class _Placing:
             path, here = pending.pop()
             self._inodes.pop(path, None)
             for base, child in (here.children or {}).items():
-                pending.append((path + b"/" + base, child))
+                pending.append((_join(path, base), child))
         if node.children is not None:
             self._emptied.add(name)
         if node.children is not None or node.entry.type == "symlink":
             self._directories.clear()
 
-    def _markers(self, whiteouts: Iterable[Entry]) -> dict[bytes, tuple[Entry, ...]]:
-        """The whiteouts by their real directories. One in a directory that is nowhere hides nothing, and is dropped."""
-        found: dict[bytes, dict[bytes, Entry]] = {}
-        for entry in whiteouts:
-            way = self._tree.follow(parent_of(entry.name))
-            if way.node is None or way.node.children is None:
-                continue
-            self._describe(way.name)
-            base = base_of(entry.name)
-            name = way.name + b"/" + base if way.name else base
-            marker = Entry(name, "reg", entry.mode, entry.uid, entry.gid, entry.mtime_ns)
-            found.setdefault(way.name, {})[base] = marker
-        for name in self._emptied:
-            inode = self._inodes.get(name)
-            if inode is not None and inode.entry.type == "dir":
-                found.setdefault(name, {}).setdefault(OPAQUE_MARKER, Entry(name + b"/" + OPAQUE_MARKER, "reg", 0o644))
-        return {
-            directory: tuple(sorted(entries.values(), key=lambda entry: base_of(entry.name) != OPAQUE_MARKER))
-            for directory, entries in found.items()
-        }
+    def _standing_markers(self) -> dict[bytes, tuple[Entry, ...]]:
+        """The whiteouts by their directories, which are described; those whose directory went away later have gone with it."""
+        for name in sorted(self._emptied):
+            marker = Entry(_join(name, OPAQUE_MARKER), "reg", 0o644)
+            self._markers.setdefault(name, {}).setdefault(OPAQUE_MARKER, marker)
+        standing = {}
+        for directory, markers in self._markers.items():
+            way = self._tree.follow(directory)
+            if way.name == directory and way.node is not None and way.node.children is not None:
+                self._describe(directory)
+                standing[directory] = tuple(sorted(markers.values(), key=lambda entry: base_of(entry.name) != OPAQUE_MARKER))
+        return standing
+
+
+def _join(directory: bytes, base: bytes) -> bytes:
+    return directory + b"/" + base if directory else base

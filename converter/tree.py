@@ -32,7 +32,7 @@ class Way(NamedTuple):
     """Where a path leads."""
 
     name: bytes
-    """The clean name without symbolic links on it; of what is missing, as far as it goes."""
+    """The clean name without symbolic links on it, whether or not something is there."""
     node: Node | None
     """None where nothing is there."""
     links: tuple[tuple[bytes, Node], ...]
@@ -46,21 +46,14 @@ class Tree:
         self.root = Node(Entry(b"", "dir"), -1)
 
     def follow(self, path: bytes) -> Way:
-        """Where `path` leads, its last component followed as well; a circle leads nowhere. Nothing climbs above the root."""
-        return self._follow(path, "", None)
+        """Where `path` leads, its last component followed as well; a circle leads nowhere.
 
-    def make(self, path: bytes, layer: int, what: str) -> Way:
-        """The same of a directory, which is made where it is missing, with the parents that it needs: root's, 0755.
-
-        Raises InvalidTar, naming `what`, where something else stands in the way.
+        As in Go's runtimes: nothing climbs above the root, and `..` goes back from what is missing, too.
         """
-        return self._follow(path, what, layer)
-
-    def _follow(self, path: bytes, what: str, layer: int | None) -> Way:
-        pending = path.split(b"/")[::-1]
         names: list[bytes] = []
-        nodes = [self.root]
+        nodes: list[Node | None] = [self.root]
         links: list[tuple[bytes, Node]] = []
+        pending = path.split(b"/")[::-1]
         while pending:
             part = pending.pop()
             if part in (b"", b"."):
@@ -70,35 +63,45 @@ class Tree:
                     names.pop()
                     nodes.pop()
                 continue
-            children = nodes[-1].children
-            if children is None:
-                if layer is not None:
-                    raise InvalidTar(
-                        f"{what}: {show(path)} should be a directory, and {show(b'/'.join(names))} is a {nodes[-1].entry.type}"
-                    )
-                return Way(b"/".join(names), None, tuple(links))
-            child = children.get(part)
-            names.append(part)
-            if child is None:
-                if layer is None:
-                    return Way(b"/".join(names), None, tuple(links))
-                if part.startswith(WHITEOUT_PREFIX):
-                    raise InvalidTar(f"{what}: {show(path)} lies in a whiteout")
-                child = children[part] = Node(Entry(b"/".join(names), "dir"), layer)
-            elif child.entry.type == "symlink":
-                links.append((b"/".join(names), child))
+            here = nodes[-1]
+            child = here.children.get(part) if here is not None and here.children is not None else None
+            if child is not None and child.entry.type == "symlink":
+                links.append((b"/".join([*names, part]), child))
                 if len(links) > _MAX_LINKS:
-                    if layer is None:
-                        return Way(b"/".join(names), None, tuple(links))
-                    raise InvalidTar(f"{what}: {show(path)} leads through more than {_MAX_LINKS} symbolic links")
+                    return Way(path, None, tuple(links))
                 target = child.entry.link
-                names.pop()
                 if target.startswith(b"/"):
                     names.clear()
                     del nodes[1:]
                 pending += target.split(b"/")[::-1]
                 continue
+            names.append(part)
             nodes.append(child)
-        if layer is not None and nodes[-1].children is None:
-            raise InvalidTar(f"{what}: {show(path)} should be a directory, and is a {nodes[-1].entry.type}")
         return Way(b"/".join(names), nodes[-1], tuple(links))
+
+    def make(self, path: bytes, layer: int, what: str) -> tuple[bytes, Node]:
+        """The directory that `path` leads to, under its real name; made where it is missing, with its parents: root's, 0755.
+
+        Raises InvalidTar, naming `what`, where something else stands in the way.
+        """
+        way = self.follow(path)
+        if len(way.links) > _MAX_LINKS:
+            raise InvalidTar(f"{what}: {show(path)} leads through more than {_MAX_LINKS} symbolic links")
+        if way.node is not None and way.node.children is not None:
+            return way.name, way.node
+        node = self.root
+        done: list[bytes] = []
+        for part in way.name.split(b"/"):
+            done.append(part)
+            assert node.children is not None
+            child = node.children.get(part)
+            if child is None:
+                if part.startswith(WHITEOUT_PREFIX):
+                    raise InvalidTar(f"{what}: {show(path)} lies in a whiteout")
+                child = node.children[part] = Node(Entry(b"/".join(done), "dir"), layer)
+            elif child.children is None:
+                raise InvalidTar(
+                    f"{what}: {show(path)} should be a directory, and {show(child.entry.name)} is a {child.entry.type}"
+                )
+            node = child
+        return way.name, node

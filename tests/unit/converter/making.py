@@ -69,7 +69,12 @@ class Converted(NamedTuple):
 
 
 def convert_tar(
-    tar: bytes, tree: Tree | None = None, number: int = 0, style: Style = Style(5, 6), prioritized: Sequence[bytes] = (), workers: int = 2
+    tar: bytes,
+    tree: Tree | None = None,
+    number: int = 0,
+    style: Style = Style(5, 6),
+    prioritized: Sequence[bytes] = (),
+    workers: int = 2,
 ) -> Converted:
     """Convert one layer onto `tree`."""
     members = read(tar)
@@ -91,7 +96,11 @@ def items(draw: st.DrawFn) -> Item:
     """Any entry, whiteouts included; few names, so that they meet."""
     name = draw(NAMES)
     kind = draw(st.sampled_from(["dir", "dir", "reg", "reg", "symlink", "hardlink", "char", "whiteout", "opaque"]))
-    mode, uid, mtime = draw(st.sampled_from([0o755, 0o4711, 0])), draw(st.sampled_from([0, 7, 2**32 - 2])), draw(st.integers(-5, 5))
+    mode, uid, mtime = (
+        draw(st.sampled_from([0o755, 0o4711, 0])),
+        draw(st.sampled_from([0, 7, 2**32 - 2])),
+        draw(st.integers(-5, 5)),
+    )
     parent, base = name.rpartition(b"/")[::2]
     at = parent + b"/" if parent else b""
     if kind == "whiteout":

@@ -1,7 +1,4 @@
-"""What a runtime makes of layers, told as simply as possible: the model that conversions are held against.
-
-One difference from umoci is on purpose: a layer's whiteouts are carried out before its other entries.
-"""
+"""What umoci makes of layers, told as simply as possible: the model that conversions are held against."""
 
 from __future__ import annotations
 
@@ -34,15 +31,14 @@ class Model:
 
     def unpack(self, members: Iterable[tuple[Entry, bytes]]) -> None:
         """Unpack one layer: its entries with their contents."""
-        listed = list(members)
-        for entry, _ in listed:
+        fresh: set[int] = set()
+        upper: set[bytes] = set()
+        for entry, data in members:
             parent, base = split(entry.name)
             if base.startswith(b".wh."):
-                self.white_out(parent, base)
-        fresh: set[int] = set()
-        for entry, data in listed:
-            parent, base = split(entry.name)
-            if base.startswith(b".wh.") or (not parent and base in OWN_NAMES):
+                self.white_out(parent, base, upper)
+                continue
+            if not parent and base in OWN_NAMES:
                 continue
             if not entry.name:
                 self.root.facts = Node(entry).facts
@@ -66,22 +62,57 @@ class Model:
                 self.keep.append(made)
                 fresh.add(id(made))
                 directory.children[base] = made
+            path = self.real(parent) + [base]
+            upper |= {b"/".join(path[:depth]) for depth in range(1, len(path) + 1)}
 
     keep: list[Node] = []
     """Nothing is freed, so an id stays one inode's."""
 
-    def white_out(self, parent: bytes, base: bytes) -> None:
+    def white_out(self, parent: bytes, base: bytes, upper: set[bytes]) -> None:
+        """Remove what is not in `upper`: the paths of this layer but for whiteouts, and their parents."""
         directory = self.directory(parent, make=False)
         if directory is None:
             return
+        names = self.real(parent)
         if base == b".wh..wh..opq":
-            directory.children.clear()
-        else:
-            directory.children.pop(base[4:], None)
+            self.remove(names, directory, list(directory.children), upper)
+        elif base[4:] in directory.children:
+            self.remove(names, directory, [base[4:]], upper)
+
+    def remove(self, names: list[bytes], directory: Node, bases: list[bytes], upper: set[bytes]) -> None:
+        for base in bases:
+            path = [*names, base]
+            child = directory.children[base]
+            if b"/".join(path) not in upper:
+                del directory.children[base]
+            elif child.kind == "dir":
+                self.remove(path, child, list(child.children), upper)
 
     def directory(self, path: bytes, make: bool) -> Node | None:
         """The directory at `path`, symbolic links followed, never above the root."""
-        way = [self.root]
+        try:
+            names = self.real(path)
+        except Refused:
+            if make:
+                raise
+            return None
+        for depth in range(1, len(names) + 1):
+            here = self.at(names[:depth])
+            if here is None and make:
+                if names[depth - 1].startswith(b".wh."):
+                    raise Refused(path)
+                parent = self.at(names[: depth - 1])
+                assert parent is not None
+                parent.children[names[depth - 1]] = Node(Entry(b"", "dir"))
+            elif here is None or here.kind != "dir":
+                if make:
+                    raise Refused(path)
+                return None
+        return self.at(names)
+
+    def real(self, path: bytes) -> list[bytes]:
+        """Where a path leads, name by name; what is missing is taken as it is spelled."""
+        names: list[bytes] = []
         pending = path.split(b"/")
         links = 0
         while pending:
@@ -89,33 +120,25 @@ class Model:
             if part in {b"", b"."}:
                 continue
             if part == b"..":
-                way = way[:-1] or way
+                names = names[:-1]
                 continue
-            if way[-1].kind != "dir":
-                if make:
-                    raise Refused(path)
-                return None
-            child = way[-1].children.get(part)
-            if child is None:
-                if not make:
-                    return None
-                if part.startswith(b".wh."):
-                    raise Refused(path)
-                child = way[-1].children[part] = Node(Entry(b"", "dir"))
-            if child.kind == "symlink":
-                links += 1
-                if links > 255:
-                    raise Refused(path)
-                if child.link.startswith(b"/"):
-                    way = [self.root]
-                pending = child.link.split(b"/") + pending
+            child = self.at([*names, part])
+            if child is None or child.kind != "symlink":
+                names.append(part)
                 continue
-            way.append(child)
-        if way[-1].kind != "dir":
-            if make:
+            links += 1
+            if links > 255:
                 raise Refused(path)
-            return None
-        return way[-1]
+            names = [] if child.link.startswith(b"/") else names
+            pending = child.link.split(b"/") + pending
+        return names
+
+    def at(self, names: list[bytes]) -> Node | None:
+        """What is under these names, one by one."""
+        here: Node | None = self.root
+        for name in names:
+            here = here.children.get(name) if here else None
+        return here
 
     def tree(self) -> dict[bytes, Any]:
         """Everything but the root itself and the format's own names, by path; names of one inode name each other."""

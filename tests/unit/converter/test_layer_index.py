@@ -110,12 +110,40 @@ def test_a_directory_that_was_removed_is_implied_anew() -> None:
     tree = Tree()
     convert_tar(tar_of(below), tree)
     converted = convert_tar(tar_of([reg(b".wh.a"), reg(b"a/x"), reg(b"b/.wh..wh..opq"), reg(b"b/c/x")]), tree, 1)
-    assert {entry.name: entry.mode for entry, _ in converted.items if entry.type == "dir"} == {b"a": 0o755, b"b": 0o700, b"b/c": 0o755}
+    assert {entry.name: entry.mode for entry, _ in converted.items if entry.type == "dir"} == {
+        b"a": 0o755,
+        b"b": 0o700,
+        b"b/c": 0o755,
+    }
+
+
+def test_a_link_below_that_becomes_a_directory_hides_nothing_behind_it() -> None:
+    """Overlayfs marks the new directory opaque: that is about the directory, not about where the link led."""
+    below = [folder(b"d"), reg(b"d/kept"), symlink(b"l", b"d")]
+    tree, model = Tree(), Model()
+    model.unpack(convert_tar(tar_of(below), tree).items)
+    model.unpack(convert_tar(tar_of([folder(b"l"), reg(b"l/.wh..wh..opq"), reg(b"l/x")]), tree, 1).items)
+    assert sorted(model.tree()) == [b"d", b"d/kept", b"l", b"l/x"]
+
+
+def test_a_directory_that_was_a_file_for_a_while_is_empty_below() -> None:
+    """The last of one name wins, but what it replaced is gone all the same."""
+    assert outcome([folder(b"d"), reg(b"d/old")], [reg(b"d"), folder(b"d"), reg(b"d/new")]) == [
+        (b"d", "dir", b""),
+        (b"d/.wh..wh..opq", "reg", b""),
+        (b"d/new", "reg", b""),
+    ]
 
 
 def test_names_lead_through_symbolic_links() -> None:
     """Of the layers below and of the same layer; absolute, relative, dangling; whiteouts as well."""
-    below = [symlink(b"lib", b"usr/lib"), folder(b"usr"), folder(b"usr/lib"), reg(b"usr/lib/old"), symlink(b"gone", b"/opt/./x/..")]
+    below = [
+        symlink(b"lib", b"usr/lib"),
+        folder(b"usr"),
+        folder(b"usr/lib"),
+        reg(b"usr/lib/old"),
+        symlink(b"gone", b"/opt/./x/.."),
+    ]
     assert outcome(below, [reg(b"lib/new", b"1"), reg(b"lib/.wh.old"), reg(b"gone/y", b"2")]) == [
         (b"usr", "dir", b""),
         (b"usr/lib", "dir", b""),
@@ -185,7 +213,7 @@ def test_whiteouts_are_empty_files_whatever_they_were() -> None:
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        ([reg(b"a"), reg(b"a/b")], "'a' should be a directory, and is a reg"),
+        ([reg(b"a"), reg(b"a/b")], "'a' should be a directory, and 'a' is a reg"),
         ([reg(b"a"), reg(b"a/b/c")], "'a/b' should be a directory, and 'a' is a reg"),
         ([symlink(b"a", b"b"), symlink(b"b", b"a"), reg(b"a/x")], "more than 255 symbolic links"),
         ([reg(b"x/.wh.a/b")], "lies in a whiteout"),

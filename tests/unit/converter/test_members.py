@@ -1,0 +1,116 @@
+"""Cutting a layer into gzip members."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from collections.abc import Sequence
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from converter.members import BATCH, Piece, batches, compress, cut, read_content
+from converter.plan import Planned
+from lazyfs.format.entry import Entry
+from lazyfs.format.sparse import Extent
+from lazyfs.format.tar_header import header_bytes, padding
+
+SIZES = st.lists(st.one_of(st.just(0), st.integers(1, 40)), max_size=8)
+
+
+def plan_of(sizes: Sequence[int]) -> tuple[list[Planned], bytes]:
+    """Files of these sizes, and the bytes that they lie in."""
+    plan = []
+    store = b""
+    for number, size in enumerate(sizes):
+        plan.append(Planned(Entry(b"f%d" % number, "reg", size=size), (Extent(0, len(store), size),) if size else ()))
+        store += bytes((number + at) % 251 for at in range(size))
+    return plan, store
+
+
+@given(SIZES, st.integers(1, 50))
+def test_the_pieces_are_the_tar(sizes: list[int], chunk_size: int) -> None:
+    """One after the other they are the headers, contents and padding, and each holds at most one chunk, at its beginning."""
+    plan, store = plan_of(sizes)
+    tar = b""
+    for piece in cut(plan, chunk_size):
+        assert piece.size <= chunk_size
+        assert not piece.file_offset % chunk_size
+        tar += (
+            read_content(plan[piece.entry], piece.file_offset, piece.size, lambda at, size: store[at : at + size])
+            if piece.size
+            else b""
+        )
+        tar += piece.tail
+    assert tar == b"".join(
+        header_bytes(planned.entry)
+        + store[planned.extents[0].tar_offset :][: planned.entry.size]
+        + bytes(padding(planned.entry.size))
+        if planned.extents
+        else header_bytes(planned.entry)
+        for planned in plan
+    )
+
+
+def test_a_member_begins_at_each_chunk_and_nowhere_else() -> None:
+    """Headers belong to the member before; the first member is headers alone."""
+    plan, _ = plan_of([0, 12, 0, 3])
+    header = len(header_bytes(plan[0].entry))
+    assert [(piece.entry, piece.file_offset, piece.size, len(piece.tail)) for piece in cut(plan, 5)] == [
+        (0, 0, 0, 2 * header),
+        (1, 0, 5, 0),
+        (1, 5, 5, 0),
+        (1, 10, 2, padding(12) + 2 * header),
+        (3, 0, 3, padding(3)),
+    ]
+
+
+def test_a_long_run_of_headers_is_cut() -> None:
+    """Nobody has to hold more than about a MiB of what is no file's bytes."""
+    plan = [Planned(Entry(b"d%d" % number, "dir")) for number in range(5000)]
+    pieces = list(cut(plan, 5))
+    assert len(pieces) == 3
+    assert sum(len(piece.tail) for piece in pieces) == 5000 * 512
+    assert all(len(piece.tail) <= (1 << 20) + 512 for piece in pieces)
+
+
+@given(st.lists(st.integers(0, 3 * BATCH), max_size=8))
+def test_batches_keep_order_and_bounds(sizes: list[int]) -> None:
+    """Everything once, and no batch over the bound but of one piece."""
+    pieces = [Piece(number, 0, size, b"") for number, size in enumerate(sizes)]
+    found = list(batches(pieces))
+    assert [piece for batch in found for piece in batch] == pieces
+    assert all(len(batch) == 1 or sum(piece.size for piece in batch) <= BATCH for batch in found)
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 6)), max_size=5), st.integers(0, 5), st.data())
+def test_holes_are_zeros(gaps: list[tuple[int, int]], end: int, data: st.DataObject) -> None:
+    """Any stretch of a sparse file, wherever its extents begin and end."""
+    store = bytes(range(1, 100))
+    extents = []
+    whole = b""
+    at = 0
+    for gap, size in gaps:
+        whole += bytes(gap)
+        extents.append(Extent(len(whole), at, size))
+        whole += store[at : at + size]
+        at += size
+    whole += bytes(end)
+    if not whole:
+        return
+    planned = Planned(Entry(b"s", "reg", size=len(whole)), tuple(extents))
+    start = data.draw(st.integers(0, len(whole) - 1))
+    size = data.draw(st.integers(1, len(whole) - start))
+    assert read_content(planned, start, size, lambda at, size: store[at : at + size]) == whole[start : start + size]
+
+
+def test_what_a_thread_brings_back() -> None:
+    """Members that inflate to the tar, their sizes, and a digest of the file's bytes only."""
+    plan, store = plan_of([3, 7])
+    pieces = list(cut(plan, 100))
+    packed = compress(pieces, plan, lambda at, size: store[at : at + size], 6)
+    assert gzip.decompress(packed.blob) == packed.tar
+    assert sum(packed.sizes) == len(packed.blob)
+    offset = packed.sizes[0]
+    assert gzip.decompress(packed.blob[offset : offset + packed.sizes[1]]).startswith(store[:3])
+    assert packed.digests == [hashlib.sha256(part).digest() for part in (b"", store[:3], store[3:])]

@@ -1,0 +1,175 @@
+"""Layers unpacked to disk: all compressions, all that can be wrong with them."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import tempfile
+import zlib
+from pathlib import Path
+
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lazyfs.image.spool import Spool, unnamed_file, unpack
+from lazyfs.errors import DigestMismatch, InvalidInput, LocalError
+from lazyfs.format.digest import Digest, digest_of
+from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor, LayerKind
+from tests.unit.converter.making import convert_tar
+
+DATA = os.urandom(3000) + bytes(3_000_000) + b"end"
+
+
+def spooled(
+    blob: bytes, kind: LayerKind, diff_id: Digest, digest: Digest | None = None, keep_blob: bool = False
+) -> tuple[bytes, dict[int, int], int]:
+    """The tar, the members and the bytes that were counted."""
+    layer = Descriptor(OCI_LAYER_GZIP, digest or digest_of(blob), len(blob), {}, None, {})
+    position = counted = 0
+
+    def pull(count: int) -> bytes:
+        nonlocal position
+        position += count
+        return blob[position - count : position]
+
+    def count(size: int) -> None:
+        nonlocal counted
+        counted += size
+
+    with Spool(keep_blob) as spool:
+        unpack(spool, pull, layer, kind, diff_id, count)
+        if spool.blob is not None:
+            assert os.pread(spool.blob.fileno(), len(blob) + 1, 0) == blob
+        return spool.read_at(0, spool.size + 1), spool.members, counted
+
+
+def frames(*parts: bytes) -> bytes:
+    """Concatenated zstd frames, as zstd:chunked layers have them."""
+    return b"".join(map(zstandard.ZstdCompressor().compress, parts))
+
+
+@pytest.mark.parametrize(
+    ("blob", "kind"),
+    [
+        (gzip.compress(DATA), "gzip"),
+        (gzip.compress(DATA[:5]) + gzip.compress(b"") + gzip.compress(DATA[5:]), "gzip"),
+        (frames(DATA), "zstd"),
+        (frames(DATA[:5], b"", DATA[5:]), "zstd"),
+        (b"\x50\x2a\x4d\x18\x04\0\0\0skip" + frames(DATA), "zstd"),
+        (DATA, "tar"),
+    ],
+    ids=["gzip", "members", "zstd", "frames", "skippable", "tar"],
+)
+def test_every_compression(blob: bytes, kind: LayerKind) -> None:
+    """The tar comes out, and every byte of the blob is counted."""
+    assert spooled(blob, kind, digest_of(DATA)) == (DATA, {}, len(blob))
+
+
+@given(st.lists(st.one_of(st.binary(max_size=50), st.just(bytes(100_000)), st.just(os.urandom(70_000))), min_size=1, max_size=8))
+def test_members_are_found_where_they_begin(parts: list[bytes]) -> None:
+    """Their blob offsets and tar offsets, wherever the reader's steps end."""
+    blob, expected, tar = b"", {}, b""
+    for part in parts:
+        expected[len(blob)] = len(tar)
+        blob += gzip.compress(part)
+        tar += part
+    assert spooled(blob, "gzip", digest_of(tar), keep_blob=True)[:2] == (tar, expected)
+
+
+def test_an_empty_layer() -> None:
+    """A plain tar of no bytes is one; a gzip of no bytes is none."""
+    assert spooled(b"", "tar", digest_of(b""))[0] == b""
+    with pytest.raises(InvalidInput, match="it is empty"):
+        spooled(b"", "gzip", digest_of(b""))
+
+
+@pytest.mark.parametrize("kind", ["gzip", "zstd"])
+@pytest.mark.parametrize("cut", [1, 5, 9, 500])
+def test_a_truncated_blob_is_refused(kind: LayerKind, cut: int) -> None:
+    """Even where its digest is right: it was pushed so."""
+    whole = gzip.compress(DATA) if kind == "gzip" else frames(DATA)
+    with pytest.raises(InvalidInput, match=r"^layer sha256:"):
+        spooled(whole[:-cut], kind, digest_of(DATA))
+
+
+@pytest.mark.parametrize(
+    ("blob", "kind"),
+    [
+        (b"rubbish" * 100, "gzip"),
+        (b"rubbish" * 100, "zstd"),
+        (gzip.compress(DATA) + b"rubbish", "gzip"),
+        (gzip.compress(DATA), "zstd"),
+        (frames(DATA), "gzip"),
+        (gzip.compress(DATA)[:-8] + bytes(8), "gzip"),
+    ],
+)
+def test_what_is_not_its_type_is_refused(blob: bytes, kind: LayerKind) -> None:
+    """The message names the layer and the type."""
+    with pytest.raises(InvalidInput, match=rf"^layer {digest_of(blob)}.*{kind}"):
+        spooled(blob, kind, digest_of(DATA))
+
+
+@pytest.mark.parametrize("kind", ["gzip", "zstd", "tar"])
+def test_a_wrong_digest_is_told_first(kind: LayerKind) -> None:
+    """Bytes that are not the blob may be anything: what they unpack to matters little."""
+    with pytest.raises(DigestMismatch, match="hashes to"):
+        spooled(b"not what was asked", kind, digest_of(DATA), digest=digest_of(b"what was asked"))
+
+
+def test_a_wrong_diff_id_is_refused() -> None:
+    """The config says what the layer unpacks to, and must be right."""
+    with pytest.raises(DigestMismatch, match="the config's diff ID is"):
+        spooled(gzip.compress(DATA), "gzip", digest_of(b"else"))
+
+
+@pytest.mark.parametrize("kind", ["gzip", "zstd"])
+def test_a_bomb_is_stopped(kind: LayerKind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What unpacks to more than a thousand times its size, and a bound, ends there."""
+    monkeypatch.setattr("lazyfs.image.spool._MIN_LIMIT", 1 << 20)
+    bomb = bytes(64 << 20)
+    blob = frames(bomb) if kind == "zstd" else b"".join([gzip.compress(b"x")] * 3)
+    if kind == "gzip":
+        monkeypatch.setattr("lazyfs.image.spool._MAX_RATIO", 100)
+        packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+        blob = packer.compress(bomb) + packer.flush()
+    with pytest.raises(InvalidInput, match="a decompression bomb"):
+        spooled(blob, kind, digest_of(bomb))
+
+
+def test_an_estargz_layer_has_its_members() -> None:
+    """Thousands of them, one each file: the offsets that its TOC speaks of."""
+    converted = convert_tar(b"")
+    assert converted.toc_offset in spooled(converted.blob, "gzip", converted.layer.diff_id, keep_blob=True)[1]
+
+
+def test_files_have_no_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever ends the process, TMPDIR is clean."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with Spool(keep_blob=True) as spool:
+        spool.append(b"x" * 100)
+        assert list(tmp_path.iterdir()) == []
+        assert spool.size == 100
+
+
+def test_no_room_is_told_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk and a missing folder: LocalError, and TMPDIR as the hint."""
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    with pytest.raises(LocalError, match=r"/nowhere.*TMPDIR"):
+        unnamed_file()
+    monkeypatch.setattr("lazyfs.image.spool.unnamed_file", lambda: open("/dev/full", "wb", buffering=0))
+    with Spool(keep_blob=False) as spool, pytest.raises(LocalError, match="No space left on device.*TMPDIR"):
+        spool.append(b"x")
+
+
+def test_the_blob_outlives_the_spool() -> None:
+    """It is sent when the spool is long gone."""
+    blob = gzip.compress(b"x")
+    layer = Descriptor(OCI_LAYER_GZIP, digest_of(blob), len(blob), {}, None, {})
+    with Spool(keep_blob=True) as spool:
+        unpack(spool, lambda count: blob[:count], layer, "gzip", digest_of(b"x"), lambda _count: None)
+        file = spool.take_blob()
+    with file:
+        file.seek(0)
+        assert file.read() == blob
