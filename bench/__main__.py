@@ -17,6 +17,7 @@ from bench.figure import Figure
 from bench.machine import QUIET, facts, load
 from bench.place import Place, open_place
 from bench.table import table
+from tests.images.build import BuildFailed
 
 RESULTS = Path(__file__).parent / "results"
 MEASUREMENTS: dict[str, Callable[[Place], list[Figure]]] = {
@@ -51,7 +52,10 @@ def main() -> int:
     lines: list[dict[str, Any]] = [facts()]
     with open_place(lambda text: console.print(text, style="dim", highlight=False)) as place:
         for name in names:
-            measured = MEASUREMENTS[name](place)
+            try:
+                measured = MEASUREMENTS[name](place)
+            except BuildFailed as error:
+                raise SystemExit(str(error)) from None
             figures += [(name, figure) for figure in measured]
             lines += [figure.record(name) for figure in measured]
     record.parent.mkdir(parents=True, exist_ok=True)

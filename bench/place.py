@@ -6,14 +6,13 @@ import contextlib
 import functools
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.commands import Lazyfs
+from tests.commands import Lazyfs, run
 from tests.docker_registry import Registry
 from tests.images.build import Builder
 
@@ -47,7 +46,7 @@ class Place:
 
     def _lazy(self, name: str) -> str:
         reference = f"docker://{self.registry.address}/lazy/{name}:v1"
-        self.convert(self.original(name), reference)
+        self.convert(self.built(name), reference)
         return reference
 
     def convert(self, source: str, target: str) -> None:
@@ -60,11 +59,9 @@ class Place:
         shutil.rmtree(self.lazyfs.store, ignore_errors=True)
 
     def seconds(self, *command: str | Path, timeout: float = 600) -> float:
-        """From the exec of a program to its end. CalledProcessError where it failed."""
+        """From the exec of a program to its end. AssertionError, with what it said, where it failed."""
         start = time.perf_counter()
-        subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=self.environment, timeout=timeout, check=True
-        )
+        run(*command, env=self.environment, timeout=timeout)
         return time.perf_counter() - start
 
 

@@ -32,7 +32,7 @@ def table(figures: list[tuple[str, Figure]]) -> Table:
             f"{number(min(figure.rounds))} … {number(max(figure.rounds))}" if len(figure.rounds) > 1 else "",
             number(against.value) if against else "",
             against.name if against else "",
-            f"{figure.ratio:.2f}" if figure.ratio is not None else "",
+            f"{figure.ratio:.3f}" if figure.ratio is not None else "",
             words(figure.bar),
             verdict(figure.ok),
         )
