@@ -38,18 +38,18 @@ def content(seed: object, size: int) -> bytes:
     return random.Random(repr(seed)).randbytes(size // 2 + 1).hex().encode()[:size]
 
 
-def large(number: int) -> str:
+def large_file(number: int) -> str:
     return f"data/large-{number}"
 
 
-def small(number: int) -> str:
+def small_file(number: int) -> str:
     return f"etc/conf.d/{number % 7}/small-{number:03}"
 
 
 def build(folder: Path, seed: object = 1) -> SmallImage:
     """Build and convert the image in `folder`; another `seed` gives other bytes."""
-    files = {large(number): content((seed, number), CHUNK_SIZE * (2 + number) + 777 * number) for number in range(LARGE)}
-    files |= {small(number): content((seed, -number), 150 + 61 * number % 9000) for number in range(SMALL)}
+    files = {large_file(number): content((seed, number), CHUNK_SIZE * (2 + number) + 777 * number) for number in range(LARGE)}
+    files |= {small_file(number): content((seed, -number), 150 + 61 * number % 9000) for number in range(SMALL)}
     files |= {"empty": b"", "bin/tool": b"#!/bin/sh\necho tool\n", "first": content((seed, "first"), 30_000)}
     it = Oci(folder / "original")
     it.image(it.plain(_lower(files)), it.plain(_upper(files)))

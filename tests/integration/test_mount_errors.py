@@ -18,7 +18,7 @@ from lazyfs.mount.logs import log_file
 from tests.commands import Lazyfs, run
 from tests.docker_registry import Registry
 from tests.lying_registry import Lie, LyingRegistry
-from tests.small_image import LARGE, SMALL, SmallImage, large, small as small_name
+from tests.small_image import LARGE, SMALL, SmallImage, large_file, small_file
 from tests.unit.registry.scripted import Reply, Request, reply
 
 pytestmark = pytest.mark.fuse
@@ -66,7 +66,7 @@ def test_registry_away_and_back(lazyfs: Lazyfs, registry: Registry, small: Small
     with lazyfs.mounted(image, "--background", "off") as root:
         assert read(root / "first") == small.files["first"]
         registry.stop()
-        missing = [large(0), large(1), large(2)]
+        missing = [large_file(0), large_file(1), large_file(2)]
         with ThreadPoolExecutor() as readers:
             assert list(readers.map(read, [root / name for name in missing])) == [errno.EIO] * 3
         assert read(root / "first") == small.files["first"]
@@ -115,7 +115,7 @@ def place_of(layout: Path, name: str) -> tuple[Path, int]:
 
 def test_blob_changed_under_way(lazyfs: Lazyfs, layout: Path, small: SmallImage) -> None:
     """A byte that is wrong at the source never gets through: the file with it is EIO, its neighbours are right."""
-    name = small_name(100)
+    name = small_file(100)
     path, offset = place_of(layout, name)
     good = path.read_bytes()
     with lazyfs.mounted(f"oci:{layout}:v1", "--background", "off") as root:
@@ -134,14 +134,14 @@ def test_blob_changed_under_way(lazyfs: Lazyfs, layout: Path, small: SmallImage)
 
 def test_blob_cut_short_under_way(lazyfs: Lazyfs, layout: Path, small: SmallImage) -> None:
     """A blob of another size is not read from at all."""
-    path, _ = place_of(layout, large(3))
+    path, _ = place_of(layout, large_file(3))
     good = path.read_bytes()
     with lazyfs.mounted(f"oci:{layout}:v1", "--background", "off") as root:
         path.write_bytes(good[:-1])
-        assert read(root / large(3)) == errno.EIO
+        assert read(root / large_file(3)) == errno.EIO
         assert read(root / "first") == small.files["first"]
         (line,) = log_lines(lazyfs, root)
-        assert f"cannot read '{large(3)}'" in line and f"instead of {len(good)}" in line
+        assert f"cannot read '{large_file(3)}'" in line and f"instead of {len(good)}" in line
         path.write_bytes(good)
         assert not wrong_files(root, small)
 
@@ -170,9 +170,9 @@ def test_registry_that_begins_to_lie(case: str, lazyfs: Lazyfs, small: SmallImag
     lie, words = LIES[case]
     with LyingRegistry(small.layout) as registry, lazyfs.mounted(registry.image + ":v1", "--background", "off") as root:
         registry.lie = lie
-        assert read(root / large(0)) == errno.EIO
+        assert read(root / large_file(0)) == errno.EIO
         (line,) = log_lines(lazyfs, root)
-        assert f"cannot read '{large(0)}'" in line and words in line
+        assert f"cannot read '{large_file(0)}'" in line and words in line
         registry.lie = None
         assert not wrong_files(root, small)
         assert len(log_lines(lazyfs, root)) == 1
