@@ -21,6 +21,7 @@ from lazyfs.format.toc import parse_toc
 from tests.tars import END, content, padded, read
 
 THREADS = ThreadPoolExecutor(4)
+STYLE = Style(5, 6)
 Item = tuple[Entry, bytes]
 
 
@@ -72,7 +73,7 @@ def convert_tar(
     tar: bytes,
     tree: Tree | None = None,
     number: int = 0,
-    style: Style = Style(5, 6),
+    style: Style = STYLE,
     prioritized: Sequence[bytes] = (),
     workers: int = 2,
 ) -> Converted:

@@ -28,6 +28,8 @@ class Model:
 
     def __init__(self) -> None:
         self.root = Node(Entry(b"", "dir"))
+        self.keep: list[Node] = []
+        """Nothing is freed, so an id stays one inode's."""
 
     def unpack(self, members: Iterable[tuple[Entry, bytes]]) -> None:
         """Unpack one layer: its entries with their contents."""
@@ -43,6 +45,7 @@ class Model:
             if not entry.name:
                 self.root.facts = Node(entry).facts
                 continue
+            path = [*self.real(parent), base]
             directory = self.directory(parent, make=True)
             assert directory is not None
             if directory is self.root and base in OWN_NAMES:
@@ -62,11 +65,7 @@ class Model:
                 self.keep.append(made)
                 fresh.add(id(made))
                 directory.children[base] = made
-            path = self.real(parent) + [base]
             upper |= {b"/".join(path[:depth]) for depth in range(1, len(path) + 1)}
-
-    keep: list[Node] = []
-    """Nothing is freed, so an id stays one inode's."""
 
     def white_out(self, parent: bytes, base: bytes, upper: set[bytes]) -> None:
         """Remove what is not in `upper`: the paths of this layer but for whiteouts, and their parents."""

@@ -13,7 +13,6 @@ from converter.kept import TOC_DIGEST, chunks_if_as_asked
 from converter.layer import Style
 from converter.layer_index import index_layer
 from converter.plan import plan_layer
-from lazyfs.image.spool import Spool, unpack
 from converter.tree import Tree
 from lazyfs.format.digest import digest_of
 from lazyfs.format.entry import Entry
@@ -21,6 +20,7 @@ from lazyfs.format.footer import build_footer
 from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor
 from lazyfs.format.member import compress_member
 from lazyfs.format.tar_header import END_OF_TAR, header_bytes, padding
+from lazyfs.image.spool import Spool, unpack
 from tests.tars import read
 from tests.unit.converter.making import Converted, convert_tar, tar_of
 

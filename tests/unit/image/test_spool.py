@@ -13,10 +13,10 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.image.spool import Spool, unnamed_file, unpack
 from lazyfs.errors import DigestMismatch, InvalidInput, LocalError
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor, LayerKind
+from lazyfs.image.spool import Spool, unnamed_file, unpack
 from tests.unit.converter.making import convert_tar
 
 DATA = os.urandom(3000) + bytes(3_000_000) + b"end"
@@ -158,9 +158,10 @@ def test_no_room_is_told_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
     with pytest.raises(LocalError, match=r"/nowhere.*TMPDIR"):
         unnamed_file()
-    monkeypatch.setattr("lazyfs.image.spool.unnamed_file", lambda: open("/dev/full", "wb", buffering=0))
-    with Spool(keep_blob=False) as spool, pytest.raises(LocalError, match="No space left on device.*TMPDIR"):
-        spool.append(b"x")
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        monkeypatch.setattr("lazyfs.image.spool.unnamed_file", lambda: full)
+        with Spool(keep_blob=False) as spool, pytest.raises(LocalError, match=r"No space left on device.*TMPDIR"):
+            spool.append(b"x")
 
 
 def test_the_blob_outlives_the_spool() -> None:

@@ -1,0 +1,397 @@
+"""Whole conversions, from one place in memory to another."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from typing import Any
+
+import pytest
+import trio
+import zstandard
+
+from converter.convert import Choice
+from converter.kept import TOC_DIGEST
+from converter.rewrite import SOURCE_DIGEST
+from lazyfs.errors import DigestMismatch, InvalidInput, InvalidManifest, InvalidTar, LazyfsError, NotFound, Unreachable
+from lazyfs.format.digest import Digest, digest_of
+from lazyfs.format.entry import Entry
+from lazyfs.format.footer import FOOTER_SIZE, parse_footer
+from lazyfs.format.manifest import (
+    DOCKER_LAYER_GZIP,
+    DOCKER_LIST,
+    OCI_INDEX,
+    OCI_LAYER_GZIP,
+    OCI_LAYER_TAR,
+    OCI_LAYER_ZSTD,
+    OCI_MANIFEST,
+    Platform,
+)
+from tests.tars import END
+from tests.unit.converter.making import Item, items_of, tar_of
+from tests.unit.converter.places import AMD64, ARM64, Json, Place, converted, request
+
+BASE: list[Item] = [
+    (Entry(b"bin", "dir"), b""),
+    (Entry(b"bin/sh", "reg", 0o755, size=10000), os.urandom(10000)),
+    (Entry(b"etc", "dir", 0o700, 33), b""),
+    (Entry(b"etc/conf", "reg", size=3), b"old"),
+    (Entry(b"sh", "symlink", link=b"bin/sh"), b""),
+]
+APP: list[Item] = [(Entry(b"etc/.wh.conf", "reg"), b""), (Entry(b"app", "reg", size=2), b"hi")]
+LINUX = Platform("linux", "amd64")
+
+
+def tocs(place: Place, reference: str = "v1") -> list[Json]:
+    """The TOCs of an image's layers, each verified against the manifest's word."""
+    found = []
+    for described, blob in zip(place.body(reference)["layers"], place.layers(reference), strict=True):
+        toc = items_of(gzip.decompress(blob))[-1][1]
+        assert described["annotations"][TOC_DIGEST] == digest_of(toc)
+        assert parse_footer(blob[-FOOTER_SIZE:], len(blob), "layer") > 0
+        found.append(json.loads(toc))
+    return found
+
+
+def leaf(error: BaseException) -> BaseException:
+    """The one error in a group."""
+    while isinstance(error, BaseExceptionGroup):
+        (error,) = error.exceptions
+    return error
+
+
+async def refused(source: Place, sink: Place, *arguments: Any) -> LazyfsError:
+    """What a conversion ends with, which leaves the sink as it was."""
+    before = (dict(sink.blobs), dict(sink.documents))
+    with pytest.raises((LazyfsError, BaseExceptionGroup)) as caught:
+        await converted(source, sink, *arguments)
+    assert (sink.blobs, sink.documents) == before
+    error = leaf(caught.value)
+    assert isinstance(error, LazyfsError)
+    return error
+
+
+async def test_an_image_becomes_estargz() -> None:
+    """Manifest, config, layers and TOCs fit each other, and the report says what they are."""
+    source, sink = Place(), Place()
+    old = source.add_image(tar_of(BASE), tar_of(APP), config={"history": [{"created_by": "x"}], "config": {"Cmd": ["sh"]}})
+    report = await converted(source, sink)
+    manifest, config = sink.body(), sink.config()
+    assert manifest["mediaType"] == OCI_MANIFEST
+    assert manifest["annotations"] == {SOURCE_DIGEST: old["digest"]}
+    assert config["rootfs"]["diff_ids"] == [digest_of(gzip.decompress(blob)) for blob in sink.layers()]
+    assert (config["history"], config["config"]) == ([{"created_by": "x"}], {"Cmd": ["sh"]})
+    assert [[entry["name"] for entry in toc["entries"] if entry["type"] != "chunk"] for toc in tocs(sink)] == [
+        [".no.prefetch.landmark", "bin/", "bin/sh", "etc/", "etc/conf", "sh"],
+        [".no.prefetch.landmark", "app", "etc/", "etc/.wh.conf"],
+    ]
+    implied = tocs(sink)[1]["entries"][2]
+    assert (implied["mode"], implied["uid"]) == (0o700, 33)
+    assert report.digest == sink.documents["v1"].digest
+    assert report.source_digest == old["digest"]
+    (image,) = report.images
+    assert image.platform == "linux/amd64"
+    assert [(layer.entries, layer.chunks, layer.kept) for layer in image.layers] == [(6, 5, False), (4, 2, False)]
+    assert [layer.size for layer in image.layers] == [len(blob) for blob in sink.layers()]
+    assert (report.lost, image.not_found) == ((), ())
+
+
+async def test_the_tag_is_written_last() -> None:
+    """After every blob, the config among them."""
+    source, sink = Place(), Place()
+    source.add_image(tar_of(BASE), tar_of(APP))
+    await converted(source, sink)
+    assert [line.split()[0] for line in sink.done] == ["blob", "blob", "blob", "document"]
+    assert sink.done[-1] == "document v1"
+
+
+@pytest.mark.parametrize("media_type", [OCI_LAYER_GZIP, DOCKER_LAYER_GZIP, OCI_LAYER_ZSTD, OCI_LAYER_TAR])
+async def test_the_compression_of_the_source_does_not_show(media_type: str) -> None:
+    """The same tar gives the same blob, from gzip, zstd or nothing, OCI or Docker."""
+    tar = tar_of(BASE)
+    gold, sink, source = Place(), Place(), Place()
+    source.add_image(tar)
+    await converted(source, gold)
+    blob = zstandard.compress(tar) if media_type == OCI_LAYER_ZSTD else tar if media_type == OCI_LAYER_TAR else gzip.compress(tar)
+    source.add_manifest([source.add_blob(blob, media_type)], [digest_of(tar)])
+    await converted(source, sink)
+    assert sink.layers() == gold.layers()
+    assert sink.body()["layers"][0]["mediaType"] == OCI_LAYER_GZIP
+
+
+async def test_converting_twice_is_converting_once() -> None:
+    """Layers, config and manifest stay, down to the digest; blobs are taken over where the sink can."""
+    source, once, twice = Place(), Place(), Place()
+    source.add_image(tar_of(BASE), tar_of(APP), END)
+    first = await converted(source, once)
+    twice.mounts_from = once
+    second = await converted(once, twice)
+    assert second.digest == first.digest
+    assert [layer.kept for layer in second.images[0].layers] == [True] * 3
+    assert [(layer.entries, layer.chunks) for layer in second.images[0].layers] == [
+        (layer.entries, layer.chunks) for layer in first.images[0].layers
+    ]
+    assert once.body() == twice.body()
+    assert sorted(line.split()[0] for line in twice.done) == ["blob", "document", "mount", "mount", "mount"]
+
+
+@pytest.mark.parametrize(
+    ("again", "kept"),
+    [
+        (request(), [True, True]),
+        (request(workers=1), [True, True]),
+        (request(keep=False), [False, False]),
+        (request(chunk_size=8192), [False, True]),
+        (request(prioritized=[b"app"]), [True, False]),
+    ],
+)
+async def test_a_layer_stays_if_it_is_what_is_asked(again: Any, kept: list[bool]) -> None:
+    """Each for itself."""
+    source, once, twice = Place(), Place(), Place()
+    source.add_image(tar_of(BASE), tar_of(APP))
+    await converted(source, once)
+    report = await converted(once, twice, again)
+    assert [layer.kept for layer in report.images[0].layers] == kept
+
+
+async def test_what_is_prioritised_comes_first() -> None:
+    """Each path in the layer that shows it, with the links to it; what is missing is named."""
+    source, sink = Place(), Place()
+    source.add_image(tar_of(BASE), tar_of(APP))
+    report = await converted(source, sink, request(prioritized=[b"/sh", b"app", b"etc/conf", b"nowhere/\xe9"]))
+    assert [[entry["name"] for entry in toc["entries"] if entry["type"] != "chunk"] for toc in tocs(sink)] == [
+        ["sh", "bin/", "bin/sh", ".prefetch.landmark", "etc/", "etc/conf"],
+        ["app", ".prefetch.landmark", "etc/", "etc/.wh.conf"],
+    ]
+    assert report.images[0].not_found == ("etc/conf", "nowhere/\\xe9")
+
+
+async def test_nothing_but_the_input_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    """Not the number of workers, nor TMPDIR, the time zone, the locale or the umask."""
+    source = Place()
+    source.add_image(tar_of(BASE), tar_of(APP))
+    digests = set()
+    for workers, zone, mask in ((1, "UTC", 0o022), (5, "Pacific/Auckland", 0o077)):
+        monkeypatch.setenv("TZ", zone)
+        monkeypatch.setenv("LC_ALL", "tr_TR.UTF-8")
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        old = os.umask(mask)
+        try:
+            digests.add((await converted(source, Place(), request(workers=workers))).digest)
+        finally:
+            os.umask(old)
+    assert len(digests) == 1
+
+
+async def test_an_index_survives_as_a_whole() -> None:
+    """All platforms, the attestation that follows its image, and a blob that two images share is converted once."""
+    source, sink = Place(), Place()
+    images = [source.add_image(tar_of(BASE), tar_of(APP), config=platform) for platform in (AMD64, ARM64)]
+    about = {"vnd.docker.reference.type": "attestation-manifest", "vnd.docker.reference.digest": images[0]["digest"]}
+    statement = source.add_blob(b'{"in-toto": 1}', "application/vnd.in-toto+json")
+    attestation = source.add_manifest([statement], [statement["digest"]], tag="attestation")
+    unknown = {"os": "unknown", "architecture": "unknown"}
+    source.add_index(
+        {**images[0], "platform": AMD64},
+        {**images[1], "platform": ARM64},
+        {**attestation, "platform": unknown, "annotations": about},
+    )
+    report = await converted(source, sink)
+    index = sink.body()
+    assert [entry["platform"] for entry in index["manifests"]] == [AMD64, ARM64, unknown]
+    new = [entry["digest"] for entry in index["manifests"]]
+    assert index["manifests"][2]["annotations"]["vnd.docker.reference.digest"] == new[0]
+    assert new[2] == attestation["digest"]
+    assert sink.blobs[statement["digest"]] == b'{"in-toto": 1}'
+    assert [image.platform for image in report.images] == ["linux/amd64", "linux/arm64"]
+    assert sink.layers(new[0]) == sink.layers(new[1])
+    for layer in source.body(images[0]["digest"])["layers"]:
+        assert source.done.count(f"read {layer['digest']}") == 1
+    assert any("1 attestations" in loss for loss in report.lost)
+    again = await converted(sink, Place())
+    assert again.digest == report.digest
+
+
+async def test_a_shared_blob_in_another_place_is_another_layer() -> None:
+    """What a layer implies depends on what is below it."""
+    source, sink = Place(), Place()
+    other: list[Item] = [(Entry(b"etc", "dir", 0o711, 5), b"")]
+    images = [
+        source.add_image(tar_of(below), tar_of(APP), config=platform) for below, platform in ((BASE, AMD64), (other, ARM64))
+    ]
+    source.add_index(*({**image, "platform": platform} for image, platform in zip(images, (AMD64, ARM64), strict=True)))
+    report = await converted(source, sink)
+    modes = [tocs(sink, image.digest)[1]["entries"][2]["mode"] for image in report.images]
+    assert modes == [0o700, 0o711]
+
+
+async def test_one_platform_of_an_index_stands_alone() -> None:
+    """The destination is that manifest."""
+    source, sink = Place(), Place()
+    images = [source.add_image(tar_of(APP), config=platform) for platform in (AMD64, ARM64)]
+    source.add_index(*({**image, "platform": platform} for image, platform in zip(images, (AMD64, ARM64), strict=True)))
+    report = await converted(source, sink, None, Choice(Platform("linux", "arm64"), named=True))
+    assert "layers" in sink.body()
+    assert sink.config()["architecture"] == "arm64"
+    assert [image.platform for image in report.images] == ["linux/arm64"]
+
+
+async def test_docker_lists_become_indexes() -> None:
+    """With OCI's types all the way down."""
+    source, sink = Place(), Place()
+    image = source.add_image(tar_of(APP))
+    body = {"schemaVersion": 2, "mediaType": DOCKER_LIST, "manifests": [{**image, "platform": AMD64}]}
+    source.add_document(body, "v1", media_type=DOCKER_LIST)
+    await converted(source, sink)
+    assert sink.body()["mediaType"] == OCI_INDEX
+    assert sink.documents["v1"].media_type == OCI_INDEX
+
+
+async def test_a_platform_that_is_not_there() -> None:
+    """Named with what there is, in an index and in a single image; a default is no demand."""
+    source, sink = Place(), Place()
+    image = source.add_image(tar_of(APP))
+    arm = Choice(Platform("linux", "arm64"), named=True)
+    error = await refused(source, sink, None, arm)
+    assert isinstance(error, NotFound)
+    assert "linux/amd64" in str(error)
+    await converted(source, Place(), None, Choice(Platform("linux", "arm64"), named=False))
+    source.add_index({**image, "platform": AMD64})
+    error = await refused(source, sink, None, arm)
+    assert isinstance(error, NotFound)
+    assert "linux/amd64" in str(error)
+
+
+async def test_what_cannot_follow_is_named() -> None:
+    """Signatures under cosign's tags, a subject; only where the digest changes."""
+    source, sink = Place(), Place()
+    image = source.add_image(tar_of(APP), subject={"mediaType": OCI_MANIFEST, "digest": digest_of(b"s"), "size": 1})
+    source.documents[image["digest"].replace(":", "-") + ".sig"] = source.documents["v1"]
+    report = await converted(source, sink)
+    assert len(report.lost) == 2
+    assert any(digest_of(b"s") in loss for loss in report.lost)
+    assert any(f"a signature of {image['digest']}" in loss for loss in report.lost)
+    sink.documents[report.digest.replace(":", "-") + ".sig"] = sink.documents["v1"]
+    assert (await converted(sink, Place())).lost == ()
+
+
+def with_layer(source: Place, blob: bytes, media_type: str, diff_id: str) -> None:
+    """An image whose first layer is good, and whose second is this."""
+    tar = tar_of(BASE)
+    layers = [source.add_blob(gzip.compress(tar), OCI_LAYER_GZIP), source.add_blob(blob, media_type)]
+    source.add_manifest(layers, [digest_of(tar), diff_id])
+
+
+TAR = tar_of(APP)
+LINK_TO_NOTHING = tar_of([(Entry(b"l", "hardlink", link=b"nothing"), b"")])
+
+
+@pytest.mark.parametrize(
+    ("blob", "media_type", "diff_id", "expected"),
+    [
+        (gzip.compress(TAR)[:-20], OCI_LAYER_GZIP, digest_of(TAR), InvalidInput),
+        (gzip.compress(TAR), OCI_LAYER_GZIP, digest_of(b"else"), DigestMismatch),
+        (gzip.compress(b"<html>" * 100), OCI_LAYER_GZIP, digest_of(b"<html>" * 100), InvalidTar),
+        (gzip.compress(LINK_TO_NOTHING), OCI_LAYER_GZIP, digest_of(LINK_TO_NOTHING), InvalidTar),
+        (b"{}", "application/vnd.cncf.helm.chart.content.v1.tar+gzip", digest_of(b"{}"), InvalidManifest),
+        (b"x", OCI_LAYER_GZIP + "+encrypted", digest_of(b"x"), InvalidManifest),
+        (b"x", "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", digest_of(b"x"), InvalidManifest),
+    ],
+)
+async def test_bad_input_leaves_the_destination_alone(
+    blob: bytes, media_type: str, diff_id: Digest, expected: type[LazyfsError]
+) -> None:
+    """Even where an earlier layer was good; the layer is named."""
+    source = Place()
+    with_layer(source, blob, media_type, diff_id)
+    error = await refused(source, Place())
+    assert isinstance(error, expected)
+    assert digest_of(blob) in str(error)
+
+
+async def test_a_bad_image_of_an_index_stops_the_others() -> None:
+    """Nothing of the good one is at the destination either."""
+    source = Place()
+    good = source.add_image(tar_of(BASE))
+    with_layer(source, gzip.compress(b"rubbish" * 100), OCI_LAYER_GZIP, digest_of(b"rubbish" * 100))
+    bad = {"mediaType": OCI_MANIFEST, "digest": source.documents["v1"].digest, "size": len(source.documents["v1"].data)}
+    source.add_index({**good, "platform": AMD64}, {**bad, "platform": ARM64})
+    assert isinstance(await refused(source, Place()), InvalidTar)
+
+
+async def test_a_config_that_does_not_fit_is_refused() -> None:
+    """Another number of diff IDs than layers; no image config at all; an index of nothing."""
+    source = Place()
+    layer = source.add_blob(gzip.compress(TAR), OCI_LAYER_GZIP)
+    source.add_manifest([layer, layer], [digest_of(TAR)])
+    error = await refused(source, Place())
+    assert isinstance(error, InvalidManifest)
+    assert "2 layers" in str(error)
+    source.add_manifest([layer], [], config={"rootfs": None})
+    assert isinstance(await refused(source, Place()), InvalidManifest)
+    source.add_index()
+    assert isinstance(await refused(source, Place()), InvalidManifest)
+
+
+async def test_an_index_inside_an_index_is_refused() -> None:
+    """It has no platform of its own; the user may name it."""
+    source = Place()
+    inner = source.add_index({**source.add_image(TAR), "platform": AMD64})
+    source.add_index({**inner, "platform": AMD64})
+    error = await refused(source, Place())
+    assert "an index inside an index" in str(error)
+
+
+async def test_an_upload_that_fails_ends_the_conversion() -> None:
+    """And no manifest is written."""
+    source, sink = Place(), Place()
+    source.add_image(tar_of(BASE), tar_of(APP))
+
+    async def broken(*_arguments: object) -> None:
+        raise Unreachable("the registry is away")
+
+    sink.put_blob = broken  # type: ignore[method-assign]
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await converted(source, sink)
+    assert isinstance(leaf(caught.value), Unreachable)
+    assert sink.documents == {}
+
+
+async def test_cancellation_ends_threads_and_leaves_nothing() -> None:
+    """In the middle of a download, with other layers on their way."""
+    source, sink = Place(), Place()
+    source.add_image(tar_of(BASE), tar_of(APP))
+    reading = trio.Event()
+
+    async def stall(_self: object, _count: int) -> bytes:
+        reading.set()
+        await trio.sleep_forever()
+        raise AssertionError
+
+    with pytest.MonkeyPatch.context() as patch, trio.fail_after(30):
+        patch.setattr("tests.unit.converter.places.Stream.receive_exactly", stall)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(converted, source, sink)
+            await reading.wait()
+            nursery.cancel_scope.cancel()
+    assert (sink.blobs, sink.documents) == ({}, {})
+
+
+async def test_many_layers_keep_their_order() -> None:
+    """More than are fetched at once, of all sizes."""
+    source, sink = Place(), Place()
+    tars = [tar_of([(Entry(b"f%d" % number, "reg", size=number * 1000), bytes(number * 1000))]) for number in range(12)]
+    source.add_image(*tars)
+    await converted(source, sink)
+    assert [toc["entries"][1]["name"] for toc in tocs(sink)] == [f"f{number}" for number in range(12)]
+
+
+async def test_a_layer_that_comes_twice_is_sent_once() -> None:
+    """As the empty layers of some builders do."""
+    source, sink = Place(), Place()
+    source.add_image(END, END, tar_of(APP), END)
+    report = await converted(source, sink)
+    digests = [layer.digest for layer in report.images[0].layers]
+    assert digests[0] == digests[1] == digests[3]
+    assert sink.done.count(f"blob {digests[0]}") == 1

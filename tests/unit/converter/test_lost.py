@@ -1,0 +1,38 @@
+"""What hangs on a digest."""
+
+from __future__ import annotations
+
+from converter.lost import find_attached, inherent_losses
+from lazyfs.errors import Unreachable
+from lazyfs.format.digest import digest_of
+from lazyfs.source.protocol import Document
+from tests.unit.converter.places import Place
+
+DIGEST = digest_of(b"image")
+
+
+async def test_what_is_attached_is_found_by_its_tag() -> None:
+    """Signature, attestation, SBOM, and referrers of registries that have no API for them."""
+    source = Place()
+    tag = DIGEST.replace(":", "-")
+    for suffix in (".sig", ".att", ".sbom", ""):
+        source.documents[tag + suffix] = Document("", DIGEST, b"")
+    found = await find_attached(source, [DIGEST, digest_of(b"other")])
+    assert [line.split(" of ")[0] for line in found] == ["a signature", "an attestation", "an SBOM", "referrers"]
+    assert all(DIGEST in line for line in found)
+
+
+async def test_a_source_that_does_not_answer_names_nothing() -> None:
+    """Conversion does not fail for what it only wanted to mention."""
+    source = Place()
+
+    async def away(_reference: str) -> Document:
+        raise Unreachable("it is away")
+
+    source.document = away  # type: ignore[method-assign]
+    assert await find_attached(source, [DIGEST]) == ()
+
+
+def test_documents_without_losses_name_none() -> None:
+    """No subject, no attestation."""
+    assert inherent_losses([], 0) == ()
