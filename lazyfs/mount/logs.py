@@ -22,7 +22,16 @@ def log_to_file(store: Path, directory: Path) -> None:
 
 
 class _LateFile(logging.FileHandler):
-    """Makes its folder with its first line: not before the store's directory has become one."""
+    """Makes its folder with its first line: not before the store's directory has become one.
+
+    A line that cannot be written is lost, and nothing else: whoever complains is often the mount's last guard.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:  # of opening: logging itself catches only what writing raises
+            self.handleError(record)
 
     def _open(self) -> TextIOWrapper:
         Path(self.baseFilename).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
