@@ -44,6 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise MountFailed(f"{directory} is a lazyfs mount already", hint=f"Take it away first: lazyfs umount {directory}")
     if not directory.is_dir():
         raise MountFailed(f"{directory} is no directory", hint="Make it first")
+    directory = directory.resolve()  # the name under which the kernel will list the mount
     reference, access, platform, store = (
         reference_of(arguments),
         access_of(arguments),

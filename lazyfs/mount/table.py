@@ -38,9 +38,10 @@ def our_mounts() -> list[Mounted]:
 
 
 def find_mount(directory: Path) -> Mounted | None:
-    """Our mount at `directory`, the uppermost one. The directory itself is not touched."""
-    wanted = absolute(directory)
-    return next((mounted for mounted in reversed(our_mounts()) if mounted.path == wanted), None)
+    """Our mount at `directory`, the uppermost one. A mount that is there is not touched: it may be dead."""
+    at = {mounted.path: mounted for mounted in our_mounts()}
+    # Only what is no mount may be a symbolic link to one.
+    return at.get(absolute(directory)) or at.get(Path(os.path.realpath(directory)))
 
 
 def absolute(directory: Path) -> Path:
