@@ -141,7 +141,7 @@ def attributes(node: Node) -> Attributes:
         node.nlink,
         entry.uid,
         entry.gid,
-        (entry.major, entry.minor),
+        (entry.major & 0xFFF, entry.minor & 0xFFFFF),  # what mknod keeps of them
         size,
         entry.mtime_ns,
     )
