@@ -19,7 +19,7 @@ from converter.layers import Request
 from converter.prioritize import read_list
 from converter.progress import Progress
 from converter.report import Report, table
-from lazyfs.errors import LazyfsError, UsageError
+from lazyfs.errors import UsageError, foremost
 from lazyfs.format.manifest import parse_platform, this_platform
 from lazyfs.format.member import DEFAULT_LEVEL
 from lazyfs.format.toc import MAX_CHUNK_SIZE
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
         try:
             report = trio.run(_convert, source, destination, accesses, choice, request, progress)
         except BaseExceptionGroup as group:
-            raise _first(group) from group
+            raise foremost(group) from group
     if arguments.json:
         print(msgspec.json.format(msgspec.json.encode(report)).decode())
     else:
@@ -165,17 +165,3 @@ def _size(text: str) -> int:
     if not digits.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write it as 4194304, 4096K or 4M")
     return int(digits) << shift
-
-
-def _first(group: BaseExceptionGroup) -> BaseException:
-    """What to tell of several errors at once: an interrupt before a bug, a bug before an error of ours."""
-    leaves: list[BaseException] = []
-    pending: list[BaseException] = [group]
-    while pending:
-        error = pending.pop()
-        if isinstance(error, BaseExceptionGroup):
-            pending += reversed(error.exceptions)
-        else:
-            leaves.append(error)
-    leaves.sort(key=lambda error: (not isinstance(error, KeyboardInterrupt), isinstance(error, LazyfsError)))
-    return leaves[0]

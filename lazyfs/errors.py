@@ -41,6 +41,7 @@ __all__ = [
     "Unauthorized",
     "Unreachable",
     "UsageError",
+    "foremost",
 ]
 
 
@@ -136,3 +137,17 @@ class StoreUnusable(LocalError):
 
 class MountFailed(LocalError):
     """The kernel or fusermount3 refused to mount or unmount."""
+
+
+def foremost(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What to tell of several errors at once: an interrupt before a bug, a bug before an error of ours."""
+    leaves: list[BaseException] = []
+    pending: list[BaseException] = [group]
+    while pending:
+        error = pending.pop()
+        if isinstance(error, BaseExceptionGroup):
+            pending += reversed(error.exceptions)
+        else:
+            leaves.append(error)
+    leaves.sort(key=lambda error: (not isinstance(error, KeyboardInterrupt), isinstance(error, LazyfsError)))
+    return leaves[0]

@@ -40,7 +40,8 @@ class Lazyfs:
         for path in (self._home, self._mounts):
             path.mkdir(parents=True, exist_ok=True)
         # Neither the user's credentials nor a proxy: tests speak to loopback, and mean to.
-        kept = {name: value for name, value in os.environ.items() if name.lower() not in PROXIES}
+        # And Python as it is by itself: a user's output is buffered.
+        kept = {name: value for name, value in os.environ.items() if name.lower() not in PROXIES and name != "PYTHONUNBUFFERED"}
         self.environment = kept | {"HOME": str(self._home), "XDG_CACHE_HOME": str(self._home / "cache")}
 
     def run(self, *arguments: str | Path, code: int | None = 0, timeout: float = 120, **more: Any) -> Done:

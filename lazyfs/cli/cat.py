@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from functools import partial
 
 import trio
 
 from lazyfs.cli.options import add_image, add_store
+from lazyfs.cli.output import put
 from lazyfs.cli.session import open_filesystem
 from lazyfs.errors import LazyfsError
 from lazyfs.vfs.path import resolve
@@ -37,5 +36,4 @@ async def _print(arguments: argparse.Namespace) -> None:
             raise LazyfsError(f"{arguments.path} is a {node.entry.type}, not a regular file")
         for offset in range(0, node.entry.size, _STEP):
             data = await filesystem.read(node.ino, offset, _STEP)
-            await trio.to_thread.run_sync(partial(sys.stdout.buffer.write, data))
-        sys.stdout.buffer.flush()
+            await trio.to_thread.run_sync(put, bytes(data))

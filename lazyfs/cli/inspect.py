@@ -14,6 +14,7 @@ import msgspec
 import trio
 
 from lazyfs.cli.options import add_image
+from lazyfs.cli.output import put
 from lazyfs.cli.session import open_image
 from lazyfs.errors import LazyfsError, NotLazy, SourceError
 from lazyfs.format.manifest import Descriptor
@@ -31,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Inspect. Raises LazyfsError where the image cannot even be resolved."""
     report = trio.run(_inspect, arguments)
     if arguments.json:
-        print(msgspec.json.format(msgspec.json.encode(report)).decode())
+        put(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
     else:
         _print_table(report)
     return 0 if report["lazy"] else NotLazy.exit_code
@@ -76,5 +77,7 @@ def _print_table(report: dict[str, Any]) -> None:
     for number, layer in enumerate(report["layers"], 1):
         more = [layer["format"], *(str(layer.get(key, "")) for key in ("entries", "chunks", "landmark"))]
         table.add_row(str(number), f"{layer['size'] / 1e6:.1f}", *more, layer.get("toc_digest") or layer.get("reason"))
-    print(f"{report['image']}  {report['platform']}  {report['size'] / 1e6:.1f} MB")
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    with console.capture() as shown:
+        console.print(table)
+    put(f"{report['image']}  {report['platform']}  {report['size'] / 1e6:.1f} MB\n{shown.get()}")

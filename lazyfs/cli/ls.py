@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import stat
-import sys
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,6 +12,7 @@ import msgspec
 import trio
 
 from lazyfs.cli.options import add_image, add_store
+from lazyfs.cli.output import put
 from lazyfs.cli.session import open_filesystem
 from lazyfs.vfs.filesystem import attributes
 from lazyfs.vfs.path import resolve
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """List. Raises LazyfsError."""
     lines = trio.run(_lines, arguments)
-    sys.stdout.buffer.write(b"".join(line + b"\n" for line in lines))
+    put(b"".join(line + b"\n" for line in lines))
     return 0
 
 

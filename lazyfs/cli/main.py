@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from lazyfs import __version__
-from lazyfs.errors import LazyfsError
+from lazyfs.cli.output import abandon, put
+from lazyfs.errors import LazyfsError, foremost
 
 _COMMANDS: Final = {
     "convert": "rewrite an image so that it can be mounted lazily",
@@ -50,14 +51,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Errors of ours are told on stderr, in words; others are bugs, and show their traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(arguments)
+        try:
+            code = _run(arguments)
+            put("")
+        except BaseExceptionGroup as group:  # out of a nursery
+            raise foremost(group) from None
     except LazyfsError as error:
         print(f"lazyfs: {error}", file=sys.stderr)
-        return error.exit_code
+        code = error.exit_code
     except KeyboardInterrupt:
-        return 130
+        code = 130
     except BrokenPipeError:
-        return 1  # whoever read our output has gone, as `head` does
+        code = 1  # whoever read our output has gone, as `head` does
+    abandon()
+    return code
 
 
 def _run(arguments: list[str]) -> int:

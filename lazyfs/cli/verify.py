@@ -15,6 +15,7 @@ import msgspec
 import trio
 
 from lazyfs.cli.options import add_image
+from lazyfs.cli.output import put
 from lazyfs.cli.session import open_image
 from lazyfs.errors import InvalidInput
 from lazyfs.verify.image import ImageFindings, verify_image
@@ -32,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Verify. Raises LazyfsError where the image cannot be had."""
     name, findings = trio.run(_verify, arguments)
     if arguments.json:
-        print(msgspec.json.encode(_report(name, findings)).decode())
+        put(msgspec.json.encode(_report(name, findings)) + b"\n")
     else:
         for problem in findings.problems[:_SHOWN]:
             print(f"lazyfs: {problem}", file=sys.stderr)
