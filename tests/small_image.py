@@ -9,10 +9,15 @@ import io
 import json
 import random
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from lazyfs.cli.main import main
+from lazyfs.format.entry import Entry
+from lazyfs.format.footer import FOOTER_SIZE, parse_footer
+from lazyfs.format.toc import parse_toc
+from lazyfs.image.layer import read_toc_member
 from tests.bad.oci import Oci
 
 CHUNK_SIZE = 64 << 10
@@ -57,6 +62,16 @@ def build(folder: Path, seed: object = 1) -> SmallImage:
     code = main(["convert", f"oci:{it.path}:v1", f"oci:{layout}:v1", "--chunk-size", str(CHUNK_SIZE)])
     assert code == 0, code
     return SmallImage(layout, json.loads((layout / "index.json").read_text())["manifests"][0]["digest"], files)
+
+
+def listed(layout: Path) -> Iterator[tuple[Path, Entry]]:
+    """Every entry that the layers' TOCs in a layout list, with the path of its blob."""
+    for path in (layout / "blobs" / "sha256").iterdir():
+        blob = path.read_bytes()
+        if blob.startswith(b"\x1f\x8b"):
+            toc = parse_footer(blob[-FOOTER_SIZE:], len(blob), path.name)
+            for entry in parse_toc(read_toc_member(blob[toc:-FOOTER_SIZE], path.name), toc, path.name):
+                yield path, entry
 
 
 def _lower(files: dict[str, bytes]) -> bytes:

@@ -11,14 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from lazyfs.format.footer import FOOTER_SIZE, parse_footer
-from lazyfs.format.toc import parse_toc
-from lazyfs.image.layer import read_toc_member
 from lazyfs.mount.logs import log_file
 from tests.commands import Lazyfs, run
 from tests.docker_registry import Registry
 from tests.lying_registry import Lie, LyingRegistry
-from tests.small_image import LARGE, SMALL, SmallImage, large_file, small_file
+from tests.small_image import LARGE, SMALL, SmallImage, large_file, listed, small_file
 from tests.unit.registry.scripted import Reply, Request, reply
 
 pytestmark = pytest.mark.fuse
@@ -102,15 +99,7 @@ def layout(small: SmallImage, tmp_path: Path) -> Path:
 
 def place_of(layout: Path, name: str) -> tuple[Path, int]:
     """The blob in which a file's first chunk lies, and where."""
-    for path in (layout / "blobs/sha256").iterdir():
-        blob = path.read_bytes()
-        if blob[:2] != b"\x1f\x8b":
-            continue
-        toc = parse_footer(blob[-FOOTER_SIZE:], len(blob), path.name)
-        for entry in parse_toc(read_toc_member(blob[toc:-FOOTER_SIZE], path.name), toc, path.name):
-            if entry.name == name.encode():
-                return path, entry.chunks[0].member
-    raise AssertionError(name)
+    return next((path, entry.chunks[0].member) for path, entry in listed(layout) if entry.name == name.encode())
 
 
 def test_blob_changed_under_way(lazyfs: Lazyfs, layout: Path, small: SmallImage) -> None:
