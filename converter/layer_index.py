@@ -187,9 +187,15 @@ class _Placing:
 
     def _standing_markers(self) -> dict[bytes, tuple[Entry, ...]]:
         """The whiteouts by their directories, which are described; those whose directory went away later have gone with it."""
-        for name in sorted(self._emptied):
-            marker = Entry(_join(name, OPAQUE_MARKER), "reg", 0o644)
-            self._markers.setdefault(name, {}).setdefault(OPAQUE_MARKER, marker)
+        # A directory that the same layer removes and makes anew: where the whiteout is a device that the directory takes the
+        # place of (containerd's overlayfs, stargz-snapshotter), what is below would show through again.
+        removed = [
+            _join(directory, base[len(WHITEOUT_PREFIX) :]) for directory, markers in self._markers.items() for base in markers
+        ]
+        for name in sorted(self._emptied.union(removed)):
+            if name in self._inodes and self._inodes[name].entry.type == "dir":
+                marker = Entry(_join(name, OPAQUE_MARKER), "reg", 0o644)
+                self._markers.setdefault(name, {}).setdefault(OPAQUE_MARKER, marker)
         standing = {}
         for directory, markers in self._markers.items():
             way = self._tree.follow(directory)

@@ -35,8 +35,6 @@ class Uploads:
         self._nursery = nursery
         self._limiter = trio.CapacityLimiter(_AT_ONCE)
         self._gate = trio.Event()
-        self._under_way = 0
-        self._idle = trio.Condition()
         self._known: set[Digest] = set()
 
     def open_gate(self) -> None:
@@ -49,7 +47,6 @@ class Uploads:
             file.close()
             return
         self._known.add(digest)
-        self._under_way += 1
         self._nursery.start_soon(self._send, digest, size, file, from_source, progress)
 
     def send_bytes(self, data: bytes) -> Digest:
@@ -70,12 +67,6 @@ class Uploads:
             stack.pop_all()
             self.send(blob.digest, blob.size, file, True, _ignore)
 
-    async def finish(self) -> None:
-        """Wait until all that was asked for so far is there."""
-        async with self._idle:
-            while self._under_way:
-                await self._idle.wait()
-
     async def _send(self, digest: Digest, size: int, file: IO[bytes], from_source: bool, progress: Progress) -> None:
         with file:
             await self._gate.wait()
@@ -83,9 +74,6 @@ class Uploads:
                 if not await self._there(digest, size, from_source):
                     # The sink wants a path; an unnamed file has one for as long as it is open.
                     await self._sink.put_blob(digest, Path(f"/proc/self/fd/{file.fileno()}"), progress)
-        async with self._idle:
-            self._under_way -= 1
-            self._idle.notify_all()
 
     async def _there(self, digest: Digest, size: int, from_source: bool) -> bool:
         if await self._sink.has_blob(digest, size):

@@ -101,6 +101,7 @@ def test_a_directory_that_was_removed_is_implied_anew() -> None:
     assert outcome(below, [reg(b".wh.a"), reg(b"a/x"), reg(b"b/.wh..wh..opq"), reg(b"b/c/x")]) == [
         (b".wh.a", "reg", b""),
         (b"a", "dir", b""),
+        (b"a/.wh..wh..opq", "reg", b""),
         (b"a/x", "reg", b""),
         (b"b", "dir", b""),
         (b"b/.wh..wh..opq", "reg", b""),
@@ -115,6 +116,17 @@ def test_a_directory_that_was_removed_is_implied_anew() -> None:
         b"b": 0o700,
         b"b/c": 0o755,
     }
+
+
+def test_a_directory_removed_and_made_anew_is_opaque() -> None:
+    """containerd and stargz-snapshotter would show the old content through it; umoci makes the same of both."""
+    layer = [reg(b".wh.d"), folder(b"d"), reg(b"d/new")]
+    assert outcome([folder(b"d"), reg(b"d/old")], layer) == [
+        (b".wh.d", "reg", b""),
+        (b"d", "dir", b""),
+        (b"d/.wh..wh..opq", "reg", b""),
+        (b"d/new", "reg", b""),
+    ]
 
 
 def test_a_link_below_that_becomes_a_directory_hides_nothing_behind_it() -> None:
