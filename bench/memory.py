@@ -1,4 +1,4 @@
-"""The memory of a mount's process: torch's image, 30,000 files, of which a gigabyte is read, twice.
+"""The memory of a mount's process: torch's image, 30,000 files, of which a gigabyte is read, twice, while the pull finishes.
 
 Building torch takes minutes and 15 GB of disk: measured only when asked for by name.
 """
@@ -6,6 +6,7 @@ Building torch takes minutes and 15 GB of disk: measured only when asked for by 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def measure(place: Place) -> list[Figure]:
     """Peak, and what the second gigabyte adds to it."""
     image = place.lazy(IMAGE)
     place.clear_store()
-    with place.lazyfs.mounted(image, "--background", "off") as root:
+    with place.lazyfs.mounted(image) as root:
         pid = place.lazyfs.json("status", root)["pid"]
         mounted = resident(pid)
         files = list(_files(root))
@@ -31,12 +32,16 @@ def measure(place: Place) -> list[Figure]:
         once = resident(pid)
         place.say("memory: reading it again")
         _read(files)
-        twice, most = resident(pid), resident(pid, "VmHWM")
+        twice = resident(pid)
+        place.say("memory: waiting until the pull has finished")
+        while not place.lazyfs.json("status", root)["complete"]:
+            time.sleep(1)
+        most = resident(pid, "VmHWM")
     name = f"{IMAGE}, {len(files)} files"
     return [
         Figure(f"{name}, mounted", "MB", (mounted / 1e6,)),
-        Figure(f"{name}, 1 GB read, peak", "MB", (most / 1e6,), Bar("<=", 200)),
-        Figure(f"{name}, read again", "MB", (twice / 1e6,), Bar("<=", 1.05, "ratio"), Baseline("read once", (once / 1e6,))),
+        Figure(f"{name}, 1 GB read again", "MB", (twice / 1e6,), Bar("<=", 1.05, "ratio"), Baseline("read once", (once / 1e6,))),
+        Figure(f"{name}, pull finished, peak", "MB", (most / 1e6,), Bar("<=", 200)),
     ]
 
 
