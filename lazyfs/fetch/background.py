@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -71,6 +71,7 @@ class Background:
     async def _bring(self, layer: LayerBlob, pieces: Sequence[Piece]) -> bool:
         """True where a piece had to be given up."""
         bad: set[bytes] = set()
+        doubtful: set[bytes] = set()  # of runs in which something was wrong: each alone, to see what
         before = -1
         pause = 1.0
         full = False
@@ -86,18 +87,21 @@ class Background:
             else:
                 pause = 1.0
             before = len(missing)
-            runs = cut_runs(missing) if self._fetcher.sends_ranges(layer) else [missing]
+            ranges = self._fetcher.sends_ranges(layer)
+            runs = cut_runs(missing, doubtful) if ranges else [missing]
             if full:
                 runs = [missing[:1]]  # one chunk finds out whether there is room again; a run would be downloaded for nothing
                 full = False
             for run in runs:
+                if ranges and not self._fetcher.sends_ranges(layer):
+                    break  # each of the runs would be a stream of the whole blob
                 failure = await self._fetcher.fetch(layer, run)
                 if failure is not None:
                     self._report(layer, failure)
                     full = isinstance(failure, LocalError)
                     if not isinstance(failure, InvalidInput):
                         break
-                    bad.update(piece.chunk.digest for piece in run)
+                    (doubtful if ranges and len(run) > 1 else bad).update(piece.chunk.digest for piece in run)
                     before = -1
 
     def _report(self, layer: LayerBlob, failure: Exception) -> None:
@@ -127,14 +131,16 @@ def measure_missing(store: Store, layers: Iterable[LayerBlob]) -> Missing:
     return Missing(len(missing), sum(piece.chunk.size for piece in missing))
 
 
-def cut_runs(pieces: Sequence[Piece]) -> list[list[Piece]]:
-    """Runs of at most RUN_BYTES; a new one wherever something that is here lies between."""
+def cut_runs(pieces: Sequence[Piece], alone: Container[bytes] = ()) -> list[list[Piece]]:
+    """Runs of at most RUN_BYTES; a new one wherever something that is here lies between. Of one piece for the digests `alone`."""
     runs: list[list[Piece]] = []
     for piece in pieces:
         last = runs[-1] if runs else None
         chunk = piece.chunk
         if (
             last is not None
+            and chunk.digest not in alone
+            and last[-1].chunk.digest not in alone
             and chunk.member <= last[-1].chunk.member_end + BRIDGE
             and chunk.member_end - last[0].chunk.member <= RUN_BYTES
         ):

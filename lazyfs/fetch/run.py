@@ -32,7 +32,7 @@ class Batch(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What `fly` needs. `landed` hears of every piece, in the event loop; `pause` is awaited before each batch."""
+    """What `fly` needs. `landed` hears of every piece, in the event loop; `pause` is awaited before each batch, and says whether to go on."""
 
     store: Store
     source: ImageSource
@@ -40,7 +40,7 @@ class Run(NamedTuple):
     threads: trio.CapacityLimiter
     landed: Callable[[Unpacked], None]
     received: Callable[[int], None]
-    pause: Callable[[], Awaitable[None]]
+    pause: Callable[[], Awaitable[bool]]
 
     async def fly(self, pieces: Sequence[Piece], *, whole: bool = False) -> None:
         """Fetch `pieces`, which stand in blob order; `whole` asks for the whole blob and skips what is not wanted.
@@ -56,7 +56,8 @@ class Run(NamedTuple):
                 try:
                     position = start
                     for batch in batches:
-                        await self.pause()
+                        if not await self.pause():
+                            break
                         await self._skip(stream, batch.start - position)
                         data = await stream.receive_exactly(batch.end - batch.start)
                         self.received(len(data))

@@ -302,3 +302,81 @@ async def test_background_gives_up_what_is_broken_at_the_source(store: Store, ex
         await background.run()
     assert not background.finished.is_set() and background.trouble
     assert measure_missing(store, [layer]).chunks == 1
+
+
+async def test_server_without_ranges_is_streamed_once_for_the_background(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was planned as many ranges becomes one stream, as soon as it is known that there are no ranges."""
+    monkeypatch.setattr("lazyfs.fetch.background.RUN_BYTES", 10_000)
+    files = [(b"f%02d" % number, RANDOM.randbytes(5000)) for number in range(20)]
+    layer, blob = make_layer(files)
+    source = ScriptedSource(blob)
+    source.ignores_ranges = True
+    async with open_fetcher(store, source) as fetcher:
+        background = Background(store, fetcher, [Wanted(layer, 0)])
+        await background.run()
+        assert background.finished.is_set()
+    assert len(source.ranges) == 2, source.ranges
+
+
+async def test_what_is_here_is_read_while_all_slots_wait_for_a_dead_source(store: Store) -> None:
+    """The neighbours that a miss would bring along are not unreadable because its turn has not come."""
+    files = [(b"f%02d" % number, RANDOM.randbytes(1 << 20 if number % 2 else 2000)) for number in range(20)]
+    layer, blob = make_layer(files)
+    source = ScriptedSource(blob)
+    async with open_fetcher(store, source) as fetcher:
+        assert await read_piece(fetcher, layer, 18) == files[18][1]
+    source.gate = trio.Event()
+    async with open_fetcher(store, source) as fetcher, trio.open_nursery() as nursery:
+        for number in (1, 3, 5, 7, 9, 11):
+            nursery.start_soon(read_piece, fetcher, layer, number)
+        await wait_all_tasks_blocked(0.05)
+        nursery.start_soon(read_piece, fetcher, layer, 17)  # its run would begin beside what is here
+        await wait_all_tasks_blocked(0.05)
+        with trio.fail_after(10):
+            assert await read_piece(fetcher, layer, 18) == files[18][1]
+        nursery.cancel_scope.cancel()
+
+
+async def test_paused_background_does_not_hold_up_other_processes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a reader of ours hangs, the background lets go of what it has claimed: another process may be waiting for it."""
+    monkeypatch.setattr("lazyfs.fetch.fetcher._PATIENCE", 0.01)
+    files = [(b"f%02d" % number, RANDOM.randbytes(300_000)) for number in range(10)]
+    layer, blob = make_layer(files)
+    source = ScriptedSource(blob)
+    with Store.open(store.directory.path) as other_store:
+        async with (
+            open_fetcher(store, source) as ours,
+            open_fetcher(other_store, ScriptedSource(blob)) as theirs,
+            trio.open_nursery() as nursery,
+        ):
+            source.gate = trio.Event()
+            nursery.start_soon(ours.fetch, layer, layer.pieces[5:])
+            await wait_all_tasks_blocked(0.05)  # everything behind the middle is claimed
+            opened, source.gate = source.gate, trio.Event()
+            nursery.start_soon(read_piece, ours, layer, 0)
+            await wait_all_tasks_blocked(0.05)
+            opened.set()
+            with trio.fail_after(10):
+                assert await read_piece(theirs, layer, 9) == files[9][1]
+            nursery.cancel_scope.cancel()
+
+
+async def test_background_gives_up_nothing_but_what_is_broken(store: Store, autojump_clock: object, expect_log: object) -> None:
+    """A run that ends before its last chunk, and has a broken one in it, takes no other chunk down."""
+    expect_log("stands still")  # type: ignore[operator]
+    files = [(b"f%02d" % number, RANDOM.randbytes(100_000)) for number in range(10)]
+    layer, blob = make_layer(files)
+    broken = bytearray(blob)
+    broken[layer.pieces[0].chunk.member + 1000] ^= 1
+    source = ScriptedSource(blob)
+    source.blobs = {layer.digest: bytes(broken)}
+    with Store.open(store.directory.path) as other_store:
+        other_store.claim(layer.pieces[9].chunk.digest)
+        async with open_fetcher(store, source) as fetcher:
+            background = Background(store, fetcher, [Wanted(layer, 0)])
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(background.run)
+                await wait_all_tasks_blocked(0.05)
+                other_store.release(layer.pieces[9].chunk.digest)
+        assert measure_missing(store, [layer]).chunks == 1
+        assert not background.finished.is_set()
