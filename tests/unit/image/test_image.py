@@ -114,7 +114,8 @@ async def test_small_toc_takes_one_range_and_a_large_one_two() -> None:
 def test_first_guess_is_never_more_than_the_blob() -> None:
     """Small blobs are asked for whole, large ones for a hundredth."""
     assert first_guess(100) == 100
-    assert first_guess(1 << 30) == (1 << 30) // 100
+    assert first_guess(300 << 20) == (300 << 20) // 100
+    assert first_guess(1 << 62) == 4 << 20
 
 
 async def test_toc_that_another_digest_vouches_for_is_refused(store: Store) -> None:
