@@ -72,11 +72,14 @@ def _describe(descriptor: Descriptor, result: Layer | LazyfsError) -> dict[str, 
 def _print_table(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("layer", "size MB", "format", "entries", "chunks", "landmark", "TOC digest, or why it is not lazy")
     for number, layer in enumerate(report["layers"], 1):
         more = [layer["format"], *(str(layer.get(key, "")) for key in ("entries", "chunks", "landmark"))]
-        table.add_row(str(number), f"{layer['size'] / 1e6:.1f}", *more, layer.get("toc_digest") or layer.get("reason"))
+        # As it is: what a layer says of itself may look like rich's markup.
+        last = Text(layer.get("toc_digest") or layer["reason"])
+        table.add_row(str(number), f"{layer['size'] / 1e6:.1f}", *more, last)
     console = Console(width=None if sys.stdout.isatty() else 200)
     with console.capture() as shown:
         console.print(table)
