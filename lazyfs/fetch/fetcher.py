@@ -165,7 +165,6 @@ class Fetcher:
 
         Nothing, where the first piece is here: it was the reason for the run.
         """
-
         first = pieces[0]
 
         def look() -> set[bytes]:

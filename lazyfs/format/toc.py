@@ -12,6 +12,7 @@ JSON; `lazyfsMtime` holds nanoseconds that RFC 3339 cannot spell.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Final, cast, get_args
 
@@ -86,7 +87,7 @@ def parse_toc(data: bytes, toc_offset: int, what: str) -> tuple[Entry, ...]:
         _place(entry, names, what)
         position = after
         heads += 1
-    _check_parents(names, what)
+    check_parents(names, what)
     if len(names) < heads:
         _check_links(names, what)
     return tuple(names.values())
@@ -118,7 +119,7 @@ def _member_ends(raw: list[_RawEntry], toc_offset: int, what: str) -> dict[int, 
         if entry.type == "chunk" or (entry.type == "reg" and entry.size > 0):
             if not 0 <= entry.offset < toc_offset:
                 raise InvalidToc(
-                    f"{what}: {entry.name!r} lies at offset {entry.offset}, outside the blob's data (0 to {toc_offset})"
+                    f"{what}: {show(entry.name)} lies at offset {entry.offset}, outside the blob's data (0 to {toc_offset})"
                 )
             starts.add(entry.offset)
     ordered = sorted(starts)
@@ -127,23 +128,23 @@ def _member_ends(raw: list[_RawEntry], toc_offset: int, what: str) -> dict[int, 
 
 def _entry(head: _RawEntry, more: list[_RawEntry], ends: dict[int, int], times: dict[str, int], what: str) -> Entry:
     if head.type not in _TYPES:
-        raise InvalidToc(f"{what}: {head.name!r} is of the unknown type {head.type!r}")
+        raise InvalidToc(f"{what}: {show(head.name)} is of the unknown type {show(head.type)}")
     name = clean_name(head.lazyfs_name if head.lazyfs_name is not None else head.name.encode(), what)
     if more and head.type != "reg":
-        raise InvalidToc(f"{what}: {head.name!r} is no regular file and yet has chunks")
+        raise InvalidToc(f"{what}: {show(head.name)} is no regular file and yet has chunks")
     if not name and head.type != "dir":
         raise InvalidToc(f"{what}: the root is a {head.type}")
     if not (0 <= head.uid <= MAX_ID and 0 <= head.gid <= MAX_ID):
-        raise InvalidToc(f"{what}: {head.name!r} belongs to {head.uid}:{head.gid}, which are no ids")
+        raise InvalidToc(f"{what}: {show(head.name)} belongs to {head.uid}:{head.gid}, which are no ids")
     if not (0 <= head.dev_major < 1 << 32 and 0 <= head.dev_minor < 1 << 32):
-        raise InvalidToc(f"{what}: {head.name!r} is the device {head.dev_major}:{head.dev_minor}, which is none")
+        raise InvalidToc(f"{what}: {show(head.name)} is the device {head.dev_major}:{head.dev_minor}, which is none")
     link = b""
     if head.type in ("symlink", "hardlink"):
         link = head.lazyfs_link_name if head.lazyfs_link_name is not None else head.link_name.encode()
         if head.type == "hardlink":
             link = clean_name(link, what)
         elif not link or b"\0" in link or len(link) > 4095:
-            raise InvalidToc(f"{what}: {head.name!r} is a symbolic link to what is no path")
+            raise InvalidToc(f"{what}: {show(head.name)} is a symbolic link to what is no path")
     return Entry(
         name=name,
         type=cast(EntryType, head.type),
@@ -177,40 +178,40 @@ def clean_name(raw: bytes, what: str) -> bytes:
     return name
 
 
-def show(name: bytes) -> str:
-    """A name for a message: printable, quoted, and not longer than a line."""
-    text = repr(name.decode("utf-8", "backslashreplace"))
+def show(name: bytes | str) -> str:
+    """A name, or whatever else a layer says, for a message: printable, quoted, and not longer than a line."""
+    text = repr(name if isinstance(name, str) else name.decode("utf-8", "backslashreplace"))
     return text if len(text) <= 200 else text[:150] + "…" + text[-40:]
 
 
 def _chunks(head: _RawEntry, more: list[_RawEntry], ends: dict[int, int], what: str) -> tuple[Chunk, ...]:
     size = head.size
     if not 0 <= size < 1 << 62:
-        raise InvalidToc(f"{what}: {head.name!r} has the size {size}")
+        raise InvalidToc(f"{what}: {show(head.name)} has the size {size}")
     if size == 0:
         if more:
-            raise InvalidToc(f"{what}: {head.name!r} is empty and yet has chunks")
+            raise InvalidToc(f"{what}: {show(head.name)} is empty and yet has chunks")
         return ()
     chunks = []
     expected = 0
     for raw in (head, *more):
         if raw.chunk_offset != expected:
-            raise InvalidToc(f"{what}: {head.name!r} has a chunk at {raw.chunk_offset} where {expected} comes next")
+            raise InvalidToc(f"{what}: {show(head.name)} has a chunk at {raw.chunk_offset} where {expected} comes next")
         length = raw.chunk_size or size - expected
         if not 0 < length <= size - expected:
-            raise InvalidToc(f"{what}: {head.name!r} has a chunk of {length} bytes at {expected} of {size}")
+            raise InvalidToc(f"{what}: {show(head.name)} has a chunk of {length} bytes at {expected} of {size}")
         if length > MAX_CHUNK_SIZE:
-            raise InvalidToc(f"{what}: {head.name!r} has a chunk of {length} bytes, more than {MAX_CHUNK_SIZE}")
+            raise InvalidToc(f"{what}: {show(head.name)} has a chunk of {length} bytes, more than {MAX_CHUNK_SIZE}")
         inner = raw.inner_offset
         if not 0 <= inner <= 2 * MAX_CHUNK_SIZE:
-            raise InvalidToc(f"{what}: {head.name!r} has the innerOffset {inner}")
+            raise InvalidToc(f"{what}: {show(head.name)} has the innerOffset {inner}")
         digest = raw.chunk_digest or (head.digest if not more and raw is head else "")
         # deflate can make data longer, but no honest writer doubles it: what lies further is not read for this chunk.
         end = min(ends[raw.offset], raw.offset + 2 * (inner + length) + (1 << 20))
         chunks.append(Chunk(expected, length, _raw_digest(digest, head.name, what), raw.offset, inner, end))
         expected += length
     if expected != size:
-        raise InvalidToc(f"{what}: the chunks of {head.name!r} end at {expected} of {size} bytes")
+        raise InvalidToc(f"{what}: the chunks of {show(head.name)} end at {expected} of {size} bytes")
     return tuple(chunks)
 
 
@@ -221,7 +222,7 @@ def _raw_digest(text: str, name: str, what: str) -> bytes:
             return bytes.fromhex(digits)
         except ValueError:
             pass
-    raise InvalidToc(f"{what}: {name!r} has a chunk that no sha256 digest vouches for (chunkDigest {text!r})")
+    raise InvalidToc(f"{what}: {show(name)} has a chunk that no sha256 digest vouches for (chunkDigest {show(text)})")
 
 
 def _xattrs(head: _RawEntry, what: str) -> tuple[tuple[bytes, bytes], ...]:
@@ -230,7 +231,7 @@ def _xattrs(head: _RawEntry, what: str) -> tuple[tuple[bytes, bytes], ...]:
     for key, value in (head.xattrs or {}).items():
         raw_key = raw_keys.get(key) or key.encode()
         if not raw_key or b"\0" in raw_key or len(raw_key) > 255 or len(value or b"") > 65536:
-            raise InvalidToc(f"{what}: {head.name!r} has an extended attribute {key!r} that no kernel would take")
+            raise InvalidToc(f"{what}: {show(head.name)} has an extended attribute {show(key)} that no kernel would take")
         found[raw_key] = value or b""
     return tuple(sorted(found.items()))
 
@@ -238,7 +239,7 @@ def _xattrs(head: _RawEntry, what: str) -> tuple[tuple[bytes, bytes], ...]:
 def _mtime(head: _RawEntry, times: dict[str, int], what: str) -> int:
     if head.lazyfs_mtime:
         if not re.fullmatch(r"-?\d{1,30}", head.lazyfs_mtime, re.ASCII):
-            raise InvalidToc(f"{what}: {head.name!r} has the lazyfsMtime {head.lazyfs_mtime!r}")
+            raise InvalidToc(f"{what}: {show(head.name)} has the lazyfsMtime {show(head.lazyfs_mtime)}")
         return max(-(2**63) * 10**9, min(int(head.lazyfs_mtime), (2**63 - 1) * 10**9))
     text = head.modtime
     if not text:
@@ -256,7 +257,7 @@ def _parse_time(text: str, name: str, what: str) -> int:
             raise ValueError
         moment = datetime.fromisoformat(match[1]) - _EPOCH
     except ValueError:
-        raise InvalidToc(f"{what}: {name!r} has the modtime {text!r}, which is no RFC 3339 time") from None
+        raise InvalidToc(f"{what}: {show(name)} has the modtime {show(text)}, which is no RFC 3339 time") from None
     seconds = moment.days * 86400 + moment.seconds
     if match[3] != "Z":
         away = int(match[3][1:3]) * 3600 + int(match[3][4:]) * 60
@@ -281,7 +282,8 @@ def _place(entry: Entry, names: dict[bytes, Entry], what: str) -> None:
     names[entry.name] = entry
 
 
-def _check_parents(names: dict[bytes, Entry], what: str) -> None:
+def check_parents(names: Mapping[bytes, Entry], what: str) -> None:
+    """Raise InvalidToc where a layer's names need a file to be a directory, or imply more directories than anybody could hold."""
     good: set[bytes] = {b""}
     implied = 0
     for name in names:
@@ -294,7 +296,7 @@ def _check_parents(names: dict[bytes, Entry], what: str) -> None:
                 # A few names can imply thousands of directories each, and every one becomes a node of the tree.
                 implied += len(parent)
                 if implied > MAX_TOC_SIZE or len(good) > MAX_ENTRIES:
-                    raise InvalidToc(f"{what}: the TOC implies more directories than there may be entries")
+                    raise InvalidToc(f"{what}: it implies more directories than there may be entries")
             good.add(parent)
             parent = parent.rpartition(b"/")[0]
 

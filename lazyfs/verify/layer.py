@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 import msgspec
 
 from lazyfs.errors import LazyfsError
 from lazyfs.format.digest import check
-from lazyfs.format.entry import TOC_NAME, WHITEOUT_PREFIX, Entry, base_of
+from lazyfs.format.entry import OPAQUE_MARKER, TOC_NAME, WHITEOUT_PREFIX, Entry, base_of, parent_of
 from lazyfs.format.footer import FOOTER_SIZE, parse_footer
 from lazyfs.format.manifest import Descriptor
 from lazyfs.format.tar import TarMember, read_tar
-from lazyfs.format.toc import parse_toc, show
+from lazyfs.format.toc import check_parents, parse_toc, show
 from lazyfs.image.layer import TOC_DIGEST, claimed_toc_digest, read_toc_member
 from lazyfs.image.spool import Spool
 
@@ -47,6 +47,7 @@ def verify_layer(spool: Spool, descriptor: Descriptor) -> LayerFindings:
     what = f"layer {descriptor.digest}"
     try:
         unpacked = _last_of_each_name(read_tar(spool.read_at, spool.size, descriptor.size, what))
+        check_parents({name: member.entry for name, member in unpacked.items()}, what)
     except LazyfsError as error:
         return LayerFindings(False, (), 0, (error.message,))
     if TOC_DIGEST not in descriptor.annotations:
@@ -55,7 +56,7 @@ def verify_layer(spool: Spool, descriptor: Descriptor) -> LayerFindings:
         entries = _read_toc(spool, descriptor, what)
     except LazyfsError as error:
         return LayerFindings(False, (), 0, (error.message,))
-    problems = [*_compare_trees({entry.name: entry for entry in entries}, unpacked)]
+    problems = [*_compare_trees({entry.name: entry for entry in entries}, unpacked), *_late_whiteouts(unpacked)]
     for entry in entries:
         member = unpacked.get(entry.name)
         if member is not None and member.entry.size == entry.size:
@@ -109,11 +110,28 @@ def _compare_trees(listed: dict[bytes, Entry], unpacked: dict[bytes, TarMember])
                 yield from _compare_entries(entry, other)
 
 
+def _late_whiteouts(unpacked: Iterable[bytes]) -> Iterator[str]:
+    """Who unpacks meets a whiteout in the tar's order, and it takes away what the layer itself has brought; or it fails there."""
+    brought: set[bytes] = set()
+    for name in unpacked:
+        base = base_of(name)
+        if base.startswith(WHITEOUT_PREFIX) and base != OPAQUE_MARKER:
+            hidden = name[: len(name) - len(base)] + base[len(WHITEOUT_PREFIX) :]
+            if hidden in brought:
+                yield f"{show(name)} comes behind {show(hidden)} in the tar: unpacking removes or refuses it, mounting lazily shows it"
+        here = name
+        while here not in brought:
+            brought.add(here)
+            here = parent_of(here)
+
+
 def _compare_link(link: Entry, target: Entry) -> Iterator[str]:
     """Who unpacks gives a link's metadata to the file; who mounts lazily shows the file's own."""
     for field in ("mode", "uid", "gid", "mtime_ns"):
         if getattr(link, field) != getattr(target, field):
             yield f"{show(link.name)} is a hard link whose {field} differs from its target's: unpacking would change the file"
+    if not set(link.xattrs) <= set(target.xattrs):
+        yield f"{show(link.name)} is a hard link with xattrs that its target has not: unpacking would give them to the file"
 
 
 def _compare_entries(listed: Entry, unpacked: Entry) -> Iterator[str]:

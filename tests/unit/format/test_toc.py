@@ -185,3 +185,12 @@ def test_any_json_is_a_toc_or_a_clear_error(entries: list[dict[str, Any]]) -> No
     for entry in parsed:
         assert sum(chunk.size for chunk in entry.chunks) == entry.size
         assert b".." not in entry.name.split(b"/") and not entry.name.startswith(b"/")
+
+
+@pytest.mark.parametrize("field", ["name", "type", "modtime", "chunkDigest", "lazyfsMtime"])
+def test_a_message_is_no_longer_than_a_screen(field: str) -> None:
+    """Whatever a hostile TOC writes a megabyte of is quoted in part."""
+    entry = {"name": "a", "type": "reg", "size": 1, field: "x" * (1 << 20)}
+    with pytest.raises(InvalidToc) as caught:
+        parse(entry)
+    assert len(str(caught.value)) < 1000

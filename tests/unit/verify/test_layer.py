@@ -207,3 +207,54 @@ def test_hard_link_with_metadata_of_its_own() -> None:
         lambda toc: toc.update(json.loads(data)),
     )
     assert any("'b' is a hard link whose uid differs" in problem for problem in verify(blob).problems)
+
+
+def blob_of(tar: bytes, entries: list[Toc]) -> bytes:
+    """A blob whose tar and TOC were written by hand, each as its author likes."""
+    body = compress_member(tar.rstrip(b"\0") + bytes(-len(tar.rstrip(b"\0")) % 512))
+    toc = BLOB[parse_footer(BLOB[-FOOTER_SIZE:], len(BLOB), "x") : -FOOTER_SIZE]
+    return with_toc(body + toc + build_footer(len(body)), lambda toc: toc.update(entries=entries))
+
+
+def tar_of(*members: tarfile.TarInfo) -> bytes:
+    """A tar of entries without data."""
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for member in members:
+            tar.addfile(member)
+    return target.getvalue()
+
+
+def test_hard_link_with_xattrs_of_its_own() -> None:
+    """Unpacking would give the file a capability that a lazy mount does not show."""
+    link = tarfile.TarInfo("b")
+    link.type, link.linkname = tarfile.LNKTYPE, "a"
+    link.pax_headers = {"SCHILY.xattr.security.capability": "x"}
+    listed = [{"name": "a", "type": "reg", "mode": 0o644}, {"name": "b", "type": "hardlink", "linkName": "a"}]
+    problems = verify(blob_of(tar_of(tarfile.TarInfo("a"), link), listed)).problems
+    assert len(problems) == 1 and "'b' is a hard link with xattrs" in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["a", ".wh.a"], "'.wh.a' comes behind 'a' in the tar"),
+        (["d/e/f", "d/.wh.e"], "'d/.wh.e' comes behind 'd/e' in the tar"),
+        ([".wh.a", "a"], ""),
+        (["d/a", "d/.wh..wh..opq"], ""),
+    ],
+)
+def test_whiteout_behind_what_it_would_remove(names: list[str], words: str) -> None:
+    """The names are the same in tar and TOC; only their order makes two trees of them."""
+    listed = [{"name": name, "type": "reg", "mode": 0o644} for name in names]
+    problems = verify(blob_of(tar_of(*map(tarfile.TarInfo, names)), listed)).problems
+    assert len(problems) == bool(words) and all(words in problem for problem in problems), problems
+
+
+def test_tar_that_implies_more_directories_than_anybody_can_hold() -> None:
+    """Its size is no measure of what it would cost to merge."""
+    names = [f"{number}/" + "a/" * 2000 + "f" for number in range(200)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lazyfs.format.toc.MAX_ENTRIES", 100_000)
+        problems = verify(blob_of(tar_of(*map(tarfile.TarInfo, names)), [])).problems
+    assert len(problems) == 1 and "implies more directories" in problems[0]
