@@ -29,6 +29,8 @@ _QUIET: Final = 30.0
 """Seconds for which the same failure is not logged again: the kernel asks for the same bytes several times."""
 STATUS_XATTR: Final = b"user.lazyfs.status"
 """Asked for on the root, it answers with the mount's status as JSON. It is not listed."""
+PROCESS_XATTR: Final = b"user.lazyfs.process"
+"""Likewise, with the number of this process: at once, where a status takes counting."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -119,6 +121,8 @@ class Operations(pyfuse3.Operations):
         node = self._fs.node(inode)
         if name == STATUS_XATTR and inode == pyfuse3.ROOT_INODE:
             return await self._status()
+        if name == PROCESS_XATTR and inode == pyfuse3.ROOT_INODE:
+            return b"%d" % os.getpid()
         for key, value in node.entry.xattrs:
             if key == name:
                 return value

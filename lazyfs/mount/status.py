@@ -7,6 +7,8 @@ could be stale, and whoever sees the mount may ask.
 from __future__ import annotations
 
 import os
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -14,6 +16,7 @@ import msgspec
 from lazyfs.errors import LazyfsError, MountFailed
 
 _ATTRIBUTE = "user.lazyfs.status"
+_PROCESS_ATTRIBUTE = "user.lazyfs.process"
 
 
 class MountStatus(msgspec.Struct, frozen=True):
@@ -60,3 +63,19 @@ def ask_status(directory: Path) -> MountStatus:
         ) from error
     except msgspec.DecodeError as error:
         raise LazyfsError(f"the mount at {directory} answers in another version's words: {error}") from error
+
+
+def ask_process(directory: Path, patience: float) -> int | None:
+    """The number of the process that serves the mount at `directory`; None where it is dead, says nothing within `patience`
+    seconds, or must not be asked by this user."""
+    answer: list[int] = []
+
+    def ask() -> None:
+        with suppress(OSError, ValueError):
+            answer.append(int(os.getxattr(directory, _PROCESS_ATTRIBUTE)))
+
+    # In a thread that may be left behind: nothing else ends the wait for a mount that hangs.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(patience)
+    return answer[0] if answer else None

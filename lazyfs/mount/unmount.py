@@ -5,16 +5,20 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import select
 import subprocess
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from lazyfs.errors import MountFailed
+from lazyfs.mount.status import ask_process
 from lazyfs.mount.table import Mounted, find_mount, holders
 
 _MNT_DETACH: Final = 2
 _UMOUNT_NOFOLLOW: Final = 8
+_ASK_DEADLINE: Final = 2.0
 _END_DEADLINE: Final = 10.0
 
 
@@ -27,14 +31,17 @@ def unmount(directory: Path, *, lazy: bool = False) -> None:
     mounted = find_mount(directory)
     if mounted is None:
         raise MountFailed(f"{directory} is no lazyfs mount", hint="`lazyfs status` lists those there are")
-    error = _umount2(mounted, lazy) if os.geteuid() == 0 else _fusermount(mounted, lazy)
-    if error:
-        busy = holders(mounted)
-        if busy:
-            raise MountFailed(f"{directory} is busy: held by {', '.join(busy[:10])}", hint="End them, or detach it with --lazy")
-        raise MountFailed(f"cannot unmount {directory}: {error}", hint="`--lazy` detaches a busy mount")
-    if not lazy:
-        _wait_until_gone(mounted)
+    with _server(mounted) as server:
+        error = _umount2(mounted, lazy) if os.geteuid() == 0 else _fusermount(mounted, lazy)
+        if error:
+            busy = holders(mounted)
+            if busy:
+                raise MountFailed(
+                    f"{directory} is busy: held by {', '.join(busy[:10])}", hint="End them, or detach it with --lazy"
+                )
+            raise MountFailed(f"cannot unmount {directory}: {error}", hint="`--lazy` detaches a busy mount")
+        if server is not None and not lazy:
+            select.select([server], [], [], _END_DEADLINE)
 
 
 def _umount2(mounted: Mounted, lazy: bool) -> str:
@@ -55,9 +62,17 @@ def _fusermount(mounted: Mounted, lazy: bool) -> str:
     return "" if done.returncode == 0 else done.stderr.strip() or f"fusermount3 ended with {done.returncode}"
 
 
-def _wait_until_gone(mounted: Mounted) -> None:
-    """The daemon ends when the kernel tells it so; who unmounts and mounts again should not meet the old one."""
-    connection = Path(f"/sys/fs/fuse/connections/{mounted.device.partition(':')[2]}")
-    deadline = time.monotonic() + _END_DEADLINE
-    while connection.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
+@contextmanager
+def _server(mounted: Mounted) -> Iterator[int | None]:
+    """A pidfd of the process that serves a mount: it still closes the store when the mount has gone, and who unmounts to clear
+    that, or to mount again, should not meet it. None where there is nobody to wait for, or we are that process."""
+    process = ask_process(mounted.path, _ASK_DEADLINE)
+    descriptor = None
+    if process is not None and process != os.getpid():
+        with suppress(ProcessLookupError):
+            descriptor = os.pidfd_open(process)
+    try:
+        yield descriptor
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
