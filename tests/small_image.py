@@ -51,10 +51,10 @@ def small_file(number: int) -> str:
     return f"etc/conf.d/{number % 7}/small-{number:03}"
 
 
-def build(folder: Path, seed: object = 1) -> SmallImage:
+def build(folder: Path, small_files: int = SMALL, seed: object = 1) -> SmallImage:
     """Build and convert the image in `folder`; another `seed` gives other bytes."""
     files = {large_file(number): content((seed, number), CHUNK_SIZE * (2 + number) + 777 * number) for number in range(LARGE)}
-    files |= {small_file(number): content((seed, -number), 150 + 61 * number % 9000) for number in range(SMALL)}
+    files |= {small_file(number): content((seed, -number), 150 + 61 * number % 9000) for number in range(small_files)}
     files |= {"empty": b"", "bin/tool": b"#!/bin/sh\necho tool\n", "first": content((seed, "first"), 30_000)}
     it = Oci(folder / "original")
     it.image(it.plain(_lower(files)), it.plain(_upper(files)))
