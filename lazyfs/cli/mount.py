@@ -52,6 +52,10 @@ def run(arguments: argparse.Namespace) -> int:
         store_of(arguments),
     )
 
+    _check_not_hidden(directory, "the store", store)
+    if reference.transport == "oci":
+        _check_not_hidden(directory, "the image", Path(reference.location))
+
     def serve(reporter: Reporter) -> None:
         # Imported in the child alone: the parent only waits.
         from lazyfs.mount.logs import log_to_file, log_to_terminal
@@ -84,11 +88,12 @@ def _follow(pid: int, reports: Iterator[Report], directory: Path, arguments: arg
     if arguments.json:
         print(json.dumps({"image": first["image"], "directory": str(directory), "pid": pid}), flush=True)
     if arguments.background == "wait":
-        _show_progress(reports)
+        _show_progress(reports, directory)
     return 0
 
 
-def _show_progress(reports: Iterator[Report]) -> None:
+def _show_progress(reports: Iterator[Report], directory: Path) -> None:
+    """Until everything is here. Raises what the mount's process tells, MountFailed when it ends before that."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
@@ -96,9 +101,24 @@ def _show_progress(reports: Iterator[Report]) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("fetching", total=None)
+        trouble = ""
         for report in reports:
             _raise_error(report)
             progress.update(task, total=report["total"], completed=report["total"] - report["left"])
+            if report["trouble"] and report["trouble"] != trouble:
+                trouble = report["trouble"]
+                print(f"lazyfs: {trouble}; trying again", file=sys.stderr)
+            if report.get("done"):
+                return
+    raise MountFailed(
+        f"the mount at {directory} has ended before everything was here", hint="What has arrived is kept: mount it again"
+    )
+
+
+def _check_not_hidden(directory: Path, what: str, path: Path) -> None:
+    """The mount's process would look for its own files inside of its own mount."""
+    if path.resolve().is_relative_to(directory):
+        raise MountFailed(f"{directory} holds {what} ({path}), which the mount would hide", hint="Mount it at another directory")
 
 
 def _raise_error(report: dict[str, Any]) -> None:

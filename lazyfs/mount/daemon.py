@@ -19,7 +19,8 @@ from lazyfs.errors import LazyfsError, MountFailed
 _log = logging.getLogger(__name__)
 
 Report = dict[str, Any]
-"""`{"ready": true}`, `{"left": BYTES, "total": BYTES}`, `{"error": TEXT, "code": EXIT CODE}`."""
+"""`{"ready": true}`, `{"left": BYTES, "total": BYTES, "trouble": TEXT}`, the last of these with `"done": true`, and
+`{"error": TEXT, "code": EXIT CODE}`."""
 
 
 class Reporter:

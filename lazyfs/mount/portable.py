@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import pyfuse3
 import trio
@@ -122,8 +122,8 @@ class PortableMount:
                 self._background.trouble = f"the background fetch has ended: {surprise!r}"
             nursery.cancel_scope.cancel()
         if not self._background.finished.is_set():
-            reporter.tell(error=f"{self._image.name} is mounted, but incomplete: {self._background.trouble}", code=4)
-        reporter.tell(left=0, total=1)
+            await _tell(reporter, error=f"{self._image.name} is mounted, but incomplete: {self._background.trouble}", code=4)
+        await _tell(reporter, left=0, total=1, trouble="", done=True)
         reporter.detach()
 
     async def _report_progress(self, reporter: Reporter, background: Background) -> None:
@@ -133,7 +133,7 @@ class PortableMount:
         while True:
             # Counted, not measured: what was copied inside of the store is made up for by the last line.
             left = max(0, total - (self._fetcher.statistics().unpacked - before))
-            reporter.tell(left=left, total=total, trouble=background.trouble)
+            await _tell(reporter, left=left, total=total, trouble=background.trouble)
             await trio.sleep(0.25)
 
     async def status(self) -> bytes:
@@ -164,6 +164,11 @@ class PortableMount:
                 trouble=self._background.trouble if self._background else "",
             )
         )
+
+
+async def _tell(reporter: Reporter, **report: Any) -> None:
+    """In a thread: the pipe of a parent that is stopped (Ctrl-Z) fills up, and the mount must not stop with it."""
+    await trio.to_thread.run_sync(partial(reporter.tell, **report), abandon_on_cancel=True)
 
 
 class _Session:
