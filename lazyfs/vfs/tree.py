@@ -13,10 +13,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+import msgspec
+
 from lazyfs.format.entry import OPAQUE_MARKER, OWN_NAMES, WHITEOUT_PREFIX, Entry, base_of, parent_of
 
 ROOT_INO: Final = 1
 _AUFS_PREFIX: Final = b".wh..wh."
+_OVERLAY_XATTRS: Final = b"trusted.overlay."
 
 
 class Node:
@@ -33,6 +36,14 @@ class Node:
         """For a directory; the root is its own."""
         self.children: dict[bytes, Node] | None = {} if entry.type == "dir" else None
         self.nlink = 0
+
+
+def _without_overlay(entry: Entry) -> Entry:
+    """overlayfs never shows its own xattrs, and obeys them in its layers: an image must not redirect one that is put upon us."""
+    if not entry.xattrs:
+        return entry
+    xattrs = tuple(item for item in entry.xattrs if not item[0].startswith(_OVERLAY_XATTRS))
+    return msgspec.structs.replace(entry, xattrs=xattrs)
 
 
 class Tree:
@@ -78,7 +89,7 @@ class Tree:
         self._hide(layer)
         directories: dict[bytes, Node] = {b"": self.root}
         named: dict[bytes, Node] = {}
-        for position, entry in enumerate(layer):
+        for position, entry in enumerate(map(_without_overlay, layer)):
             parent_name, _, name = entry.name.rpartition(b"/")
             if name.startswith(WHITEOUT_PREFIX) or entry.name in OWN_NAMES:
                 continue

@@ -163,3 +163,11 @@ def test_merge_equals_a_model_of_paths(layers: list[list[tuple[str, bytes]]]) ->
                 remove(entry.name)
                 model[entry.name] = (entry.type, entry.size)
     assert shown(Tree(entries)) == model
+
+
+def test_overlay_xattrs_are_not_shown() -> None:
+    """As on overlayfs; put below one, they would have it open whatever file they name."""
+    hostile = ((b"trusted.overlay.redirect", b"/x"), (b"trusted.overlaid", b"1"), (b"user.overlay.opaque", b"y"))
+    tree = Tree([[Entry(b"", "dir", xattrs=hostile), Entry(b"d", "dir", xattrs=hostile), Entry(b"f", "reg", xattrs=hostile)]])
+    for _, node in tree.walk():
+        assert [key for key, _ in node.entry.xattrs] == [b"trusted.overlaid", b"user.overlay.opaque"]
