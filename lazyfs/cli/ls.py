@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import stat
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +18,8 @@ from lazyfs.cli.session import open_filesystem
 from lazyfs.vfs.filesystem import attributes
 from lazyfs.vfs.path import resolve
 from lazyfs.vfs.tree import Node
+
+_CONTROL = re.compile(rb"[\0-\x1f\x7f]")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,8 +51,15 @@ async def _lines(arguments: argparse.Namespace) -> list[bytes]:
 def _line(name: bytes, node: Node) -> bytes:
     it = attributes(node)
     size = f"{it.rdev[0]},{it.rdev[1]}" if node.entry.type in ("char", "block") else str(it.size)
-    line = f"{stat.filemode(it.mode)} {it.nlink:3} {it.uid:6} {it.gid:6} {size:>11} {_time(it.mtime_ns)} ".encode() + name
-    return line + b" -> " + node.entry.link if node.entry.type == "symlink" else line
+    line = f"{stat.filemode(it.mode)} {it.nlink:3} {it.uid:6} {it.gid:6} {size:>11} {_time(it.mtime_ns)} ".encode() + _printable(
+        name
+    )
+    return line + b" -> " + _printable(node.entry.link) if node.entry.type == "symlink" else line
+
+
+def _printable(name: bytes) -> bytes:
+    """An image's author does not command the terminal, and a line is an entry."""
+    return _CONTROL.sub(lambda match: b"\\x%02x" % match[0][0], name)
 
 
 def _json_line(name: bytes, node: Node) -> bytes:
