@@ -6,6 +6,7 @@ could be stale, and whoever sees the mount may ask.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from contextlib import suppress
@@ -16,6 +17,7 @@ import msgspec
 from lazyfs.errors import LazyfsError, MountFailed
 
 _ATTRIBUTE = "user.lazyfs.status"
+_STATUS_DEADLINE = 30.0
 _PROCESS_ATTRIBUTE = "user.lazyfs.process"
 
 
@@ -53,13 +55,13 @@ def encode_status(status: MountStatus) -> bytes:
 
 
 def ask_status(directory: Path) -> MountStatus:
-    """The status of the mount at `directory`. Blocks while the mount's process is busy. Raises MountFailed."""
+    """The status of the mount at `directory`. Raises MountFailed: it is dead, or says nothing for half a minute."""
     try:
-        return msgspec.json.decode(os.getxattr(directory, _ATTRIBUTE), type=MountStatus)
+        return msgspec.json.decode(_ask(directory, _ATTRIBUTE, _STATUS_DEADLINE), type=MountStatus)
     except OSError as error:
         raise MountFailed(
             f"the mount at {directory} does not answer: {error.strerror}",
-            hint=f"If its process has died: lazyfs umount {directory}",
+            hint=f"If its process has died: lazyfs umount {directory} (--lazy if it hangs)",
         ) from error
     except msgspec.DecodeError as error:
         raise LazyfsError(f"the mount at {directory} answers in another version's words: {error}") from error
@@ -68,14 +70,27 @@ def ask_status(directory: Path) -> MountStatus:
 def ask_process(directory: Path, patience: float) -> int | None:
     """The number of the process that serves the mount at `directory`; None where it is dead, says nothing within `patience`
     seconds, or must not be asked by this user."""
-    answer: list[int] = []
+    with suppress(OSError, ValueError):
+        return int(_ask(directory, _PROCESS_ATTRIBUTE, patience))
+    return None
+
+
+def _ask(directory: Path, attribute: str, patience: float) -> bytes:
+    """Raises OSError; ETIMEDOUT when there is no answer within `patience` seconds."""
+    answer: list[bytes | OSError] = []
 
     def ask() -> None:
-        with suppress(OSError, ValueError):
-            answer.append(int(os.getxattr(directory, _PROCESS_ATTRIBUTE)))
+        try:
+            answer.append(os.getxattr(directory, attribute))
+        except OSError as error:
+            answer.append(error)
 
     # In a thread that may be left behind: nothing else ends the wait for a mount that hangs.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(patience)
-    return answer[0] if answer else None
+    if not answer:
+        raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+    if isinstance(answer[0], OSError):
+        raise answer[0]
+    return answer[0]
