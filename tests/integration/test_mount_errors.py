@@ -201,5 +201,7 @@ def test_store_without_room_to_open(lazyfs: Lazyfs, small: SmallImage, tiny_disk
     with (lazyfs.store / "logs" / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError, match="No space"):
         while True:
             filler.write(bytes(4096))
-    told = lazyfs.run("mount", small.converted, tmp_path, "--store", lazyfs.store, code=5).stderr.decode()
+    directory = tmp_path / "directory"
+    directory.mkdir()
+    told = lazyfs.run("mount", small.converted, directory, "--store", lazyfs.store, code=5).stderr.decode()
     assert f"the store {lazyfs.store} cannot be opened" in told and "Make room" in told
