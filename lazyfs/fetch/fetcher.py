@@ -19,7 +19,7 @@ import logging
 import os
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from typing import Final
 
@@ -68,6 +68,7 @@ class Fetcher:
         # threads, so that what is here never queues behind what is arriving.
         self._unpackers = trio.CapacityLimiter((os.cpu_count() or 1) + 1)
         self._readers = trio.CapacityLimiter(16)
+        self._jobs = trio.Semaphore(2 * int(self._unpackers.total_tokens))
         self._slots = trio.CapacityLimiter(_RUNS)
         self._unkept: OrderedDict[bytes, memoryview] = OrderedDict()
         self._unkept_bytes = 0
@@ -236,7 +237,7 @@ class Fetcher:
                     land(piece.chunk.digest)
             if claimed:
                 self._counts["requests"] += 1
-                run = Run(self._store, self._source, layer, self._unpackers, landed, received, pause)
+                run = Run(self._store, self._source, layer, self._unpackers, self._jobs, landed, received, pause)
                 await run.fly(claimed, whole=layer.digest in self._rangeless)
             elif together:
                 # It arrived meanwhile, or another process is bringing it: its readers look again, but do not spin.
@@ -272,24 +273,25 @@ def claim_missing(store: Store, pieces: Sequence[Piece], wanted: Piece | None, g
     that is here, or on its way, already: it would be downloaded twice.
     """
     claimed: dict[bytes, Piece] = {}
-    end = -1
-    for piece in sorted(pieces, key=lambda piece: (piece.chunk.member, piece.chunk.inner)):
-        chunk = piece.chunk
-        if chunk.digest in claimed or not _is_missing(store, piece) or not store.claim(chunk.digest):
-            continue
-        # Whoever held the claim before may have kept the chunk since we looked.
-        needed = _is_missing(store, piece) and not _copied(store, piece)
-        if needed and (gaps or end < 0 or chunk.member <= end + BRIDGE):
-            claimed[chunk.digest] = piece
-            end = chunk.member_end
-            continue
-        store.release(chunk.digest)
-        if needed:
-            break
-    if wanted is not None and wanted.chunk.digest not in claimed:
-        for digest in claimed:
-            store.release(digest)
-        return []
+    with ExitStack() as unclaim:
+        end = -1
+        for piece in sorted(pieces, key=lambda piece: (piece.chunk.member, piece.chunk.inner)):
+            chunk = piece.chunk
+            if chunk.digest in claimed or not _is_missing(store, piece) or not store.claim(chunk.digest):
+                continue
+            unclaim.callback(store.release, chunk.digest)
+            # Whoever held the claim before may have kept the chunk since we looked.
+            needed = _is_missing(store, piece) and not _copied(store, piece)
+            if needed and (gaps or end < 0 or chunk.member <= end + BRIDGE):
+                claimed[chunk.digest] = piece
+                end = chunk.member_end
+                continue
+            store.release(chunk.digest)
+            if needed:
+                break
+        if wanted is not None and wanted.chunk.digest not in claimed:
+            return []
+        unclaim.pop_all()
     return list(claimed.values())
 
 

@@ -1,7 +1,7 @@
 """A run: pieces of one layer that come in one range request.
 
-While the next bytes arrive, the last ones are inflated, verified and kept in a worker thread. At most two such jobs a
-run are under way, so that a slow disk holds the sender back instead of filling memory.
+While the next bytes arrive, the last ones are inflated, verified and kept in a worker thread. Only so many such jobs are
+under way, over all runs, that a slow disk or a slow processor holds the senders back instead of filling memory.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Run(NamedTuple):
     source: ImageSource
     layer: LayerBlob
     threads: trio.CapacityLimiter
+    jobs: trio.Semaphore
     landed: Callable[[Unpacked], None]
     received: Callable[[int], None]
     pause: Callable[[], Awaitable[bool]]
@@ -51,7 +52,6 @@ class Run(NamedTuple):
         start, end = (0, self.layer.size) if whole else (batches[0].start, batches[-1].end)
         failure: SourceError | None = None
         async with self.source.open_range(self.layer.digest, self.layer.size, start, end) as stream:
-            jobs = trio.Semaphore(2)
             async with trio.open_nursery() as nursery:
                 try:
                     position = start
@@ -62,8 +62,8 @@ class Run(NamedTuple):
                         data = await stream.receive_exactly(batch.end - batch.start)
                         self.received(len(data))
                         position = batch.end
-                        await jobs.acquire()
-                        nursery.start_soon(self._unpack, batch, data, jobs)
+                        await self.jobs.acquire()
+                        nursery.start_soon(self._unpack, batch, data)
                 except SourceError as error:
                     failure = error  # raised below, once the jobs of what did arrive are done
         if failure is not None:
@@ -76,13 +76,13 @@ class Run(NamedTuple):
             self.received(step)
             count -= step
 
-    async def _unpack(self, batch: Batch, data: bytes | bytearray | memoryview, jobs: trio.Semaphore) -> None:
+    async def _unpack(self, batch: Batch, data: bytes | bytearray | memoryview) -> None:
         try:
             work = partial(unpack, self.store, batch.start, data, batch.pieces, f"layer {self.layer.digest}")
             for result in await trio.to_thread.run_sync(work, limiter=self.threads):
                 self.landed(result)
         finally:
-            jobs.release()
+            self.jobs.release()
 
 
 def cut(pieces: Sequence[Piece]) -> list[Batch]:

@@ -129,7 +129,7 @@ def _member_ends(raw: list[_RawEntry], toc_offset: int, what: str) -> dict[int, 
 def _entry(head: _RawEntry, more: list[_RawEntry], ends: dict[int, int], times: dict[str, int], what: str) -> Entry:
     if head.type not in _TYPES:
         raise InvalidToc(f"{what}: {show(head.name)} is of the unknown type {show(head.type)}")
-    name = clean_name(head.lazyfs_name if head.lazyfs_name is not None else head.name.encode(), what)
+    name = clean_name(_raw(head.name, head.lazyfs_name, what), what)
     if more and head.type != "reg":
         raise InvalidToc(f"{what}: {show(head.name)} is no regular file and yet has chunks")
     if not name and head.type != "dir":
@@ -140,7 +140,7 @@ def _entry(head: _RawEntry, more: list[_RawEntry], ends: dict[int, int], times: 
         raise InvalidToc(f"{what}: {show(head.name)} is the device {head.dev_major}:{head.dev_minor}, which is none")
     link = b""
     if head.type in ("symlink", "hardlink"):
-        link = head.lazyfs_link_name if head.lazyfs_link_name is not None else head.link_name.encode()
+        link = _raw(head.link_name, head.lazyfs_link_name, what)
         if head.type == "hardlink":
             link = clean_name(link, what)
         elif not link or b"\0" in link or len(link) > 4095:
@@ -159,6 +159,17 @@ def _entry(head: _RawEntry, more: list[_RawEntry], ends: dict[int, int], times: 
         xattrs=_xattrs(head, what) if head.xattrs else (),
         chunks=_chunks(head, more, ends, what) if head.type == "reg" else (),
     )
+
+
+def _raw(text: str, raw: bytes | None, what: str) -> bytes:
+    """The bytes that `text` stands for. What could stand in JSON itself has no stand-in: other readers would see another name."""
+    if raw is None:
+        return text.encode()
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return raw
+    raise InvalidToc(f"{what}: {show(text)} stands in for {show(raw)}, which needs no stand-in")
 
 
 def clean_name(raw: bytes, what: str) -> bytes:
@@ -203,7 +214,7 @@ def _chunks(head: _RawEntry, more: list[_RawEntry], ends: dict[int, int], what: 
         if length > MAX_CHUNK_SIZE:
             raise InvalidToc(f"{what}: {show(head.name)} has a chunk of {length} bytes, more than {MAX_CHUNK_SIZE}")
         inner = raw.inner_offset
-        if not 0 <= inner <= 2 * MAX_CHUNK_SIZE:
+        if not 0 <= inner <= MAX_CHUNK_SIZE - length:
             raise InvalidToc(f"{what}: {show(head.name)} has the innerOffset {inner}")
         digest = raw.chunk_digest or (head.digest if not more and raw is head else "")
         # deflate can make data longer, but no honest writer doubles it: what lies further is not read for this chunk.
@@ -229,7 +240,7 @@ def _xattrs(head: _RawEntry, what: str) -> tuple[tuple[bytes, bytes], ...]:
     raw_keys = head.lazyfs_xattr_keys or {}
     found: dict[bytes, bytes] = {}
     for key, value in (head.xattrs or {}).items():
-        raw_key = raw_keys.get(key) or key.encode()
+        raw_key = _raw(key, raw_keys.get(key), what)
         if not raw_key or b"\0" in raw_key or len(raw_key) > 255 or len(value or b"") > 65536:
             raise InvalidToc(f"{what}: {show(head.name)} has an extended attribute {show(key)} that no kernel would take")
         found[raw_key] = value or b""

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -74,9 +75,11 @@ async def _serve(request: MountRequest, reporter: Reporter) -> None:
         fetcher = await stack.enter_async_context(open_fetcher(store, source))
         mount = PortableMount(request, image, layers, store, fetcher, FileSystem(tree, layers, fetcher))
         _log.info("%s resolved in %.3f s", image.name, time.monotonic() - started)
+        # Before the mount exists: a signal that came between would leave it dead.
+        signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
         stack.enter_context(_Session(Operations(mount.filesystem, mount.status), request.directory, image.name))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_unmount_on_signal, request.directory)
+            nursery.start_soon(_unmount_on_signal, signals, request.directory)
             nursery.start_soon(mount.live, reporter)
             await serve_kernel(_TASKS)
             nursery.cancel_scope.cancel()
@@ -205,20 +208,19 @@ class _Session:
         pyfuse3.close(unmount=find_mount(self._directory) is not None)
 
 
-async def _unmount_on_signal(directory: Path) -> None:
+async def _unmount_on_signal(signals: AsyncIterator[int], directory: Path) -> None:
     """SIGTERM and SIGINT unmount; a busy mount is detached, for a process that is told to end must end."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
-            for lazy in (False, True):
-                try:
-                    await trio.to_thread.run_sync(partial(unmount, directory, lazy=lazy))
-                except MountFailed as error:
-                    _log.warning("asked to end: %s", error)
-                else:
-                    break
-            if find_mount(directory) is None:
-                pyfuse3.terminate()
-                return
+    async for _ in signals:
+        for lazy in (False, True):
+            try:
+                await trio.to_thread.run_sync(partial(unmount, directory, lazy=lazy))
+            except MountFailed as error:
+                _log.warning("asked to end: %s", error)
+            else:
+                break
+        if find_mount(directory) is None:
+            pyfuse3.terminate()
+            return
 
 
 def _tune(directory: Path) -> None:

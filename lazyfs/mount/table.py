@@ -51,10 +51,10 @@ def absolute(directory: Path) -> Path:
 
 
 def holders(mounted: Mounted) -> list[str]:
-    """Processes that keep `mounted` busy, as `NAME (PID)`. Incomplete for who may not look into others' processes."""
+    """What keeps `mounted` busy: mounts below it, and processes as `NAME (PID)`, as far as the caller may look into them."""
     major, minor = map(int, mounted.device.split(":"))
     device = os.makedev(major, minor)
-    found = []
+    found = [f"the mount at {path}" for path in _mount_points() if mounted.path in path.parents]
     for process in Path("/proc").iterdir():
         if process.name.isdecimal() and _holds(process, device, mounted.path):
             try:
@@ -63,6 +63,11 @@ def holders(mounted: Mounted) -> list[str]:
                 continue  # it has ended meanwhile
             found.append(f"{name} ({process.name})")
     return found
+
+
+def _mount_points() -> list[Path]:
+    lines = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines()
+    return [Path(_unescape(line.split(" ")[4])) for line in lines]
 
 
 def _holds(process: Path, device: int, path: Path) -> bool:

@@ -31,7 +31,7 @@ def unmount(directory: Path, *, lazy: bool = False) -> None:
     mounted = find_mount(directory)
     if mounted is None:
         raise MountFailed(f"{directory} is no lazyfs mount", hint="`lazyfs status` lists those there are")
-    with _server(mounted) as server:
+    with _server(mounted, lazy) as server:
         error = _umount2(mounted, lazy) if os.geteuid() == 0 else _fusermount(mounted, lazy)
         if error:
             busy = holders(mounted)
@@ -40,7 +40,7 @@ def unmount(directory: Path, *, lazy: bool = False) -> None:
                     f"{directory} is busy: held by {', '.join(busy[:10])}", hint="End them, or detach it with --lazy"
                 )
             raise MountFailed(f"cannot unmount {directory}: {error}", hint="`--lazy` detaches a busy mount")
-        if server is not None and not lazy:
+        if server is not None:
             select.select([server], [], [], _END_DEADLINE)
 
 
@@ -63,10 +63,13 @@ def _fusermount(mounted: Mounted, lazy: bool) -> str:
 
 
 @contextmanager
-def _server(mounted: Mounted) -> Iterator[int | None]:
+def _server(mounted: Mounted, lazy: bool) -> Iterator[int | None]:
     """A pidfd of the process that serves a mount: it still closes the store when the mount has gone, and who unmounts to clear
-    that, or to mount again, should not meet it. None where there is nobody to wait for, or we are that process."""
-    process = ask_process(mounted.path, _ASK_DEADLINE)
+    that, or to mount again, should not meet it. None where there is nobody to wait for, or we are that process.
+
+    A lazy unmount waits for nobody and asks nobody: the question to a process that hangs would itself keep the mount busy.
+    """
+    process = None if lazy else ask_process(mounted.path, _ASK_DEADLINE)
     descriptor = None
     if process is not None and process != os.getpid():
         with suppress(ProcessLookupError):

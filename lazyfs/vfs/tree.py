@@ -54,7 +54,7 @@ class Tree:
         self.root = Node(ROOT_INO, Entry(b"", "dir"), 0, None)
         self.root.parent = self.root
         self.replaced: list[tuple[int, bytes]] = []
-        """(layer, path) of what is no directory in a layer below, and was replaced by one that the layer only implies."""
+        """(layer, path) of what is no directory in the layers below, and which a layer treats as one that it does not name."""
         base = ROOT_INO + 1
         self._implied = base + sum(len(layer) for layer in layers)
         for index, layer in enumerate(layers):
@@ -86,7 +86,7 @@ class Tree:
                 stack.extend((prefix + name, child) for name, child in reversed(node.children.items()))
 
     def _merge(self, layer: Sequence[Entry], index: int, base: int) -> None:
-        self._hide(layer)
+        self._hide(layer, index)
         directories: dict[bytes, Node] = {b"": self.root}
         named: dict[bytes, Node] = {}
         for position, entry in enumerate(map(_without_overlay, layer)):
@@ -117,13 +117,15 @@ class Tree:
             named[entry.name] = node
             parent.children[name] = node
 
-    def _hide(self, layer: Sequence[Entry]) -> None:
+    def _hide(self, layer: Sequence[Entry], index: int) -> None:
         for entry in layer:
             parent_name, _, name = entry.name.rpartition(b"/")
             if not name.startswith(WHITEOUT_PREFIX):
                 continue
             parent = self.find(parent_name)
             if parent is None or parent.children is None:
+                if parent is not None:
+                    self.replaced.append((index, parent_name))
                 continue
             if name == OPAQUE_MARKER:
                 parent.children.clear()

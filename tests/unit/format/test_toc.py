@@ -95,6 +95,31 @@ def test_own_keys_bring_raw_bytes_back() -> None:
     assert entry.xattrs == ((b"user.plain", b""), (b"user.\xee", b"v\0v"))
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"name": "shown-to-peers", "lazyfsName": base64.b64encode(b"shown-to-us").decode(), "type": "dir"},
+        {"name": "a", "type": "symlink", "linkName": "b", "lazyfsLinkName": base64.b64encode(b"c").decode()},
+        {
+            "name": "a",
+            "type": "dir",
+            "xattrs": {"user.a": ""},
+            "lazyfsXattrKeys": {"user.a": base64.b64encode(b"user.b").decode()},
+        },
+    ],
+)
+def test_stand_ins_for_what_needs_none_are_refused(keys: dict[str, Any]) -> None:
+    """An image must not show one name to us and another to everybody else."""
+    with pytest.raises(InvalidToc, match="needs no stand-in"):
+        parse(keys)
+
+
+def test_inner_offsets_are_bounded_with_their_chunk() -> None:
+    """What lies before a chunk in its member has to be inflated, and held, as well."""
+    with pytest.raises(InvalidToc, match="innerOffset"):
+        parse({"name": "a", "type": "reg", "size": 5, "offset": 1, "innerOffset": (64 << 20) - 4, "chunkDigest": DIGEST})
+
+
 def test_type_bits_in_the_mode_are_masked() -> None:
     """The specification's own example carries them."""
     assert parse({"name": "a/", "type": "dir", "mode": 16877})[0].mode == 0o755

@@ -84,6 +84,14 @@ def test_hard_links_are_one_inode_and_count_what_is_shown() -> None:
     assert (node := tree.find(b"a")) is not None and node.nlink == 1
 
 
+def test_what_is_reached_through_a_link_below_is_noted() -> None:
+    """Runtimes unpack through the symbolic links of lower layers; `verify` wants to know where that makes a difference."""
+    lower = [Entry(b"usr/lib/x", "reg"), Entry(b"lib", "symlink", link=b"usr/lib")]
+    assert Tree([lower, [file(b"lib/y", 1)]]).replaced == [(1, b"lib")]
+    assert Tree([lower, [file(b"lib/.wh.x")]]).replaced == [(1, b"lib")]
+    assert Tree([lower, [file(b"usr/lib/y", 1), file(b"none/.wh.x")]]).replaced == []
+
+
 def test_format_entries_are_hidden() -> None:
     """Landmarks and the TOC's own entry are not part of the image, but only at the root."""
     own = [file(b".prefetch.landmark", 1), file(b"stargz.index.json", 1), file(b"d/stargz.index.json", 1)]
