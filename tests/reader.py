@@ -1,7 +1,7 @@
-"""A process that reads files and holds every byte that it gets against the truth: `python -m tests.reader TRUTH`.
+"""A process that reads files and holds every byte that it gets against the truth: `python -m tests.reader`.
 
-TRUTH is a pickled dict, name -> bytes. For each line of its input, JSON with `root` and `seed`, it reads all those files under
-`root`, in an order of its own; it writes a dot and a line break a file, and then a line of JSON, see `Report`.
+For each line of its input, JSON with `root`, `truth` (the path of a pickled dict, name -> bytes) and `seed`, it reads all those
+files under `root`, in an order of its own; it writes a dot and a line break a file, and then a line of JSON, see `Report`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import pickle
 import random
 import sys
+from contextlib import suppress
 from typing import NamedTuple
 
 AWAY = frozenset({errno.EIO, errno.ENOTCONN, errno.ECONNABORTED})
@@ -45,7 +46,8 @@ def read(path: str, expected: bytes) -> bool | None:
     except OSError as error:
         return None if error.errno in AWAY else False
     finally:
-        os.close(descriptor)
+        with suppress(OSError):  # the kernel tells the file system of a close, too
+            os.close(descriptor)
     return offset == len(expected)
 
 
@@ -63,11 +65,13 @@ def read_all(root: str, truth: dict[str, bytes], seed: object) -> Report:
 
 def main() -> None:
     """Serve until the input ends."""
-    with open(sys.argv[1], "rb") as file:
-        truth = pickle.load(file)
+    truths: dict[str, dict[str, bytes]] = {}
     for line in sys.stdin:
         asked = json.loads(line)
-        print(json.dumps(read_all(asked["root"], truth, asked["seed"])._asdict()), flush=True)
+        if asked["truth"] not in truths:
+            with open(asked["truth"], "rb") as file:
+                truths[asked["truth"]] = pickle.load(file)
+        print(json.dumps(read_all(asked["root"], truths[asked["truth"]], asked["seed"])._asdict()), flush=True)
 
 
 if __name__ == "__main__":

@@ -28,14 +28,16 @@ from tests.small_image import SmallImage, build
 pytestmark = pytest.mark.fuse
 
 READERS = 4
+KILLS = 10
+"""To each image: by then it is here, and the next one is cold."""
 PATIENCE_S = 120.0
 
 
 class Readers:
     """Processes that read a mount side by side."""
 
-    def __init__(self, truth: Path) -> None:
-        command = [sys.executable, "-m", "tests.reader", str(truth)]
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "tests.reader"]
         pipe = subprocess.PIPE
         self._processes = [subprocess.Popen(command, stdin=pipe, stdout=pipe, bufsize=0) for _ in range(READERS)]
 
@@ -46,11 +48,15 @@ class Readers:
             process.wait(PATIENCE_S)
             process.stdout.close()
 
-    def read(self, root: Path, seed: int, after: int = -1, kill: int = 0, delay: float = 0.0) -> list[Report]:
-        """Have all of them read everything; `delay` seconds after the dot number `after`, process `kill` is killed."""
+    def read(self, root: Path, image: SmallImage, after: int = -1, kill: int = 0, delay: float = 0.0) -> list[Report]:
+        """Have all of them read all of `image`; `delay` seconds after the dot number `after`, process `kill` is killed."""
+        truth = image.layout.with_name("truth")
+        if not truth.exists():
+            truth.write_bytes(pickle.dumps(image.files))
         for number, process in enumerate(self._processes):
             assert process.stdin is not None
-            process.stdin.write(json.dumps({"root": str(root), "seed": [seed, number]}).encode() + b"\n")
+            asked = {"root": str(root), "truth": str(truth), "seed": [after, number]}
+            process.stdin.write(json.dumps(asked).encode() + b"\n")
         said = {process.stdout: b"" for process in self._processes if process.stdout is not None}
         reports: list[Report] = []
         dots = 0
@@ -62,24 +68,18 @@ class Readers:
             ready, _, _ = select.select(said, [], [], PATIENCE_S)
             assert ready, "the readers say nothing more"
             for stream in ready:
-                *lines, said[stream] = (said[stream] + os.read(stream.fileno(), 1 << 16)).split(b"\n")
+                data = os.read(stream.fileno(), 1 << 16)
+                assert data, "a reader has ended"
+                *lines, said[stream] = (said[stream] + data).split(b"\n")
                 dots += lines.count(b".")
                 reports += [Report(**json.loads(line)) for line in lines if line != b"."]
         return reports
 
 
 @pytest.fixture(scope="module")
-def image(session_folder: Path) -> SmallImage:
-    """An image of a thousand files."""
-    return build(session_folder / "thousand", small_files=1000)
-
-
-@pytest.fixture(scope="module")
-def readers(image: SmallImage, session_folder: Path) -> Iterator[Readers]:
-    """Four processes that know what the image holds."""
-    truth = session_folder / "truth"
-    truth.write_bytes(pickle.dumps(image.files))
-    readers = Readers(truth)
+def readers() -> Iterator[Readers]:
+    """Four processes."""
+    readers = Readers()
     yield readers
     readers.close()
 
@@ -99,26 +99,53 @@ def all_right(reports: list[Report]) -> bool:
 
 @pytest.mark.parametrize("kills", [20, pytest.param(200, marks=pytest.mark.slow)])
 def test_kills_at_random_moments(
-    kills: int, lazyfs: Lazyfs, image: SmallImage, readers: Readers, chance: random.Random, tmp_path: Path
+    kills: int, lazyfs: Lazyfs, readers: Readers, chance: random.Random, session_folder: Path, tmp_path: Path
 ) -> None:
     """Whatever was under way when its process was killed, what is read, then and later, is right; nothing is left behind."""
     root = tmp_path / "root"
     root.mkdir()
+    images = [build(session_folder / f"kill-{kills}-{number}", 1000, number) for number in range(kills // KILLS)]
     interrupted = 0
     for number in range(kills):
-        # Towards the end the background comes in; before, it would have all at once.
-        background = "on" if number > 0.8 * kills and chance.random() < 0.5 else "off"
+        image = images[number // KILLS]
+        # Towards the end of each image the background comes in; before, it would have all at once.
+        background = "on" if number % KILLS > 0.8 * KILLS else "off"
         mounted = lazyfs.json("mount", image.converted, root, "--store", lazyfs.store, "--background", background)
         with ExitStack() as stack:
             stack.callback(unmount, root)
-            after = chance.randrange(2 * READERS * len(image.files) // kills)
-            reports = readers.read(root, number, after, mounted["pid"], chance.random() * 0.005)
+            after = chance.randrange(2 * READERS * len(image.files) // KILLS)
+            reports = readers.read(root, image, after, mounted["pid"], chance.random() * 0.005)
         assert [report.wrong for report in reports] == [[]] * READERS
         interrupted += any(report.away for report in reports)
     assert interrupted > kills // 2
-    with lazyfs.mounted(image.converted, "--background", "off"):
-        pass
-    check_every_damage(lazyfs, image, readers, chance)
+    stored = Stored(lazyfs, images, readers)
+    assert stored.read()["damaged"] == 0
+    check_every_damage(stored, chance)
+
+
+class Stored:
+    """Images in a store."""
+
+    def __init__(self, lazyfs: Lazyfs, images: list[SmallImage], readers: Readers) -> None:
+        self.images = images
+        self.folder = lazyfs.store
+        self._lazyfs = lazyfs
+        self._readers = readers
+
+    def read(self) -> dict[str, int]:
+        """Read everything of all images, each in a new mount: it is right, and nothing is left behind. What their mounts counted."""
+        counts = {"damaged": 0, "chunks": 0}
+        for image in self.images:
+            with self._lazyfs.mounted(image.converted, "--background", "off") as root:
+                assert all_right(self._readers.read(root, image))
+                status = self._lazyfs.json("status", root)
+                counts = {name: count + status[name] for name, count in counts.items()}
+            assert not os.listdir(self.folder / "partial") and not os.listdir(self.folder / "tmp")
+        return counts
+
+    def files(self, name: str) -> list[Path]:
+        """The files that are not empty in a folder of the store."""
+        return sorted(path for path in (self.folder / name).iterdir() if path.stat().st_size)
 
 
 def damage(path: Path, how: str, chance: random.Random) -> None:
@@ -136,36 +163,20 @@ def damage(path: Path, how: str, chance: random.Random) -> None:
             os.pwrite(file.fileno(), bytes([byte ^ 1 << chance.randrange(8)]), offset)
 
 
-def files_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.stat().st_size)
-
-
-def check_every_damage(lazyfs: Lazyfs, image: SmallImage, readers: Readers, chance: random.Random) -> None:
+def check_every_damage(stored: Stored, chance: random.Random) -> None:
     """Each stored file in turn cut short, zeroed, one bit flipped: reads are right, and what was damaged comes again, counted."""
-    store = lazyfs.store
-    with lazyfs.mounted(image.converted, "--background", "off") as root:
-        assert all_right(readers.read(root, -1))
-        assert lazyfs.json("status", root)["damaged"] == 0
-    assert not list((store / "partial").iterdir()) and not list((store / "tmp").iterdir())
     kinds = ["cut", "zero", "flip"]
     for turn in range(3):
-        objects, documents = files_in(store / "objects"), files_in(store / "documents")
-        assert len(objects) >= len(set(image.files.values())) - 1 and len(documents) == 4
-        for number, path in enumerate([*objects, *documents, *files_in(store / "notes")]):
+        objects, documents = stored.files("objects"), stored.files("documents")
+        assert len(objects) > 1000 * len(stored.images)
+        for number, path in enumerate([*objects, *documents, *stored.files("notes")]):
             damage(path, kinds[(number + turn) % 3], chance)
-        with lazyfs.mounted(image.converted, "--background", "off") as root:
-            assert all_right(readers.read(root, turn))
-            status = lazyfs.json("status", root)
-            # The manifest is asked for by its tag, and so is not read from the store.
-            assert status["damaged"] >= len(objects) + len(documents) - 1
-            assert status["chunks"] == status["damaged"] - (len(documents) - 1)
-        assert not list((store / "partial").iterdir()) and not list((store / "tmp").iterdir())
+        counts = stored.read()
+        # Manifests are asked for by their tags, and so are not read from the store.
+        documents_read = len(documents) - len(stored.images)
+        assert counts["damaged"] >= len(objects) + documents_read
+        assert counts["chunks"] == counts["damaged"] - documents_read
     for how in kinds:
-        damage(store / "index.sqlite", how, chance)
-        with lazyfs.mounted(image.converted, "--background", "off") as root:
-            assert all_right(readers.read(root, 0))
-        assert not list((store / "partial").iterdir()) and not list((store / "tmp").iterdir())
-    with lazyfs.mounted(image.converted, "--background", "off") as root:
-        assert all_right(readers.read(root, 0))
-        status = lazyfs.json("status", root)
-        assert not status["damaged"] and not status["chunks"]
+        damage(stored.folder / "index.sqlite", how, chance)
+        stored.read()
+    assert stored.read() == {"damaged": 0, "chunks": 0}
