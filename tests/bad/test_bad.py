@@ -12,13 +12,16 @@ from typing import NamedTuple
 import pytest
 
 from lazyfs.cli.main import main
-from tests.bad import make
+from tests.bad import make, tocs
 from tests.bad.oci import DATA, Oci
 from tests.commands import Lazyfs
 
+CASES = vars(make) | vars(tocs)
+"""Name -> what makes the image."""
+
 
 class Bad(NamedTuple):
-    """`make.CASE`, the command that it is given to, and what comes of it."""
+    """One of CASES, the command that it is given to, and what comes of it."""
 
     case: str
     command: str
@@ -200,7 +203,7 @@ def test_bad_input(bad: Bad, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     make.sound(Oci(tmp_path / "dst"))
     before = contents(tmp_path / "dst")
     it = Oci(tmp_path / "src")
-    getattr(make, bad.case)(it)
+    CASES[bad.case](it)
     assert main(arguments(bad.command, f"oci:{it.path}:v1", tmp_path)) == bad.code
     told = capsys.readouterr()
     if bad.command == "inspect" and not bad.words:
@@ -217,7 +220,7 @@ def test_bad_input(bad: Bad, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_bad_image_is_not_mounted(bad: Bad, tmp_path: Path, lazyfs: Lazyfs) -> None:
     """The mount's own process says why, and nothing is mounted."""
     it = Oci(tmp_path / "src")
-    getattr(make, bad.case)(it)
+    CASES[bad.case](it)
     directory = tmp_path / "directory"
     directory.mkdir()
     done = lazyfs.run("mount", f"oci:{it.path}:v1", directory, "--store", lazyfs.store, code=bad.code)
@@ -235,7 +238,7 @@ def resident() -> int:
 def test_bomb_costs_no_more_than_its_chunk(command: str, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     """A member that would inflate to 4 GiB is inflated as far as the chunk (or the TOC) reaches, which is right or wrong by itself."""
     it = Oci(tmp_path / "src")
-    getattr(make, "bomb" if command == "cat" else "bomb_in_the_toc")(it)
+    CASES["bomb" if command == "cat" else "bomb_in_the_toc"](it)
     Path("/proc/self/clear_refs").write_text("5")
     before = resident()
     code = main(arguments(command, f"oci:{it.path}:v1", tmp_path))

@@ -166,6 +166,35 @@ def test_registry_that_is_away(it: Oci, tmp_path: Path, impatient: None, capsys:
     assert f"cannot reach 127.0.0.1:{port}" in told
 
 
+@pytest.mark.parametrize("name", ["another range", "too little, and says so", "too little, and hangs up", "forbidden blobs"])
+def test_bad_registry_is_not_converted(name: str, tmp_path: Path, impatient: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """What cannot be downloaded whole and right is not converted in part: the destination stays empty."""
+    bad = next(bad for bad in TABLE if bad.name == name)
+    it = Oci(tmp_path / "src")
+    make.convertible(it)
+    with LyingRegistry(it.path) as registry:
+        registry.lie = bad.lie
+        assert main(["convert", registry.image + ":v1", f"oci:{tmp_path}/dst:v1"]) == bad.code
+        told = capsys.readouterr().err
+        for word in bad.words:
+            assert word.replace("HOST", registry.server.host).replace("LAYER", it.layer) in told
+        assert not (tmp_path / "dst").exists()
+        registry.lie = None
+        assert main(["convert", registry.image + ":v1", f"oci:{tmp_path}/dst:v1"]) == 0
+
+
+@pytest.mark.parametrize("case", ["bad_upper_layer", "plain_layer_of_another_diff_id", "wasm_module", "config_missing"])
+def test_bad_image_sends_nothing(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A registry as the destination is not even asked to take what is good of a bad image."""
+    it = Oci(tmp_path / "src")
+    getattr(make, case)(it)
+    (tmp_path / "dst").mkdir()
+    with LyingRegistry(tmp_path / "dst") as registry:
+        assert main(["convert", f"oci:{it.path}:v1", registry.image + ":v1"]) in (3, 4)
+        assert {request.method for request in registry.server.requests} <= {"GET", "HEAD"}
+    assert capsys.readouterr().err.startswith("lazyfs: ")
+
+
 @pytest.fixture
 def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> trustme.CA:
     """A CA that this process trusts."""
