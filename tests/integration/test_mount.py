@@ -152,6 +152,20 @@ def test_lazy_umount_detaches(lazyfs: Lazyfs, small: SmallImage) -> None:
             assert ended(process)
 
 
+def test_mount_that_hangs_can_be_taken_away(lazyfs: Lazyfs, small: SmallImage) -> None:
+    """A process that answers nothing does not hold whoever unmounts; when it wakes up, it ends."""
+    with lazyfs.mounted(small.converted) as root:
+        pid = lazyfs.json("status", root)["pid"]
+        with watched(pid) as process:
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                lazyfs.run("umount", "--lazy", root)
+                assert find_mount(root) is None
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            assert ended(process)
+
+
 def test_dead_mount(lazyfs: Lazyfs, small: SmallImage) -> None:
     """After kill -9 all commands say what is the matter and what to do, and doing it heals."""
     with lazyfs.mounted(small.converted) as root:
