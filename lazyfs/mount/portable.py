@@ -29,6 +29,7 @@ from lazyfs.fuse.operations import Operations
 from lazyfs.image.image import Image, load_layers, resolve_image
 from lazyfs.image.layer import Layer
 from lazyfs.mount.daemon import Reporter
+from lazyfs.mount.heap import share_arenas
 from lazyfs.mount.status import MountStatus, encode_status
 from lazyfs.mount.table import find_mount
 from lazyfs.mount.unmount import unmount
@@ -60,6 +61,7 @@ class MountRequest(NamedTuple):
 
 def serve(request: MountRequest, reporter: Reporter) -> None:
     """Mount and serve until unmounted. Raises LazyfsError when it cannot be mounted."""
+    share_arenas()
     trio.run(_serve, request, reporter)
 
 
