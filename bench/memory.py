@@ -1,4 +1,4 @@
-"""The memory of a mount's process: torch's image, 30,000 files, of which a gigabyte is read, twice, while the pull finishes.
+"""The memory of a mount's process: torch's image, 30,000 files, of which a gigabyte is read while the pull finishes.
 
 Building torch takes minutes and 15 GB of disk: measured only when asked for by name.
 """
@@ -20,7 +20,7 @@ _STEP = 1 << 20
 
 
 def measure(place: Place) -> list[Figure]:
-    """Peak, and what the second gigabyte adds to it."""
+    """The peak of all that, and what reading adds once the pull has finished."""
     image = place.lazy(IMAGE)
     place.clear_store()
     with place.lazyfs.mounted(image) as root:
@@ -29,19 +29,19 @@ def measure(place: Place) -> list[Figure]:
         files = list(_files(root))
         place.say(f"memory: reading {AMOUNT / 1e9:g} GB of {len(files)} files")
         _read(files)
-        once = resident(pid)
-        place.say("memory: reading it again")
-        _read(files)
-        twice = resident(pid)
         place.say("memory: waiting until the pull has finished")
         while not place.lazyfs.json("status", root)["complete"]:
             time.sleep(1)
-        most = resident(pid, "VmHWM")
+        finished = resident(pid)
+        place.say("memory: reading again, twice")
+        _read(files)
+        _read(files)
+        again, most = resident(pid), resident(pid, "VmHWM")
     name = f"{IMAGE}, {len(files)} files"
     return [
         Figure(f"{name}, mounted", "MB", (mounted / 1e6,)),
-        Figure(f"{name}, 1 GB read again", "MB", (twice / 1e6,), Bar("<=", 1.05, "ratio"), Baseline("read once", (once / 1e6,))),
-        Figure(f"{name}, pull finished, peak", "MB", (most / 1e6,), Bar("<=", 200)),
+        Figure(f"{name}, 1 GB read, pull finished, peak", "MB", (most / 1e6,), Bar("<=", 200)),
+        Figure(f"{name}, read twice more", "MB", (again / 1e6,), Bar("<=", 1.05, "ratio"), Baseline("before", (finished / 1e6,))),
     ]
 
 
