@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import trio
 
-from lazyfs.errors import InvalidInput, InvalidManifest
+from lazyfs.errors import InvalidInput
 from lazyfs.format.digest import Digest
 from lazyfs.format.entry import Entry
 from lazyfs.format.manifest import Descriptor, layer_kind
@@ -37,14 +37,11 @@ class ImageFindings(NamedTuple):
 async def verify_image(source: ImageSource, image: Image, progress: Callable[[int], None]) -> ImageFindings:
     """Download and verify every layer, one after the other; `progress` gets the count of blob bytes of each step.
 
-    Raises SourceError when a layer cannot be had at all, InvalidManifest when layers and config do not match in number.
+    Raises SourceError when a layer cannot be had at all.
     Cancelled: nothing is left behind.
     """
-    diff_ids = image.config.diff_ids
-    if len(diff_ids) != len(image.layers):
-        raise InvalidManifest(f"{image.name} has {len(image.layers)} layers, and its config names {len(diff_ids)}")
     layers = []
-    for descriptor, diff_id in zip(image.layers, diff_ids, strict=True):
+    for descriptor, diff_id in zip(image.layers, image.config.diff_ids, strict=True):
         layers.append(await _verify_layer(source, descriptor, diff_id, progress))
     problems = [problem for layer in layers for problem in layer.problems]
     if not problems:
