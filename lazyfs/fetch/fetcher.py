@@ -68,7 +68,7 @@ class Fetcher:
         # threads, so that what is here never queues behind what is arriving.
         self._unpackers = trio.CapacityLimiter((os.cpu_count() or 1) + 1)
         self._readers = trio.CapacityLimiter(16)
-        self._jobs = trio.Semaphore(2 * int(self._unpackers.total_tokens))
+        self._jobs = trio.Semaphore(int(self._unpackers.total_tokens))  # each holds a chunk twice: 8 MiB by default
         self._slots = trio.CapacityLimiter(_RUNS)
         self._unkept: OrderedDict[bytes, memoryview] = OrderedDict()
         self._unkept_bytes = 0
