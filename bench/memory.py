@@ -16,32 +16,35 @@ from bench.processes import resident
 
 IMAGE = "torch"
 AMOUNT = 1_000_000_000
+FEW_ROUNDS = 3
 _STEP = 1 << 20
 
 
 def measure(place: Place) -> list[Figure]:
-    """The peak of all that, and what reading adds once the pull has finished."""
+    """The highest peak of all that, and what reading adds once the pull has finished."""
     image = place.lazy(IMAGE)
-    place.clear_store()
-    with place.lazyfs.mounted(image) as root:
-        pid = place.lazyfs.json("status", root)["pid"]
-        mounted = resident(pid)
-        files = list(_files(root))
-        place.say(f"memory: reading {AMOUNT / 1e9:g} GB of {len(files)} files")
-        _read(files)
-        place.say("memory: waiting until the pull has finished")
-        while not place.lazyfs.json("status", root)["complete"]:
-            time.sleep(1)
-        finished = resident(pid)
-        place.say("memory: reading again, twice")
-        _read(files)
-        _read(files)
-        again, most = resident(pid), resident(pid, "VmHWM")
-    name = f"{IMAGE}, {len(files)} files"
+    mounted, finished, again, peaks = list[float](), list[float](), list[float](), list[float]()
+    for number in range(FEW_ROUNDS):
+        place.say(f"memory: round {number + 1} of {FEW_ROUNDS}")
+        place.clear_store()
+        with place.lazyfs.mounted(image) as root:
+            pid = place.lazyfs.json("status", root)["pid"]
+            mounted.append(resident(pid) / 1e6)
+            files = list(_files(root))
+            _read(files)
+            while not place.lazyfs.json("status", root)["complete"]:
+                time.sleep(1)
+            finished.append(resident(pid) / 1e6)
+            _read(files)
+            _read(files)
+            again.append(resident(pid) / 1e6)
+            peaks.append(resident(pid, "VmHWM") / 1e6)
+    name, before = f"{IMAGE}, {len(files)} files", Baseline("before", tuple(finished))
     return [
-        Figure(f"{name}, mounted", "MB", (mounted / 1e6,)),
-        Figure(f"{name}, 1 GB read, pull finished, peak", "MB", (most / 1e6,), Bar("<=", 200)),
-        Figure(f"{name}, read twice more", "MB", (again / 1e6,), Bar("<=", 1.05, "ratio"), Baseline("before", (finished / 1e6,))),
+        Figure(f"{name}, mounted", "MB", tuple(mounted)),
+        # A median would hide what the bar is about.
+        Figure(f"{name}, 1 GB read, pull finished, highest peak", "MB", (max(peaks),), Bar("<=", 200)),
+        Figure(f"{name}, read twice more", "MB", tuple(again), Bar("<=", 1.05, "ratio"), before),
     ]
 
 
