@@ -16,9 +16,12 @@ def log_file(store: Path, directory: Path) -> Path:
 
 
 def log_to_file(store: Path, directory: Path) -> None:
-    """Warnings and above into the mount's file, which is made by the first of them."""
+    """What was mounted, and warnings and above, into the mount's file."""
     os.umask(0o077)
     _install(_LateFile(log_file(store, directory), encoding="utf-8", delay=True), logging.WARNING)
+    # The line that says what is mounted comes before any chunk, and brings the file its first block: when the disk is
+    # full, there is still room to say so.
+    logging.getLogger("lazyfs.mount.portable").setLevel(logging.INFO)
 
 
 class _LateFile(logging.FileHandler):
