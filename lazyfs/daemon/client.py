@@ -1,0 +1,113 @@
+"""The client's end of lazyfsd's socket: small, blocking, and quick to import, because it is on the way of every start.
+
+The socket listens before the daemon has come up (its keeper holds it), so to connect is to wait. Where nobody listens,
+the daemon is started and asked again. A daemon that dies while it is asked is brought back by its keeper; the order is
+sent again.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from lazyfs.daemon.orders import SOCKET_NAME, Order, Refused, Report, encode
+from lazyfs.errors import LocalError, StoreUnusable
+
+_START_DEADLINE: Final = 20.0
+_TRIES: Final = 20
+_PAUSE: Final = 0.005
+
+
+class DaemonUnreachable(LocalError):
+    """No lazyfsd answers."""
+
+
+class Client:
+    """Asks the daemon of one state directory."""
+
+    def __init__(self, store: Path) -> None:
+        self._store = store
+
+    def is_running(self) -> bool:
+        """Whether somebody listens."""
+        connection = self._connect()
+        if connection is not None:
+            connection.close()
+        return connection is not None
+
+    def call(self, order: Order, *, start: bool) -> Iterator[Report]:
+        """Send `order` and yield its reports, the last one with `done`. `start` the daemon where it does not run.
+
+        Raises Refused with what the daemon tells, DaemonUnreachable where there is none, or it dies again and again.
+        """
+        for _ in range(_TRIES):
+            connection = self._connect()
+            if connection is None and start:
+                connection = self._start()
+            if connection is None:
+                raise DaemonUnreachable(f"no lazyfsd serves {self._store}", hint="Nothing is mounted natively from there")
+            with connection, suppress(ConnectionError):
+                connection.sendall(encode(order))
+                with connection.makefile("rb") as lines:
+                    for line in lines:
+                        report = msgspec.json.decode(line, type=dict)
+                        if "error" in report:
+                            raise Refused(report["error"], report["code"], unsupported=report.get("unsupported", False))
+                        yield report
+                        if report.get("done"):
+                            return
+            time.sleep(_PAUSE)  # it died, or ended just now
+        raise DaemonUnreachable(
+            f"the lazyfsd of {self._store} ends each time it is asked", hint=f"Its log is {self._store}/logs/lazyfsd.log"
+        )
+
+    def _connect(self) -> socket.socket | None:
+        try:
+            folder = os.open(self._store, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StoreUnusable(f"the store {self._store} cannot be opened: {error.strerror}") from error
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            # By way of the descriptor: a socket's path must not be longer than 107 bytes, a store's may.
+            connection.connect(f"/proc/self/fd/{folder}/{SOCKET_NAME}")
+        except (FileNotFoundError, ConnectionRefusedError):
+            connection.close()
+            return None
+        except OSError as error:
+            connection.close()
+            raise DaemonUnreachable(f"the lazyfsd of {self._store} cannot be reached: {error.strerror}") from error
+        finally:
+            os.close(folder)
+        return connection
+
+    def _start(self) -> socket.socket:
+        """Start the daemon and wait until it listens. Raises DaemonUnreachable."""
+        command = [sys.executable, "-m", "lazyfs.daemon", "--store", str(self._store)]
+        process = os.posix_spawn(sys.executable, command, os.environ, setsid=True)
+        end = time.monotonic() + _START_DEADLINE
+        ended = None
+        while time.monotonic() < end:
+            connection = self._connect()
+            if connection is not None:
+                return connection
+            # One that ends with 0 has met another that is starting as well.
+            if ended is None:
+                pid, status = os.waitpid(process, os.WNOHANG)
+                ended = os.waitstatus_to_exitcode(status) if pid else None
+                if ended:
+                    break
+            time.sleep(_PAUSE)
+        raise DaemonUnreachable(
+            f"lazyfsd does not come up for {self._store}" + (f": it ended with {ended}" if ended else ""),
+            hint=f"Its log is {self._store}/logs/lazyfsd.log",
+        )
