@@ -90,4 +90,5 @@ def encode(message: Order | Report) -> bytes:
 
 def decode_order(line: bytes) -> Order:
     """Raises msgspec.DecodeError for what is no order of this version."""
-    return msgspec.json.decode(line, type=Order)
+    order: Order = msgspec.json.decode(line, type=Order)
+    return order

@@ -110,6 +110,22 @@ class Fetcher:
             f"{self._source.name} did not bring layer {layer.digest} at offset {piece.chunk.member} in {READ_DEADLINE:.0f} s"
         )
 
+    async def bring(self, layer: LayerBlob, piece: Piece) -> bool:
+        """Make the object of a single chunk, for a reader who will open it by its name. False where the store does not take it.
+
+        Not looked for first: whoever asks has not found it. Raises as `read`, and has no deadline of its own. Cancelled: what is
+        under way arrives all the same.
+        """
+        digest = piece.chunk.digest
+        while digest not in self._unkept:
+            with self._traffic.reader():
+                data = await self._wait_for(layer, piece)
+            if data is not None:
+                break
+            if await trio.to_thread.run_sync(self._store.publish, piece.content, limiter=self._readers):
+                return True
+        return digest not in self._unkept
+
     async def _wait_for(self, layer: LayerBlob, piece: Piece) -> memoryview | None:
         flight = self._board.get(piece.chunk.digest)
         if flight is not None:

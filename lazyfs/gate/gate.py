@@ -1,0 +1,196 @@
+"""The gate: what the kernel is told when a file's data is not under objects/.
+
+overlayfs looks through its data layers from left to right: objects/, the gate, arrived/. It keeps the first answer for as long
+as it keeps its inode. So a file that can be had in one go is fetched, verified and published under both names first, and the
+answer is "not here": overlayfs goes on to arrived/, and from then on no byte of that file passes this process again.
+
+The other answer, a real entry, means that reads come through here, chunk by chunk:
+
+- an object of several chunks that is not whole: it may be large, and its reader may want little of it;
+- a caller that changes metadata only (caller.py): nothing is fetched for it;
+- a fetch that fails or takes longer than PATIENCE: a caller in a lookup cannot be killed, one in a read can. Its reads try again.
+
+An entry that was given out keeps its meaning for as long as the kernel knows it: names are of verified content, so it can
+never mean anything else. `through` remembers those names, for the refresher (lazyfs/daemon) that lets the overlays look again
+when the object has become whole.
+
+"Not here" for an object that really is not would show the application a file that does not exist. It is never said but for what
+`publish` or a kept chunk has just put in place, or for a name that no mounted image has.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+import msgspec
+import trio
+
+from lazyfs.errors import LazyfsError, SourceError, Unreachable
+from lazyfs.gate.caller import changes_metadata_only
+from lazyfs.gate.catalog import Catalog, Supply
+from lazyfs.gate.inode import ROOT, inode_of, record_inode, record_number
+from lazyfs.store.content import is_name
+from lazyfs.store.store import Store
+
+_log = logging.getLogger(__name__)
+
+PATIENCE: Final = 2.0
+"""Seconds until a lookup that waits for the network is answered with a real entry."""
+_CATALOG_DEADLINE: Final = 60.0
+"""Seconds that a read waits for an image to be indexed."""
+_RECORD: Final = "record-"
+
+
+class Shown(msgspec.Struct, frozen=True, gc=False):
+    """What the gate shows of one of its inodes."""
+
+    ino: int
+    mode: int
+    size: int = 0
+    nlink: int = 1
+
+
+class Gate:
+    """Answers lookups and reads. It knows no FUSE; `touched` is told of each object that a recording mount looks up."""
+
+    def __init__(
+        self,
+        store: Store,
+        catalog: Catalog,
+        touched: Callable[[int, str], None],
+        is_metadata_call: Callable[[int], bool] = changes_metadata_only,
+    ) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._touched = touched
+        self._is_metadata_call = is_metadata_call
+        # Of their own, as readers of a store have: a lookup whose object is here never queues behind what is arriving.
+        self._threads = trio.CapacityLimiter(16)
+        self.through: set[str] = set()
+        """Objects that were given out as entries, and were not whole then."""
+        self.counts: Counter[str] = Counter()
+        """`published`, `entries`, `reads`, `errors` since this process began."""
+
+    async def lookup(self, directory: int, name: bytes, thread: int) -> Shown | None:
+        """The entry `name`, or None: it is in the next layer, or nowhere.
+
+        Never raises for an object that a mounted image has. Cancelled: what is under way arrives all the same.
+        """
+        text = name.decode("ascii", "replace")
+        if directory == ROOT and text.startswith(_RECORD) and text[len(_RECORD) :].isdecimal():
+            return _directory(record_inode(int(text[len(_RECORD) :])))
+        if not is_name(text):
+            return None
+        number = record_number(directory)
+        if number is not None and not self._is_metadata_call(thread):
+            self._touched(number, text)
+        inode = inode_of(text)
+        with trio.move_on_after(PATIENCE) as patience:
+            supplies = await self._supplies(inode)
+            if not supplies or supplies[0].pieces[0].content.name != text:
+                return None
+            # An object that was published since overlayfs looked, or that a recording mount does not look for under objects/.
+            if os.path.exists(self._store.directory.objects + text) and await self._publish(supplies[0]):
+                return None
+            if self._is_metadata_call(thread):
+                return self._entry(inode, supplies[0])
+            if len(supplies[0].pieces) == 1:
+                if await self._bring(supplies):
+                    self.counts["published"] += 1
+                    return None
+            elif await self._publish(supplies[0]):
+                return None
+        if patience.cancelled_caught:
+            self.counts["late"] += 1
+            supplies = self._catalog.find(inode)
+            if not supplies:
+                raise Unreachable(f"the image that {text} belongs to is not indexed yet")
+        return self._entry(inode, supplies[0])
+
+    async def shown(self, inode: int) -> Shown:
+        """The attributes of an inode. Raises Unreachable for what no mounted image has."""
+        if inode == ROOT or record_number(inode) is not None:
+            return _directory(inode)
+        return _file(inode, (await self._known(inode))[0])
+
+    async def read(self, inode: int, offset: int, size: int) -> bytes | memoryview:
+        """Bytes `[offset, offset + size)` of an object, fewer at its end.
+
+        Raises LazyfsError when they cannot be had. Cancelled: nothing is left behind.
+        """
+        self.counts["reads"] += 1
+        failure: LazyfsError | None = None
+        for supply in await self._known(inode):
+            try:
+                return await _read(supply, offset, size)
+            except SourceError as error:
+                failure = failure or error  # another image's registry may have it
+        self.counts["errors"] += 1
+        assert failure is not None
+        raise failure
+
+    async def _bring(self, supplies: list[Supply]) -> bool:
+        for supply in supplies:
+            try:
+                return await supply.fetcher.bring(supply.layer, supply.pieces[0])
+            except LazyfsError as error:
+                # Its reader will ask again, and be told.
+                _log.info("%s is served through the gate: %s", supply.pieces[0].content.name, error)
+        return False
+
+    async def _publish(self, supply: Supply) -> bool:
+        publish = partial(self._store.publish, supply.pieces[0].content)
+        return await trio.to_thread.run_sync(publish, limiter=self._threads)
+
+    async def _supplies(self, inode: int) -> list[Supply]:
+        """Waits while an image that may have it is being indexed."""
+        while True:
+            supplies = self._catalog.find(inode)
+            if supplies or self._catalog.is_complete:
+                return supplies
+            await self._catalog.wait_for_change()
+
+    async def _known(self, inode: int) -> list[Supply]:
+        with trio.move_on_after(_CATALOG_DEADLINE):
+            supplies = await self._supplies(inode)
+            if supplies:
+                return supplies
+        self.counts["errors"] += 1
+        raise Unreachable(f"no mounted image has the object of inode {inode:x}, or its TOC cannot be had")
+
+    def _entry(self, inode: int, supply: Supply) -> Shown:
+        self.through.add(supply.pieces[0].content.name)
+        self.counts["entries"] += 1
+        return _file(inode, supply)
+
+
+async def _read(supply: Supply, offset: int, size: int) -> bytes | memoryview:
+    pieces = supply.pieces
+    end = min(offset + size, pieces[0].content.size)
+    if offset >= end:
+        return b""
+    parts: list[bytes | memoryview] = []
+    index = bisect_right(pieces, offset, key=lambda piece: piece.chunk.file_offset) - 1
+    while offset < end:
+        piece = pieces[index]
+        start = offset - piece.chunk.file_offset
+        length = min(end - offset, piece.chunk.size - start)
+        parts.append(await supply.fetcher.read(supply.layer, piece, start, length))
+        offset += length
+        index += 1
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _directory(inode: int) -> Shown:
+    return Shown(inode, stat.S_IFDIR | 0o555, nlink=2)
+
+
+def _file(inode: int, supply: Supply) -> Shown:
+    return Shown(inode, stat.S_IFREG | 0o444, supply.pieces[0].content.size)
