@@ -13,8 +13,8 @@ import trio
 
 from lazyfs.fetch.fetcher import Fetcher
 from lazyfs.fetch.piece import LayerBlob, Piece
-from lazyfs.format.digest import Digest
 from lazyfs.gate.inode import inode_of
+from lazyfs.image.layer import Layer
 
 
 class Supply(NamedTuple):
@@ -26,10 +26,17 @@ class Supply(NamedTuple):
     """Its chunks, in order."""
 
 
+def key_of(layer: Layer) -> str:
+    """What an indexed layer goes by: the blob's digest is where its bytes are to be had, its TOC's says which they are. Two images
+    may name the same blob, and only one of them a TOC that is true."""
+    return f"{layer.digest} {layer.toc_digest}"
+
+
 class LayerObjects:
     """The objects of one layer. Immutable once made, in a thread: about 1 µs a chunk."""
 
-    def __init__(self, layer: LayerBlob) -> None:
+    def __init__(self, key: str, layer: LayerBlob) -> None:
+        self.key = key
         self.layer = layer
         places: dict[int, int | list[int]] = {}
         """By inode: the index of the only piece, or of each, in order."""
@@ -70,14 +77,15 @@ class Source(NamedTuple):
     """A mounted image, as far as the catalog knows it."""
 
     fetcher: Fetcher
-    layers: tuple[Digest, ...]
+    layers: tuple[str, ...]
+    """Keys."""
 
 
 class Catalog:
     """All objects of all mounted images. An image is `expected` from its mount on, and `added` when its layers are indexed."""
 
     def __init__(self) -> None:
-        self._layers: dict[Digest, LayerObjects] = {}
+        self._layers: dict[str, LayerObjects] = {}
         self._images: dict[str, Source] = {}
         self._expected: set[str] = set()
         self._change = trio.Event()
@@ -87,15 +95,15 @@ class Catalog:
         if image not in self._images:
             self._expected.add(image)
 
-    def known(self, digest: Digest) -> LayerObjects | None:
+    def known(self, key: str) -> LayerObjects | None:
         """A layer that is indexed already, because another image has it too."""
-        return self._layers.get(digest)
+        return self._layers.get(key)
 
     def add(self, image: str, fetcher: Fetcher, layers: tuple[LayerObjects, ...]) -> None:
         """Objects of `image` can be asked for; `fetcher` brings them."""
         for objects in layers:
-            self._layers.setdefault(objects.layer.digest, objects)
-        self._images[image] = Source(fetcher, tuple(objects.layer.digest for objects in layers))
+            self._layers.setdefault(objects.key, objects)
+        self._images[image] = Source(fetcher, tuple(objects.key for objects in layers))
         self._expected.discard(image)
         self._announce()
 
@@ -103,9 +111,9 @@ class Catalog:
         """No mount of `image` lives any more."""
         self._images.pop(image, None)
         self._expected.discard(image)
-        used = {digest for source in self._images.values() for digest in source.layers}
-        for digest in self._layers.keys() - used:
-            del self._layers[digest]
+        used = {key for source in self._images.values() for key in source.layers}
+        for key in self._layers.keys() - used:
+            del self._layers[key]
         self._announce()
 
     @property
@@ -120,18 +128,18 @@ class Catalog:
     def find(self, inode: int) -> list[Supply]:
         """Every way to the object with this inode number."""
         found = []
-        for digest, objects in self._layers.items():
+        for key, objects in self._layers.items():
             pieces = objects.find(inode)
             if pieces:
                 found += [
-                    Supply(source.fetcher, objects.layer, pieces) for source in self._images.values() if digest in source.layers
+                    Supply(source.fetcher, objects.layer, pieces) for source in self._images.values() if key in source.layers
                 ]
         # One name, whatever collides: the first found decides.
         return [supply for supply in found if supply.pieces[0].content == found[0].pieces[0].content]
 
     def images_with(self, inode: int) -> set[str]:
         """The images that hold an object."""
-        layers = {digest for digest, objects in self._layers.items() if objects.find(inode)}
+        layers = {key for key, objects in self._layers.items() if objects.find(inode)}
         return {image for image, source in self._images.items() if layers & set(source.layers)}
 
     def names(self) -> Iterator[str]:

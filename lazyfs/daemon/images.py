@@ -1,0 +1,141 @@
+"""The images that are mounted, each with its source, its fetcher, its place in the gate's catalog, and the rest of its pull.
+
+An image lives in a task of the daemon's nursery from its first mount on, and a while longer than its last one, because the next
+container of the same image is the most probable one. Two mounts of the same manifest from the same source are one image.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AsyncExitStack
+from typing import Final
+
+import trio
+
+from lazyfs.errors import LazyfsError
+from lazyfs.fetch.background import Background, Wanted
+from lazyfs.fetch.fetcher import Fetcher, open_fetcher
+from lazyfs.fetch.piece import LayerBlob
+from lazyfs.gate.catalog import Catalog, LayerObjects, key_of
+from lazyfs.image.image import Image
+from lazyfs.image.layer import Layer
+from lazyfs.source.protocol import ImageSource
+from lazyfs.store.store import Store
+
+_log = logging.getLogger(__name__)
+
+_LINGER: Final = 30.0
+"""Seconds for which an image that nothing mounts any more stays indexed."""
+
+
+class LiveImage:
+    """One image, while it is mounted."""
+
+    def __init__(self, image: Image, layers: tuple[Layer, ...], source: ImageSource) -> None:
+        self.image = image
+        self.layers = layers
+        self.source = source
+        self.objects: tuple[LayerObjects, ...] = ()
+        """Of each layer, once it is indexed."""
+        self.fetcher: Fetcher | None = None
+        self.background: Background | None = None
+        self.wants_background = trio.Event()
+        self.indexed = trio.Event()
+        """Set when the gate knows its objects."""
+        self._mounts = 0
+        self._changed = trio.Event()
+
+    @property
+    def mounts(self) -> int:
+        """How many live."""
+        return self._mounts
+
+    @property
+    def blobs(self) -> list[LayerBlob]:
+        """The layers' pieces, once it is indexed."""
+        return [objects.layer for objects in self.objects]
+
+    def use(self, *, background: bool) -> None:
+        """One mount more."""
+        self._count(1)
+        if background:
+            self.wants_background.set()
+
+    def leave(self) -> None:
+        """One mount less."""
+        self._count(-1)
+
+    def _count(self, change: int) -> None:
+        self._mounts += change
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def wait_until_unused(self) -> None:
+        """Until nothing has mounted it for a while."""
+        while True:
+            while self._mounts:
+                await self._changed.wait()
+            with trio.move_on_after(_LINGER) as patience:
+                while not self._mounts:
+                    await self._changed.wait()
+            if patience.cancelled_caught and not self._mounts:
+                return
+
+
+class Images:
+    """All live images, by name. Not for threads."""
+
+    def __init__(self, store: Store, catalog: Catalog, nursery: trio.Nursery) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._nursery = nursery
+        self.live: dict[str, LiveImage] = {}
+
+    def add(self, image: Image, layers: tuple[Layer, ...], source: ImageSource, *, background: bool) -> LiveImage:
+        """Bring an image to life, with one mount; it owns `source` from now on."""
+        live = self.live[image.name] = LiveImage(image, layers, source)
+        live.use(background=background)
+        self._catalog.expect(image.name)
+        self._nursery.start_soon(self._run, live)
+        return live
+
+    async def _run(self, live: LiveImage) -> None:
+        name = live.image.name
+        try:
+            async with AsyncExitStack() as stack:
+                stack.push_async_callback(live.source.aclose)
+                fetcher = live.fetcher = await stack.enter_async_context(open_fetcher(self._store, live.source))
+                live.objects = tuple([await self._index(layer) for layer in live.layers])
+                self._catalog.add(name, fetcher, live.objects)
+                live.indexed.set()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._fetch_rest, live)
+                    await live.wait_until_unused()
+                    nursery.cancel_scope.cancel()
+        except LazyfsError as error:
+            _log.warning("%s can bring nothing any more: %s", name, error)
+        finally:
+            self._catalog.remove(name)
+            if live.mounts:
+                self._catalog.expect(name)  # what it holds is unknown then, and not "not there"
+            if self.live.get(name) is live:
+                del self.live[name]
+
+    async def _index(self, layer: Layer) -> LayerObjects:
+        known = self._catalog.known(key_of(layer))
+        return known or await trio.to_thread.run_sync(_index_layer, layer)
+
+    async def _fetch_rest(self, live: LiveImage) -> None:
+        await live.wants_background.wait()
+        assert live.fetcher is not None
+        wanted = [Wanted(blob, layer.prefetch_end) for blob, layer in zip(live.blobs, live.layers, strict=True)]
+        live.background = Background(self._store, live.fetcher, wanted)
+        try:
+            await live.background.run()
+        except Exception as surprise:  # noqa: BLE001  the guard of what nobody asked for: it must not end the daemon for its readers
+            _log.exception("the background fetch of %s has ended", live.image.name)
+            live.background.trouble = f"the background fetch has ended: {surprise!r}"
+
+
+def _index_layer(layer: Layer) -> LayerObjects:
+    return LayerObjects(key_of(layer), LayerBlob.of(layer))
