@@ -13,8 +13,6 @@ from collections.abc import Sequence
 
 import msgspec
 
-from converter.members import read_content
-from converter.plan import Planned
 from lazyfs.errors import InvalidInput
 from lazyfs.format.digest import digest_of
 from lazyfs.format.entry import TOC_NAME, Entry
@@ -24,6 +22,8 @@ from lazyfs.format.tar import TarMember
 from lazyfs.format.tar_header import BLOCK
 from lazyfs.format.toc import MAX_TOC_SIZE, parse_toc
 from lazyfs.image.spool import Spool
+from lazyfs.whole.content import read_content
+from lazyfs.whole.plan import Planned
 
 TOC_DIGEST = "containerd.io/snapshot/stargz/toc.digest"
 UNCOMPRESSED_SIZE = "io.containers.estargz.uncompressed-size"

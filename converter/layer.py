@@ -16,7 +16,6 @@ from typing import IO, Final, NamedTuple
 import msgspec
 
 from converter.members import Packed, Piece, batches, compress, cut
-from converter.plan import Planned
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.format.entry import TOC_NAME, Chunk, Entry
 from lazyfs.format.footer import build_footer
@@ -25,6 +24,7 @@ from lazyfs.format.tar import ReadAt
 from lazyfs.format.tar_header import END_OF_TAR, header_bytes, padding
 from lazyfs.format.toc_json import encode_toc
 from lazyfs.image.spool import unnamed_file, write
+from lazyfs.whole.plan import Planned
 
 _UNDER_WAY: Final = 48 << 20
 

@@ -17,17 +17,17 @@ import trio
 
 from converter.kept import TOC_DIGEST, chunks_if_as_asked
 from converter.layer import NewLayer, Style, write_layer
-from converter.layer_index import LayerIndex, index_layer
-from converter.plan import Planned, plan_layer
 from converter.prioritize import Prioritized, find
 from converter.progress import Progress, Step
-from converter.tree import Tree
 from converter.uploads import Uploads
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import Descriptor, LayerKind
 from lazyfs.format.tar import TarMember, read_tar
 from lazyfs.image.spool import Spool, unpack
 from lazyfs.source.protocol import ImageSource
+from lazyfs.whole.layer_index import LayerIndex, index_layer
+from lazyfs.whole.plan import Planned, plan_layer
+from lazyfs.whole.tree import Tree
 
 _FETCHES: Final = 3
 

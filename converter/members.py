@@ -12,14 +12,14 @@ hand-over, and the work in it (read, sha256, deflate) runs outside the interpret
 from __future__ import annotations
 
 import hashlib
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
-from converter.plan import Planned
 from lazyfs.format.member import compress_member
 from lazyfs.format.tar import ReadAt
 from lazyfs.format.tar_header import header_bytes, padding
+from lazyfs.whole.content import read_content
+from lazyfs.whole.plan import Planned
 
 BATCH: Final = 1 << 20
 _BATCH_COUNT: Final = 256
@@ -98,24 +98,3 @@ def compress(pieces: Sequence[Piece], plan: Sequence[Planned], read_at: ReadAt, 
         tar.append(data)
         blob.append(compress_member(data, level))
     return Packed(pieces, b"".join(tar), b"".join(blob), [len(member) for member in blob], digests)
-
-
-def read_content(planned: Planned, file_offset: int, size: int, read_at: ReadAt) -> bytes:
-    """`size` bytes at `file_offset` of a file, with zeros where it has holes."""
-    if planned.content:
-        return planned.content[file_offset : file_offset + size]
-    extents = planned.extents
-    if len(extents) == 1 and extents[0].size == planned.entry.size:
-        return read_at(extents[0].tar_offset + file_offset, size)
-    content = bytearray(size)
-    end = file_offset + size
-    first = max(bisect_right(extents, file_offset, key=lambda extent: extent.file_offset) - 1, 0)
-    for extent in extents[first:]:
-        if extent.file_offset >= end:
-            break
-        begin = max(extent.file_offset, file_offset)
-        until = min(extent.file_offset + extent.size, end)
-        if begin < until:
-            at = extent.tar_offset + begin - extent.file_offset
-            content[begin - file_offset : until - file_offset] = read_at(at, until - begin)
-    return bytes(content)

@@ -14,8 +14,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from converter.tree import Tree
 from lazyfs.errors import UsageError
+from lazyfs.whole.tree import Tree
 
 _MAX_LIST: Final = 64 << 20
 

@@ -10,14 +10,14 @@ from typing import NamedTuple
 from hypothesis import strategies as st
 
 from converter.layer import NewLayer, Style, write_layer
-from converter.layer_index import index_layer
-from converter.plan import Planned, plan_layer
-from converter.tree import Tree
 from lazyfs.format.entry import TOC_NAME, Entry
 from lazyfs.format.footer import FOOTER_SIZE, parse_footer
 from lazyfs.format.tar import TarMember
 from lazyfs.format.tar_header import header_bytes
 from lazyfs.format.toc import parse_toc
+from lazyfs.whole.layer_index import index_layer
+from lazyfs.whole.plan import Planned, plan_layer
+from lazyfs.whole.tree import Tree
 from tests.tars import END, content, padded, read
 
 THREADS = ThreadPoolExecutor(4)

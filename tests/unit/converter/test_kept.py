@@ -11,9 +11,6 @@ import pytest
 
 from converter.kept import TOC_DIGEST, chunks_if_as_asked
 from converter.layer import Style
-from converter.layer_index import index_layer
-from converter.plan import plan_layer
-from converter.tree import Tree
 from lazyfs.format.digest import digest_of
 from lazyfs.format.entry import Entry
 from lazyfs.format.footer import build_footer
@@ -21,6 +18,9 @@ from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor
 from lazyfs.format.member import compress_member
 from lazyfs.format.tar_header import END_OF_TAR, header_bytes, padding
 from lazyfs.image.spool import Spool, unpack
+from lazyfs.whole.layer_index import index_layer
+from lazyfs.whole.plan import plan_layer
+from lazyfs.whole.tree import Tree
 from tests.tars import read
 from tests.unit.converter.making import Converted, convert_tar, tar_of
 

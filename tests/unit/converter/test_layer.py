@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from converter.layer import Style, write_layer
-from converter.plan import Planned
-from converter.tree import Tree
 from lazyfs.errors import InvalidTar
 from lazyfs.format.digest import digest_of
 from lazyfs.format.entry import Entry
 from lazyfs.format.member import inflate_member
 from lazyfs.format.sparse import Extent
+from lazyfs.whole.plan import Planned
+from lazyfs.whole.tree import Tree
 from tests.tars import END
 from tests.unit.converter.making import LAYERS, THREADS, Converted, Item, convert_tar, tar_of
 

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from converter.members import BATCH, Piece, batches, compress, cut, read_content
-from converter.plan import Planned
+from converter.members import BATCH, Piece, batches, compress, cut
 from lazyfs.format.entry import Entry
 from lazyfs.format.sparse import Extent
 from lazyfs.format.tar_header import header_bytes, padding
+from lazyfs.whole.content import read_content
+from lazyfs.whole.plan import Planned
 
 SIZES = st.lists(st.one_of(st.just(0), st.integers(1, 40)), max_size=8)
 
@@ -81,27 +82,6 @@ def test_batches_keep_order_and_bounds(sizes: list[int]) -> None:
     found = list(batches(pieces))
     assert [piece for batch in found for piece in batch] == pieces
     assert all(len(batch) == 1 or sum(piece.size for piece in batch) <= BATCH for batch in found)
-
-
-@given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 6)), max_size=5), st.integers(0, 5), st.data())
-def test_holes_are_zeros(gaps: list[tuple[int, int]], end: int, data: st.DataObject) -> None:
-    """Any stretch of a sparse file, wherever its extents begin and end."""
-    store = bytes(range(1, 100))
-    extents = []
-    whole = b""
-    at = 0
-    for gap, size in gaps:
-        whole += bytes(gap)
-        extents.append(Extent(len(whole), at, size))
-        whole += store[at : at + size]
-        at += size
-    whole += bytes(end)
-    if not whole:
-        return
-    planned = Planned(Entry(b"s", "reg", size=len(whole)), tuple(extents))
-    start = data.draw(st.integers(0, len(whole) - 1))
-    size = data.draw(st.integers(1, len(whole) - start))
-    assert read_content(planned, start, size, lambda at, size: store[at : at + size]) == whole[start : start + size]
 
 
 def test_what_a_thread_brings_back() -> None:

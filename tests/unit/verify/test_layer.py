@@ -14,9 +14,6 @@ from typing import Any
 import pytest
 
 from converter.layer import Style, write_layer
-from converter.layer_index import index_layer
-from converter.plan import plan_layer
-from converter.tree import Tree
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.format.footer import FOOTER_SIZE, build_footer, parse_footer
 from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor
@@ -25,6 +22,9 @@ from lazyfs.format.tar import read_tar
 from lazyfs.image.layer import TOC_DIGEST, read_toc_member
 from lazyfs.image.spool import Spool, unpack
 from lazyfs.verify.layer import LayerFindings, verify_layer
+from lazyfs.whole.layer_index import index_layer
+from lazyfs.whole.plan import plan_layer
+from lazyfs.whole.tree import Tree
 
 Toc = dict[str, Any]
 

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 
 import msgspec
 
-from converter.tree import Node, Tree
 from lazyfs.errors import InvalidTar
 from lazyfs.format.entry import OPAQUE_MARKER, OWN_NAMES, WHITEOUT_PREFIX, Entry, base_of, parent_of
 from lazyfs.format.sparse import Extent
 from lazyfs.format.tar import TarMember
 from lazyfs.format.toc import show
+from lazyfs.whole.tree import Node, Tree
 
 
 class Inode:

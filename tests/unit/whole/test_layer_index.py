@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from hypothesis import assume, given, settings
 
-from converter.layer_index import index_layer
-from converter.tree import Tree
 from lazyfs.errors import InvalidTar
 from lazyfs.format.entry import OWN_NAMES, Entry
+from lazyfs.whole.layer_index import index_layer
+from lazyfs.whole.tree import Tree
 from tests.tars import read
 from tests.unit.converter.making import LAYERS, Item, convert_tar, tar_of
-from tests.unit.converter.model import Model, Refused
+from tests.unit.whole.model import Model, Refused
 
 
 def reg(name: bytes, data: bytes = b"", **facts: int) -> Item:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from converter.layer_index import index_layer
-from converter.plan import plan_layer
-from converter.tree import Tree
 from lazyfs.errors import InvalidTar
 from lazyfs.format.entry import Entry
+from lazyfs.whole.layer_index import index_layer
+from lazyfs.whole.plan import plan_layer
+from lazyfs.whole.tree import Tree
 from tests.tars import read
 from tests.unit.converter.making import LAYERS, Item, tar_of
 

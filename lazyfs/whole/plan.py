@@ -11,9 +11,9 @@ from collections.abc import Iterable
 
 import msgspec
 
-from converter.layer_index import LayerIndex
 from lazyfs.format.entry import LANDMARK_CONTENT, NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, Entry, parent_of
 from lazyfs.format.sparse import Extent
+from lazyfs.whole.layer_index import LayerIndex
 
 
 class Planned(msgspec.Struct, frozen=True, gc=False):
@@ -24,12 +24,16 @@ class Planned(msgspec.Struct, frozen=True, gc=False):
     content: bytes = b""
 
 
-def plan_layer(index: LayerIndex, prioritized: Iterable[bytes] = ()) -> tuple[Planned, ...]:
-    """All entries of the layer in order, one landmark among them. `prioritized` are names of this layer, the first first."""
+def plan_layer(index: LayerIndex, prioritized: Iterable[bytes] = (), *, landmark: bool = True) -> tuple[Planned, ...]:
+    """All entries of the layer in order, one landmark among them. `prioritized` are names of this layer, the first first.
+
+    Without `landmark` for a layer that is not written: nobody prefetches what is fetched whole.
+    """
     plan = _Plan(index)
     for name in prioritized:
         plan.add(name)
-    plan.add_landmark()
+    if landmark:
+        plan.add_landmark()
     plan.add(b"")
     for name in index.inodes:
         plan.add(name)

@@ -1,16 +1,18 @@
 """What the layers up to some height show together: enough of it to place the next layer's entries.
 
-A layer cannot be converted by itself. Its entries may lie in directories that only a layer below describes, or be reached
+A layer cannot be described by itself. Its entries may lie in directories that only a layer below describes, or be reached
 through a symbolic link below. Runtimes resolve that while they unpack; a layer that is mounted lazily is never
-unpacked, so the converter resolves it, and writes out what it found.
+unpacked, so whoever describes it (the converter, or lazyfs for a layer that it fetches whole) resolves it, and writes out
+what it found.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from lazyfs.errors import InvalidTar
-from lazyfs.format.entry import WHITEOUT_PREFIX, Entry
+from lazyfs.format.entry import OPAQUE_MARKER, OWN_NAMES, WHITEOUT_PREFIX, Entry
 from lazyfs.format.toc import show
 
 _MAX_LINKS = 255
@@ -105,3 +107,50 @@ class Tree:
                 )
             node = child
         return way.name, node
+
+    def put(self, entries: Iterable[Entry], layer: int) -> None:
+        """Put a layer on that is described already: names are taken as they are, as the mount takes them (lazyfs/vfs/tree.py)."""
+        listed = [(entry, *entry.name.rpartition(b"/")[::2]) for entry in entries]
+        for _, parent, base in listed:
+            directory = self._at(parent) if base.startswith(WHITEOUT_PREFIX) else None
+            if directory is not None and directory.children is not None:
+                if base == OPAQUE_MARKER:
+                    directory.children.clear()
+                else:
+                    directory.children.pop(base[len(WHITEOUT_PREFIX) :], None)
+        named: dict[bytes, Entry] = {}
+        for entry, parent, base in listed:
+            if base.startswith(WHITEOUT_PREFIX) or entry.name in OWN_NAMES:
+                continue
+            if not base:
+                self.root.entry, self.root.layer = entry, layer
+                continue
+            shown = named.get(entry.link) if entry.type == "hardlink" else entry
+            if shown is None:
+                continue  # a link to a whiteout or a landmark shows nothing
+            named[entry.name] = shown
+            children = self._make_here(parent, layer).children
+            assert children is not None
+            below = children.get(base)
+            node = children[base] = Node(shown, layer)
+            if node.children is not None and below is not None and below.children is not None:
+                node.children = below.children
+
+    def _at(self, path: bytes) -> Node | None:
+        node: Node | None = self.root
+        for part in path.split(b"/") if path else ():
+            node = node.children.get(part) if node is not None and node.children is not None else None
+        return node
+
+    def _make_here(self, path: bytes, layer: int) -> Node:
+        """The directory under this very name: what else is there gives way."""
+        node = self.root
+        done: list[bytes] = []
+        for part in path.split(b"/") if path else ():
+            done.append(part)
+            assert node.children is not None
+            child = node.children.get(part)
+            if child is None or child.children is None:
+                child = node.children[part] = Node(Entry(b"/".join(done), "dir"), layer)
+            node = child
+        return node

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
 
-from converter.tree import Node, Tree
 from lazyfs.errors import InvalidTar
 from lazyfs.format.entry import Entry
+from lazyfs.vfs.tree import Tree as MergedTree
+from lazyfs.whole.tree import Node, Tree
+from tests.unit.converter.making import LAYERS, Item, convert_tar, tar_of
 
 
 def tree_of(*entries: Entry) -> Tree:
@@ -86,3 +89,47 @@ def test_what_cannot_be_made(path: bytes, message: str) -> None:
     """Something stands in the way."""
     with pytest.raises(InvalidTar, match=f"^t: .*{message}"):
         LINKS.make(path, 0, "t")
+
+
+def shown(tree: Tree) -> dict[bytes, tuple[str, int, bytes]]:
+    """path -> (type, mode, link) of everything but the root."""
+    found = {}
+    pending = [(b"", tree.root)]
+    while pending:
+        path, node = pending.pop()
+        for base, child in (node.children or {}).items():
+            name = path + b"/" + base if path else base
+            found[name] = (child.entry.type, child.entry.mode, child.entry.link)
+            pending.append((name, child))
+    return found
+
+
+@given(LAYERS)
+@settings(max_examples=300)
+def test_a_described_layer_is_put_on_as_it_was_placed(layers: list[list[Item]]) -> None:
+    """What is placed from a tar, and put on later from its description, is one tree, and the one that a mount merges."""
+    placed, put = Tree(), Tree()
+    described = []
+    for number, layer in enumerate(layers):
+        try:
+            entries = convert_tar(tar_of(layer), placed, number).entries
+        except InvalidTar:
+            return
+        put.put(entries, number)
+        described.append(entries)
+        assert shown(put) == shown(placed)
+    merged = MergedTree(described)
+    assert shown(put) == {path: (node.entry.type, node.entry.mode, node.entry.link) for path, node in merged.walk() if path}
+
+
+def test_names_are_taken_as_they_are() -> None:
+    """Foreign TOCs may name what leads through a link below: a mount puts a directory in its place, and so does this."""
+    tree = Tree()
+    tree.put([Entry(b"lib", "symlink", link=b"usr"), Entry(b"f", "reg"), Entry(b"gone", "reg")], 0)
+    tree.put([Entry(b"lib/x", "reg"), Entry(b"f/y", "dir"), Entry(b".wh.gone", "reg"), Entry(b"none/.wh.z", "reg")], 1)
+    assert {path: kind for path, (kind, _, _) in shown(tree).items()} == {
+        b"lib": "dir",
+        b"lib/x": "reg",
+        b"f": "dir",
+        b"f/y": "dir",
+    }
