@@ -13,6 +13,7 @@
         ├── StoreFull           ENOSPC
         ├── StoreUnusable
         └── MountFailed
+            └── NotNative       this machine cannot mount natively; portably it may
 
 Every message says what happened, to what, and (`hint`) what to do about it.
 """
@@ -34,6 +35,7 @@ __all__ = [
     "MountFailed",
     "NotFound",
     "NotLazy",
+    "NotNative",
     "RangeIgnored",
     "SourceError",
     "StoreFull",
@@ -137,6 +139,10 @@ class StoreUnusable(LocalError):
 
 class MountFailed(LocalError):
     """The kernel or fusermount3 refused to mount or unmount."""
+
+
+class NotNative(MountFailed):
+    """No EROFS, no data-only layers in overlayfs, no root: a portable mount may do."""
 
 
 def foremost(group: BaseExceptionGroup[BaseException]) -> BaseException:
