@@ -93,19 +93,18 @@ class Client:
     def _start(self) -> socket.socket:
         """Start the daemon and wait until it listens. Raises DaemonUnreachable."""
         command = [sys.executable, "-m", "lazyfs.daemon", "--store", str(self._store)]
-        process = os.posix_spawn(sys.executable, command, os.environ, setsid=True)
         end = time.monotonic() + _START_DEADLINE
-        ended = None
-        while time.monotonic() < end:
+        process, ended = 0, 0
+        while time.monotonic() < end and not ended:
             connection = self._connect()
             if connection is not None:
                 return connection
-            # One that ends with 0 has met another that is starting as well.
-            if ended is None:
+            # One that ends with 0 has met another, which is starting as well, or on its way out.
+            if process:
                 pid, status = os.waitpid(process, os.WNOHANG)
-                ended = os.waitstatus_to_exitcode(status) if pid else None
-                if ended:
-                    break
+                process, ended = (0, os.waitstatus_to_exitcode(status)) if pid else (process, 0)
+            else:
+                process = os.posix_spawn(sys.executable, command, os.environ, setsid=True)
             time.sleep(_PAUSE)
         raise DaemonUnreachable(
             f"lazyfsd does not come up for {self._store}" + (f": it ended with {ended}" if ended else ""),

@@ -44,7 +44,7 @@ async def serve_control(listener: socket.socket, user: int, carry: Carry) -> Non
 async def _serve(stream: trio.SocketStream, user: int, carry: Carry) -> None:
     async with stream:
         peer = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-        if not isinstance(peer, bytes) or _PEER.unpack(peer)[1] != user:
+        if _PEER.unpack(peer)[1] != user:
             return
 
         async def tell(report: Report) -> None:

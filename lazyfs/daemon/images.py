@@ -42,6 +42,8 @@ class LiveImage:
         self.wants_background = trio.Event()
         self.indexed = trio.Event()
         """Set when the gate knows its objects."""
+        self.rest_ended = trio.Event()
+        """Set when the background fetch has brought all that it can."""
         self._mounts = 0
         self._changed = trio.Event()
 
@@ -49,6 +51,11 @@ class LiveImage:
     def mounts(self) -> int:
         """How many live."""
         return self._mounts
+
+    @property
+    def trouble(self) -> str:
+        """Why the background fetch stands still, or gave something up; empty while all is well."""
+        return self.background.trouble if self.background else ""
 
     @property
     def blobs(self) -> list[LayerBlob]:
@@ -135,6 +142,7 @@ class Images:
         except Exception as surprise:  # noqa: BLE001  the guard of what nobody asked for: it must not end the daemon for its readers
             _log.exception("the background fetch of %s has ended", live.image.name)
             live.background.trouble = f"the background fetch has ended: {surprise!r}"
+        live.rest_ended.set()
 
 
 def _index_layer(layer: Layer) -> LayerObjects:

@@ -17,6 +17,9 @@ from lazyfs.gate.inode import inode_of
 from lazyfs.image.layer import Layer
 
 
+_EARLIER = "what an earlier process had mounted"
+
+
 class Supply(NamedTuple):
     """One way to an object: a layer that holds it, and who fetches from there."""
 
@@ -87,13 +90,18 @@ class Catalog:
     def __init__(self) -> None:
         self._layers: dict[str, LayerObjects] = {}
         self._images: dict[str, Source] = {}
-        self._expected: set[str] = set()
+        self._expected: set[str] = {_EARLIER}
         self._change = trio.Event()
 
     def expect(self, image: str) -> None:
         """An image is mounted, and will be added: what it holds is not unknown, only not known yet."""
         if image not in self._images:
             self._expected.add(image)
+
+    def begin(self) -> None:
+        """Whatever an earlier process had mounted is expected by now."""
+        self._expected.discard(_EARLIER)
+        self._announce()
 
     def known(self, key: str) -> LayerObjects | None:
         """A layer that is indexed already, because another image has it too."""

@@ -1,0 +1,376 @@
+"""The native mounts of one daemon: made by order, kept in the state, gone when the kernel says so.
+
+A mount is an overlay that the daemon makes in its own mount namespace. It is not the daemon's to serve: what is here keeps
+working without it. So all that is kept of a mount is its row (state.py), its image while it lives (images.py), and a
+watch that tells when the last user of it has gone, whoever unmounted it and however.
+
+The order of a mount: the row, then the overlay, then the mark that it is there. The order of its end: the overlay, then the
+row. A crash in between leaves a row without a mount, which the next start removes, or a mount with a row that says
+`mounting`, which is a mount.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+import trio
+
+from lazyfs.daemon.control import Tell
+from lazyfs.daemon.images import Images, LiveImage
+from lazyfs.daemon.orders import MountOrder, Report, UnmountOrder
+from lazyfs.daemon.recording import Recordings
+from lazyfs.daemon.state import Mount, Phase, Row, State
+from lazyfs.errors import LazyfsError, MountFailed, NotNative, Unreachable
+from lazyfs.fetch.background import measure_missing
+from lazyfs.format.manifest import parse_platform
+from lazyfs.gate.catalog import Catalog
+from lazyfs.image.image import resolve_image
+from lazyfs.kernel.ends import Ends
+from lazyfs.mount.table import find_mount, holders, our_mounts
+from lazyfs.native.layers import LayerMounts
+from lazyfs.native.metadata import ensure_metadata
+from lazyfs.native.probe import Verdict, probe
+from lazyfs.native.stack import mount_stack, unmount_stack
+from lazyfs.registry.access import AccessOptions, parse_creds
+from lazyfs.source.open import open_source
+from lazyfs.source.protocol import ImageSource
+from lazyfs.source.reference import Reference, parse_reference
+from lazyfs.store.store import Store
+from lazyfs.whole.image import load_image_layers
+
+_log = logging.getLogger(__name__)
+
+SOURCE_PREFIX: Final = "lazyfs:"
+_SLOWEST: Final = 60.0
+_REPORT_PAUSE: Final = 0.25
+_END_DEADLINE: Final = 5.0
+"""Seconds that an unmount waits to hear that the last user has gone."""
+
+
+class LiveMount(NamedTuple):
+    """A mount, while the kernel has it."""
+
+    row: Row
+    image: str
+    images: tuple[Path, ...]
+    """The EROFS images that it is made of, the lowest first; empty while that is being found out."""
+    ended: trio.Event
+
+
+class Mounts:
+    """All native mounts. Not for threads, except where it says so."""
+
+    def __init__(self, store: Store, state: State, catalog: Catalog, images: Images, recordings: Recordings, ends: Ends) -> None:
+        self._store = store
+        self._path = store.directory.path
+        self._state = state
+        self._catalog = catalog
+        self._images = images
+        self._recordings = recordings
+        self._ends = ends
+        self._layers = LayerMounts(self._path)
+        self._busy: set[str] = set()
+        self._watches: dict[int, int] = {}
+        """Number of a watch: number of a mount."""
+        self._verdict: Verdict | None = None
+        # One mount(2) at a time: they share the mount points of layers.
+        self._mounting = trio.Lock()
+        self.live: dict[int, LiveMount] = {}
+        self.changed = trio.Event()
+
+    async def mount(self, order: MountOrder, tell: Tell) -> Report:
+        """Mount as ordered. Raises LazyfsError; nothing is left then, nor when cancelled, but what has arrived in the store."""
+        directory = Path(order.directory)
+        for mount in self.live.values():
+            if mount.row.mount.ticket == order.ticket:
+                return await self._report(mount.row)
+        async with self._alone(order.directory):
+            await self._check(directory)
+            live = await self._bring_to_life(order, order.creds, tell, lazy_only=order.lazy_only)
+            try:
+                row = await self._attach(order, live)
+            except BaseException:
+                live.leave()
+                raise
+            if order.background == "wait":
+                await _follow(live, self._store, tell)
+            return await self._report(row)
+
+    async def unmount(self, order: UnmountOrder) -> Report:
+        """Unmount as ordered, and wait for the end of it. Raises MountFailed: it is none of ours, or busy."""
+        directory = Path(order.directory)
+        async with self._alone(order.directory):
+            found = [mount for mount in self.live.values() if mount.row.mount.directory == order.directory]
+            if not found:
+                raise MountFailed(f"{directory} is no mount of this lazyfsd", hint="`lazyfs status` lists those there are")
+            mount = found[-1]
+            try:
+                await trio.to_thread.run_sync(partial(unmount_stack, directory, lazy=order.lazy))
+            except OSError as error:
+                busy = await trio.to_thread.run_sync(_holders, directory)
+                by = f": held by {', '.join(busy[:10])}" if busy else f": {error.strerror}"
+                raise MountFailed(f"{directory} is busy{by}", hint="End them, or detach it with --lazy") from error
+            if order.lazy:
+                await self._mark(mount.row.number, "detached")
+            with trio.move_on_after(0 if order.lazy else _END_DEADLINE):
+                await mount.ended.wait()
+        return {"directory": order.directory}
+
+    async def watch(self) -> None:
+        """Until cancelled: hear of mounts that have ended, and clear up behind them."""
+        while True:
+            await trio.lowlevel.wait_readable(self._ends)
+            for watch in self._ends.ended():
+                number = self._watches.pop(watch, None)
+                if number is not None:
+                    await self._end(number)
+
+    async def restore(self, nursery: trio.Nursery, *, same_gate: bool) -> None:
+        """After a start: find the mounts that the state tells of. Without `same_gate` theirs is dead, and they are made anew.
+
+        Touches none of them; what takes time goes on in `nursery`.
+        """
+        rows = await trio.to_thread.run_sync(self._state.rows)
+        seen = {str(mounted.path): mounted for mounted in await trio.to_thread.run_sync(our_mounts)}
+        gone = []
+        for row in rows:
+            mounted = seen.get(row.mount.directory)
+            here = mounted is not None and mounted.mode == "native" and mounted.image == row.mount.image
+            if here or (row.phase == "detached" and same_gate):
+                self._catalog.expect(row.mount.image)
+                self.live[row.number] = LiveMount(row, row.mount.image, (), trio.Event())
+                nursery.start_soon(self._revive, row, here, same_gate)
+            else:
+                gone.append(row.number)
+        if gone:
+            _log.info("%d mounts of an earlier lazyfsd have gone", len(gone))
+            await trio.to_thread.run_sync(self._state.remove, gone)
+        self._announce()
+
+    async def _revive(self, row: Row, attached: bool, same_gate: bool) -> None:
+        """Bring the image of a mount that was found back to life, from the store where it is; tries until it can, or the mount ends."""
+        if attached and same_gate:
+            await self._listen(row)
+        pause = 1.0
+        while row.number in self.live:
+            try:
+                # Its documents are in the store, unless they were damaged.
+                live = await self._bring_to_life(row.mount, "", _say_nothing, lazy_only=False)
+            except LazyfsError as error:
+                _log.warning("%s cannot bring what is missing: %s", row.mount.directory, error)
+                await self._mark(row.number, row.phase, str(error))
+                await trio.sleep(pause)
+                pause = min(2 * pause, _SLOWEST)
+                continue
+            if row.number not in self.live:
+                live.leave()
+                return
+            paths = await ensure_metadata(self._path, live.layers)
+            if attached and not same_gate:
+                await self._heal(row, live, paths)
+            self.live[row.number] = self.live[row.number]._replace(images=paths)
+            return
+
+    async def _check(self, directory: Path) -> None:
+        mounted = await trio.to_thread.run_sync(find_mount, directory)
+        if mounted is not None:
+            raise MountFailed(f"{directory} is a lazyfs mount already", hint=f"Take it away first: lazyfs umount {directory}")
+        if self._verdict is None:
+            self._verdict = await trio.to_thread.run_sync(probe, self._path)
+        if not self._verdict.native:
+            raise NotNative(f"this machine cannot mount natively: {self._verdict.reason}", hint="--mode portable can")
+
+    async def _bring_to_life(self, mount: MountOrder | Mount, creds: str, tell: Tell, *, lazy_only: bool) -> LiveImage:
+        """The live image of a mount, counted as used by it. Raises LazyfsError."""
+        reference = parse_reference(mount.reference)
+        background = mount.background != "off"
+        source = open_source(reference, AccessOptions(parse_creds(creds) if creds else None, mount.plain_http))
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(_close, source)
+            image = await resolve_image(source, reference.selector, parse_platform(mount.platform), self._store)
+            known = self._images.live.get(image.name)
+            if known is None:
+                layers = await load_image_layers(source, self._store, image, lazy_only=lazy_only, progress=tell)
+                known = self._images.live.get(image.name)  # another order may have been quicker
+                if known is None:
+                    stack.pop_all()
+                    return self._images.add(image, layers, source, background=background)
+            known.use(background=background)
+            return known
+
+    async def _attach(self, order: MountOrder, live: LiveImage) -> Row:
+        reference = parse_reference(order.reference)
+        pinned = Reference(reference.transport, reference.location, reference.tag, live.image.digest)
+        mount = Mount(
+            directory=order.directory,
+            ticket=order.ticket,
+            image=live.image.name,
+            reference=str(pinned),
+            platform=order.platform,
+            plain_http=order.plain_http,
+            background=order.background,
+            upper=order.upper,
+            work=order.work,
+            volatile=order.volatile,
+            record=order.record,
+        )
+        images = await ensure_metadata(self._path, live.layers)
+        # From here to the mark there is no way back half-done: cancelled, it is finished, and then taken away by its client.
+        with trio.CancelScope(shield=True):
+            async with self._mounting:
+                row = await trio.to_thread.run_sync(self._state.add, mount)
+                try:
+                    await trio.to_thread.run_sync(self._mount, row, images)
+                except BaseException:
+                    await trio.to_thread.run_sync(self._state.remove, [row.number])
+                    raise
+            if mount.record:
+                self._recordings.begin(row.number, Path(mount.record), live.image, live.layers)
+            await self._mark(row.number, "mounted")
+            await self._adopt(row, live, images)
+        return row
+
+    def _mount(self, row: Row, images: tuple[Path, ...]) -> None:
+        """In a thread."""
+        gate, objects = self._path / "gate", self._path / "objects"
+        data = [gate / f"record-{row.number}"] if row.mount.record else [objects, gate]
+        try:
+            mount_stack(
+                Path(row.mount.directory),
+                self._layers.mounted(images),
+                [*data, self._path / "arrived"],
+                upper=Path(row.mount.upper) if row.mount.upper else None,
+                work=Path(row.mount.work) if row.mount.work else None,
+                volatile=row.mount.volatile,
+                source=SOURCE_PREFIX + row.mount.image,
+            )
+        except OSError as error:
+            raise MountFailed(f"cannot mount at {row.mount.directory}: {error}") from error
+
+    async def _adopt(self, row: Row, live: LiveImage, images: tuple[Path, ...]) -> None:
+        """A mount that is there: listen for its end."""
+        self.live[row.number] = LiveMount(row, live.image.name, images, trio.Event())
+        await self._listen(row)
+        self._announce()
+
+    async def _listen(self, row: Row) -> None:
+        watch = await trio.to_thread.run_sync(self._ends.add, row.mount.directory)
+        self._watches[watch] = row.number
+
+    async def _heal(self, row: Row, live: LiveImage, images: tuple[Path, ...]) -> None:
+        """The gate of this mount is dead: make the mount anew, at its place."""
+        directory = Path(row.mount.directory)
+        async with self._mounting:
+            try:
+                await trio.to_thread.run_sync(unmount_stack, directory)
+            except OSError as error:
+                if row.mount.upper:
+                    # Two overlays must not write to one upper directory.
+                    trouble = f"files that are missing cannot be had until it is mounted again ({error.strerror})"
+                    await self._mark(row.number, "mounted", trouble)
+                    await self._listen(row)
+                    return
+                await trio.to_thread.run_sync(partial(unmount_stack, directory, lazy=True))
+            try:
+                await trio.to_thread.run_sync(self._mount, row, images)
+            except MountFailed as error:
+                _log.warning("the mount at %s could not be made anew: %s", directory, error)
+                await self._end(row.number)
+                return
+        _log.warning("the mount at %s was made anew: the gate of the old one was lost", directory)
+        await self._listen(row)
+
+    async def _end(self, number: int) -> None:
+        mount = self.live.pop(number, None)
+        if mount is None:
+            return
+        with trio.CancelScope(shield=True):
+            await self._recordings.end(number)
+            await trio.to_thread.run_sync(self._state.remove, [number])
+            if mount.row.mount.work:
+                await trio.to_thread.run_sync(_remove_work, mount.row.mount.work)
+            live = self._images.live.get(mount.image)
+            if live is not None:
+                live.leave()
+            await self.drop_layers()
+        mount.ended.set()
+        self._announce()
+
+    async def drop_layers(self) -> None:
+        """Unmount the EROFS images that no live mount is made of."""
+        async with self._mounting:
+            used = {path for mount in self.live.values() for path in mount.images}
+            await trio.to_thread.run_sync(self._layers.drop_all_but, used)
+
+    async def _mark(self, number: int, phase: Phase, trouble: str = "") -> None:
+        await trio.to_thread.run_sync(self._state.mark, number, phase, trouble)
+        mount = self.live.get(number)
+        if mount is not None:
+            row = msgspec.structs.replace(mount.row, phase=phase, trouble=trouble)
+            self.live[number] = mount._replace(row=row)
+
+    async def _report(self, row: Row) -> Report:
+        live = self._images.live.get(row.mount.image)
+        config = None
+        if live is not None:
+            config = await trio.to_thread.run_sync(self._store.document, live.image.manifest.config.digest)
+        text = (config or b"").decode("utf-8", "replace")
+        return {"directory": row.mount.directory, "image": row.mount.image, "mode": "native", "config": text, "pid": os.getpid()}
+
+    @asynccontextmanager
+    async def _alone(self, directory: str) -> AsyncIterator[None]:
+        if directory in self._busy:
+            raise MountFailed(f"another order for {directory} is being carried out", hint="Wait for it")
+        self._busy.add(directory)
+        try:
+            yield
+        finally:
+            self._busy.discard(directory)
+
+    def _announce(self) -> None:
+        self.changed.set()
+        self.changed = trio.Event()
+
+
+async def _close(source: ImageSource) -> None:
+    with trio.CancelScope(shield=True):
+        await source.aclose()
+
+
+async def _say_nothing(_: Report) -> None:
+    """Nobody listens."""
+
+
+async def _follow(live: LiveImage, store: Store, tell: Tell) -> None:
+    """Until all of the image is here. Raises SourceError: what is left cannot be had."""
+    await live.indexed.wait()
+    total = (await trio.to_thread.run_sync(measure_missing, store, live.blobs)).size
+    fetcher = live.fetcher
+    assert fetcher is not None
+    before = fetcher.statistics().unpacked
+    while not live.rest_ended.is_set():
+        done = min(total, fetcher.statistics().unpacked - before)
+        await tell({"task": "fetching", "done_bytes": done, "total": total, "trouble": live.trouble})
+        with trio.move_on_after(_REPORT_PAUSE):
+            await live.rest_ended.wait()
+    if live.trouble:
+        raise Unreachable(f"{live.image.name} is mounted, but incomplete: {live.trouble}")
+    await tell({"task": "fetching", "done_bytes": total, "total": total, "trouble": ""})
+
+
+def _holders(directory: Path) -> list[str]:
+    mounted = find_mount(directory)
+    return holders(mounted) if mounted else []
+
+
+def _remove_work(work: str) -> None:
+    """overlayfs leaves its folder behind, made so that nobody may look into it."""
+    shutil.rmtree(work, ignore_errors=True)

@@ -1,0 +1,49 @@
+"""The recordings under way: one for each mount that was asked for one, by the mount's number."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from lazyfs.errors import LazyfsError
+from lazyfs.gate.record import Recorder
+from lazyfs.image.image import Image
+from lazyfs.image.layer import Layer
+
+_log = logging.getLogger(__name__)
+
+
+class Recordings:
+    """Not for threads."""
+
+    def __init__(self) -> None:
+        self._under_way: dict[int, tuple[Recorder, Path]] = {}
+
+    def touched(self, number: int, name: str) -> None:
+        """A mount looks up an object."""
+        recording = self._under_way.get(number)
+        if recording is not None:
+            recording[0].touch(name)
+
+    def begin(self, number: int, path: Path, image: Image, layers: tuple[Layer, ...]) -> None:
+        """From now on, what the mount `number` touches is written to `path` at its end."""
+        self._under_way[number] = (Recorder(image, layers), path)
+
+    async def end(self, number: int) -> None:
+        """The mount has ended: write its record, if it has one."""
+        recording = self._under_way.pop(number, None)
+        if recording is None:
+            return
+        recorder, path = recording
+        try:
+            await trio.to_thread.run_sync(recorder.write, path)
+        except (LazyfsError, OSError) as error:
+            _log.error("the record of a mount cannot be written to %s: %s", path, error)
+
+    async def end_all(self) -> None:
+        """Write every record: the daemon ends."""
+        for number in list(self._under_way):
+            await self.end(number)

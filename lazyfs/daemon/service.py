@@ -1,0 +1,171 @@
+"""lazyfsd: one gate, one store, many native mounts.
+
+The order of a start: the FUSE connection first (what was asked of the process before this one waits there), then the mounts that
+it had, then the socket, then everything that can wait. Before the connection is served, nothing here touches a mount of ours: it
+would wait for an answer that only this process can give.
+
+It ends by itself when nothing is mounted and nobody asks for anything; as a service it stays. Its end is that of the connection:
+the gate is unmounted, and /dev/fuse says ENODEV when no overlay holds it any more.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import trio
+
+from lazyfs.daemon.control import Tell, serve_control
+from lazyfs.daemon.fdstore import FdStore
+from lazyfs.daemon.images import Images
+from lazyfs.daemon.mounts import Mounts
+from lazyfs.daemon.orders import MountOrder, Order, PruneOrder, Report, StatusOrder, UnmountOrder
+from lazyfs.daemon.recording import Recordings
+from lazyfs.daemon.refresh import Refresher
+from lazyfs.daemon.state import State
+from lazyfs.daemon.status import describe
+from lazyfs.daemon.upkeep import Upkeep
+from lazyfs.errors import LazyfsError
+from lazyfs.fuse.connection import serve_gate
+from lazyfs.fuse.gate_operations import GateOperations
+from lazyfs.gate.catalog import Catalog
+from lazyfs.gate.gate import Gate
+from lazyfs.kernel.ends import Ends
+from lazyfs.mount.heap import share_arenas
+from lazyfs.store.store import Store
+
+_log = logging.getLogger(__name__)
+
+_LINGER: Final = 10.0
+"""Seconds for which it stays after the last throw-away mount: one container is often followed by another."""
+
+
+class Options(NamedTuple):
+    """What lazyfsd was started with."""
+
+    store: Path
+    service: bool
+    """Stay when nothing is mounted."""
+
+
+def run(options: Options, fds: FdStore) -> None:
+    """Serve until nothing is mounted, or told to end. Raises LazyfsError."""
+    share_arenas()
+    trio.run(_serve, options, fds)
+
+
+async def _serve(options: Options, fds: FdStore) -> None:
+    async with AsyncExitStack() as stack:
+        signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
+        store = stack.enter_context(await trio.to_thread.run_sync(Store.open, options.store))
+        state = stack.enter_context(await trio.to_thread.run_sync(State, options.store))
+        ends = Ends()
+        stack.callback(ends.close)
+        async with trio.open_nursery() as nursery:
+            service = Service(options, store, state, ends, nursery)
+            connection = await nursery.start(serve_gate, options.store, service.operations, fds)
+            await service.mounts.restore(nursery, same_gate=connection.taken_over)
+            service.catalog.begin()
+            nursery.start_soon(serve_control, fds.listener("control"), os.geteuid(), service.carry)
+            nursery.start_soon(service.mounts.watch)
+            nursery.start_soon(service.refresher.run)
+            nursery.start_soon(service.upkeep.run)
+            nursery.start_soon(service.end_on_signal, signals)
+            fds.notify("READY=1")
+            await service.wait_until_unused()
+            await service.stop()
+            await connection.unmount()
+            nursery.cancel_scope.cancel()
+
+
+class Service:
+    """What there is once, and carries orders out."""
+
+    def __init__(self, options: Options, store: Store, state: State, ends: Ends, nursery: trio.Nursery) -> None:
+        self._options = options
+        self._store = store
+        self._orders = 0
+        self._ending = trio.Event()
+        self._changed = trio.Event()
+        self.catalog = Catalog()
+        self.recordings = Recordings()
+        self.images = Images(store, self.catalog, nursery)
+        self.mounts = Mounts(store, state, self.catalog, self.images, self.recordings, ends)
+        self.gate = Gate(store, self.catalog, self.recordings.touched)
+        self.operations = GateOperations(self.gate)
+        self.refresher = Refresher(store, self.gate, self.catalog, self.mounts)
+        self.upkeep = Upkeep(store, self.catalog.names, self.refresher.look_again)
+
+    async def carry(self, order: Order, tell: Tell) -> Report:
+        """Carry out an order. Raises LazyfsError."""
+        self._orders += 1
+        try:
+            match order:
+                case MountOrder():
+                    if order.store_size >= 0:
+                        await trio.to_thread.run_sync(self._store.set_limit, order.store_size)
+                    return await self.mounts.mount(order, tell)
+                case UnmountOrder():
+                    return {**await self.mounts.unmount(order), **self._farewell()}
+                case StatusOrder():
+                    return await describe(order, self._store, self.gate, self.images, self.mounts)
+                case PruneOrder():
+                    return await self.upkeep.prune(everything=order.everything, older_than=order.older_than)
+        finally:
+            self._orders -= 1
+            self._changed.set()
+            self._changed = trio.Event()
+
+    def _farewell(self) -> Report:
+        """Whose end a client may wait for: with the last mount, this daemon goes as well."""
+        return {} if self._options.service or self.mounts.live else {"ending": os.getppid()}
+
+    async def wait_until_unused(self) -> None:
+        """Until it is to end: nothing is mounted, nothing asked; or told so."""
+        while not self._ending.is_set():
+            idle = not (self.mounts.live or self._orders or self._options.service)
+            patience = (_LINGER if self.mounts.last_was_volatile else 0.0) if idle else float("inf")
+            with trio.move_on_after(patience) as waiting:
+                await self._wait_for_change()
+            if waiting.cancelled_caught:
+                return
+
+    async def _wait_for_change(self) -> None:
+        async with trio.open_nursery() as nursery:
+            for event in (self._changed, self.mounts.changed, self._ending):
+                nursery.start_soon(_first, event, nursery.cancel_scope)
+
+    async def end_on_signal(self, signals: AsyncIterator[int]) -> None:
+        """SIGTERM and SIGINT: a service leaves its mounts to the process that follows; else they go with it, busy ones lazily."""
+        async for number in signals:
+            _log.info("told to end by %s", signal.Signals(number).name)
+            if not self._options.service:
+                await self._unmount_all()
+            self._ending.set()
+
+    async def _unmount_all(self) -> None:
+        for mount in list(self.mounts.live.values()):
+            for lazy in (False, True):
+                try:
+                    await self.mounts.unmount(UnmountOrder(mount.row.mount.directory, lazy=lazy))
+                except LazyfsError as error:
+                    _log.warning("asked to end: %s", error)
+                else:
+                    break
+
+    async def stop(self) -> None:
+        """What must be safe before the process ends."""
+        with trio.CancelScope(shield=True):
+            await self.recordings.end_all()
+            await self.upkeep.stop()
+            await self.mounts.drop_layers()
+
+
+async def _first(event: trio.Event, others: trio.CancelScope) -> None:
+    await event.wait()
+    others.cancel()
