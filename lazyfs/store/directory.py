@@ -4,6 +4,7 @@ On disk:
 
     DIR/index.sqlite      which chunks are here (index.py)
     DIR/objects/NAME      whole files, 0444, never rewritten in place
+    DIR/arrived/NAME      a second name of each of them, for native mounts (files.py)
     DIR/partial/NAME      files under way, sparse
     DIR/documents/HEX     manifests, configs, TOCs by sha256
     DIR/notes/HEX         small facts that only save a round trip (notes.py)
@@ -30,9 +31,11 @@ from lazyfs.store.claims import Claims
 from lazyfs.store.locks import lock, open_lock_file, try_lock
 
 INDEX_FILES = ("index.sqlite", "index.sqlite-wal", "index.sqlite-shm", "index.sqlite-journal")
-FOLDERS = ("objects", "partial", "documents", "notes", "logs", "tmp")
+FOLDERS = ("objects", "arrived", "partial", "documents", "notes", "logs", "tmp")
 
 _LOCK_FILES = frozenset({"users", "claims"})
+_BEFORE_US = frozenset({"lost+found", "logs", "lazyfsd.lock", "lazyfsd.sock", "gate", "init"})
+"""May be there before a store is: lazyfsd takes its lock, its socket and its FUSE connection first."""
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -43,6 +46,7 @@ class Directory:
         """Create what is missing, join its users and clear away what dead ones left. Raises StoreUnusable, StoreFull."""
         self.path = path
         self.objects = f"{path}/objects/"
+        self.arrived = f"{path}/arrived/"
         self.partial = f"{path}/partial/"
         self.documents = f"{path}/documents/"
         self.notes = f"{path}/notes/"
@@ -83,7 +87,9 @@ class Directory:
 
     def wipe(self) -> int:
         """Remove every object and partial file: without an index nobody knows what they hold. How many they were."""
-        return sum(_empty(Path(folder)) for folder in (self.objects, self.partial))
+        removed = sum(_empty(Path(folder)) for folder in (self.objects, self.partial))
+        _empty(Path(self.arrived))
+        return removed
 
     def close(self) -> None:
         """Leave: nothing of this process remains in tmp/."""
@@ -151,7 +157,7 @@ def _adopt(path: Path) -> None:
 
 def _is_store(path: Path) -> bool:
     """Whether it is ours to write in and to empty: a store, one that was never finished opening, or an empty directory."""
-    names = {entry.name for entry in os.scandir(path)} - {"lost+found", "logs"}
+    names = {entry.name for entry in os.scandir(path)} - _BEFORE_US
     return names >= _LOCK_FILES or names <= _LOCK_FILES
 
 
