@@ -1,0 +1,70 @@
+"""EROFS on disk, as far as metadata images need it: superblock, extended inode, directory entry, extended attributes.
+
+Source: the kernel's Documentation/filesystems/erofs.rst and fs/erofs/erofs_fs.h. Everything is little-endian. Left out is
+all that has to do with compression, several devices and fscache; what is used has been there since Linux 5.15.
+
+An inode's number (nid) is its place: `meta_blkaddr * 4096 + 32 * nid` is its byte offset. Here the metadata area begins
+with block 0, so nid and offset say the same.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+BLOCK_BITS: Final = 12
+BLOCK: Final = 1 << BLOCK_BITS
+"""Bytes in a block: the page size of every machine that mounts these images, since EROFS takes none larger than a page."""
+SLOT: Final = 32
+"""Inodes begin at multiples of it."""
+
+MAGIC: Final = 0xE0F5E1E2
+SUPERBLOCK_OFFSET: Final = 1024
+SUPERBLOCK_SIZE: Final = 128
+SUPERBLOCK: Final = struct.Struct("<III BBH QQI III 16s16s I HHH BB I Q 24x")
+"""magic, checksum, compatible features; block bits, slots, root's nid; inodes, build time, its nanoseconds; blocks, metadata's
+first block, shared xattrs' first block; uuid, volume's name; incompatible features; compression, devices, their table;
+directory block bits, xattr prefixes, their place, packed inode."""
+assert SUPERBLOCK.size == SUPERBLOCK_SIZE
+FEATURE_MTIME: Final = 0x2
+"""Compatible: an inode's time is its mtime."""
+FEATURE_CHUNKED_FILE: Final = 0x4
+"""Incompatible: there are files by chunks."""
+
+INODE: Final = struct.Struct("<HHHHQIIIIqII16x")
+"""format, xattr count, mode, 0, size, u (by type), ino, uid, gid, mtime, its nanoseconds, nlink."""
+INODE_SIZE: Final = 64
+assert INODE.size == INODE_SIZE
+_EXTENDED: Final = 1
+FLAT_PLAIN: Final = _EXTENDED | 0 << 1
+"""Format of an inode whose data are whole blocks, u being the first."""
+FLAT_INLINE: Final = _EXTENDED | 2 << 1
+"""As FLAT_PLAIN, but the last, partial block stands behind the inode's xattrs; it must not cross a block's end."""
+CHUNK_BASED: Final = _EXTENDED | 4 << 1
+"""Data by chunks, u saying how large they are; behind the xattrs stands one block address of 4 bytes a chunk."""
+CHUNK_BITS_MAX: Final = 31
+"""The low five bits of a chunk-based inode's u: log2 of a chunk's blocks. At the most a chunk has 8 TiB."""
+NULL_ADDRESS: Final = b"\xff\xff\xff\xff"
+"""The block address of a chunk that is a hole."""
+
+DIRENT: Final = struct.Struct("<QHBx")
+"""nid, offset of the name in its block, file type. A block's names follow its entries; the first offset counts the entries."""
+DIRENT_SIZE: Final = 12
+assert DIRENT.size == DIRENT_SIZE
+FT_REG: Final = 1
+FT_DIR: Final = 2
+FT_CHR: Final = 3
+FT_BLK: Final = 4
+FT_FIFO: Final = 5
+FT_SYMLINK: Final = 7
+
+XATTR_HEADER: Final = b"\0" * 12
+"""In front of an inode's xattrs: no filter of names, no shared ones."""
+XATTR_ENTRY: Final = struct.Struct("<BBH")
+"""Length of the name behind its prefix, index of the prefix, length of the value. Name and value follow, padded to 4 bytes."""
+XATTR_BODY_MAX: Final = len(XATTR_HEADER) + 4 * (0xFFFF - 1)
+"""What an inode's 16-bit count of xattr words can say."""
+XATTR_VALUE_MAX: Final = 0xFFFF
+XATTR_PREFIXES: Final = ((1, b"user."), (4, b"trusted."), (6, b"security."))
+XATTR_WHOLE_NAMES: Final = {b"system.posix_acl_access": 2, b"system.posix_acl_default": 3}
+"""Names that are a prefix themselves."""

@@ -1,0 +1,196 @@
+"""What one layer says, arranged the way overlayfs reads a layer: directories with children, whiteouts, opaque marks.
+
+The meaning of a layer's names is that of the merged tree (lazyfs/vfs/tree.py); here it is told by one layer without the
+others, since overlayfs merges by itself:
+
+    .wh.X, and no X here       a whiteout named X (character device 0:0)
+    .wh.X beside a directory X X is opaque: nothing from below shows in it
+    .wh.X beside another X     nothing: X covers what is below anyway
+    .wh..wh..opq               the directory is opaque; it keeps its attributes
+    char device 0:0            a whiteout. To overlayfs it is one, in an unpacked layer too: it cannot be shown as a device
+
+A directory that a layer implies but does not name takes its attributes from the layers below: `inherited` has them. One
+that is implied by nothing but whiteouts exists only where there is something to hide, that is, where `inherited` has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from lazyfs.errors import InvalidToc
+from lazyfs.format.entry import OPAQUE_MARKER, OWN_NAMES, WHITEOUT_PREFIX, Entry, base_of, parent_of
+from lazyfs.format.toc import show
+
+_AUFS_PREFIX = b".wh..wh."
+
+
+class Inode:
+    """Whatever is no directory: one inode, under one name or several."""
+
+    __slots__ = ("entry", "nid", "nlink")
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+        self.nlink = 1
+        self.nid = 0
+        """Where the image has it; 0 until it has a place."""
+
+
+class Directory:
+    """One directory, named by the layer or implied."""
+
+    __slots__ = ("children", "entry", "fresh", "nid", "opaque", "path", "whiteouts")
+
+    def __init__(self, path: bytes, entry: Entry | None) -> None:
+        self.path = path
+        self.entry = entry
+        """None where the layer does not name it."""
+        self.children: dict[bytes, Inode | Directory] = {}
+        self.whiteouts: set[bytes] = set()
+        self.opaque = False
+        self.fresh = False
+        """The layer whites out what was here below: this is another directory of the same name, and inherits nothing."""
+        self.nid = 0
+
+
+class Outline:
+    """A layer's directories, by path and as a tree."""
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        """About 1 µs an entry. Raises InvalidToc where a name needs a file to be a directory."""
+        self.root = Directory(b"", None)
+        self.directories: dict[bytes, Directory] = {b"": self.root}
+        self._markers: list[tuple[bytes, bytes]] = []
+        """(directory, name without the prefix) of whiteouts; the marker of opaque directories as `b""`."""
+        self._read(entries)
+        self._whited = {parent + b"/" + name if parent else name for parent, name in self._markers if name}
+        self._opaque = {parent for parent, name in self._markers if not name}
+        for path in self._whited:
+            if (directory := self.directories.get(path)) is not None:
+                directory.fresh = directory.opaque = True
+        for path in self._opaque:
+            if (directory := self.directories.get(path)) is not None:
+                directory.opaque = True
+
+    def implied(self) -> tuple[bytes, ...]:
+        """Paths of directories that the layer needs and does not name, and whose attributes come from below. Sorted."""
+        needed = {parent for parent, _ in self._markers}
+        for path in tuple(needed):
+            while path and (path := parent_of(path)) not in needed:
+                needed.add(path)
+        needed.update(self.directories)
+        return tuple(sorted(path for path in needed if not self._is_named(path) and not self._hidden(path)))
+
+    def complete(self, inherited: Mapping[bytes, Entry]) -> None:
+        """Put whiteouts in their place, and attributes from `inherited` (path -> entry of the merged tree below) on what
+        is implied. Once."""
+        for parent, name in self._markers:
+            directory = self.directories.get(parent)
+            if directory is None:
+                below = inherited.get(parent)
+                if below is None or below.type != "dir" or self._hidden(parent):
+                    continue
+                directory = self._imply(parent)
+            if not name:
+                directory.opaque = True
+            elif name not in directory.children:
+                directory.whiteouts.add(name)
+        for path, directory in self.directories.items():
+            if directory.entry is None:
+                below = None if self._hidden(path) else inherited.get(path)
+                directory.entry = below if below is not None and below.type == "dir" else Entry(path, "dir")
+
+    def _is_named(self, path: bytes) -> bool:
+        directory = self.directories.get(path)
+        return directory is not None and directory.entry is not None
+
+    def _hidden(self, path: bytes) -> bool:
+        """Whether the layer hides what the layers below have at `path`."""
+        while path:
+            if path in self._whited:
+                return True
+            path = parent_of(path)
+            if path in self._opaque:
+                return True
+        return False
+
+    def _read(self, entries: Sequence[Entry]) -> None:
+        directories = self.directories
+        inodes: dict[bytes, Inode] = {}
+        devices_0_0: set[bytes] = set()
+        for entry in entries:
+            path = entry.name
+            parent, _, name = path.rpartition(b"/")
+            if name.startswith(WHITEOUT_PREFIX):
+                self._mark(parent, name)
+                continue
+            if path in OWN_NAMES:
+                continue
+            kind = entry.type
+            if not name:
+                if kind != "dir":
+                    raise InvalidToc(f"the layer's root is a {kind}")
+                self.root.entry = entry
+                continue
+            directory = directories.get(parent) or self._imply(parent)
+            children = directory.children
+            if kind == "dir":
+                known = directories.get(path)
+                if known is not None:
+                    known.entry = entry
+                    continue
+                if name in children:
+                    raise _both(path)
+                children[name] = directories[path] = Directory(path, entry)
+                continue
+            if name in children:
+                raise _both(path)
+            if kind == "hardlink":
+                target = inodes.get(entry.link)
+                if target is not None:
+                    target.nlink += 1
+                    children[name] = target
+                elif entry.link in devices_0_0:
+                    directory.whiteouts.add(name)
+                # else its target is a landmark or a whiteout, which shows nothing: parse_toc admits no other
+            elif kind == "char" and not entry.major and not entry.minor:
+                devices_0_0.add(path)
+                directory.whiteouts.add(name)
+            else:
+                children[name] = inodes[path] = Inode(entry)
+
+    def _mark(self, parent: bytes, name: bytes) -> None:
+        if name == OPAQUE_MARKER:
+            self._markers.append((parent, b""))
+        elif not name.startswith(_AUFS_PREFIX):
+            hidden = name[len(WHITEOUT_PREFIX) :]
+            if hidden not in (b"", b".", b".."):
+                self._markers.append((parent, hidden))
+
+    def _imply(self, path: bytes) -> Directory:
+        missing = []
+        while (directory := self.directories.get(path)) is None:
+            missing.append(path)
+            path = parent_of(path)
+        for path in reversed(missing):
+            name = base_of(path)
+            if name in directory.children:
+                raise _both(path)
+            below = Directory(path, None)
+            directory.children[name] = self.directories[path] = below
+            directory = below
+        return directory
+
+
+def implied_directories(entries: Sequence[Entry]) -> tuple[bytes, ...]:
+    """Paths that `write_image` asks `inherited` for: directories that the layer implies and does not name, sorted."""
+    return Outline(entries).implied()
+
+
+def root_is_opaque(entries: Sequence[Entry]) -> bool:
+    """Whether nothing of the layers below is seen. overlayfs does not heed this: the stack must end with this layer."""
+    return any(entry.name == OPAQUE_MARKER for entry in entries)
+
+
+def _both(path: bytes) -> InvalidToc:
+    return InvalidToc(f"{show(path)} is both a directory and something else, or there twice")

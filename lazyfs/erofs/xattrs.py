@@ -1,0 +1,91 @@
+"""Extended attributes of one inode, as EROFS stores them behind it.
+
+What overlayfs obeys (`trusted.overlay.*`) is ours alone to say. A layer's own attributes of that name are escaped the way
+overlayfs escapes them itself, `trusted.overlay.overlay.NAME`: the container sees `trusted.overlay.NAME`, and no image can
+name another's object. `user.overlay.*` means nothing in a mount made by root, is shown as it is, and its escape would
+not be undone: it stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from lazyfs.erofs.ondisk import (
+    XATTR_BODY_MAX,
+    XATTR_ENTRY,
+    XATTR_HEADER,
+    XATTR_PREFIXES,
+    XATTR_VALUE_MAX,
+    XATTR_WHOLE_NAMES,
+)
+from lazyfs.errors import InvalidToc
+from lazyfs.format.toc import show
+
+_HINT: Final = "A portable mount (--mode portable) shows it"
+OVERLAY: Final = b"trusted.overlay."
+_ESCAPED: Final = OVERLAY + b"overlay."
+_NAME_MAX: Final = 255
+
+
+def xattr_body(own: bytes, entry_xattrs: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes:
+    """The bytes between an inode and its data: `own` (encoded, for overlayfs), then the layer's. Empty where there is none.
+
+    Names outside of user, trusted, security and POSIX ACLs are left out: no file system takes them, and unpackers pass over
+    them as well. Raises InvalidToc, naming the entry `name`, for what is too large for EROFS.
+    """
+    body = own
+    for key, value in entry_xattrs:
+        escaped = _ESCAPED + key[len(OVERLAY) :] if key.startswith(OVERLAY) else key
+        # overlayfs cannot escape what would grow beyond a name's limit: to it, that attribute does not exist.
+        if len(escaped) > _NAME_MAX:
+            continue
+        if len(value) > XATTR_VALUE_MAX:
+            raise InvalidToc(
+                f"{show(name)} has the extended attribute {show(key)} of {len(value)} bytes, and EROFS stores {XATTR_VALUE_MAX}",
+                hint=_HINT,
+            )
+        body += encoded(escaped, value)
+    if not body:
+        return b""
+    if len(XATTR_HEADER) + len(body) > XATTR_BODY_MAX:
+        raise InvalidToc(
+            f"{show(name)} has {len(body)} bytes of extended attributes, and EROFS stores {XATTR_BODY_MAX}", hint=_HINT
+        )
+    return XATTR_HEADER + body
+
+
+def encoded(key: bytes, value: bytes) -> bytes:
+    """One attribute as it is stored; empty for a name that EROFS has no prefix for."""
+    index = XATTR_WHOLE_NAMES.get(key)
+    rest = b""
+    if index is None:
+        for number, prefix in XATTR_PREFIXES:
+            if key.startswith(prefix) and len(key) > len(prefix):
+                index, rest = number, key[len(prefix) :]
+                break
+        else:
+            return b""
+    data = XATTR_ENTRY.pack(len(rest), index, len(value)) + rest + value
+    return data + b"\0" * (-len(data) % 4)
+
+
+def unescaped(key: bytes) -> bytes | None:
+    """The layer's own name for a stored attribute; None for one that speaks to overlayfs."""
+    if key.startswith(_ESCAPED):
+        return OVERLAY + key[len(_ESCAPED) :]
+    return None if key.startswith(OVERLAY) else key
+
+
+OPAQUE: Final = encoded(OVERLAY + b"opaque", b"y")
+"""Nothing of the layers below shows in this directory."""
+WITH_WHITEOUTS: Final = encoded(OVERLAY + b"origin", b"")
+"""overlayfs filters whiteouts out of a listing only where directories merge, or where it believes that a directory was copied
+up: without this, `ls` in a directory that no layer below has would name what cannot be opened."""
+_METACOPY: Final = encoded(OVERLAY + b"metacopy", b"")
+"""This inode is a file's metadata only."""
+
+
+def data_at(object_name: str) -> bytes:
+    """What sends overlayfs to a file's bytes: the object of that name in the first data-only layer that has it."""
+    return _METACOPY + encoded(OVERLAY + b"redirect", b"/" + object_name.encode())
