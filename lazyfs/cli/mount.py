@@ -1,8 +1,11 @@
-"""Mount an image's root file system, read-only, before it has arrived.
+"""Mount an image's root file system before it has arrived.
 
 Returns as soon as the mount answers. What is read is fetched at once; everything else follows in the background, and
-when all is here neither the registry nor the network is needed any more. The image must have been converted
-(lazyfs convert).
+when all is here neither the registry nor the network is needed any more.
+
+natively (root): the kernel itself serves metadata and every file that has arrived, at the speed of a full pull; one lazyfsd
+for all such mounts brings what is missing. portably: a process of its own serves the whole mount through FUSE; any user,
+any kernel. `--mode auto` tries a native mount out, and says what it chose.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import secrets
 import signal
 import sys
 from collections.abc import Iterator
@@ -17,7 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from lazyfs.cli.options import access_of, add_image, add_store, platform_of, reference_of, store_of
-from lazyfs.errors import LazyfsError, MountFailed
+from lazyfs.cli.progress import follow
+from lazyfs.daemon.client import Client
+from lazyfs.daemon.orders import MountOrder, Refused
+from lazyfs.errors import LazyfsError, MountFailed, NotNative, UsageError
 from lazyfs.mount.daemon import Report, Reporter, died, fork_daemon
 from lazyfs.mount.table import absolute, find_mount
 
@@ -26,13 +33,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line."""
     add_image(parser)
     parser.add_argument("directory", metavar="DIR", type=Path, help="where; it must exist")
+    parser.add_argument("--mode", choices=("auto", "native", "portable"), default="auto", help="see above (default: auto)")
     parser.add_argument(
         "--background",
         choices=("on", "off", "wait"),
         default="on",
         help="fetch what nobody reads as well: on (default), off, or wait until everything is here",
     )
-    parser.add_argument("--foreground", action="store_true", help="stay, and log to the terminal; Ctrl-C unmounts")
+    parser.add_argument(
+        "--rw", metavar="UPPER", type=Path, help="native: writable, changes go to the directory UPPER (made if need be)"
+    )
+    parser.add_argument(
+        "--record",
+        metavar="FILE",
+        type=Path,
+        help="native: at its end, write the files in the order of their first use (for convert --prioritize)",
+    )
+    parser.add_argument("--foreground", action="store_true", help="portable: stay, and log to the terminal; Ctrl-C unmounts")
     add_store(parser)
     parser.add_argument("--json", action="store_true", help="say what was mounted as one line of JSON")
 
@@ -45,16 +62,96 @@ def run(arguments: argparse.Namespace) -> int:
     if not directory.is_dir():
         raise MountFailed(f"{directory} is no directory", hint="Make it first")
     directory = directory.resolve()  # the name under which the kernel will list the mount
-    reference, access, platform, store = (
-        reference_of(arguments),
-        access_of(arguments),
-        platform_of(arguments),
-        store_of(arguments),
-    )
-
+    store = store_of(arguments)
+    reference = reference_of(arguments)
     _check_not_hidden(directory, "the store", store)
     if reference.transport == "oci":
         _check_not_hidden(directory, "the image", Path(reference.location))
+    if _chosen_mode(arguments, store) == "native":
+        try:
+            return _mount_natively(arguments, directory, store)
+        except Refused as refused:
+            if not refused.unsupported or arguments.mode == "native" or _needs_native(arguments):
+                raise
+            print(f"lazyfs: mounting portably: {refused}", file=sys.stderr)
+    return _mount_portably(arguments, directory, store)
+
+
+def _chosen_mode(arguments: argparse.Namespace, store: Path) -> str:
+    """`native` or `portable`; told in a line where the choice was ours. Raises UsageError, NotNative."""
+    needs = _needs_native(arguments)
+    if arguments.foreground and (arguments.mode == "native" or needs):
+        raise UsageError(f"--foreground stays with a portable mount, and {needs or '--mode native'} wants a native one")
+    if arguments.mode == "portable" or arguments.foreground:
+        if needs:
+            raise UsageError(f"{needs} wants a native mount, and --mode portable is none")
+        return "portable"
+    if os.geteuid() != 0:
+        reason = "only root can mount natively"
+    elif Client(store).is_running():
+        return "native"  # it has tried that
+    else:
+        from lazyfs.native.probe import probe
+
+        store.mkdir(mode=0o700, parents=True, exist_ok=True)
+        verdict = probe(store)
+        reason = "" if verdict.native else verdict.reason
+    if reason and (arguments.mode == "native" or needs):
+        raise NotNative(
+            f"this machine cannot mount natively: {reason}", hint="" if needs else "--mode portable can, or auto, which chooses"
+        )
+    if arguments.mode == "auto":
+        print(f"lazyfs: mounting {f'portably: {reason}' if reason else 'natively'}", file=sys.stderr)
+    return "portable" if reason else "native"
+
+
+def _needs_native(arguments: argparse.Namespace) -> str:
+    """The option that only a native mount has."""
+    return "--rw" if arguments.rw else "--record" if arguments.record else ""
+
+
+def _mount_natively(arguments: argparse.Namespace, directory: Path, store: Path) -> int:
+    upper, work = prepare_upper(arguments.rw, directory) if arguments.rw else (None, None)
+    order = MountOrder(
+        ticket=secrets.token_hex(16),
+        reference=str(reference_of(arguments)),
+        directory=str(directory),
+        platform=str(platform_of(arguments)),
+        plain_http=arguments.plain_http,
+        creds=arguments.creds or "",
+        background=arguments.background,
+        upper=str(upper or ""),
+        work=str(work or ""),
+        record=str(absolute(arguments.record)) if arguments.record else "",
+    )
+    answer = follow(Client(store).call(order, start=True))
+    if not find_mount(directory):
+        raise MountFailed(
+            f"lazyfsd has mounted {directory}, but not where this process could see it: it lives in another mount namespace",
+            hint="Ask from there, or use a --store of your own here",
+        )
+    if arguments.json:
+        print(json.dumps({name: answer[name] for name in ("image", "directory", "pid", "mode")}), flush=True)
+    return 0
+
+
+def prepare_upper(upper: Path, directory: Path) -> tuple[Path, Path]:
+    """The upper directory and overlayfs's folder for its work, beside it, both there. Raises MountFailed."""
+    upper = absolute(upper)
+    try:
+        upper.mkdir(mode=0o755, parents=True, exist_ok=True)
+        upper = upper.resolve()
+        work = upper.with_name(f".{upper.name}.work")
+        work.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise MountFailed(f"the upper directory {upper} cannot be made: {error.strerror}") from error
+    if directory.is_relative_to(upper) or upper.is_relative_to(directory):
+        raise MountFailed(f"{upper} and {directory} lie within each other", hint="Name an upper directory elsewhere")
+    return upper, work
+
+
+def _mount_portably(arguments: argparse.Namespace, directory: Path, store: Path) -> int:
+    reference, access, platform = reference_of(arguments), access_of(arguments), platform_of(arguments)
 
     def serve(reporter: Reporter) -> None:
         # Imported in the child alone: the parent only waits.
@@ -86,7 +183,7 @@ def _follow(pid: int, reports: Iterator[Report], directory: Path, arguments: arg
     _raise_error(first)
     os.statvfs(directory)  # returns when the mount answers
     if arguments.json:
-        print(json.dumps({"image": first["image"], "directory": str(directory), "pid": pid}), flush=True)
+        print(json.dumps({"image": first["image"], "directory": str(directory), "pid": pid, "mode": "portable"}), flush=True)
     if arguments.background == "wait":
         _show_progress(reports, directory)
     return 0

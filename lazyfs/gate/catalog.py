@@ -16,7 +16,6 @@ from lazyfs.fetch.piece import LayerBlob, Piece
 from lazyfs.gate.inode import inode_of
 from lazyfs.image.layer import Layer
 
-
 _EARLIER = "what an earlier process had mounted"
 
 
