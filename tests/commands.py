@@ -56,11 +56,11 @@ class Lazyfs:
         return json.loads(self.run(*arguments, "--json", **more).stdout)
 
     @contextmanager
-    def mounted(self, image: str, *options: str | Path) -> Iterator[Path]:
+    def mounted(self, image: str, *options: str | Path, mode: str = "portable") -> Iterator[Path]:
         """Mount over the own store, in a folder made for it; unmounted at the end."""
         directory = self._mounts / str(len(list(self._mounts.iterdir())))
         directory.mkdir()
-        self.run("mount", image, directory, "--store", self.store, *options)
+        self.run("mount", image, directory, "--store", self.store, "--mode", mode, *options)
         try:
             yield directory
         finally:

@@ -110,7 +110,9 @@ def test_kills_at_random_moments(
         image = images[number // KILLS]
         # Towards the end of each image the background comes in; before, it would have all at once.
         background = "on" if number % KILLS > 0.8 * KILLS else "off"
-        mounted = lazyfs.json("mount", image.converted, root, "--store", lazyfs.store, "--background", background)
+        mounted = lazyfs.json(
+            "mount", image.converted, root, "--store", lazyfs.store, "--mode", "portable", "--background", background
+        )
         with ExitStack() as stack:
             stack.callback(unmount, root)
             after = chance.randrange(2 * READERS * len(image.files) // KILLS)

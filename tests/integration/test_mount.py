@@ -61,7 +61,7 @@ def directory(tmp_path: Path) -> Path:
 
 def test_mount_returns_when_it_answers(lazyfs: Lazyfs, small: SmallImage, directory: Path) -> None:
     """Behind `lazyfs mount` the tree is there, and a process of its own serves it."""
-    told = lazyfs.json("mount", small.converted, directory, "--store", lazyfs.store)
+    told = lazyfs.json("mount", small.converted, directory, "--store", lazyfs.store, "--mode", "portable")
     assert (directory / "empty").read_bytes() == b""
     assert told == {"image": f"oci:{small.layout}@{small.digest}", "directory": str(directory), "pid": told["pid"]}
     assert os.getsid(told["pid"]) == told["pid"]
@@ -76,12 +76,12 @@ def test_mount_point_must_be_a_free_directory(lazyfs: Lazyfs, small: SmallImage,
     file = tmp_path / "file"
     file.touch()
     for place in (file, tmp_path / "gone"):
-        told = lazyfs.run("mount", small.converted, place, "--store", lazyfs.store, code=5).stderr
+        told = lazyfs.run("mount", small.converted, place, "--store", lazyfs.store, "--mode", "portable", code=5).stderr
         assert f"{place} is no directory" in told.decode()
     assert f"{tmp_path} is no lazyfs mount" in lazyfs.run("umount", tmp_path, code=5).stderr.decode()
     assert f"{tmp_path} is no lazyfs mount" in lazyfs.run("status", tmp_path, code=5).stderr.decode()
     with lazyfs.mounted(small.converted) as root:
-        told = lazyfs.run("mount", small.converted, root, "--store", lazyfs.store, code=5).stderr
+        told = lazyfs.run("mount", small.converted, root, "--store", lazyfs.store, "--mode", "portable", code=5).stderr
         assert f"{root} is a lazyfs mount already. Take it away first: lazyfs umount {root}" in told.decode()
         assert (root / "empty").exists()
 
@@ -89,7 +89,19 @@ def test_mount_point_must_be_a_free_directory(lazyfs: Lazyfs, small: SmallImage,
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_foreground(number: signal.Signals, lazyfs: Lazyfs, small: SmallImage, directory: Path) -> None:
     """It stays, and Ctrl-C unmounts: that is no failure."""
-    command = [sys.executable, "-m", "lazyfs", "mount", small.converted, directory, "--store", lazyfs.store, "--foreground"]
+    command = [
+        sys.executable,
+        "-m",
+        "lazyfs",
+        "mount",
+        small.converted,
+        directory,
+        "--store",
+        lazyfs.store,
+        "--mode",
+        "portable",
+        "--foreground",
+    ]
     process = subprocess.Popen(command, env=lazyfs.environment, stderr=subprocess.PIPE)
     end = time.monotonic() + PATIENCE_S
     while not directory.is_mount() and process.poll() is None and time.monotonic() < end:
@@ -176,10 +188,12 @@ def test_dead_mount(lazyfs: Lazyfs, small: SmallImage) -> None:
         done = lazyfs.run("status", root, code=5)
         assert f"the mount at {root} does not answer" in done.stdout.decode() and f"lazyfs umount {root}" in done.stdout.decode()
         assert "does not answer" in lazyfs.json("status", root, code=5)["error"]
-        told = lazyfs.run("mount", small.converted, root, "--store", lazyfs.store, code=5).stderr.decode()
+        told = lazyfs.run(
+            "mount", small.converted, root, "--store", lazyfs.store, "--mode", "portable", "--mode", "portable", code=5
+        ).stderr.decode()
         assert f"lazyfs umount {root}" in told
         lazyfs.run("umount", root)
-        lazyfs.run("mount", small.converted, root, "--store", lazyfs.store)
+        lazyfs.run("mount", small.converted, root, "--store", lazyfs.store, "--mode", "portable")
         assert (root / "first").read_bytes() == small.files["first"]
 
 
@@ -209,5 +223,5 @@ def test_mounting_again_needs_no_registry(lazyfs: Lazyfs, registry: Registry, sm
     registry.stop()
     with lazyfs.mounted(digest, "--background", "off") as root:
         assert (root / "first").read_bytes() == small.files["first"]
-        told = lazyfs.run("mount", tag, root.parent, "--store", lazyfs.store, code=4).stderr.decode()
+        told = lazyfs.run("mount", tag, root.parent, "--store", lazyfs.store, "--mode", "portable", code=4).stderr.decode()
         assert registry.address in told and f"It was last seen as {digest}" in told
