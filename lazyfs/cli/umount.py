@@ -7,18 +7,48 @@ process ends with its last user.
 from __future__ import annotations
 
 import argparse
+import os
+import select
+from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
+from lazyfs.cli.options import add_store, store_of
+from lazyfs.cli.progress import follow
+from lazyfs.daemon.client import Client, DaemonUnreachable
+from lazyfs.daemon.orders import UnmountOrder
+from lazyfs.mount.table import Mounted, find_mount
 from lazyfs.mount.unmount import unmount
+
+_END_DEADLINE: Final = 10.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line."""
     parser.add_argument("directory", metavar="DIR", type=Path, help="where it is mounted")
     parser.add_argument("--lazy", action="store_true", help="detach a busy mount")
+    add_store(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Unmount. Raises MountFailed."""
-    unmount(arguments.directory, lazy=arguments.lazy)
+    """Unmount. Raises LazyfsError."""
+    mounted = find_mount(arguments.directory)
+    if mounted is None or mounted.mode == "portable":
+        unmount(arguments.directory, lazy=arguments.lazy)
+    else:
+        _unmount_natively(mounted, store_of(arguments), lazy=arguments.lazy)
     return 0
+
+
+def _unmount_natively(mounted: Mounted, store: Path, *, lazy: bool) -> None:
+    try:
+        answer = follow(Client(store).call(UnmountOrder(str(mounted.path), lazy), start=False))
+    except DaemonUnreachable:
+        unmount(mounted.path, lazy=lazy)  # its lazyfsd has gone, or is another store's, and then hears of it
+        return
+    if "ending" in answer:
+        # With the last mount lazyfsd goes as well; who unmounts, to clear the store, should not meet it.
+        with suppress(ProcessLookupError):
+            keeper = os.pidfd_open(answer["ending"])
+            select.select([keeper], [], [], _END_DEADLINE)
+            os.close(keeper)

@@ -18,6 +18,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import msgspec
 import trio
 
 from lazyfs.daemon.control import Tell, serve_control
@@ -28,7 +29,7 @@ from lazyfs.daemon.orders import MountOrder, Order, PruneOrder, Report, StatusOr
 from lazyfs.daemon.recording import Recordings
 from lazyfs.daemon.refresh import Refresher
 from lazyfs.daemon.state import State
-from lazyfs.daemon.status import describe
+from lazyfs.daemon.status import describe_daemon, describe_mount
 from lazyfs.daemon.upkeep import Upkeep
 from lazyfs.errors import LazyfsError
 from lazyfs.fuse.connection import serve_gate
@@ -113,13 +114,18 @@ class Service:
                 case UnmountOrder():
                     return {**await self.mounts.unmount(order), **self._farewell()}
                 case StatusOrder():
-                    return await describe(order, self._store, self.gate, self.images, self.mounts)
+                    return await self._describe(order)
                 case PruneOrder():
                     return await self.upkeep.prune(everything=order.everything, older_than=order.older_than)
         finally:
             self._orders -= 1
             self._changed.set()
             self._changed = trio.Event()
+
+    async def _describe(self, order: StatusOrder) -> Report:
+        chosen = [mount for mount in self.mounts.live.values() if order.directory in ("", mount.row.mount.directory)]
+        mounts = [await describe_mount(mount, self.images.live.get(mount.image), self._store, self.gate) for mount in chosen]
+        return msgspec.to_builtins({"mounts": mounts, "daemon": await describe_daemon(self._store, self.gate)})  # type: ignore[no-any-return]
 
     def _farewell(self) -> Report:
         """Whose end a client may wait for: with the last mount, this daemon goes as well."""

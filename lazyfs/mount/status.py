@@ -21,6 +21,16 @@ _STATUS_DEADLINE = 30.0
 _PROCESS_ATTRIBUTE = "user.lazyfs.process"
 
 
+class LayerStatus(msgspec.Struct, frozen=True):
+    """One layer of a mount."""
+
+    digest: str
+    size: int
+    """Of the blob."""
+    reason: str
+    """Why it is not lazy; empty for one that is."""
+
+
 class MountStatus(msgspec.Struct, frozen=True):
     """The state of one mount; sizes in bytes."""
 
@@ -46,7 +56,14 @@ class MountStatus(msgspec.Struct, frozen=True):
     damaged: int
     errors: dict[str, int]
     trouble: str
-    """Why the background fetch stands still, if it does."""
+    """Why the background fetch stands still, if it does, or why the mount does not work."""
+    mode: str = "portable"
+    upper: str = ""
+    """The writable directory of a native mount that has one."""
+    layer_states: tuple[LayerStatus, ...] = ()
+    """Of each layer, the lowest first."""
+    misses: int = 0
+    """Native: files whose data the kernel asked this lazyfsd for, of all its mounts."""
 
 
 def encode_status(status: MountStatus) -> bytes:

@@ -1,0 +1,100 @@
+"""What lazyfsd says of its mounts and of itself."""
+
+from __future__ import annotations
+
+import os
+import time
+from functools import partial
+from typing import Any
+
+import msgspec
+import trio
+
+from lazyfs.daemon.images import LiveImage
+from lazyfs.daemon.mounts import LiveMount
+from lazyfs.fetch.background import Missing, measure_missing
+from lazyfs.fetch.piece import LayerBlob
+from lazyfs.gate.gate import Gate
+from lazyfs.mount.status import LayerStatus, MountStatus
+from lazyfs.store.store import Store
+
+_STARTED = time.monotonic()
+
+
+class DaemonStatus(msgspec.Struct, frozen=True):
+    """The daemon, and what passed its gate since it began."""
+
+    pid: int
+    store: str
+    seconds: float
+    published: int
+    """Misses that were answered by putting the file in its place."""
+    entries: int
+    """Misses that were answered with an entry of the gate: read through FUSE."""
+    reads: int
+    """Reads through FUSE."""
+    errors: int
+    kept: Any
+    """The store's own figures."""
+
+
+async def describe_daemon(store: Store, gate: Gate) -> DaemonStatus:
+    """The daemon now."""
+    kept = await trio.to_thread.run_sync(store.statistics)
+    counts = gate.counts
+    return DaemonStatus(
+        pid=os.getpid(),
+        store=str(store.directory.path),
+        seconds=time.monotonic() - _STARTED,
+        published=counts["published"],
+        entries=counts["entries"],
+        reads=counts["reads"],
+        errors=counts["errors"],
+        kept=kept,
+    )
+
+
+async def describe_mount(mount: LiveMount, live: LiveImage | None, store: Store, gate: Gate) -> MountStatus:
+    """One mount now: an image that is mounted twice tells the same of both."""
+    row = mount.row
+    missing, total, layers = Missing(0, 0), 0, ()
+    errors: dict[str, int] = {}
+    requests = received = chunks = unkept = 0
+    if live is not None:
+        layers = tuple(LayerStatus(str(layer.digest), layer.descriptor.size, layer.reason) for layer in live.layers)
+    if live is not None and live.indexed.is_set() and live.fetcher is not None:
+        missing = await trio.to_thread.run_sync(partial(measure_missing, store, live.blobs))
+        total = await trio.to_thread.run_sync(_size, live.blobs)
+        fetched = live.fetcher.statistics()
+        errors, requests, received = fetched.errors, fetched.requests, fetched.received
+        chunks, unkept = fetched.chunks, fetched.unkept
+    kept = await trio.to_thread.run_sync(store.statistics)
+    return MountStatus(
+        directory=row.mount.directory,
+        image=row.mount.image,
+        pid=os.getpid(),
+        store=str(store.directory.path),
+        background=row.mount.background,
+        complete=live is not None and live.indexed.is_set() and missing.chunks == 0,
+        missing_chunks=missing.chunks,
+        missing_bytes=missing.size,
+        total_bytes=total,
+        layers=len(layers),
+        layer_bytes=sum(layer.size for layer in layers),
+        requests=requests,
+        received_bytes=received,
+        chunks=chunks,
+        unkept=unkept,
+        damaged=kept.damaged,
+        errors=errors,
+        trouble=row.trouble or (live.trouble if live else "the image is being looked for in the store"),
+        mode="native",
+        upper=row.mount.upper,
+        layer_states=layers,
+        misses=gate.counts["published"] + gate.counts["entries"],
+    )
+
+
+def _size(blobs: list[LayerBlob]) -> int:
+    """Of all files, equal ones as often as they are there."""
+    return sum(piece.chunk.size for blob in blobs for piece in blob.pieces)
