@@ -1,0 +1,82 @@
+"""What callers are about to do, told from real system calls of a real process."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lazyfs.gate.caller import changes_metadata_only
+
+pytestmark = pytest.mark.root
+
+
+def caught_in(call: Callable[[str], object], tmp_path: Path) -> bool:
+    """Whether any system call of a child that does `call` was taken for one that changes metadata only.
+
+    ptrace stops it at the entry of each.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    traceme, syscall, kill = 0, 24, 8
+    (tmp_path / "file").touch()
+    child = os.fork()
+    if child == 0:
+        try:
+            libc.ptrace(traceme, 0, None, None)
+            os.kill(os.getpid(), signal.SIGSTOP)
+            call(str(tmp_path / "file"))
+        finally:
+            os._exit(0)
+    verdicts = []
+    try:
+        os.waitpid(child, 0)
+        while True:
+            libc.ptrace(syscall, child, None, None)
+            _, status = os.waitpid(child, 0)
+            if os.WIFEXITED(status) or os.WIFSIGNALED(status):
+                child = 0
+                break
+            verdicts.append(changes_metadata_only(child))
+    finally:
+        if child:
+            libc.ptrace(kill, child, None, None)
+            os.waitpid(child, 0)
+    return any(verdicts)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda path: os.chown(path, 1, 1),
+        lambda path: os.lchown(path, 1, 1),
+        lambda path: os.chmod(path, 0o600),
+        os.utime,
+        lambda path: os.link(path, path + "2"),
+        lambda path: os.rename(path, path + "3"),
+        lambda path: os.setxattr(path, "trusted.x", b""),
+        os.unlink,
+    ],
+)
+def test_calls_that_read_nothing(call: Callable[[str], object], tmp_path: Path) -> None:
+    """Each is known by its number."""
+    assert caught_in(call, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [lambda path: Path(path).read_bytes(), lambda path: Path(path).write_bytes(b"x"), lambda path: os.truncate(path, 0), os.stat],
+)
+def test_calls_that_may_read(call: Callable[[str], object], tmp_path: Path) -> None:
+    """Opening, writing and truncating may need the file's bytes."""
+    assert not caught_in(call, tmp_path)
+
+
+def test_who_cannot_be_looked_at_will_read() -> None:
+    """No such thread, or the kernel itself."""
+    assert not changes_metadata_only(0)
+    assert not changes_metadata_only(2**22 + 1)
+    assert not changes_metadata_only(2)

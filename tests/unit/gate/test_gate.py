@@ -1,0 +1,246 @@
+"""The gate's answers, against a scripted source, a real store and virtual time where it passes."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import stat
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from lazyfs.errors import Unreachable
+from lazyfs.fetch.fetcher import open_fetcher
+from lazyfs.fetch.piece import LayerBlob
+from lazyfs.gate.catalog import Catalog, LayerObjects
+from lazyfs.gate.gate import PATIENCE, Gate, Shown
+from lazyfs.gate.inode import ROOT, inode_of, record_inode
+from lazyfs.store.store import Store
+from tests.unit.fetch.scripted import ScriptedSource, make_layer
+
+RANDOM = random.Random(2)
+SMALL = [(b"f%03d" % number, RANDOM.randbytes(100 + 61 * number)) for number in range(50)]
+LARGE = RANDOM.randbytes(450_000)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "store") as store:
+        yield store
+
+
+class Setting:
+    """A gate over one image of one layer, and what happened to it."""
+
+    def __init__(self, store: Store, layer: LayerBlob, source: ScriptedSource) -> None:
+        self.layer = layer
+        self.source = source
+        self.catalog = Catalog()
+        self.catalog.begin()
+        self.metadata_threads: set[int] = set()
+        self.touched: list[tuple[int, str]] = []
+        self.gate = Gate(store, self.catalog, lambda *touch: self.touched.append(touch), self.metadata_threads.__contains__)
+
+    def name(self, number: int) -> bytes:
+        """Of the object of the layer's n-th piece."""
+        return self.layer.pieces[number].content.name.encode()
+
+
+@asynccontextmanager
+async def open_gate(store: Store) -> AsyncIterator[Setting]:
+    layer, blob = make_layer([*SMALL, (b"large", LARGE)], chunk_size=100_000)
+    setting = Setting(store, layer, ScriptedSource(blob))
+    async with open_fetcher(store, setting.source) as fetcher:
+        setting.catalog.add("image", fetcher, (LayerObjects("layer", layer),))
+        yield setting
+
+
+async def ask(it: Setting, number: int, answers: list[Shown | None]) -> None:
+    """One lookup, whose answer goes to `answers`."""
+    answers.append(await it.gate.lookup(ROOT, it.name(number), 1))
+
+
+def is_published(store: Store, name: bytes) -> bool:
+    """Whether both names of an object lead to one file."""
+    places = [Path(store.directory.path, folder, name.decode()) for folder in ("objects", "arrived")]
+    return all(place.exists() for place in places) and places[0].samefile(places[1])
+
+
+async def test_a_small_file_is_put_in_its_place(store: Store) -> None:
+    """A miss of a file of one chunk: it is published, verified, 0444, and the answer is to look on."""
+    async with open_gate(store) as it:
+        assert await it.gate.lookup(ROOT, it.name(7), 1) is None
+        assert is_published(store, it.name(7))
+        place = Path(store.directory.objects + it.name(7).decode())
+        assert place.read_bytes() == SMALL[7][1]
+        assert stat.S_IMODE(place.stat().st_mode) == 0o444
+        assert not it.gate.through
+
+
+async def test_a_large_file_is_an_entry_until_it_is_whole(store: Store) -> None:
+    """A file of several chunks is served through the gate, chunk by chunk; whole, it is looked for elsewhere."""
+    async with open_gate(store) as it:
+        name = it.name(50)
+        shown = await it.gate.lookup(ROOT, name, 1)
+        assert shown == Shown(inode_of(name.decode()), stat.S_IFREG | 0o444, len(LARGE))
+        assert it.gate.through == {name.decode()}
+        assert not is_published(store, name)
+        for offset in range(0, len(LARGE) + 1, 70_001):
+            assert bytes(await it.gate.read(shown.ino, offset, 70_001)) == LARGE[offset : offset + 70_001]
+        assert await it.gate.read(shown.ino, len(LARGE), 10) == b""
+        assert await it.gate.lookup(ROOT, name, 1) is None
+        assert is_published(store, name)
+
+
+async def test_who_changes_metadata_fetches_nothing(store: Store) -> None:
+    """A chown's lookup is answered with an entry, and no byte is asked for; a read of that entry works all the same."""
+    async with open_gate(store) as it:
+        it.metadata_threads.add(42)
+        shown = await it.gate.lookup(ROOT, it.name(3), 42)
+        assert shown is not None and not it.source.ranges
+        assert bytes(await it.gate.read(shown.ino, 0, 1 << 20)) == SMALL[3][1]
+        assert await it.gate.lookup(ROOT, it.name(3), 42) is None, "it is here now, whoever asks"
+
+
+async def test_names_that_are_no_objects_are_not_there(store: Store) -> None:
+    """Nothing but the objects of mounted images can be found, and nothing is fetched for other names."""
+    async with open_gate(store) as it:
+        stranger = b"sha256-" + b"0" * 64
+        for name in (b"..", b"etc", b"sha256-", b"sha256-" + b"g" * 64, b"record-x", stranger, it.name(1)[:-1], b"\xff"):
+            assert await it.gate.lookup(ROOT, name, 1) is None
+        twin = it.name(1)[:30] + bytes(reversed(it.name(1)[30:]))
+        assert await it.gate.lookup(ROOT, twin, 1) is None, "an equal inode number is not an equal name"
+        with pytest.raises(Unreachable):
+            with trio.fail_after(5):
+                await it.gate.shown(inode_of(stranger.decode()))
+        assert not it.source.ranges
+
+
+async def test_a_slow_registry_becomes_an_entry(store: Store, autojump_clock: MockClock) -> None:
+    """A caller in a lookup cannot be killed: after two seconds it gets an entry, and waits in a read."""
+    async with open_gate(store) as it:
+        autojump_clock.autojump_threshold = math.inf  # threads take real time
+        it.source.gate = trio.Event()
+        answers: list[Shown | None] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, it, 5, answers)
+            await wait_all_tasks_blocked(0.05)
+            autojump_clock.jump(PATIENCE - 0.01)
+            await wait_all_tasks_blocked(0.05)
+            assert not answers
+            autojump_clock.jump(0.02)
+        [shown] = answers
+        assert shown is not None and it.gate.counts["late"] == 1
+        it.source.gate.set()
+        assert bytes(await it.gate.read(shown.ino, 0, 1 << 20)) == SMALL[5][1]
+
+
+async def test_a_failing_registry_becomes_an_entry_and_an_error(store: Store) -> None:
+    """A miss that fails is an entry whose reads fail, each tried from scratch: once the cause is gone, the same entry works."""
+    async with open_gate(store) as it:
+        it.source.fails = 1000
+        shown = await it.gate.lookup(ROOT, it.name(5), 1)
+        assert shown is not None
+        with pytest.raises(Unreachable):
+            await it.gate.read(shown.ino, 0, 100)
+        it.source.fails = 0
+        assert bytes(await it.gate.read(shown.ino, 0, 1 << 20)) == SMALL[5][1]
+
+
+async def test_an_object_removed_by_hand_is_fetched_again(store: Store, expect_log: Callable[[str], None]) -> None:
+    """What the index says is here, and the disk does not have, is not here."""
+    expect_log("files? .* gone")
+    async with open_gate(store) as it:
+        assert await it.gate.lookup(ROOT, it.name(9), 1) is None
+        for folder in ("objects", "arrived"):
+            os.unlink(store.directory.path / folder / it.name(9).decode())
+        assert await it.gate.lookup(ROOT, it.name(9), 1) is None
+        assert is_published(store, it.name(9))
+
+
+async def test_one_name_removed_by_hand_is_put_back(store: Store) -> None:
+    """With one of the two names left, nothing is fetched."""
+    async with open_gate(store) as it:
+        assert await it.gate.lookup(ROOT, it.name(9), 1) is None
+        asked = len(it.source.ranges)
+        os.unlink(store.directory.path / "arrived" / it.name(9).decode())
+        assert await it.gate.lookup(ROOT, it.name(9), 1) is None
+        assert is_published(store, it.name(9)) and len(it.source.ranges) == asked
+
+
+async def test_a_recording_directory_tells_what_is_touched(store: Store) -> None:
+    """Lookups below `record-N` are told with their number, in order; those of a chown are not, nor those of the root."""
+    async with open_gate(store) as it:
+        it.metadata_threads.add(42)
+        directory = await it.gate.lookup(ROOT, b"record-17", 1)
+        assert directory == Shown(record_inode(17), stat.S_IFDIR | 0o555, nlink=2)
+        assert await it.gate.shown(directory.ino) == directory
+        for number, thread in ((4, 1), (2, 1), (6, 42), (4, 1)):
+            await it.gate.lookup(directory.ino, it.name(number), thread)
+        await it.gate.lookup(ROOT, it.name(8), 1)
+        assert it.touched == [(17, it.name(number).decode()) for number in (4, 2, 4)]
+
+
+async def test_lookups_wait_for_an_image_that_is_being_indexed(store: Store, autojump_clock: MockClock) -> None:
+    """What is not known yet is never "not there": the answer waits, and is an error when there is none in time."""
+    async with open_gate(store) as it:
+        it.catalog.remove("image")
+        it.catalog.expect("image")
+        with pytest.raises(Unreachable, match="not indexed"):
+            await it.gate.lookup(ROOT, it.name(1), 1)
+        async with open_fetcher(store, it.source) as fetcher:
+            autojump_clock.autojump_threshold = math.inf
+            answers: list[Shown | None] = []
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask, it, 1, answers)
+                await wait_all_tasks_blocked()
+                it.catalog.add("image", fetcher, (LayerObjects("layer", it.layer),))
+        assert answers == [None]
+
+
+async def test_another_image_brings_what_the_first_cannot(store: Store) -> None:
+    """An object that two images have comes from the second one's registry where the first one's fails."""
+    async with open_gate(store) as it:
+        it.source.fails = 1000
+        other = ScriptedSource(it.source.blobs[it.layer.digest])
+        async with open_fetcher(store, other) as fetcher:
+            it.catalog.add("other", fetcher, (LayerObjects("other", it.layer),))
+            assert await it.gate.lookup(ROOT, it.name(11), 1) is None
+            assert is_published(store, it.name(11)) and other.ranges
+
+
+async def test_a_layer_that_lies_plants_nothing(store: Store) -> None:
+    """Bytes that do not hash to the name are not published; the honest image next to it gets its own."""
+    async with open_gate(store) as it:
+        name, piece = it.name(13), it.layer.pieces[13]
+        blob = it.source.blobs[it.layer.digest]
+        lie = bytearray(blob)
+        lie[piece.chunk.member + 20] ^= 0xFF
+        liar = ScriptedSource(bytes(blob))
+        liar.blobs[it.layer.digest] = bytes(lie)
+        it.catalog.remove("image")
+        async with open_fetcher(store, liar) as bad, open_fetcher(store, it.source) as good:
+            it.catalog.add("liar", bad, (LayerObjects("liar", it.layer),))
+            assert await it.gate.lookup(ROOT, name, 1) is not None, "an entry, whose reads fail"
+            assert not is_published(store, name)
+            it.catalog.add("honest", good, (LayerObjects("honest", it.layer),))
+            assert await it.gate.lookup(ROOT, name, 1) is None
+        assert Path(store.directory.objects + name.decode()).read_bytes() == SMALL[13][1]
+
+
+async def test_sixty_four_lookups_of_one_object_are_one_request(store: Store) -> None:
+    """Whoever asks while it is on its way waits for the same flight."""
+    async with open_gate(store) as it:
+        it.source.gate = trio.Event()
+        answers: list[Shown | None] = []
+        async with trio.open_nursery() as nursery:
+            for _ in range(64):
+                nursery.start_soon(ask, it, 20, answers)
+            await wait_all_tasks_blocked(0.05)
+            it.source.gate.set()
+        assert answers == [None] * 64 and len(it.source.ranges) == 1
