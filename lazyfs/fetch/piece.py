@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from lazyfs.format.digest import Digest
 from lazyfs.format.entry import Chunk, Entry
+from lazyfs.image.layer import Layer
 from lazyfs.store.content import Content, content_of
 
 
@@ -38,6 +39,8 @@ class LayerBlob:
         """`data_end` is the TOC's offset; `entries` those of the TOC. Costs about 5 µs a file."""
         self.digest = digest
         self.size = size
+        self.whole: Layer | None = None
+        """Where the layer is not lazy: pieces have no place in its blob then, and whoever wants one fetches all of it."""
         self.data_end = data_end
         pieces: list[Piece] = []
         for entry in entries:
@@ -45,6 +48,13 @@ class LayerBlob:
         pieces.sort(key=lambda piece: (piece.chunk.member, piece.chunk.inner))
         self.pieces = tuple(pieces)
         self._members = [piece.chunk.member for piece in pieces]
+
+    @classmethod
+    def of(cls, layer: Layer) -> Self:
+        """The pieces of a layer that has been loaded."""
+        made = cls(layer.digest, layer.descriptor.size, layer.toc_offset, layer.entries)
+        made.whole = layer if layer.whole else None
+        return made
 
     def position(self, offset: int) -> int:
         """Index of the first piece at or behind blob offset `offset`."""

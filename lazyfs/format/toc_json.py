@@ -10,7 +10,7 @@ base64 under a key of our own (`lazyfsName`, `lazyfsLinkName`, `lazyfsXattrKeys`
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -56,10 +56,11 @@ class _Toc(msgspec.Struct):
 _EMPTY_DIGEST = "sha256:" + hashlib.sha256(b"").hexdigest()
 
 
-def encode_toc(entries: Iterable[Entry], digests: dict[bytes, bytes]) -> bytes:
+def encode_toc(entries: Iterable[Entry], digests: Mapping[bytes, bytes] | None) -> bytes:
     """The TOC of `entries`, which carry their chunks, in the order of the tar.
 
     `digests` has, by name, the raw sha256 of each file of several chunks; that of a file of one chunk is the chunk's.
+    None for a TOC that no other reader will see: such files have none then.
     """
     listed = tuple(entries)
     names = _StandIns(entry.name for entry in listed)
@@ -73,8 +74,10 @@ def encode_toc(entries: Iterable[Entry], digests: dict[bytes, bytes]) -> bytes:
         if not entry.chunks:
             row.digest = _EMPTY_DIGEST
             continue
-        whole = digests[entry.name] if len(entry.chunks) > 1 else entry.chunks[0].digest
-        row.digest = "sha256:" + whole.hex()
+        if len(entry.chunks) == 1:
+            row.digest = "sha256:" + entry.chunks[0].digest.hex()
+        elif digests is not None:
+            row.digest = "sha256:" + digests[entry.name].hex()
         last = len(entry.chunks) - 1
         for number, chunk in enumerate(entry.chunks):
             target = row if number == 0 else _Json(name=row.name, type="chunk")

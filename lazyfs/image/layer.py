@@ -1,7 +1,10 @@
-"""A layer that can be mounted lazily: its descriptor, and its TOC, verified.
+"""A layer: its descriptor, and its TOC, verified.
 
 The trust chain goes manifest -> annotation `toc.digest` -> TOC -> chunk digests. The footer stands outside of it: it
 only says where to look for the TOC, and a lie there ends in a digest that does not match.
+
+A layer that has no such TOC is fetched whole (lazyfs/whole); we then write a TOC of it ourselves, so that everybody behind
+this sees one kind of layer.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from lazyfs.errors import InvalidToc, NotLazy
 from lazyfs.format.digest import Digest, check, parse_digest
 from lazyfs.format.entry import NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, TOC_NAME, Entry
 from lazyfs.format.footer import FOOTER_SIZE, parse_footer
-from lazyfs.format.manifest import Descriptor, layer_kind
+from lazyfs.format.manifest import Descriptor, LayerKind, layer_kind
 from lazyfs.format.member import inflate_member
 from lazyfs.format.toc import MAX_TOC_SIZE, parse_toc
 from lazyfs.image.keeping import keep
@@ -29,17 +32,34 @@ _BLOCK: Final = 512
 _LARGEST_GUESS: Final = 4 << 20
 
 
+class Whole(NamedTuple):
+    """What it takes to fetch a layer whole."""
+
+    reason: str
+    """Why it is not lazy, as the end of a sentence that begins with the layer."""
+    kind: LayerKind
+    diff_id: Digest
+
+
 class Layer(NamedTuple):
-    """A lazily mountable layer."""
+    """A layer that can be mounted."""
 
     descriptor: Descriptor
     toc_digest: Digest
     toc_offset: int
+    """Where the chunks end: in the blob, or for a layer that is not lazy in the sum of its files."""
     entries: tuple[Entry, ...]
+    whole: Whole | None = None
+    """For a layer that is not lazy: no chunk of it can be fetched alone."""
 
     @property
     def digest(self) -> Digest:
         return self.descriptor.digest
+
+    @property
+    def reason(self) -> str:
+        """Why it is not lazy; empty where it is."""
+        return self.whole.reason if self.whole else ""
 
     @property
     def prefetch_end(self) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import stat
 from bisect import bisect_right
 from collections.abc import Sequence
-from functools import partial
 from typing import Final, NamedTuple
 
 import msgspec
@@ -81,9 +80,7 @@ class FileSystem:
             async with self._making:
                 known = self._blobs.get(layer)
                 if known is None:
-                    it = self._layers[layer]
-                    make = partial(LayerBlob, it.digest, it.descriptor.size, it.toc_offset, it.entries)
-                    known = self._blobs[layer] = await trio.to_thread.run_sync(make)
+                    known = self._blobs[layer] = await trio.to_thread.run_sync(LayerBlob.of, self._layers[layer])
         return known
 
     async def read(self, ino: int, offset: int, size: int) -> bytes | memoryview:
