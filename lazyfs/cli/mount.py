@@ -111,7 +111,7 @@ def _needs_native(arguments: argparse.Namespace) -> str:
 
 
 def _mount_natively(arguments: argparse.Namespace, directory: Path, store: Path) -> int:
-    upper, work = prepare_upper(arguments.rw, directory) if arguments.rw else (None, None)
+    upper = prepare_upper(arguments.rw, directory) if arguments.rw else None
     order = MountOrder(
         ticket=secrets.token_hex(16),
         reference=str(reference_of(arguments)),
@@ -121,7 +121,6 @@ def _mount_natively(arguments: argparse.Namespace, directory: Path, store: Path)
         creds=arguments.creds or "",
         background=arguments.background,
         upper=str(upper or ""),
-        work=str(work or ""),
         record=str(absolute(arguments.record)) if arguments.record else "",
     )
     answer = follow(Client(store).call(order, start=True))
@@ -135,19 +134,17 @@ def _mount_natively(arguments: argparse.Namespace, directory: Path, store: Path)
     return 0
 
 
-def prepare_upper(upper: Path, directory: Path) -> tuple[Path, Path]:
-    """The upper directory and overlayfs's folder for its work, beside it, both there. Raises MountFailed."""
+def prepare_upper(upper: Path, directory: Path) -> Path:
+    """The upper directory, made where it is not there. Raises MountFailed."""
     upper = absolute(upper)
     try:
         upper.mkdir(mode=0o755, parents=True, exist_ok=True)
         upper = upper.resolve()
-        work = upper.with_name(f".{upper.name}.work")
-        work.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise MountFailed(f"the upper directory {upper} cannot be made: {error.strerror}") from error
     if directory.is_relative_to(upper) or upper.is_relative_to(directory):
         raise MountFailed(f"{upper} and {directory} lie within each other", hint="Name an upper directory elsewhere")
-    return upper, work
+    return upper
 
 
 def _mount_portably(arguments: argparse.Namespace, directory: Path, store: Path) -> int:

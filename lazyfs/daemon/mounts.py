@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -35,8 +34,8 @@ from lazyfs.gate.catalog import Catalog
 from lazyfs.image.image import resolve_image
 from lazyfs.kernel.ends import Ends
 from lazyfs.mount.table import find_mount, holders, our_mounts
-from lazyfs.native.layers import LayerMounts
-from lazyfs.native.metadata import ensure_metadata
+from lazyfs.native.layers import Layers
+from lazyfs.native.metadata import LayerMetadata, ensure_metadata
 from lazyfs.native.probe import Verdict, probe
 from lazyfs.native.stack import mount_stack, unmount_stack
 from lazyfs.registry.access import AccessOptions, parse_creds
@@ -48,7 +47,6 @@ from lazyfs.whole.image import load_image_layers
 
 _log = logging.getLogger(__name__)
 
-SOURCE_PREFIX: Final = "lazyfs:"
 _SLOWEST: Final = 60.0
 _REPORT_PAUSE: Final = 0.25
 _END_DEADLINE: Final = 5.0
@@ -60,8 +58,6 @@ class LiveMount(NamedTuple):
 
     row: Row
     image: str
-    images: tuple[Path, ...]
-    """The EROFS images that it is made of, the lowest first; empty while that is being found out."""
     ended: trio.Event
 
 
@@ -76,7 +72,7 @@ class Mounts:
         self._images = images
         self._recordings = recordings
         self._ends = ends
-        self._layers = LayerMounts(self._path)
+        self._layers = Layers(self._path / "layers")
         self._busy: set[str] = set()
         self._watches: dict[int, int] = {}
         """Number of a watch: number of a mount."""
@@ -84,6 +80,8 @@ class Mounts:
         # One mount(2) at a time: they share the mount points of layers.
         self._mounting = trio.Lock()
         self.live: dict[int, LiveMount] = {}
+        self.last_was_volatile = False
+        """Of the mount that ended last: what it was for will probably be wanted again."""
         self.changed = trio.Event()
 
     async def mount(self, order: MountOrder, tell: Tell) -> Report:
@@ -114,10 +112,13 @@ class Mounts:
             mount = found[-1]
             try:
                 await trio.to_thread.run_sync(partial(unmount_stack, directory, lazy=order.lazy))
-            except OSError as error:
+            except MountFailed as error:
                 busy = await trio.to_thread.run_sync(_holders, directory)
-                by = f": held by {', '.join(busy[:10])}" if busy else f": {error.strerror}"
-                raise MountFailed(f"{directory} is busy{by}", hint="End them, or detach it with --lazy") from error
+                if not busy:
+                    raise
+                raise MountFailed(
+                    f"{directory} is busy: held by {', '.join(busy[:10])}", hint="End them, or detach it with --lazy"
+                ) from error
             if order.lazy:
                 await self._mark(mount.row.number, "detached")
             with trio.move_on_after(0 if order.lazy else _END_DEADLINE):
@@ -146,7 +147,7 @@ class Mounts:
             here = mounted is not None and mounted.mode == "native" and mounted.image == row.mount.image
             if here or (row.phase == "detached" and same_gate):
                 self._catalog.expect(row.mount.image)
-                self.live[row.number] = LiveMount(row, row.mount.image, (), trio.Event())
+                self.live[row.number] = LiveMount(row, row.mount.image, trio.Event())
                 nursery.start_soon(self._revive, row, here, same_gate)
             else:
                 gone.append(row.number)
@@ -173,10 +174,8 @@ class Mounts:
             if row.number not in self.live:
                 live.leave()
                 return
-            paths = await ensure_metadata(self._path, live.layers)
             if attached and not same_gate:
-                await self._heal(row, live, paths)
-            self.live[row.number] = self.live[row.number]._replace(images=paths)
+                await self._heal(row, await self._metadata(live))
             return
 
     async def _check(self, directory: Path) -> None:
@@ -218,11 +217,10 @@ class Mounts:
             plain_http=order.plain_http,
             background=order.background,
             upper=order.upper,
-            work=order.work,
             volatile=order.volatile,
             record=order.record,
         )
-        images = await ensure_metadata(self._path, live.layers)
+        images = await self._metadata(live)
         # From here to the mark there is no way back half-done: cancelled, it is finished, and then taken away by its client.
         with trio.CancelScope(shield=True):
             async with self._mounting:
@@ -235,29 +233,27 @@ class Mounts:
             if mount.record:
                 self._recordings.begin(row.number, Path(mount.record), live.image, live.layers)
             await self._mark(row.number, "mounted")
-            await self._adopt(row, live, images)
+            await self._adopt(row, live)
         return row
 
     def _mount(self, row: Row, images: tuple[Path, ...]) -> None:
         """In a thread."""
         gate, objects = self._path / "gate", self._path / "objects"
         data = [gate / f"record-{row.number}"] if row.mount.record else [objects, gate]
-        try:
-            mount_stack(
-                Path(row.mount.directory),
-                self._layers.mounted(images),
-                [*data, self._path / "arrived"],
-                upper=Path(row.mount.upper) if row.mount.upper else None,
-                work=Path(row.mount.work) if row.mount.work else None,
-                volatile=row.mount.volatile,
-                source=SOURCE_PREFIX + row.mount.image,
-            )
-        except OSError as error:
-            raise MountFailed(f"cannot mount at {row.mount.directory}: {error}") from error
+        mount_stack(
+            Path(row.mount.directory),
+            self._layers,
+            images,
+            [*data, self._path / "arrived"],
+            source=row.mount.image,
+            upper=Path(row.mount.upper) if row.mount.upper else None,
+            read_only=not row.mount.upper,
+            volatile=row.mount.volatile,
+        )
 
-    async def _adopt(self, row: Row, live: LiveImage, images: tuple[Path, ...]) -> None:
+    async def _adopt(self, row: Row, live: LiveImage) -> None:
         """A mount that is there: listen for its end."""
-        self.live[row.number] = LiveMount(row, live.image.name, images, trio.Event())
+        self.live[row.number] = LiveMount(row, live.image.name, trio.Event())
         await self._listen(row)
         self._announce()
 
@@ -265,16 +261,16 @@ class Mounts:
         watch = await trio.to_thread.run_sync(self._ends.add, row.mount.directory)
         self._watches[watch] = row.number
 
-    async def _heal(self, row: Row, live: LiveImage, images: tuple[Path, ...]) -> None:
+    async def _heal(self, row: Row, images: tuple[Path, ...]) -> None:
         """The gate of this mount is dead: make the mount anew, at its place."""
         directory = Path(row.mount.directory)
         async with self._mounting:
             try:
                 await trio.to_thread.run_sync(unmount_stack, directory)
-            except OSError as error:
+            except MountFailed as error:
                 if row.mount.upper:
                     # Two overlays must not write to one upper directory.
-                    trouble = f"files that are missing cannot be had until it is mounted again ({error.strerror})"
+                    trouble = f"files that are missing cannot be had until it is mounted again: {error.message}"
                     await self._mark(row.number, "mounted", trouble)
                     await self._listen(row)
                     return
@@ -295,20 +291,23 @@ class Mounts:
         with trio.CancelScope(shield=True):
             await self._recordings.end(number)
             await trio.to_thread.run_sync(self._state.remove, [number])
-            if mount.row.mount.work:
-                await trio.to_thread.run_sync(_remove_work, mount.row.mount.work)
             live = self._images.live.get(mount.image)
             if live is not None:
                 live.leave()
             await self.drop_layers()
+        self.last_was_volatile = mount.row.mount.volatile
         mount.ended.set()
         self._announce()
 
     async def drop_layers(self) -> None:
-        """Unmount the EROFS images that no live mount is made of."""
+        """Unmount the EROFS images that no overlay is stacked on any more."""
         async with self._mounting:
-            used = {path for mount in self.live.values() for path in mount.images}
-            await trio.to_thread.run_sync(self._layers.drop_all_but, used)
+            await trio.to_thread.run_sync(self._layers.drop_unused)
+
+    async def _metadata(self, live: LiveImage) -> tuple[Path, ...]:
+        """The EROFS images of an image's stack, built where they are not there. Raises LazyfsError."""
+        layers = [LayerMetadata(layer.toc_digest, layer.toc_offset) for layer in live.layers]
+        return await trio.to_thread.run_sync(ensure_metadata, self._path, layers)
 
     async def _mark(self, number: int, phase: Phase, trouble: str = "") -> None:
         await trio.to_thread.run_sync(self._state.mark, number, phase, trouble)
@@ -369,8 +368,3 @@ async def _follow(live: LiveImage, store: Store, tell: Tell) -> None:
 def _holders(directory: Path) -> list[str]:
     mounted = find_mount(directory)
     return holders(mounted) if mounted else []
-
-
-def _remove_work(work: str) -> None:
-    """overlayfs leaves its folder behind, made so that nobody may look into it."""
-    shutil.rmtree(work, ignore_errors=True)

@@ -38,8 +38,6 @@ class MountOrder(msgspec.Struct, frozen=True, tag="mount"):
     background: BackgroundMode = "on"
     upper: str = ""
     """The writable directory; empty for a mount that is read-only."""
-    work: str = ""
-    """overlayfs's own folder, beside `upper`, on the same file system."""
     volatile: bool = False
     """The upper directory is thrown away: nothing of it is synced."""
     record: str = ""

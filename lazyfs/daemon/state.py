@@ -47,7 +47,6 @@ class Mount(msgspec.Struct, frozen=True):
     plain_http: bool
     background: str
     upper: str
-    work: str
     volatile: bool
     record: str
 
