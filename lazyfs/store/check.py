@@ -105,7 +105,7 @@ def _fault(fd: int, row: Row) -> str | None:
 def _remove_leftovers(store: Store) -> list[int]:
     """With no other process in the store: the sizes of the files removed."""
     store.index.change()
-    objects, partial = store.directory.objects, store.directory.partial
+    objects, partial, arrived = store.directory.objects, store.directory.partial, store.directory.arrived
     sizes: list[int] = []
     try:
         for folder in (objects, partial):
@@ -120,6 +120,13 @@ def _remove_leftovers(store: Store) -> list[int]:
                     os.rename(objects + name, partial + name)
                 elif folder == partial:
                     store.index.complete(name)
+        for name in os.listdir(arrived):
+            status = os.stat(arrived + name)
+            if not (os.path.exists(objects + name) and os.stat(objects + name).st_ino == status.st_ino):
+                # Two names of one file are one file: only a twin that is alone frees anything.
+                if status.st_nlink == 1:
+                    sizes.append(status.st_blocks * 512)
+                os.unlink(arrived + name)
     except OSError as error:
         raise refusal(error, f"leftovers in the store {store.directory.path} cannot be removed") from error
     return sizes

@@ -2,11 +2,17 @@
 
 Renames make every change of place, so that at any moment a name holds all of an object or is not there. Who looks for
 a file looks in objects/ first: where both exist (a crash between two steps), the partial one is the leftover. Nothing
-here is synced: the sums in the index tell after a power cut which bytes are there.
+here is synced: durability.py tells after a power cut which bytes are there.
+
+Each object has a twin, arrived/NAME, a hard link. A native mount looks for a file in objects/, at the gate, in arrived/:
+when the first says no and the gate has fetched it, the last must have it. So a twin comes before its object and goes after
+it: what objects/ shows, arrived/ has. (A crash may leave a twin alone; nobody looks there without the gate's word.)
+Where the file system has no hard links there are no twins, and no native mounts.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from contextlib import suppress
@@ -18,6 +24,7 @@ from lazyfs.store.directory import Directory
 _log = logging.getLogger("lazyfs.store")
 
 _WINDOW = 4 << 20
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 class Place(NamedTuple):
@@ -29,10 +36,12 @@ class Place(NamedTuple):
 
 
 class Files:
-    """The folders objects/ and partial/."""
+    """The folders objects/, arrived/ and partial/."""
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
+        self._links = True
+        """Whether the file system has hard links, as far as is known."""
 
     def find(self, name: str) -> Place | None:
         """Where the object lies now."""
@@ -63,10 +72,67 @@ class Files:
                 os.fchmod(fd, 0o444)
             finally:
                 os.close(fd)
+            if not self._link(temporary, name):
+                # Somebody else has made it, or a crash has left the twin. An object that is right stays: it may be on
+                # disk by now, which this one is not.
+                if self.published(name) is not None and self._is(self._directory.objects + name, data):
+                    os.unlink(temporary)
+                    return
+                self._replace_twin(temporary, name)
             os.rename(temporary, self._directory.objects + name)
         except OSError:
-            os.unlink(temporary)
+            self._take_back(temporary, name)
             raise
+
+    def published(self, name: str) -> int | None:
+        """The size of the object; None unless both names hold it. A twin that is missing is made. Raises OSError."""
+        try:
+            status = os.stat(self._directory.objects + name)
+        except FileNotFoundError:
+            return None
+        try:
+            twin = os.stat(self._directory.arrived + name).st_ino
+        except FileNotFoundError:
+            twin = 0
+        if twin != status.st_ino:
+            self._replace_twin(self._directory.objects + name, name)
+        return status.st_size if self._links else None
+
+    def _link(self, path: str, name: str) -> bool:
+        """Make a finished file the twin; False where there is one already."""
+        if self._links:
+            try:
+                os.link(path, self._directory.arrived + name)
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                self._links = False
+        return True
+
+    def _replace_twin(self, path: str, name: str) -> None:
+        """Make a finished file the twin, in place of another."""
+        if self._link(path, name):
+            return
+        temporary = self._directory.new_temporary()
+        try:
+            os.link(path, temporary)
+            os.rename(temporary, self._directory.arrived + name)
+        finally:
+            self.discard(temporary)  # a rename between two names of one file leaves both
+
+    def _take_back(self, temporary: str, name: str) -> None:
+        self.discard(temporary)
+        if not os.path.exists(self._directory.objects + name):
+            self.discard(self._directory.arrived + name)
+
+    def _is(self, path: str, data: bytes | memoryview) -> bool:
+        try:
+            with open(path, "rb") as file:
+                return file.read(len(data) + 1) == data
+        except FileNotFoundError:
+            return False
 
     def put_piece(self, name: str, size: int, offset: int, data: bytes | memoryview) -> None:
         """Put a chunk of an object of `size` bytes in its place. Raises OSError: bytes without a row are nothing."""
@@ -95,7 +161,7 @@ class Files:
                 return True
         finally:
             os.close(fd)
-        self.demote(place, name, self.copy_without(place.path, offset, len(data)))
+        self.demote(name, self.copy_without(place.path, offset, len(data)))
         return False
 
     def promote(self, name: str) -> None:
@@ -106,6 +172,7 @@ class Files:
                 os.unlink(partial)
             else:
                 os.chmod(partial, 0o444)
+                self._replace_twin(partial, name)
                 os.rename(partial, whole)
         except FileNotFoundError:
             pass  # it is an object already, or the reader who misses it will say so
@@ -133,14 +200,19 @@ class Files:
             os.close(source)
         return temporary
 
-    def demote(self, place: Place, name: str, copy: str | None) -> None:
+    def demote(self, name: str, copy: str | None) -> None:
         """An object with a damaged chunk is no object: `copy` goes on in partial/ (None: nothing does).
 
         The object itself is not touched but unlinked: who has it open, a kernel that serves it included, keeps what it was.
         """
         if copy is not None:
             os.rename(copy, self._directory.partial + name)
-        os.unlink(place.path)
+        self.remove(name)
+
+    def remove(self, name: str) -> None:
+        """Remove an object, its twin after it; either may be gone."""
+        self.discard(self._directory.objects + name)
+        self.discard(self._directory.arrived + name)
 
     def discard(self, path: str) -> None:
         """Remove a file that may be gone."""

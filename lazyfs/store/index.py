@@ -26,6 +26,7 @@ import msgspec
 
 from lazyfs.errors import LocalError, StoreFull
 from lazyfs.store import schema
+from lazyfs.store.content import is_name
 from lazyfs.store.database import Database
 from lazyfs.store.directory import Directory
 from lazyfs.store.rows import Buffer, Row, row_of, spells
@@ -89,7 +90,8 @@ class Index:
 
     def names(self) -> list[str]:
         """Every object that has committed rows."""
-        return [name for (name,) in self._database.query("SELECT DISTINCT object FROM chunk")]
+        found = self._database.query("SELECT DISTINCT object FROM chunk")
+        return [name for (name,) in found if isinstance(name, str) and is_name(name)]
 
     def size(self) -> int:
         """Bytes of all chunks that have committed rows."""

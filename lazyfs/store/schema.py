@@ -41,6 +41,7 @@ SELECT_MANY = "SELECT object, position, offset, size, digest FROM json_each(?) J
 COUNT = "SELECT count(*) FROM chunk WHERE object = ?"
 INSERT = "INSERT OR REPLACE INTO chunk (object, position, offset, size, digest, sums) VALUES (?, ?, ?, ?, ?, ?)"
 DELETE = "DELETE FROM chunk WHERE object = ? AND position = ?"
+DELETE_ALL = "DELETE FROM chunk WHERE object = ?"
 
 
 def connect(path: Path) -> sqlite3.Connection:

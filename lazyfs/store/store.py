@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import logging
 import os
-import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
-
-import msgspec
 
 from lazyfs.errors import LocalError
 from lazyfs.format.digest import Digest
@@ -26,35 +23,17 @@ from lazyfs.store.directory import Directory, refusal
 from lazyfs.store.documents import Documents
 from lazyfs.store.files import Files, is_single
 from lazyfs.store.index import Held, Index
+from lazyfs.store.losses import Losses
 from lazyfs.store.notes import Notes
 from lazyfs.store.readers import OpenFile, OpenFiles
 from lazyfs.store.rows import Row
-from lazyfs.store.schema import DELETE
+from lazyfs.store.statistics import StoreStatistics, count
 
 _log = logging.getLogger("lazyfs.store")
 
 _STRIPES = 64
 _TRIES = 3
 _NAMES_A_QUERY = 1000
-
-
-class StoreStatistics(msgspec.Struct, frozen=True):
-    """What is on disk, and what this process did since it opened the store."""
-
-    objects: int
-    object_bytes: int
-    partial: int
-    partial_bytes: int
-    """Allocated: files under way are sparse."""
-    documents: int
-    document_bytes: int
-    damaged: int
-    """Chunks and documents that this process found damaged, and dropped."""
-    kept: int
-    kept_bytes: int
-    copied: int
-    copied_bytes: int
-    """Of the kept ones, those that were in the store already, in another file."""
 
 
 class Store:
@@ -70,11 +49,12 @@ class Store:
         # One thread checks a chunk while others that want it wait, instead of reading all of it as well.
         self._checking = [threading.Lock() for _ in range(_STRIPES)]
         self._counting = threading.Lock()
-        self._damaged = self._kept = self._kept_bytes = self._copied = self._copied_bytes = 0
+        self._kept = self._kept_bytes = self._copied = self._copied_bytes = 0
         self._claiming = threading.Lock()
         self._released: set[bytes] = set()
         self._closed = False
         self.index = Index(directory, completed=self.files.promote, given_up=self._give_up, settled=self._let_go)
+        self._losses = Losses(directory, self.files, self.index, self._open)
         with suppress(LocalError):  # logged; a file that stays in partial/ is read from there
             for name in os.listdir(directory.partial):
                 self.index.complete(name)
@@ -226,29 +206,46 @@ class Store:
 
     def statistics(self) -> StoreStatistics:
         """Count: one stat for each file of the store."""
-        objects = [status.st_size for status in _stats(self.directory.objects)]
-        partial = [status.st_blocks * 512 for status in _stats(self.directory.partial)]
-        documents = [status.st_size for status in _stats(self.directory.documents)]
         with self._counting:
-            return StoreStatistics(
-                objects=len(objects),
-                object_bytes=sum(objects),
-                partial=len(partial),
-                partial_bytes=sum(partial),
-                documents=len(documents),
-                document_bytes=sum(documents),
-                damaged=self._damaged + self.documents.damaged,
+            return count(
+                self.directory,
+                damaged=self._losses.damaged + self.documents.damaged,
                 kept=self._kept,
                 kept_bytes=self._kept_bytes,
                 copied=self._copied,
                 copied_bytes=self._copied_bytes,
             )
 
+    def publish(self, content: Content) -> bool:
+        """Whether the whole object lies under objects/ and arrived/ now: a native mount that looks again finds it.
+
+        A twin that is missing is made, an object whose chunks are all here is completed. False: some of it has to be fetched;
+        rows whose file was removed by hand are dropped. Two stats where all is well. Raises StoreFull, StoreUnusable.
+
+        Whoever answers for the name notes that before he calls this: `evict` looks there before it removes an object.
+        """
+        name = content.name
+        try:
+            size = self.files.published(name)
+            if size is None and not self.missing(content, 0, len(content.digests)):
+                self.index.change()
+                self.index.complete(name)
+                size = self.files.published(name)
+                if size is None:
+                    self._losses.miss(name)
+        except OSError as error:
+            raise refusal(error, f"{name} cannot be published") from error
+        return size == content.size
+
+    def drop(self, row: Row, inode: int | None, cause: str) -> bool:
+        """A chunk was found damaged in the file `inode` (None: there is no file). False if the name holds another one now."""
+        return self._losses.drop(row, inode, cause)
+
     def _give_up(self, row: Row) -> None:
         """No room for the row: then its bytes only take room."""
         with suppress(OSError):  # it stays a leftover, for `check`
             if is_single(row.object):
-                self.files.discard(self.directory.objects + row.object)
+                self.files.remove(row.object)
             else:
                 self._remove_unnoted(row.object)
         self._open.forget(row.object)
@@ -278,7 +275,7 @@ class Store:
                     _log.warning("%s cannot be opened: %s", row.object, error)
                     return None
                 if file is None:
-                    if self.drop(row, None, "its file is gone"):
+                    if self._losses.drop(row, None, "its file is gone"):
                         return None
                     continue
                 try:
@@ -287,7 +284,7 @@ class Store:
                     self._open.give_back(file)
                 if data is not None:
                     return data
-                if self.drop(row, file.inode, "its bytes do not match their sums"):
+                if self._losses.drop(row, file.inode, "its bytes do not match their sums"):
                     return None
                 # It was a file that another process has replaced.
                 self._open.forget(row.object)
@@ -302,57 +299,6 @@ class Store:
         if data is not None:
             self._open.mark(file, row.position)
         return data
-
-    def drop(self, row: Row, inode: int | None, cause: str) -> bool:
-        """A chunk was found damaged in the file `inode` (None: there is no file). False if the name holds another one now.
-
-        An object of several chunks goes on as a file under way without the damaged one.
-        """
-        name = row.object
-        place = self.files.find(name)
-        if (place.inode if place else None) != inode:
-            return False
-        copy, lost = None, is_single(name)
-        if place is not None and place.whole and not lost:
-            try:
-                copy = self.files.copy_without(place.path, row.offset, row.size)
-            except OSError as error:
-                cause, lost = f"{cause}; no copy without it: {error}", True
-        dropped = stale = False
-
-        def work(db: sqlite3.Connection) -> None:
-            nonlocal dropped, stale
-            if self.files.find(name) != place:
-                stale = True
-                return
-            if lost:
-                dropped = db.execute("DELETE FROM chunk WHERE object = ?", (name,)).rowcount > 0
-            else:
-                dropped = db.execute(DELETE, (name, row.position)).rowcount > 0
-            if place is not None and place.whole:
-                self.files.demote(place, name, copy)
-
-        try:
-            self.index.change(work)
-        except (LocalError, OSError) as error:
-            _log.warning("chunk %d of %s is damaged (%s) and cannot be dropped: %s", row.position, name, cause, error)
-        finally:
-            if copy is not None:
-                self.files.discard(copy)
-        if stale:
-            return False
-        self._open.forget(name)
-        if dropped:
-            _log.warning("chunk %d of %s is damaged and dropped: %s", row.position, name, cause)
-            with self._counting:
-                self._damaged += 1
-        return True
-
-
-def _stats(folder: str) -> Iterator[os.stat_result]:
-    for entry in os.scandir(folder):
-        with suppress(FileNotFoundError):  # renamed or dropped by another process
-            yield entry.stat()
 
 
 def _absent(content: Content, indexes: range, held: dict[int, Held]) -> list[int]:

@@ -32,7 +32,7 @@ def test_nobody_else_gets_in(directory: Path) -> None:
         store.index.change()
         modes = {path: stat.S_IMODE(path.stat().st_mode) for path in [directory, *directory.rglob("*")]}
         expected = {path: 0o700 if path.is_dir() else 0o600 for path in modes}
-        expected[directory / "objects" / made.name] = 0o444
+        expected[directory / "objects" / made.name] = expected[directory / "arrived" / made.name] = 0o444
         assert modes == expected
 
 

@@ -1,0 +1,107 @@
+"""What was found damaged or gone, and is dropped: a row is never left that its file does not keep.
+
+Files are removed, or put under other names, in the transaction that takes their rows away. Where many files have gone at
+once (by hand), the first that is missed makes the store look for all: one transaction, not thousands.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+from contextlib import suppress
+
+from lazyfs.errors import LocalError
+from lazyfs.store.directory import Directory
+from lazyfs.store.files import Files, is_single
+from lazyfs.store.index import Index
+from lazyfs.store.readers import OpenFiles
+from lazyfs.store.rows import Row
+from lazyfs.store.schema import DELETE, DELETE_ALL
+
+_log = logging.getLogger("lazyfs.store")
+
+
+class Losses:
+    """Drops what is damaged or gone. Any thread may call it."""
+
+    def __init__(self, directory: Directory, files: Files, index: Index, open_files: OpenFiles) -> None:
+        self._directory = directory
+        self._files = files
+        self._index = index
+        self._open = open_files
+        self._counting = threading.Lock()
+        self.damaged = 0
+        """Chunks dropped by this process."""
+
+    def drop(self, row: Row, inode: int | None, cause: str) -> bool:
+        """A chunk was found damaged in the file `inode` (None: there is no file). False if the name holds another one now.
+
+        An object of several chunks goes on as a file under way without the damaged one.
+        """
+        name = row.object
+        place = self._files.find(name)
+        if (place.inode if place else None) != inode:
+            return False
+        copy, lost = None, is_single(name)
+        if place is not None and place.whole and not lost:
+            try:
+                copy = self._files.copy_without(place.path, row.offset, row.size)
+            except OSError as error:
+                cause, lost = f"{cause}; no copy without it: {error}", True
+        dropped = stale = False
+
+        def work(db: sqlite3.Connection) -> None:
+            nonlocal dropped, stale
+            if self._files.find(name) != place:
+                stale = True
+                return
+            if lost:
+                dropped = db.execute(DELETE_ALL, (name,)).rowcount > 0
+            else:
+                dropped = db.execute(DELETE, (name, row.position)).rowcount > 0
+            if place is None:
+                self._files.remove(name)  # somebody's hand may have left the twin
+            elif place.whole:
+                self._files.demote(name, copy)
+
+        try:
+            self._index.change(work)
+        except (LocalError, OSError) as error:
+            _log.warning("chunk %d of %s is damaged (%s) and cannot be dropped: %s", row.position, name, cause, error)
+        finally:
+            if copy is not None:
+                self._files.discard(copy)
+        if stale:
+            return False
+        self._open.forget(name)
+        if dropped:
+            _log.warning("chunk %d of %s is damaged and dropped: %s", row.position, name, cause)
+            with self._counting:
+                self.damaged += 1
+        if place is None:
+            self._drop_gone()
+        return True
+
+    def miss(self, name: str) -> None:
+        """An object that all its rows vouch for is not where it should be: if its file is gone, so may others be."""
+        if self._files.find(name) is None:
+            self._drop_gone()
+
+    def _drop_gone(self) -> None:
+        """Drop all rows whose files are gone."""
+
+        def work(db: sqlite3.Connection) -> None:
+            for name in gone:
+                if self._files.find(name) is None:
+                    db.execute(DELETE_ALL, (name,))
+                    self._files.remove(name)
+                    self._open.forget(name)
+
+        with suppress(LocalError, OSError):  # each is met again when it is read
+            here = {name for folder in (self._directory.objects, self._directory.partial) for name in os.listdir(folder)}
+            gone = [name for name in self._index.names() if name not in here]
+            if gone:
+                self._index.change(work)
+                _log.warning("%d files of the store are gone: dropped", len(gone))
