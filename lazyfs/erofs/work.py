@@ -1,0 +1,119 @@
+"""What building an image takes, as messages: read a layer's TOC, say what it needs from below, write and publish."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import IO
+
+import msgspec
+
+from lazyfs.erofs.image import write_outline
+from lazyfs.erofs.outline import Outline, root_is_opaque
+from lazyfs.errors import LazyfsError, StoreUnusable
+from lazyfs.format.digest import Digest, check
+from lazyfs.format.entry import Entry
+from lazyfs.format.toc import parse_toc
+from lazyfs.store.directory import refusal
+
+
+class Read(msgspec.Struct, frozen=True, tag=True):
+    """Read the TOC document at `path`."""
+
+    path: str
+    digest: Digest
+    offset: int
+    """Where the TOC begins in its blob (`parse_toc`)."""
+
+
+class Told(msgspec.Struct, frozen=True, tag=True):
+    """What a layer says about the layers below it."""
+
+    implied: tuple[bytes, ...]
+    """Directories whose attributes it takes from there."""
+    opaque: bool
+    """Whether it hides all of them."""
+
+
+class Build(msgspec.Struct, frozen=True, tag=True):
+    """Publish the image of the layer read last as `name` in `folder`."""
+
+    folder: str
+    name: str
+    inherited: tuple[tuple[bytes, Entry], ...]
+
+
+class Built(msgspec.Struct, frozen=True, tag=True):
+    """It is there, complete and durable."""
+
+    size: int
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The error's class in lazyfs/errors.py, and what it says."""
+
+    kind: str
+    message: str
+    hint: str
+
+
+class Worker:
+    """Holds the layer that was read last."""
+
+    def __init__(self) -> None:
+        self._outline: Outline | None = None
+
+    def answer(self, question: Read | Build) -> Told | Built | Failed:
+        """Do what is asked. An error of ours becomes an answer; any other ends the process, and its parent sees that."""
+        try:
+            return self._read(question) if isinstance(question, Read) else self._build(question)
+        except LazyfsError as error:
+            return Failed(type(error).__name__, error.message, error.hint)
+
+    def _read(self, read: Read) -> Told:
+        self._outline = None
+        try:
+            with open(read.path, "rb") as file:
+                data = file.read()
+        except OSError as error:
+            raise StoreUnusable(
+                f"the TOC {read.digest} cannot be read from the store: {error.strerror}",
+                hint="Mount the image again to fetch it.",
+            ) from error
+        check(data, read.digest, f"the stored document {read.path}")
+        entries = parse_toc(data, read.offset, f"the layer with the TOC {read.digest}")
+        self._outline = Outline(entries)
+        return Told(self._outline.implied(), root_is_opaque(entries))
+
+    def _build(self, build: Build) -> Built:
+        outline, self._outline = self._outline, None
+        assert outline is not None, "Read comes before Build"
+        outline.complete(dict(build.inherited))
+        try:
+            return Built(publish(build.folder, build.name, partial(write_outline, outline)))
+        except OSError as error:
+            raise refusal(error, f"the metadata image {build.name} cannot be written") from error
+
+
+def publish(folder: str, name: str, write: Callable[[IO[bytes]], None]) -> int:
+    """A file `name` in `folder`, 0444, with what `write` puts into it. Its size in bytes.
+
+    It gets its name when it is complete and durable: a crash leaves nothing. One that is there already stays. Raises OSError.
+    """
+    parent = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fd = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o400)
+        with open(fd, "wb") as file:
+            write(file)
+            file.flush()
+            os.fchmod(fd, 0o444)
+            os.fsync(fd)
+            with suppress(FileExistsError):  # somebody else was as quick, and his bytes are the same
+                # Only with a directory's descriptor does os.link follow the link that leads to the open file.
+                os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=parent, follow_symlinks=True)
+            os.fsync(parent)
+            return file.tell()
+    finally:
+        os.close(parent)

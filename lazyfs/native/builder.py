@@ -1,0 +1,89 @@
+"""The processes that build metadata images: `python -m lazyfs.erofs`, asked over pipes, one question at a time."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Final, Self, TypeVar
+
+import msgspec
+
+from lazyfs import errors
+from lazyfs.erofs.work import Build, Built, Failed, Read, Told
+from lazyfs.errors import LazyfsError, LocalError
+
+_DEADLINE: Final = 600.0
+"""Seconds for one answer; two million entries take 20."""
+_PACKAGE: Final = Path(__file__).parents[2]
+"""Where the process finds the code that this one runs."""
+_Answer = TypeVar("_Answer", Told, Built)
+
+
+class Builder:
+    """One process."""
+
+    def __init__(self) -> None:
+        path = f"{_PACKAGE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
+        self._process = subprocess.Popen(
+            # -P: what lies in the working directory is none of our modules.
+            [sys.executable, "-P", "-m", "lazyfs.erofs"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+
+    def ask(self, question: Read | Build, kind: type[_Answer]) -> _Answer:
+        """The answer, which is of the type `kind`. Raises what the process failed with; LocalError when it is gone."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        deadline = threading.Timer(_DEADLINE, self._process.kill)
+        deadline.start()
+        try:
+            self._process.stdin.write(msgspec.json.encode(question) + b"\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = b""
+        finally:
+            deadline.cancel()
+        if not line:
+            code = self._process.wait()
+            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            raise LocalError(
+                f"the process that builds metadata images ended with {how}", hint="Its last words are on standard error."
+            )
+        answer = msgspec.json.decode(line, type=Told | Built | Failed)
+        if isinstance(answer, Failed):
+            known: type[LazyfsError] = getattr(errors, answer.kind)
+            raise known(answer.message, hint=answer.hint)
+        assert isinstance(answer, kind)
+        return answer
+
+    def close(self) -> None:
+        """End it. What it has half done nobody can see."""
+        self._process.kill()
+        self._process.communicate()
+
+
+class Builders:
+    """A process for each thread that asks for one, until this is left."""
+
+    def __init__(self) -> None:
+        self._of: dict[int, Builder] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for builder in self._of.values():
+            builder.close()
+
+    def mine(self) -> Builder:
+        """The calling thread's own."""
+        thread = threading.get_ident()
+        if thread not in self._of:
+            self._of[thread] = Builder()
+        return self._of[thread]

@@ -1,0 +1,149 @@
+"""The EROFS images of a stack of layers: found where they were built before, built where not.
+
+In STORE/erofs:
+
+    VERSION-HEX           an image; VERSION is the writer's, HEX the layer's TOC digest. Where directories that the layer implies take
+                          attributes from the layers below, HEX is a hash of both: the layer has another image on other layers
+    VERSION-HEX.layer     what the layer with the TOC digest HEX needs from below (`Told`, as JSON): with it, the names of a
+                          stack's images are known without reading a TOC
+
+Each is a function of what names it, complete and durable from the moment it has its name, and built anew when it was removed.
+Most layers imply one directory, their root: where that is a plain 0755 below, they share their image with every other stack.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+
+from lazyfs.erofs.image import WRITER_VERSION
+from lazyfs.erofs.reader import inherited_from
+from lazyfs.erofs.work import Build, Built, Read, Told, publish
+from lazyfs.format.digest import Digest
+from lazyfs.format.entry import Entry
+from lazyfs.native.builder import Builders
+from lazyfs.store.directory import refusal
+
+_PLAIN_ROOT: Final = Entry(b"", "dir")
+
+
+class LayerMetadata(NamedTuple):
+    """Which document says what a layer holds."""
+
+    toc_digest: Digest
+    """Its TOC's, which the store has among its documents; for a layer that is not lazy the one of our own making."""
+    toc_offset: int
+
+
+def ensure_metadata(store_directory: Path, layers: Sequence[LayerMetadata]) -> tuple[Path, ...]:
+    """Blocking. The images of a stack of `layers`, both lowest first; the stack begins with the topmost layer whose root is opaque.
+
+    What is missing is built, by one process a CPU at the most; 0.1 ms a layer where nothing is. Raises InvalidToc for what no
+    EROFS image can hold, StoreFull, StoreUnusable, LocalError. What was built until then stays.
+    """
+    folder = store_directory / "erofs"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise refusal(error, f"{folder} cannot be made") from error
+    stack = _Stack(store_directory, folder)
+    images: list[Path] = []
+    for layer in layers:
+        image = stack.find(layer, images)
+        if image is None:
+            break
+        images.append(image)
+    if len(images) < len(layers):
+        images = stack.build(layers, images)
+    for depth in reversed(range(len(layers))):
+        if stack.told(layers[depth]).opaque:
+            return tuple(images[depth:])
+    return tuple(images)
+
+
+class _Stack:
+    """One call of `ensure_metadata`."""
+
+    def __init__(self, store_directory: Path, folder: Path) -> None:
+        self._documents = store_directory / "documents"
+        self._folder = folder
+        self._told: dict[Digest, Told] = {}
+
+    def told(self, layer: LayerMetadata) -> Told:
+        """What is known of a layer that was found or built."""
+        return self._told[layer.toc_digest]
+
+    def find(self, layer: LayerMetadata, below: Sequence[Path]) -> Path | None:
+        """The layer's image on the images `below`; None where something has to be read or built."""
+        told = self._recall(layer)
+        if told is None:
+            return None
+        image = self._folder / _name(layer, inherited_from(below, told.implied))
+        return image if image.exists() else None
+
+    def build(self, layers: Sequence[LayerMetadata], found: Sequence[Path]) -> list[Path]:
+        """All images, the first of which are `found`."""
+        processors = len(os.sched_getaffinity(0))
+        results: list[Future[Path]] = []
+        for image in found:
+            results.append(Future())
+            results[-1].set_result(image)
+        with Builders() as builders, ThreadPoolExecutor(processors, "lazyfs-metadata") as pool:
+            # In order: who waits for the images below waits for those that started before it.
+            for depth in range(len(found), len(layers)):
+                results.append(pool.submit(self._build, layers[depth], tuple(results[:depth]), builders))
+            try:
+                return [result.result() for result in results]
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _build(self, layer: LayerMetadata, below: Sequence[Future[Path]], builders: Builders) -> Path:
+        if self._recall(layer) is not None:
+            image = self.find(layer, [result.result() for result in below])
+            if image is not None:
+                return image
+        builder = builders.mine()
+        told = builder.ask(Read(str(self._documents / layer.toc_digest[7:]), layer.toc_digest, layer.toc_offset), Told)
+        if self._recall(layer) is None:
+            self._remember(layer, told)
+        inherited = inherited_from([result.result() for result in below], told.implied)
+        image = self._folder / _name(layer, inherited)
+        if not image.exists():
+            builder.ask(Build(str(self._folder), image.name, tuple(inherited.items())), Built)
+        return image
+
+    def _recall(self, layer: LayerMetadata) -> Told | None:
+        told = self._told.get(layer.toc_digest)
+        if told is None:
+            try:
+                told = msgspec.json.decode(self._note(layer).read_bytes(), type=Told)
+            except (OSError, msgspec.DecodeError):
+                return None
+            self._told[layer.toc_digest] = told
+        return told
+
+    def _remember(self, layer: LayerMetadata, told: Told) -> None:
+        self._told[layer.toc_digest] = told
+        note = self._note(layer)
+        try:
+            note.unlink(missing_ok=True)  # what is there could not be read
+            publish(str(self._folder), note.name, lambda file: file.writelines([msgspec.json.encode(told)]))
+        except OSError as error:
+            raise refusal(error, f"{note} cannot be written") from error
+
+    def _note(self, layer: LayerMetadata) -> Path:
+        return self._folder / f"{WRITER_VERSION}-{layer.toc_digest[7:]}.layer"
+
+
+def _name(layer: LayerMetadata, inherited: dict[bytes, Entry]) -> str:
+    """Whether a directory is there below at all matters to whiteouts in it; the root always is."""
+    facts = sorted((path, entry) for path, entry in inherited.items() if path or entry != _PLAIN_ROOT)
+    if not facts:
+        return f"{WRITER_VERSION}-{layer.toc_digest[7:]}"
+    return f"{WRITER_VERSION}-{hashlib.sha256(layer.toc_digest.encode() + msgspec.json.encode(facts)).hexdigest()}"
