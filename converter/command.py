@@ -25,9 +25,9 @@ from lazyfs.format.member import DEFAULT_LEVEL
 from lazyfs.format.toc import MAX_CHUNK_SIZE
 from lazyfs.source.open import AccessOptions, open_sink, open_source, parse_creds
 from lazyfs.source.reference import Reference, parse_reference
+from lazyfs.whole.files import CHUNK_SIZE
 
 _MIN_CHUNK_SIZE: Final = 4 << 10
-_DEFAULT_CHUNK_SIZE: Final = 4 << 20
 _MAX_WORKERS: Final = 64
 _SUFFIXES: Final = {"K": 10, "M": 20, "G": 30}
 
@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--chunk-size",
         type=_size,
-        default=_DEFAULT_CHUNK_SIZE,
+        default=CHUNK_SIZE,
         metavar="BYTES",
         help="larger files are cut into chunks of this size, 4K to 64M (4M): smaller ones fetch less for a read in the middle of a file, "
         "and weigh more",

@@ -1,4 +1,4 @@
-"""A layer's tar on disk while it is converted: downloaded, decompressed and verified in one pass.
+"""A layer's tar on disk while it is converted, verified or unpacked: downloaded, decompressed and verified in one pass.
 
 The file has no name from the start, so that nothing is left behind whatever ends the process. Reading the tar by offset is
 what makes the rest simple: entries are indexed first, then ordered, then read in the new order.
@@ -23,6 +23,7 @@ from isal import isal_zlib
 from lazyfs.errors import DigestMismatch, InvalidInput, LocalError
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import Descriptor, LayerKind
+from lazyfs.store.directory import refusal
 
 if TYPE_CHECKING:
     from _typeshed import SupportsRead
@@ -42,11 +43,13 @@ Pull = Callable[[int], bytes | bytearray | memoryview]
 class Spool:
     """An uncompressed layer in an unnamed file. A context manager: leaving it gives the disk space back."""
 
-    def __init__(self, keep_blob: bool) -> None:
+    def __init__(self, keep_blob: bool, folder: str | None = None) -> None:
+        """In `folder`, which is a store's, else in TMPDIR. Raises LocalError."""
         with ExitStack() as stack:
-            self._file = stack.enter_context(unnamed_file())
-            self.blob: IO[bytes] | None = stack.enter_context(unnamed_file()) if keep_blob else None
+            self._file = stack.enter_context(unnamed_file(folder))
+            self.blob: IO[bytes] | None = stack.enter_context(unnamed_file(folder)) if keep_blob else None
             self._stack = stack.pop_all()
+        self._folder = folder
         self.size = 0
         self.members: dict[int, int] = {}
         """Where `blob` is kept: the blob offset of each gzip member, and the tar offset of what it inflates to."""
@@ -67,7 +70,7 @@ class Spool:
         return os.fdopen(os.dup(blob.fileno()), "rb")
 
     def append(self, data: bytes) -> None:
-        write(self._file, data)
+        write(self._file, data, self._folder)
         self.size += len(data)
 
     def read_at(self, offset: int, size: int) -> bytes:
@@ -75,22 +78,22 @@ class Spool:
         return os.pread(self._file.fileno(), size, offset)
 
 
-def unnamed_file() -> IO[bytes]:
-    """A file in TMPDIR that has no name and no buffer."""
+def unnamed_file(folder: str | None = None) -> IO[bytes]:
+    """A file in `folder`, else in TMPDIR, that has no name and no buffer."""
     try:
-        return tempfile.TemporaryFile(prefix="lazyfs-", buffering=0)
+        return tempfile.TemporaryFile(prefix="lazyfs-", buffering=0, dir=folder)
     except OSError as error:
-        raise _no_room(error) from error
+        raise _no_room(error, folder) from error
 
 
-def write(file: IO[bytes], data: bytes | memoryview) -> None:
-    """All of `data`. Raises LocalError where the disk does not take it."""
+def write(file: IO[bytes], data: bytes | memoryview, folder: str | None = None) -> None:
+    """All of `data`, to a file in `folder`, else in TMPDIR. Raises LocalError where the disk does not take it."""
     rest = memoryview(data)
     try:
         while rest:
             rest = rest[file.write(rest) :]
     except OSError as error:
-        raise _no_room(error) from error
+        raise _no_room(error, folder) from error
 
 
 def unpack(
@@ -198,7 +201,9 @@ def _gunzip(blob: _Blob, spool: Spool) -> Iterator[bytes]:
         yield out
 
 
-def _no_room(error: OSError) -> LocalError:
+def _no_room(error: OSError, folder: str | None) -> LocalError:
+    if folder is not None:
+        return refusal(error, f"temporary files in {folder}")
     return LocalError(
         f"temporary files in {tempfile.gettempdir()}: {error.strerror}", hint="Point TMPDIR to a folder with more room"
     )

@@ -13,7 +13,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.errors import DigestMismatch, InvalidInput, LocalError
+from lazyfs.errors import DigestMismatch, InvalidInput, LocalError, StoreFull
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor, LayerKind
 from lazyfs.image.spool import Spool, unnamed_file, unpack
@@ -159,8 +159,11 @@ def test_no_room_is_told_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(LocalError, match=r"/nowhere.*TMPDIR"):
         unnamed_file()
     with Path("/dev/full").open("wb", buffering=0) as full:
-        monkeypatch.setattr("lazyfs.image.spool.unnamed_file", lambda: full)
+        monkeypatch.setattr("lazyfs.image.spool.unnamed_file", lambda _folder: full)
         with Spool(keep_blob=False) as spool, pytest.raises(LocalError, match=r"No space left on device.*TMPDIR"):
+            spool.append(b"x")
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        with Spool(keep_blob=False, folder="/the/store") as spool, pytest.raises(StoreFull, match=r"/the/store.*--store"):
             spool.append(b"x")
 
 

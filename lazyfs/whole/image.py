@@ -1,0 +1,86 @@
+"""The layers of an image, whatever they are: lazy ones by their TOCs, the others fetched whole, if they are not here.
+
+A layer that is fetched whole is verified by its digests before a name in it is believed, and its files are objects of the
+store before the image is mounted. From then on it differs from a lazy layer in one thing: what goes missing of it
+cannot be fetched alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import trio
+
+from lazyfs.errors import LazyfsError, NotLazy
+from lazyfs.format.manifest import layer_kind
+from lazyfs.image.image import Image, all_of, load_layers
+from lazyfs.image.layer import Layer, Whole, load_layer
+from lazyfs.source.protocol import ImageSource
+from lazyfs.store.store import Store
+from lazyfs.whole.document import keys_of, recall
+from lazyfs.whole.loading import Place, bring
+from lazyfs.whole.progress import Bars, Tell
+from lazyfs.whole.turn import turn
+
+
+async def load_image_layers(
+    source: ImageSource, store: Store, image: Image, *, lazy_only: bool, progress: Tell
+) -> tuple[Layer, ...]:
+    """All layers of `image`, the lowest first; those that are not lazy are fetched whole, unless they are here.
+
+    `progress` gets a note for each of those, and how far they are. With `lazy_only` they are refused: NotLazy. Raises
+    InvalidInput, SourceError, LocalError. Cancelled: files that have arrived are kept, and the rest is as if not begun.
+    """
+    if lazy_only:
+        return await load_layers(source, store, image)
+    keys = keys_of(image)
+    layers: dict[int, Layer] = {}
+    wanted: dict[int, Whole] = {}
+    loads = [partial(_load, source, store, image, number, key) for number, key in enumerate(keys)]
+    for number, found in enumerate(await all_of(loads)):
+        if isinstance(found, NotLazy):
+            descriptor = image.layers[number]
+            reason = found.message.removeprefix(f"layer {descriptor.digest} ")
+            wanted[number] = Whole(reason, layer_kind(descriptor), image.config.diff_ids[number])
+        elif isinstance(found, LazyfsError):
+            raise found
+        else:
+            layers[number] = found
+    if wanted:
+        async with turn(store, (image.layers[number].digest for number in wanted)):
+            layers |= await _fetch(Place(source, store, image, keys, Bars(progress)), layers, wanted, progress)
+    return tuple(layers[number] for number in range(len(image.layers)))
+
+
+async def _load(source: ImageSource, store: Store, image: Image, number: int, key: str) -> Layer:
+    known = await _recall(store, image, number, key)
+    return known or await load_layer(source, store, image.layers[number])
+
+
+async def _recall(store: Store, image: Image, number: int, key: str) -> Layer | None:
+    return await trio.to_thread.run_sync(recall, store, key, image.layers[number], image.config.diff_ids[number])
+
+
+async def _fetch(place: Place, known: Mapping[int, Layer], wanted: Mapping[int, Whole], tell: Tell) -> dict[int, Layer]:
+    """The layers `wanted`. Whoever had the turn before may have brought some of them."""
+    image = place.image
+    brought = {}
+    for number in wanted:
+        layer = await _recall(place.store, image, number, place.keys[number])
+        if layer is not None:
+            brought[number] = layer
+    missing = {number: whole for number, whole in wanted.items() if number not in brought}
+    for number, whole in missing.items():
+        await tell({"note": _note(image, number, whole)})
+    if missing:
+        brought |= await bring(place, {**known, **brought}, missing)
+    return brought
+
+
+def _note(image: Image, number: int, whole: Whole) -> str:
+    descriptor = image.layers[number]
+    return (
+        f"layer {number + 1} of {len(image.layers)} ({descriptor.digest[:19]}) is not lazy, because it {whole.reason};"
+        f" its {descriptor.size / 1e6:.1f} MB are fetched whole (`lazyfs convert {image.name} DST` saves them)"
+    )

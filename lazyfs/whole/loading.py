@@ -1,0 +1,154 @@
+"""Layers that are not lazy, on their way into the store.
+
+fetch    two at a time: downloaded in parallel ranges, verified, unpacked to a tar, read as one
+place    one after the other from the lowest up, because each needs what the ones below show
+keep     its files hashed and kept, with all cores; what is here already is not written again
+describe its entries, with the chunks of its files, as a document of the store
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+import trio
+
+from lazyfs.errors import LazyfsError, foremost
+from lazyfs.format.entry import Chunk
+from lazyfs.format.tar import TarMember, read_tar
+from lazyfs.image.image import Image
+from lazyfs.image.layer import Layer, Whole
+from lazyfs.image.spool import Spool
+from lazyfs.source.protocol import ImageSource
+from lazyfs.store.store import Store
+from lazyfs.whole.document import describe, starts_of
+from lazyfs.whole.fetch import fetch_tar
+from lazyfs.whole.files import batches, keep_file
+from lazyfs.whole.layer_index import index_layer
+from lazyfs.whole.plan import Planned, plan_layer
+from lazyfs.whole.progress import Bars
+from lazyfs.whole.tree import Tree
+
+_AT_ONCE: Final = 2
+"""Layers whose tar is on this disk."""
+_KEEPERS: Final = (os.cpu_count() or 1) + 1
+
+
+class Place(NamedTuple):
+    """Where the layers come from and go to."""
+
+    source: ImageSource
+    store: Store
+    image: Image
+    keys: Sequence[str]
+    """Of each layer: what its document is kept under."""
+    bars: Bars
+
+
+async def bring(place: Place, known: Mapping[int, Layer], wanted: Mapping[int, Whole]) -> dict[int, Layer]:
+    """Fetch the layers `wanted`, by their numbers in the image; `known` are those that need not be.
+
+    Raises SourceError, InvalidInput, LocalError: nothing half-done is left, but files that were kept stay. Cancelled: the same.
+    """
+    jobs = {number: _Job(place, number, whole) for number, whole in sorted(wanted.items())}
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(place.bars.run)
+            async with trio.open_nursery() as running:
+                running.start_soon(_run_all, list(jobs.values()))
+                tree = Tree()
+                for number in range(max(jobs) + 1):
+                    if number in jobs:
+                        await jobs[number].put_on(tree)
+                    else:
+                        await trio.to_thread.run_sync(tree.put, known[number].entries, number)
+            nursery.cancel_scope.cancel()
+    except ExceptionGroup as group:
+        error = foremost(group)
+        if isinstance(error, LazyfsError):
+            raise error from None
+        raise
+    await place.bars.tell()
+    return {number: job.layer for number, job in jobs.items()}
+
+
+async def _run_all(jobs: Sequence[_Job]) -> None:
+    """In order, because the lowest layer is placed first: whoever holds a place gets his turn."""
+    room = trio.Semaphore(_AT_ONCE)
+
+    async def run(job: _Job) -> None:
+        await job.run()
+        room.release()
+
+    async with trio.open_nursery() as nursery:
+        for job in jobs:
+            await room.acquire()
+            nursery.start_soon(run, job)
+
+
+class _Job:
+    """One layer."""
+
+    layer: Layer
+    """Once it has run."""
+
+    def __init__(self, place: Place, number: int, whole: Whole) -> None:
+        self._place = place
+        self._number = number
+        self._whole = whole
+        self._descriptor = place.image.layers[number]
+        self._what = f"layer {self._descriptor.digest}"
+        self._title = f"layer {number + 1} of {len(place.image.layers)}"
+        self._members: tuple[TarMember, ...] = ()
+        self._plan: tuple[Planned, ...] = ()
+        self._read = trio.Event()
+        self._placed = trio.Event()
+
+    async def put_on(self, tree: Tree) -> None:
+        """Wait for the layer, and put it on `tree`, which holds the layers below."""
+        await self._read.wait()
+        self._plan = await trio.to_thread.run_sync(self._put_on, tree)
+        self._members = ()
+        self._placed.set()
+
+    def _put_on(self, tree: Tree) -> tuple[Planned, ...]:
+        return plan_layer(index_layer(tree, self._members, self._number, self._what), landmark=False)
+
+    async def run(self) -> None:
+        """All that becomes of it. `put_on` is called meanwhile."""
+        place = self._place
+        step = place.bars.begin(f"{self._title}: fetching", self._descriptor.size)
+        folder = place.store.directory.temporary
+        async with fetch_tar(place.source, self._descriptor, self._whole, folder, step) as spool:
+            self._members = await trio.to_thread.run_sync(self._read_tar, spool)
+            self._read.set()
+            await self._placed.wait()
+            chunks = await self._keep(spool)
+        self.layer = await trio.to_thread.run_sync(
+            describe, place.store, place.keys[self._number], self._descriptor, self._whole, self._plan, chunks
+        )
+
+    def _read_tar(self, spool: Spool) -> tuple[TarMember, ...]:
+        return tuple(read_tar(spool.read_at, spool.size, self._descriptor.size, self._what))
+
+    async def _keep(self, spool: Spool) -> list[tuple[Chunk, ...]]:
+        store, plan = self._place.store, self._plan
+        starts = starts_of(plan)
+        chunks: list[tuple[Chunk, ...]] = [()] * len(plan)
+        step = self._place.bars.begin(f"{self._title}: unpacking", starts[-1])
+        todo = batches(plan)
+
+        def keep(batch: Sequence[int]) -> None:
+            for position in batch:
+                chunks[position] = keep_file(store, plan[position], starts[position], spool.read_at)
+
+        async def keep_some() -> None:
+            for batch in todo:
+                await trio.to_thread.run_sync(keep, batch)
+                step(sum(plan[position].entry.size for position in batch))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(_KEEPERS):
+                nursery.start_soon(keep_some)
+        return chunks

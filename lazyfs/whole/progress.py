@@ -1,0 +1,46 @@
+"""How far layers are on their way, told a few times a second to whoever shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import trio
+
+_PAUSE: Final = 0.25
+
+Tell = Callable[[dict[str, Any]], Awaitable[None]]
+"""Takes `{"note": TEXT}`, a line for the user's eyes, and `{"task": TEXT, "done_bytes": N, "total": N}`, which moves a bar."""
+
+
+class Bars:
+    """One bar a task. Steps may come from any thread, at any rate."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+        self._totals: dict[str, int] = {}
+        self._done: dict[str, int] = {}
+        self._told: dict[str, int] = {}
+
+    def begin(self, task: str, total: int) -> Callable[[int], None]:
+        """A bar that stands at 0. What comes back moves it, and is one thread's at a time."""
+        self._totals[task] = total
+        self._done[task] = 0
+
+        def step(count: int) -> None:
+            self._done[task] += count
+
+        return step
+
+    async def run(self) -> None:
+        """Until cancelled: tell what has moved."""
+        while True:
+            await self.tell()
+            await trio.sleep(_PAUSE)
+
+    async def tell(self) -> None:
+        """Tell what has moved since the last time."""
+        for task, done in list(self._done.items()):
+            if self._told.get(task) != done:
+                self._told[task] = done
+                await self._tell({"task": task, "done_bytes": done, "total": self._totals[task]})
