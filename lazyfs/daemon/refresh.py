@@ -18,6 +18,7 @@ from typing import Final
 import trio
 
 from lazyfs.daemon.mounts import Mounts
+from lazyfs.errors import MountFailed
 from lazyfs.gate.catalog import Catalog
 from lazyfs.gate.gate import Gate
 from lazyfs.gate.inode import inode_of
@@ -45,7 +46,7 @@ class Refresher:
         seen = -1
         while True:
             await trio.sleep(_PAUSE)
-            kept = self._store.kept
+            kept = self._store.kept_count
             if kept == seen or not self._gate.through:
                 continue
             seen = kept
@@ -76,6 +77,6 @@ def _reconfigure(directories: Sequence[Path]) -> None:
     for directory in directories:
         try:
             reconfigure(directory)
-        except OSError as error:
+        except MountFailed as error:
             # It is gone, or hidden under another mount: then its files are read through the gate for a while longer.
             _log.info("the overlay at %s cannot be made to look again: %s", directory, error)

@@ -125,7 +125,8 @@ class Service:
     async def _describe(self, order: StatusOrder) -> Report:
         chosen = [mount for mount in self.mounts.live.values() if order.directory in ("", mount.row.mount.directory)]
         mounts = [await describe_mount(mount, self.images.live.get(mount.image), self._store, self.gate) for mount in chosen]
-        return msgspec.to_builtins({"mounts": mounts, "daemon": await describe_daemon(self._store, self.gate)})  # type: ignore[no-any-return]
+        report: Report = msgspec.to_builtins({"mounts": mounts, "daemon": await describe_daemon(self._store, self.gate)})
+        return report
 
     def _farewell(self) -> Report:
         """Whose end a client may wait for: with the last mount, this daemon goes as well."""

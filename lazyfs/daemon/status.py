@@ -57,7 +57,8 @@ async def describe_daemon(store: Store, gate: Gate) -> DaemonStatus:
 async def describe_mount(mount: LiveMount, live: LiveImage | None, store: Store, gate: Gate) -> MountStatus:
     """One mount now: an image that is mounted twice tells the same of both."""
     row = mount.row
-    missing, total, layers = Missing(0, 0), 0, ()
+    missing, total = Missing(0, 0), 0
+    layers: tuple[LayerStatus, ...] = ()
     errors: dict[str, int] = {}
     requests = received = chunks = unkept = 0
     if live is not None:

@@ -1,0 +1,145 @@
+"""Client and daemon across a real socket."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from lazyfs.daemon.client import Client, DaemonUnreachable
+from lazyfs.daemon.control import Carry, Tell, serve_control
+from lazyfs.daemon.orders import MAX_ORDER, SOCKET_NAME, Order, Refused, Report, StatusOrder, UnmountOrder
+from lazyfs.errors import MountFailed, NotNative
+
+
+@asynccontextmanager
+async def listening(folder: Path, carry: Carry, user: int = os.geteuid()) -> AsyncIterator[Client]:
+    """A daemon's socket in `folder`, whatever the length of its path, and a client for it."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        descriptor = os.open(folder, os.O_PATH)
+        listener.bind(f"/proc/self/fd/{descriptor}/{SOCKET_NAME}")
+        os.close(descriptor)
+        listener.listen()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve_control, listener, user, carry)
+            yield Client(folder)
+            nursery.cancel_scope.cancel()
+
+
+async def call(client: Client, order: Order) -> list[Report]:
+    return await trio.to_thread.run_sync(lambda: list(client.call(order, start=False)), abandon_on_cancel=True)
+
+
+async def test_reports_come_in_order(tmp_path: Path) -> None:
+    """A client sees every report, the last one with `done`; also in a folder whose path no socket address could hold."""
+    folder = tmp_path / ("x" * 200)
+    folder.mkdir()
+    seen: list[Order] = []
+
+    async def carry(order: Order, tell: Tell) -> Report:
+        seen.append(order)
+        for number in range(3):
+            await tell({"number": number})
+        return {"answer": 42}
+
+    async with listening(folder, carry) as client:
+        order = UnmountOrder("/a\nb\udcff".encode("utf-8", "surrogateescape").decode("utf-8", "replace"), lazy=True)
+        assert await call(client, order) == [{"number": 0}, {"number": 1}, {"number": 2}, {"answer": 42, "done": True}]
+        assert seen == [order]
+
+
+async def test_errors_keep_their_words_and_exit_code(tmp_path: Path, expect_log: Callable[[str], None]) -> None:
+    """An error of ours arrives as it would from the command line; a bug ends one order, is logged, and nothing else."""
+    errors: list[Exception] = [
+        MountFailed("it is busy", hint="Wait"),
+        NotNative("no EROFS"),
+        ExceptionGroup("a nursery's", [MountFailed("inside")]),
+        ZeroDivisionError("a bug"),
+    ]
+
+    async def carry(order: Order, tell: Tell) -> Report:
+        raise errors.pop(0)
+
+    expect_log("surprise in StatusOrder")
+    async with listening(tmp_path, carry) as client:
+        for text, code, unsupported in (
+            ("it is busy. Wait", 5, False),
+            ("no EROFS", 5, True),
+            ("inside", 5, False),
+            ("ZeroDivision", 1, False),
+        ):
+            with pytest.raises(Refused, match=text) as caught:
+                await call(client, StatusOrder())
+            assert (caught.value.exit_code, caught.value.unsupported) == (code, unsupported)
+
+
+async def test_a_client_that_goes_cancels_its_order(tmp_path: Path) -> None:
+    """Ctrl-C in the client is the end of what it ordered."""
+    under_way, cancelled = trio.Event(), trio.Event()
+
+    async def carry(order: Order, tell: Tell) -> Report:
+        under_way.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            cancelled.set()
+        return {}
+
+    async with listening(tmp_path, carry):
+        stream = await trio.open_unix_socket(str(tmp_path / SOCKET_NAME))
+        await stream.send_all(b'{"type": "status"}\n')
+        await under_way.wait()
+        await stream.aclose()
+        with trio.fail_after(5):
+            await cancelled.wait()
+
+
+async def test_other_users_are_not_answered(tmp_path: Path) -> None:
+    """The socket's mode is one guard, the kernel's word about the peer another."""
+
+    async def carry(order: Order, tell: Tell) -> Report:
+        raise AssertionError("it was carried out")
+
+    async with listening(tmp_path, carry, user=os.geteuid() + 1):
+        stream = await trio.open_unix_socket(str(tmp_path / SOCKET_NAME))
+        with trio.fail_after(5):
+            assert await stream.receive_some() == b""
+        await stream.aclose()
+
+
+@pytest.mark.parametrize(
+    "line", [b"hello\n", b'{"type": "fly"}\n', b'{"type": "mount"}\n', b"x" * (MAX_ORDER + 2), b"\xff\n", b'{"type": "status"}']
+)
+async def test_nonsense_is_refused(line: bytes, tmp_path: Path) -> None:
+    """What is no order, or no end of one, gets an error and costs nothing."""
+
+    async def carry(order: Order, tell: Tell) -> Report:
+        raise AssertionError("it was carried out")
+
+    async with listening(tmp_path, carry):
+        stream = await trio.open_unix_socket(str(tmp_path / SOCKET_NAME))
+        await stream.send_all(line)
+        stream.socket.shutdown(socket.SHUT_WR)
+        with trio.fail_after(5):
+            answer = b""
+            while more := await stream.receive_some():
+                answer += more
+        assert b'"error"' in answer
+        await stream.aclose()
+
+
+async def test_nobody_there(tmp_path: Path) -> None:
+    """No folder, no socket, a socket that nobody listens on: each is a sentence, and none starts a daemon unasked."""
+    for folder in (tmp_path / "none", tmp_path):
+        assert not Client(folder).is_running()
+        with pytest.raises(DaemonUnreachable, match="no lazyfsd"):
+            await call(Client(folder), StatusOrder())
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / SOCKET_NAME))
+    with pytest.raises(DaemonUnreachable, match="no lazyfsd"):
+        await call(Client(tmp_path), StatusOrder())

@@ -1,0 +1,70 @@
+"""What survives lazyfsd."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from lazyfs.daemon.state import FILE_NAME, Mount, Row, State
+from lazyfs.errors import StoreUnusable
+
+
+def a_mount(directory: str = "/mnt/a") -> Mount:
+    return Mount(directory, "ticket", "host/repo@sha256:1", "docker://host/repo:v1", "linux/amd64", False, "on", "", False, "")
+
+
+def test_rows_come_back(tmp_path: Path) -> None:
+    """A mount is what it was after the database was closed and opened, with its number and how far it came."""
+    with State(tmp_path) as state:
+        first, second = state.add(a_mount()), state.add(a_mount("/mnt/ü, with: odd"))
+        state.mark(second.number, "mounted", "trouble")
+    with State(tmp_path) as state:
+        assert state.rows() == (first, Row(second.number, "mounted", "trouble", second.mount))
+
+
+def test_numbers_are_not_used_again(tmp_path: Path) -> None:
+    """The number of a mount that has gone, the last one's too, is nobody's: the gate of a recording may still be known to the kernel."""
+    with State(tmp_path) as state:
+        gone = state.add(a_mount())
+        state.remove([gone.number])
+        assert state.rows() == ()
+    with State(tmp_path) as state:
+        assert state.add(a_mount()).number > gone.number
+
+
+def test_a_crash_leaves_what_was_said(tmp_path: Path) -> None:
+    """A process that dies without closing has lost nothing that it had written."""
+    state = State(tmp_path)
+    row = state.add(a_mount())
+    with State(tmp_path) as other:
+        assert other.rows() == (row,)
+    state.close()
+
+
+@pytest.mark.parametrize("damage", [b"no database at all, but long enough to be read as a header of one", b""])
+def test_damage_is_told(damage: bytes, tmp_path: Path) -> None:
+    """A file that is no database is refused in words; an empty one is a new one."""
+    (tmp_path / FILE_NAME).write_bytes(damage * 100)
+    if damage:
+        with pytest.raises(StoreUnusable, match=r"damaged.*umount"):
+            State(tmp_path)
+    else:
+        with State(tmp_path) as state:
+            assert state.rows() == ()
+
+
+def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+    """What a later version wrote is not guessed at, and another program's database is none of ours."""
+    State(tmp_path).close()
+    with sqlite3.connect(tmp_path / FILE_NAME) as database:
+        database.execute("PRAGMA user_version = 99")
+    database.close()
+    with pytest.raises(StoreUnusable, match="newer"):
+        State(tmp_path)
+    with sqlite3.connect(tmp_path / FILE_NAME) as database:
+        database.execute("PRAGMA application_id = 7")
+    database.close()
+    with pytest.raises(StoreUnusable, match="damaged"):
+        State(tmp_path)
