@@ -1,0 +1,91 @@
+"""config.json of an OCI bundle: what `runc spec` writes, with the image's program in it.
+
+Source: the OCI runtime specification, config.md and config-linux.md. Where `runc spec` only shows the form, containerd's
+defaults stand instead: its three capabilities would not let an image's entrypoint chown its own data, its read-only root and
+its 1,024 open files are an example's. Nothing is ambient: what root may, the image's other users may not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, Literal
+
+from lazyfs.bundle.account import Account
+from lazyfs.bundle.machine import Machine
+from lazyfs.bundle.settings import Settings
+
+Net = Literal["host", "none"]
+
+_OPEN_FILES: Final = 1024
+"""The soft limit, as on any Linux; a program that wants more raises it."""
+
+_CAPABILITIES: Final = (
+    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID", "CAP_SETUID",
+    "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
+)  # fmt: skip
+
+_MASKED: Final = (
+    "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/sched_debug",
+    "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware",
+)  # fmt: skip
+_READ_ONLY: Final = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+
+_MOUNTS: Final = (
+    ("/proc", "proc", "proc", ("nosuid", "noexec", "nodev")),
+    ("/dev", "tmpfs", "tmpfs", ("nosuid", "strictatime", "mode=755", "size=65536k")),
+    ("/dev/pts", "devpts", "devpts", ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5")),
+    ("/dev/shm", "tmpfs", "shm", ("nosuid", "noexec", "nodev", "mode=1777", "size=65536k")),  # noqa: S108 (the container's)
+    ("/dev/mqueue", "mqueue", "mqueue", ("nosuid", "noexec", "nodev")),
+    ("/sys", "sysfs", "sysfs", ("nosuid", "noexec", "nodev", "ro")),
+    ("/sys/fs/cgroup", "cgroup", "cgroup", ("nosuid", "noexec", "nodev", "relatime", "ro")),
+)
+
+
+def make_spec(
+    settings: Settings, account: Account, machine: Machine, *, hostname: str, net: Net, terminal: bool
+) -> dict[str, Any]:
+    """The document, for a root file system at `rootfs` beside it. `hostname` is the container's where it has a network of its own."""
+    namespaces = ["pid", "ipc", "uts", "mount"]
+    if net == "none":
+        namespaces.append("network")
+    if machine.unified_cgroups:
+        namespaces.append("cgroup")
+    mounts = [
+        {"destination": destination, "type": kind, "source": source, "options": options}
+        for destination, kind, source, options in _MOUNTS
+    ]
+    if net == "host":
+        # The network is the machine's, so its names are too.
+        mounts += [
+            {"destination": name, "type": "bind", "source": name, "options": ("bind", "ro", "nosuid", "noexec", "nodev")}
+            for name in machine.network_files
+        ]
+    return {
+        "ociVersion": "1.0.2",
+        "process": {
+            "terminal": terminal,
+            "user": {"uid": account.uid, "gid": account.gid, "additionalGids": account.groups},
+            "args": settings.args,
+            "env": _environment(settings.env, account, terminal=terminal),
+            "cwd": settings.workdir,
+            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), _CAPABILITIES),
+            "rlimits": [{"type": "RLIMIT_NOFILE", "soft": min(_OPEN_FILES, machine.open_files), "hard": machine.open_files}],
+            "noNewPrivileges": True,
+        },
+        "root": {"path": "rootfs", "readonly": False},
+        "hostname": machine.hostname if net == "host" else hostname,
+        "mounts": mounts,
+        "linux": {
+            "resources": {"devices": [{"allow": False, "access": "rwm"}]},
+            "namespaces": [{"type": name} for name in namespaces],
+            "maskedPaths": _MASKED,
+            "readonlyPaths": _READ_ONLY,
+        },
+    }
+
+
+def _environment(env: Sequence[str], account: Account, *, terminal: bool) -> list[str]:
+    """HOME and TERM added where nobody has set them."""
+    added = {"HOME": account.home} | ({"TERM": "xterm"} if terminal else {})
+    named = {text.partition("=")[0] for text in env}
+    return [*env, *(f"{name}={value}" for name, value in added.items() if name not in named)]
