@@ -85,13 +85,15 @@ def attach(mount: int, at: Path) -> None:
     syscall(_MOVE_MOUNT, mount, b"", _AT_FDCWD, os.fsencode(at), _MOVE_MOUNT_F_EMPTY_PATH, about=f"move_mount({at})")
 
 
-def reconfigure(at: Path) -> None:
+def reconfigure(at: Path, *, read_only: bool) -> None:
     """Have the file system mounted at `at` reconfigured without changing a thing: the kernel drops its unused dentries. Raises OSError.
 
-    Blocks as long as that takes: 18 ms for 10,000 files.
+    `read_only` tells what it is (the file system, not this mount of it). Blocks as long as it takes: 18 ms for 10,000 files.
     """
     fd = syscall(_FSPICK, _AT_FDCWD, os.fsencode(at), _CLOEXEC | _FSPICK_SYMLINK_NOFOLLOW, about=f"fspick({at})")
     try:
+        if read_only:  # else overlayfs takes it for the wish to make it writable
+            syscall(_FSCONFIG, fd, _SET_FLAG, b"ro", None, 0)
         syscall(_FSCONFIG, fd, _CMD_RECONFIGURE, None, None, 0)
     except OSError as error:
         raise _explained(error, fd, f"reconfiguring {at}") from None

@@ -1,0 +1,103 @@
+"""Where the EROFS images of layers are mounted: DIRECTORY/NAME, NAME that of the image's file, once for all overlays.
+
+An overlay keeps what it was stacked on, mounted or not; the mount points are here so that the next overlay of the same
+layer shares its inodes and its page cache. What is mounted is read from the kernel's table at each call, never
+remembered: a process that was killed leaves its layers to the next one.
+
+An image's file is mounted directly where the kernel can (Linux 6.12, and not on tmpfs or overlayfs), else through a loop
+device, which goes with the mount. Which it is, is decided by trying.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from lazyfs.kernel.loop import loop_device
+from lazyfs.kernel.mountinfo import mounts
+from lazyfs.kernel.mounting import MAX_STRING, NO_DEVICES, NO_EXEC, NO_SUID, READ_ONLY, Context, attach, unmount
+
+_ATTRIBUTES: Final = READ_ONLY | NO_SUID | NO_DEVICES | NO_EXEC
+"""Of the mount points, which nobody but the overlays has business with; those show the files under attributes of their own."""
+
+
+class LayerMounts:
+    """The mount points of one store. Not for two threads at once."""
+
+    def __init__(self, store: Path) -> None:
+        """`store` is absolute and without symbolic links: so the kernel's table names what is mounted in it."""
+        self._directory = store / "layers"
+
+    def mounted(self, images: Sequence[Path]) -> tuple[Path, ...]:
+        """Where `images` are mounted; those that were not are mounted now. Blocking. Raises OSError; what has been mounted stays."""
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        kinds = {mount.path: mount.kind for mount in mounts()}
+        roots = []
+        for image in images:
+            root = self._directory / image.name
+            # Anything else in its place would be an image with other files, or with none.
+            if kinds.get(root) != "erofs":
+                _mount(image, root)
+                kinds[root] = "erofs"
+            roots.append(root)
+        return tuple(roots)
+
+    def drop_all_but(self, used: Collection[Path]) -> None:
+        """Unmount the images that are not `used` and that no overlay in the kernel's table is stacked on. What is busy stays."""
+        there = mounts()
+        names = {image.name for image in used}
+        stacked = {value for mount in there if mount.kind == "overlay" for value in mount.values("lowerdir+")}
+        for mount in reversed(there):
+            ours = mount.kind == "erofs" and mount.path.parent == self._directory
+            if ours and mount.path.name not in names and str(mount.path) not in stacked:
+                with suppress(OSError):
+                    unmount(mount.path)
+                    mount.path.rmdir()
+
+
+def mount_image(image: Path, *, through_loop: bool = False) -> int:
+    """A descriptor of an EROFS image's mount, which has no place yet (kernel/mounting.py). Raises OSError."""
+    with ExitStack() as stack:
+        file = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
+        stack.callback(os.close, file)
+        context = stack.enter_context(Context("erofs"))
+        source = loop_device(file, os.fsencode(image.name)) if through_loop else nameable(image)
+        context.set("source", stack.enter_context(source))
+        context.set("ro")
+        context.create()
+        return context.mount(_ATTRIBUTES)
+
+
+@contextmanager
+def nameable(path: Path) -> Iterator[str]:
+    """A name for a file or directory, good inside the block, that fsconfig takes as the value of any option.
+
+    It refuses long ones, and for some options a backslash would escape. Raises OSError.
+    """
+    name = str(path)
+    if len(os.fsencode(name)) <= MAX_STRING and "\\" not in name:
+        yield name
+        return
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{fd}"
+    finally:
+        os.close(fd)
+
+
+def _mount(image: Path, root: Path) -> None:
+    root.mkdir(mode=0o700, exist_ok=True)
+    try:
+        fd = mount_image(image)
+    except OSError as error:
+        if error.errno != errno.ENOTBLK:
+            raise
+        fd = mount_image(image, through_loop=True)
+    try:
+        attach(fd, root)
+    finally:
+        os.close(fd)

@@ -1,0 +1,98 @@
+"""One overlay: the EROFS images of an image's layers, and below them the data-only layers that hold the files' bytes.
+
+    metadata of the uppermost layer      what is stat'ed, listed, resolved: in the kernel only
+    ...
+    metadata of the lowest layer
+    objects                              data-only, found by name when a file is first opened
+    gate
+    arrived
+
+Options, and why:
+- metacopy, redirect_dir: the metadata's inodes name their bytes by redirects; and a directory of the image can be renamed in a
+  writable upper.
+- index, nfs_export off: whatever the distribution has made the default, the first would tie an upper to these very images.
+- volatile, for an upper that is thrown away: nothing is synced, and the kernel refuses to mount the upper again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+from lazyfs.kernel import mounting
+from lazyfs.kernel.mountinfo import Mount, mounted_at
+from lazyfs.kernel.mounting import MAX_STRING, READ_ONLY, Context, attach
+from lazyfs.native.layers import nameable
+
+SOURCE_PREFIX: Final = "lazyfs:"
+"""How the source of an overlay of ours begins in the kernel's table; the image's name follows."""
+
+
+def source_of(image: str) -> str:
+    """The source of an overlay of the image of that name, cut where it is longer than the kernel takes."""
+    encoded = os.fsencode(SOURCE_PREFIX + image)
+    return os.fsdecode(encoded if len(encoded) <= MAX_STRING else encoded[: MAX_STRING - 3] + b"...")
+
+
+def mount_stack(
+    at: Path,
+    layers: Sequence[Path],
+    data: Sequence[Path],
+    *,
+    source: str,
+    upper: Path | None = None,
+    work: Path | None = None,
+    read_only: bool = False,
+    volatile: bool = False,
+) -> None:
+    """Mount at `at` the overlay of `layers`, lowest first, over the data layers `data`, first looked into first. Blocking.
+
+    `layers` are roots of EROFS images, `source` comes from `source_of`. With `upper` the mount is writable: changes go there, and
+    `work` is an empty directory beside it (the same file system, and not inside). Raises OSError; nothing is mounted at `at` then.
+    """
+    with ExitStack() as stack:
+        overlay = stack.enter_context(Context("overlay"))
+        overlay.set("source", source)
+        # A layer twice: the upper one shows, adds and hides all that the lower one does. Overlayfs refuses a directory named twice.
+        for layer in dict.fromkeys(reversed(layers)):
+            overlay.set("lowerdir+", stack.enter_context(nameable(layer)))
+        for directory in data:
+            overlay.set("datadir+", stack.enter_context(nameable(directory)))
+        for option in ("metacopy", "redirect_dir"):
+            overlay.set(option, "on")
+        for option in ("index", "nfs_export"):
+            overlay.set(option, "off")
+        if upper is not None and work is not None:
+            overlay.set("upperdir", stack.enter_context(nameable(upper)))
+            overlay.set("workdir", stack.enter_context(nameable(work)))
+            if volatile:
+                overlay.set("volatile")
+        overlay.create()
+        mount = overlay.mount(READ_ONLY if read_only else 0)
+        stack.callback(os.close, mount)
+        attach(mount, at)
+
+
+def unmount_stack(at: Path, *, lazy: bool = False) -> None:
+    """Unmount our overlay at `at`; `lazy` detaches a busy one. Blocking. Raises OSError: EBUSY; EINVAL, it is none of ours."""
+    _ours(at)
+    mounting.unmount(at, lazy=lazy)
+
+
+def reconfigure(at: Path) -> None:
+    """Have our overlay at `at` forget the files that nobody holds: the next open looks anew where their bytes are. Blocking.
+
+    Raises OSError: EINVAL, it is none of ours (any more), or is hidden under another mount.
+    """
+    mounting.reconfigure(at, read_only="ro" in _ours(at).options)
+
+
+def _ours(at: Path) -> Mount:
+    mount = mounted_at(at)
+    if mount is None or mount.kind != "overlay" or not mount.source.startswith(SOURCE_PREFIX):
+        raise OSError(errno.EINVAL, "it is no native lazyfs mount", str(at))
+    return mount
