@@ -8,6 +8,8 @@ asyncio) by one whose `wait_readable` looks once more before it returns, with no
 That leaves a gap of microseconds. Where the kernel can send unanswered requests again (FUSE_NOTIFY_RESEND, 6.9), the fd
 is made non-blocking: a request that vanishes in the gap ends the loop with EAGAIN, the loop begins anew, and the kernel
 repeats what it had been asked. Older kernels keep the blocking fd, where the gap costs a pause and not an answer.
+
+When the last user of the file system is gone, nobody waits for what is still being answered: it is cancelled, and the loop ends.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import pyfuse3
 import trio
 
 _log = logging.getLogger(__name__)
+_pyfuse3_log = logging.getLogger("pyfuse3")
 
 _RESEND: Final = struct.pack("<IiQ", 16, 7, 0)
 """fuse_out_header: length, -notify code (FUSE_NOTIFY_RESEND, written as a positive error), unique 0."""
@@ -34,6 +37,9 @@ class _Lowlevel:
 
     fd = -1
 
+    def __init__(self) -> None:
+        self.ended = trio.Event()
+
     async def wait_readable(self, fd: int) -> None:
         if fd != self.fd:
             self.fd = fd
@@ -43,7 +49,9 @@ class _Lowlevel:
         ready.register(fd, select.POLLIN)
         while True:
             await trio.lowlevel.wait_readable(fd)
-            if ready.poll(0):
+            for _, events in ready.poll(0):
+                if not events & select.POLLIN:
+                    self.ended.set()  # an error: the connection is closed
                 return
 
     def __getattr__(self, name: str) -> Any:
@@ -67,19 +75,45 @@ async def serve(max_tasks: int) -> None:
     """
     seen = _Trio()
     pyfuse3.trio = seen  # type: ignore[attr-defined]
+    _pyfuse3_log.addFilter(_is_news)
     try:
         while True:
             try:
-                await pyfuse3.main(max_tasks=max_tasks)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_cancel_at_end, seen.lowlevel.ended, nursery.cancel_scope)
+                    await pyfuse3.main(max_tasks=max_tasks)
+                    nursery.cancel_scope.cancel()
             except* OSError as group:
                 if not all(error.errno == errno.EAGAIN for error in _leaves(group)):
                     raise
                 _log.info("a request vanished between poll and read: the loop begins anew")
-                os.write(seen.lowlevel.fd, _RESEND)
+                resend(seen.lowlevel.fd)
             else:
                 return
     finally:
         pyfuse3.trio = trio  # type: ignore[attr-defined]
+        _pyfuse3_log.removeFilter(_is_news)
+
+
+def resend(fd: int) -> bool:
+    """Have the kernel repeat every request that was read from the connection and not answered. False: it cannot (before 6.9)."""
+    try:
+        os.write(fd, _RESEND)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return False
+    return True
+
+
+async def _cancel_at_end(ended: trio.Event, scope: trio.CancelScope) -> None:
+    await ended.wait()
+    scope.cancel()
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not, that the kernel no longer knows a request: its caller was killed while it was answered."""
+    return "failed with" not in record.msg or record.args != (os.strerror(errno.ENOENT),)
 
 
 def _leaves(group: BaseExceptionGroup[OSError]) -> list[OSError]:

@@ -1,70 +1,28 @@
 """The adapter to pyfuse3: translates, and decides nothing.
 
 File handle = inode number, forget is a no-op, and names and attributes are valid for ever, because an image does not
-change: the kernel asks once. One guard stands around every handler: pyfuse3 ends the whole mount at any exception but
-FUSEError.
+change: the kernel asks once. One guard (guard.py) stands around every handler.
 """
 
 from __future__ import annotations
 
 import errno
-import logging
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from functools import wraps
-from typing import Any, Final, ParamSpec, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
 
 import pyfuse3
-import trio
 from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FUSEError, InodeT, ReaddirToken
 
-from lazyfs.errors import LazyfsError
+from lazyfs.fuse.guard import guarded
 from lazyfs.vfs.filesystem import FileSystem, attributes
 from lazyfs.vfs.tree import Node
 
-_log = logging.getLogger(__name__)
-
 _FOR_EVER: Final = 1e9
-_QUIET: Final = 30.0
-"""Seconds for which the same failure is not logged again: the kernel asks for the same bytes several times."""
 STATUS_XATTR: Final = b"user.lazyfs.status"
 """Asked for on the root, it answers with the mount's status as JSON. It is not listed."""
 PROCESS_XATTR: Final = b"user.lazyfs.process"
 """Likewise, with the number of this process: at once, where a status takes counting."""
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-def guarded(handler: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """The one guard: whatever goes wrong in `handler` becomes an errno and a log line."""
-
-    @wraps(handler)
-    async def guard(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return await handler(*args, **kwargs)
-        except FUSEError:
-            raise
-        except LazyfsError as error:
-            _complain(str(error))
-            raise FUSEError(error.errno) from error
-        except Exception as surprise:
-            _log.exception("surprise in %s%r", handler.__name__, args[1:])
-            raise FUSEError(errno.EIO) from surprise
-
-    return guard
-
-
-_complaints: dict[str, float] = {}
-
-
-def _complain(message: str) -> None:
-    now = trio.current_time()
-    if now - _complaints.get(message, -_QUIET) >= _QUIET:
-        if len(_complaints) > 1000:
-            _complaints.clear()
-        _complaints[message] = now
-        _log.warning("%s", message)
 
 
 class Operations(pyfuse3.Operations):

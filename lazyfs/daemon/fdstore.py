@@ -1,0 +1,70 @@
+"""The daemon's end of whoever keeps its descriptors: lazyfsd's keeper, or systemd. Both speak the same protocol.
+
+Descriptors come in as systemd passes them: from 3 on, LISTEN_FDS of them, for the process LISTEN_PID, named by LISTEN_FDNAMES. They go
+out as datagrams to NOTIFY_SOCKET with the descriptor attached. Source: sd_listen_fds(3), sd_notify(3).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import MutableMapping
+from contextlib import suppress
+from typing import Final, Self
+
+_log = logging.getLogger(__name__)
+
+FIRST: Final = 3
+"""The number of the first descriptor that is passed."""
+
+
+class FdStore:
+    """Descriptors that outlive this process, by name."""
+
+    def __init__(self, descriptors: dict[str, int], notify: str) -> None:
+        self._descriptors = descriptors
+        self._notify = f"\0{notify[1:]}" if notify.startswith("@") else notify
+
+    @classmethod
+    def from_environment(cls, environment: MutableMapping[str, str] = os.environ) -> Self:
+        """What was passed to this process. The variables are removed: they are not for the processes that it starts."""
+        process, count, names = (environment.pop(f"LISTEN_{what}", "") for what in ("PID", "FDS", "FDNAMES"))
+        notify = environment.pop("NOTIFY_SOCKET", "")
+        descriptors: dict[str, int] = {}
+        if process == str(os.getpid()):
+            for number, name in zip(range(FIRST, FIRST + int(count)), names.split(":"), strict=False):
+                os.set_inheritable(number, False)
+                descriptors[name] = number
+        return cls(descriptors, notify)
+
+    def get(self, name: str) -> int | None:
+        """The descriptor that was handed to this process, or that it has kept since; None where there is none."""
+        return self._descriptors.get(name)
+
+    def keep(self, name: str, descriptor: int) -> None:
+        """Hand a duplicate of `descriptor` to the keeper; the descriptor itself belongs to the store from now on."""
+        self._descriptors[name] = descriptor
+        # FDPOLL=0: systemd would close it by itself when it looks broken, and that is ours to see.
+        self._tell(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", descriptor)
+
+    def drop(self, name: str) -> None:
+        """Close the descriptor, here and there; nothing happens where there is none."""
+        descriptor = self._descriptors.pop(name, None)
+        if descriptor is not None:
+            os.close(descriptor)
+            self._tell(f"FDSTOREREMOVE=1\nFDNAME={name}")
+
+    def ready(self, status: str) -> None:
+        """Say that the daemon serves; `status` is for people."""
+        self._tell(f"READY=1\nSTATUS={status}")
+
+    def _tell(self, message: str, *descriptors: int) -> None:
+        if not self._notify:
+            return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender, suppress(ConnectionRefusedError):
+            sender.connect(self._notify)
+            socket.send_fds(sender, [message.encode()], list(descriptors))
+            return
+        # Who is not told cannot help us when we die; while we live, nothing is lost.
+        _log.warning("the keeper of this daemon has died: what is mounted will not survive the daemon")

@@ -1,0 +1,62 @@
+"""What was agreed with the kernel when a connection began, kept for the processes that take the connection over.
+
+The kernel says FUSE_INIT once a connection. A process that inherits one hands libfuse the saved INIT, and must hear the answer that
+the kernel was given: the size of requests and the meaning of flags hang on it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+_FORMAT: Final = 1
+_MOST: Final = 64 << 10
+"""Bytes; a record has about 600."""
+
+
+class Greeting(msgspec.Struct, frozen=True):
+    """FUSE_INIT and libfuse's answer to it, headers included, of one connection. Source: fuse(4), struct fuse_init_in and _out."""
+
+    boot: str
+    connection: int
+    """Its number under /sys/fs/fuse/connections: unique until the next boot, but for those that have ended."""
+    asked: bytes
+    answered: bytes
+    """As libfuse wrote it; the kernel hears it patched."""
+    format: int = _FORMAT
+
+
+def save(path: Path, greeting: Greeting) -> None:
+    """Replace the record, durably. Blocking. Raises OSError."""
+    temporary = path.with_name(path.name + ".new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(descriptor, msgspec.json.encode(greeting))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def saved(path: Path, connection: int | None) -> Greeting | None:
+    """The record of this very connection (None: whatever its number is); None where there is none, or it is damaged. Blocking."""
+    try:
+        with open(path, "rb") as file:
+            greeting = msgspec.json.decode(file.read(_MOST), type=Greeting)
+    except (OSError, msgspec.DecodeError):
+        return None
+    is_ours = greeting.format == _FORMAT and greeting.boot == boot_id() and connection in {None, greeting.connection}
+    return greeting if is_ours else None
+
+
+def boot_id() -> str:
+    """Of the kernel that runs."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

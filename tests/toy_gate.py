@@ -1,0 +1,116 @@
+"""A gate without images, for tests of the session and the keeper: `python -m tests.toy_gate STATE [PAUSE]`.
+
+The file `NAME-SIZE` has SIZE bytes that follow from its name. A name that begins with `local` is "not here"; with `slow` the lookup
+takes PAUSE seconds. Every read takes PAUSE seconds as well, for as long as the file STATE/gone is not there. On each
+lookup a line goes to STATE/asked. It ends with its connection; SIGTERM unmounts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import signal
+import stat
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import trio
+
+from lazyfs.daemon.fdstore import FdStore
+from lazyfs.errors import LazyfsError, foremost
+from lazyfs.fuse.connection import Connection, serve_gate
+from lazyfs.fuse.gate_operations import GateOperations
+from lazyfs.gate.gate import Shown
+
+
+def content(name: str, offset: int = 0, size: int | None = None) -> bytes:
+    """The bytes of a file, or a part of them."""
+    total = int(name.rpartition("-")[2])
+    end = total if size is None else min(total, offset + size)
+    block = hashlib.sha256(name.encode()).digest()
+    return (block * ((end + 31) // 32))[offset:end]
+
+
+class ToyGate:
+    """What GateOperations asks of a Gate."""
+
+    def __init__(self, asked: Path, pause: float) -> None:
+        self._asked = asked
+        self._pause = pause
+
+    async def lookup(self, directory: int, name: bytes, thread: int) -> Shown | None:
+        with self._asked.open("a") as file:
+            file.write(f"{name.decode()} {thread}\n")
+        if name.startswith(b"local"):
+            return None
+        if name.startswith(b"slow"):
+            await trio.sleep(self._pause)
+        return await self.shown(_inode(name.decode()))
+
+    async def shown(self, inode: int) -> Shown:
+        return Shown(inode, stat.S_IFREG | 0o444, inode & 0xFFFF_FFFF)
+
+    async def read(self, inode: int, offset: int, size: int) -> bytes:
+        await trio.sleep(self._pause)
+        return content(_name(inode), offset, size)
+
+
+def _inode(name: str) -> int:
+    # PREFIX NUMBER-SIZE, packed: any process derives the name from the number.
+    stem, _, size = name.rpartition("-")
+    prefix = stem.rstrip("0123456789")
+    return ["file", "slow"].index(prefix) << 60 | 1 << 59 | int(stem[len(prefix) :]) << 32 | int(size)
+
+
+def _name(inode: int) -> str:
+    return f"{['file', 'slow'][inode >> 60]}{inode >> 32 & 0x3FF_FFFF}-{inode & 0xFFFF_FFFF}"
+
+
+async def _unmount_on_signal(connection: Connection) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        async for _ in signals:
+            await connection.unmount()
+
+
+async def serve(state: Path, pause: float) -> None:
+    """Until the connection ends."""
+    fds = FdStore.from_environment()
+    operations = GateOperations(ToyGate(state / "asked", pause))  # type: ignore[arg-type]  # it asks for no more
+    async with trio.open_nursery() as nursery:
+        connection = await nursery.start(serve_with_end, nursery.cancel_scope, operations, state, fds)
+        fds.ready("a toy")
+        nursery.start_soon(_unmount_on_signal, connection)
+
+
+async def serve_with_end(
+    scope: trio.CancelScope,
+    operations: GateOperations,
+    state: Path,
+    fds: FdStore,
+    *,
+    task_status: trio.TaskStatus[Connection] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """As serve_gate, and its end is that of all."""
+    await serve_gate(operations, state, fds, task_status=task_status)
+    scope.cancel()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(process)d: %(message)s")
+    os.umask(0o077)
+    try:
+        trio.run(serve, Path(arguments[0]), float(arguments[1]) if len(arguments) > 1 else 0.0)
+    except BaseExceptionGroup as group:
+        error = foremost(group)
+        if not isinstance(error, LazyfsError):
+            raise
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
