@@ -1,62 +1,96 @@
 """Say what is mounted, and what of it is here.
 
-Without DIR: all mounts that this user can see. A complete mount needs neither registry nor network any more.
+Without DIR: all mounts that this user can see, native and portable. A complete mount needs neither registry nor network any more.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
-from lazyfs.errors import MountFailed
+from lazyfs.cli.options import add_store, store_of
+from lazyfs.cli.progress import follow
+from lazyfs.daemon.client import Client
+from lazyfs.daemon.orders import StatusOrder
+from lazyfs.errors import LazyfsError, MountFailed
 from lazyfs.mount.status import MountStatus, ask_status
-from lazyfs.mount.table import find_mount, our_mounts
+from lazyfs.mount.table import Mounted, find_mount, our_mounts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line."""
     parser.add_argument("directory", metavar="DIR", type=Path, nargs="?", help="one mount only")
+    add_store(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a mount, one a line; sizes in bytes")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask and print. Exit code 5 when a mount does not answer. Raises MountFailed for a DIR that is no mount."""
-    if arguments.directory is not None and find_mount(arguments.directory) is None:
-        raise MountFailed(f"{arguments.directory} is no lazyfs mount", hint="`lazyfs status` lists those there are")
-    mounts = (
-        our_mounts() if arguments.directory is None else [mounted for mounted in [find_mount(arguments.directory)] if mounted]
-    )
+    if arguments.directory is None:
+        mounts = our_mounts()
+    else:
+        mounted = find_mount(arguments.directory)
+        if mounted is None:
+            raise MountFailed(f"{arguments.directory} is no lazyfs mount", hint="`lazyfs status` lists those there are")
+        mounts = [mounted]
     silent = 0
-    for mounted in mounts:
-        try:
-            status = ask_status(mounted.path)
-        except MountFailed as error:
-            silent += 1
-            print(
-                json.dumps({"directory": str(mounted.path), "image": mounted.image, "error": str(error)})
-                if arguments.json
-                else f"{error}"
-            )
+    for mounted, answer in _ask(mounts, store_of(arguments)):
+        if isinstance(answer, MountStatus):
+            print(msgspec.json.encode(answer).decode() if arguments.json else _describe(answer))
+            continue
+        silent += 1
+        if arguments.json:
+            print(json.dumps({"directory": str(mounted.path), "image": mounted.image, "error": str(answer)}))
         else:
-            print(msgspec.json.encode(status).decode() if arguments.json else _describe(status))
+            print(answer)
     if not mounts and not arguments.json:
         print("nothing is mounted")
     return MountFailed.exit_code if silent else 0
+
+
+def _ask(mounts: list[Mounted], store: Path) -> Iterator[tuple[Mounted, MountStatus | LazyfsError]]:
+    for mounted in mounts:
+        try:
+            yield mounted, _ask_daemon(mounted, store) if mounted.mode == "native" else ask_status(mounted.path)
+        except LazyfsError as error:
+            yield mounted, error
+
+
+def _ask_daemon(mounted: Mounted, store: Path) -> MountStatus:
+    """Raises LazyfsError: there is no lazyfsd, or it knows nothing of the mount."""
+    answer = follow(Client(mounted.store or store).call(StatusOrder(str(mounted.path)), start=True))
+    if not answer["mounts"]:
+        raise MountFailed(
+            f"the mount at {mounted.path} is no mount of the lazyfsd that serves {mounted.store or store}",
+            hint="It works as far as its files are here. Name its --store, or unmount it",
+        )
+    return msgspec.convert(answer["mounts"][-1], MountStatus)
 
 
 def _describe(status: MountStatus) -> str:
     if status.complete:
         state = "complete: needs no registry"
     else:
-        state = f"{_mb(status.missing_bytes)} in {status.missing_chunks} chunks missing (background {status.background})"
+        share = f" of {_mb(status.total_bytes)}" if status.total_bytes else ""
+        state = f"{_mb(status.missing_bytes)}{share} in {status.missing_chunks} chunks missing (background {status.background})"
     lines = [
         f"{status.directory}  {status.image}",
-        f"  {state}",
+        f"  {status.mode}{f', changes go to {status.upper}' if status.upper else ''}; {state}",
         f"  fetched {_mb(status.received_bytes)} of {_mb(status.layer_bytes)} in {status.requests} requests  (process {status.pid}, store {status.store})",
     ]
+    lines += [
+        f"  layer {layer.digest} ({_mb(layer.size)}) was fetched whole: {layer.reason}"
+        for layer in status.layer_states
+        if layer.reason
+    ]
+    if status.mode == "native":
+        lines.append(
+            f"  misses: {status.published} put in place, {status.entries} served through the gate in {status.reads} reads"
+        )
     if status.errors or status.damaged or status.unkept:
         errors = ", ".join(f"{count} {name}" for name, count in sorted(status.errors.items())) or "none"
         lines.append(f"  errors: {errors}; damaged in the store: {status.damaged}; not kept: {status.unkept}")

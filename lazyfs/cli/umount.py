@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _unmount_natively(mounted: Mounted, store: Path, *, lazy: bool) -> None:
     try:
-        answer = follow(Client(store).call(UnmountOrder(str(mounted.path), lazy), start=False))
+        answer = follow(Client(mounted.store or store).call(UnmountOrder(str(mounted.path), lazy), start=False))
     except DaemonUnreachable:
         unmount(mounted.path, lazy=lazy)  # its lazyfsd has gone, or is another store's, and then hears of it
         return

@@ -29,7 +29,7 @@ from lazyfs.daemon.orders import MountOrder, Order, PruneOrder, Report, StatusOr
 from lazyfs.daemon.recording import Recordings
 from lazyfs.daemon.refresh import Refresher
 from lazyfs.daemon.state import State
-from lazyfs.daemon.status import describe_daemon, describe_mount
+from lazyfs.daemon.status import describe_mount
 from lazyfs.daemon.upkeep import Upkeep
 from lazyfs.errors import LazyfsError
 from lazyfs.fuse.connection import serve_gate
@@ -125,8 +125,7 @@ class Service:
     async def _describe(self, order: StatusOrder) -> Report:
         chosen = [mount for mount in self.mounts.live.values() if order.directory in ("", mount.row.mount.directory)]
         mounts = [await describe_mount(mount, self.images.live.get(mount.image), self._store, self.gate) for mount in chosen]
-        report: Report = msgspec.to_builtins({"mounts": mounts, "daemon": await describe_daemon(self._store, self.gate)})
-        return report
+        return {"mounts": msgspec.to_builtins(mounts)}
 
     def _farewell(self) -> Report:
         """Whose end a client may wait for: with the last mount, this daemon goes as well."""

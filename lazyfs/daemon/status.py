@@ -1,13 +1,10 @@
-"""What lazyfsd says of its mounts and of itself."""
+"""What lazyfsd says of its mounts."""
 
 from __future__ import annotations
 
 import os
-import time
 from functools import partial
-from typing import Any
 
-import msgspec
 import trio
 
 from lazyfs.daemon.images import LiveImage
@@ -17,41 +14,6 @@ from lazyfs.fetch.piece import LayerBlob
 from lazyfs.gate.gate import Gate
 from lazyfs.mount.status import LayerStatus, MountStatus
 from lazyfs.store.store import Store
-
-_STARTED = time.monotonic()
-
-
-class DaemonStatus(msgspec.Struct, frozen=True):
-    """The daemon, and what passed its gate since it began."""
-
-    pid: int
-    store: str
-    seconds: float
-    published: int
-    """Misses that were answered by putting the file in its place."""
-    entries: int
-    """Misses that were answered with an entry of the gate: read through FUSE."""
-    reads: int
-    """Reads through FUSE."""
-    errors: int
-    kept: Any
-    """The store's own figures."""
-
-
-async def describe_daemon(store: Store, gate: Gate) -> DaemonStatus:
-    """The daemon now."""
-    kept = await trio.to_thread.run_sync(store.statistics)
-    counts = gate.counts
-    return DaemonStatus(
-        pid=os.getpid(),
-        store=str(store.directory.path),
-        seconds=time.monotonic() - _STARTED,
-        published=counts["published"],
-        entries=counts["entries"],
-        reads=counts["reads"],
-        errors=counts["errors"],
-        kept=kept,
-    )
 
 
 async def describe_mount(mount: LiveMount, live: LiveImage | None, store: Store, gate: Gate) -> MountStatus:
@@ -92,7 +54,10 @@ async def describe_mount(mount: LiveMount, live: LiveImage | None, store: Store,
         mode="native",
         upper=row.mount.upper,
         layer_states=layers,
-        misses=gate.counts["published"] + gate.counts["entries"],
+        published=gate.counts["published"],
+        entries=gate.counts["entries"],
+        reads=gate.counts["reads"],
+        kept=kept.kept,
     )
 
 

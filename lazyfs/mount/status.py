@@ -62,8 +62,14 @@ class MountStatus(msgspec.Struct, frozen=True):
     """The writable directory of a native mount that has one."""
     layer_states: tuple[LayerStatus, ...] = ()
     """Of each layer, the lowest first."""
-    misses: int = 0
-    """Native: files whose data the kernel asked this lazyfsd for, of all its mounts."""
+    published: int = 0
+    """Native, here and below: of all mounts of this lazyfsd since it began. Misses that it answered by putting the file in its place."""
+    entries: int = 0
+    """Misses that it answered with an entry of the gate: those files are read through FUSE for a while."""
+    reads: int = 0
+    """Reads through FUSE."""
+    kept: int = 0
+    """Chunks that it has put into the store."""
 
 
 def encode_status(status: MountStatus) -> bytes:
