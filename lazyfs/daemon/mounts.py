@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -34,10 +35,10 @@ from lazyfs.gate.catalog import Catalog
 from lazyfs.image.image import resolve_image
 from lazyfs.kernel.ends import Ends
 from lazyfs.mount.table import find_mount, holders, our_mounts
-from lazyfs.native.layers import Layers
+from lazyfs.native.layers import LayerMounts
 from lazyfs.native.metadata import LayerMetadata, ensure_metadata
 from lazyfs.native.probe import Verdict, probe
-from lazyfs.native.stack import mount_stack, unmount_stack
+from lazyfs.native.stack import mount_stack, source_of, unmount_stack
 from lazyfs.registry.access import AccessOptions, parse_creds
 from lazyfs.source.open import open_source
 from lazyfs.source.protocol import ImageSource
@@ -72,7 +73,7 @@ class Mounts:
         self._images = images
         self._recordings = recordings
         self._ends = ends
-        self._layers = Layers(self._path / "layers")
+        self._layers = LayerMounts(self._path)
         self._busy: set[str] = set()
         self._watches: dict[int, int] = {}
         """Number of a watch: number of a mount."""
@@ -112,13 +113,10 @@ class Mounts:
             mount = found[-1]
             try:
                 await trio.to_thread.run_sync(partial(unmount_stack, directory, lazy=order.lazy))
-            except MountFailed as error:
+            except OSError as error:
                 busy = await trio.to_thread.run_sync(_holders, directory)
-                if not busy:
-                    raise
-                raise MountFailed(
-                    f"{directory} is busy: held by {', '.join(busy[:10])}", hint="End them, or detach it with --lazy"
-                ) from error
+                by = f"it is busy: held by {', '.join(busy[:10])}" if busy else error.strerror
+                raise MountFailed(f"cannot unmount {directory}: {by}", hint="End them, or detach it with --lazy") from error
             if order.lazy:
                 await self._mark(mount.row.number, "detached")
             with trio.move_on_after(0 if order.lazy else _END_DEADLINE):
@@ -240,16 +238,23 @@ class Mounts:
         """In a thread."""
         gate, objects = self._path / "gate", self._path / "objects"
         data = [gate / f"record-{row.number}"] if row.mount.record else [objects, gate]
-        mount_stack(
-            Path(row.mount.directory),
-            self._layers,
-            images,
-            [*data, self._path / "arrived"],
-            source=row.mount.image,
-            upper=Path(row.mount.upper) if row.mount.upper else None,
-            read_only=not row.mount.upper,
-            volatile=row.mount.volatile,
-        )
+        upper = Path(row.mount.upper) if row.mount.upper else None
+        work = _work_of(upper) if upper else None
+        try:
+            if work:
+                work.mkdir(mode=0o700, exist_ok=True)
+            mount_stack(
+                Path(row.mount.directory),
+                self._layers.mounted(images),
+                [*data, self._path / "arrived"],
+                source=source_of(row.mount.image),
+                upper=upper,
+                work=work,
+                read_only=upper is None,
+                volatile=row.mount.volatile,
+            )
+        except OSError as error:
+            raise MountFailed(f"cannot mount at {row.mount.directory}: {error}") from error
 
     async def _adopt(self, row: Row, live: LiveImage) -> None:
         """A mount that is there: listen for its end."""
@@ -267,10 +272,10 @@ class Mounts:
         async with self._mounting:
             try:
                 await trio.to_thread.run_sync(unmount_stack, directory)
-            except MountFailed as error:
+            except OSError as error:
                 if row.mount.upper:
                     # Two overlays must not write to one upper directory.
-                    trouble = f"files that are missing cannot be had until it is mounted again: {error.message}"
+                    trouble = f"files that are missing cannot be had until it is mounted again: {error.strerror}"
                     await self._mark(row.number, "mounted", trouble)
                     await self._listen(row)
                     return
@@ -291,6 +296,9 @@ class Mounts:
         with trio.CancelScope(shield=True):
             await self._recordings.end(number)
             await trio.to_thread.run_sync(self._state.remove, [number])
+            if mount.row.mount.upper:
+                # overlayfs leaves its folder behind, made so that nobody may look into it.
+                await trio.to_thread.run_sync(partial(shutil.rmtree, _work_of(Path(mount.row.mount.upper)), ignore_errors=True))
             live = self._images.live.get(mount.image)
             if live is not None:
                 live.leave()
@@ -302,7 +310,7 @@ class Mounts:
     async def drop_layers(self) -> None:
         """Unmount the EROFS images that no overlay is stacked on any more."""
         async with self._mounting:
-            await trio.to_thread.run_sync(self._layers.drop_unused)
+            await trio.to_thread.run_sync(self._layers.drop_all_but, ())
 
     async def _metadata(self, live: LiveImage) -> tuple[Path, ...]:
         """The EROFS images of an image's stack, built where they are not there. Raises LazyfsError."""
@@ -363,6 +371,11 @@ async def _follow(live: LiveImage, store: Store, tell: Tell) -> None:
     if live.trouble:
         raise Unreachable(f"{live.image.name} is mounted, but incomplete: {live.trouble}")
     await tell({"task": "fetching", "done_bytes": total, "total": total, "trouble": ""})
+
+
+def _work_of(upper: Path) -> Path:
+    """overlayfs's own folder: beside the upper directory, because it must be on the same file system, and not inside."""
+    return upper.with_name(f".{upper.name}.lazyfs-work")
 
 
 def _holders(directory: Path) -> list[str]:

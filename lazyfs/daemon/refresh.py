@@ -18,7 +18,6 @@ from typing import Final
 import trio
 
 from lazyfs.daemon.mounts import Mounts
-from lazyfs.errors import MountFailed
 from lazyfs.gate.catalog import Catalog
 from lazyfs.gate.gate import Gate
 from lazyfs.gate.inode import inode_of
@@ -77,6 +76,6 @@ def _reconfigure(directories: Sequence[Path]) -> None:
     for directory in directories:
         try:
             reconfigure(directory)
-        except MountFailed as error:
+        except OSError as error:
             # It is gone, or hidden under another mount: then its files are read through the gate for a while longer.
             _log.info("the overlay at %s cannot be made to look again: %s", directory, error)

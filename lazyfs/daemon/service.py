@@ -69,7 +69,7 @@ async def _serve(options: Options, fds: FdStore) -> None:
         stack.callback(ends.close)
         async with trio.open_nursery() as nursery:
             service = Service(options, store, state, ends, nursery)
-            connection = await nursery.start(serve_gate, options.store, service.operations, fds)
+            connection = await nursery.start(serve_gate, service.operations, options.store, fds)
             await service.mounts.restore(nursery, same_gate=connection.taken_over)
             service.catalog.begin()
             nursery.start_soon(serve_control, fds.listener("control"), os.geteuid(), service.carry)
