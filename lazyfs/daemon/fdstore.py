@@ -10,7 +10,6 @@ import logging
 import os
 import socket
 from collections.abc import MutableMapping
-from contextlib import suppress
 from typing import Final, Self
 
 _log = logging.getLogger(__name__)
@@ -46,25 +45,27 @@ class FdStore:
         """Hand a duplicate of `descriptor` to the keeper; the descriptor itself belongs to the store from now on."""
         self._descriptors[name] = descriptor
         # FDPOLL=0: systemd would close it by itself when it looks broken, and that is ours to see.
-        self._tell(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", descriptor)
+        self.notify(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", descriptor)
 
     def drop(self, name: str) -> None:
         """Close the descriptor, here and there; nothing happens where there is none."""
         descriptor = self._descriptors.pop(name, None)
         if descriptor is not None:
             os.close(descriptor)
-            self._tell(f"FDSTOREREMOVE=1\nFDNAME={name}")
+            self.notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
 
-    def ready(self, status: str) -> None:
-        """Say that the daemon serves; `status` is for people."""
-        self._tell(f"READY=1\nSTATUS={status}")
+    def listener(self, name: str) -> socket.socket:
+        """The listening socket that was handed to this process. Raises KeyError where there is none."""
+        return socket.socket(fileno=self._descriptors.pop(name))
 
-    def _tell(self, message: str, *descriptors: int) -> None:
+    def notify(self, message: str, *descriptors: int) -> None:
+        """Tell the keeper, in sd_notify's words (`READY=1`). Without one, nothing happens."""
         if not self._notify:
             return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender, suppress(ConnectionRefusedError):
-            sender.connect(self._notify)
-            socket.send_fds(sender, [message.encode()], list(descriptors))
-            return
-        # Who is not told cannot help us when we die; while we live, nothing is lost.
-        _log.warning("the keeper of this daemon has died: what is mounted will not survive the daemon")
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+                sender.connect(self._notify)
+                socket.send_fds(sender, [message.encode()], list(descriptors))
+        except OSError as error:
+            # Who is not told cannot help us when we die; while we live, nothing is lost.
+            _log.warning("lazyfsd's keeper does not answer (%s): what is mounted will not survive the daemon", error.strerror)

@@ -130,7 +130,7 @@ class Images:
 
     async def _index(self, layer: Layer) -> LayerObjects:
         known = self._catalog.known(key_of(layer))
-        return known or await trio.to_thread.run_sync(_index_layer, layer)
+        return known if known is not None else await trio.to_thread.run_sync(_index_layer, layer)
 
     async def _fetch_rest(self, live: LiveImage) -> None:
         await live.wants_background.wait()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -31,7 +32,7 @@ from lazyfs.daemon.refresh import Refresher
 from lazyfs.daemon.state import State
 from lazyfs.daemon.status import describe_mount
 from lazyfs.daemon.upkeep import Upkeep
-from lazyfs.errors import LazyfsError
+from lazyfs.errors import LazyfsError, UsageError
 from lazyfs.fuse.connection import serve_gate
 from lazyfs.fuse.gate_operations import GateOperations
 from lazyfs.gate.catalog import Catalog
@@ -61,7 +62,11 @@ def run(options: Options, fds: FdStore) -> None:
 
 
 async def _serve(options: Options, fds: FdStore) -> None:
+    control = fds.get("control")
+    if control is None:
+        raise UsageError("this process was handed no socket to listen on", hint="Start it as `lazyfsd`, which keeps one for it")
     async with AsyncExitStack() as stack:
+        listener = stack.enter_context(socket.socket(fileno=control))
         signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
         store = stack.enter_context(await trio.to_thread.run_sync(Store.open, options.store))
         state = stack.enter_context(await trio.to_thread.run_sync(State, options.store))
@@ -72,12 +77,12 @@ async def _serve(options: Options, fds: FdStore) -> None:
             connection = await nursery.start(serve_gate, service.operations, options.store, fds)
             await service.mounts.restore(nursery, same_gate=connection.taken_over)
             service.catalog.begin()
-            nursery.start_soon(serve_control, fds.listener("control"), os.geteuid(), service.carry)
+            nursery.start_soon(serve_control, listener, os.geteuid(), service.carry)
             nursery.start_soon(service.mounts.watch)
             nursery.start_soon(service.refresher.run)
             nursery.start_soon(service.upkeep.run)
             nursery.start_soon(service.end_on_signal, signals)
-            fds.notify("READY=1")
+            fds.ready(f"{len(service.mounts.live)} mounts")
             await service.wait_until_unused()
             await service.stop()
             await connection.unmount()

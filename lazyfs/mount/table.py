@@ -1,17 +1,19 @@
 """The kernel's table of mounts, and who holds one.
 
-Source: proc(5), /proc/PID/mountinfo. Reading it touches no mount: a dead one cannot hang it.
+Reading it touches no mount: a dead one cannot hang it. What a native mount is, and whose, is read from the kernel alone: its
+source begins with `lazyfs:`, and its last data layer is its store's `arrived`.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+from lazyfs.kernel.mountinfo import Mount, mounts
+from lazyfs.native.stack import SOURCE_PREFIX
 
 FILESYSTEM_TYPE = "fuse.lazyfs"
-_ESCAPED = re.compile(r"\\([0-7]{3})")
 
 
 class Mounted(NamedTuple):
@@ -23,18 +25,25 @@ class Mounted(NamedTuple):
     image: str
     owner: int
     """The uid that mounted it."""
+    mode: Literal["portable", "native"] = "portable"
+    store: Path | None = None
+    """Of a native mount, where its path is short enough for the kernel's table."""
 
 
 def our_mounts() -> list[Mounted]:
     """All lazyfs mounts that this process can see, the latest last."""
-    found = []
-    for line in Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines():
-        before, _, after = line.partition(" - ")
-        fields, (kind, image, options) = before.split(" "), after.split(" ", 2)
-        if kind == FILESYSTEM_TYPE:
-            owner = re.search(r"(?:^|,)user_id=(\d+)", options)
-            found.append(Mounted(Path(_unescape(fields[4])), fields[2], _unescape(image), int(owner[1]) if owner else 0))
-    return found
+    return [found for found in map(_ours, mounts()) if found]
+
+
+def _ours(mount: Mount) -> Mounted | None:
+    if mount.kind == FILESYSTEM_TYPE:
+        owner = next(iter(mount.values("user_id")), "0")
+        return Mounted(mount.path, mount.device, mount.source, int(owner))
+    if mount.kind == "overlay" and mount.source.startswith(SOURCE_PREFIX):
+        arrived = next(reversed(mount.values("datadir+")), "")
+        store = Path(arrived).parent if arrived.endswith("/arrived") else None
+        return Mounted(mount.path, mount.device, mount.source.removeprefix(SOURCE_PREFIX), 0, "native", store)
+    return None
 
 
 def find_mount(directory: Path) -> Mounted | None:
@@ -54,7 +63,7 @@ def holders(mounted: Mounted) -> list[str]:
     """What keeps `mounted` busy: mounts below it, and processes as `NAME (PID)`, as far as the caller may look into them."""
     major, minor = map(int, mounted.device.split(":"))
     device = os.makedev(major, minor)
-    found = [f"the mount at {path}" for path in _mount_points() if mounted.path in path.parents]
+    found = [f"the mount at {mount.path}" for mount in mounts() if mounted.path in mount.path.parents]
     for process in Path("/proc").iterdir():
         if process.name.isdecimal() and _holds(process, device, mounted.path):
             try:
@@ -63,11 +72,6 @@ def holders(mounted: Mounted) -> list[str]:
                 continue  # it has ended meanwhile
             found.append(f"{name} ({process.name})")
     return found
-
-
-def _mount_points() -> list[Path]:
-    lines = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines()
-    return [Path(_unescape(line.split(" ")[4])) for line in lines]
 
 
 def _holds(process: Path, device: int, path: Path) -> bool:
@@ -89,7 +93,3 @@ def _holds(process: Path, device: int, path: Path) -> bool:
     except OSError:
         return False
     return f" {os.major(device):02x}:{os.minor(device):02x} " in maps
-
-
-def _unescape(field: str) -> str:
-    return _ESCAPED.sub(lambda match: chr(int(match[1], 8)), field)
