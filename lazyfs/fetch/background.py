@@ -16,7 +16,8 @@ from typing import Final, NamedTuple
 import trio
 
 from lazyfs.errors import InvalidInput, LocalError
-from lazyfs.fetch.fetcher import BRIDGE, Fetcher
+from lazyfs.fetch.claim import BRIDGE
+from lazyfs.fetch.fetcher import Fetcher
 from lazyfs.fetch.piece import LayerBlob, Piece
 from lazyfs.store.store import Store
 
@@ -99,6 +100,8 @@ class Background:
                 if failure is not None:
                     self._report(layer, failure)
                     full = isinstance(failure, LocalError)
+                    if full and layer.whole is not None:
+                        return True  # to find out whether there is room again would be to download all of it again
                     if not isinstance(failure, InvalidInput):
                         break
                     (doubtful if ranges and len(run) > 1 else bad).update(piece.chunk.digest for piece in run)

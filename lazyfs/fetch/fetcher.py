@@ -9,6 +9,8 @@ The order of a miss:
    another process is fetching right now (its claim in the store says so) falls out of the run.
 4. One range request; each chunk lands its flight as soon as it is verified and kept.
 
+A layer that is not lazy has no ranges: whatever is missing of it, all of it is fetched, and all that is missing kept.
+
 A run belongs to the fetcher's nursery, not to the reader who caused it: a reader that is cancelled stops waiting, and
 the bytes under way are kept for the next one.
 """
@@ -19,19 +21,21 @@ import logging
 import os
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
 
 import trio
 
 from lazyfs.errors import LazyfsError, LocalError, RangeIgnored, SourceError, Unreachable
+from lazyfs.fetch.claim import claim_missing, is_missing
 from lazyfs.fetch.flight import Board
 from lazyfs.fetch.piece import LayerBlob, Piece
 from lazyfs.fetch.run import Run
 from lazyfs.fetch.statistics import FetchStatistics
 from lazyfs.fetch.traffic import Traffic
 from lazyfs.fetch.unpack import Unpacked
+from lazyfs.fetch.whole_run import WholeRun
 from lazyfs.fetch.window import Windows
 from lazyfs.source.protocol import ImageSource
 from lazyfs.store.store import Store
@@ -48,9 +52,6 @@ _CLAIM_POLL: Final = 0.02
 _PATIENCE: Final = 5.0
 """Seconds for which the background gives way in the middle of a run. Then it gives the run up: a reader of another process
 may be waiting for what it has claimed, and no server waits for ever."""
-BRIDGE: Final = 16 << 10
-"""A run passes over so many bytes that are here already: files that an image holds twice lie strewn everywhere (in the
-python image 275 requests without this, 98 with it and 0.5 % of the bytes read over), and a request costs more."""
 
 
 class Fetcher:
@@ -81,8 +82,8 @@ class Fetcher:
         return FetchStatistics(c["requests"], c["received"], c["chunks"], c["unpacked"], c["unkept"], dict(self._errors))
 
     def sends_ranges(self, layer: LayerBlob) -> bool:
-        """False once the source has answered a range of this layer with the whole blob."""
-        return layer.digest not in self._rangeless
+        """False for a layer that is not lazy, and once the source has answered a range of it with the whole blob."""
+        return layer.whole is None and layer.digest not in self._rangeless
 
     async def read(self, layer: LayerBlob, piece: Piece, start: int, length: int) -> bytes | memoryview:
         """Bytes `[start, start + length)` of a chunk.
@@ -145,7 +146,7 @@ class Fetcher:
     def _choose(self, layer: LayerBlob, piece: Piece) -> list[Piece]:
         """The run for a miss of `piece`, which stands first: the rest of its member, and what the window allows behind it."""
         chosen = [piece]
-        if layer.digest in self._rangeless:
+        if not self.sends_ranges(layer):
             chosen += [each for each in layer.pieces if each.chunk.digest not in self._board and each != piece]
             return chosen
         windows = self._windows.setdefault(layer.digest, Windows())
@@ -175,7 +176,7 @@ class Fetcher:
             pieces = await self._land_what_is_here(pieces)
         if pieces:
             async with self._slots:
-                await self._run(layer, pieces, never, together=layer.digest not in self._rangeless)
+                await self._run(layer, pieces, never, together=self.sends_ranges(layer))
 
     async def _land_what_is_here(self, pieces: list[Piece]) -> list[Piece]:
         """The rest of a run that must wait for its turn: with the source away that lasts, and what is here need not wait.
@@ -185,10 +186,10 @@ class Fetcher:
         first = pieces[0]
 
         def look() -> set[bytes]:
-            if not _is_missing(self._store, first):
+            if not is_missing(self._store, first):
                 return {piece.chunk.digest for piece in pieces}
             # The first piece's own readers would find nothing, even where an equal chunk of another file is here.
-            return {piece.chunk.digest for piece in pieces if not _is_missing(self._store, piece)} - {first.chunk.digest}
+            return {piece.chunk.digest for piece in pieces if not is_missing(self._store, piece)} - {first.chunk.digest}
 
         here = await trio.to_thread.run_sync(look, limiter=self._readers)
         for digest in here:
@@ -245,6 +246,9 @@ class Fetcher:
             self._counts["received"] += count
 
         try:
+            if layer.whole is not None:
+                await self._fetch_whole(WholeRun(self._store, self._source, layer.whole, landed, received), pieces, land)
+                return first_bad
             claim = partial(claim_missing, self._store, pieces, pieces[0] if together else None, layer.digest in self._rangeless)
             claimed = await trio.to_thread.run_sync(claim, limiter=self._readers)
             wanted = {piece.chunk.digest for piece in claimed}
@@ -271,6 +275,16 @@ class Fetcher:
                 land(digest, None, failure)
         return failure or first_bad
 
+    async def _fetch_whole(self, run: WholeRun, pieces: list[Piece], land: Callable[[bytes], None]) -> None:
+        missing = await trio.to_thread.run_sync(run.missing, pieces, limiter=self._readers)
+        wanted = {piece.chunk.digest for piece in missing}
+        for piece in pieces:
+            if piece.chunk.digest not in wanted:
+                land(piece.chunk.digest)
+        if missing:
+            self._counts["requests"] += 1
+            await run.fly(missing)
+
     def _remember(self, digest: bytes, data: memoryview, refusal: LocalError) -> None:
         if not self._counts["unkept"]:
             _log.warning("what arrives is served, but not kept: %s", refusal)
@@ -280,46 +294,6 @@ class Fetcher:
             self._unkept_bytes += len(data)
         while self._unkept_bytes > _UNKEPT_BYTES and len(self._unkept) > 1:
             self._unkept_bytes -= len(self._unkept.popitem(last=False)[1])
-
-
-def claim_missing(store: Store, pieces: Sequence[Piece], wanted: Piece | None, gaps: bool) -> list[Piece]:
-    """Blocking. Those of `pieces` that must be fetched, claimed for us, in blob order. Whoever gets them releases them.
-
-    `wanted`: when this one need not be fetched, none is. Without `gaps` the list ends where more than BRIDGE lies between
-    that is here, or on its way, already: it would be downloaded twice.
-    """
-    claimed: dict[bytes, Piece] = {}
-    with ExitStack() as unclaim:
-        end = -1
-        for piece in sorted(pieces, key=lambda piece: (piece.chunk.member, piece.chunk.inner)):
-            chunk = piece.chunk
-            if chunk.digest in claimed or not _is_missing(store, piece) or not store.claim(chunk.digest):
-                continue
-            unclaim.callback(store.release, chunk.digest)
-            # Whoever held the claim before may have kept the chunk since we looked.
-            needed = _is_missing(store, piece) and not _copied(store, piece)
-            if needed and (gaps or end < 0 or chunk.member <= end + BRIDGE):
-                claimed[chunk.digest] = piece
-                end = chunk.member_end
-                continue
-            store.release(chunk.digest)
-            if needed:
-                break
-        if wanted is not None and wanted.chunk.digest not in claimed:
-            return []
-        unclaim.pop_all()
-    return list(claimed.values())
-
-
-def _copied(store: Store, piece: Piece) -> bool:
-    try:
-        return store.copy_local(piece.content, piece.number)
-    except LocalError:
-        return False  # no room for a copy: fetched, it can at least be read
-
-
-def _is_missing(store: Store, piece: Piece) -> bool:
-    return bool(store.missing(piece.content, piece.number, piece.number + 1))
 
 
 @asynccontextmanager

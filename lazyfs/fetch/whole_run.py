@@ -1,0 +1,102 @@
+"""A layer that is not lazy, fetched again, because something of it is not here any more: evicted, removed or damaged.
+
+There is one tar, and no saying where in it a file lies; so it comes as it came the first time, verified as a whole, and its
+files are found by what they hash to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, NamedTuple
+
+import trio
+
+from lazyfs.errors import InvalidInput, LocalError
+from lazyfs.fetch.claim import copied, is_missing
+from lazyfs.fetch.piece import Piece
+from lazyfs.fetch.unpack import Unpacked
+from lazyfs.format.tar import read_tar
+from lazyfs.image.layer import Layer
+from lazyfs.image.spool import Spool
+from lazyfs.source.protocol import ImageSource
+from lazyfs.store.store import Store
+from lazyfs.whole.content import read_content
+from lazyfs.whole.fetch import fetch_tar
+from lazyfs.whole.files import spans
+from lazyfs.whole.plan import Planned
+from lazyfs.whole.turn import turn
+
+_BATCH: Final = 8 << 20
+"""Bytes that are held before they are handed to whoever waits."""
+
+
+class WholeRun(NamedTuple):
+    """What `fly` needs. `landed` and `received` hear of pieces and of blob bytes, in the event loop."""
+
+    store: Store
+    source: ImageSource
+    layer: Layer
+    landed: Callable[[Unpacked], None]
+    received: Callable[[int], None]
+
+    def missing(self, pieces: Sequence[Piece]) -> list[Piece]:
+        """Blocking. Those of `pieces` that are not here, in no file of the store."""
+        return [piece for piece in pieces if is_missing(self.store, piece) and not copied(self.store, piece)]
+
+    async def fly(self, pieces: Sequence[Piece]) -> None:
+        """Bring `pieces`, as far as they are not here when it is our turn: those are not told of.
+
+        Raises SourceError, InvalidInput (the blob is not what it was), LocalError. Cancelled: what was told is kept.
+        """
+        layer = self.layer
+        assert layer.whole is not None
+        async with turn(self.store, [layer.digest]):
+            wanted: dict[bytes, list[Piece]] = {}
+            for piece in await trio.to_thread.run_sync(self.missing, pieces):
+                wanted.setdefault(piece.chunk.digest, []).append(piece)
+            if not wanted:
+                return
+
+            def arrived(count: int) -> None:
+                trio.from_thread.run_sync(self.received, count)
+
+            folder = self.store.directory.temporary
+            async with fetch_tar(self.source, layer.descriptor, layer.whole, folder, arrived) as spool:
+                found = self._find(spool, wanted)
+                while some := await trio.to_thread.run_sync(_take, found):
+                    for result in some:
+                        self.landed(result)
+
+    def _find(self, spool: Spool, wanted: dict[bytes, list[Piece]]) -> Iterator[Unpacked]:
+        what = f"layer {self.layer.digest}"
+        for member in read_tar(spool.read_at, spool.size, self.layer.descriptor.size, what):
+            for offset, size in spans(member.entry.size):
+                if not wanted:
+                    return
+                trio.from_thread.check_cancelled()
+                data = read_content(Planned(member.entry, member.extents), offset, size, spool.read_at)
+                for piece in wanted.pop(hashlib.sha256(data).digest(), ()):
+                    yield self._keep(piece, memoryview(data))
+        for missing in wanted.values():
+            error = InvalidInput(f"{what} does not hold what was found in it before", hint="Remove the store, and mount it anew")
+            yield from (Unpacked(piece, None, error, None) for piece in missing)
+
+    def _keep(self, piece: Piece, data: memoryview) -> Unpacked:
+        try:
+            self.store.keep(piece.content, piece.number, data)
+        except LocalError as refusal:
+            return Unpacked(piece, data, None, refusal)
+        return Unpacked(piece, data, None, None)
+
+
+def _take(found: Iterator[Unpacked]) -> list[Unpacked]:
+    """Blocking. The next results, about 8 MiB of them; none at the end."""
+    some: list[Unpacked] = []
+    weight = 0
+    for result in found:
+        some.append(result)
+        weight += len(result.data or b"")
+        if weight >= _BATCH:
+            break
+    return some

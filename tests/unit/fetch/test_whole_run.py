@@ -1,0 +1,204 @@
+"""Layers that are not lazy, of which something has gone missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from lazyfs.errors import InvalidInput, StoreFull, Unreachable
+from lazyfs.fetch.background import Background, Wanted, measure_missing
+from lazyfs.fetch.fetcher import Fetcher, open_fetcher
+from lazyfs.fetch.piece import LayerBlob
+from lazyfs.format.digest import Digest
+from lazyfs.format.entry import Entry
+from lazyfs.image.layer import Layer
+from lazyfs.store.store import Store
+from tests.conftest import LogWatch
+from tests.unit.converter.making import Item, tar_of
+from tests.unit.converter.places import Place
+from tests.unit.whole.loading import LARGE, asks_for_layers, here, load
+
+FILES: list[Item] = [
+    (Entry(b"small-%d" % number, "reg", size=100 + number), b"%d" % (number % 10) * (100 + number)) for number in range(20)
+]
+TAR = tar_of([*FILES, (Entry(b"large", "reg", size=len(LARGE)), LARGE)])
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "store") as opened:
+        yield opened
+
+
+class Source(Place):
+    """May be away."""
+
+    away = False
+
+    def open_range(self, digest: Digest, size: int, start: int, end: int) -> Any:
+        if self.away:
+            raise Unreachable("the source is away")
+        return super().open_range(digest, size, start, end)
+
+
+async def loaded(source: Source, store: Store) -> Layer:
+    source.add_image(TAR)
+    (layer,) = await load(source, store)
+    source.done.clear()
+    return layer
+
+
+def remove(store: Store) -> None:
+    """Take every object away, by hand."""
+    for path in (store.directory.path / "objects").iterdir():
+        path.unlink()
+
+
+async def read(fetcher: Fetcher, blob: LayerBlob, number: int) -> bytes:
+    piece = blob.pieces[number]
+    return bytes(await fetcher.read(blob, piece, 0, piece.chunk.size))
+
+
+async def test_what_is_here_asks_nobody(store: Store) -> None:
+    """Every file of a layer that was fetched whole is served from the store."""
+    source = Source()
+    blob = LayerBlob.of(await loaded(source, store))
+    async with open_fetcher(store, source) as fetcher:
+        assert [await read(fetcher, blob, number) for number in range(20)] == [data for _, data in FILES]
+        assert b"".join([await read(fetcher, blob, number) for number in range(20, 23)]) == LARGE
+        assert not fetcher.sends_ranges(blob)
+    assert not source.done
+
+
+async def test_one_missing_file_brings_all_that_is_missing(store: Store, expect_log: LogWatch) -> None:
+    """Readers of different files are one download, and none after it."""
+    expect_log("gone")
+    source = Source()
+    blob = LayerBlob.of(await loaded(source, store))
+    remove(store)
+    got: dict[int, bytes] = {}
+
+    async def reader(number: int) -> None:
+        got[number] = await read(fetcher, blob, number)
+
+    async with open_fetcher(store, source) as fetcher:
+        async with trio.open_nursery() as nursery:
+            for number in range(23):
+                nursery.start_soon(reader, number)
+        asked = len(asks_for_layers(source))
+        assert {number: got[number] for number in range(20)} == {number: data for number, (_, data) in enumerate(FILES)}
+        assert b"".join(got[number] for number in range(20, 23)) == LARGE
+        assert [await read(fetcher, blob, number) for number in range(20)] == [data for _, data in FILES]
+        assert len(asks_for_layers(source)) == asked
+        assert fetcher.statistics().requests <= 2
+        assert fetcher.statistics().received >= blob.size
+    assert measure_missing(store, [blob]).chunks == 0
+
+
+async def test_what_is_here_does_not_wait_for_what_is_not(
+    store: Store, expect_log: LogWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the layer comes again, its other files are read as ever."""
+    expect_log("gone")
+    source = Source()
+    blob = LayerBlob.of(await loaded(source, store))
+    (store.directory.path / "objects" / blob.pieces[3].content.name).unlink()
+    arrive = trio.Event()
+    right = source.open_range
+
+    class Waiting:
+        def __init__(self, *what: Any) -> None:
+            self._inner = right(*what)
+
+        async def __aenter__(self) -> Any:
+            await arrive.wait()
+            return await self._inner.__aenter__()
+
+        async def __aexit__(self, *problem: object) -> Any:
+            return await self._inner.__aexit__(*problem)
+
+    monkeypatch.setattr(source, "open_range", Waiting)
+    got: list[bytes] = []
+
+    async def reader() -> None:
+        got.append(await read(fetcher, blob, 3))
+
+    async with open_fetcher(store, source) as fetcher, trio.open_nursery() as nursery:
+        nursery.start_soon(reader)
+        await wait_all_tasks_blocked(0.05)
+        with trio.fail_after(5):
+            assert await read(fetcher, blob, 4) == FILES[4][1]
+        assert not got
+        arrive.set()
+    assert got == [FILES[3][1]]
+
+
+async def test_source_that_is_away_is_told_and_asked_again(store: Store, expect_log: LogWatch) -> None:
+    """The read fails with the cause; the next one tries from scratch."""
+    expect_log("gone")
+    source = Source()
+    blob = LayerBlob.of(await loaded(source, store))
+    remove(store)
+    async with open_fetcher(store, source) as fetcher:
+        source.away = True
+        with pytest.raises(Unreachable, match="away"):
+            await read(fetcher, blob, 0)
+        source.away = False
+        assert await read(fetcher, blob, 0) == FILES[0][1]
+
+
+async def test_blob_that_is_not_what_it_was(store: Store, expect_log: LogWatch) -> None:
+    """Other bytes under its digest are refused before one of them is served."""
+    expect_log("gone")
+    source = Source()
+    layer = await loaded(source, store)
+    blob = LayerBlob.of(layer)
+    remove(store)
+    source.blobs[layer.digest] = source.blobs[layer.digest][:-9] + b"otherwise"
+    async with open_fetcher(store, source) as fetcher:
+        with pytest.raises(InvalidInput, match="hashes to"):
+            await read(fetcher, blob, 0)
+
+
+async def test_background_brings_the_rest(store: Store, expect_log: LogWatch) -> None:
+    """In one go, and reports that everything is here."""
+    source = Source()
+    layer = await loaded(source, store)
+    blob = LayerBlob.of(layer)
+    expect_log("gone")
+    remove(store)
+    async with open_fetcher(store, source) as fetcher:
+        await read(fetcher, blob, 0)
+        background = Background(store, fetcher, [Wanted(blob, layer.prefetch_end)])
+        await background.run()
+        assert background.finished.is_set() and not background.trouble
+    assert here(store, (layer,))
+
+
+async def test_background_gives_up_where_there_is_no_room(
+    store: Store, expect_log: LogWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not download the layer again and again to find out; readers are served all the same."""
+    expect_log("gone")
+    expect_log("served, but not kept")
+    source = Source()
+    layer = await loaded(source, store)
+    blob = LayerBlob.of(layer)
+    remove(store)
+
+    def refuse(*_: object) -> None:
+        raise StoreFull("no room")
+
+    monkeypatch.setattr(store, "keep", refuse)
+    async with open_fetcher(store, source) as fetcher:
+        assert await read(fetcher, blob, 5) == FILES[5][1]
+        asked = fetcher.statistics().requests
+        background = Background(store, fetcher, [Wanted(blob, 0)])
+        await background.run()
+        assert "no room" in background.trouble and not background.finished.is_set()
+        assert fetcher.statistics().requests <= asked + 1
