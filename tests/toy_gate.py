@@ -1,8 +1,8 @@
-"""A gate without images, for tests of the session and the keeper: `python -m tests.toy_gate STATE [PAUSE]`.
+"""A gate without images, for tests of the session and the keeper: `python -m tests.toy_gate [--keeper] STATE [PAUSE]`.
 
 The file `NAME-SIZE` has SIZE bytes that follow from its name. A name that begins with `local` is "not here"; with `slow` the lookup
-takes PAUSE seconds. Every read takes PAUSE seconds as well, for as long as the file STATE/gone is not there. On each
-lookup a line goes to STATE/asked. It ends with its connection; SIGTERM unmounts.
+takes PAUSE seconds, and every read does. For each lookup a line goes to STATE/asked, for each process its number to STATE/process.
+It ends with its connection; SIGTERM unmounts. With --keeper it is started by lazyfsd's keeper.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 import trio
 
 from lazyfs.daemon.fdstore import FdStore
+from lazyfs.daemon.keeper import keep
 from lazyfs.errors import LazyfsError, foremost
 from lazyfs.fuse.connection import Connection, serve_gate
 from lazyfs.fuse.gate_operations import GateOperations
@@ -80,7 +81,8 @@ async def serve(state: Path, pause: float) -> None:
     operations = GateOperations(ToyGate(state / "asked", pause))  # type: ignore[arg-type]  # it asks for no more
     async with trio.open_nursery() as nursery:
         connection = await nursery.start(serve_with_end, nursery.cancel_scope, operations, state, fds)
-        fds.ready("a toy")
+        (state / "process").write_text(str(os.getpid()))
+        fds.notify("READY=1")
         nursery.start_soon(_unmount_on_signal, connection)
 
 
@@ -99,6 +101,9 @@ async def serve_with_end(
 
 def main(arguments: Sequence[str]) -> int:
     """The exit code."""
+    if arguments[0] == "--keeper":
+        os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent)
+        return keep(Path(arguments[1]), [sys.executable, "-m", "tests.toy_gate", *arguments[1:]])
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(process)d: %(message)s")
     os.umask(0o077)
     try:

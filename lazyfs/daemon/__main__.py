@@ -1,0 +1,55 @@
+"""`lazyfsd`: the daemon of one state directory, or rather its keeper, which starts the daemon with `--kept`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lazyfs.daemon.keeper import keep
+from lazyfs.errors import LazyfsError, StoreUnusable, foremost
+from lazyfs.store.location import default_directory
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs until nothing is mounted any more, or with `--service` until told to end. The exit code."""
+    parser = argparse.ArgumentParser("lazyfsd", description="Serves the native mounts of one state directory.")
+    parser.add_argument("--store", metavar="DIR", default=str(default_directory()), help="the state directory (%(default)s)")
+    parser.add_argument("--service", action="store_true", help="stay when nothing is mounted")
+    parser.add_argument("--kept", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    store = Path(options.store).absolute()
+    if options.kept:
+        return _serve(store, service=options.service)
+    command = [sys.executable, "-P", "-m", "lazyfs.daemon", "--kept", "--store", str(store)]
+    try:
+        return keep(store, [*command, "--service"] if options.service else command)
+    except OSError as error:
+        print(f"lazyfsd: {store} cannot be used: {error.strerror}", file=sys.stderr)
+        return StoreUnusable.exit_code
+
+
+def _serve(store: Path, *, service: bool) -> int:
+    # What the keeper needs none of is not imported for it.
+    from lazyfs.daemon.fdstore import FdStore
+    from lazyfs.daemon.service import Options, run
+    from lazyfs.mount.logs import log_to_terminal
+
+    os.umask(0o077)
+    log_to_terminal()
+    try:
+        run(Options(store, service), FdStore.from_environment())
+    except (LazyfsError, BaseExceptionGroup) as failure:
+        error = foremost(failure) if isinstance(failure, BaseExceptionGroup) else failure
+        if not isinstance(error, LazyfsError):
+            raise
+        logging.getLogger("lazyfs.daemon").error("%s", error)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
