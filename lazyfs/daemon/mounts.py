@@ -38,7 +38,7 @@ from lazyfs.mount.table import find_mount, holders, our_mounts
 from lazyfs.native.layers import LayerMounts
 from lazyfs.native.metadata import LayerMetadata, ensure_metadata
 from lazyfs.native.probe import Verdict, probe
-from lazyfs.native.stack import mount_stack, source_of, unmount_stack
+from lazyfs.native.stack import SOURCE_PREFIX, mount_stack, source_of, unmount_stack
 from lazyfs.registry.access import AccessOptions, parse_creds
 from lazyfs.source.open import open_source
 from lazyfs.source.protocol import ImageSource
@@ -142,7 +142,9 @@ class Mounts:
         gone = []
         for row in rows:
             mounted = seen.get(row.mount.directory)
-            here = mounted is not None and mounted.mode == "native" and mounted.image == row.mount.image
+            here = (
+                mounted is not None and mounted.mode == "native" and SOURCE_PREFIX + mounted.image == source_of(row.mount.image)
+            )
             if here or (row.phase == "detached" and same_gate):
                 self._catalog.expect(row.mount.image)
                 self.live[row.number] = LiveMount(row, row.mount.image, trio.Event())
@@ -310,7 +312,7 @@ class Mounts:
     async def drop_layers(self) -> None:
         """Unmount the EROFS images that no overlay is stacked on any more."""
         async with self._mounting:
-            await trio.to_thread.run_sync(self._layers.drop_all_but, ())
+            await trio.to_thread.run_sync(self._layers.drop_unused)
 
     async def _metadata(self, live: LiveImage) -> tuple[Path, ...]:
         """The EROFS images of an image's stack, built where they are not there. Raises LazyfsError."""

@@ -1,19 +1,26 @@
-"""The kernel's table of mounts, and who holds one.
+"""Which mounts are ours, and who holds one.
 
-Reading it touches no mount: a dead one cannot hang it. What a native mount is, and whose, is read from the kernel alone: its
-source begins with `lazyfs:`, and its last data layer is its store's `arrived`.
+All of it is read from the kernel's table and from links in /proc: no mount is touched, for its server may be dead, and
+then whoever touches it hangs or fails. A native mount is an overlay whose source begins with `lazyfs:`.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Container
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from lazyfs.kernel.mountinfo import Mount, mounts
 from lazyfs.native.stack import SOURCE_PREFIX
 
-FILESYSTEM_TYPE = "fuse.lazyfs"
+FILESYSTEM_TYPE: Final = "fuse.lazyfs"
+"""Of portable mounts. (lazyfsd's gate is `fuse.lazyfs-gate`, and nobody's to unmount.)"""
+
+Mode = Literal["portable", "native"]
+
+_MAX_LINKS: Final = 40
+"""Symbolic links on one way, as in the kernel (path_resolution(7))."""
 
 
 class Mounted(NamedTuple):
@@ -21,42 +28,30 @@ class Mounted(NamedTuple):
 
     path: Path
     device: str
-    """`major:minor`, the name of its entry under /sys/class/bdi."""
+    """`major:minor`, of a portable mount also the name of its entry under /sys/class/bdi."""
     image: str
     owner: int
     """The uid that mounted it."""
-    mode: Literal["portable", "native"] = "portable"
+    mode: Mode = "portable"
     store: Path | None = None
-    """Of a native mount, where its path is short enough for the kernel's table."""
+    """Of a native mount: its store, whose lazyfsd made it; None where the table does not tell."""
 
 
 def our_mounts() -> list[Mounted]:
     """All lazyfs mounts that this process can see, the latest last."""
-    return [found for found in map(_ours, mounts()) if found]
-
-
-def _ours(mount: Mount) -> Mounted | None:
-    if mount.kind == FILESYSTEM_TYPE:
-        owner = next(iter(mount.values("user_id")), "0")
-        return Mounted(mount.path, mount.device, mount.source, int(owner))
-    if mount.kind == "overlay" and mount.source.startswith(SOURCE_PREFIX):
-        arrived = next(reversed(mount.values("datadir+")), "")
-        store = Path(arrived).parent if arrived.endswith("/arrived") else None
-        return Mounted(mount.path, mount.device, mount.source.removeprefix(SOURCE_PREFIX), 0, "native", store)
-    return None
+    return [ours for ours in map(_ours, mounts()) if ours is not None]
 
 
 def find_mount(directory: Path) -> Mounted | None:
-    """Our mount at `directory`, the uppermost one. A mount that is there is not touched: it may be dead."""
+    """Our mount at `directory`, the uppermost one."""
     at = {mounted.path: mounted for mounted in our_mounts()}
     # Only what is no mount may be a symbolic link to one.
-    return at.get(absolute(directory)) or at.get(Path(os.path.realpath(directory)))
+    return at.get(_absolute(directory, at)) or at.get(_resolved(Path.cwd() / directory, at))
 
 
 def absolute(directory: Path) -> Path:
     """`directory` absolute and without symbolic links in its parents; its own last step is not followed."""
-    path = Path(os.path.abspath(directory))
-    return Path(os.path.realpath(path.parent)) / path.name if path.name else path
+    return _absolute(directory, {mounted.path for mounted in our_mounts()})
 
 
 def holders(mounted: Mounted) -> list[str]:
@@ -72,6 +67,49 @@ def holders(mounted: Mounted) -> list[str]:
                 continue  # it has ended meanwhile
             found.append(f"{name} ({process.name})")
     return found
+
+
+def _ours(mount: Mount) -> Mounted | None:
+    if mount.kind == FILESYSTEM_TYPE:
+        owner = next(iter(mount.values("user_id")), "0")
+        return Mounted(mount.path, mount.device, mount.source, int(owner))
+    if mount.kind == "overlay" and mount.source.startswith(SOURCE_PREFIX):
+        # Its last data layer is STORE/arrived; a name too long for the kernel stands there as a descriptor in /proc.
+        last = Path(next(reversed(mount.values("datadir+")), "/"))
+        store = last.parent if last.name == "arrived" else None
+        return Mounted(mount.path, mount.device, mount.source.removeprefix(SOURCE_PREFIX), 0, "native", store)
+    return None
+
+
+def _absolute(directory: Path, ours: Container[Path]) -> Path:
+    path = Path(os.path.abspath(directory))
+    return _resolved(path.parent, ours) / path.name if path.name else path
+
+
+def _resolved(path: Path, ours: Container[Path]) -> Path:
+    """`path`, absolute, as realpath(3) would have it, but that no mount of ours is looked into: what follows one stays as it is."""
+    done, ahead = Path("/"), list(reversed(path.parts[1:]))
+    links = 0
+    while ahead:
+        name = ahead.pop()
+        if name == "..":
+            done = done.parent
+            continue
+        done /= name
+        if done in ours:
+            return Path(os.path.normpath(done.joinpath(*reversed(ahead))))
+        try:
+            target = Path(os.readlink(done))
+        except OSError:
+            continue  # no link, or not there
+        links += 1
+        if links > _MAX_LINKS:
+            continue
+        done = done.parent
+        if target.is_absolute():
+            done, target = Path("/"), target.relative_to("/")
+        ahead += reversed(target.parts)
+    return done
 
 
 def _holds(process: Path, device: int, path: Path) -> bool:

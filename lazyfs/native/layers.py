@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -46,14 +46,12 @@ class LayerMounts:
             roots.append(root)
         return tuple(roots)
 
-    def drop_all_but(self, used: Collection[Path]) -> None:
-        """Unmount the images that are not `used` and that no overlay in the kernel's table is stacked on. What is busy stays."""
+    def drop_unused(self) -> None:
+        """Unmount the images that no overlay in the kernel's table is stacked on. What is busy stays. Blocking."""
         there = mounts()
-        names = {image.name for image in used}
         stacked = {value for mount in there if mount.kind == "overlay" for value in mount.values("lowerdir+")}
         for mount in reversed(there):
-            ours = mount.kind == "erofs" and mount.path.parent == self._directory
-            if ours and mount.path.name not in names and str(mount.path) not in stacked:
+            if mount.kind == "erofs" and mount.path.parent == self._directory and str(mount.path) not in stacked:
                 with suppress(OSError):
                     unmount(mount.path)
                     mount.path.rmdir()
