@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -34,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _serve(store: Path, *, service: bool) -> int:
     # What the keeper needs none of is not imported for it.
+    import logging
+
     from lazyfs.daemon.fdstore import FdStore
     from lazyfs.daemon.service import Options, run
     from lazyfs.mount.logs import log_to_terminal

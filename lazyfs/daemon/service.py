@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -32,7 +31,7 @@ from lazyfs.daemon.refresh import Refresher
 from lazyfs.daemon.state import State
 from lazyfs.daemon.status import describe_mount
 from lazyfs.daemon.upkeep import Upkeep
-from lazyfs.errors import LazyfsError, UsageError
+from lazyfs.errors import LazyfsError
 from lazyfs.fuse.connection import serve_gate
 from lazyfs.fuse.gate_operations import GateOperations
 from lazyfs.gate.catalog import Catalog
@@ -44,7 +43,8 @@ from lazyfs.store.store import Store
 _log = logging.getLogger(__name__)
 
 _LINGER: Final = 10.0
-"""Seconds for which it stays after the last throw-away mount: one container is often followed by another."""
+"""Seconds for which it stays after the last throw-away mount, because one container is often followed by another; and for the
+first order, which is why it was started."""
 
 
 class Options(NamedTuple):
@@ -62,11 +62,8 @@ def run(options: Options, fds: FdStore) -> None:
 
 
 async def _serve(options: Options, fds: FdStore) -> None:
-    control = fds.get("control")
-    if control is None:
-        raise UsageError("this process was handed no socket to listen on", hint="Start it as `lazyfsd`, which keeps one for it")
     async with AsyncExitStack() as stack:
-        listener = stack.enter_context(socket.socket(fileno=control))
+        listener = stack.enter_context(fds.listener("control"))
         signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
         store = stack.enter_context(await trio.to_thread.run_sync(Store.open, options.store))
         state = stack.enter_context(await trio.to_thread.run_sync(State, options.store))
@@ -82,7 +79,7 @@ async def _serve(options: Options, fds: FdStore) -> None:
             nursery.start_soon(service.refresher.run)
             nursery.start_soon(service.upkeep.run)
             nursery.start_soon(service.end_on_signal, signals)
-            fds.ready(f"{len(service.mounts.live)} mounts")
+            fds.notify("READY=1")
             await service.wait_until_unused()
             await service.stop()
             await connection.unmount()
@@ -96,6 +93,7 @@ class Service:
         self._options = options
         self._store = store
         self._orders = 0
+        self._was_asked = False
         self._ending = trio.Event()
         self._changed = trio.Event()
         self.catalog = Catalog()
@@ -110,6 +108,7 @@ class Service:
     async def carry(self, order: Order, tell: Tell) -> Report:
         """Carry out an order. Raises LazyfsError."""
         self._orders += 1
+        self._was_asked = True
         try:
             match order:
                 case MountOrder():
@@ -140,8 +139,8 @@ class Service:
         """Until it is to end: nothing is mounted, nothing asked; or told so."""
         while not self._ending.is_set():
             idle = not (self.mounts.live or self._orders or self._options.service)
-            patience = (_LINGER if self.mounts.last_was_volatile else 0.0) if idle else float("inf")
-            with trio.move_on_after(patience) as waiting:
+            linger = _LINGER if self.mounts.last_was_volatile or not self._was_asked else 0.0
+            with trio.move_on_after(linger if idle else float("inf")) as waiting:
                 await self._wait_for_change()
             if waiting.cancelled_caught:
                 return
