@@ -69,7 +69,9 @@ def test_forms(root: Path, user: str, account: Account) -> None:
     assert find_account(root, user) == account
 
 
-@pytest.mark.parametrize("user", ["nobody", "www:nogroup", "2147483648", "-1", "+0", "broken", "huge", "٣", "www:99999999999", "a:b:c"])
+@pytest.mark.parametrize(
+    "user", ["nobody", "www:nogroup", "2147483648", "-1", "+0", "broken", "huge", "٣", "www:99999999999", "a:b:c"]
+)
 def test_unknown(root: Path, user: str) -> None:
     """A name that the image does not know, and a number that no id can be, are errors, never root."""
     with pytest.raises(LazyfsError, match="the image knows no"):

@@ -24,7 +24,8 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "target", ["real", "/etc/real", "../etc/real", "../../../../etc/real", "./../etc/./real", "/../../etc//real", "/proc/../etc/real"]
+    "target",
+    ["real", "/etc/real", "../etc/real", "../../../../etc/real", "./../etc/./real", "/../../etc//real", "/proc/../etc/real"],
 )
 def test_links_stay_inside(root: Path, target: str) -> None:
     """An absolute link starts at the image's root, and `..` ends there."""
@@ -33,7 +34,9 @@ def test_links_stay_inside(root: Path, target: str) -> None:
     assert read_inside(root, "/etc/passwd", LIMIT) == b"inside"
 
 
-@pytest.mark.parametrize("target", ["../../secret", "/../secret", "{outside}/secret", "/up/../../secret", "/gone", "passwd", "/etc/real/"])
+@pytest.mark.parametrize(
+    "target", ["../../secret", "/../secret", "{outside}/secret", "/up/../../secret", "/gone", "passwd", "/etc/real/"]
+)
 def test_links_that_lead_out_lead_nowhere(root: Path, target: str) -> None:
     """What is outside is not there, by whatever link; a circle and a dangling link are nothing either."""
     (root / "up").symlink_to("..")

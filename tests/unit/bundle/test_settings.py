@@ -53,7 +53,17 @@ def test_variables_without_a_value_are_none() -> None:
 
 @pytest.mark.parametrize(
     "config",
-    ["", "[]", "{", '{"config": []}', document(Cmd="sh"), document(Cmd=[1]), document(Env={"A": "1"}), document(User=0), "[" * 10**5],
+    [
+        "",
+        "[]",
+        "{",
+        '{"config": []}',
+        document(Cmd="sh"),
+        document(Cmd=[1]),
+        document(Env={"A": "1"}),
+        document(User=0),
+        "[" * 10**5,
+    ],
 )
 def test_what_is_no_config(config: str) -> None:
     """A document that means something else is refused in words."""
@@ -64,5 +74,5 @@ def test_what_is_no_config(config: str) -> None:
 @pytest.mark.parametrize("command", [["a\0b"], ["x" * (1 << 20)], ["\udcff"]])
 def test_what_no_program_can_be_given(command: list[str]) -> None:
     """NUL, a megabyte, bytes that are no text: told before a runtime stumbles over it."""
-    with pytest.raises(LazyfsError, match="NUL|limit|UTF-8"):
+    with pytest.raises(LazyfsError, match=r"NUL|limit|UTF-8"):
         settings_of(document(), command)

@@ -1,0 +1,35 @@
+"""Write a bundle and run it, in a process of its own: `python -m tests.run_bundle DIRECTORY CONFIG OPTIONS`, the last two JSON.
+
+On a terminal it takes it as its own, as a login does.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sys
+import termios
+from pathlib import Path
+
+from lazyfs.bundle.bundle import write_bundle
+from lazyfs.bundle.runc import run_bundle, signals_held
+from lazyfs.bundle.settings import settings_of
+
+
+def main(directory: Path, config: str, options: dict[str, str]) -> int:
+    if os.isatty(0) and os.getsid(0) == os.getpid():
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    write_bundle(
+        directory,
+        settings_of(config, user=options.get("user", "")),
+        hostname="of-the-test",
+        net="host" if options.get("net") == "host" else "none",
+        terminal="terminal" in options,
+    )
+    with signals_held() as mask:
+        return run_bundle(directory, f"lazyfs-test-{os.getpid()}", mask)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])))
