@@ -18,7 +18,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from lazyfs.cli.options import access_of, add_image, add_store, platform_of, reference_of, store_of
 from lazyfs.cli.progress import follow
@@ -48,6 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         type=Path,
         help="native: at its end, write the files in the order of their first use (for convert --prioritize)",
+    )
+    parser.add_argument(
+        "--lazy-only", action="store_true", help="refuse an image with a layer that is not lazy, instead of fetching it whole"
     )
     parser.add_argument("--foreground", action="store_true", help="portable: stay, and log to the terminal; Ctrl-C unmounts")
     add_store(parser)
@@ -122,6 +124,7 @@ def _mount_natively(arguments: argparse.Namespace, directory: Path, store: Path)
         background=arguments.background,
         upper=str(upper or ""),
         record=str(absolute(arguments.record)) if arguments.record else "",
+        lazy_only=arguments.lazy_only,
     )
     answer = follow(Client(store).call(order, start=True))
     if not find_mount(directory):
@@ -160,7 +163,8 @@ def _mount_portably(arguments: argparse.Namespace, directory: Path, store: Path)
             log_to_terminal()
         else:
             log_to_file(store, directory)
-        serve_portable(MountRequest(reference, directory, store, platform, access, arguments.background), reporter)
+        request = MountRequest(reference, directory, store, platform, access, arguments.background, lazy_only=arguments.lazy_only)
+        serve_portable(request, reporter)
 
     if arguments.foreground:
         serve(Reporter(None))
@@ -174,10 +178,10 @@ def _mount_portably(arguments: argparse.Namespace, directory: Path, store: Path)
 
 
 def _follow(pid: int, reports: Iterator[Report], directory: Path, arguments: argparse.Namespace) -> int:
-    first = next(reports, None)
-    if first is None:
+    reports = _checked(reports)
+    first = follow(reports, until="ready")
+    if not first:
         raise died(pid)
-    _raise_error(first)
     os.statvfs(directory)  # returns when the mount answers
     if arguments.json:
         print(json.dumps({"image": first["image"], "directory": str(directory), "pid": pid, "mode": "portable"}), flush=True)
@@ -197,7 +201,6 @@ def _show_progress(reports: Iterator[Report], directory: Path) -> None:
         task = progress.add_task("fetching", total=None)
         trouble = ""
         for report in reports:
-            _raise_error(report)
             progress.update(task, total=report["total"], completed=report["total"] - report["left"])
             if report["trouble"] and report["trouble"] != trouble:
                 trouble = report["trouble"]
@@ -215,8 +218,10 @@ def _check_not_hidden(directory: Path, what: str, path: Path) -> None:
         raise MountFailed(f"{directory} holds {what} ({path}), which the mount would hide", hint="Mount it at another directory")
 
 
-def _raise_error(report: dict[str, Any]) -> None:
-    if "error" in report:
-        error = LazyfsError(report["error"])
-        error.exit_code = report["code"]  # type: ignore[misc]  # the child's class, seen from here
-        raise error
+def _checked(reports: Iterator[Report]) -> Iterator[Report]:
+    for report in reports:
+        if "error" in report:
+            error = LazyfsError(report["error"])
+            error.exit_code = report["code"]  # type: ignore[misc]  # the child's class, seen from here
+            raise error
+        yield report

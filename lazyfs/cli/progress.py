@@ -1,4 +1,4 @@
-"""What lazyfsd reports while it carries an order out, for a person's eyes: lines, and a bar where there is a terminal."""
+"""What a mount's process reports on its way, for a person's eyes: lines, and bars where there is a terminal."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 
-def follow(reports: Iterator[Report]) -> Report:
-    """Show all reports; returns the last one. Raises what the daemon tells.
+def follow(reports: Iterator[Report], until: str = "done") -> Report:
+    """Show all reports up to the one that has `until`, which is returned; an empty one if they end before that.
+    Raises what `reports` raises.
 
     rich is imported when there is a bar to show: not on the way of a container's start.
     """
@@ -23,7 +24,7 @@ def follow(reports: Iterator[Report]) -> Report:
         bars: Progress | None = None
         tasks: dict[str, TaskID] = {}
         for report in reports:
-            if report.get("done"):
+            if report.get(until):
                 return report
             if "note" in report:
                 print(f"lazyfs: {report['note']}", file=sys.stderr)

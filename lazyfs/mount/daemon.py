@@ -19,8 +19,9 @@ from lazyfs.errors import LazyfsError, MountFailed
 _log = logging.getLogger(__name__)
 
 Report = dict[str, Any]
-"""`{"ready": true}`, `{"left": BYTES, "total": BYTES, "trouble": TEXT}`, the last of these with `"done": true`, and
-`{"error": TEXT, "code": EXIT CODE}`."""
+"""On the way: `{"note": TEXT}` for the user's eyes, `{"task": TEXT, "done_bytes": BYTES, "total": BYTES}` for a bar. Then
+`{"ready": true}`, and while the parent waits for all to be here `{"left": BYTES, "total": BYTES, "trouble": TEXT}`, the last of
+these with `"done": true`. Instead of any of these `{"error": TEXT, "code": EXIT CODE}`."""
 
 
 class Reporter:

@@ -26,11 +26,11 @@ from lazyfs.fetch.fetcher import Fetcher, open_fetcher
 from lazyfs.format.manifest import Platform
 from lazyfs.fuse.loop import serve as serve_kernel
 from lazyfs.fuse.operations import Operations
-from lazyfs.image.image import Image, load_layers, resolve_image
+from lazyfs.image.image import Image, resolve_image
 from lazyfs.image.layer import Layer
-from lazyfs.mount.daemon import Reporter
+from lazyfs.mount.daemon import Report, Reporter
 from lazyfs.mount.heap import share_arenas
-from lazyfs.mount.status import MountStatus, encode_status
+from lazyfs.mount.status import LayerStatus, MountStatus, encode_status
 from lazyfs.mount.table import find_mount
 from lazyfs.mount.unmount import unmount
 from lazyfs.source.open import AccessOptions, open_source
@@ -38,6 +38,7 @@ from lazyfs.source.reference import Reference
 from lazyfs.store.store import Store
 from lazyfs.vfs.filesystem import FileSystem
 from lazyfs.vfs.tree import Tree
+from lazyfs.whole.image import load_image_layers
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ _TASKS: Final = 160
 """Requests in flight in pyfuse3: above the kernel's max_background, which we set."""
 _MAX_BACKGROUND: Final = 128
 _READ_AHEAD_KB: Final = 1024
+_LAYERS_TOLD: Final = 200
+"""In a status, which has to fit into an extended attribute: 64 KiB."""
 
 
 class MountRequest(NamedTuple):
@@ -57,6 +60,8 @@ class MountRequest(NamedTuple):
     platform: Platform
     access: AccessOptions
     background: BackgroundMode
+    lazy_only: bool = False
+    """Refuse layers that are not lazy, instead of fetching them whole."""
 
 
 def serve(request: MountRequest, reporter: Reporter) -> None:
@@ -72,7 +77,8 @@ async def _serve(request: MountRequest, reporter: Reporter) -> None:
         source = open_source(request.reference, request.access)
         stack.push_async_callback(source.aclose)
         image = await resolve_image(source, request.reference.selector, request.platform, store)
-        layers = await load_layers(source, store, image)
+        tell = partial(_tell_progress, reporter)
+        layers = await load_image_layers(source, store, image, lazy_only=request.lazy_only, progress=tell)
         tree = await trio.to_thread.run_sync(Tree, [layer.entries for layer in layers])
         fetcher = await stack.enter_async_context(open_fetcher(store, source))
         mount = PortableMount(request, image, layers, store, fetcher, FileSystem(tree, layers, fetcher))
@@ -167,6 +173,9 @@ class PortableMount:
                 damaged=kept.damaged,
                 errors=fetched.errors,
                 trouble=self._background.trouble if self._background else "",
+                layer_states=tuple(
+                    LayerStatus(layer.digest, layer.descriptor.size, layer.reason) for layer in self._layers[:_LAYERS_TOLD]
+                ),
             )
         )
 
@@ -174,6 +183,12 @@ class PortableMount:
 async def _tell(reporter: Reporter, **report: Any) -> None:
     """In a thread: the pipe of a parent that is stopped (Ctrl-Z) fills up, and the mount must not stop with it."""
     await trio.to_thread.run_sync(partial(reporter.tell, **report), abandon_on_cancel=True)
+
+
+async def _tell_progress(reporter: Reporter, report: Report) -> None:
+    if "note" in report:
+        _log.info("%s", report["note"])
+    await _tell(reporter, **report)
 
 
 class _Session:
