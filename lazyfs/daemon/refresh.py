@@ -27,6 +27,8 @@ from lazyfs.store.store import Store
 _log = logging.getLogger(__name__)
 
 _PAUSE: Final = 1.0
+_SHARE: Final = 50
+"""Of the time, one part in so many goes into looking for what has become whole."""
 
 
 class Refresher:
@@ -42,17 +44,16 @@ class Refresher:
 
     async def run(self) -> None:
         """Until cancelled."""
-        seen = -1
+        pause = _PAUSE
         while True:
-            await trio.sleep(_PAUSE)
-            kept = self._store.kept_count
-            if kept == seen or not self._gate.through:
-                continue
-            seen = kept
+            await trio.sleep(pause)
+            began = trio.current_time()
             ripe = await trio.to_thread.run_sync(self._ripe, list(self._gate.through))
             if ripe:
                 self._gate.through.difference_update(ripe)
                 await self.look_again(ripe)
+            # A chown -R has ten thousand names looked for that nobody will read.
+            pause = max(_PAUSE, (trio.current_time() - began) * _SHARE)
 
     async def look_again(self, names: Sequence[str]) -> None:
         """Make the overlays that may hold one of these objects drop what nobody uses."""

@@ -34,13 +34,17 @@ def containerd(session_folder: Path) -> Iterator[Containerd]:
 
 @pytest.mark.fuse
 @pytest.mark.umoci
+@pytest.mark.parametrize("mode", ["portable", pytest.param("native", marks=pytest.mark.root)])
 @pytest.mark.parametrize("name", TREES)
 def test_mounted_tree_is_the_unpacked_one(
-    name: str, lazyfs: Lazyfs, converted: Named, unpacked: Callable[[str], dict[bytes, Record]]
+    name: str, mode: str, lazyfs: Lazyfs, converted: Named, unpacked: Callable[[str], dict[bytes, Record]]
 ) -> None:
-    """Every entry equals, in a first walk with nothing here yet and in a second one with all caches warm."""
+    """Every entry equals, in a first walk with nothing here yet and in a second one with all caches warm.
+
+    Natively that is seen through overlayfs: opaque directories and whiteouts of several layers are the kernel's to apply.
+    """
     expected = unpacked(name)
-    with lazyfs.mounted(converted(name), "--background", "off") as root:
+    with lazyfs.mounted(converted(name), "--background", "off", mode=mode) as root:
         assert not compare(expected, walk(root))
         assert not compare(expected, walk(root))
 
