@@ -1,0 +1,91 @@
+"""A lazyfsd whose images are toys: the real keeper, the real session, and tests/toy_gate.py for a gate."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from lazyfs.kernel.mounting import unmount
+from lazyfs.kernel.mountinfo import mounts
+
+PATIENCE_S: Final = 60.0
+
+
+class ToyDaemon:
+    """Keeper and daemon of one state directory. A context manager: at its end nothing of them is left."""
+
+    def __init__(self, state: Path, pause: float = 0.0, wrapper: Sequence[str] = ()) -> None:
+        self.state = state
+        self.gate = state / "gate"
+        self._command = [*wrapper, sys.executable, "-m", "tests.toy_gate", "--keeper", str(state), str(pause)]
+        self.keeper: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> int:
+        """Start it; the number of the daemon's process, which serves."""
+        self.keeper = subprocess.Popen(self._command, stderr=subprocess.PIPE)
+        return self.await_process(0)
+
+    def await_process(self, old: int) -> int:
+        """The number of the process that serves, once it is not `old` any more."""
+        assert self.keeper is not None
+        seen = select.poll()
+        for _ in range(int(PATIENCE_S * 100)):
+            assert self.keeper.poll() is None, f"the keeper has ended with {self.keeper.returncode}: {self.log()}"
+            if (self.state / "process").exists():
+                found = int((self.state / "process").read_text() or old)
+                if found != old:
+                    return found
+            seen.poll(10)
+        raise AssertionError(f"no new process serves: {self.log()}")
+
+    def kill(self) -> int:
+        """Kill the daemon; the number of the next one, which serves."""
+        old = int((self.state / "process").read_text())
+        os.kill(old, signal.SIGKILL)
+        return self.await_process(old)
+
+    def wait(self) -> int:
+        """The keeper's exit code."""
+        assert self.keeper is not None
+        return self.keeper.wait(PATIENCE_S)
+
+    def asked(self) -> list[str]:
+        """The names that were looked up, as often as they were."""
+        return [line.partition(" ")[0] for line in (self.state / "asked").read_text().splitlines()]
+
+    def log(self) -> str:
+        """What both said."""
+        path = self.state / "logs" / "lazyfsd.log"
+        return path.read_text() if path.exists() else ""
+
+    def connections(self) -> list[int]:
+        """The connections mounted as its gate."""
+        return [mount.number for mount in mounts() if mount.path == self.gate]
+
+    def __enter__(self) -> ToyDaemon:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self.connections():
+            unmount(self.gate, lazy=True)
+        if self.keeper is not None:
+            with self.keeper:
+                # Somebody may hold the connection still; the daemon ends only with that.
+                self.keeper.kill()
+        if (self.state / "process").exists():
+            process = int((self.state / "process").read_text())
+            if f"\0{self.state}\0".encode() in _command_line(process):
+                os.kill(process, signal.SIGKILL)
+
+
+def _command_line(process: int) -> bytes:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return b""
