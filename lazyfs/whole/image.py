@@ -81,6 +81,6 @@ async def _fetch(place: Place, known: Mapping[int, Layer], wanted: Mapping[int, 
 def _note(image: Image, number: int, whole: Whole) -> str:
     descriptor = image.layers[number]
     return (
-        f"layer {number + 1} of {len(image.layers)} ({descriptor.digest[:19]}) is not lazy, because it {whole.reason};"
-        f" its {descriptor.size / 1e6:.1f} MB are fetched whole (`lazyfs convert {image.name} DST` saves them)"
+        f"layer {number + 1} of {len(image.layers)} ({descriptor.digest[:19]}) is not lazy (it {whole.reason}):"
+        f" its {descriptor.size / 1e6:.1f} MB are fetched whole, which `lazyfs convert {image.name} DST` would save"
     )

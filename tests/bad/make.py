@@ -9,10 +9,13 @@ import os
 import tarfile
 from collections.abc import Callable
 
+import zstandard
+
 from lazyfs.format.footer import build_footer
 from tests.bad.oci import CONFIG, DATA, GZIP_LAYER, INDEX, MANIFEST, TOC_DIGEST, Json, Oci, file, named, sha256, tar_of
 
 ELSEWHERE = sha256(b"nobody has this")
+ZSTD_LAYER = "application/vnd.oci.image.layer.v1.tar+zstd"
 NOTHING = sha256(b"")
 
 
@@ -137,6 +140,13 @@ def plain_layer_truncated_and_said_so(it: Oci) -> Json:
     return it.image(it.blob(short, GZIP_LAYER, diff_id=layer["diff_id"]))
 
 
+def plain_layer_bomb(it: Oci) -> Json:
+    """Some kilobytes of zstd, which become a little more than a GiB of zeros."""
+    zeros = zstandard.ZstdCompressor().compressobj()
+    blob = b"".join(zeros.compress(bytes(32 << 20)) for _ in range(33)) + zeros.flush()
+    return it.image(it.blob(blob, ZSTD_LAYER, diff_id=ELSEWHERE))
+
+
 def layer_of_51_bytes(it: Oci) -> Json:
     return it.image(it.blob(build_footer(0), GZIP_LAYER, annotations={TOC_DIGEST: ELSEWHERE}))
 
@@ -220,7 +230,7 @@ nondistributable_layer = layer_type("application/vnd.oci.image.layer.nondistribu
 
 
 def zstd_layer(it: Oci) -> Json:
-    return it.image(it.lazy([file()], mediaType="application/vnd.oci.image.layer.v1.tar+zstd"))
+    return it.image(it.lazy([file()], mediaType=ZSTD_LAYER))
 
 
 def layout_without_marker(it: Oci) -> Json:

@@ -167,10 +167,29 @@ TABLE = [
     Bad("layout_without_the_tag", "ls", 4, ("IMAGE has no image 'v1'", "its images: v2")),
 ]
 MOUNTS = [
-    Bad("ordinary", "mount", 3, ("IMAGE", "layer 2 of 2", "lazyfs convert IMAGE")),
     Bad("toc_no_json", "mount", 3, ("LAYER", "not the JSON")),
     Bad("layer_missing", "mount", 4, ("LAYER", "is not there")),
     Bad("manifest_for_others", "mount", 4, ("IMAGE", "nothing for linux/", "linux/s390x, plan9/mips")),
+    # Layers that are not lazy are refused if that is asked for,
+    Bad("ordinary", "mount --lazy-only", 3, ("IMAGE", "layer 2 of 2", "lazyfs convert IMAGE")),
+    Bad("zstd_layer", "mount --lazy-only", 3, ("LAYER", "tar+zstd", "lazyfs convert IMAGE")),
+    Bad("toc_that_nobody_vouches_for", "mount --lazy-only", 3, ("LAYER", "vouches for no TOC", "lazyfs convert IMAGE")),
+    # and fetched whole else, if they are what the image says.
+    Bad("plain_layer_of_another_digest", "mount", 3, ("LAYER", "hashes to sha256:")),
+    Bad("plain_layer_of_another_diff_id", "mount", 3, ("LAYER", "diff ID is " + make.ELSEWHERE)),
+    Bad("plain_layer_truncated", "mount", 4, ("LAYER", "bytes instead of")),
+    Bad("plain_layer_truncated_and_said_so", "mount", 3, ("LAYER", "ends inside a gzip member")),
+    Bad("plain_layer_bomb", "mount", 3, ("LAYER", "a decompression bomb")),
+    Bad("lazy_layer_truncated_and_said_so", "mount", 3, ("LAYER", "hashes to sha256:")),
+    Bad("toc_that_nobody_vouches_for", "mount", 3, ("LAYER", "unpacks to sha256:", "diff ID")),
+    Bad("layer_no_tar", "mount", 3, ("LAYER", "is no header")),
+    Bad("layer_no_gzip", "mount", 3, ("LAYER is no gzip",)),
+    Bad("bad_upper_layer", "mount", 3, ("LAYER", "'it' is a hard link to 'gone'")),
+    Bad("tar_climbs", "mount", 3, ("LAYER", "'../it' climbs out")),
+    Bad("tar_too_deep", "mount", 3, ("LAYER", "'d/d/d", "more than 4095 bytes")),
+    Bad("wasm_module", "mount", 3, ("LAYER (application/wasm)", "is no layer of a container image")),
+    Bad("encrypted_layer", "mount", 3, ("is encrypted", "--decryption-key")),
+    Bad("foreign_layer", "mount", 3, ("is a foreign layer",)),
 ]
 
 
@@ -218,14 +237,21 @@ def test_bad_input(bad: Bad, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 @pytest.mark.fuse
 @pytest.mark.parametrize("bad", MOUNTS, ids=lambda bad: f"{bad.command} {bad.case}")
 def test_bad_image_is_not_mounted(bad: Bad, tmp_path: Path, lazyfs: Lazyfs) -> None:
-    """The mount's own process says why, and nothing is mounted."""
+    """The mount's own process says why, after what it did before; nothing is mounted, and nothing of the layer is published."""
     it = Oci(tmp_path / "src")
     CASES[bad.case](it)
     directory = tmp_path / "directory"
     directory.mkdir()
-    done = lazyfs.run("mount", f"oci:{it.path}:v1", directory, "--store", lazyfs.store, code=bad.code)
-    check(bad, it, done.stderr.decode())
+    command, *options = bad.command.split()
+    done = lazyfs.run(
+        command, f"oci:{it.path}:v1", directory, "--store", lazyfs.store, "--mode", "portable", *options, code=bad.code
+    )
+    *notes, told = done.stderr.decode().splitlines(keepends=True)
+    check(bad, it, told)
+    assert all(note.startswith("lazyfs: layer ") and "is not lazy (it " in note for note in notes)
     assert not directory.is_mount()
+    if bad.case != "bad_upper_layer":
+        assert not any(contents(lazyfs.store / part) for part in ("objects", "arrived", "partial"))
 
 
 def resident() -> int:
