@@ -11,6 +11,11 @@ Options, and why:
 - metacopy, redirect_dir: the metadata's inodes name their bytes by redirects; and a directory of the image can be renamed in a
   writable upper.
 - index, nfs_export off: whatever the distribution has made the default, the first would tie an upper to these very images.
+- xino off, whatever the kernel's default: each layer's files have a st_dev of their own, and directories the overlay's. On, there is one
+  st_dev, but inode numbers above 2^62, and for a 32-bit program that was built without 64-bit file offsets lstat and readdir then
+  fail (EOVERFLOW). Off, find -xdev, rsync -x, cp -x and tar --one-file-system do what they do elsewhere (only directories are asked
+  for their file system); du -x leaves out files, os.path.ismount takes a file for a mount point, and the first change of a file
+  changes its st_dev and inode number. Failing programs weigh more. README.md tells it.
 - volatile, for an upper that is thrown away: nothing is synced, and the kernel refuses to mount the upper again.
 """
 
@@ -64,7 +69,7 @@ def mount_stack(
             overlay.set("datadir+", stack.enter_context(nameable(directory)))
         for option in ("metacopy", "redirect_dir"):
             overlay.set(option, "on")
-        for option in ("index", "nfs_export"):
+        for option in ("xino", "index", "nfs_export"):
             overlay.set(option, "off")
         if upper is not None and work is not None:
             overlay.set("upperdir", stack.enter_context(nameable(upper)))
