@@ -88,16 +88,7 @@ def _chosen_mode(arguments: argparse.Namespace, store: Path) -> str:
         if needs:
             raise UsageError(f"{needs} wants a native mount, and --mode portable is none")
         return "portable"
-    if os.geteuid() != 0:
-        reason = "only root can mount natively"
-    elif Client(store).is_running():
-        return "native"  # it has tried that
-    else:
-        from lazyfs.native.probe import probe
-
-        store.mkdir(mode=0o700, parents=True, exist_ok=True)
-        verdict = probe(store)
-        reason = "" if verdict.native else verdict.reason
+    reason = _why_not_native(arguments, store)
     if reason and (arguments.mode == "native" or needs):
         raise NotNative(
             f"this machine cannot mount natively: {reason}", hint="" if needs else "--mode portable can, or auto, which chooses"
@@ -105,6 +96,23 @@ def _chosen_mode(arguments: argparse.Namespace, store: Path) -> str:
     if arguments.mode == "auto":
         print(f"lazyfs: mounting {f'portably: {reason}' if reason else 'natively'}", file=sys.stderr)
     return "portable" if reason else "native"
+
+
+def _why_not_native(arguments: argparse.Namespace, store: Path) -> str:
+    """Empty where it can be tried."""
+    if os.geteuid() != 0:
+        return "only root can mount natively"
+    paths = (arguments.directory, arguments.source, store, arguments.rw or "", arguments.record or "")
+    try:
+        "".join(map(str, paths)).encode()
+    except UnicodeEncodeError:
+        return "lazyfsd takes no paths that are not UTF-8"
+    if Client(store).is_running():
+        return ""  # it has tried
+    from lazyfs.native.probe import probe
+
+    store.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return probe(store).reason
 
 
 def _needs_native(arguments: argparse.Namespace) -> str:

@@ -227,6 +227,18 @@ def test_mode_is_told(lazyfs: Lazyfs, small: SmallImage, tmp_path: Path) -> None
     assert traces(lazyfs.store) == []
 
 
+def test_paths_that_are_not_utf8_are_mounted_portably(lazyfs: Lazyfs, small: SmallImage, tmp_path: Path) -> None:
+    """auto chooses what can; native says what it cannot."""
+    directory = tmp_path / "caf\udce9"
+    directory.mkdir()
+    told = lazyfs.run("mount", small.converted, directory, "--store", lazyfs.store, "--mode", "native", code=5).stderr
+    assert b"not UTF-8" in told
+    told = lazyfs.run("mount", small.converted, directory, "--store", lazyfs.store).stderr
+    assert b"mounting portably" in told
+    assert not wrong_files(directory, small)
+    lazyfs.run("umount", directory)
+
+
 @pytest.mark.parametrize(
     ("options", "code", "text"),
     [
