@@ -2,7 +2,8 @@
 
 A claim is a lock on one byte of the file `claims`, at the offset that the first 62 bits of the chunk's digest spell. It
 costs a system call, needs no cleaning up, and is gone with the process that held it. Two chunks that share 62 bits
-only wait for each other. One byte beyond all digests is the lock under which a store is opened or rebuilt.
+only wait for each other. Bytes beyond all digests are locks of the store as a whole: under which it is opened or rebuilt,
+settled after a power cut, or relieved of what there is no room for.
 """
 
 from __future__ import annotations
@@ -15,6 +16,11 @@ from pathlib import Path
 from lazyfs.store.locks import lock, open_lock_file, try_lock, unlock
 
 _OPENING = 1 << 62
+_SETTLING = _OPENING + 1
+_EVICTING = _OPENING + 2
+
+_SETTLING_PATIENCE = 900.0
+"""Seconds: what may not have reached the disk is read and checked meanwhile."""
 
 
 class Claims:
@@ -35,11 +41,30 @@ class Claims:
     @contextmanager
     def opening(self) -> Iterator[None]:
         """Hold off every other process that opens or rebuilds the store. Not to be entered twice at once."""
-        lock(self._fd, self._what, start=_OPENING)
+        with self._hold(_OPENING):
+            yield
+
+    @contextmanager
+    def settling(self) -> Iterator[None]:
+        """Hold off every other process that wants to use the store before it is known what of it reached the disk."""
+        with self._hold(_SETTLING, _SETTLING_PATIENCE):
+            yield
+
+    def start_evicting(self) -> bool:
+        """Whether this process is now the one that removes what there is no room for: only it knows what it has answered for."""
+        return try_lock(self._fd, start=_EVICTING)
+
+    def stop_evicting(self) -> None:
+        """Let another process do it."""
+        unlock(self._fd, start=_EVICTING)
+
+    @contextmanager
+    def _hold(self, place: int, patience: float | None = None) -> Iterator[None]:
+        lock(self._fd, self._what, start=place, patience=patience)
         try:
             yield
         finally:
-            unlock(self._fd, start=_OPENING)
+            unlock(self._fd, start=place)
 
     def close(self) -> None:
         """Let go of everything."""

@@ -101,8 +101,9 @@ class Database:
             _log.warning("the index of the store %s cannot be read: %s", self._directory.path, failure)
         return []
 
-    def transact(self, work: Callable[[sqlite3.Connection], None]) -> None:
-        """One transaction, shut against all other writers. What `work` raises undoes it, and goes on.
+    def transact(self, work: Callable[[sqlite3.Connection], None], *, synced: bool = False) -> None:
+        """One transaction, shut against all other writers; `synced`, it is on disk when this returns. What `work` raises undoes
+        it, and goes on.
 
         Raises StoreFull, StoreUnusable. When the index turns out damaged it is started over, and this returns.
         """
@@ -110,7 +111,7 @@ class Database:
             self._check_open()
             self._join()
             try:
-                self._commit(work)
+                self._commit(work, synced)
             except FAILURES as error:
                 if not _is_damage(error):
                     raise _refused(
@@ -139,10 +140,12 @@ class Database:
             self._closed = True
             self._disconnect()
 
-    def _commit(self, work: Callable[[sqlite3.Connection], None]) -> None:
+    def _commit(self, work: Callable[[sqlite3.Connection], None], synced: bool) -> None:
         db = self._writer
         if db is None:
             raise StoreUnusable(f"the store {self._directory.path} has lost its index", hint="The log tells why.")
+        if synced:
+            db.execute("PRAGMA synchronous = FULL")
         db.execute("BEGIN IMMEDIATE")
         try:
             work(db)
@@ -151,6 +154,9 @@ class Database:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             raise
+        finally:
+            if synced:
+                db.execute(schema.SELDOM_SYNCED)
 
     def _check_open(self) -> None:
         if self._closed:

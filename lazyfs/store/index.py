@@ -90,8 +90,11 @@ class Index:
 
     def names(self) -> list[str]:
         """Every object that has committed rows."""
-        found = self._database.query("SELECT DISTINCT object FROM chunk")
-        return [name for (name,) in found if isinstance(name, str) and is_name(name)]
+        return _names(self._database.query("SELECT DISTINCT object FROM chunk"))
+
+    def younger(self, limit: int) -> list[str]:
+        """Objects with committed rows that are younger than the last durable generation, at most `limit` (-1: all)."""
+        return _names(self._database.query(schema.SELECT_YOUNGER, (limit,)))
 
     def size(self) -> int:
         """Bytes of all chunks that have committed rows."""
@@ -146,8 +149,13 @@ class Index:
             self._hurry.set()
         self._wake.set()
 
-    def change(self, work: Callable[[sqlite3.Connection], None] | None = None) -> None:
-        """Commit the buffered rows and, in the same transaction, `work`.
+    def fact(self, name: str) -> int | str | None:
+        """What is noted of the store as a whole (schema.py); None when sqlite fails."""
+        found = self._database.query(schema.SELECT_FACT, (name,))
+        return found[0][0] if found and isinstance(found[0][0], int | str) else None
+
+    def change(self, work: Callable[[sqlite3.Connection], None] | None = None, *, synced: bool = False) -> None:
+        """Commit the buffered rows and, in the same transaction, `work`. `synced`: it is on disk when this returns.
 
         Raises StoreFull, StoreUnusable: `work` is undone then (not what it did to files). Rows stay buffered until sqlite takes
         them, but where there is no room, some are given up, and the room of their bytes taken for the rest. When the
@@ -158,7 +166,7 @@ class Index:
             try:
                 while True:
                     try:
-                        self._commit(batch, work)
+                        self._commit(batch, work, synced)
                         break
                     except StoreFull:
                         if not batch:
@@ -202,9 +210,10 @@ class Index:
             with suppress(LocalError):  # logged; whoever keeps the next chunk is told
                 self.change()
 
-    def _commit(self, batch: list[Row], work: Callable[[sqlite3.Connection], None] | None) -> None:
+    def _commit(self, batch: list[Row], work: Callable[[sqlite3.Connection], None] | None, synced: bool) -> None:
         def transaction(db: sqlite3.Connection) -> None:
-            db.executemany(schema.INSERT, [msgspec.structs.astuple(row) for row in batch])
+            generation = schema.number(db, "generation")
+            db.executemany(schema.INSERT, [(*msgspec.structs.astuple(row), generation) for row in batch])
             for name in {row.object for row in batch}:
                 chunks = self._buffer.length(name)
                 if chunks > 1 and db.execute(schema.COUNT, (name,)).fetchone()[0] == chunks:
@@ -212,7 +221,7 @@ class Index:
             if work is not None:
                 work(db)
 
-        self._database.transact(transaction)
+        self._database.transact(transaction, synced=synced)
         self._buffer.forget(batch)
 
     def _give_up_half(self, batch: list[Row]) -> list[Row]:
@@ -233,3 +242,7 @@ class Index:
 
 def _sound(found: Iterable[Sequence[Any]]) -> list[Row]:
     return [row for row in map(row_of, found) if row is not None]
+
+
+def _names(found: Iterable[Sequence[Any]]) -> list[str]:
+    return [name for (name,) in found if isinstance(name, str) and is_name(name)]

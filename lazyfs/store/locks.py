@@ -32,12 +32,13 @@ def try_lock(fd: int, *, shared: bool = False, start: int = 0, length: int = 1) 
     return True
 
 
-def lock(fd: int, what: str, *, shared: bool = False, start: int = 0) -> None:
-    """Take the lock, waiting for others. Raises StoreUnusable, naming `what`, when they do not let go in time."""
-    deadline = time.monotonic() + PATIENCE
+def lock(fd: int, what: str, *, shared: bool = False, start: int = 0, patience: float | None = None) -> None:
+    """Take the lock, waiting for others for `patience` seconds (PATIENCE). Raises StoreUnusable, naming `what`, when they do not let go in time."""
+    patience = PATIENCE if patience is None else patience
+    deadline = time.monotonic() + patience
     while not try_lock(fd, shared=shared, start=start):
         if time.monotonic() > deadline:
-            raise StoreUnusable(f"{what} has been locked by another process for {PATIENCE:.0f} seconds", hint="End that process.")
+            raise StoreUnusable(f"{what} has been locked by another process for {patience:.0f} seconds", hint="End that process.")
         time.sleep(_PAUSE)
 
 

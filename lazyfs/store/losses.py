@@ -1,6 +1,7 @@
 """What was found damaged or gone, and is dropped: a row is never left that its file does not keep.
 
-Files are removed, or put under other names, in the transaction that takes their rows away. Where many files have gone at
+Files are removed, or put under other names, in the transaction that takes their rows away. It is synced before the chunk
+can be fetched again: else a power cut could bring the old row back, with its generation, for a new file that is not on disk. Where many files have gone at
 once (by hand), the first that is missed makes the store look for all: one transaction, not thousands.
 """
 
@@ -67,7 +68,7 @@ class Losses:
                 self._files.demote(name, copy)
 
         try:
-            self._index.change(work)
+            self._index.change(work, synced=True)
         except (LocalError, OSError) as error:
             _log.warning("chunk %d of %s is damaged (%s) and cannot be dropped: %s", row.position, name, cause, error)
         finally:
@@ -103,5 +104,5 @@ class Losses:
             here = {name for folder in (self._directory.objects, self._directory.partial) for name in os.listdir(folder)}
             gone = [name for name in self._index.names() if name not in here]
             if gone:
-                self._index.change(work)
+                self._index.change(work, synced=True)
                 _log.warning("%d files of the store are gone: dropped", len(gone))

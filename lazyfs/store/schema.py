@@ -11,11 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lazyfs.errors import StoreUnusable
+from lazyfs.kernel.boot import boot_id
 from lazyfs.store.directory import Directory
 
-FORMAT = 1
-MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {}
-"""By the version that each one starts from: what makes it the next. Run with no other process in the store."""
+FORMAT = 2
 
 _APPLICATION = 0x4C5A0000  # "LZ", and the version below
 _SCHEMA = (
@@ -26,10 +25,19 @@ _SCHEMA = (
     size INTEGER NOT NULL,
     digest BLOB NOT NULL,
     sums BLOB NOT NULL,
+    generation INTEGER NOT NULL,
     PRIMARY KEY (object, position)
 ) WITHOUT ROWID""",
     "CREATE INDEX chunk_digest ON chunk (digest)",
+    "CREATE INDEX chunk_generation ON chunk (generation)",
+    "CREATE TABLE fact (name TEXT NOT NULL PRIMARY KEY, value ANY NOT NULL) WITHOUT ROWID",
 )
+_FACTS = {"generation": 1, "durable": 0, "limit": 0}
+"""What is known of the store as a whole: the generation that new rows are of and the last one that is on disk (durability.py),
+and the bytes that all may take (0: any number). `boot` is the one for which the store was made or settled."""
+
+SELDOM_SYNCED = "PRAGMA synchronous = NORMAL"
+"""A power cut may lose the last commits, in their order, never the index."""
 
 _ROW = "SELECT object, position, offset, size, digest, sums FROM chunk"
 SELECT_ROW = f"{_ROW} WHERE object = ? AND position = ?"
@@ -38,10 +46,45 @@ SELECT_SAME = f"{_ROW} WHERE digest = ? LIMIT 8"
 SELECT_HELD = "SELECT position, offset, size, digest FROM chunk WHERE object = ? AND position >= ? AND position < ?"
 SELECT_LIST = "SELECT size, digest FROM chunk WHERE object = ? ORDER BY position"
 SELECT_MANY = "SELECT object, position, offset, size, digest FROM json_each(?) JOIN chunk ON object = json_each.value"
+SELECT_YOUNGER = """SELECT DISTINCT object FROM chunk
+    WHERE generation > (SELECT value FROM fact WHERE name = 'durable') LIMIT ?"""
 COUNT = "SELECT count(*) FROM chunk WHERE object = ?"
-INSERT = "INSERT OR REPLACE INTO chunk (object, position, offset, size, digest, sums) VALUES (?, ?, ?, ?, ?, ?)"
+INSERT = "INSERT OR REPLACE INTO chunk (object, position, offset, size, digest, sums, generation) VALUES (?, ?, ?, ?, ?, ?, ?)"
 DELETE = "DELETE FROM chunk WHERE object = ? AND position = ?"
 DELETE_ALL = "DELETE FROM chunk WHERE object = ?"
+SELECT_FACT = "SELECT value FROM fact WHERE name = ?"
+
+
+def number(connection: sqlite3.Connection, name: str) -> int:
+    """A fact that is a number. Raises sqlite3.DatabaseError where it is damaged."""
+    found = connection.execute(SELECT_FACT, (name,)).fetchone()
+    if not (found and isinstance(found[0], int) and found[0] >= 0):
+        raise sqlite3.DatabaseError(f"its {name} is damaged")
+    return found[0]
+
+
+def note(connection: sqlite3.Connection, name: str, value: int | str) -> None:
+    """Set a fact."""
+    connection.execute("UPDATE fact SET value = ? WHERE name = ?", (value, name))
+
+
+def _create(connection: sqlite3.Connection, boot: str) -> None:
+    for statement in _SCHEMA:
+        connection.execute(statement)
+    connection.executemany("INSERT INTO fact (name, value) VALUES (?, ?)", [*_FACTS.items(), ("boot", boot)])
+
+
+def _add_generations(connection: sqlite3.Connection) -> None:
+    """From 1 to 2. All rows are of the first generation, and none is known to be on disk."""
+    connection.execute("ALTER TABLE chunk RENAME TO older")
+    connection.execute("DROP INDEX chunk_digest")
+    _create(connection, "")
+    connection.execute("INSERT INTO chunk SELECT object, position, offset, size, digest, sums, 1 FROM older")
+    connection.execute("DROP TABLE older")
+
+
+MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {1: _add_generations}
+"""By the version that each one starts from: what makes it the next. Run with no other process in the store."""
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -51,8 +94,7 @@ def connect(path: Path) -> sqlite3.Connection:
         # A damaged name need not be UTF-8, and is then nobody's.
         connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
         connection.execute("PRAGMA journal_mode = WAL")
-        # A power cut may lose the last commits, never the index: what is read back is checked in any case.
-        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute(SELDOM_SYNCED)
     except BaseException:
         connection.close()
         raise
@@ -68,7 +110,7 @@ def prepare(connection: sqlite3.Connection, directory: Directory) -> bool:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     tables = _tables(connection)
     if not (application or version or tables):
-        _write(connection, lambda: [connection.execute(statement) for statement in _SCHEMA])
+        _write(connection, lambda: _create(connection, boot_id()))
         return True
     if application != _APPLICATION + version or version < 1:
         raise sqlite3.DatabaseError("it is no index of a lazyfs store")

@@ -21,6 +21,7 @@ from lazyfs.store.blocks import read_checked, sums_of
 from lazyfs.store.content import Content
 from lazyfs.store.directory import Directory, refusal
 from lazyfs.store.documents import Documents
+from lazyfs.store.durability import Durability, settle
 from lazyfs.store.files import Files, is_single
 from lazyfs.store.index import Held, Index
 from lazyfs.store.losses import Losses
@@ -55,6 +56,12 @@ class Store:
         self._closed = False
         self.index = Index(directory, completed=self.files.promote, given_up=self._give_up, settled=self._let_go)
         self._losses = Losses(directory, self.files, self.index, self._open)
+        try:
+            settle(directory, self.files, self.index)
+        except BaseException:
+            self.index.close()
+            raise
+        self.durability = Durability(directory, self.index)
         with suppress(LocalError):  # logged; a file that stays in partial/ is read from there
             for name in os.listdir(directory.partial):
                 self.index.complete(name)

@@ -51,7 +51,7 @@ def test_rows_wait_while_sqlite_cannot_write(store: Store, directory: Path, expe
 
     other = content(b"y")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store.index._database, "_commit", lambda _: busy(None))  # type: ignore[arg-type]
+        patch.setattr(store.index._database, "_commit", lambda *_: busy(None))  # type: ignore[arg-type]
         with pytest.raises(StoreUnusable, match="busy"):
             store.index.change()
         with pytest.raises(StoreUnusable, match="busy"):
@@ -69,11 +69,11 @@ def test_rows_without_room_are_given_up_by_halves(store: Store, directory: Path)
     commit = store.index._database._commit
     batches: list[int] = []
 
-    def full(work: object) -> None:
+    def full(work: object, synced: bool) -> None:
         batches.append(len(store.index._buffer))
         if len(store.index._buffer) > 5:
             raise fail(sqlite3.SQLITE_FULL, "database or disk is full")
-        commit(work)  # type: ignore[arg-type]
+        commit(work, synced)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
         with store.index._database.writing:
@@ -91,7 +91,7 @@ def test_no_room_for_any_row(store: Store, directory: Path, expect_log: LogWatch
     expect_log("disk is full")
     made = content(b"x")
 
-    def full(_: object) -> None:
+    def full(*_: object) -> None:
         raise fail(sqlite3.SQLITE_FULL, "database or disk is full")
 
     with pytest.MonkeyPatch.context() as patch:

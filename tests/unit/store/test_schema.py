@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -33,16 +34,16 @@ def test_a_newer_format_is_refused(directory: Path) -> None:
     """And left as it is, for the newer lazyfs that made it."""
     with Store.open(directory) as store:
         made = keep_all(store, [b"x"])
-    stamp(directory, 0x4C5A0002, 2)
-    with pytest.raises(StoreUnusable, match="has format 2, and this lazyfs knows formats up to 1"):
+    stamp(directory, 0x4C5A0003, 3)
+    with pytest.raises(StoreUnusable, match="has format 3, and this lazyfs knows formats up to 2"):
         Store.open(directory)
     assert (directory / "objects" / made.name).exists()
-    stamp(directory, 0x4C5A0001, 1)
+    stamp(directory, 0x4C5A0002, 2)
     with Store.open(directory) as store:
         assert read_all(store, made) == [b"x"]
 
 
-@pytest.mark.parametrize(("application", "user"), [(0x4C5A0001, 9), (0x4C5A0009, 1), (0, 1), (0x4C5A0000, 0)])
+@pytest.mark.parametrize(("application", "user"), [(0x4C5A0002, 9), (0x4C5A0009, 2), (0, 2), (0x4C5A0000, 0)])
 def test_versions_that_disagree_are_damage(directory: Path, application: int, user: int, expect_log: LogWatch) -> None:
     """One flipped byte must not lock anybody out of the store."""
     Store.open(directory).close()
@@ -56,20 +57,20 @@ def test_an_older_format_is_migrated(directory: Path, monkeypatch: pytest.Monkey
     with Store.open(directory) as store:
         made = keep_all(store, [b"x"])
     steps: list[int] = []
-    monkeypatch.setattr(schema, "FORMAT", 3)
-    monkeypatch.setattr(schema, "MIGRATIONS", {1: lambda _: steps.append(1), 2: lambda _: steps.append(2)})
+    monkeypatch.setattr(schema, "FORMAT", 4)
+    monkeypatch.setattr(schema, "MIGRATIONS", {2: lambda _: steps.append(2), 3: lambda _: steps.append(3)})
     for _ in range(2):
         with Store.open(directory) as store:
             assert read_all(store, made) == [b"x"]
-        assert steps == [1, 2]
+        assert steps == [2, 3]
 
 
 def test_an_older_format_in_use_is_left(store: Store, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The older lazyfs goes on with what it knows."""
     made = keep_all(store, [b"x"])
-    monkeypatch.setattr(schema, "FORMAT", 2)
-    monkeypatch.setattr(schema, "MIGRATIONS", {1: lambda _: None})
-    with pytest.raises(StoreUnusable, match="older format 1 and is in use"):
+    monkeypatch.setattr(schema, "FORMAT", 3)
+    monkeypatch.setattr(schema, "MIGRATIONS", {2: lambda _: None})
+    with pytest.raises(StoreUnusable, match="older format 2 and is in use"):
         Store.open(directory)
     assert read_all(store, made) == [b"x"]
 
@@ -83,8 +84,43 @@ def test_a_migration_that_fails_changes_nothing(directory: Path, monkeypatch: py
         raise StoreUnusable("no")
 
     with monkeypatch.context() as newer:
-        newer.setattr(schema, "FORMAT", 2)
-        newer.setattr(schema, "MIGRATIONS", {1: fail})
+        newer.setattr(schema, "FORMAT", 3)
+        newer.setattr(schema, "MIGRATIONS", {2: fail})
         with pytest.raises(StoreUnusable):
             Store.open(directory)
     Store.open(directory).close()
+
+
+FIRST = """
+CREATE TABLE chunk (
+    object TEXT NOT NULL,
+    position INTEGER NOT NULL,
+    offset INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    digest BLOB NOT NULL,
+    sums BLOB NOT NULL,
+    PRIMARY KEY (object, position)
+) WITHOUT ROWID;
+CREATE INDEX chunk_digest ON chunk (digest);
+INSERT INTO chunk SELECT object, position, offset, size, digest, sums FROM now.chunk;
+PRAGMA application_id = 0x4C5A0001;
+PRAGMA user_version = 1;
+"""
+
+
+def test_the_first_format_is_migrated(directory: Path) -> None:
+    """What a store of format 1 held is here, checked once, for nobody knows whether it was ever synced; its objects get twins."""
+    with Store.open(directory) as store:
+        made = keep_all(store, [b"x"])
+    shutil.rmtree(directory / "arrived")
+    (directory / "index.sqlite").rename(directory / "now")
+    with sqlite3.connect(directory / "index.sqlite") as db:
+        db.execute("ATTACH ? AS now", (str(directory / "now"),))
+        db.executescript(FIRST)
+    db.close()
+    (directory / "now").unlink()
+    for _ in range(2):
+        with Store.open(directory) as store:
+            assert read_all(store, made) == [b"x"]
+            assert not store.durability.is_pending()
+            assert store.publish(made)

@@ -1,0 +1,196 @@
+"""What of the store has reached the disk, and what is done about the rest after a power cut.
+
+A rename is not durable: a file system may show, after a power cut, a file under its last name with none of its bytes, or with
+holes. Portable mounts check what they read; the kernel, which serves objects/ natively, checks nothing. To sync each file
+would cost more than to fetch it. So every row of the index carries the generation in which it was committed. Now and then
+the generation is raised, and then all of the file system is synced: what was committed before the raise had its bytes and its
+names in place before, so the generation that has ended is durable, and that is noted.
+
+The first process to open the store after a boot settles it, before anything can be mounted: of all objects that have a younger
+row than the last durable generation every chunk is checked, and dropped where it is wrong; files that no row vouches for
+leave objects/, arrived/ and partial/. A process that dies without the power failing needs none of this: the kernel has its bytes.
+
+Rows come back in the order of their commits, up to some commit before the cut. So a row must not be taken away, and its file made
+anew, without the removal being synced in between (losses.py, eviction.py).
+
+Source for the loss: kernel-level measurement on ext4 (50 of 50 renamed files empty after 8 seconds); syncfs(2).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+from pathlib import Path
+
+from lazyfs.errors import StoreUnusable
+from lazyfs.kernel.boot import boot_id
+from lazyfs.kernel.sync import syncfs
+from lazyfs.store import schema
+from lazyfs.store.blocks import read_checked
+from lazyfs.store.directory import Directory, refusal
+from lazyfs.store.files import Files, is_single
+from lazyfs.store.index import Index
+from lazyfs.store.rows import Row
+
+_log = logging.getLogger("lazyfs.store")
+
+
+class Durability:
+    """Raises generations. Any thread may call it; several processes may."""
+
+    def __init__(self, directory: Directory, index: Index) -> None:
+        self._directory = directory
+        self._index = index
+        self._failed = False
+
+    def is_pending(self) -> bool:
+        """Whether something committed is not known to be on disk. A query of 10 µs."""
+        return bool(self._index.younger(1))
+
+    def make_durable(self) -> None:
+        """Bring all that is kept to the disk, and note it; nothing is done where nothing is new. Takes as long as the disk does.
+
+        Raises StoreFull, StoreUnusable: what is younger than the last durable generation stays so. Cancelled by a kill at any
+        point, likewise.
+        """
+        ended = 0
+
+        def end(db: sqlite3.Connection) -> None:
+            nonlocal ended
+            if db.execute(schema.SELECT_YOUNGER, (1,)).fetchone():
+                ended = schema.number(db, "generation")
+                schema.note(db, "generation", ended + 1)
+
+        def record(db: sqlite3.Connection) -> None:
+            # Not into an index that was started over meanwhile.
+            if schema.number(db, "generation") > ended > schema.number(db, "durable"):
+                schema.note(db, "durable", ended)
+
+        self._index.change(end)
+        if not ended:
+            return
+        if self._failed:
+            # The kernel tells of a failed write once, and keeps no copy of what it could not write.
+            raise StoreUnusable(f"the disk of the store {self._directory.path} has failed", hint="See the kernel's log.")
+        try:
+            sync(self._directory.path)
+        except OSError as error:
+            self._failed = True
+            raise refusal(error, f"the store {self._directory.path} cannot be synced") from error
+        self._index.change(record)
+
+
+def sync(path: Path) -> None:
+    """syncfs of the file system that `path` lies on. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        syncfs(fd)
+    finally:
+        os.close(fd)
+
+
+def settle(directory: Directory, files: Files, index: Index) -> None:
+    """Once a boot: check, or throw away, what may not have reached the disk. Raises StoreUnusable, StoreFull.
+
+    Killed in the middle, the next process does it again.
+    """
+    boot = boot_id()
+    if index.fact("boot") == boot:
+        return
+    with directory.claims.settling():
+        if index.fact("boot") != boot:
+            try:
+                dropped, removed = _Settling(directory, files, index).run(boot)
+            except OSError as error:
+                raise refusal(error, f"the store {directory.path} cannot be settled after a start of the machine") from error
+            if dropped or removed:
+                _log.warning(
+                    "the store %s was not all on disk when the machine stopped: %d chunks and %d files dropped",
+                    directory.path,
+                    dropped,
+                    removed,
+                )
+
+
+class _Settling:
+    """One pass over the store, with no other process in it."""
+
+    def __init__(self, directory: Directory, files: Files, index: Index) -> None:
+        self._directory = directory
+        self._files = files
+        self._index = index
+        self._wrong: list[Row] = []
+        self._removed = 0
+
+    def run(self, boot: str) -> tuple[int, int]:
+        """The chunks dropped, and the files removed."""
+        self._index.change(_require_facts)
+        names = set(self._index.names())
+        objects, young = set(os.listdir(self._directory.objects)), set(self._index.younger(-1))
+        lost = set()
+        for name in names:
+            if name in young or name not in objects:
+                if not self._check(name, name in objects):
+                    lost.add(name)
+            elif not (is_single(name) or self._index.is_whole(name)):
+                self._to_partial(name)
+        self._remove_files(names - lost)
+
+        def drop(db: sqlite3.Connection) -> None:
+            db.executemany(schema.DELETE, [(row.object, row.position) for row in self._wrong])
+            schema.note(db, "boot", boot)
+
+        self._index.change(drop, synced=True)
+        Durability(self._directory, self._index).make_durable()
+        return len(self._wrong), self._removed
+
+    def _check(self, name: str, whole: bool) -> bool:
+        """Check every chunk of an object (one that is young may have made a new file of the others): whether any is right."""
+        rows = self._index.rows_of(name)
+        wrong, size = rows, sum(row.size for row in rows)
+        fd = self._files.open(name)
+        if fd is not None:
+            try:
+                fits = not whole or os.fstat(fd).st_size == size
+                if fits or not is_single(name):
+                    wrong = [row for row in rows if not is_right(fd, row)]
+            finally:
+                os.close(fd)
+            if whole and not is_single(name) and (wrong or not fits or not self._index.is_whole(name)):
+                self._to_partial(name)
+        self._wrong += wrong
+        return len(wrong) < len(rows)
+
+    def _to_partial(self, name: str) -> None:
+        """It goes on as a file under way: nobody has it open or mounted."""
+        os.chmod(self._directory.objects + name, 0o600)
+        os.rename(self._directory.objects + name, self._directory.partial + name)
+        self._files.discard(self._directory.arrived + name)
+
+    def _remove_files(self, names: set[str]) -> None:
+        """What no row vouches for, and what is here already under the name of an object."""
+        objects = {entry.name: entry.inode() for entry in os.scandir(self._directory.objects)}
+        for name in objects.keys() - names:
+            self._remove(self._directory.objects + name)
+        for entry in list(os.scandir(self._directory.arrived)):
+            if entry.name not in names or objects.get(entry.name) != entry.inode():
+                self._remove(entry.path)
+        for name in os.listdir(self._directory.partial):
+            if name not in names or name in objects:
+                self._remove(self._directory.partial + name)
+
+    def _remove(self, path: str) -> None:
+        if not os.path.isdir(path):  # somebody's own: a folder is nobody's object
+            os.unlink(path)
+            self._removed += 1
+
+
+def is_right(fd: int, row: Row) -> bool:
+    """Whether the chunk in the file is what its row says."""
+    return read_checked(fd, row.offset, row.size, row.digest, row.sums, 0, 0) is not None
+
+
+def _require_facts(db: sqlite3.Connection) -> None:
+    """An index that does not say what is durable is damaged."""
+    schema.number(db, "durable")
