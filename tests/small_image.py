@@ -37,6 +37,11 @@ class SmallImage(NamedTuple):
         """How `oci:` notation names it."""
         return f"oci:{self.layout}:v1"
 
+    @property
+    def original(self) -> Path:
+        """The layout of what was converted."""
+        return self.layout.parent / "original"
+
 
 def content(seed: object, size: int) -> bytes:
     """Bytes that compress to about half."""
