@@ -96,6 +96,7 @@ LACKS: dict[str, Callable[[], str]] = {
     "fuse": lambda: lacks("fusermount3") or ("" if os.access("/dev/fuse", os.R_OK | os.W_OK) else "/dev/fuse cannot be opened"),
     "registry": lambda: lacks("docker-registry", "skopeo"),
     "images": lambda: lacks_root() or lacks("debootstrap"),
+    "erofs": lambda: lacks_root() or lacks("fsck.erofs"),
     "umoci": lambda: lacks_root() or lacks("umoci"),
     "containerd": lambda: lacks_root() or lacks("containerd", "ctr", "runc"),
     "peer": lambda: lacks("ctr-remote", "/usr/bin/go"),

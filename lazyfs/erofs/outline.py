@@ -11,17 +11,23 @@ others, since overlayfs merges by itself:
 
 A directory that a layer implies but does not name takes its attributes from the layers below: `inherited` has them. One
 that is implied by nothing but whiteouts exists only where there is something to hide, that is, where `inherited` has it.
+
+One thing no layer may hold: a name of an object in its root. overlayfs looks for a file's data in the layers below before
+it comes to the data layers, and would take a base image's `/sha256-…` for the bytes of a file above it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from lazyfs.errors import InvalidToc
 from lazyfs.format.entry import OPAQUE_MARKER, OWN_NAMES, WHITEOUT_PREFIX, Entry, base_of, parent_of
 from lazyfs.format.toc import show
+from lazyfs.store.content import SEVERAL, SINGLE
 
-_AUFS_PREFIX = b".wh..wh."
+_AUFS_PREFIX: Final = b".wh..wh."
+_OBJECTS: Final = (SINGLE.encode(), SEVERAL.encode())
 
 
 class Inode:
@@ -63,6 +69,7 @@ class Outline:
         self._markers: list[tuple[bytes, bytes]] = []
         """(directory, name without the prefix) of whiteouts; the marker of opaque directories as `b""`."""
         self._read(entries)
+        self._refuse_objects()
         self._whited = {parent + b"/" + name if parent else name for parent, name in self._markers if name}
         self._opaque = {parent for parent, name in self._markers if not name}
         for path in self._whited:
@@ -158,6 +165,14 @@ class Outline:
                 directory.whiteouts.add(name)
             else:
                 children[name] = inodes[path] = Inode(entry)
+
+    def _refuse_objects(self) -> None:
+        for name in (*self.root.children, *self.root.whiteouts, *(name for parent, name in self._markers if not parent)):
+            if name.startswith(_OBJECTS):
+                raise InvalidToc(
+                    f"the layer has {show(name)} in its root, where native mounts look for files' data",
+                    hint="A portable mount (--mode portable) shows it.",
+                )
 
     def _mark(self, parent: bytes, name: bytes) -> None:
         if name == OPAQUE_MARKER:

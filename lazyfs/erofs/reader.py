@@ -103,7 +103,7 @@ class _Image:
                     return None, True
                 inode = self._inode(nid, path)
                 covered = covered or inode.opaque
-        except (struct.error, IndexError, KeyError, ValueError) as error:
+        except (struct.error, IndexError, KeyError, ValueError, OverflowError) as error:
             raise self._damaged(error) from error
         return inode.entry, covered
 

@@ -22,7 +22,7 @@ from lazyfs.erofs.ondisk import (
 from lazyfs.errors import InvalidToc
 from lazyfs.format.toc import show
 
-_HINT: Final = "A portable mount (--mode portable) shows it"
+_HINT: Final = "A portable mount (--mode portable) shows it."
 OVERLAY: Final = b"trusted.overlay."
 _ESCAPED: Final = OVERLAY + b"overlay."
 _NAME_MAX: Final = 255
