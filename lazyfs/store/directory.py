@@ -17,11 +17,9 @@ On disk:
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -29,13 +27,14 @@ from pathlib import Path
 from lazyfs.errors import LocalError, StoreFull, StoreUnusable
 from lazyfs.store.claims import Claims
 from lazyfs.store.locks import lock, open_lock_file, try_lock
+from lazyfs.store.temporary import Temporary
 
 INDEX_FILES = ("index.sqlite", "index.sqlite-wal", "index.sqlite-shm", "index.sqlite-journal")
 FOLDERS = ("objects", "arrived", "partial", "documents", "notes", "logs", "tmp")
 
 _LOCK_FILES = frozenset({"users", "claims"})
-_BEFORE_US = frozenset({"lost+found", "logs", "lazyfsd.lock", "lazyfsd.sock", "gate", "init"})
-"""May be there before a store is: lazyfsd takes its lock, its socket and its FUSE connection first."""
+_BEFORE_US = frozenset({"lost+found", "logs", "lazyfsd.lock", "lazyfsd.sock", "gate", "init", "containers"})
+"""May be there before a store is: lazyfsd takes its lock, its socket and its FUSE connection first, `lazyfs run` its folder."""
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -50,7 +49,6 @@ class Directory:
         self.partial = f"{path}/partial/"
         self.documents = f"{path}/documents/"
         self.notes = f"{path}/notes/"
-        self._numbers = itertools.count()
         with ExitStack() as undo:
             try:
                 _adopt(path)
@@ -63,7 +61,8 @@ class Directory:
                     for folder in FOLDERS:
                         (path / folder).mkdir(mode=0o700, exist_ok=True)
                     self._sweep()
-                    self.temporary = tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=path / "tmp")
+                    self._temporary = Temporary(path / "tmp")
+                    self.temporary = self._temporary.path
                     undo.callback(shutil.rmtree, self.temporary, ignore_errors=True)
                     self._alive = open_lock_file(f"{self.temporary}/lock")
                     try_lock(self._alive)
@@ -73,7 +72,7 @@ class Directory:
 
     def new_temporary(self) -> str:
         """A path for a file under way, in this process's own folder, on the same file system as all else."""
-        return f"{self.temporary}/{next(self._numbers)}"
+        return self._temporary.new()
 
     @contextmanager
     def alone(self) -> Iterator[bool]:

@@ -1,0 +1,32 @@
+"""Names for files under way."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from lazyfs.store import temporary
+from lazyfs.store.temporary import Temporary
+
+
+def test_names_are_new_and_usable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many threads get names that are all different, in folders that are there, a new one every so many files."""
+    monkeypatch.setattr(temporary, "_FILES_A_FOLDER", 10)
+    it = Temporary(tmp_path)
+    with ThreadPoolExecutor(8) as threads:
+        names = list(threads.map(lambda _: it.new(), range(200)))
+    assert len(set(names)) == 200
+    for name in names:
+        Path(name).touch(exist_ok=False)
+    folders = {os.path.dirname(name) for name in names}
+    assert len(folders) > 10
+
+
+def test_no_room_for_a_folder(tmp_path: Path) -> None:
+    """Where no folder can be made, files are made in the last one, or beside it."""
+    it = Temporary(tmp_path)
+    Path(it.path, "0.d").touch()
+    Path(it.new()).touch(exist_ok=False)
