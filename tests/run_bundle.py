@@ -13,8 +13,9 @@ import termios
 from pathlib import Path
 
 from lazyfs.bundle.bundle import write_bundle
-from lazyfs.bundle.runc import run_bundle, signals_held
+from lazyfs.bundle.runc import run_bundle
 from lazyfs.bundle.settings import settings_of
+from lazyfs.bundle.signals import signals_held
 
 
 def main(directory: Path, config: str, options: dict[str, str]) -> int:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from lazyfs.bundle.signals import PASSED_ON
 from lazyfs.errors import LocalError
 
 NOT_RUN: Final = 125
@@ -25,36 +25,11 @@ NOT_FOUND: Final = 127
 
 _SENT_BY_KERNEL: Final = 0x80
 """SI_KERNEL of siginfo.h."""
-_PASSED_ON: Final = frozenset(
-    {
-        signal.SIGHUP,
-        signal.SIGINT,
-        signal.SIGQUIT,
-        signal.SIGUSR1,
-        signal.SIGUSR2,
-        signal.SIGALRM,
-        signal.SIGTERM,
-        signal.SIGWINCH,
-    }
-    | set(range(signal.SIGRTMIN, signal.SIGRTMAX + 1))
-)
 _MAX_LOG: Final = 1 << 20
 
 
 class _LogLine(msgspec.Struct):
     msg: str = ""
-
-
-@contextmanager
-def signals_held() -> Iterator[set[int]]:
-    """Signals wait inside, for `run_bundle` to pass them on; yields the mask from before. What nobody took is dropped at the end."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON | {signal.SIGCHLD})
-    try:
-        yield {int(number) for number in before}
-    finally:
-        while signal.sigtimedwait(_PASSED_ON, 0) is not None:
-            pass
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def require_runc() -> None:
@@ -63,10 +38,10 @@ def require_runc() -> None:
         raise LocalError("runc is not installed, and it is what runs containers here", hint="Install it: apt install runc")
 
 
-def run_bundle(bundle: Path, name: str, mask: set[int]) -> int:
+def run_bundle(bundle: Path, name: str, mask: Collection[int], hold: int | None = None) -> int:
     """Run the bundle's program as the container `name`; its exit code, 128 + N where signal N ended it.
 
-    To be called where signals are held; `mask` is the program's. NOT_RUN, NOT_EXECUTABLE, NOT_FOUND where no program ran: runc has
+    To be called where signals are held; `mask` is the program's, `hold` a descriptor that runc keeps open as long as it lives. NOT_RUN, NOT_EXECUTABLE, NOT_FOUND where no program ran: runc has
     said why, on standard error. Raises LocalError where there is no runc.
     """
     started, log = bundle / "pid", bundle / "runc.log"
@@ -83,6 +58,8 @@ def run_bundle(bundle: Path, name: str, mask: set[int]) -> int:
         str(started),
         name,
     ]
+    if hold is not None:
+        os.set_inheritable(hold, True)
     try:
         process = os.posix_spawnp("runc", command, os.environ, setsigmask=mask, setsigdef=(signal.SIGPIPE, signal.SIGXFSZ))
     except OSError as error:
@@ -99,7 +76,7 @@ def run_bundle(bundle: Path, name: str, mask: set[int]) -> int:
 def _wait(process: int) -> int:
     """Until `process` has ended; what is sent to us meanwhile goes there. Its exit code, negative for a signal."""
     while True:
-        found = signal.sigwaitinfo(_PASSED_ON | {signal.SIGCHLD})
+        found = signal.sigwaitinfo(PASSED_ON | {signal.SIGCHLD})
         if found.si_signo == signal.SIGCHLD:
             pid, status = os.waitpid(process, os.WNOHANG)
             if pid:

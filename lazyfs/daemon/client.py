@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +24,7 @@ from lazyfs.errors import LocalError, StoreUnusable
 _START_DEADLINE: Final = 20.0
 _TRIES: Final = 20
 _PAUSE: Final = 0.005
+_TAKE_BACK_DEADLINE: Final = 10.0
 
 
 class DaemonUnreachable(LocalError):
@@ -46,6 +47,7 @@ class Client:
     def call(self, order: Order, *, start: bool) -> Iterator[Report]:
         """Send `order` and yield its reports, the last one with `done`. `start` the daemon where it does not run.
 
+        Closed or interrupted before that, the order is taken back: its end is waited for, and it may have been carried out.
         Raises Refused with what the daemon tells, DaemonUnreachable where there is none, or it dies again and again.
         """
         for _ in range(_TRIES):
@@ -56,7 +58,7 @@ class Client:
                 raise DaemonUnreachable(f"no lazyfsd serves {self._store}", hint="Nothing is mounted natively from there")
             with connection, suppress(ConnectionError):
                 connection.sendall(encode(order))
-                with connection.makefile("rb") as lines:
+                with connection.makefile("rb") as lines, _taken_back(connection):
                     for line in lines:
                         report = msgspec.json.decode(line, type=dict)
                         if "error" in report:
@@ -104,9 +106,26 @@ class Client:
                 pid, status = os.waitpid(process, os.WNOHANG)
                 process, ended = (0, os.waitstatus_to_exitcode(status)) if pid else (process, 0)
             else:
-                process = os.posix_spawn(sys.executable, command, os.environ, setsid=True)
+                # Signals that this process may hold back are not for it to hold back.
+                process = os.posix_spawn(sys.executable, command, os.environ, setsid=True, setsigmask=())
             time.sleep(_PAUSE)
         raise DaemonUnreachable(
             f"lazyfsd does not come up for {self._store}" + (f": it ended with {ended}" if ended else ""),
             hint=f"Its log is {self._store}/logs/lazyfsd.log",
         )
+
+
+@contextmanager
+def _taken_back(connection: socket.socket) -> Iterator[None]:
+    """Whoever leaves before the last report tells the daemon so, and waits until it has let go of the order."""
+    try:
+        yield
+    except (Refused, ConnectionError):
+        raise
+    except BaseException:
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_WR)
+            connection.settimeout(_TAKE_BACK_DEADLINE)
+            while connection.recv(1 << 16):
+                pass
+        raise

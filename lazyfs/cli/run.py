@@ -1,0 +1,169 @@
+"""Run a command in a container of an image, before the image has arrived.
+
+The image's root file system is mounted natively, with a writable layer that is thrown away at the end, and runc runs in it what
+the image's config says: entrypoint and command, environment, user, working directory. CMD takes the place of the
+image's own command. Standard input, signals and the exit code are the program's; where standard input and output are a
+terminal, so has the program one.
+
+exit codes:
+  that of the program; 128 + N where signal N ended it
+  2 wrong command line   125 lazyfs or runc failed   126 the command cannot be executed   127 there is no such command
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from lazyfs.bundle.bundle import ROOT, write_bundle
+from lazyfs.bundle.runc import NOT_RUN, require_runc, run_bundle
+from lazyfs.bundle.settings import settings_of
+from lazyfs.bundle.signals import Stopped, signals_ending, signals_held
+from lazyfs.cli.options import access_of, add_image, add_store, platform_of, reference_of, store_of
+from lazyfs.cli.progress import follow
+from lazyfs.daemon.client import Client, DaemonUnreachable
+from lazyfs.daemon.containers import container_folder, remove_tree
+from lazyfs.daemon.orders import MountOrder, Refused, UnmountOrder
+from lazyfs.errors import LazyfsError, LocalError, UsageError
+from lazyfs.mount.table import absolute, find_mount
+
+_UPPER = "upper"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line."""
+    add_image(parser)
+    parser.add_argument("command", metavar="CMD", nargs=argparse.REMAINDER, help="and its arguments (default: the image's)")
+    parser.add_argument("-t", "--tty", action="store_true", help="a terminal, also where standard output is none")
+    parser.add_argument(
+        "-i", "--interactive", action="store_true", help="changes nothing: standard input is the program's anyway"
+    )
+    parser.add_argument(
+        "-e", "--env", metavar="NAME[=VALUE]", action="append", default=[], help="set a variable; without VALUE pass ours on"
+    )
+    parser.add_argument("-u", "--user", metavar="USER[:GROUP]", default="", help="names of the image, or numbers")
+    parser.add_argument("-w", "--workdir", metavar="DIR", default="", help="in the image; made where it is missing")
+    parser.add_argument(
+        "--net", choices=("none", "host"), default="none", help="loopback only (default), or this machine's network"
+    )
+    parser.add_argument(
+        "--background", choices=("on", "off"), default="on", help="fetch what the program does not read as well (default: on)"
+    )
+    parser.add_argument(
+        "--lazy-only", action="store_true", help="refuse an image with a layer that is not lazy, instead of fetching it whole"
+    )
+    parser.add_argument(
+        "--record",
+        metavar="FILE",
+        type=Path,
+        help="at the end, write the files in the order of their first use (for convert --prioritize)",
+    )
+    parser.add_argument(
+        "--bundle",
+        metavar="DIR",
+        type=Path,
+        help="run nothing: leave the bundle, mounted and ready for runc, in the new directory DIR",
+    )
+    add_store(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run. Raises LazyfsError; all but what is wrong with the command line ends as in docker(1) or chroot(1)."""
+    try:
+        with signals_held() as mask:
+            return _make_bundle(arguments) if arguments.bundle else _run(arguments, mask)
+    except Stopped as stopped:
+        return 128 + stopped.number
+    except UsageError:
+        raise
+    except LazyfsError as error:
+        error.exit_code = NOT_RUN  # type: ignore[misc]  # whatever it is elsewhere: here it must not pass for the program's
+        raise
+
+
+def _run(arguments: argparse.Namespace, mask: frozenset[int]) -> int:
+    _check(arguments)
+    require_runc()
+    client = Client(store_of(arguments))
+    with container_folder(store_of(arguments)) as folder, ExitStack() as stack:
+        stack.callback(_unmount, client, folder.path / ROOT)
+        with signals_ending():
+            _prepare(arguments, client, folder.path)
+        return run_bundle(folder.path, folder.path.name, mask, folder.hold)
+
+
+def _make_bundle(arguments: argparse.Namespace) -> int:
+    _check(arguments)
+    client = Client(store_of(arguments))
+    directory = absolute(arguments.bundle)
+    try:
+        directory.mkdir(mode=0o700)
+    except OSError as error:
+        raise LocalError(f"cannot make {directory}: {error.strerror}", hint="Name a directory that is not there yet") from error
+    with ExitStack() as undo:
+        undo.callback(_remove, directory)
+        undo.callback(_unmount, client, directory / ROOT)
+        with signals_ending():
+            _prepare(arguments, client, directory)
+        undo.pop_all()
+    print(f"runc run --bundle {directory} NAME; at last: lazyfs umount {directory / ROOT}")
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """What can be told before anything is asked for. Raises UsageError, LocalError."""
+    if os.geteuid() != 0:
+        raise LocalError("only root can run containers here", hint="lazyfs mount --mode portable is for every user")
+    if arguments.tty and not os.isatty(0):
+        raise UsageError("--tty: standard input is no terminal")
+    if arguments.record and not absolute(arguments.record).parent.is_dir():
+        raise UsageError(f"--record: {absolute(arguments.record).parent} is no directory")
+
+
+def _prepare(arguments: argparse.Namespace, client: Client, folder: Path) -> None:
+    """Make the bundle in `folder`: mount the image, write config.json. Raises LazyfsError; the mount may be there all the same."""
+    root, upper = folder / ROOT, folder / _UPPER
+    root.mkdir(mode=0o755)
+    upper.mkdir(mode=0o755)
+    order = MountOrder(
+        ticket=os.urandom(16).hex(),
+        reference=str(reference_of(arguments)),
+        directory=str(root),
+        platform=str(platform_of(arguments)),
+        plain_http=access_of(arguments).plain_http,
+        creds=arguments.creds or "",
+        background=arguments.background,
+        upper=str(upper),
+        volatile=not arguments.bundle,
+        record=str(absolute(arguments.record)) if arguments.record else "",
+        lazy_only=arguments.lazy_only,
+    )
+    config: str = follow(client.call(order, start=True))["config"]
+    # As in Docker: a variable of ours that is not set is not passed on.
+    env = [text if "=" in text else f"{text}={os.environ[text]}" for text in arguments.env if "=" in text or text in os.environ]
+    settings = settings_of(config, arguments.command, env=env, user=arguments.user, workdir=arguments.workdir)
+    terminal = arguments.tty or (os.isatty(0) and os.isatty(1))
+    write_bundle(folder, settings, hostname=folder.name, net=arguments.net, terminal=terminal)
+
+
+def _unmount(client: Client, root: Path) -> None:
+    """Take the mount away where it is one: when this is over, its record is written."""
+    if find_mount(root) is None:
+        return
+    try:
+        try:
+            follow(client.call(UnmountOrder(str(root)), start=False))
+        except Refused:
+            # The container has ended. Somebody else stands in its root file system, and may stay there.
+            follow(client.call(UnmountOrder(str(root), lazy=True), start=False))
+    except DaemonUnreachable:
+        from lazyfs.mount.unmount import unmount
+
+        unmount(root, lazy=True)
+
+
+def _remove(directory: Path) -> None:
+    with suppress(OSError):
+        remove_tree(directory)

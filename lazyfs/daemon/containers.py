@@ -1,0 +1,148 @@
+"""The folders of `lazyfs run`, one a container: its root file system, what it writes, its bundle.
+
+    STORE/containers/NAME/        rootfs (a mount), upper, config.json
+    STORE/containers/NAME.lock    locked while `lazyfs run`, or the runc that it started, lives
+
+A folder is made after its lock is held, and removed before it is let go: one without a holder was left by a `lazyfs run` that was
+killed, and `sweep` removes it. What lies in it was written by a container, so it is removed with care.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from lazyfs.errors import LocalError
+from lazyfs.store.locks import open_lock_file, try_lock
+
+FOLDER: Final = "containers"
+_NAME: Final = re.compile(r"lazyfs-[0-9a-f]{12}")
+_LOCK: Final = ".lock"
+
+
+class ContainerFolder(NamedTuple):
+    """One of them, held."""
+
+    path: Path
+    """Its last part is fit for a container's name."""
+    hold: int
+    """The lock file's descriptor: a process that inherits it holds the folder as well."""
+
+
+@contextmanager
+def container_folder(store: Path) -> Iterator[ContainerFolder]:
+    """A new folder, for as long as the context lasts.
+
+    Raises LocalError. What is mounted in it must have been unmounted at the end: else it is left, for `sweep`.
+    """
+    name = f"lazyfs-{os.urandom(6).hex()}"
+    folder = store / FOLDER / name
+    lock = -1
+    try:
+        store.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.parent.mkdir(mode=0o700, exist_ok=True)
+        lock = _hold(f"{folder}{_LOCK}")
+        folder.mkdir(mode=0o700)
+    except OSError as error:
+        _let_go(lock)
+        raise LocalError(f"cannot make {folder}: {error.strerror}") from error
+    try:
+        yield ContainerFolder(folder, lock)
+    finally:
+        try:
+            with suppress(OSError):
+                remove_tree(folder)
+                os.unlink(f"{folder}{_LOCK}")
+        finally:
+            _let_go(lock)
+
+
+def sweep(store: Path, unmount: Callable[[Path], None]) -> list[str]:
+    """Remove the folders that nobody holds, `unmount`ing what is at their `rootfs` first; their names. Blocking.
+
+    An OSError of `unmount`, or of the removal, leaves the folder to the next sweep.
+    """
+    swept = []
+    try:
+        found = {name.removesuffix(_LOCK) for name in os.listdir(store / FOLDER)}
+    except FileNotFoundError:
+        return []
+    for name in sorted(name for name in found if _NAME.fullmatch(name)):
+        folder = store / FOLDER / name
+        lock = open_lock_file(f"{folder}{_LOCK}")
+        try:
+            if try_lock(lock):
+                with suppress(OSError):
+                    unmount(folder / "rootfs")
+                    remove_tree(folder)
+                    os.unlink(f"{folder}{_LOCK}")
+                    swept.append(name)
+        finally:
+            os.close(lock)
+    return swept
+
+
+def remove_tree(top: Path) -> None:
+    """Remove a directory, whatever is in it, following nothing and crossing no mount. Nothing there is no error. Raises OSError.
+
+    A container can nest directories deeper than a path, a stack or the number of open files reaches, and fill them beyond
+    memory: so what lies in one is moved up before it is removed, and no list is made.
+    """
+    place = os.fsencode(top)
+    try:
+        device = os.lstat(place).st_dev
+    except FileNotFoundError:
+        return
+    prefix = place + b"/" + os.urandom(6).hex().encode() + b"-"
+    numbers = itertools.count()
+    while not _is_removed(place):
+        with os.scandir(place) as entries:
+            for entry in entries:
+                if not entry.is_dir(follow_symlinks=False):
+                    os.unlink(entry.path)
+                    continue
+                if os.lstat(entry.path).st_dev != device:
+                    raise OSError(errno.EBUSY, f"{os.fsdecode(entry.path)} is mounted")
+                while not _is_removed(entry.path):
+                    _empty(entry.path, prefix, numbers)
+
+
+def _empty(directory: bytes, prefix: bytes, numbers: Iterator[int]) -> None:
+    """Remove the files, and move the directories to `prefix` and the next number."""
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                os.rename(entry.path, prefix + str(next(numbers)).encode())
+            else:
+                os.unlink(entry.path)
+
+
+def _is_removed(directory: bytes) -> bool:
+    """Try to remove it; False where something is in it."""
+    try:
+        os.rmdir(directory)
+    except OSError as error:
+        if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+            raise
+        return False
+    return True
+
+
+def _hold(path: str) -> int:
+    """The descriptor of a lock file that is locked and has its name still: a sweep may have removed it in between."""
+    while True:
+        lock = open_lock_file(path)
+        if try_lock(lock) and os.fstat(lock).st_nlink:
+            return lock
+        os.close(lock)
+
+
+def _let_go(lock: int) -> None:
+    if lock >= 0:
+        os.close(lock)
