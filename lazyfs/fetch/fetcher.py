@@ -44,6 +44,8 @@ _log = logging.getLogger(__name__)
 
 READ_DEADLINE: Final = 60.0
 """Seconds until a read that waits for the network gives up."""
+_SLOW_LINE: Final = 1_000_000
+"""Bytes a second that the network must bring of a layer that comes whole, on top of that: it may have gigabytes."""
 _RUNS: Final = 6
 """Range requests of readers at once. The background has its own."""
 _UNKEPT_BYTES: Final = 32 << 20
@@ -92,7 +94,8 @@ class Fetcher:
         promised. The next read tries from scratch. Cancelled: what is under way arrives all the same.
         """
         digest = piece.chunk.digest
-        with trio.move_on_after(READ_DEADLINE):
+        patience = _patience(layer)
+        with trio.move_on_after(patience):
             while True:
                 unkept = self._unkept.get(digest)
                 if unkept is not None:
@@ -108,7 +111,7 @@ class Fetcher:
                     return data[start : start + length]
         self._errors[Unreachable.__name__] += 1
         raise Unreachable(
-            f"{self._source.name} did not bring layer {layer.digest} at offset {piece.chunk.member} in {READ_DEADLINE:.0f} s"
+            f"{self._source.name} did not bring layer {layer.digest} at offset {piece.chunk.member} in {patience:.0f} s"
         )
 
     async def bring(self, layer: LayerBlob, piece: Piece) -> bool:
@@ -294,6 +297,10 @@ class Fetcher:
             self._unkept_bytes += len(data)
         while self._unkept_bytes > _UNKEPT_BYTES and len(self._unkept) > 1:
             self._unkept_bytes -= len(self._unkept.popitem(last=False)[1])
+
+
+def _patience(layer: LayerBlob) -> float:
+    return READ_DEADLINE + layer.size / _SLOW_LINE if layer.whole is not None else READ_DEADLINE
 
 
 @asynccontextmanager

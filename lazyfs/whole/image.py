@@ -13,6 +13,7 @@ from functools import partial
 import trio
 
 from lazyfs.errors import LazyfsError, NotLazy
+from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import layer_kind
 from lazyfs.image.image import Image, all_of, load_layers
 from lazyfs.image.layer import Layer, Whole, load_layer
@@ -48,8 +49,12 @@ async def load_image_layers(
         else:
             layers[number] = found
     if wanted:
-        async with turn(store, (image.layers[number].digest for number in wanted)):
-            layers |= await _fetch(Place(source, store, image, keys, Bars(progress)), layers, wanted, progress)
+
+        async def waiting(digest: Digest) -> None:
+            await progress({"note": f"waiting for layer {digest[:19]}, which is being fetched for another mount"})
+
+        async with turn(store, (image.layers[number].digest for number in wanted), waiting) as let_go:
+            layers |= await _fetch(Place(source, store, image, keys, Bars(progress), let_go), layers, wanted, progress)
     return tuple(layers[number] for number in range(len(image.layers)))
 
 

@@ -9,12 +9,13 @@ describe its entries, with the chunks of its files, as a document of the store
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import trio
 
 from lazyfs.errors import LazyfsError, foremost
+from lazyfs.format.digest import Digest
 from lazyfs.format.entry import Chunk
 from lazyfs.format.tar import TarMember, read_tar
 from lazyfs.image.image import Image
@@ -44,6 +45,8 @@ class Place(NamedTuple):
     keys: Sequence[str]
     """Of each layer: what its document is kept under."""
     bars: Bars
+    let_go: Callable[[Digest], None]
+    """Called with a layer's digest when it is here: others wait for it."""
 
 
 async def bring(place: Place, known: Mapping[int, Layer], wanted: Mapping[int, Whole]) -> dict[int, Layer]:
@@ -128,6 +131,7 @@ class _Job:
         self.layer = await trio.to_thread.run_sync(
             describe, place.store, place.keys[self._number], self._descriptor, self._whole, self._plan, chunks
         )
+        place.let_go(self._descriptor.digest)
 
     def _read_tar(self, spool: Spool) -> tuple[TarMember, ...]:
         return tuple(read_tar(spool.read_at, spool.size, self._descriptor.size, self._what))

@@ -6,7 +6,7 @@ two tasks of one process exclude each other as two processes do, and the kernel 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, closing
 from typing import Final
 
@@ -20,11 +20,19 @@ _POLL: Final = 0.05
 
 
 @asynccontextmanager
-async def turn(store: Store, digests: Iterable[Digest]) -> AsyncIterator[None]:
-    """Hold the layers `digests`, waited for as long as others fetch them. Whoever holds one asks for no others."""
+async def turn(
+    store: Store, digests: Iterable[Digest], waiting: Callable[[Digest], Awaitable[None]] | None = None
+) -> AsyncIterator[Callable[[Digest], None]]:
+    """Hold the layers `digests`; whoever holds one asks for no others. What comes back lets go of one before the end.
+
+    Waits for as long as others fetch them; `waiting` is told for which. Cancelled: none is held.
+    """
     with closing(Claims(store.directory.path / "claims")) as claims:
         # Always in the same order: nobody waits for a layer while somebody else waits for one that he holds.
         for digest in sorted(set(digests)):
-            while not claims.claim(to_raw(digest)):  # noqa: ASYNC110  another process sets no event of ours
-                await trio.sleep(_POLL)
-        yield
+            if not claims.claim(to_raw(digest)):
+                if waiting is not None:
+                    await waiting(digest)
+                while not claims.claim(to_raw(digest)):  # noqa: ASYNC110  another process sets no event of ours
+                    await trio.sleep(_POLL)
+        yield lambda digest: claims.release(to_raw(digest))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import wait_all_tasks_blocked
 
 from lazyfs.errors import InvalidInput, StoreFull, Unreachable
 from lazyfs.fetch.background import Background, Wanted, measure_missing
-from lazyfs.fetch.fetcher import Fetcher, open_fetcher
+from lazyfs.fetch.fetcher import READ_DEADLINE, Fetcher, open_fetcher
 from lazyfs.fetch.piece import LayerBlob
 from lazyfs.format.digest import Digest
 from lazyfs.format.entry import Entry
@@ -202,3 +204,25 @@ async def test_background_gives_up_where_there_is_no_room(
         await background.run()
         assert "no room" in background.trouble and not background.finished.is_set()
         assert fetcher.statistics().requests <= asked + 1
+
+
+async def test_read_waits_as_long_as_a_slow_line_needs(
+    store: Store, autojump_clock: trio.testing.MockClock, expect_log: LogWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A minute, and a second more for each megabyte: then it is told, and the next one tries again."""
+    expect_log("gone")
+    source = Source()
+    blob = LayerBlob.of(await loaded(source, store))
+    remove(store)
+
+    @asynccontextmanager
+    async def never(*what: Any) -> AsyncIterator[Any]:
+        await trio.sleep_forever()
+        yield
+
+    monkeypatch.setattr(source, "open_range", never)
+    async with open_fetcher(store, source) as fetcher:
+        began = trio.current_time()
+        with pytest.raises(Unreachable, match="in 69 s"):
+            await read(fetcher, blob, 0)
+        assert trio.current_time() - began == pytest.approx(READ_DEADLINE + blob.size / 1e6, abs=1)
