@@ -121,13 +121,20 @@ class Fetcher:
         under way arrives all the same.
         """
         digest = piece.chunk.digest
+        place = self._store.directory.objects + piece.content.name
+        suspicious = False
         while digest not in self._unkept:
             with self._traffic.reader():
                 data = await self._wait_for(layer, piece)
             if data is not None:
                 break
-            if await trio.to_thread.run_sync(self._store.publish, piece.content, limiter=self._readers):
+            # Most flights that land empty-handed were cut off from a run: a look saves the thread. But what is never there may be
+            # an object that the index has and the disk has not.
+            if (suspicious or os.path.exists(place)) and await trio.to_thread.run_sync(
+                self._store.publish, piece.content, limiter=self._readers
+            ):
                 return True
+            suspicious = True
         return digest not in self._unkept
 
     async def _wait_for(self, layer: LayerBlob, piece: Piece) -> memoryview | None:
