@@ -1,7 +1,9 @@
-"""Small facts that no digest vouches for, but that save a question to the registry: where a blob's TOC begins, what a tag last meant.
+"""Small facts that no digest vouches for, but that save a question to the registry: where a blob's TOC begins, what a tag last meant,
+which TOC we wrote of a layer that has none.
 
-Whoever reads a note checks what follows from it. A lost or damaged note costs a round trip, never a wrong byte: a note
-carries its own checksum, and one that does not match is not there.
+Whoever reads a note checks what follows from it, but for the last: there he believes what this store's owner wrote. A lost or
+damaged note costs a round trip, or a layer that is fetched again, never a wrong byte: a note carries its own checksum, and
+one that does not match is not there.
 """
 
 from __future__ import annotations
