@@ -21,6 +21,7 @@ from typing import Final, NamedTuple
 import msgspec
 import trio
 
+from lazyfs.daemon.containers import sweep
 from lazyfs.daemon.control import Tell, serve_control
 from lazyfs.daemon.fdstore import FdStore
 from lazyfs.daemon.images import Images
@@ -37,7 +38,9 @@ from lazyfs.fuse.gate_operations import GateOperations
 from lazyfs.gate.catalog import Catalog
 from lazyfs.gate.gate import Gate
 from lazyfs.kernel.ends import Ends
+from lazyfs.kernel.mountinfo import mounted_at
 from lazyfs.mount.heap import share_arenas
+from lazyfs.native.stack import unmount_stack
 from lazyfs.store.store import Store
 
 _log = logging.getLogger(__name__)
@@ -45,6 +48,9 @@ _log = logging.getLogger(__name__)
 _LINGER: Final = 10.0
 """Seconds for which it stays after the last throw-away mount, because one container is often followed by another; and for the
 first order, which is why it was started."""
+
+
+_SWEEP_PAUSE: Final = 60.0
 
 
 class Options(NamedTuple):
@@ -78,6 +84,7 @@ async def _serve(options: Options, fds: FdStore) -> None:
             nursery.start_soon(service.mounts.watch)
             nursery.start_soon(service.refresher.run)
             nursery.start_soon(service.upkeep.run)
+            nursery.start_soon(service.sweep_containers)
             nursery.start_soon(service.end_on_signal, signals)
             fds.notify("READY=1")
             await service.wait_until_unused()
@@ -150,6 +157,14 @@ class Service:
             for event in (self._changed, self.mounts.changed, self._ending):
                 nursery.start_soon(_first, event, nursery.cancel_scope)
 
+    async def sweep_containers(self) -> None:
+        """Until cancelled: clear up behind every `lazyfs run` that was killed."""
+        while True:
+            swept = await trio.to_thread.run_sync(sweep, self._options.store, _take_away)
+            if swept:
+                _log.info("removed what was left of %s", ", ".join(swept))
+            await trio.sleep(_SWEEP_PAUSE)
+
     async def end_on_signal(self, signals: AsyncIterator[int]) -> None:
         """SIGTERM and SIGINT: a service leaves its mounts to the process that follows; else they go with it, busy ones lazily."""
         async for number in signals:
@@ -174,6 +189,12 @@ class Service:
             await self.recordings.end_all()
             await self.upkeep.stop()
             await self.mounts.drop_layers()
+
+
+def _take_away(root: Path) -> None:
+    """Raises OSError: somebody is in it."""
+    if mounted_at(root) is not None:
+        unmount_stack(root)
 
 
 async def _first(event: trio.Event, others: trio.CancelScope) -> None:
