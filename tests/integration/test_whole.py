@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.commands import Lazyfs
+from tests.commands import Lazyfs, run
 from tests.lying_registry import LyingRegistry
 from tests.small_image import SmallImage
 from tests.tree import Record, compare, walk
@@ -28,8 +29,10 @@ def wrong_files(directory: Path, small: SmallImage) -> list[str]:
     return [name for name, data in small.files.items() if (directory / name).read_bytes() != data]
 
 
-def read_past_the_cache(path: Path) -> bytes:
-    """All of a file, asked of its file system."""
+def read(path: Path, mode: str) -> bytes:
+    """All of a file. Past the page cache where that is possible: natively nothing of it is there before the first read."""
+    if mode == "native":
+        return path.read_bytes()
     with open(os.open(path, os.O_RDONLY | os.O_DIRECT), "rb", buffering=0) as file:
         return file.readall()
 
@@ -77,18 +80,74 @@ def test_each_layer_is_told_in_a_line(small: SmallImage, lazyfs: Lazyfs, tmp_pat
             assert "MB are fetched whole" in line and f"`lazyfs convert oci:{small.original}@sha256:" in line
 
 
-def test_removed_objects_bring_the_layer_again(small: SmallImage, lazyfs: Lazyfs) -> None:
-    """While it is mounted: every byte is right, and the layer has come once more."""
+@pytest.mark.parametrize("mode", MODES)
+def test_removed_objects_bring_the_layer_again(small: SmallImage, mode: str, lazyfs: Lazyfs) -> None:
+    """While it is mounted: every byte is right, and the layers have come once more."""
     with LyingRegistry(small.original) as registry:
-        with lazyfs.mounted(f"{registry.image}:v1", "--background", "off") as root:
+        with lazyfs.mounted(f"{registry.image}:v1", "--background", "off", mode=mode) as root:
             before = len(registry.ranges)
-            for path in (lazyfs.store / "objects").iterdir():
-                path.unlink()
+            for folder in ("objects", "arrived"):
+                for path in (lazyfs.store / folder).iterdir():
+                    path.unlink()
             for name, data in small.files.items():
-                assert read_past_the_cache(root / name) == data
+                assert read(root / name, mode) == data
             assert len(registry.ranges) <= 2 * before
             status = lazyfs.json("status", root)
             assert status["complete"] and 1 <= status["requests"] <= 2
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_lazy_only_refuses_it(small: SmallImage, mode: str, lazyfs: Lazyfs, tmp_path: Path) -> None:
+    """In one line, with the conversion that would help; nothing is fetched."""
+    directory = tmp_path / "mount"
+    directory.mkdir()
+    with LyingRegistry(small.original) as registry:
+        command = ["mount", f"{registry.image}:v1", directory, "--store", lazyfs.store, "--mode", mode, "--lazy-only"]
+        told = lazyfs.run(*command, code=3).stderr.decode()
+        assert not registry.ranges
+    assert "(layer 1 of 2)" in told and f"lazyfs convert {registry.image}" in told and told.count("\n") == 1
+    assert not directory.is_mount()
+
+
+def test_two_mounts_at_once_fetch_a_layer_once(small: SmallImage, lazyfs: Lazyfs, tmp_path: Path) -> None:
+    """Two processes over one store: one fetches, the other waits for its turn and finds everything."""
+    directories = [tmp_path / name for name in "ab"]
+    for directory in directories:
+        directory.mkdir()
+
+    def mount(directory: Path) -> None:
+        lazyfs.run("mount", f"{registry.image}:v1", directory, "--store", lazyfs.store, "--mode", "portable")
+
+    with LyingRegistry(small.original) as registry:
+        with ThreadPoolExecutor(2) as threads:
+            list(threads.map(mount, directories))
+        for directory in directories:
+            assert not wrong_files(directory, small)
+            assert lazyfs.json("status", directory)["requests"] == 0
+            lazyfs.run("umount", directory)
+        assert len(registry.ranges) == 2  # one a layer
+
+
+@pytest.mark.root
+def test_disk_without_room_for_a_layer(small: SmallImage, lazyfs: Lazyfs, tmp_path: Path) -> None:
+    """The mount fails with the store's own words, and gives back the room that the layer took on its way."""
+    directory, disk = tmp_path / "mount", tmp_path / "disk"
+    for path in (directory, disk):
+        path.mkdir()
+    image = f"oci:{small.original}:v1"
+    run("mount", "-t", "tmpfs", "-o", "size=5m", "lazyfs-test", disk)
+    try:
+        command = ["mount", image, directory, "--store", disk / "store", "--mode", "portable"]
+        told = lazyfs.run(*command, code=5).stderr.decode()
+        assert "No space left on device" in told and "--store" in told
+        assert not directory.is_mount()
+        assert not any((disk / "store" / "tmp").iterdir())
+        run("mount", "-o", "remount,size=50m", disk)
+        lazyfs.run(*command)
+        assert not wrong_files(directory, small)
+        lazyfs.run("umount", directory)
+    finally:
+        run("umount", disk)
 
 
 def test_killed_while_a_layer_is_fetched(small: SmallImage, lazyfs: Lazyfs, tmp_path: Path) -> None:
