@@ -26,7 +26,7 @@ def main(directory: Path, config: str, options: dict[str, str]) -> int:
         settings_of(config, user=options.get("user", "")),
         hostname="of-the-test",
         net="host" if options.get("net") == "host" else "none",
-        terminal="terminal" in options,
+        terminal=os.get_terminal_size(0) if "terminal" in options else None,
     )
     with signals_held() as mask:
         return run_bundle(directory, f"lazyfs-test-{os.getpid()}", mask)

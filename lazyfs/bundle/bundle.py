@@ -17,7 +17,7 @@ ROOT = "rootfs"
 _CONFIG = "config.json"
 
 
-def write_bundle(directory: Path, settings: Settings, *, hostname: str, net: Net, terminal: bool) -> None:
+def write_bundle(directory: Path, settings: Settings, *, hostname: str, net: Net, terminal: os.terminal_size | None) -> None:
     """Write `directory`/config.json for this machine, looking the user up in `directory`/rootfs.
 
     May wait for two fetches. Raises LazyfsError; then nothing has been written.

@@ -7,6 +7,7 @@ its 1,024 open files are an example's. Nothing is ambient: what root may, the im
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, Final, Literal
 
@@ -42,9 +43,12 @@ _MOUNTS: Final = (
 
 
 def make_spec(
-    settings: Settings, account: Account, machine: Machine, *, hostname: str, net: Net, terminal: bool
+    settings: Settings, account: Account, machine: Machine, *, hostname: str, net: Net, terminal: os.terminal_size | None
 ) -> dict[str, Any]:
-    """The document, for a root file system at `rootfs` beside it. `hostname` is the container's where it has a network of its own."""
+    """The document, for a root file system at `rootfs` beside it.
+
+    `hostname` is the container's where it has a network of its own; `terminal` the size that its terminal begins with, if it has one.
+    """
     namespaces = ["pid", "ipc", "uts", "mount"]
     if net == "none":
         namespaces.append("network")
@@ -60,13 +64,15 @@ def make_spec(
             {"destination": name, "type": "bind", "source": name, "options": ("bind", "ro", "nosuid", "noexec", "nodev")}
             for name in machine.network_files
         ]
+    console = {"consoleSize": {"width": terminal.columns, "height": terminal.lines}} if terminal else {}
     return {
         "ociVersion": "1.0.2",
         "process": {
-            "terminal": terminal,
+            "terminal": terminal is not None,
+            **console,
             "user": {"uid": account.uid, "gid": account.gid, "additionalGids": account.groups},
             "args": settings.args,
-            "env": _environment(settings.env, account, terminal=terminal),
+            "env": _environment(settings.env, account, terminal=terminal is not None),
             "cwd": settings.workdir,
             "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), _CAPABILITIES),
             "rlimits": [{"type": "RLIMIT_NOFILE", "soft": min(_OPEN_FILES, machine.open_files), "hard": machine.open_files}],

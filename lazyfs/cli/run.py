@@ -144,7 +144,7 @@ def _prepare(arguments: argparse.Namespace, client: Client, folder: Path) -> Non
     # As in Docker: a variable of ours that is not set is not passed on.
     env = [text if "=" in text else f"{text}={os.environ[text]}" for text in arguments.env if "=" in text or text in os.environ]
     settings = settings_of(config, arguments.command, env=env, user=arguments.user, workdir=arguments.workdir)
-    terminal = arguments.tty or (os.isatty(0) and os.isatty(1))
+    terminal = os.get_terminal_size(0) if arguments.tty or (os.isatty(0) and os.isatty(1)) else None
     write_bundle(folder, settings, hostname=folder.name, net=arguments.net, terminal=terminal)
 
 

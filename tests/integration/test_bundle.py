@@ -243,14 +243,16 @@ def terminal(arguments: list[str]) -> Iterator[Terminal]:
 
 def test_terminal(bundle: Path) -> None:
     """The program has a terminal of the user's size, which follows it; what is typed goes there, Ctrl-C as a signal; the end is its own."""
-    script = "trap 'echo interrupted' INT; tty; echo $TERM; stty size; read line; echo \"<$line>\"; stty size; read line; exit 7"
+    script = (
+        "trap 'echo interrupted' INT; tty; echo $TERM; stty size; read line; echo \"<$line>\";"
+        'until [ "$(stty size)" = "40 120" ]; do sleep 0.01; done; echo resized; read line; exit 7'
+    )
     with terminal(command(bundle, "sh", "-c", script, terminal="yes")) as it:
         it.until(b"/dev/pts/0\r\nxterm\r\n33 99\r\n")
-        it.resize(40, 120)
-        it.process.send_signal(signal.SIGWINCH)
         it.type(b"hello\r")
         it.until(b"<hello>\r\n")
-        it.until(b"40 120\r\n")
+        it.resize(40, 120)
+        it.until(b"resized\r\n")
         it.type(b"\x03")
         it.until(b"interrupted")
         it.type(b"\r")
