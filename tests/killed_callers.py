@@ -1,7 +1,7 @@
-"""Processes that touch files and are killed while they do: `python -m tests.killed_callers ROOT COUNT SEED`.
+"""Processes that touch files and are killed while they do: `python -m tests.killed_callers ROOT COUNT SEED [NAME ...]`.
 
-COUNT callers, some at a time, each opens and reads a file of the toy gate (tests/toy_gate.py) at ROOT that nobody has read before; a
-caller is killed at a random moment. It ends when all of them have.
+COUNT callers, some at a time, each opens and reads a file at ROOT that nobody has read before: the next of the names, or one of the
+toy gate's (tests/toy_gate.py); a caller is killed at a random moment. It ends when all of them have.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import time
 AT_ONCE = 8
 
 
-def main(root: str, count: int, seed: str) -> None:
+def main(root: str, count: int, seed: str, *names: str) -> None:
     """Until all callers have ended."""
     chance = random.Random(seed)
     alive: list[int] = []
     for number in range(count):
-        name = f"{chance.choice(['file', 'slow'])}{number + 1}-{chance.choice([100, 300_000])}"
+        toy = f"{chance.choice(['file', 'slow'])}{number + 1}-{chance.choice([100, 300_000])}"
+        name = names[number] if names else toy
         child = os.fork()
         if child == 0:
             try:
@@ -40,4 +41,4 @@ def main(root: str, count: int, seed: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])

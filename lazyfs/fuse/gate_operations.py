@@ -27,6 +27,7 @@ _FOR_EVER: Final = 1e9
 class GateOperations(pyfuse3.Operations):
     """pyfuse3's callbacks over a Gate."""
 
+    # Both are agreed with the kernel once a connection: a version that changes one cannot take over the connection of another.
     supports_dot_lookup = False
     enable_writeback_cache = False
 

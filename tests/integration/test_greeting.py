@@ -1,0 +1,181 @@
+"""What a start finds of a connection whose daemon died while it was being made, and of a record that is not what it should be."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import trio
+
+from lazyfs.fuse.gate_operations import GateOperations
+from lazyfs.fuse.saved import Greeting, boot_id, save
+from lazyfs.fuse.session import Session, is_init
+from lazyfs.kernel.fuse_mount import connection_number, connections_at, mount_fuse
+from lazyfs.kernel.mounting import unmount
+from tests.commands import run
+from tests.toy_daemon import PATIENCE_S, ToyDaemon
+from tests.toy_gate import content
+
+pytestmark = [pytest.mark.root, pytest.mark.fuse]
+
+PASS_ON = 'exec 3<&"$1"; export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=fuse; shift; exec "$@"'
+NO_ADMIN = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Iterator[ToyDaemon]:
+    """A daemon that is not started yet. Its lookups of `slow` files take half a second."""
+    with ToyDaemon(tmp_path / "state", pause=0.5) as daemon:
+        yield daemon
+
+
+class Half:
+    """A connection as somebody leaves it who died after mounting it."""
+
+    def __init__(self, state: Path) -> None:
+        self.state, self.gate, self.record = state, state / "gate", state / "init"
+        self.gate.mkdir(parents=True)
+        self.fd = os.open("/dev/fuse", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        mount_fuse(self.fd, self.gate, "lazyfs-gate", "test")
+
+    def read(self) -> bytes:
+        asked = os.read(self.fd, 1 << 21)
+        assert is_init(asked)
+        return asked
+
+    def save(self) -> None:
+        async def answer(asked: bytes) -> bytes:
+            with Session(GateOperations(None)) as session:  # type: ignore[arg-type]  # nothing is asked of the gate
+                return await session.answer(asked)
+
+        asked = self.read()
+        number = connection_number(self.fd) or connections_at(self.gate, "lazyfs-gate")[-1]
+        save(self.record, Greeting(boot_id(), number, asked, trio.run(answer, asked)))
+
+    def close(self) -> None:
+        while connections_at(self.gate, "lazyfs-gate"):
+            unmount(self.gate, lazy=True)
+        os.close(self.fd)
+
+
+@pytest.fixture
+def half(tmp_path: Path) -> Iterator[Half]:
+    left = Half(tmp_path / "state")
+    yield left
+    left.close()
+
+
+@pytest.mark.parametrize("step", ["mounted", "read", "saved"])
+def test_died_while_greeting(half: Half, step: str) -> None:
+    """Dead before it read FUSE_INIT, before it saved the answer, or before it gave it: the next one answers, once and for all."""
+    if step == "read":
+        half.read()
+    if step == "saved":
+        half.save()
+    command = ["bash", "-c", PASS_ON, "bash", str(half.fd), sys.executable, "-m", "tests.toy_gate", str(half.state)]
+    number = connections_at(half.gate, "lazyfs-gate")
+    with subprocess.Popen(command, pass_fds=[half.fd], stderr=subprocess.PIPE) as daemon:
+        while not (half.state / "process").exists():
+            # Who touches a gate that nobody serves waits for ever.
+            assert daemon.poll() is None, daemon.communicate()
+            time.sleep(0.01)
+        assert (half.gate / "file1-77").read_bytes() == content("file1-77")
+        assert connections_at(half.gate, "lazyfs-gate") == number
+        unmount(half.gate)
+        _, said = daemon.communicate(timeout=PATIENCE_S)
+    assert daemon.returncode == 0
+    assert b"taken over" in said
+
+
+def in_flight(toy: ToyDaemon, name: str) -> tuple[threading.Thread, list[bytes | OSError]]:
+    """Begin to read a file, and wait until its lookup has arrived."""
+    got: list[bytes | OSError] = []
+
+    def read() -> None:
+        try:
+            got.append((toy.gate / name).read_bytes())
+        except OSError as error:
+            got.append(error)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    while not (toy.state / "asked").exists() or name not in toy.asked():
+        thread.join(0.01)
+    return thread, got
+
+
+@pytest.mark.parametrize("damage", ["truncated", "gone", "another boot", "another connection", "no record", "another format"])
+def test_record_is_useless(toy: ToyDaemon, damage: str) -> None:
+    """Without the record nobody can serve a connection: it ends, with an error for who waits, and a new one is made."""
+    process = toy.start()
+    thread, got = in_flight(toy, "slow1-77")
+    record = toy.state / "init"
+    greeting = msgspec.json.decode(record.read_bytes(), type=Greeting)
+    if damage == "gone":
+        record.unlink()
+    elif damage == "truncated":
+        os.truncate(record, 300)
+    elif damage == "no record":
+        record.write_bytes(os.urandom(100))
+    else:
+        changes = {"another boot": {"boot": "x"}, "another connection": {"connection": 1}, "another format": {"format": 2}}
+        record.write_bytes(msgspec.json.encode(msgspec.structs.replace(greeting, **changes[damage])))
+    os.kill(process, signal.SIGKILL)
+    toy.await_process(process)
+    thread.join(PATIENCE_S)
+    assert isinstance(got[0], OSError)
+    assert (toy.gate / "file1-77").read_bytes() == content("file1-77")
+    assert len(toy.connections()) == 1
+    assert "how the connection" in toy.log()
+
+
+def test_another_libfuse(toy: ToyDaemon) -> None:
+    """A libfuse that would have answered differently refuses, in words, and leaves the connection to one that fits."""
+    process = toy.start()
+    thread, got = in_flight(toy, "slow1-77")
+    record = toy.state / "init"
+    before = record.read_bytes()
+    greeting = msgspec.json.decode(before, type=Greeting)
+    answered = bytearray(greeting.answered)
+    answered[-40] ^= 1
+    record.write_bytes(msgspec.json.encode(msgspec.structs.replace(greeting, answered=bytes(answered))))
+    os.kill(process, signal.SIGKILL)
+    while "this libfuse answers" not in toy.log():
+        thread.join(0.01)
+    assert f"/sys/fs/fuse/connections/{greeting.connection}/abort" in toy.log()
+    record.write_bytes(before)
+    toy.await_process(process)
+    thread.join(PATIENCE_S)
+    assert got == [content("slow1-77")]
+
+
+def test_kernel_refuses(toy: ToyDaemon) -> None:
+    """Without the right to mount the daemon says so and ends, and its keeper does not try again."""
+    done = run(*NO_ADMIN, sys.executable, "-m", "tests.toy_gate", "--keeper", toy.state, code=5)
+    assert done.stderr == b""
+    assert toy.log().count("cannot mount at") == 1
+    assert "root" in toy.log()
+    assert not (toy.state / "init").exists()
+
+
+def test_aborted_connection(toy: ToyDaemon) -> None:
+    """Somebody ends the connection by hand: the daemon ends, and the next start takes the dead mount away."""
+    toy.start()
+    assert toy.keeper is not None and toy.keeper.stderr is not None
+    abort = Path(f"/sys/fs/fuse/connections/{toy.connections()[-1]}/abort")
+    if not abort.exists():
+        run("mount", "-t", "fusectl", "fusectl", "/sys/fs/fuse/connections")
+    abort.write_text("1")
+    assert toy.wait() == 0
+    toy.keeper.stderr.close()
+    (toy.state / "process").unlink()
+    toy.start()
+    assert (toy.gate / "file1-77").read_bytes() == content("file1-77")
