@@ -14,7 +14,7 @@ from typing import Final
 
 BLOCK_BITS: Final = 12
 BLOCK: Final = 1 << BLOCK_BITS
-"""Bytes in a block: the page size of every machine that mounts these images, since EROFS takes none larger than a page."""
+"""Bytes in a block: no kernel takes one larger than its page, and since 6.4 any takes a smaller one."""
 SLOT: Final = 32
 """Inodes begin at multiples of it."""
 

@@ -72,6 +72,7 @@ class Outline:
         self._refuse_objects()
         self._whited = {parent + b"/" + name if parent else name for parent, name in self._markers if name}
         self._opaque = {parent for parent, name in self._markers if not name}
+        self._hides = {b"": False}
         for path in self._whited:
             if (directory := self.directories.get(path)) is not None:
                 directory.fresh = directory.opaque = True
@@ -112,14 +113,16 @@ class Outline:
         return directory is not None and directory.entry is not None
 
     def _hidden(self, path: bytes) -> bool:
-        """Whether the layer hides what the layers below have at `path`."""
-        while path:
-            if path in self._whited:
-                return True
+        """Whether the layer hides what the layers below have at `path`. Remembered: a path may be two thousand names deep."""
+        unknown = []
+        while path not in self._hides:
+            unknown.append(path)
             path = parent_of(path)
-            if path in self._opaque:
-                return True
-        return False
+        hidden = self._hides[path]
+        for path in reversed(unknown):
+            hidden = hidden or path in self._whited or parent_of(path) in self._opaque
+            self._hides[path] = hidden
+        return hidden
 
     def _read(self, entries: Sequence[Entry]) -> None:
         directories = self.directories

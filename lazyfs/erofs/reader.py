@@ -33,7 +33,7 @@ from lazyfs.erofs.ondisk import (
 )
 from lazyfs.erofs.xattrs import OPAQUE, unescaped
 from lazyfs.errors import StoreUnusable
-from lazyfs.format.entry import Entry
+from lazyfs.format.entry import Entry, base_of, parent_of
 
 _PREFIXES: Final = dict(XATTR_PREFIXES) | {index: name for name, index in XATTR_WHOLE_NAMES.items()}
 
@@ -83,6 +83,8 @@ class _Image:
             self._data.close()
             raise self._damaged("no superblock")
         self._root: int = fields[5]
+        self._known: dict[bytes, tuple[_Inode, bool]] = {}
+        """Directories that were on the way to others, and whether the images below have no say in what is there."""
 
     def __enter__(self) -> Self:
         return self
@@ -93,16 +95,23 @@ class _Image:
     def look_up(self, path: bytes) -> tuple[Entry | None, bool]:
         """(the directory at `path` or None, whether the images below have no say in what is at `path`)."""
         try:
-            inode = self._inode(self._root, b"")
-            covered = inode.opaque
-            for name in path.split(b"/") if path else ():
-                nid, kind = self._child(inode, name)
+            if not self._known:
+                root = self._inode(self._root, b"")
+                self._known[b""] = root, root.opaque
+            unknown = []
+            while path not in self._known:
+                unknown.append(path)
+                path = parent_of(path)
+            inode, covered = self._known[path]
+            for path in reversed(unknown):
+                nid, kind = self._child(inode, base_of(path))
                 if not nid:
                     return None, covered
                 if kind != FT_DIR:
                     return None, True
                 inode = self._inode(nid, path)
                 covered = covered or inode.opaque
+                self._known[path] = inode, covered
         except (struct.error, IndexError, KeyError, ValueError, OverflowError) as error:
             raise self._damaged(error) from error
         return inode.entry, covered

@@ -6,17 +6,20 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import IO
+from typing import IO, Final
 
 import msgspec
 
 from lazyfs.erofs.image import write_outline
 from lazyfs.erofs.outline import Outline, root_is_opaque
-from lazyfs.errors import LazyfsError, StoreUnusable
+from lazyfs.errors import InvalidToc, LazyfsError, StoreUnusable
 from lazyfs.format.digest import Digest, check
 from lazyfs.format.entry import Entry
 from lazyfs.format.toc import parse_toc
 from lazyfs.store.directory import refusal
+
+_MOST_IMPLIED: Final = 16 << 20
+"""Bytes of names. Layers that were built imply a handful of directories; each is looked up in all layers below."""
 
 
 class Read(msgspec.Struct, frozen=True, tag=True):
@@ -85,7 +88,13 @@ class Worker:
         check(data, read.digest, f"the stored document {read.path}")
         entries = parse_toc(data, read.offset, f"the layer with the TOC {read.digest}")
         self._outline = Outline(entries)
-        return Told(self._outline.implied(), root_is_opaque(entries))
+        implied = self._outline.implied()
+        if sum(map(len, implied)) > _MOST_IMPLIED:
+            raise InvalidToc(
+                f"the layer with the TOC {read.digest} implies {len(implied)} directories that it does not name",
+                hint="A portable mount (--mode portable) shows it.",
+            )
+        return Told(implied, root_is_opaque(entries))
 
     def _build(self, build: Build) -> Built:
         outline, self._outline = self._outline, None

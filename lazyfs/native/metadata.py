@@ -85,7 +85,7 @@ class _Stack:
         if told is None:
             return None
         image = self._folder / _name(layer, inherited_from(below, told.implied))
-        return image if image.exists() else None
+        return image if _touched(image) else None
 
     def build(self, layers: Sequence[LayerMetadata], found: Sequence[Path]) -> list[Path]:
         """All images, the first of which are `found`."""
@@ -114,7 +114,7 @@ class _Stack:
             self._remember(layer, told)
         inherited = inherited_from([result.result() for result in below], told.implied)
         image = self._folder / _name(layer, inherited)
-        if not image.exists():
+        if not _touched(image):
             builder.ask(Build(str(self._folder), image.name, tuple(inherited.items())), Built)
         return image
 
@@ -139,6 +139,17 @@ class _Stack:
 
     def _note(self, layer: LayerMetadata) -> Path:
         return self._folder / f"{WRITER_VERSION}-{layer.toc_digest[7:]}.layer"
+
+
+def _touched(image: Path) -> bool:
+    """Whether it is there; if so, its time says from now on that it was needed: the store makes room of the oldest first."""
+    try:
+        os.utime(image)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise refusal(error, f"the metadata image {image} cannot be used") from error
+    return True
 
 
 def _name(layer: LayerMetadata, inherited: dict[bytes, Entry]) -> str:

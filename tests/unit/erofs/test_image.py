@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from pathlib import Path
 
 import pytest
 
-from lazyfs.erofs.image import write_image
+from lazyfs.erofs.image import WRITER_VERSION, write_image
 from lazyfs.errors import InvalidToc
 from lazyfs.format.entry import Chunk, Entry
 from lazyfs.store.content import content_of
@@ -210,3 +211,21 @@ def test_an_image_is_sound_wherever_its_last_inode_ends(tmp_path: Path) -> None:
     """fsck.erofs looks behind the last inode, even where that is the end of its block."""
     for count in range(85, 93):
         seen([Entry(b"%02d" % number, "fifo") for number in range(count)], tmp_path)
+
+
+def test_another_image_has_another_version() -> None:
+    """Images are kept by the writer's version: whoever changes what it writes changes both numbers here."""
+    entries = [
+        Entry(b"d", "dir", mtime_ns=1, xattrs=((b"trusted.overlay.x", b"1"), (b"user.x", b"2"))),
+        file(b"d/f", 5),
+        Entry(b"d/g", "hardlink", link=b"d/f"),
+        Entry(b"d/l", "symlink", link=b"f"),
+        Entry(b"l", "symlink", link=b"t" * 4095),
+        Entry(b"c", "char", major=5, minor=1),
+        file(b"o/.wh..wh..opq"),
+        file(b"o/n"),
+        file(b"w/.wh.x"),
+        file(b"w/e"),
+        *(file(b"large/%d" % number) for number in range(300)),
+    ]
+    assert (WRITER_VERSION, hashlib.sha256(image_of(entries)).hexdigest()[:16]) == (1, "e2073d2f894af1d0")

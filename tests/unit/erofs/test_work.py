@@ -61,6 +61,15 @@ def test_a_hostile_document_fails_in_words(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["document"]
 
 
+def test_a_layer_that_implies_a_host_of_directories_is_refused(tmp_path: Path) -> None:
+    """Each would be looked up in every layer below: 16 MiB of their names is where that ends."""
+    deep = b"d/" * 2000
+    hostile = [Entry(b"%d/" % number + deep + b"f", "reg") for number in range(9)]
+    answer = Worker().answer(read(tmp_path, encode_toc(hostile, None)))
+    assert isinstance(answer, Failed) and "implies 18" in answer.message
+    assert isinstance(Worker().answer(read(tmp_path, encode_toc(hostile[:3], None))), Told)
+
+
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     """The error goes up, and no file, named or not, stays."""
 
