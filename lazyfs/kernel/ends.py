@@ -42,7 +42,7 @@ class Ends:
 
     def ended(self) -> list[int]:
         """The numbers of those that have ended since the last call; never waits."""
-        found = []
+        found: list[int] = []
         while True:
             try:
                 data = os.read(self._fd, 64 << 10)

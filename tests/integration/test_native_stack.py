@@ -246,7 +246,7 @@ def test_a_failed_mount_leaves_nothing(place: Workshop) -> None:
         place.layers.mounted([image, damaged])
     roots = place.layers.mounted([image])
     mount = partial(mount_stack, place.at, roots, source=source_of("x"))
-    with pytest.raises(OSError, match="datadir.*missing"):
+    with pytest.raises(OSError, match=r"datadir.*missing"):
         mount([place.store / "missing"])
     with pytest.raises(OSError, match="overlay"):
         mount(place.data, upper=roots[0], work=roots[0])
