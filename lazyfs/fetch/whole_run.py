@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 import trio
@@ -67,6 +68,8 @@ class WholeRun(NamedTuple):
                 while some := await trio.to_thread.run_sync(_take, found):
                     for result in some:
                         self.landed(result)
+            with suppress(LocalError):  # what is not kept has been told so
+                await trio.to_thread.run_sync(self.store.index.change)  # for whoever has the next turn
 
     def _find(self, spool: Spool, wanted: dict[bytes, list[Piece]]) -> Iterator[Unpacked]:
         what = f"layer {self.layer.digest}"

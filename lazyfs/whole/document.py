@@ -52,7 +52,10 @@ def starts_of(plan: Sequence[Planned]) -> list[int]:
 def describe(
     store: Store, key: str, descriptor: Descriptor, whole: Whole, plan: Sequence[Planned], chunks: Sequence[Sequence[Chunk]]
 ) -> Layer:
-    """Blocking. The layer of these entries and their chunks, its document kept under `key`. Raises InvalidToc, StoreUnusable."""
+    """Blocking. The layer of these entries and their chunks, which are here, its document kept under `key`.
+
+    Raises InvalidToc, StoreFull, StoreUnusable.
+    """
     entries = [
         msgspec.structs.replace(planned.entry, chunks=tuple(its)) if its else planned.entry
         for planned, its in zip(plan, chunks, strict=True)
@@ -61,6 +64,7 @@ def describe(
     data = encode_toc(entries, None)
     digest = digest_of(data)
     listed = parse_toc(data, offset, f"layer {descriptor.digest}")  # what it says when it is read again, bounds included
+    store.index.change()  # whoever finds the note, in another process, must find the files as well
     keep(store, digest, data, key, f"{digest} {offset} {whole.reason}")
     return Layer(descriptor, digest, offset, listed, whole)
 

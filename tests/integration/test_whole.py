@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -112,19 +113,19 @@ def test_lazy_only_refuses_it(small: SmallImage, mode: str, lazyfs: Lazyfs, tmp_
 def test_two_mounts_at_once_fetch_a_layer_once(small: SmallImage, lazyfs: Lazyfs, tmp_path: Path) -> None:
     """Two processes over one store: one fetches, the other waits for its turn and finds everything."""
     directories = [tmp_path / name for name in "ab"]
-    for directory in directories:
-        directory.mkdir()
 
     def mount(directory: Path) -> None:
         lazyfs.run("mount", f"{registry.image}:v1", directory, "--store", lazyfs.store, "--mode", "portable")
 
-    with LyingRegistry(small.original) as registry:
+    with LyingRegistry(small.original) as registry, ExitStack() as mounts:
+        for directory in directories:
+            directory.mkdir()
+            mounts.callback(lazyfs.run, "umount", directory, code=None)
         with ThreadPoolExecutor(2) as threads:
             list(threads.map(mount, directories))
         for directory in directories:
             assert not wrong_files(directory, small)
             assert lazyfs.json("status", directory)["requests"] == 0
-            lazyfs.run("umount", directory)
         assert len(registry.ranges) == 2  # one a layer
 
 
