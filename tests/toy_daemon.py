@@ -9,10 +9,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
-from lazyfs.kernel.mounting import unmount
 from lazyfs.kernel.mountinfo import mounts
+from lazyfs.kernel.mounting import unmount
 
 PATIENCE_S: Final = 60.0
 
@@ -68,7 +68,7 @@ class ToyDaemon:
         """The connections mounted as its gate."""
         return [mount.number for mount in mounts() if mount.path == self.gate]
 
-    def __enter__(self) -> ToyDaemon:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
