@@ -239,7 +239,7 @@ class Mounts:
     def _mount(self, row: Row, images: tuple[Path, ...]) -> None:
         """In a thread."""
         gate, objects = self._path / "gate", self._path / "objects"
-        data = [gate / f"record-{row.number}"] if row.mount.record else [objects, gate]
+        data = [gate / f"record-{row.number}"] if row.mount.record else [objects, gate / "objects"]
         upper = Path(row.mount.upper) if row.mount.upper else None
         work = _work_of(upper) if upper else None
         try:
@@ -248,7 +248,7 @@ class Mounts:
             mount_stack(
                 Path(row.mount.directory),
                 self._layers.mounted(images),
-                [*data, self._path / "arrived"],
+                [*data, self._path / "arrived", gate / "nowhere"],
                 source=source_of(row.mount.image),
                 upper=upper,
                 work=work,

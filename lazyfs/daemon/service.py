@@ -120,7 +120,7 @@ class Service:
             match order:
                 case MountOrder():
                     if order.store_size >= 0:
-                        await trio.to_thread.run_sync(self._store.set_limit, order.store_size)
+                        await trio.to_thread.run_sync(self._store.eviction.set_limit, order.store_size)
                     return await self.mounts.mount(order, tell)
                 case UnmountOrder():
                     return {**await self.mounts.unmount(order), **self._farewell()}

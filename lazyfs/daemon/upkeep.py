@@ -42,8 +42,6 @@ class Upkeep:
         raise StoreUnusable("a store in use cannot be pruned yet", hint="Unmount what is mounted from it first")
 
     async def _make_durable(self) -> None:
-        if not self._store.durability.is_pending:
-            return
         try:
             await trio.to_thread.run_sync(self._store.durability.make_durable)
         except LazyfsError as error:
