@@ -1,4 +1,4 @@
-"""Where the EROFS images of layers are mounted: DIRECTORY/NAME, NAME that of the image's file, once for all overlays.
+"""Where the EROFS images of layers are mounted: STORE/layers/NAME, NAME that of the image's file, once for all overlays.
 
 An overlay keeps what it was stacked on, mounted or not; the mount points are here so that the next overlay of the same
 layer shares its inodes and its page cache. What is mounted is read from the kernel's table at each call, never
@@ -29,8 +29,8 @@ class LayerMounts:
     """The mount points of one store. Not for two threads at once."""
 
     def __init__(self, store: Path) -> None:
-        """`store` is absolute and without symbolic links: so the kernel's table names what is mounted in it."""
-        self._directory = store / "layers"
+        # Without symbolic links, as the kernel's table names what is mounted there.
+        self._directory = store.resolve() / "layers"
 
     def mounted(self, images: Sequence[Path]) -> tuple[Path, ...]:
         """Where `images` are mounted; those that were not are mounted now. Blocking. Raises OSError; what has been mounted stays."""
@@ -44,6 +44,9 @@ class LayerMounts:
                 _mount(image, root)
                 kinds[root] = "erofs"
             roots.append(root)
+        if not roots:  # an image may have no layers, an overlay must
+            roots.append(self._directory / "none")
+            roots[0].mkdir(mode=0o755, exist_ok=True)
         return tuple(roots)
 
     def drop_unused(self) -> None:

@@ -137,6 +137,15 @@ def test_a_layer_twice(place: Workshop) -> None:
         assert {path.name: path.read_bytes() for path in at.iterdir()} == {"a": b"twice", "b": b"twice"}
 
 
+def test_no_layers(place: Workshop) -> None:
+    """An image without layers is an empty tree."""
+    with place.mounted([]) as at:
+        assert not list(at.iterdir())
+        assert stat.S_IMODE(at.stat().st_mode) == 0o755
+        unmount_stack(at)
+    assert not place.left()
+
+
 def test_suid_and_devices(place: Workshop) -> None:
     """A root file system needs both: the overlay allows them, although the mount points of its layers do not."""
     image = place.image("image", {}, [Entry(b"null", "char", mode=0o666, major=1, minor=3), regular(b"suid", b"s", 0o4755)])
@@ -219,6 +228,17 @@ def test_layers_are_shared_and_dropped(place: Workshop) -> None:
             assert (other / "file").read_bytes() == b"content"
         finally:
             unmount_stack(other)
+    assert not place.left()
+
+
+def test_a_store_behind_a_link(place: Workshop, tmp_path: Path) -> None:
+    """Layers are mounted once and dropped, whatever the store is called by whom."""
+    (tmp_path / "link").symlink_to(place.store)
+    image = place.image("image", {b"file": b"content"})
+    with place.mounted([image]):
+        linked = LayerMounts(tmp_path / "link")
+        assert linked.mounted([image]) == place.layers.mounted([image])
+        assert len(place.left()) == 2
     assert not place.left()
 
 
