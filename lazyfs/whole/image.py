@@ -85,7 +85,8 @@ async def _fetch(place: Place, known: Mapping[int, Layer], wanted: Mapping[int, 
 
 def _note(image: Image, number: int, whole: Whole) -> str:
     descriptor = image.layers[number]
+    size = f"{descriptor.size / 1e6:.1f} MB" if descriptor.size >= 100_000 else f"{descriptor.size} bytes"
     return (
         f"layer {number + 1} of {len(image.layers)} ({descriptor.digest[:19]}) is not lazy (it {whole.reason}):"
-        f" its {descriptor.size / 1e6:.1f} MB are fetched whole, which `lazyfs convert {image.name} DST` would save"
+        f" its {size} are fetched whole, which `lazyfs convert {image.name} DST` would save"
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.bad.oci import Oci, named, tar_of
 from tests.commands import Lazyfs, run
 from tests.lying_registry import LyingRegistry
 from tests.small_image import SmallImage
@@ -78,7 +81,7 @@ def test_each_layer_is_told_in_a_line(small: SmallImage, lazyfs: Lazyfs, tmp_pat
         lazyfs.run("umount", directory)
         assert len(told.splitlines()) == lines
         for line in told.splitlines():
-            assert "MB are fetched whole" in line and f"`lazyfs convert oci:{small.original}@sha256:" in line
+            assert "are fetched whole" in line and f"`lazyfs convert oci:{small.original}@sha256:" in line
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -149,6 +152,27 @@ def test_disk_without_room_for_a_layer(small: SmallImage, lazyfs: Lazyfs, tmp_pa
         lazyfs.run("umount", directory)
     finally:
         run("umount", disk)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("mode", MODES)
+def test_layer_that_reaches_for_another_image(mode: str, lazyfs: Lazyfs, tmp_path: Path) -> None:
+    """A tar with overlayfs's own xattrs, and a file named like an object, shows its own bytes and hides nothing of the layer below."""
+    secret = b"what another image holds"
+    victim, thief = Oci(tmp_path / "victim"), Oci(tmp_path / "thief")
+    victim.image(victim.plain(tar_of((named("secret"), secret))))
+    name = f"sha256-{hashlib.sha256(secret).hexdigest()}"
+    steal, folder = named("steal"), named("folder", tarfile.DIRTYPE)
+    steal.pax_headers = {"SCHILY.xattr.trusted.overlay.metacopy": "", "SCHILY.xattr.trusted.overlay.redirect": f"/{name}"}
+    folder.pax_headers = {"SCHILY.xattr.trusted.overlay.opaque": "y", "SCHILY.xattr.trusted.overlay.redirect": "/other"}
+    lower = thief.plain(tar_of((named("folder/kept"), b"kept"), (named("other/file"), b"other")))
+    thief.image(lower, thief.plain(tar_of((steal, bytes(len(secret))), (named(f"opt/{name}"), b"planted"), folder)))
+    with lazyfs.mounted(f"oci:{thief.path}:v1", mode=mode) as root, lazyfs.mounted(f"oci:{victim.path}:v1", mode=mode) as other:
+        assert (root / "steal").read_bytes() == bytes(len(secret))
+        assert (root / "opt" / name).read_bytes() == b"planted"
+        assert os.listdir(root / "folder") == ["kept"]
+        assert (other / "secret").read_bytes() == secret
+    assert (lazyfs.store / "objects" / name).read_bytes() == secret
 
 
 def test_killed_while_a_layer_is_fetched(small: SmallImage, lazyfs: Lazyfs, tmp_path: Path) -> None:
