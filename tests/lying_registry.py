@@ -6,6 +6,7 @@ It lives in a thread of its own, so that what is tested may be a whole command, 
 from __future__ import annotations
 
 import json
+import mmap
 import ssl
 import threading
 from collections.abc import Callable
@@ -81,9 +82,10 @@ class LyingRegistry(Hosted):
         blob = self._path / "blobs" / "sha256" / reference.removeprefix("sha256:")
         if kind not in ("manifests", "blobs") or not reference or not blob.is_file():
             return reply(404)
-        data = blob.read_bytes()
         if "range" in request.headers:
-            return partial(data, request)
+            with blob.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                return partial(mapped, request)
+        data = blob.read_bytes()
         body = b"" if request.method == "HEAD" else data
         if kind == "blobs":
             return reply(200, body, content_length=str(len(data)))

@@ -61,8 +61,21 @@ def build(folder: Path, small_files: int = SMALL, seed: object = 1) -> SmallImag
     files = {large_file(number): content((seed, number), CHUNK_SIZE * (2 + number) + 777 * number) for number in range(LARGE)}
     files |= {small_file(number): content((seed, -number), 150 + 61 * number % 9000) for number in range(small_files)}
     files |= {"empty": b"", "bin/tool": b"#!/bin/sh\necho tool\n", "first": content((seed, "first"), 30_000)}
+    return _convert(folder, files, _lower(files), _upper(files))
+
+
+def build_of(folder: Path, files: dict[str, bytes]) -> SmallImage:
+    """An image of one layer, and of these files alone."""
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name, data in files.items():
+            _add(tar, name, data)
+    return _convert(folder, files, target.getvalue())
+
+
+def _convert(folder: Path, files: dict[str, bytes], *tars: bytes) -> SmallImage:
     it = Oci(folder / "original")
-    it.image(it.plain(_lower(files)), it.plain(_upper(files)))
+    it.image(*map(it.plain, tars))
     layout = folder / "converted"
     code = main(["convert", f"oci:{it.path}:v1", f"oci:{layout}:v1", "--chunk-size", str(CHUNK_SIZE)])
     assert code == 0, code

@@ -15,7 +15,11 @@ never mean anything else. `through` remembers those names, for the refresher (la
 when the object has become whole.
 
 "Not here" for an object that really is not would show the application a file that does not exist. It is never said but for what
-`publish` or a kept chunk has just put in place, or for a name that no mounted image has.
+`publish` or a kept chunk has just put in place, or for a name that no mounted image has. But overlayfs takes an error for a "not
+here" too, and looks on: an image that is not indexed yet, a connection that was lost. So behind arrived/ stands one more data layer
+of the gate, `nowhere`, which has an error for whatever is asked of it: overlayfs keeps the last layer's answer, and does not keep an error.
+
+The root holds only directories: `objects`, `nowhere`, and `record-N` for each mount that records, in place of `objects`.
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ import trio
 from lazyfs.errors import LazyfsError, SourceError, Unreachable
 from lazyfs.gate.caller import changes_metadata_only
 from lazyfs.gate.catalog import Catalog, Supply
-from lazyfs.gate.inode import ROOT, inode_of, record_inode, record_number
+from lazyfs.gate.inode import NOWHERE, OBJECTS, ROOT, inode_of, record_inode, record_number
 from lazyfs.store.content import is_name
 from lazyfs.store.store import Store
 
@@ -45,6 +49,7 @@ PATIENCE: Final = 2.0
 """Seconds until a lookup that waits for the network is answered with a real entry."""
 _CATALOG_DEADLINE: Final = 60.0
 """Seconds that a read waits for an image to be indexed."""
+_DIRECTORIES: Final = {"objects": OBJECTS, "nowhere": NOWHERE}
 _RECORD: Final = "record-"
 
 
@@ -79,13 +84,17 @@ class Gate:
         """`published`, `entries`, `reads`, `errors` since this process began."""
 
     async def lookup(self, directory: int, name: bytes, thread: int) -> Shown | None:
-        """The entry `name`, or None: it is in the next layer, or nowhere.
+        """The entry `name`, or None: it is in the next layer.
 
-        Never raises for an object that a mounted image has. Cancelled: what is under way arrives all the same.
+        Raises Unreachable for an object of an image that is not indexed yet, and for all that is asked of `nowhere`. Cancelled: what is
+        under way arrives all the same.
         """
         text = name.decode("ascii", "replace")
-        if directory == ROOT and text.startswith(_RECORD) and text[len(_RECORD) :].isdecimal():
-            return _directory(record_inode(int(text[len(_RECORD) :])))
+        if directory == ROOT:
+            return _directory_named(text)
+        if directory == NOWHERE:
+            self.counts["errors"] += 1
+            raise Unreachable(f"{text} cannot be had: it is in no mounted image, or in one whose TOC could not be had until now")
         if not is_name(text):
             return None
         number = record_number(directory)
@@ -116,7 +125,7 @@ class Gate:
 
     async def shown(self, inode: int) -> Shown:
         """The attributes of an inode. Raises Unreachable for what no mounted image has."""
-        if inode == ROOT or record_number(inode) is not None:
+        if inode in (ROOT, *_DIRECTORIES.values()) or record_number(inode) is not None:
             return _directory(inode)
         return _file(inode, (await self._known(inode))[0])
 
@@ -186,6 +195,13 @@ async def _read(supply: Supply, offset: int, size: int) -> bytes | memoryview:
         offset += length
         index += 1
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _directory_named(name: str) -> Shown | None:
+    if name in _DIRECTORIES:
+        return _directory(_DIRECTORIES[name])
+    number = name.removeprefix(_RECORD)
+    return _directory(record_inode(int(number))) if name != number and number.isdecimal() else None
 
 
 def _directory(inode: int) -> Shown:

@@ -13,6 +13,10 @@ from typing import Final
 from lazyfs.store.content import SINGLE
 
 ROOT: Final = 1
+OBJECTS: Final = 2
+"""Of the directory in which overlays look for objects."""
+NOWHERE: Final = 3
+"""Of the directory in which they look last."""
 _FIRST_RECORD: Final = 1 << 16
 _OBJECT: Final = 1 << 62
 

@@ -74,9 +74,9 @@ def _ours(mount: Mount) -> Mounted | None:
         owner = next(iter(mount.values("user_id")), "0")
         return Mounted(mount.path, mount.device, mount.source, int(owner))
     if mount.kind == "overlay" and mount.source.startswith(SOURCE_PREFIX):
-        # Its last data layer is STORE/arrived; a name too long for the kernel stands there as a descriptor in /proc.
-        last = Path(next(reversed(mount.values("datadir+")), "/"))
-        store = last.parent if last.name == "arrived" else None
+        # One data layer is STORE/arrived; a name too long for the kernel stands there as a descriptor in /proc.
+        data = map(Path, mount.values("datadir+"))
+        store = next((path.parent for path in data if path.name == "arrived"), None)
         return Mounted(mount.path, mount.device, mount.source.removeprefix(SOURCE_PREFIX), 0, "native", store)
     return None
 

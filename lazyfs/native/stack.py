@@ -4,8 +4,9 @@
     ...
     metadata of the lowest layer
     objects                              data-only, found by name when a file is first opened
-    gate
+    gate/objects
     arrived
+    gate/nowhere                         has nothing but an error (gate/gate.py)
 
 Options, and why:
 - metacopy, redirect_dir: the metadata's inodes name their bytes by redirects; and a directory of the image can be renamed in a

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from lazyfs.daemon.orders import SOCKET_NAME
-from lazyfs.kernel.mountinfo import mounts
 from tests.commands import Lazyfs, run
 from tests.docker_registry import Registry
+from tests.lazyfsd import traces
 from tests.small_image import SmallImage, build, large_file, small_file
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
@@ -28,25 +28,6 @@ def counts(lazyfs: Lazyfs, root: Path) -> dict[str, int]:
     """What passed the gate of the lazyfsd that made the mount at `root`, and what it kept."""
     told = lazyfs.json("status", root)
     return {name: told[name] for name in ("published", "entries", "reads", "kept")}
-
-
-def traces(store: Path) -> list[str]:
-    """What of a store's native mounts is still there: mounts, processes, loop devices."""
-    left = [f"mount {mount.path}" for mount in mounts() if str(store) in f"{mount.path} {mount.source} {mount.options}"]
-    for process in Path("/proc").iterdir():
-        if process.name.isdecimal():
-            try:
-                command = (process / "cmdline").read_bytes().decode(errors="replace")
-            except OSError:
-                continue
-            if "lazyfs.daemon" in command and str(store) in command:
-                left.append(f"process {process.name}: {command}")
-    left += [
-        line
-        for line in run("losetup", "--list", "--noheadings", "--output", "BACK-FILE").stdout.decode().splitlines()
-        if str(store) in line
-    ]
-    return left
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from lazyfs.fetch.fetcher import open_fetcher
 from lazyfs.fetch.piece import LayerBlob
 from lazyfs.gate.catalog import Catalog, LayerObjects
 from lazyfs.gate.gate import PATIENCE, Gate, Shown
-from lazyfs.gate.inode import ROOT, inode_of, record_inode
+from lazyfs.gate.inode import NOWHERE, OBJECTS, ROOT, inode_of, record_inode
 from lazyfs.store.store import Store
 from tests.unit.fetch.scripted import ScriptedSource, make_layer
 
@@ -62,7 +62,7 @@ async def open_gate(store: Store) -> AsyncIterator[Setting]:
 
 async def ask(it: Setting, number: int, answers: list[Shown | None]) -> None:
     """One lookup, whose answer goes to `answers`."""
-    answers.append(await it.gate.lookup(ROOT, it.name(number), 1))
+    answers.append(await it.gate.lookup(OBJECTS, it.name(number), 1))
 
 
 def is_published(store: Store, name: bytes) -> bool:
@@ -74,7 +74,7 @@ def is_published(store: Store, name: bytes) -> bool:
 async def test_a_small_file_is_put_in_its_place(store: Store) -> None:
     """A miss of a file of one chunk: it is published, verified, 0444, and the answer is to look on."""
     async with open_gate(store) as it:
-        assert await it.gate.lookup(ROOT, it.name(7), 1) is None
+        assert await it.gate.lookup(OBJECTS, it.name(7), 1) is None
         assert is_published(store, it.name(7))
         place = Path(store.directory.objects + it.name(7).decode())
         assert place.read_bytes() == SMALL[7][1]
@@ -86,14 +86,14 @@ async def test_a_large_file_is_an_entry_until_it_is_whole(store: Store) -> None:
     """A file of several chunks is served through the gate, chunk by chunk; whole, it is looked for elsewhere."""
     async with open_gate(store) as it:
         name = it.name(50)
-        shown = await it.gate.lookup(ROOT, name, 1)
+        shown = await it.gate.lookup(OBJECTS, name, 1)
         assert shown == Shown(inode_of(name.decode()), stat.S_IFREG | 0o444, len(LARGE))
         assert it.gate.through == {name.decode()}
         assert not is_published(store, name)
         for offset in range(0, len(LARGE) + 1, 70_001):
             assert bytes(await it.gate.read(shown.ino, offset, 70_001)) == LARGE[offset : offset + 70_001]
         assert await it.gate.read(shown.ino, len(LARGE), 10) == b""
-        assert await it.gate.lookup(ROOT, name, 1) is None
+        assert await it.gate.lookup(OBJECTS, name, 1) is None
         assert is_published(store, name)
 
 
@@ -101,10 +101,10 @@ async def test_who_changes_metadata_fetches_nothing(store: Store) -> None:
     """A chown's lookup is answered with an entry, and no byte is asked for; a read of that entry works all the same."""
     async with open_gate(store) as it:
         it.metadata_threads.add(42)
-        shown = await it.gate.lookup(ROOT, it.name(3), 42)
+        shown = await it.gate.lookup(OBJECTS, it.name(3), 42)
         assert shown is not None and not it.source.ranges
         assert bytes(await it.gate.read(shown.ino, 0, 1 << 20)) == SMALL[3][1]
-        assert await it.gate.lookup(ROOT, it.name(3), 42) is None, "it is here now, whoever asks"
+        assert await it.gate.lookup(OBJECTS, it.name(3), 42) is None, "it is here now, whoever asks"
 
 
 async def test_names_that_are_no_objects_are_not_there(store: Store) -> None:
@@ -112,12 +112,27 @@ async def test_names_that_are_no_objects_are_not_there(store: Store) -> None:
     async with open_gate(store) as it:
         stranger = b"sha256-" + b"0" * 64
         for name in (b"..", b"etc", b"sha256-", b"sha256-" + b"g" * 64, b"record-x", stranger, it.name(1)[:-1], b"\xff"):
-            assert await it.gate.lookup(ROOT, name, 1) is None
+            assert await it.gate.lookup(OBJECTS, name, 1) is None
         twin = it.name(1)[:30] + bytes(reversed(it.name(1)[30:]))
-        assert await it.gate.lookup(ROOT, twin, 1) is None, "an equal inode number is not an equal name"
+        assert await it.gate.lookup(OBJECTS, twin, 1) is None, "an equal inode number is not an equal name"
         with pytest.raises(Unreachable):
             with trio.fail_after(5):
                 await it.gate.shown(inode_of(stranger.decode()))
+        assert not it.source.ranges
+
+
+async def test_directories_of_the_gate(store: Store) -> None:
+    """The root has nothing but directories; the one behind all other layers has an error for everything, objects included."""
+    async with open_gate(store) as it:
+        for name, inode in ((b"objects", OBJECTS), (b"nowhere", NOWHERE), (b"record-7", record_inode(7))):
+            shown = await it.gate.lookup(ROOT, name, 1)
+            assert shown == Shown(inode, stat.S_IFDIR | 0o555, nlink=2)
+            assert await it.gate.shown(inode) == shown
+        for name in (b"record-", b"record-x", b"7", b"arrived", it.name(1)):
+            assert await it.gate.lookup(ROOT, name, 1) is None
+        for name in (it.name(1), b"sha256-" + b"0" * 64, b"x"):
+            with pytest.raises(Unreachable):
+                await it.gate.lookup(NOWHERE, name, 1)
         assert not it.source.ranges
 
 
@@ -144,7 +159,7 @@ async def test_a_failing_registry_becomes_an_entry_and_an_error(store: Store) ->
     """A miss that fails is an entry whose reads fail, each tried from scratch: once the cause is gone, the same entry works."""
     async with open_gate(store) as it:
         it.source.fails = 1000
-        shown = await it.gate.lookup(ROOT, it.name(5), 1)
+        shown = await it.gate.lookup(OBJECTS, it.name(5), 1)
         assert shown is not None
         with pytest.raises(Unreachable):
             await it.gate.read(shown.ino, 0, 100)
@@ -156,20 +171,20 @@ async def test_an_object_removed_by_hand_is_fetched_again(store: Store, expect_l
     """What the index says is here, and the disk does not have, is not here."""
     expect_log("files? .* gone")
     async with open_gate(store) as it:
-        assert await it.gate.lookup(ROOT, it.name(9), 1) is None
+        assert await it.gate.lookup(OBJECTS, it.name(9), 1) is None
         for folder in ("objects", "arrived"):
             os.unlink(store.directory.path / folder / it.name(9).decode())
-        assert await it.gate.lookup(ROOT, it.name(9), 1) is None
+        assert await it.gate.lookup(OBJECTS, it.name(9), 1) is None
         assert is_published(store, it.name(9))
 
 
 async def test_one_name_removed_by_hand_is_put_back(store: Store) -> None:
     """With one of the two names left, nothing is fetched."""
     async with open_gate(store) as it:
-        assert await it.gate.lookup(ROOT, it.name(9), 1) is None
+        assert await it.gate.lookup(OBJECTS, it.name(9), 1) is None
         asked = len(it.source.ranges)
         os.unlink(store.directory.path / "arrived" / it.name(9).decode())
-        assert await it.gate.lookup(ROOT, it.name(9), 1) is None
+        assert await it.gate.lookup(OBJECTS, it.name(9), 1) is None
         assert is_published(store, it.name(9)) and len(it.source.ranges) == asked
 
 
@@ -182,7 +197,7 @@ async def test_a_recording_directory_tells_what_is_touched(store: Store) -> None
         assert await it.gate.shown(directory.ino) == directory
         for number, thread in ((4, 1), (2, 1), (6, 42), (4, 1)):
             await it.gate.lookup(directory.ino, it.name(number), thread)
-        await it.gate.lookup(ROOT, it.name(8), 1)
+        await it.gate.lookup(OBJECTS, it.name(8), 1)
         assert it.touched == [(17, it.name(number).decode()) for number in (4, 2, 4)]
 
 
@@ -192,7 +207,7 @@ async def test_lookups_wait_for_an_image_that_is_being_indexed(store: Store, aut
         it.catalog.remove("image")
         it.catalog.expect("image")
         with pytest.raises(Unreachable, match="not indexed"):
-            await it.gate.lookup(ROOT, it.name(1), 1)
+            await it.gate.lookup(OBJECTS, it.name(1), 1)
         async with open_fetcher(store, it.source) as fetcher:
             autojump_clock.autojump_threshold = math.inf
             answers: list[Shown | None] = []
@@ -210,7 +225,7 @@ async def test_another_image_brings_what_the_first_cannot(store: Store) -> None:
         other = ScriptedSource(it.source.blobs[it.layer.digest])
         async with open_fetcher(store, other) as fetcher:
             it.catalog.add("other", fetcher, (LayerObjects("other", it.layer),))
-            assert await it.gate.lookup(ROOT, it.name(11), 1) is None
+            assert await it.gate.lookup(OBJECTS, it.name(11), 1) is None
             assert is_published(store, it.name(11)) and other.ranges
 
 
@@ -226,10 +241,10 @@ async def test_a_layer_that_lies_plants_nothing(store: Store) -> None:
         it.catalog.remove("image")
         async with open_fetcher(store, liar) as bad, open_fetcher(store, it.source) as good:
             it.catalog.add("liar", bad, (LayerObjects("liar", it.layer),))
-            assert await it.gate.lookup(ROOT, name, 1) is not None, "an entry, whose reads fail"
+            assert await it.gate.lookup(OBJECTS, name, 1) is not None, "an entry, whose reads fail"
             assert not is_published(store, name)
             it.catalog.add("honest", good, (LayerObjects("honest", it.layer),))
-            assert await it.gate.lookup(ROOT, name, 1) is None
+            assert await it.gate.lookup(OBJECTS, name, 1) is None
         assert Path(store.directory.objects + name.decode()).read_bytes() == SMALL[13][1]
 
 

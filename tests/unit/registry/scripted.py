@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from mmap import mmap
 from typing import NamedTuple
 
 import trio
@@ -44,6 +45,8 @@ class Server:
         self.connections = 0
         self.open = 0
         self.port = 0
+        self.late = 0.0
+        """Seconds until an answer is begun."""
 
     @property
     def host(self) -> str:
@@ -83,6 +86,8 @@ class Server:
                 if method == "CONNECT" and await self.tunnel(stream, request):
                     return
                 reply = self.answer(request)
+                if self.late:
+                    await trio.sleep(self.late)
                 if reply.then == "drip":
                     await self.drip(stream, reply.data)
                     continue
@@ -167,7 +172,7 @@ def reply(status: int, body: bytes = b"", **headers: str) -> bytes:
     return ("\r\n".join(lines) + "\r\n\r\n").encode() + body
 
 
-def partial(blob: bytes, request: Request) -> bytes:
+def partial(blob: bytes | mmap, request: Request) -> bytes:
     """The right answer to a range request for `blob`."""
     start, _, end = request.headers["range"].removeprefix("bytes=").partition("-")
     piece = blob[int(start) : int(end) + 1]

@@ -1,0 +1,136 @@
+"""The lazyfsd of a store, as a test handles it: found, killed, stopped; and what stands between it and the kernel.
+
+A test must not touch a mount itself while nobody serves it: readers.py's processes do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import select
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from lazyfs.daemon.client import Client
+from lazyfs.daemon.orders import StatusOrder
+from lazyfs.kernel.mountinfo import mounted_at, mounts
+from tests.commands import run
+
+PATIENCE_S: Final = 60.0
+_POLL_MS: Final = 10
+
+
+def pause() -> None:
+    """A moment, between two looks at something."""
+    select.poll().poll(_POLL_MS)
+
+
+def moments() -> Iterator[None]:
+    """To look at something again and again until it is so; where the moments end, it never was."""
+    for _ in range(int(PATIENCE_S * 1000) // _POLL_MS):
+        yield
+        pause()
+
+
+def object_name(data: bytes) -> str:
+    """Of the object of a file of one chunk."""
+    return f"sha256-{hashlib.sha256(data).hexdigest()}"
+
+
+class Lazyfsd:
+    """Keeper and daemon of `store`, which run. Looked up anew at each question: it may have been killed."""
+
+    def __init__(self, store: Path) -> None:
+        self.store = store
+
+    def status(self, directory: Path | None = None) -> list[dict[str, Any]]:
+        """What it tells of one mount, or of all. Waits while it is being started again."""
+        *_, answer = Client(self.store).call(StatusOrder(str(directory or "")), start=False)
+        mounts: list[dict[str, Any]] = answer["mounts"]
+        return mounts
+
+    def count(self, directory: Path, name: str) -> int:
+        """One number of a mount's status."""
+        number: int = self.status(directory)[0][name]
+        return number
+
+    @property
+    def process(self) -> int:
+        """The daemon's."""
+        process: int = self.status()[0]["pid"]
+        return process
+
+    @property
+    def keeper(self) -> int:
+        """The keeper's, once the daemon has one."""
+        return int(Path(f"/proc/{self.process}/stat").read_text().rpartition(")")[2].split()[1])
+
+    def kill(self) -> int:
+        """Kill the daemon. How many requests it has left unanswered."""
+        process = self.process
+        os.kill(process, signal.SIGKILL)
+        waiting = self.waiting()
+        await_end(process)
+        return waiting
+
+    def waiting(self) -> int:
+        """Requests of the gate that nobody has answered yet."""
+        gate = mounted_at(self.store / "gate")
+        assert gate is not None
+        return int(Path(f"/sys/fs/fuse/connections/{os.minor(gate.number)}/waiting").read_text())
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """No daemon: killed, and its keeper does not start another one before the end."""
+        process, keeper = self.process, self.keeper
+        os.kill(keeper, signal.SIGSTOP)
+        try:
+            os.kill(process, signal.SIGKILL)
+            yield
+        finally:
+            os.kill(keeper, signal.SIGCONT)
+
+    def lose(self) -> None:
+        """Kill the keeper and the daemon: the connection ends."""
+        process, keeper = self.process, self.keeper
+        for each in (keeper, process):
+            os.kill(each, signal.SIGKILL)
+            await_end(each)
+
+    def log(self) -> str:
+        """What both said."""
+        return (self.store / "logs" / "lazyfsd.log").read_text()
+
+
+def await_end(process: int) -> None:
+    """Until a process is gone, or a zombie. AssertionError when it stays."""
+    with suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(process)
+        try:
+            ended = select.poll()
+            ended.register(descriptor, select.POLLIN)
+            assert ended.poll(PATIENCE_S * 1000), f"process {process} stays"
+        finally:
+            os.close(descriptor)
+
+
+def traces(store: Path) -> list[str]:
+    """What of a store's native mounts is still there: mounts, processes, loop devices."""
+    left = [f"mount {mount.path}" for mount in mounts() if str(store) in f"{mount.path} {mount.source} {mount.options}"]
+    for process in Path("/proc").iterdir():
+        if process.name.isdecimal():
+            try:
+                command = (process / "cmdline").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            if "lazyfs.daemon" in command and str(store) in command:
+                left.append(f"process {process.name}: {command}")
+    left += [
+        line
+        for line in run("losetup", "--list", "--noheadings", "--output", "BACK-FILE").stdout.decode().splitlines()
+        if str(store) in line
+    ]
+    return left
