@@ -57,7 +57,15 @@ class ToyDaemon:
 
     def asked(self) -> list[str]:
         """The names that were looked up, as often as they were."""
-        return [line.partition(" ")[0] for line in (self.state / "asked").read_text().splitlines()]
+        return self._lines("asked")
+
+    def read(self) -> list[str]:
+        """Likewise of what was read."""
+        return self._lines("read")
+
+    def _lines(self, name: str) -> list[str]:
+        path = self.state / name
+        return path.read_text().splitlines() if path.exists() else []
 
     def log(self) -> str:
         """What both said."""

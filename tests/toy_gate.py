@@ -1,7 +1,8 @@
 """A gate without images, for tests of the session and the keeper: `python -m tests.toy_gate [--keeper] STATE [PAUSE]`.
 
-The file `NAME-SIZE` has SIZE bytes that follow from its name. A name that begins with `local` is "not here"; with `slow` the lookup
-takes PAUSE seconds, and every read does. For each lookup a line goes to STATE/asked, for each process its number to STATE/process.
+The file `NAME-SIZE` has SIZE bytes that follow from its name. A name that begins with `local` is "not here"; with `slow` its lookup
+and each read of it take PAUSE seconds; with `stuck` they wait until there is a file STATE/lookups or STATE/reads. For each lookup a
+line goes to STATE/asked, for each read to STATE/read, for each process its number to STATE/process.
 It ends with its connection; SIGTERM unmounts. With --keeper it is started by lazyfsd's keeper.
 """
 
@@ -15,6 +16,7 @@ import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -24,6 +26,8 @@ from lazyfs.errors import LazyfsError, foremost
 from lazyfs.fuse.connection import Connection, serve_gate
 from lazyfs.fuse.gate_operations import GateOperations
 from lazyfs.gate.gate import Shown
+
+PREFIXES: Final = ("file", "slow", "stuck")
 
 
 def content(name: str, offset: int = 0, size: int | None = None) -> bytes:
@@ -37,36 +41,45 @@ def content(name: str, offset: int = 0, size: int | None = None) -> bytes:
 class ToyGate:
     """What GateOperations asks of a Gate."""
 
-    def __init__(self, asked: Path, pause: float) -> None:
-        self._asked = asked
+    def __init__(self, state: Path, pause: float) -> None:
+        self._state = state
         self._pause = pause
 
     async def lookup(self, directory: int, name: bytes, thread: int) -> Shown | None:
-        with self._asked.open("a") as file:
-            file.write(f"{name.decode()} {thread}\n")
+        self._note("asked", name.decode())
         if name.startswith(b"local"):
             return None
-        if name.startswith(b"slow"):
-            await trio.sleep(self._pause)
+        await self._wait(name.decode(), self._state / "lookups")
         return await self.shown(_inode(name.decode()))
 
     async def shown(self, inode: int) -> Shown:
         return Shown(inode, stat.S_IFREG | 0o444, inode & 0xFFFF_FFFF)
 
     async def read(self, inode: int, offset: int, size: int) -> bytes:
-        await trio.sleep(self._pause)
+        self._note("read", _name(inode))
+        await self._wait(_name(inode), self._state / "reads")
         return content(_name(inode), offset, size)
+
+    def _note(self, file_name: str, name: str) -> None:
+        with (self._state / file_name).open("a") as file:
+            file.write(f"{name}\n")
+
+    async def _wait(self, name: str, free: Path) -> None:
+        if name.startswith("slow"):
+            await trio.sleep(self._pause)
+        while name.startswith("stuck") and not free.exists():  # noqa: ASYNC110  another process makes it
+            await trio.sleep(0.01)
 
 
 def _inode(name: str) -> int:
     # PREFIX NUMBER-SIZE, packed: any process derives the name from the number.
     stem, _, size = name.rpartition("-")
     prefix = stem.rstrip("0123456789")
-    return ["file", "slow"].index(prefix) << 60 | 1 << 59 | int(stem[len(prefix) :]) << 32 | int(size)
+    return PREFIXES.index(prefix) << 60 | 1 << 59 | int(stem[len(prefix) :]) << 32 | int(size)
 
 
 def _name(inode: int) -> str:
-    return f"{['file', 'slow'][inode >> 60]}{inode >> 32 & 0x3FF_FFFF}-{inode & 0xFFFF_FFFF}"
+    return f"{PREFIXES[inode >> 60]}{inode >> 32 & 0x3FF_FFFF}-{inode & 0xFFFF_FFFF}"
 
 
 async def _unmount_on_signal(connection: Connection) -> None:
@@ -78,7 +91,7 @@ async def _unmount_on_signal(connection: Connection) -> None:
 async def serve(state: Path, pause: float) -> None:
     """Until the connection ends."""
     fds = FdStore.from_environment()
-    operations = GateOperations(ToyGate(state / "asked", pause))  # type: ignore[arg-type]  # it asks for no more
+    operations = GateOperations(ToyGate(state, pause))  # type: ignore[arg-type]  # it asks for no more
     async with trio.open_nursery() as nursery:
         connection = await nursery.start(serve_with_end, nursery.cancel_scope, operations, state, fds)
         (state / "process").write_text(str(os.getpid()))

@@ -70,6 +70,8 @@ class Connection(NamedTuple):
     """Its name under /sys/fs/fuse/connections."""
     taken_over: bool
     """False: it is new, and what was stacked on an older one of this directory is lost: it must be mounted again."""
+    is_mounted: bool = True
+    """False: the process before this one unmounted it, and died while something was still stacked on it. Nothing else can be."""
 
     async def unmount(self) -> None:
         """Take the gate out of the tree. `serve_gate` returns once nothing is stacked on it any more. Raises MountFailed."""
@@ -101,9 +103,8 @@ async def serve_gate(
                 connection.number,
             )
         _tune(connection.number)
-        _log.info(
-            "connection %d at %s: %s", connection.number, connection.directory, "taken over" if connection.taken_over else "new"
-        )
+        how = "new" if not connection.taken_over else "taken over" if connection.is_mounted else "taken over, unmounted already"
+        _log.info("connection %d at %s: %s", connection.number, connection.directory, how)
         task_status.started(connection)
         await session.serve()
     _log.info("connection %d has ended", connection.number)
@@ -125,7 +126,8 @@ class _Maker:
             if _has_ended(found):
                 _log.info("the connection that was kept has ended")
             elif greeting := await self._agree(session, found):
-                return found, Connection(self._gate, greeting.connection, taken_over=True)
+                is_mounted = greeting.connection in connections_at(self._gate, _SUBTYPE)
+                return found, Connection(self._gate, greeting.connection, taken_over=True, is_mounted=is_mounted)
             else:
                 _log.error(
                     "%s does not tell how the connection at %s began, so nobody can serve it: it is given up, and what is read "

@@ -13,6 +13,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -92,15 +93,43 @@ def test_300_killed_callers(tmp_path: Path, seed: str) -> None:
         assert "fuse_reply" not in toy.log()
 
 
+def test_stuck_readers_leave_room(toy: ToyDaemon) -> None:
+    """200 callers whose lookups, and then whose reads, get no answer: another is answered all the same."""
+    toy.start()
+    done: list[bytes] = []
+
+    def read(name: str) -> None:
+        done.append((toy.gate / name).read_bytes())
+
+    stuck = [threading.Thread(target=read, args=(f"stuck{number + 1}-1000000",)) for number in range(200)]
+    for thread in stuck:
+        thread.start()
+    while len(set(toy.asked())) < len(stuck):
+        stuck[0].join(0.01)
+    assert (toy.gate / "file1-300000").read_bytes() == content("file1-300000")
+    (toy.state / "lookups").touch()
+    while len(set(toy.read())) < len(stuck):
+        stuck[0].join(0.01)
+    assert (toy.gate / "file2-300000").read_bytes() == content("file2-300000")
+    assert done == []
+    (toy.state / "reads").touch()
+    for thread in stuck:
+        thread.join(PATIENCE_S)
+    assert {len(data) for data in done} == {1_000_000} and len(done) == len(stuck)
+
+
 def test_ends_with_its_last_user(toy: ToyDaemon) -> None:
-    """Unmounted, but held open, it still answers; with the last holder it ends, and its keeper with it, and nothing is left."""
+    """Unmounted, but held, it still answers, after a kill too; with the last holder it ends, its keeper as well, and nothing is left."""
     toy.start()
     holder = os.open(toy.gate, os.O_PATH | os.O_DIRECTORY)
     run("umount", "--lazy", str(toy.gate))
     assert toy.connections() == []
     assert os.stat("file1-77", dir_fd=holder).st_size == 77
+    toy.kill()
+    assert os.stat("file2-77", dir_fd=holder).st_size == 77
     os.close(holder)
     assert toy.wait() == 0
+    assert "taken over, unmounted already" in toy.log()
     assert "has ended" in toy.log()
     assert not (toy.state / "init").exists()
 
