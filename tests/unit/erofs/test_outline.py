@@ -143,6 +143,20 @@ def test_an_opaque_root_ends_the_stack(tmp_path: Path) -> None:
 
 
 @pytest.mark.erofs
+def test_paths_as_deep_as_names_go(tmp_path: Path) -> None:
+    """Two thousand directories, one in the other, in both layers: the upper one's opaque mark half way hides the lower one's file."""
+    layers = [[file(b"d/" * 2047 + b"f")], [file(b"d/" * 2047 + b"g"), file(b"d/" * 1000 + b".wh..wh..opq")]]
+    with stacked(layers, put_objects(tmp_path / "objects"), tmp_path) as at:
+        folder = os.open(at, os.O_RDONLY)
+        for _ in range(2047):
+            below = os.open("d", os.O_RDONLY, dir_fd=folder)
+            os.close(folder)
+            folder = below
+        assert os.listdir(folder) == ["g"]
+        os.close(folder)
+
+
+@pytest.mark.erofs
 def test_a_device_0_0_is_a_whiteout(tmp_path: Path) -> None:
     """As it would be in an unpacked layer: it hides what is below, and is not shown; nor is a hard link to it."""
     lower = [file(b"a"), file(b"b"), file(b"c")]
