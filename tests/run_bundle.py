@@ -1,15 +1,10 @@
-"""Write a bundle and run it, in a process of its own: `python -m tests.run_bundle DIRECTORY CONFIG OPTIONS`, the last two JSON.
-
-On a terminal it takes it as its own, as a login does.
-"""
+"""Write a bundle and run it, in a process of its own: `python -m tests.run_bundle DIRECTORY CONFIG OPTIONS`, the last two JSON."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import sys
-import termios
 from pathlib import Path
 
 from lazyfs.bundle.bundle import write_bundle
@@ -19,8 +14,6 @@ from lazyfs.bundle.signals import signals_held
 
 
 def main(directory: Path, config: str, options: dict[str, str]) -> int:
-    if os.isatty(0) and os.getsid(0) == os.getpid():
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     write_bundle(
         directory,
         settings_of(config, user=options.get("user", "")),

@@ -5,22 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
-import select
 import signal
-import struct
 import subprocess
 import sys
-import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from fcntl import ioctl
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.commands import Done, run, umoci_unpack
+from tests.terminal import terminal
 
 pytestmark = [pytest.mark.images, pytest.mark.umoci, pytest.mark.containerd]
 
@@ -195,50 +192,6 @@ def test_runc_killed(bundle: Path) -> None:
         os.kill(int(children[0]), signal.SIGKILL)
         assert process.wait(PATIENCE_S) == 128 + signal.SIGKILL
         assert not command_line.exists() or not command_line.read_bytes(), "it runs still"
-
-
-class Terminal:
-    """A terminal, and a program that has it as its own."""
-
-    def __init__(self, arguments: list[str]) -> None:
-        self._master, slave = os.openpty()
-        self.resize(33, 99)
-        self.process = subprocess.Popen(arguments, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
-        os.close(slave)
-        self.seen = b""
-
-    def resize(self, rows: int, columns: int) -> None:
-        ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-    def type(self, data: bytes) -> None:
-        os.write(self._master, data)
-
-    def until(self, words: bytes) -> None:
-        """Read until `words` have come, once more."""
-        end = time.monotonic() + PATIENCE_S
-        while words not in self.seen:
-            ready = select.select([self._master], [], [], max(0, end - time.monotonic()))[0]
-            assert ready, f"{words!r} has not come, but {self.seen!r}"
-            try:
-                self.seen += os.read(self._master, 4096)
-            except OSError:
-                break
-        before, found, self.seen = self.seen.partition(words)
-        assert found, f"{words!r} has not come, but {before!r}"
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self._master)
-
-
-@contextmanager
-def terminal(arguments: list[str]) -> Iterator[Terminal]:
-    it = Terminal(arguments)
-    try:
-        yield it
-    finally:
-        it.close()
 
 
 def test_terminal(bundle: Path) -> None:
