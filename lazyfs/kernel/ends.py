@@ -5,14 +5,13 @@ inotify tells of it (IN_UNMOUNT, inotify(7)), whoever unmounted it and however, 
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import struct
 from typing import Final
 
-_IN_NONBLOCK: Final = os.O_NONBLOCK
-_IN_CLOEXEC: Final = os.O_CLOEXEC
+from lazyfs.kernel.libc import call
+
 _IN_UNMOUNT: Final = 0x2000
 _IN_DELETE_SELF: Final = 0x400
 _EVENT: Final = struct.Struct("iIII")
@@ -23,22 +22,16 @@ class Ends:
 
     def __init__(self) -> None:
         """Raises OSError: the user's limit of inotify instances is reached."""
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        self._fd = self._libc.inotify_init1(_IN_NONBLOCK | _IN_CLOEXEC)
-        if self._fd < 0:
-            raise _failed("inotify_init1")
+        self._fd = _call("inotify_init1", os.O_NONBLOCK | os.O_CLOEXEC)
 
     def fileno(self) -> int:
         """To wait for."""
-        return int(self._fd)
+        return self._fd
 
     def add(self, root: str) -> int:
         """Watch the file system that is mounted at `root`; returns the number by which `ended` will name it. Raises OSError."""
         # Some event must be asked for: this one cannot happen to a root.
-        watch = int(self._libc.inotify_add_watch(self._fd, os.fsencode(root), _IN_DELETE_SELF))
-        if watch < 0:
-            raise _failed(f"inotify_add_watch({root})")
-        return watch
+        return _call("inotify_add_watch", self._fd, os.fsencode(root), _IN_DELETE_SELF, about=root)
 
     def ended(self) -> list[int]:
         """The numbers of those that have ended since the last call; never waits."""
@@ -60,7 +53,11 @@ class Ends:
         os.close(self._fd)
 
 
-def _failed(what: str) -> OSError:
-    number = ctypes.get_errno()
-    hint = " (fs.inotify.max_user_instances or max_user_watches)" if number in (errno.EMFILE, errno.ENOSPC) else ""
-    return OSError(number, os.strerror(number) + hint, what)
+def _call(function: str, *arguments: int | bytes, about: str = "") -> int:
+    try:
+        return call(function, *arguments, about=f"{function}({about})")
+    except OSError as error:
+        if error.errno not in {errno.EMFILE, errno.ENOSPC}:
+            raise
+        hint = f"{error.strerror} (fs.inotify.max_user_instances or max_user_watches)"
+        raise OSError(error.errno, hint, error.filename) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import select
@@ -13,11 +12,10 @@ from pathlib import Path
 from typing import Final
 
 from lazyfs.errors import MountFailed
+from lazyfs.kernel import mounting
 from lazyfs.mount.status import ask_process
 from lazyfs.mount.table import Mounted, find_mount, holders
 
-_MNT_DETACH: Final = 2
-_UMOUNT_NOFOLLOW: Final = 8
 _ASK_DEADLINE: Final = 2.0
 _END_DEADLINE: Final = 10.0
 
@@ -45,12 +43,11 @@ def unmount(directory: Path, *, lazy: bool = False) -> None:
 
 
 def _umount2(mounted: Mounted, lazy: bool) -> str:
-    libc = ctypes.CDLL(None, use_errno=True)
-    flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)
-    if libc.umount2(os.fsencode(mounted.path), flags) == 0:
-        return ""
-    number = ctypes.get_errno()
-    return "it is busy" if number == errno.EBUSY else os.strerror(number)
+    try:
+        mounting.unmount(mounted.path, lazy=lazy)
+    except OSError as error:
+        return "it is busy" if error.errno == errno.EBUSY else str(error.strerror)
+    return ""
 
 
 def _fusermount(mounted: Mounted, lazy: bool) -> str:

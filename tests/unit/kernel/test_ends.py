@@ -1,0 +1,63 @@
+"""Hearing of the end of a file system."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import select
+from pathlib import Path
+
+import pytest
+
+from lazyfs.kernel.ends import Ends
+from lazyfs.kernel.mounting import Context, attach, unmount
+
+
+def mount_tmpfs(at: Path) -> None:
+    at.mkdir()
+    with Context("tmpfs") as context:
+        context.create()
+        mount = context.mount(0)
+    attach(mount, at)
+    os.close(mount)
+
+
+@pytest.mark.root
+def test_the_last_user_ends_it(tmp_path: Path) -> None:
+    """A detached mount has not ended while somebody has a file open; others are told apart; the watch itself holds nobody up."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    mount_tmpfs(one)
+    mount_tmpfs(other)
+    ends = Ends()
+    try:
+        watches = [ends.add(str(one)), ends.add(str(other))]
+        assert ends.ended() == []
+        with (one / "held").open("w"):
+            unmount(one, lazy=True)
+            unmount(other)
+            assert select.select([ends], [], [], 10)[0]
+            assert ends.ended() == watches[1:]
+        assert select.select([ends], [], [], 10)[0]
+        assert ends.ended() == watches[:1]
+        assert ends.ended() == []
+    finally:
+        ends.close()
+
+
+def test_refusals(tmp_path: Path) -> None:
+    """What cannot be watched is named; a limit is told as one."""
+    ends = Ends()
+    try:
+        with pytest.raises(FileNotFoundError, match="missing"):
+            ends.add(str(tmp_path / "missing"))
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            with pytest.raises(OSError, match="max_user_instances") as refused:
+                Ends()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert refused.value.errno == errno.EMFILE
+    finally:
+        ends.close()
