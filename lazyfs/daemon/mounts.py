@@ -28,7 +28,7 @@ from lazyfs.daemon.images import Images, LiveImage
 from lazyfs.daemon.orders import MountOrder, Report, UnmountOrder
 from lazyfs.daemon.recording import Recordings
 from lazyfs.daemon.state import Mount, Phase, Row, State
-from lazyfs.errors import LazyfsError, MountFailed, NotNative, Unreachable
+from lazyfs.errors import InvalidToc, LazyfsError, MountFailed, NotNative, Unreachable
 from lazyfs.fetch.background import measure_missing
 from lazyfs.format.manifest import parse_platform
 from lazyfs.gate.catalog import Catalog
@@ -317,7 +317,11 @@ class Mounts:
     async def _metadata(self, live: LiveImage) -> tuple[Path, ...]:
         """The EROFS images of an image's stack, built where they are not there. Raises LazyfsError."""
         layers = [LayerMetadata(layer.toc_digest, layer.toc_offset) for layer in live.layers]
-        return await trio.to_thread.run_sync(ensure_metadata, self._path, layers)
+        try:
+            return await trio.to_thread.run_sync(ensure_metadata, self._path, layers)
+        except InvalidToc as error:
+            # It was read and found good: only EROFS or overlayfs cannot hold what it describes.
+            raise NotNative(f"this image cannot be mounted natively: {error.message}", hint="--mode portable can") from error
 
     async def _mark(self, number: int, phase: Phase, trouble: str = "") -> None:
         await trio.to_thread.run_sync(self._state.mark, number, phase, trouble)
