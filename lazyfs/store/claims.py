@@ -50,13 +50,15 @@ class Claims:
         with self._hold(_SETTLING, _SETTLING_PATIENCE):
             yield
 
-    def start_evicting(self) -> bool:
-        """Whether this process is now the one that removes what there is no room for: only it knows what it has answered for."""
-        return try_lock(self._fd, start=_EVICTING)
-
-    def stop_evicting(self) -> None:
-        """Let another process do it."""
-        unlock(self._fd, start=_EVICTING)
+    @contextmanager
+    def evicting(self) -> Iterator[bool]:
+        """Yield whether this process may now remove what there is no room for: one at a time, it knows what it has answered for."""
+        alone = try_lock(self._fd, start=_EVICTING)
+        try:
+            yield alone
+        finally:
+            if alone:
+                unlock(self._fd, start=_EVICTING)
 
     @contextmanager
     def _hold(self, place: int, patience: float | None = None) -> Iterator[None]:

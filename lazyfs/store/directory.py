@@ -74,6 +74,10 @@ class Directory:
         """A path for a file under way, in this process's own folder, on the same file system as all else."""
         return self._temporary.new()
 
+    def others(self) -> list[Path]:
+        """The folders in tmp/ of all other living processes that have the store open."""
+        return [folder for folder in (self.path / "tmp").iterdir() if str(folder) != self.temporary and _is_alive(folder)]
+
     @contextmanager
     def alone(self) -> Iterator[bool]:
         """Yield whether no other process has the store open; while True, none can open it."""

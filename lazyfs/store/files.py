@@ -15,6 +15,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import threading
+from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -42,6 +44,8 @@ class Files:
         self._directory = directory
         self._links = True
         """Whether the file system has hard links, as far as is known."""
+        self._naming = threading.Lock()
+        """Held while an object that is there is taken for published, or removed to make room."""
 
     def find(self, name: str) -> Place | None:
         """Where the object lies now."""
@@ -75,9 +79,10 @@ class Files:
             if not self._link(temporary, name):
                 # Somebody else has made it, or a crash has left the twin. An object that is right stays: it may be on
                 # disk by now, which this one is not.
-                if self.published(name) is not None and self._is(self._directory.objects + name, data):
-                    os.unlink(temporary)
-                    return
+                with self._naming:
+                    if self._published(name) is not None and self._is(self._directory.objects + name, data):
+                        os.unlink(temporary)
+                        return
                 self._replace_twin(temporary, name)
             os.rename(temporary, self._directory.objects + name)
         except OSError:
@@ -86,6 +91,10 @@ class Files:
 
     def published(self, name: str) -> int | None:
         """The size of the object; None unless both names hold it. A twin that is missing is made. Raises OSError."""
+        with self._naming:
+            return self._published(name)
+
+    def _published(self, name: str) -> int | None:
         try:
             status = os.stat(self._directory.objects + name)
         except FileNotFoundError:
@@ -213,6 +222,20 @@ class Files:
         """Remove an object, its twin after it; either may be gone."""
         self.discard(self._directory.objects + name)
         self.discard(self._directory.arrived + name)
+
+    def evict(self, name: str, place: Place, protected: Callable[[str], bool]) -> bool:
+        """Remove the object, or the file under way, that was found there, unless `protected(name)`: whether it has gone.
+
+        Whoever notes that a name is protected, and then asks `published`, is told the truth for as long as it is. Raises OSError.
+        """
+        with self._naming:
+            if protected(name):
+                return False
+            if self.find(name) == place:
+                self.discard(place.path)
+                if place.whole:
+                    self.discard(self._directory.arrived + name)
+            return True
 
     def discard(self, path: str) -> None:
         """Remove a file that may be gone."""

@@ -101,6 +101,15 @@ class Index:
         found = self._database.query("SELECT total(size) FROM chunk")
         return int(found[0][0]) if found else 0
 
+    def blocks(self) -> int:
+        """Bytes that all chunks with committed rows take on disk, in blocks of 4 KiB."""
+        found = self._database.query(schema.SUM_BLOCKS)
+        return int(found[0][0] or 0) if found else 0
+
+    def arrivals(self, last: tuple[int, str, int], limit: int) -> list[Any]:
+        """The next rows after `last`, in the order of their commits, as they are: generation, object, position."""
+        return self._database.query(schema.SELECT_ARRIVALS, (*last, limit))
+
     def held(self, name: str, first: int, last: int) -> dict[int, Held]:
         """The chunks in [first, last) of one object that have rows, by position."""
         buffered = [self._buffer.get(name, position) for position in range(first, last)] if self._buffer else []

@@ -49,7 +49,12 @@ SELECT_MANY = "SELECT object, position, offset, size, digest FROM json_each(?) J
 SELECT_YOUNGER = """SELECT DISTINCT object FROM chunk
     WHERE generation > (SELECT value FROM fact WHERE name = 'durable') LIMIT ?"""
 COUNT = "SELECT count(*) FROM chunk WHERE object = ?"
-INSERT = "INSERT OR REPLACE INTO chunk (object, position, offset, size, digest, sums, generation) VALUES (?, ?, ?, ?, ?, ?, ?)"
+SELECT_ARRIVALS = """SELECT generation, object, position FROM chunk WHERE (generation, object, position) > (?, ?, ?)
+    ORDER BY generation, object, position LIMIT ?"""
+SUM_BLOCKS = "SELECT sum((size + 4095) / 4096 * 4096) FROM chunk"
+_VALUES = "INTO chunk (object, position, offset, size, digest, sums, generation) VALUES (?, ?, ?, ?, ?, ?, ?)"
+INSERT = f"INSERT OR REPLACE {_VALUES}"
+INSERT_MISSING = f"INSERT OR IGNORE {_VALUES}"
 DELETE = "DELETE FROM chunk WHERE object = ? AND position = ?"
 DELETE_ALL = "DELETE FROM chunk WHERE object = ?"
 SELECT_FACT = "SELECT value FROM fact WHERE name = ?"

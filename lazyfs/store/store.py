@@ -22,6 +22,7 @@ from lazyfs.store.content import Content
 from lazyfs.store.directory import Directory, refusal
 from lazyfs.store.documents import Documents
 from lazyfs.store.durability import Durability, settle
+from lazyfs.store.eviction import Eviction
 from lazyfs.store.files import Files, is_single
 from lazyfs.store.index import Held, Index
 from lazyfs.store.losses import Losses
@@ -62,6 +63,7 @@ class Store:
             self.index.close()
             raise
         self.durability = Durability(directory, self.index)
+        self.eviction = Eviction(directory, self.files, self.index, self._open)
         with suppress(LocalError):  # logged; a file that stays in partial/ is read from there
             for name in os.listdir(directory.partial):
                 self.index.complete(name)
@@ -229,7 +231,7 @@ class Store:
         A twin that is missing is made, an object whose chunks are all here is completed. False: some of it has to be fetched;
         rows whose file was removed by hand are dropped. Two stats where all is well. Raises StoreFull, StoreUnusable.
 
-        Whoever answers for the name notes that before he calls this: `evict` looks there before it removes an object.
+        Whoever answers for the name notes that before he calls this: `Eviction` looks there before it removes an object.
         """
         name = content.name
         try:

@@ -40,6 +40,11 @@ def read_all(store: Store, made: Content) -> list[bytes | None]:
     return [store.read(made, index, 0, made.chunk_size(index)) for index in range(len(made.digests))]
 
 
+def under_way(store: Store) -> list[str]:
+    """The names of the temporary files of this process: none, but between two steps."""
+    return [path.name for path in Path(store.directory.temporary).rglob("*") if path.is_file() and path.name != "lock"]
+
+
 def cut(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 

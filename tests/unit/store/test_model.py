@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from lazyfs.store.store import Store
-from tests.unit.store.contents import DAMAGES, content, noise, read_all
+from tests.unit.store.contents import DAMAGES, content, noise, read_all, under_way
 
 _A, _B, _C, _D = noise(70_000, 1), noise(5, 2), noise(4096, 3), noise(65_536, 4)
 FILES = [[_A], [_B], [_A, _B], [_B, _A, _B], [_C, _D, _C, _A]]
@@ -125,9 +125,11 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_lies_twice(self) -> None:
-        objects, partial = (set(os.listdir(self.folder / "store" / folder)) for folder in ("objects", "partial"))
+        folders = ("objects", "arrived", "partial")
+        objects, arrived, partial = (set(os.listdir(self.folder / "store" / folder)) for folder in folders)
         assert not objects & partial
-        assert not any(os.listdir(store.directory.temporary) != ["lock"] for store in self.stores)
+        assert objects == arrived
+        assert not any(under_way(store) for store in self.stores)
 
 
 StoreMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)

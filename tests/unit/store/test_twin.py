@@ -15,7 +15,7 @@ from lazyfs.store.check import check
 from lazyfs.store.content import Content
 from lazyfs.store.store import Store
 from tests.conftest import LogWatch
-from tests.unit.store.contents import content, flip, keep_all, noise, overwrite, read_all
+from tests.unit.store.contents import content, flip, keep_all, noise, overwrite, read_all, under_way
 
 SINGLE = [noise(5000, 1)]
 SEVERAL = [noise(70_000, 2), noise(300, 3)]
@@ -50,7 +50,7 @@ def test_a_missing_twin_is_made(store: Store, directory: Path, pieces: list[byte
     (directory / "arrived" / made.name).write_bytes(b"")
     assert store.publish(made)
     assert twins(directory, made)
-    assert os.listdir(store.directory.temporary) == ["lock"]
+    assert under_way(store) == []
 
 
 def test_an_object_removed_by_hand_is_fetched_again(store: Store, directory: Path, expect_log: LogWatch) -> None:
@@ -108,7 +108,7 @@ def test_an_object_kept_twice_stays(store: Store, directory: Path) -> None:
     keep_all(store, SINGLE)
     assert (directory / "objects" / made.name).read_bytes() == SINGLE[0]
     assert twins(directory, made)
-    assert os.listdir(store.directory.temporary) == ["lock"]
+    assert under_way(store) == []
 
 
 def test_a_twin_without_its_object_is_replaced(store: Store, directory: Path) -> None:
@@ -133,7 +133,7 @@ def test_no_room_for_a_name(store: Store, directory: Path, monkeypatch: pytest.M
         with pytest.raises(StoreFull):
             store.keep(made, 0, SINGLE[0])
     assert os.listdir(directory / "objects") == os.listdir(directory / "arrived") == []
-    assert os.listdir(store.directory.temporary) == ["lock"]
+    assert under_way(store) == []
 
 
 def test_a_file_system_without_hard_links(store: Store, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,42 @@
+"""File handles: a file's identity, which outlives its names, and tells when the file itself has gone.
+
+A file that was unlinked keeps its space for as long as somebody has it open, or an overlay's inode refers to it. Opened by its
+handle it is still there; once it has really gone, or its inode number has gone to another file, the answer is ESTALE.
+
+Source: name_to_handle_at(2), open_by_handle_at(2), which asks for CAP_DAC_READ_SEARCH.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+from typing import Final
+
+from lazyfs.kernel.libc import call
+
+_AT_FDCWD: Final = -100
+_HEAD: Final = struct.Struct("=Ii")  # struct file_handle: bytes that follow, type
+_MAX_HANDLE: Final = 128
+
+
+def handle_of(path: str) -> bytes:
+    """The handle of the file at `path`. Raises OSError: EOPNOTSUPP where the file system has none."""
+    handle = ctypes.create_string_buffer(_HEAD.pack(_MAX_HANDLE, 0), _HEAD.size + _MAX_HANDLE)
+    mount = ctypes.c_int()
+    address = ctypes.addressof(handle)
+    call("name_to_handle_at", _AT_FDCWD, os.fsencode(path), address, ctypes.addressof(mount), 0, about=path)
+    size, _ = _HEAD.unpack_from(handle.raw)
+    return handle.raw[: _HEAD.size + size]
+
+
+def is_there(folder: int, handle: bytes) -> bool:
+    """Whether the file still takes room on the file system that the descriptor `folder` lies on. Raises OSError."""
+    try:
+        os.close(call("open_by_handle_at", folder, handle, os.O_PATH | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno == errno.ESTALE:
+            return False
+        raise
+    return True
