@@ -7,14 +7,33 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Self
 
 from lazyfs.kernel.mountinfo import mounts
 from lazyfs.kernel.mounting import unmount
+from tests.toy_gate import content
 
 PATIENCE_S: Final = 60.0
+
+
+def check(path: Path) -> None:
+    """Read a file of a toy gate, and hold its bytes against its name. AssertionError when there is no answer."""
+    got: list[bytes | OSError] = []
+
+    def read() -> None:
+        try:
+            got.append(path.read_bytes())
+        except OSError as error:
+            got.append(error)
+
+    # Nothing else ends the wait for a gate that nobody serves; the connection's end frees the thread.
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    thread.join(PATIENCE_S)
+    assert got == [content(path.name)]
 
 
 class ToyDaemon:

@@ -21,7 +21,7 @@ from lazyfs.fuse.session import Session, is_init
 from lazyfs.kernel.fuse_mount import connection_number, connections_at, mount_fuse
 from lazyfs.kernel.mounting import unmount
 from tests.commands import run
-from tests.toy_daemon import PATIENCE_S, ToyDaemon
+from tests.toy_daemon import PATIENCE_S, ToyDaemon, check
 from tests.toy_gate import content
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse]
@@ -87,7 +87,7 @@ def test_died_while_greeting(half: Half, step: str) -> None:
             # Who touches a gate that nobody serves waits for ever.
             assert daemon.poll() is None, daemon.communicate()
             time.sleep(0.01)
-        assert (half.gate / "file1-77").read_bytes() == content("file1-77")
+        check(half.gate / "file1-77")
         assert connections_at(half.gate, "lazyfs-gate") == number
         unmount(half.gate)
         _, said = daemon.communicate(timeout=PATIENCE_S)
@@ -132,7 +132,7 @@ def test_record_is_useless(toy: ToyDaemon, damage: str) -> None:
     toy.await_process(process)
     thread.join(PATIENCE_S)
     assert isinstance(got[0], OSError)
-    assert (toy.gate / "file1-77").read_bytes() == content("file1-77")
+    check(toy.gate / "file1-77")
     assert len(toy.connections()) == 1
     assert "how the connection" in toy.log()
 
@@ -178,4 +178,4 @@ def test_aborted_connection(toy: ToyDaemon) -> None:
     toy.keeper.stderr.close()
     (toy.state / "process").unlink()
     toy.start()
-    assert (toy.gate / "file1-77").read_bytes() == content("file1-77")
+    check(toy.gate / "file1-77")

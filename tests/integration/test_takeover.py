@@ -23,7 +23,7 @@ import pytest
 
 from tests.commands import run
 from tests.reader import Report
-from tests.toy_daemon import PATIENCE_S, ToyDaemon
+from tests.toy_daemon import PATIENCE_S, ToyDaemon, check
 from tests.toy_gate import content
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse]
@@ -59,15 +59,14 @@ def test_30_kills_under_readers(tmp_path: Path, seed: str) -> None:
             assert reader.stdin is not None
             reader.stdin.write(json.dumps({"root": str(toy.gate), "truth": str(truth), "seed": number}).encode() + b"\n")
             reader.stdin.close()
+            reader.stdin = None
             readers.append(reader)
         for _ in range(KILLS):
             time.sleep(chance.uniform(0, 0.3))
             toy.kill()
         for reader in readers:
-            assert reader.stdout is not None
-            *dots, last = reader.stdout.read().splitlines()
-            reader.stdout.close()
-            assert reader.wait(PATIENCE_S) == 0
+            said, _ = reader.communicate(timeout=PATIENCE_S)
+            *dots, last = said.splitlines()
             report = Report(**json.loads(last))
             assert (report.wrong, report.away, len(report.right)) == ([], [], len(dots)), f"LAZYFS_SEED={seed}"
         asked_again = sum(count - 1 for count in Counter(toy.asked()).values())
@@ -83,10 +82,10 @@ def test_300_killed_callers(tmp_path: Path, seed: str) -> None:
         both = [subprocess.Popen([*half, f"{seed}-{number}"]) for number in range(2)]
         for number in range(200):
             name = f"file{10_000 + number}-5000"
-            assert (toy.gate / name).read_bytes() == content(name), f"LAZYFS_SEED={seed}"
+            check(toy.gate / name)
         for callers in both:
             assert callers.wait(PATIENCE_S) == 0
-        assert (toy.gate / "slow9-300000").read_bytes() == content("slow9-300000")
+        check(toy.gate / "slow9-300000")
         assert toy.await_process(0) == process, "it had to be started again"
         # A request that vanishes at the worst moment begins the loop anew; that is to be rare, and never a loop of its own.
         assert toy.log().count("begins anew") < CALLERS // 10
@@ -106,11 +105,11 @@ def test_stuck_readers_leave_room(toy: ToyDaemon) -> None:
         thread.start()
     while len(set(toy.asked())) < len(stuck):
         stuck[0].join(0.01)
-    assert (toy.gate / "file1-300000").read_bytes() == content("file1-300000")
+    check(toy.gate / "file1-300000")
     (toy.state / "lookups").touch()
     while len(set(toy.read())) < len(stuck):
         stuck[0].join(0.01)
-    assert (toy.gate / "file2-300000").read_bytes() == content("file2-300000")
+    check(toy.gate / "file2-300000")
     assert done == []
     (toy.state / "reads").touch()
     for thread in stuck:
@@ -150,9 +149,9 @@ def test_daemon_outlives_its_keeper(toy: ToyDaemon, tmp_path: Path) -> None:
     assert toy.keeper is not None
     toy.keeper.kill()
     toy.keeper.communicate()
-    assert (toy.gate / "file1-77").read_bytes() == content("file1-77")
+    check(toy.gate / "file1-77")
     run(sys.executable, "-m", "tests.toy_gate", "--keeper", toy.state)
-    assert (toy.gate / "file2-77").read_bytes() == content("file2-77")
+    check(toy.gate / "file2-77")
 
 
 def test_everything_killed(toy: ToyDaemon) -> None:
@@ -164,6 +163,6 @@ def test_everything_killed(toy: ToyDaemon) -> None:
     os.kill(old, signal.SIGKILL)
     (toy.state / "process").unlink()
     toy.start()
-    assert (toy.gate / "file1-77").read_bytes() == content("file1-77")
+    check(toy.gate / "file1-77")
     assert len(toy.connections()) == 1
     assert "taken over" not in toy.log()
