@@ -105,14 +105,14 @@ class Lazyfsd:
         return (self.store / "logs" / "lazyfsd.log").read_text()
 
 
-def await_end(process: int) -> None:
+def await_end(process: int, patience: float = PATIENCE_S) -> None:
     """Until a process is gone, or a zombie. AssertionError when it stays."""
     with suppress(ProcessLookupError):
         descriptor = os.pidfd_open(process)
         try:
             ended = select.poll()
             ended.register(descriptor, select.POLLIN)
-            assert ended.poll(PATIENCE_S * 1000), f"process {process} stays"
+            assert ended.poll(patience * 1000), f"process {process} stays"
         finally:
             os.close(descriptor)
 

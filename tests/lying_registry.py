@@ -69,6 +69,15 @@ class LyingRegistry(Hosted):
         """The Range headers of all requests for bytes of blobs so far."""
         return [request.headers["range"] for request in self.server.requests if "range" in request.headers]
 
+    def recover(self) -> None:
+        """Be honest again, as one that was started anew: whoever waits for an answer is hung up on."""
+        self.lie = None
+        self._token.run_sync_soon(self._hang_up)
+
+    def _hang_up(self) -> None:
+        for silence in self.server.silences:
+            silence.cancel()
+
     def _answer(self, request: Request) -> Answer:
         right = self._right(request)
         return self.lie(request, right) if self.lie is not None else right

@@ -5,9 +5,7 @@ Every moment of a kill is drawn from a seed that a failure prints; LAZYFS_SEED r
 
 from __future__ import annotations
 
-import json
 import os
-import pickle
 import random
 import subprocess
 import sys
@@ -21,7 +19,7 @@ import pytest
 from tests.commands import Lazyfs, run
 from tests.lazyfsd import PATIENCE_S, Lazyfsd, moments, object_name, traces
 from tests.lying_registry import LyingRegistry
-from tests.reader import Report
+from tests.readers import Readers
 from tests.small_image import SmallImage, build_of, large_file, small_file
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
@@ -31,64 +29,6 @@ FILES = 64
 """More than are read from one kill to the next."""
 CALLERS = 300
 LATE = 0.02
-
-
-class Reader:
-    """A process that reads files of a mount: the test itself must not touch one that nobody may serve."""
-
-    def __init__(self, root: Path, truth: dict[str, bytes], folder: Path, seed: object = 0) -> None:
-        path = folder / f"truth-{random.randbytes(8).hex()}"
-        path.write_bytes(pickle.dumps(truth))
-        self._count = len(truth)
-        command = [sys.executable, "-m", "tests.reader"]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"root": str(root), "truth": str(path), "seed": seed}).encode() + b"\n")
-        self._process.stdin.close()
-        self._process.stdin = None
-
-    def is_running(self) -> bool:
-        return self._process.poll() is None
-
-    def report(self) -> Report:
-        """How it went. AssertionError when it hangs."""
-        said, _ = self._process.communicate(timeout=PATIENCE_S)
-        return Report(**json.loads(said.splitlines()[-1]))
-
-    def check(self) -> None:
-        """Every file was read to its end, and was right."""
-        report = self.report()
-        assert (report.wrong, report.away, len(report.right)) == ([], [], self._count)
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.communicate(timeout=PATIENCE_S)
-
-
-class Readers:
-    """Makes readers; at the end none is left."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._readers: list[Reader] = []
-
-    def __call__(self, root: Path, truth: dict[str, bytes], seed: object = 0) -> Reader:
-        reader = Reader(root, truth, self._folder, seed)
-        self._readers.append(reader)
-        return reader
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for reader in self._readers:
-            reader.close()
-
-
-@pytest.fixture
-def reader(tmp_path: Path) -> Readers:
-    """Call it with a mount and files: it reads them. To be left before the mount is."""
-    return Readers(tmp_path)
 
 
 @pytest.fixture

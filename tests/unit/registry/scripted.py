@@ -47,6 +47,8 @@ class Server:
         self.port = 0
         self.late = 0.0
         """Seconds until an answer is begun."""
+        self.silences: list[trio.CancelScope] = []
+        """Of the connections that have fallen into it; to be cancelled, which closes them."""
 
     @property
     def host(self) -> str:
@@ -93,8 +95,10 @@ class Server:
                     continue
                 await stream.send_all(reply.data)
                 if reply.then == "silence":
-                    while await stream.receive_some(65536):
-                        pass
+                    with trio.CancelScope() as silence:
+                        self.silences.append(silence)
+                        while await stream.receive_some(65536):
+                            pass
                     return
                 if reply.then == "close":
                     return
