@@ -41,6 +41,7 @@ class ToyDaemon:
 
     def __init__(self, state: Path, pause: float = 0.0, wrapper: Sequence[str] = ()) -> None:
         self.state = state
+        state.mkdir()
         self.gate = state / "gate"
         self._command = [*wrapper, sys.executable, "-m", "tests.toy_gate", "--keeper", str(state), str(pause)]
         self.keeper: subprocess.Popen[bytes] | None = None

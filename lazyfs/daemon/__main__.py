@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lazyfs.daemon.keeper import keep
-from lazyfs.errors import LazyfsError, StoreUnusable, foremost
+from lazyfs.errors import LazyfsError, foremost
+from lazyfs.store.directory import adopt, refusal
 from lazyfs.store.location import default_directory
 
 
@@ -25,10 +26,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _serve(store, service=options.service)
     command = [sys.executable, "-P", "-m", "lazyfs.daemon", "--kept", "--store", str(store)]
     try:
+        adopt(store)  # before anything is written to a place that may be another's
         return keep(store, [*command, "--service"] if options.service else command)
     except OSError as error:
-        print(f"lazyfsd: {store} cannot be used: {error.strerror}", file=sys.stderr)
-        return StoreUnusable.exit_code
+        failure: LazyfsError = refusal(error, f"the store {store} cannot be used")
+    except LazyfsError as error:
+        failure = error
+    print(f"lazyfsd: {failure}", file=sys.stderr)
+    return failure.exit_code
 
 
 def _serve(store: Path, *, service: bool) -> int:

@@ -55,7 +55,7 @@ class Stored(NamedTuple):
 
 
 def keep(state: Path, command: list[str]) -> int:
-    """Hold the state directory and run `command`, the daemon, until it ends with 0. The exit code for this process.
+    """Hold the state directory, which is ours, and run `command`, the daemon, until it ends with 0. The exit code.
 
     Takes the whole process over: its descriptors, its output, its signals. 0 at once where the directory has a keeper.
     Raises OSError when the directory cannot be used.
@@ -63,7 +63,6 @@ def keep(state: Path, command: list[str]) -> int:
     os.umask(0o077)
     os.closerange(_FIRST, os.sysconf("SC_OPEN_MAX"))
     os.chdir("/")
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = _high(os.open(state / "lazyfsd.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -51,7 +51,7 @@ class Directory:
         self.notes = f"{path}/notes/"
         with ExitStack() as undo:
             try:
-                _adopt(path)
+                adopt(path)
                 self._users = open_lock_file(f"{path}/users")
                 undo.callback(os.close, self._users)
                 lock(self._users, f"the store {path}", shared=True)
@@ -143,7 +143,8 @@ def refusal(error: OSError, what: str) -> LocalError:
     return StoreUnusable(message, hint="Name another directory with --store.")
 
 
-def _adopt(path: Path) -> None:
+def adopt(path: Path) -> None:
+    """Create the directory, or see that it is ours alone. Raises StoreUnusable: another's, or other files in it; OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.mkdir(mode=0o700, exist_ok=True)
     owner = path.stat()
