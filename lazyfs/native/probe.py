@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -25,12 +25,12 @@ from lazyfs.kernel.namespace import in_own_namespace
 from lazyfs.native.layers import mount_image
 from lazyfs.native.stack import mount_stack
 from lazyfs.store.content import content_of
+from lazyfs.store.directory import TRIAL_PREFIX
 
 _CONTENT: Final = b"what a native mount shows\n"
 _CHUNK: Final = Chunk(0, len(_CONTENT), hashlib.sha256(_CONTENT).digest(), 0, 0, 1)
 _OBJECT: Final = content_of([_CHUNK]).name
 _FILE: Final = Entry(b"file", "reg", mode=0o644, size=len(_CONTENT), chunks=(_CHUNK,))
-_PREFIX: Final = ".probe-"
 _FORGOTTEN: Final = 60.0
 """Seconds after which a trial's folder is one that somebody was killed over."""
 
@@ -114,10 +114,11 @@ _UNKNOWN: Final = {
 
 @contextmanager
 def _folder(store: Path) -> Iterator[Path]:
-    for other in store.glob(f"{_PREFIX}*"):
-        if other.stat().st_mtime < time.time() - _FORGOTTEN:
-            shutil.rmtree(other, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=store, ignore_cleanup_errors=True) as name:
+    for other in store.glob(f"{TRIAL_PREFIX}*"):
+        with suppress(FileNotFoundError):  # its owner was quicker
+            if other.stat().st_mtime < time.time() - _FORGOTTEN:
+                shutil.rmtree(other, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=TRIAL_PREFIX, dir=store, ignore_cleanup_errors=True) as name:
         yield Path(name)
 
 

@@ -35,6 +35,9 @@ FOLDERS = ("objects", "arrived", "partial", "documents", "notes", "logs", "tmp")
 _LOCK_FILES = frozenset({"users", "claims"})
 _BEFORE_US = frozenset({"lost+found", "logs", "lazyfsd.lock", "lazyfsd.sock", "gate", "init", "containers"})
 """May be there before a store is: lazyfsd takes its lock, its socket and its FUSE connection first, `lazyfs run` its folder."""
+TRIAL_PREFIX = ".probe-"
+"""How a trial mount's folder begins (lazyfs/native/probe.py): tried before there is a store, while others may be making it."""
+
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -161,7 +164,7 @@ def adopt(path: Path) -> None:
 
 def _is_store(path: Path) -> bool:
     """Whether it is ours to write in and to empty: a store, one that was never finished opening, or an empty directory."""
-    names = {entry.name for entry in os.scandir(path)} - _BEFORE_US
+    names = {entry.name for entry in os.scandir(path) if not entry.name.startswith(TRIAL_PREFIX)} - _BEFORE_US
     return names >= _LOCK_FILES or names <= _LOCK_FILES
 
 

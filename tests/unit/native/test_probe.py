@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +21,7 @@ import pytest
 from lazyfs.kernel.mounting import Context
 from lazyfs.native import layers, probe
 from lazyfs.native.probe import Verdict
+from lazyfs.store.directory import Directory
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, number: int, kind: str, option: str = "") -> None:
@@ -166,3 +170,28 @@ probe.probe(Path({str(tmp_path)!r}))
     os.utime(left, (time.time() - 100,) * 2)
     assert probe.probe(tmp_path).native
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.root
+def test_trials_are_in_nobodys_way(tmp_path: Path) -> None:
+    """Several first mounts at once: each has its verdict, and each makes the store, whichever is at what."""
+    stop = threading.Event()
+
+    def try_often() -> list[Verdict]:
+        return [probe.probe(tmp_path) for _ in range(40)]
+
+    def open_often() -> None:
+        while not stop.is_set():
+            Directory(tmp_path).close()
+            for path in tmp_path.iterdir():
+                if not path.name.startswith("."):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    with ThreadPoolExecutor() as pool:
+        opening = pool.submit(open_often)
+        try:
+            verdicts = [verdict for trial in [pool.submit(try_often) for _ in range(3)] for verdict in trial.result()]
+        finally:
+            stop.set()
+        opening.result()
+    assert all(verdict.native for verdict in verdicts), verdicts
