@@ -27,7 +27,7 @@ from lazyfs.daemon.client import Client, DaemonUnreachable
 from lazyfs.daemon.containers import container_folder, remove_tree
 from lazyfs.daemon.orders import MountOrder, Refused, UnmountOrder
 from lazyfs.errors import LazyfsError, LocalError, UsageError
-from lazyfs.mount.table import absolute, find_mount
+from lazyfs.kernel.mountinfo import mounted_at
 
 _UPPER = "upper"
 
@@ -97,7 +97,7 @@ def _run(arguments: argparse.Namespace, mask: frozenset[int]) -> int:
 def _make_bundle(arguments: argparse.Namespace) -> int:
     _check(arguments)
     client = Client(store_of(arguments))
-    directory = absolute(arguments.bundle)
+    directory = Path(os.path.realpath(arguments.bundle))  # as the kernel's table will name it
     try:
         directory.mkdir(mode=0o700)
     except OSError as error:
@@ -118,8 +118,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise LocalError("only root can run containers here", hint="lazyfs mount --mode portable is for every user")
     if arguments.tty and not os.isatty(0):
         raise UsageError("--tty: standard input is no terminal")
-    if arguments.record and not absolute(arguments.record).parent.is_dir():
-        raise UsageError(f"--record: {absolute(arguments.record).parent} is no directory")
+    if arguments.record and not arguments.record.absolute().parent.is_dir():
+        raise UsageError(f"--record: {arguments.record.absolute().parent} is no directory")
 
 
 def _prepare(arguments: argparse.Namespace, client: Client, folder: Path) -> None:
@@ -137,7 +137,7 @@ def _prepare(arguments: argparse.Namespace, client: Client, folder: Path) -> Non
         background=arguments.background,
         upper=str(upper),
         volatile=not arguments.bundle,
-        record=str(absolute(arguments.record)) if arguments.record else "",
+        record=str(arguments.record.absolute()) if arguments.record else "",
         lazy_only=arguments.lazy_only,
     )
     config: str = follow(client.call(order, start=True))["config"]
@@ -150,7 +150,7 @@ def _prepare(arguments: argparse.Namespace, client: Client, folder: Path) -> Non
 
 def _unmount(client: Client, root: Path) -> None:
     """Take the mount away where it is one: when this is over, its record is written."""
-    if find_mount(root) is None:
+    if mounted_at(root) is None:
         return
     try:
         try:

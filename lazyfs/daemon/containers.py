@@ -41,8 +41,8 @@ def container_folder(store: Path) -> Iterator[ContainerFolder]:
 
     Raises LocalError. What is mounted in it must have been unmounted at the end: else it is left, for `sweep`.
     """
-    name = f"lazyfs-{os.urandom(6).hex()}"
-    folder = store / FOLDER / name
+    # As the kernel's table will name it.
+    folder = Path(os.path.realpath(store / FOLDER), f"lazyfs-{os.urandom(6).hex()}")
     lock = -1
     try:
         store.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -69,12 +69,13 @@ def sweep(store: Path, unmount: Callable[[Path], None]) -> list[str]:
     An OSError of `unmount`, or of the removal, leaves the folder to the next sweep.
     """
     swept = []
+    folders = Path(os.path.realpath(store / FOLDER))
     try:
-        found = {name.removesuffix(_LOCK) for name in os.listdir(store / FOLDER)}
+        found = {name.removesuffix(_LOCK) for name in os.listdir(folders)}
     except FileNotFoundError:
         return []
     for name in sorted(name for name in found if _NAME.fullmatch(name)):
-        folder = store / FOLDER / name
+        folder = folders / name
         lock = open_lock_file(f"{folder}{_LOCK}")
         try:
             if try_lock(lock):

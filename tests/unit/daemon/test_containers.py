@@ -34,6 +34,14 @@ def test_a_folder_lasts_as_long_as_its_context(tmp_path: Path) -> None:
     assert names(tmp_path / "store") == []
 
 
+def test_its_path_is_the_kernels(tmp_path: Path) -> None:
+    """Under a store that is reached through a symbolic link, a mount in the folder is found by the folder's path."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with container_folder(tmp_path / "link") as folder:
+        assert folder.path.parent == tmp_path.resolve() / "real/containers"
+
+
 def test_no_folder_can_be_made(tmp_path: Path) -> None:
     """A store that is a file is told in words."""
     (tmp_path / "store").write_text("")
