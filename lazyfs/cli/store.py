@@ -15,7 +15,8 @@ import msgspec
 
 from lazyfs.cli.options import add_store, store_of
 from lazyfs.store.check import CheckReport, check, clear
-from lazyfs.store.store import Store, StoreStatistics
+from lazyfs.store.statistics import StoreStatistics
+from lazyfs.store.store import Store
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -31,7 +31,6 @@ from lazyfs.daemon.recording import Recordings
 from lazyfs.daemon.refresh import Refresher
 from lazyfs.daemon.state import State
 from lazyfs.daemon.status import describe_mount
-from lazyfs.daemon.upkeep import Upkeep
 from lazyfs.errors import LazyfsError
 from lazyfs.fuse.connection import serve_gate
 from lazyfs.fuse.gate_operations import GateOperations
@@ -40,7 +39,9 @@ from lazyfs.gate.gate import Gate
 from lazyfs.kernel.ends import Ends
 from lazyfs.kernel.mountinfo import mounted_at
 from lazyfs.mount.heap import share_arenas
+from lazyfs.mount.upkeep import Upkeep
 from lazyfs.native.stack import unmount_stack
+from lazyfs.store.in_use import InUse
 from lazyfs.store.store import Store
 
 _log = logging.getLogger(__name__)
@@ -110,7 +111,14 @@ class Service:
         self.gate = Gate(store, self.catalog, self.recordings.touched)
         self.operations = GateOperations(self.gate)
         self.refresher = Refresher(store, self.gate, self.catalog, self.mounts)
-        self.upkeep = Upkeep(store, self.catalog.names, self.refresher.look_again)
+        self.upkeep = Upkeep(store, self.in_use, answered=self.gate.answered, evicted=self.refresher.look_again, alone=True)
+
+    def in_use(self) -> InUse:
+        """What the mounted images consist of; an EROFS image that is mounted is seen by the store itself."""
+        documents = set()
+        for live in self.images.live.values():
+            documents |= {live.image.digest, live.image.manifest.config.digest, *(layer.toc_digest for layer in live.layers)}
+        return InUse(set(self.catalog.names()), documents)
 
     async def carry(self, order: Order, tell: Tell) -> Report:
         """Carry out an order. Raises LazyfsError."""

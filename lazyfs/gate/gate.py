@@ -37,6 +37,7 @@ import msgspec
 import trio
 
 from lazyfs.errors import LazyfsError, SourceError, Unreachable
+from lazyfs.gate.answered import Answered
 from lazyfs.gate.caller import changes_metadata_only
 from lazyfs.gate.catalog import Catalog, Supply
 from lazyfs.gate.inode import NOWHERE, OBJECTS, ROOT, inode_of, record_inode, record_number
@@ -78,6 +79,8 @@ class Gate:
         self._is_metadata_call = is_metadata_call
         # Of their own, as readers of a store have: a lookup whose object is here never queues behind what is arriving.
         self._threads = trio.CapacityLimiter(16)
+        self.answered = Answered()
+        """What must not be evicted just now."""
         self.through: set[str] = set()
         """Objects that were given out as entries, and were not whole then."""
         self.counts: Counter[str] = Counter()
@@ -101,6 +104,7 @@ class Gate:
         if number is not None and not self._is_metadata_call(thread):
             self._touched(number, text)
         inode = inode_of(text)
+        self.answered.note(text)
         with trio.move_on_after(PATIENCE) as patience:
             supplies = await self._supplies(inode)
             if not supplies or supplies[0].pieces[0].content.name != text:

@@ -23,3 +23,11 @@ def cached_pages(fd: int) -> int:
     syscall(_CACHESTAT, fd, _WHOLE, ctypes.addressof(counts), 0)
     cached, *_ = _COUNTS.unpack(counts.raw)
     return int(cached)
+
+
+def is_cached(fd: int) -> bool:
+    """Whether some of the file is in memory; False where the kernel does not tell."""
+    try:
+        return cached_pages(fd) > 0
+    except OSError:
+        return False

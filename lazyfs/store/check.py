@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from lazyfs.kernel.page_cache import is_cached
 from lazyfs.store.blocks import BLOCK, sums_of
 from lazyfs.store.content import is_name, single_name
 from lazyfs.store.directory import clear, refusal
@@ -50,7 +51,7 @@ def check(store: Store, progress: Callable[[int, int], None]) -> CheckReport:
     chunks = done = damaged = 0
     for name in index.names():
         for row in index.rows_of(name):
-            damaged += not _check_chunk(store, row)
+            damaged += not check_chunk(store, row)
             chunks += 1
             done += row.size
             progress(done, total)
@@ -71,13 +72,17 @@ def check(store: Store, progress: Callable[[int, int], None]) -> CheckReport:
     )
 
 
-def _check_chunk(store: Store, row: Row) -> bool:
-    """Whether a chunk is what its row says; else it is dropped."""
+def check_chunk(store: Store, row: Row, *, keep_cached: bool = True) -> bool:
+    """Whether a chunk is what its row says; else it is dropped. `keep_cached` False: what was not in memory is not left there."""
     fd = store.files.open(row.object)
     if fd is None:
-        return not store.drop(row, None, "its file is gone")
+        # Evicted since the row was read?
+        return store.index.row(row.object, row.position) is None or not store.drop(row, None, "its file is gone")
     try:
+        was_cached = keep_cached or is_cached(fd)
         cause = _fault(fd, row)
+        if not was_cached:
+            os.posix_fadvise(fd, row.offset, row.size, os.POSIX_FADV_DONTNEED)
         return cause is None or not store.drop(row, os.fstat(fd).st_ino, cause)
     finally:
         os.close(fd)

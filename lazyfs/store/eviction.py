@@ -31,7 +31,7 @@ import msgspec
 
 from lazyfs.kernel.handle import handle_of, is_there
 from lazyfs.kernel.mountinfo import mounts
-from lazyfs.kernel.page_cache import cached_pages
+from lazyfs.kernel.page_cache import is_cached
 from lazyfs.store import schema
 from lazyfs.store.content import is_name
 from lazyfs.store.directory import INDEX_FILES, Directory
@@ -46,6 +46,7 @@ _BATCH = 256
 _PAGE = 1000
 _RECENT = 60.0
 """Seconds since a file under way was last written, or a document kept, for which it stays."""
+_STRAY_AGE = 3600.0
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -162,6 +163,22 @@ class Eviction:
                 held=self._still_held(run.handles),
                 names=tuple(run.names),
             )
+
+    def remove_strays(self, protected: Callable[[str], bool]) -> int:
+        """Remove files that no row speaks of: a process was killed between the two, an hour ago at the least. How many they were."""
+        known = set(self._index.names())
+        count = 0
+        for folder in (self._directory.objects, self._directory.partial, self._directory.arrived):
+            for name in os.listdir(folder):
+                status = _stat(folder + name)
+                if name in known or status is None or not is_name(name) or time.time() - status.st_mtime < _STRAY_AGE:
+                    continue
+                place = self._files.find(name)
+                if place is None:
+                    self._files.remove(name)  # a twin alone
+                elif not self._index.rows_of(name) and self._files.evict(name, place, protected):
+                    count += 1
+        return count
 
     def _candidates(
         self, in_use: Container[str], run: _Run, protected: Callable[[str], bool], mounted: bool, spare_cached: bool
@@ -280,15 +297,12 @@ def _batches(victims: Iterator[_Victim], run: _Run) -> Iterator[list[_Victim]]:
 
 
 def _is_cached(path: str) -> bool:
-    """Whether the kernel has some of it in memory; False where it does not tell."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:
-        return cached_pages(fd) > 0
-    except OSError:
-        return False
+        return is_cached(fd)
     finally:
         os.close(fd)
 

@@ -213,6 +213,16 @@ class Store:
             else:
                 self.directory.claims.release(digest)
 
+    @property
+    def damaged(self) -> int:
+        """Chunks that this process has found damaged, and dropped."""
+        return self._losses.damaged
+
+    @property
+    def kept_bytes(self) -> int:
+        """What this process has kept."""
+        return self._kept_bytes
+
     def statistics(self) -> StoreStatistics:
         """Count: one stat for each file of the store."""
         with self._counting:

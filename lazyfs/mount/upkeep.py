@@ -1,0 +1,160 @@
+"""What keeps the store in order while it is used: what has arrived is made durable, what there is no room for goes, what has
+rotted is found.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, Final
+
+import trio
+
+from lazyfs.errors import LazyfsError, StoreUnusable
+from lazyfs.store.eviction import Freed
+from lazyfs.store.in_use import InUse
+from lazyfs.store.scrub import Scrub
+from lazyfs.store.store import Store
+
+_log = logging.getLogger(__name__)
+
+_SYNC_PAUSE: Final = 5.0
+"""Seconds of arrivals that a power cut may cost."""
+_LOOK_PAUSE: Final = 1.0
+_LONG_LOOK_PAUSE: Final = 10.0
+"""Seconds until the room is measured again although nothing was kept: by this process."""
+_HIGH, _LOW = 0.95, 0.90
+"""Of the limit: when more is used than the one, what is over the other goes. What arrives in the seconds between needs room too."""
+_SCRUB_DELAY: Final = 600.0
+_SCRUB_STEP: Final = 1 << 20
+_SCRUB_RATE: Final = 8e6
+"""Bytes a second."""
+_SCRUB_REST: Final = 86_400.0
+"""Seconds between two rounds."""
+
+
+def _never(_: str) -> bool:
+    """Nothing is answered for."""
+    return False
+
+
+async def _nobody(_: Sequence[str]) -> None:
+    """Nothing is mounted natively from here."""
+
+
+class Upkeep:
+    """Three loops over one store. Not for threads.
+
+    `in_use` says what this process has mounted, `answered` whether overlayfs was told of an object within the last minute (asked
+    in threads), `evicted` is told which objects have gone. `alone`: no other process may make room while this one runs; others
+    do not know what it answers.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        in_use: Callable[[], InUse],
+        *,
+        answered: Callable[[str], bool] = _never,
+        evicted: Callable[[Sequence[str]], Awaitable[None]] = _nobody,
+        alone: bool = False,
+    ) -> None:
+        self._store = store
+        self._in_use = in_use
+        self._answered = answered
+        self._evicted = evicted
+        self._alone = alone
+        self._has_right = False
+        self._removing = trio.Lock()
+        self.scrub = Scrub(store, answered)
+        self.evicted_objects = 0
+        self.evicted_bytes = 0
+
+    async def run(self) -> None:
+        """Until cancelled: what is under way in a thread then ends in peace."""
+        with ExitStack() as stack:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._make_durable_now_and_then)
+                nursery.start_soon(self._scrub_slowly)
+                nursery.start_soon(self._keep_the_limit, stack)
+
+    async def stop(self) -> None:
+        """Before the process ends: all is made durable."""
+        await self._make_durable()
+
+    async def prune(self, *, everything: bool, older_than: float) -> dict[str, Any]:
+        """Remove what no mounted image needs (`everything`: also what one does), of that only what came more than `older_than`
+        seconds ago. What was freed, as JSON. Raises StoreFull, StoreUnusable."""
+        freed = await self._remove(None, mounted_too=everything, older_than=older_than)
+        if freed is None:
+            raise StoreUnusable("another process is making room in the store just now", hint="Try again")
+        usage = await trio.to_thread.run_sync(self._store.eviction.usage)
+        return {
+            "objects": freed.objects,
+            "documents": freed.documents,
+            "bytes": freed.bytes,
+            "held_bytes": min(freed.held, usage.held),
+            "used_bytes": usage.used,
+        }
+
+    async def _make_durable_now_and_then(self) -> None:
+        while True:
+            await trio.sleep(_SYNC_PAUSE)
+            await self._make_durable()
+
+    async def _make_durable(self) -> None:
+        try:
+            await trio.to_thread.run_sync(self._store.durability.make_durable)
+        except LazyfsError as error:
+            _log.warning("what has arrived would not survive a power cut: %s", error)
+
+    async def _keep_the_limit(self, stack: ExitStack) -> None:
+        kept, measured = -1, -_LONG_LOOK_PAUSE
+        while True:
+            if self._alone and not self._has_right:
+                self._has_right = stack.enter_context(self._store.directory.claims.evicting())
+            now = trio.current_time()
+            if self._store.kept_bytes != kept or now - measured >= _LONG_LOOK_PAUSE:
+                kept, measured = self._store.kept_bytes, now
+                try:
+                    await self._make_room()
+                except LazyfsError as error:
+                    _log.warning("no room can be made in the store: %s", error)
+            await trio.sleep(_LOOK_PAUSE)
+
+    async def _make_room(self) -> None:
+        usage = await trio.to_thread.run_sync(self._store.eviction.usage)
+        if not usage.limit or usage.used <= usage.limit * _HIGH:
+            return
+        freed = await self._remove(usage.used - int(usage.limit * _LOW), mounted_too=True)
+        if freed is not None and freed.bytes:
+            self.evicted_objects += freed.objects
+            self.evicted_bytes += freed.bytes
+            _log.info("removed %d objects (%.1f MB) to make room", freed.objects, freed.bytes / 1e6)
+
+    async def _remove(self, wanted: int | None, *, mounted_too: bool, older_than: float = 0.0) -> Freed | None:
+        """None where another process has the right to."""
+        async with self._removing:
+            with ExitStack() as stack:
+                if not self._has_right and not stack.enter_context(self._store.directory.claims.evicting()):
+                    return None
+                remove = partial(self._store.eviction.remove, mounted_too=mounted_too, older_than=older_than)
+                freed = await trio.to_thread.run_sync(remove, wanted, self._in_use(), self._answered)
+        if freed.names:
+            await self._evicted(freed.names)
+        return freed
+
+    async def _scrub_slowly(self) -> None:
+        await trio.sleep(_SCRUB_DELAY)
+        while True:
+            try:
+                step = await trio.to_thread.run_sync(self.scrub.step, _SCRUB_STEP)
+            except LazyfsError as error:
+                _log.warning("the store cannot be looked through: %s", error)
+                await trio.sleep(_SCRUB_REST)
+                continue
+            if step.dropped:
+                await self._evicted(step.dropped)
+            await trio.sleep(_SCRUB_REST if step.is_last else step.bytes / _SCRUB_RATE)
