@@ -191,7 +191,7 @@ class _Maker:
                     f"this libfuse answers FUSE_INIT with {answered.hex()}, and connection {greeting.connection} was made with "
                     f"{greeting.answered.hex()}",
                     hint=f"Start lazyfsd with the libfuse that it was mounted with; or give up what is mounted: write 1 to "
-                    f"/sys/fs/fuse/connections/{greeting.connection}/abort",
+                    f"/sys/fs/fuse/connections/{greeting.connection}/abort (mount -t fusectl none /sys/fs/fuse/connections)",
                 )
         # Whether one who died here before us has said this already, only the kernel knows.
         with suppress(FileNotFoundError):

@@ -166,14 +166,18 @@ def test_kernel_refuses(toy: ToyDaemon) -> None:
     assert not (toy.state / "init").exists()
 
 
-def test_aborted_connection(toy: ToyDaemon) -> None:
+def test_aborted_connection(toy: ToyDaemon, tmp_path: Path) -> None:
     """Somebody ends the connection by hand: the daemon ends, and the next start takes the dead mount away."""
     toy.start()
     assert toy.keeper is not None and toy.keeper.stderr is not None
-    abort = Path(f"/sys/fs/fuse/connections/{toy.connections()[-1]}/abort")
-    if not abort.exists():
-        run("mount", "-t", "fusectl", "fusectl", "/sys/fs/fuse/connections")
-    abort.write_text("1")
+    number = toy.connections()[-1]
+    control = tmp_path / "control"
+    control.mkdir()
+    run("mount", "-t", "fusectl", "fusectl", control)
+    try:
+        (control / str(number) / "abort").write_text("1")
+    finally:
+        run("umount", control)
     assert toy.wait() == 0
     toy.keeper.stderr.close()
     (toy.state / "process").unlink()
