@@ -1,0 +1,152 @@
+"""Upkeep in virtual time: what has arrived becomes durable, the limit holds, what has rotted is found, and all of it is told."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from lazyfs.errors import StoreUnusable
+from lazyfs.mount import upkeep as upkeep_module
+from lazyfs.mount.upkeep import Upkeep
+from lazyfs.store.content import Content
+from lazyfs.store.in_use import InUse
+from lazyfs.store.store import Store
+from tests.conftest import LogWatch
+from tests.unit.store.contents import flip, keep_all, noise
+
+pytestmark = pytest.mark.usefixtures("autojump_clock")
+
+SIZE = 65_536
+
+
+@asynccontextmanager
+async def running(upkeep: Upkeep) -> AsyncIterator[None]:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(upkeep.run)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Threads take no virtual time: so many seconds are for ever, and no test waits for them."""
+    with trio.fail_after(10**6):
+        while not condition():  # noqa: ASYNC110  what changes is on disk
+            await trio.sleep(1)
+
+
+def arrive(store: Store, count: int) -> list[Content]:
+    made = []
+    for seed in range(count):
+        made.append(keep_all(store, [noise(SIZE, seed)]))
+        store.durability.make_durable()
+    return made
+
+
+def here(store: Store, made: Sequence[Content]) -> list[int]:
+    return [number for number, missing in enumerate(store.missing_many(made)) if not missing]
+
+
+async def test_what_arrives_becomes_durable(store: Store) -> None:
+    """Within seconds, and again and again."""
+    async with running(Upkeep(store, InUse)):
+        for seed in range(3):
+            keep_all(store, [noise(10, seed)])
+            store.index.change()
+            assert store.durability.is_pending()
+            await until(lambda: not store.durability.is_pending())
+
+
+async def test_a_disk_that_fails_is_told_and_survived(
+    store: Store, monkeypatch: pytest.MonkeyPatch, expect_log: LogWatch
+) -> None:
+    """Reads go on; the log says what is at stake."""
+    tries: list[int] = []
+
+    def fail() -> None:
+        tries.append(1)
+        raise StoreUnusable("the disk has failed")
+
+    monkeypatch.setattr(store.durability, "make_durable", fail)
+    expect_log("would not survive a power cut: the disk has failed")
+    async with running(Upkeep(store, InUse)):
+        await until(lambda: len(tries) > 2)
+    await Upkeep(store, InUse).stop()
+
+
+async def test_the_limit_is_kept(store: Store) -> None:
+    """What is over it goes, the unmounted and the old first, and who has it mounted is told; what is left fits."""
+    made = arrive(store, 20)
+    told: list[str] = []
+
+    async def evicted(names: Sequence[str]) -> None:
+        told.extend(names)
+
+    in_use = InUse({one.name for one in made[:2]})
+    upkeep = Upkeep(store, lambda: in_use, answered=lambda name: name == made[2].name, evicted=evicted)
+    async with running(upkeep):
+        await until(lambda: not store.durability.is_pending())
+        assert told == []
+        limit = store.eviction.usage().used - 5 * SIZE
+        store.eviction.set_limit(limit)
+        await until(lambda: told)
+    left = here(store, made)
+    assert {0, 1, 2, 19} <= set(left)
+    assert 3 not in left
+    assert store.eviction.usage().used <= limit
+    assert {made[number].name for number in range(20) if number not in left} == set(told)
+    assert upkeep.evicted_objects == len(told)
+    assert upkeep.evicted_bytes == len(told) * SIZE
+
+
+async def test_only_one_process_makes_room(store: Store, directory: Path) -> None:
+    """Whoever is alone keeps the others from it: they do not know what it has answered."""
+    made = arrive(store, 4)
+    with Store.open(directory) as other:
+        theirs, ours = Upkeep(other, InUse), Upkeep(store, InUse, alone=True)
+        async with running(ours):
+            await until(lambda: ours._has_right)
+            with pytest.raises(StoreUnusable, match="another process is making room"):
+                await theirs.prune(everything=True, older_than=0)
+            assert here(store, made) == [0, 1, 2, 3]
+            assert (await ours.prune(everything=True, older_than=0))["objects"] == 4
+        keep_all(store, [noise(SIZE, 0)])
+        store.index.change()
+        assert (await theirs.prune(everything=True, older_than=0))["objects"] == 1
+
+
+async def test_prune_says_what_it_freed(store: Store, directory: Path) -> None:
+    """What nothing mounted needs; everything, if asked; and what is free only when its readers end."""
+    made = arrive(store, 3)
+    upkeep = Upkeep(store, lambda: InUse({made[0].name}))
+    with (directory / "objects" / made[1].name).open("rb"):
+        freed = await upkeep.prune(everything=False, older_than=0)
+    assert here(store, made) == [0]
+    assert (freed["objects"], freed["bytes"], freed["held_bytes"]) == (2, 2 * SIZE, SIZE)
+    assert (await upkeep.prune(everything=False, older_than=0))["objects"] == 0
+    assert (await upkeep.prune(everything=True, older_than=3600))["objects"] == 0
+    assert (await upkeep.prune(everything=True, older_than=0))["objects"] == 1
+
+
+async def test_what_has_rotted_is_found(
+    store: Store, directory: Path, monkeypatch: pytest.MonkeyPatch, expect_log: LogWatch
+) -> None:
+    """Without anybody reading it, and whoever has it mounted is told; after a rest, all is looked through again."""
+    monkeypatch.setattr(upkeep_module, "_SCRUB_REST", 100.0)
+    made = arrive(store, 5)
+    flip(directory / "objects" / made[3].name)
+    told: list[str] = []
+
+    async def evicted(names: Sequence[str]) -> None:
+        told.extend(names)
+
+    expect_log("damaged and dropped: its bytes do not match its digest")
+    upkeep = Upkeep(store, InUse, evicted=evicted)
+    async with running(upkeep):
+        await until(lambda: upkeep.scrub.rounds == 2)
+    assert told == [made[3].name]
+    assert (upkeep.scrub.damaged, upkeep.scrub.chunks) == (1, 9)
+    assert here(store, made) == [0, 1, 2, 4]
