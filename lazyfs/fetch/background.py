@@ -115,7 +115,7 @@ class Background:
 
 
 def missing_pieces(store: Store, pieces: Iterable[Piece]) -> list[Piece]:
-    """Blocking. Those that are not in the store, in the order given, each chunk once."""
+    """Blocking. Those that are not in the store, in the order given; each place in a content once: equal chunks have several."""
     pieces = list(pieces)
     contents = list({piece.content.name: piece.content for piece in pieces}.values())
     missing = {
@@ -123,15 +123,15 @@ def missing_pieces(store: Store, pieces: Iterable[Piece]) -> list[Piece]:
         for content, numbers in zip(contents, store.missing_many(contents), strict=True)
         for number in numbers
     }
-    return list(
-        {piece.chunk.digest: piece for piece in reversed(pieces) if (piece.content.name, piece.number) in missing}.values()
-    )[::-1]
+    slots = {(piece.content.name, piece.number): piece for piece in reversed(pieces)}
+    return [piece for slot, piece in reversed(slots.items()) if slot in missing]
 
 
 def measure_missing(store: Store, layers: Iterable[LayerBlob]) -> Missing:
     """Blocking. What of these layers is not in the store, equal chunks counted once."""
-    missing = missing_pieces(store, (piece for layer in layers for piece in layer.pieces))
-    return Missing(len(missing), sum(piece.chunk.size for piece in missing))
+    pieces = missing_pieces(store, (piece for layer in layers for piece in layer.pieces))
+    missing = {piece.chunk.digest: piece.chunk.size for piece in pieces}
+    return Missing(len(missing), sum(missing.values()))
 
 
 def cut_runs(pieces: Sequence[Piece], alone: Container[bytes] = ()) -> list[list[Piece]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import wait_all_tasks_blocked
 
 from lazyfs.errors import DigestMismatch, StoreFull, Unreachable
@@ -227,6 +228,18 @@ async def test_background_brings_everything_and_the_prefix_first(store: Store) -
         assert background.finished.is_set()
     assert measure_missing(store, [layer]).chunks == 0
     assert source.ranges[0] == (0, middle) and len(source.ranges) == 2
+
+
+async def test_background_fills_a_sparse_file_at_once(store: Store, autojump_clock: trio.testing.MockClock) -> None:
+    """A chunk that a file holds many times is fetched once, and copied to all of its places without a pause."""
+    layer, blob = make_layer([(b"sparse", bytes(100_000) + b"x"), (b"other", bytes(7_000))], chunk_size=7_000)
+    source = ScriptedSource(blob)
+    start = trio.current_time()
+    async with open_fetcher(store, source) as fetcher:
+        await Background(store, fetcher, [Wanted(layer, 0)]).run()
+    assert trio.current_time() == start
+    assert len(source.ranges) == 1
+    assert not any(store.missing_many([piece.content for piece in layer.pieces]))
 
 
 async def test_background_waits_for_readers(store: Store) -> None:
