@@ -123,8 +123,9 @@ def missing_pieces(store: Store, pieces: Iterable[Piece]) -> list[Piece]:
         for content, numbers in zip(contents, store.missing_many(contents), strict=True)
         for number in numbers
     }
-    slots = {(piece.content.name, piece.number): piece for piece in reversed(pieces)}
-    return [piece for slot, piece in reversed(slots.items()) if slot in missing]
+    return list({slot: piece for piece in reversed(pieces) if (slot := (piece.content.name, piece.number)) in missing}.values())[
+        ::-1
+    ]
 
 
 def measure_missing(store: Store, layers: Iterable[LayerBlob]) -> Missing:
