@@ -41,23 +41,12 @@ def require_runc() -> None:
 def run_bundle(bundle: Path, name: str, mask: Collection[int], hold: int | None = None) -> int:
     """Run the bundle's program as the container `name`; its exit code, 128 + N where signal N ended it.
 
-    To be called where signals are held; `mask` is the program's, `hold` a descriptor that runc keeps open as long as it lives. NOT_RUN, NOT_EXECUTABLE, NOT_FOUND where no program ran: runc has
-    said why, on standard error. Raises LocalError where there is no runc.
+    To be called where signals are held; `mask` is the program's, and `hold` a descriptor that runc keeps open while it lives. NOT_RUN,
+    NOT_EXECUTABLE, NOT_FOUND where no program ran: runc has said why, on standard error. Raises LocalError where there is no runc.
     """
     started, log = bundle / "pid", bundle / "runc.log"
-    command = [
-        "runc",
-        "--log",
-        str(log),
-        "--log-format",
-        "json",
-        "run",
-        "--bundle",
-        str(bundle),
-        "--pid-file",
-        str(started),
-        name,
-    ]
+    options = ("--bundle", str(bundle), "--pid-file", str(started))
+    command = ["runc", "--log", str(log), "--log-format", "json", "run", *options, name]
     if hold is not None:
         os.set_inheritable(hold, True)
     try:
