@@ -1,8 +1,8 @@
 """A bundle run by runc, as if its program ran here: standard input and output, terminal, signals and exit code are its own.
 
 runc stays in this process's group, in the foreground of its terminal: it makes the terminal raw, passes its size on, and
-hears from the kernel itself what is typed there (Ctrl-C, a hangup). What somebody sends to this process alone is passed on. The two
-are told apart by si_code: passing everything on would deliver Ctrl-C twice.
+hears from the kernel itself what is typed there (Ctrl-C, a hangup). What somebody sends to this process alone is passed on.
+The two are told apart by si_code: passing everything on would deliver Ctrl-C twice.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ def require_runc() -> None:
 def run_bundle(bundle: Path, name: str, mask: Collection[int], hold: int | None = None) -> int:
     """Run the bundle's program as the container `name`; its exit code, 128 + N where signal N ended it.
 
-    To be called where signals are held; `mask` is the program's, and `hold` a descriptor that runc keeps open while it lives. NOT_RUN,
-    NOT_EXECUTABLE, NOT_FOUND where no program ran: runc has said why, on standard error. Raises LocalError where there is no runc.
+    To be called where signals are held; `mask` is the program's, and `hold` a descriptor that runc keeps open while it lives.
+    NOT_RUN, NOT_EXECUTABLE, NOT_FOUND where no program ran: runc has said why, on standard error. Raises LocalError where
+    there is no runc.
     """
     started, log = bundle / "pid", bundle / "runc.log"
     options = ("--bundle", str(bundle), "--pid-file", str(started))

@@ -1,4 +1,4 @@
-"""Signals of a command that stands for another program: at first they end it, later they are the program's, and never lost between."""
+"""Signals of a command that stands for another program: first they end it, later they are the program's; none is lost between."""
 
 from __future__ import annotations
 

@@ -47,7 +47,8 @@ def make_spec(
 ) -> dict[str, Any]:
     """The document, for a root file system at `rootfs` beside it.
 
-    `hostname` is the container's where it has a network of its own; `terminal` the size that its terminal begins with, if it has one.
+    `hostname` is the container's where it has a network of its own; `terminal` the size that its terminal begins with,
+    if it has one.
     """
     namespaces = ["pid", "ipc", "uts", "mount"]
     if net == "none":

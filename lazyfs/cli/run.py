@@ -123,7 +123,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _prepare(arguments: argparse.Namespace, client: Client, folder: Path) -> None:
-    """Make the bundle in `folder`: mount the image, write config.json. Raises LazyfsError; the mount may be there all the same."""
+    """Make the bundle in `folder`: mount the image, write config.json. Raises LazyfsError; the mount may be there then."""
     root, upper = folder / ROOT, folder / _UPPER
     root.mkdir(mode=0o755)
     upper.mkdir(mode=0o755)

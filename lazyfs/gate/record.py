@@ -1,7 +1,8 @@
 """What a mount touched, in the order of the first touch: the list by which `lazyfs convert --prioritize` orders a layer.
 
 The gate hears of objects, not of paths. An object that several files consist of is written under all of them: which one was
-meant nobody can tell, and their bytes are the same. A path that an upper layer hides was not meant: it would lead to another file.
+meant nobody can tell, and their bytes are the same. A path that an upper layer hides was not meant: it would lead to another
+file.
 
 The form is that of ctr-remote's record (stargz-snapshotter, recorder/recorder.go): one JSON object a line. What is no UTF-8
 becomes U+FFFD, as there.
