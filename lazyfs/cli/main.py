@@ -27,6 +27,7 @@ _COMMANDS: Final = {
     "inspect": "say of each layer whether it can be mounted lazily, or why not",
     "verify": "check everything about an image, from its manifest to its last chunk",
     "store": "look after what has been kept on this machine",
+    "prune": "remove what has been kept and no mounted image needs",
 }
 
 _EPILOG: Final = """\

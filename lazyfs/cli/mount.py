@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from lazyfs.cli.options import access_of, add_image, add_store, platform_of, reference_of, store_of
+from lazyfs.cli.options import access_of, add_image, add_store, add_store_size, platform_of, reference_of, store_of, store_size_of
 from lazyfs.cli.progress import follow
 from lazyfs.daemon.client import Client
 from lazyfs.daemon.orders import MountOrder, Refused
@@ -53,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--foreground", action="store_true", help="portable: stay, and log to the terminal; Ctrl-C unmounts")
     add_store(parser)
+    add_store_size(parser)
     parser.add_argument("--json", action="store_true", help="say what was mounted as one line of JSON")
 
 
@@ -133,6 +134,7 @@ def _mount_natively(arguments: argparse.Namespace, directory: Path, store: Path)
         upper=str(upper or ""),
         record=str(absolute(arguments.record)) if arguments.record else "",
         lazy_only=arguments.lazy_only,
+        store_size=store_size_of(arguments),
     )
     answer = follow(Client(store).call(order, start=True))
     if not find_mount(directory):
@@ -160,6 +162,7 @@ def prepare_upper(upper: Path, directory: Path) -> Path:
 
 def _mount_portably(arguments: argparse.Namespace, directory: Path, store: Path) -> int:
     reference, access, platform = reference_of(arguments), access_of(arguments), platform_of(arguments)
+    store_size = store_size_of(arguments)
 
     def serve(reporter: Reporter) -> None:
         # Imported in the child alone: the parent only waits.
@@ -171,7 +174,16 @@ def _mount_portably(arguments: argparse.Namespace, directory: Path, store: Path)
             log_to_terminal()
         else:
             log_to_file(store, directory)
-        request = MountRequest(reference, directory, store, platform, access, arguments.background, lazy_only=arguments.lazy_only)
+        request = MountRequest(
+            reference,
+            directory,
+            store,
+            platform,
+            access,
+            arguments.background,
+            lazy_only=arguments.lazy_only,
+            store_size=store_size,
+        )
         serve_portable(request, reporter)
 
     if arguments.foreground:

@@ -1,6 +1,6 @@
 """Look after what has been kept on this machine: every chunk that arrived, once, for all images.
 
-info    what is there, and how much
+info    what is there, how much, and how much it may be
 check   read everything, drop what is damaged (it is fetched again when it is needed), remove what a crash left
 clear   remove everything; refused while something is mounted from it
 """
@@ -8,13 +8,20 @@ clear   remove everything; refused while something is mounted from it
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import msgspec
 
 from lazyfs.cli.options import add_store, store_of
+from lazyfs.cli.progress import follow
+from lazyfs.daemon.client import Client
+from lazyfs.daemon.orders import StatusOrder
+from lazyfs.errors import LazyfsError
 from lazyfs.store.check import CheckReport, check, clear
+from lazyfs.store.eviction import Usage
 from lazyfs.store.statistics import StoreStatistics
 from lazyfs.store.store import Store
 
@@ -33,13 +40,52 @@ def run(arguments: argparse.Namespace) -> int:
         clear(directory)
         return 0
     with Store.open(directory) as store:
-        report: StoreStatistics | CheckReport = store.statistics() if arguments.action == "info" else _check(store)
-    if arguments.json:
-        print(msgspec.json.encode(report).decode())
-    else:
-        print(_describe(directory, report))
-    damaged = isinstance(report, CheckReport) and (report.damaged_chunks or report.damaged_documents or report.index_rebuilt)
-    return 3 if damaged else 0
+        if arguments.action == "check":
+            report = _check(store)
+            print(msgspec.json.encode(report).decode() if arguments.json else _describe_check(directory, report))
+            return 3 if report.damaged_chunks or report.damaged_documents or report.index_rebuilt else 0
+        info = _Info(store.statistics(), store.eviction.usage(), not store.durability.is_pending(), _lazyfsd_knows(directory))
+    print(json.dumps(info.as_json()) if arguments.json else info.describe(directory))
+    return 0
+
+
+class _Info(NamedTuple):
+    counted: StoreStatistics
+    usage: Usage
+    durable: bool
+    told: dict[str, Any]
+    """By lazyfsd, where it runs: what the kernel still holds, and what was evicted and looked through."""
+
+    def as_json(self) -> dict[str, Any]:
+        room = {"used_bytes": self.usage.used, "limit_bytes": self.usage.limit, "durable": self.durable}
+        return {**msgspec.to_builtins(self.counted), **room, **self.told}
+
+    def describe(self, directory: Path) -> str:
+        counted, told = self.counted, self.told
+        whole = f"{counted.objects} files whole ({counted.object_bytes / 1e6:.1f} MB)"
+        under_way = f"{counted.partial} under way ({counted.partial_bytes / 1e6:.1f} MB)"
+        documents = f"{counted.documents} manifests, configs and TOCs ({counted.document_bytes / 1e6:.1f} MB)"
+        used = f"{told.get('used_bytes', self.usage.used) / 1e6:.1f} MB on disk"
+        limit = f", of {self.usage.limit / 1e6:.1f} MB that it may take" if self.usage.limit else ""
+        durable = "all of it is safe from a power cut" if self.durable else "the latest is not yet safe from a power cut"
+        lines = [f"{directory}", f"  {whole}, {under_way}, {documents}", f"  {used}{limit}; {durable}"]
+        if told.get("held_bytes"):
+            lines.append(f"  {told['held_bytes'] / 1e6:.1f} MB of that are of removed files, still open or mounted")
+        if told.get("evicted_objects"):
+            lines.append(
+                f"  {told['evicted_objects']} files ({told['evicted_bytes'] / 1e6:.1f} MB) made room since lazyfsd began"
+            )
+        return "\n".join(lines)
+
+
+def _lazyfsd_knows(directory: Path) -> dict[str, Any]:
+    client = Client(directory)
+    if not client.is_running():
+        return {}
+    try:
+        return dict(follow(client.call(StatusOrder(), start=False)).get("store", {}))
+    except LazyfsError:
+        return {}  # it ended just now
 
 
 def _check(store: Store) -> CheckReport:
@@ -52,14 +98,7 @@ def _check(store: Store) -> CheckReport:
         return check(store, lambda done, total: progress.update(task, completed=done, total=total))
 
 
-def _describe(directory: Path, report: StoreStatistics | CheckReport) -> str:
-    if isinstance(report, StoreStatistics):
-        return (
-            f"{directory}\n"
-            f"  {report.objects} files whole ({report.object_bytes / 1e6:.1f} MB),"
-            f" {report.partial} under way ({report.partial_bytes / 1e6:.1f} MB),"
-            f" {report.documents} manifests, configs and TOCs ({report.document_bytes / 1e6:.1f} MB)"
-        )
+def _describe_check(directory: Path, report: CheckReport) -> str:
     lines = [
         f"{directory}",
         f"  read {report.chunks} chunks ({report.bytes / 1e6:.1f} MB) and {report.documents} documents",

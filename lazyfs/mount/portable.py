@@ -20,7 +20,7 @@ from typing import Any, Final, Literal, NamedTuple
 import pyfuse3
 import trio
 
-from lazyfs.errors import MountFailed
+from lazyfs.errors import LocalError, MountFailed
 from lazyfs.fetch.background import Background, Wanted, measure_missing
 from lazyfs.fetch.fetcher import Fetcher, open_fetcher
 from lazyfs.format.manifest import Platform
@@ -33,8 +33,10 @@ from lazyfs.mount.heap import share_arenas
 from lazyfs.mount.status import LayerStatus, MountStatus, encode_status
 from lazyfs.mount.table import find_mount
 from lazyfs.mount.unmount import unmount
+from lazyfs.mount.upkeep import Upkeep
 from lazyfs.source.open import AccessOptions, open_source
 from lazyfs.source.reference import Reference
+from lazyfs.store.in_use import InUse, declare
 from lazyfs.store.store import Store
 from lazyfs.vfs.filesystem import FileSystem
 from lazyfs.vfs.tree import Tree
@@ -62,6 +64,8 @@ class MountRequest(NamedTuple):
     background: BackgroundMode
     lazy_only: bool = False
     """Refuse layers that are not lazy, instead of fetching them whole."""
+    store_size: int = -1
+    """Bytes that the store may take from now on; 0 is no bound, -1 leaves it as it is."""
 
 
 def serve(request: MountRequest, reporter: Reporter) -> None:
@@ -74,6 +78,8 @@ async def _serve(request: MountRequest, reporter: Reporter) -> None:
     started = time.monotonic()
     async with AsyncExitStack() as stack:
         store = stack.enter_context(await trio.to_thread.run_sync(Store.open, request.store))
+        if request.store_size >= 0:
+            await trio.to_thread.run_sync(store.eviction.set_limit, request.store_size)
         source = open_source(request.reference, request.access)
         stack.push_async_callback(source.aclose)
         image = await resolve_image(source, request.reference.selector, request.platform, store)
@@ -89,8 +95,10 @@ async def _serve(request: MountRequest, reporter: Reporter) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_unmount_on_signal, signals, request.directory)
             nursery.start_soon(mount.live, reporter)
+            nursery.start_soon(mount.keep_store)
             await serve_kernel(_TASKS)
             nursery.cancel_scope.cancel()
+        await Upkeep(store, InUse).stop()
 
 
 class PortableMount:
@@ -136,6 +144,19 @@ class PortableMount:
             await _tell(reporter, error=f"{self._image.name} is mounted, but incomplete: {self._background.trouble}", code=4)
         await _tell(reporter, left=0, total=1, trouble="", done=True)
         reporter.detach()
+
+    async def keep_store(self) -> None:
+        """Until cancelled: what arrives becomes durable, and what the store has no room for goes, this image's last."""
+        objects: set[str] = set()
+        for index in range(len(self._layers)):
+            objects.update(piece.content.name for piece in (await self.filesystem.blob(index)).pieces)
+        manifest = self._image.manifest
+        documents = {self._image.digest, manifest.config.digest, *(layer.toc_digest for layer in self._layers)}
+        try:
+            await trio.to_thread.run_sync(declare, self._store.directory, objects, documents)
+        except LocalError as error:
+            _log.warning("others may remove what is mounted here before what is not: %s", error)
+        await Upkeep(self._store, lambda: InUse(objects, documents)).run()
 
     async def _report_progress(self, reporter: Reporter, background: Background) -> None:
         blobs = [await self.filesystem.blob(index) for index in range(len(self._layers))]

@@ -99,6 +99,20 @@ class Upkeep:
             "used_bytes": usage.used,
         }
 
+    async def describe(self) -> dict[str, Any]:
+        """How the store stands, as JSON: what this process alone knows, and what all could know."""
+        usage = await trio.to_thread.run_sync(self._store.eviction.usage)
+        return {
+            "used_bytes": usage.used,
+            "held_bytes": usage.held,
+            "limit_bytes": usage.limit,
+            "durable": not await trio.to_thread.run_sync(self._store.durability.is_pending),
+            "evicted_objects": self.evicted_objects,
+            "evicted_bytes": self.evicted_bytes,
+            "scrubbed_bytes": self.scrub.bytes,
+            "scrub_damaged": self.scrub.damaged,
+        }
+
     async def _make_durable_now_and_then(self) -> None:
         while True:
             await trio.sleep(_SYNC_PAUSE)

@@ -25,6 +25,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from lazyfs.errors import LocalError, StoreFull, StoreUnusable
+from lazyfs.kernel.mountinfo import mounts
 from lazyfs.store.claims import Claims
 from lazyfs.store.locks import lock, open_lock_file, try_lock
 from lazyfs.store.temporary import Temporary
@@ -127,9 +128,15 @@ def clear(directory: Path) -> None:
                 pids = [folder.name.partition("-")[0] for folder in (directory / "tmp").glob("*-*") if _is_alive(folder)]
                 by = f" by process {', '.join(sorted(pids))}" if pids else ""
                 raise StoreUnusable(f"the store {directory} is in use{by}", hint="Unmount what is mounted from it first.")
+            # A native mount outlives lazyfsd, and its layers are mounted here.
+            inside = next((mount.path for mount in mounts() if mount.path.is_relative_to(directory.resolve())), None)
+            if inside is not None:
+                raise StoreUnusable(
+                    f"the store {directory} is in use by the mount at {inside}", hint="`lazyfs status` names its user."
+                )
             for name in INDEX_FILES:
                 (directory / name).unlink(missing_ok=True)
-            for name in FOLDERS:
+            for name in (*FOLDERS, "erofs"):
                 if (directory / name).is_dir():
                     _empty(directory / name)
         finally:

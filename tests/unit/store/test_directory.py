@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,6 +101,8 @@ def test_clear_empties(directory: Path) -> None:
     with Store.open(directory) as store:
         made = keep_all(store, [noise(100)])
         store.keep_note("key", "value")
+    (directory / "erofs").mkdir()
+    (directory / "erofs" / "1-aa").touch()
     clear(directory)
     assert sorted(path.name for path in directory.rglob("*") if path.is_file()) == ["claims", "users"]
     with Store.open(directory) as store:
@@ -112,6 +115,21 @@ def test_clear_leaves_a_store_in_use(store: Store, directory: Path) -> None:
     with pytest.raises(StoreUnusable, match=f"in use by process {os.getpid()}"):
         clear(directory)
     assert store.read(made, 0, 0, 100) == noise(100)
+
+
+@pytest.mark.root
+def test_clear_leaves_a_store_that_something_is_mounted_in(directory: Path) -> None:
+    """Native mounts outlive every process; the layers that they are stacked on are mounted inside of the store."""
+    with Store.open(directory) as store:
+        made = keep_all(store, [noise(100)])
+    (directory / "layers").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", directory / "layers"], check=True)
+    try:
+        with pytest.raises(StoreUnusable, match=r"in use by the mount at .*/layers"):
+            clear(directory)
+    finally:
+        subprocess.run(["umount", directory / "layers"], check=True)
+    assert (directory / "objects" / made.name).exists()
 
 
 def test_clear_of_nothing(directory: Path) -> None:

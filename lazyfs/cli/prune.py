@@ -1,0 +1,66 @@
+"""Make room: remove what has been kept, and no mounted image needs.
+
+--all removes what mounted images consist of as well (they fetch it again when it is read), --older-than only what has been here
+for longer than that. What somebody has open stays readable, and takes its room until he closes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from lazyfs.cli.options import add_store, parse_age, store_of
+from lazyfs.cli.progress import follow
+from lazyfs.daemon.client import Client
+from lazyfs.daemon.orders import PruneOrder
+from lazyfs.mount.table import our_mounts
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line."""
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--all", action="store_true", help="also what mounted images have")
+    chosen.add_argument("--older-than", metavar="AGE", help="only what arrived that long ago: 30m, 12h, 7d")
+    add_store(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object; sizes in bytes")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do it: by way of lazyfsd where it runs, or should. Raises LazyfsError."""
+    store = store_of(arguments)
+    order = PruneOrder(arguments.all, parse_age(arguments.older_than) if arguments.older_than else 0.0)
+    client = Client(store)
+    if client.is_running() or any(mounted.store == store.resolve() for mounted in our_mounts()):
+        freed = follow(client.call(order, start=True))  # only lazyfsd knows what its mounts need
+    else:
+        freed = _prune_alone(store, order)
+    freed.pop("done", None)
+    print(json.dumps(freed) if arguments.json else _describe(store, freed))
+    return 0
+
+
+def _prune_alone(directory: Path, order: PruneOrder) -> dict[str, Any]:
+    import trio
+
+    from lazyfs.mount.upkeep import Upkeep
+    from lazyfs.store.in_use import InUse
+    from lazyfs.store.store import Store
+
+    async def prune() -> dict[str, Any]:
+        with Store.open(directory) as store:
+            return await Upkeep(store, InUse).prune(everything=order.everything, older_than=order.older_than)
+
+    return trio.run(prune)
+
+
+def _describe(directory: Path, freed: dict[str, Any]) -> str:
+    what = f"{freed['objects']} files and {freed['documents']} documents and metadata images"
+    lines = [f"{directory}", f"  removed {what}: {freed['bytes'] / 1e6:.1f} MB"]
+    if freed["held_bytes"]:
+        lines.append(
+            f"  of these {freed['held_bytes'] / 1e6:.1f} MB are still open or mounted, and take room until they are closed"
+        )
+    lines.append(f"  left: {freed['used_bytes'] / 1e6:.1f} MB")
+    return "\n".join(lines)
