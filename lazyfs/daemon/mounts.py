@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -26,6 +25,7 @@ import trio
 from lazyfs.daemon.control import Tell
 from lazyfs.daemon.images import Images, LiveImage
 from lazyfs.daemon.orders import MountOrder, Report, UnmountOrder
+from lazyfs.daemon.overlays import Overlays
 from lazyfs.daemon.recording import Recordings
 from lazyfs.daemon.state import Mount, Phase, Row, State
 from lazyfs.errors import InvalidToc, LazyfsError, MountFailed, NotNative, Unreachable
@@ -34,11 +34,10 @@ from lazyfs.format.manifest import parse_platform
 from lazyfs.gate.catalog import Catalog
 from lazyfs.image.image import resolve_image
 from lazyfs.kernel.ends import Ends
-from lazyfs.mount.table import find_mount, holders, our_mounts
-from lazyfs.native.layers import LayerMounts
+from lazyfs.mount.table import find_mount, our_mounts
 from lazyfs.native.metadata import LayerMetadata, ensure_metadata
 from lazyfs.native.probe import Verdict, probe
-from lazyfs.native.stack import SOURCE_PREFIX, mount_stack, source_of, unmount_stack
+from lazyfs.native.stack import SOURCE_PREFIX, source_of
 from lazyfs.registry.access import AccessOptions, parse_creds
 from lazyfs.source.open import open_source
 from lazyfs.source.protocol import ImageSource
@@ -59,6 +58,8 @@ class LiveMount(NamedTuple):
 
     row: Row
     image: str
+    is_lost: bool
+    """Detached before this process began: it may be in use, and nothing tells when it ends but the end of the gate."""
     ended: trio.Event
 
 
@@ -73,7 +74,7 @@ class Mounts:
         self._images = images
         self._recordings = recordings
         self._ends = ends
-        self._layers = LayerMounts(self._path)
+        self._overlays = Overlays(self._path)
         self._busy: set[str] = set()
         self._watches: dict[int, int] = {}
         """Number of a watch: number of a mount."""
@@ -84,6 +85,12 @@ class Mounts:
         self.last_was_volatile = False
         """Of the mount that ended last: what it was for will probably be wanted again."""
         self.changed = trio.Event()
+        self.has_gate = True
+
+    @property
+    def is_used(self) -> bool:
+        """Whether a mount lives whose end will be heard of."""
+        return any(not mount.is_lost for mount in self.live.values())
 
     async def mount(self, order: MountOrder, tell: Tell) -> Report:
         """Mount as ordered. Raises LazyfsError; nothing is left then, nor when cancelled, but what has arrived in the store."""
@@ -111,12 +118,7 @@ class Mounts:
             if not found:
                 raise MountFailed(f"{directory} is no mount of this lazyfsd", hint="`lazyfs status` lists those there are")
             mount = found[-1]
-            try:
-                await trio.to_thread.run_sync(partial(unmount_stack, directory, lazy=order.lazy))
-            except OSError as error:
-                busy = await trio.to_thread.run_sync(_holders, directory)
-                by = f"it is busy: held by {', '.join(busy[:10])}" if busy else error.strerror
-                raise MountFailed(f"cannot unmount {directory}: {by}", hint="End them, or detach it with --lazy") from error
+            await trio.to_thread.run_sync(partial(self._overlays.take_away, directory, lazy=order.lazy))
             if order.lazy:
                 await self._mark(mount.row.number, "detached")
             with trio.move_on_after(0 if order.lazy else _END_DEADLINE):
@@ -147,7 +149,7 @@ class Mounts:
             )
             if here or (row.phase == "detached" and same_gate):
                 self._catalog.expect(row.mount.image)
-                self.live[row.number] = LiveMount(row, row.mount.image, trio.Event())
+                self.live[row.number] = LiveMount(row, row.mount.image, not here, trio.Event())
                 nursery.start_soon(self._revive, row, here, same_gate)
             else:
                 gone.append(row.number)
@@ -179,6 +181,11 @@ class Mounts:
             return
 
     async def _check(self, directory: Path) -> None:
+        if not self.has_gate:
+            raise MountFailed(
+                f"the lazyfsd of {self._path} is about to end, and waits for those who still use a mount that was detached",
+                hint="End them, or use another --store",
+            )
         mounted = await trio.to_thread.run_sync(find_mount, directory)
         if mounted is not None:
             raise MountFailed(f"{directory} is a lazyfs mount already", hint=f"Take it away first: lazyfs umount {directory}")
@@ -226,7 +233,7 @@ class Mounts:
             async with self._mounting:
                 row = await trio.to_thread.run_sync(self._state.add, mount)
                 try:
-                    await trio.to_thread.run_sync(self._mount, row, images)
+                    await trio.to_thread.run_sync(self._overlays.make, row, images)
                 except BaseException:
                     await trio.to_thread.run_sync(self._state.remove, [row.number])
                     raise
@@ -236,31 +243,9 @@ class Mounts:
             await self._adopt(row, live)
         return row
 
-    def _mount(self, row: Row, images: tuple[Path, ...]) -> None:
-        """In a thread."""
-        gate, objects = self._path / "gate", self._path / "objects"
-        data = [gate / f"record-{row.number}"] if row.mount.record else [objects, gate / "objects"]
-        upper = Path(row.mount.upper) if row.mount.upper else None
-        work = _work_of(upper) if upper else None
-        try:
-            if work:
-                work.mkdir(mode=0o700, exist_ok=True)
-            mount_stack(
-                Path(row.mount.directory),
-                self._layers.mounted(images),
-                [*data, self._path / "arrived", gate / "nowhere"],
-                source=source_of(row.mount.image),
-                upper=upper,
-                work=work,
-                read_only=upper is None,
-                volatile=row.mount.volatile,
-            )
-        except OSError as error:
-            raise MountFailed(f"cannot mount at {row.mount.directory}: {error}") from error
-
     async def _adopt(self, row: Row, live: LiveImage) -> None:
         """A mount that is there: listen for its end."""
-        self.live[row.number] = LiveMount(row, live.image.name, trio.Event())
+        self.live[row.number] = LiveMount(row, live.image.name, False, trio.Event())
         await self._listen(row)
         self._announce()
 
@@ -271,23 +256,24 @@ class Mounts:
     async def _heal(self, row: Row, images: tuple[Path, ...]) -> None:
         """The gate of this mount is dead: make the mount anew, at its place."""
         directory = Path(row.mount.directory)
-        async with self._mounting:
-            try:
-                await trio.to_thread.run_sync(unmount_stack, directory)
-            except OSError as error:
-                if row.mount.upper:
-                    # Two overlays must not write to one upper directory.
-                    trouble = f"files that are missing cannot be had until it is mounted again: {error.strerror}"
-                    await self._mark(row.number, "mounted", trouble)
-                    await self._listen(row)
-                    return
-                await trio.to_thread.run_sync(partial(unmount_stack, directory, lazy=True))
-            try:
-                await trio.to_thread.run_sync(self._mount, row, images)
-            except MountFailed as error:
-                _log.warning("the mount at %s could not be made anew: %s", directory, error)
-                await self._end(row.number)
-                return
+        take_away = partial(self._overlays.take_away, directory)
+        try:
+            async with self._mounting:
+                try:
+                    await trio.to_thread.run_sync(partial(take_away, lazy=False))
+                except MountFailed as error:
+                    if row.mount.upper:
+                        # Two overlays must not write to one upper directory.
+                        trouble = f"files that are missing cannot be had until it is mounted again: {error.message}"
+                        await self._mark(row.number, "mounted", trouble)
+                        await self._listen(row)
+                        return
+                    await trio.to_thread.run_sync(partial(take_away, lazy=True))
+                await trio.to_thread.run_sync(self._overlays.make, row, images)
+        except MountFailed as error:
+            _log.warning("the mount at %s could not be made anew: %s", directory, error)
+            await self._end(row.number)
+            return
         _log.warning("the mount at %s was made anew: the gate of the old one was lost", directory)
         await self._listen(row)
 
@@ -298,9 +284,7 @@ class Mounts:
         with trio.CancelScope(shield=True):
             await self._recordings.end(number)
             await trio.to_thread.run_sync(self._state.remove, [number])
-            if mount.row.mount.upper:
-                # overlayfs leaves its folder behind, made so that nobody may look into it.
-                await trio.to_thread.run_sync(partial(shutil.rmtree, _work_of(Path(mount.row.mount.upper)), ignore_errors=True))
+            await trio.to_thread.run_sync(self._overlays.clear_up, mount.row)
             live = self._images.live.get(mount.image)
             if live is not None:
                 live.leave()
@@ -312,7 +296,7 @@ class Mounts:
     async def drop_layers(self) -> None:
         """Unmount the EROFS images that no overlay is stacked on any more."""
         async with self._mounting:
-            await trio.to_thread.run_sync(self._layers.drop_unused)
+            await trio.to_thread.run_sync(self._overlays.drop_layers)
 
     async def _metadata(self, live: LiveImage) -> tuple[Path, ...]:
         """The EROFS images of an image's stack, built where they are not there. Raises LazyfsError."""
@@ -377,13 +361,3 @@ async def _follow(live: LiveImage, store: Store, tell: Tell) -> None:
     if live.trouble:
         raise Unreachable(f"{live.image.name} is mounted, but incomplete: {live.trouble}")
     await tell({"task": "fetching", "done_bytes": total, "total": total, "trouble": ""})
-
-
-def _work_of(upper: Path) -> Path:
-    """overlayfs's own folder: beside the upper directory, because it must be on the same file system, and not inside."""
-    return upper.with_name(f".{upper.name}.lazyfs-work")
-
-
-def _holders(directory: Path) -> list[str]:
-    mounted = find_mount(directory)
-    return holders(mounted) if mounted else []

@@ -31,8 +31,8 @@ from lazyfs.daemon.recording import Recordings
 from lazyfs.daemon.refresh import Refresher
 from lazyfs.daemon.state import State
 from lazyfs.daemon.status import describe_mount
-from lazyfs.errors import LazyfsError
-from lazyfs.fuse.connection import serve_gate
+from lazyfs.errors import LazyfsError, MountFailed
+from lazyfs.fuse.connection import Connection, serve_gate
 from lazyfs.fuse.gate_operations import GateOperations
 from lazyfs.gate.catalog import Catalog
 from lazyfs.gate.gate import Gate
@@ -52,6 +52,8 @@ first order, which is why it was started."""
 
 
 _SWEEP_PAUSE: Final = 60.0
+_END_DEADLINE: Final = 5.0
+"""Seconds that a daemon which was told to end waits for those who still use what it mounted."""
 
 
 class Options(NamedTuple):
@@ -78,7 +80,7 @@ async def _serve(options: Options, fds: FdStore) -> None:
         stack.callback(ends.close)
         async with trio.open_nursery() as nursery:
             service = Service(options, store, state, ends, nursery)
-            connection = await nursery.start(serve_gate, service.operations, options.store, fds)
+            connection: Connection = await nursery.start(service.serve_gate, fds)
             await service.mounts.restore(nursery, same_gate=connection.taken_over)
             service.catalog.begin()
             nursery.start_soon(serve_control, listener, os.geteuid(), service.carry)
@@ -90,7 +92,7 @@ async def _serve(options: Options, fds: FdStore) -> None:
             fds.notify("READY=1")
             await service.wait_until_unused()
             await service.stop()
-            await connection.unmount()
+            await service.leave(connection)
             nursery.cancel_scope.cancel()
 
 
@@ -103,6 +105,7 @@ class Service:
         self._orders = 0
         self._was_asked = False
         self._ending = trio.Event()
+        self._gate_ended = trio.Event()
         self._changed = trio.Event()
         self.catalog = Catalog()
         self.recordings = Recordings()
@@ -119,6 +122,11 @@ class Service:
         for live in self.images.live.values():
             documents |= {live.image.digest, live.image.manifest.config.digest, *(layer.toc_digest for layer in live.layers)}
         return InUse(set(self.catalog.names()), documents)
+
+    async def serve_gate(self, fds: FdStore, *, task_status: trio.TaskStatus[Connection]) -> None:
+        """Answer the kernel until the connection has ended."""
+        await serve_gate(self.operations, self._options.store, fds, task_status=task_status)
+        self._gate_ended.set()
 
     async def carry(self, order: Order, tell: Tell) -> Report:
         """Carry out an order. Raises LazyfsError."""
@@ -144,25 +152,28 @@ class Service:
     async def _describe(self, order: StatusOrder) -> Report:
         chosen = [mount for mount in self.mounts.live.values() if order.directory in ("", mount.row.mount.directory)]
         mounts = [await describe_mount(mount, self.images.live.get(mount.image), self._store, self.gate) for mount in chosen]
-        return {"mounts": msgspec.to_builtins(mounts)}
+        return {"mounts": msgspec.to_builtins(mounts), "store": await self.upkeep.describe()}
 
     def _farewell(self) -> Report:
         """Whose end a client may wait for: with the last mount, this daemon goes as well."""
-        return {} if self._options.service or self.mounts.live else {"ending": os.getppid()}
+        return {} if self._options.service or self.mounts.is_used else {"ending": os.getppid()}
 
     async def wait_until_unused(self) -> None:
         """Until it is to end: nothing is mounted, nothing asked; or told so."""
         while not self._ending.is_set():
-            idle = not (self.mounts.live or self._orders or self._options.service)
+            idle = not (self.mounts.is_used or self._orders or self._options.service)
             linger = _LINGER if self.mounts.last_was_volatile or not self._was_asked else 0.0
             with trio.move_on_after(linger if idle else float("inf")) as waiting:
                 await self._wait_for_change()
             if waiting.cancelled_caught:
                 return
+            if self._gate_ended.is_set():
+                # The next process, which the keeper starts at once, makes a new one, and all mounts anew.
+                raise MountFailed("the gate's connection was ended from outside", hint="What is mounted is made anew")
 
     async def _wait_for_change(self) -> None:
         async with trio.open_nursery() as nursery:
-            for event in (self._changed, self.mounts.changed, self._ending):
+            for event in (self._changed, self.mounts.changed, self._ending, self._gate_ended):
                 nursery.start_soon(_first, event, nursery.cancel_scope)
 
     async def sweep_containers(self) -> None:
@@ -197,6 +208,17 @@ class Service:
             await self.recordings.end_all()
             await self.upkeep.stop()
             await self.mounts.drop_layers()
+
+    async def leave(self, connection: Connection) -> None:
+        """Take the gate away and answer until nobody needs it any more; told to end, not for long. A service leaves it to its successor."""
+        if self._options.service and self.mounts.is_used:
+            return
+        await connection.unmount()
+        self.mounts.has_gate = False
+        with trio.move_on_after(_END_DEADLINE if self._ending.is_set() else float("inf")) as patience:
+            await self._gate_ended.wait()
+        if patience.cancelled_caught:
+            _log.warning("files that are missing in mounts that are still in use cannot be had any more")
 
 
 def _take_away(root: Path) -> None:

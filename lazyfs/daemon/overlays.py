@@ -1,0 +1,70 @@
+"""The overlays of lazyfsd's mounts, as the kernel makes them: which layers, which data, which folder to work in.
+
+Blocking: for threads, one at a time, because overlays share the mount points of their layers.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from lazyfs.daemon.state import Row
+from lazyfs.errors import MountFailed
+from lazyfs.mount.table import find_mount, holders
+from lazyfs.native.layers import LayerMounts
+from lazyfs.native.stack import mount_stack, source_of, unmount_stack
+
+
+class Overlays:
+    """Those of one store."""
+
+    def __init__(self, store: Path) -> None:
+        self._store = store
+        self._layers = LayerMounts(store)
+
+    def make(self, row: Row, images: tuple[Path, ...]) -> None:
+        """Mount what `row` tells of, from the EROFS images of its layers, the lowest first. Raises MountFailed."""
+        gate, objects = self._store / "gate", self._store / "objects"
+        # A recording mount does not look for what is here: it has a gate of its own, which hears of everything.
+        data = [gate / f"record-{row.number}"] if row.mount.record else [objects, gate / "objects"]
+        upper = Path(row.mount.upper) if row.mount.upper else None
+        work = _work_of(upper) if upper else None
+        try:
+            if work:
+                work.mkdir(mode=0o700, exist_ok=True)
+            mount_stack(
+                Path(row.mount.directory),
+                self._layers.mounted(images),
+                [*data, self._store / "arrived"],
+                source=source_of(row.mount.image),
+                upper=upper,
+                work=work,
+                read_only=upper is None,
+                volatile=row.mount.volatile,
+            )
+        except OSError as error:
+            raise MountFailed(f"cannot mount at {row.mount.directory}: {error}") from error
+
+    def take_away(self, directory: Path, *, lazy: bool) -> None:
+        """Unmount. Raises MountFailed, with the names of those who hold it."""
+        try:
+            unmount_stack(directory, lazy=lazy)
+        except OSError as error:
+            mounted = find_mount(directory)
+            busy = holders(mounted) if mounted else []
+            by = f"it is busy: held by {', '.join(busy[:10])}" if busy else error.strerror
+            raise MountFailed(f"cannot unmount {directory}: {by}", hint="End them, or detach it with --lazy") from error
+
+    def clear_up(self, row: Row) -> None:
+        """Behind a mount that has ended: overlayfs leaves its folder, made so that nobody may look into it."""
+        if row.mount.upper:
+            shutil.rmtree(_work_of(Path(row.mount.upper)), ignore_errors=True)
+
+    def drop_layers(self) -> None:
+        """Unmount the EROFS images that no overlay is stacked on any more."""
+        self._layers.drop_unused()
+
+
+def _work_of(upper: Path) -> Path:
+    """Beside the upper directory, because it must be on the same file system, and not inside."""
+    return upper.with_name(f".{upper.name}.lazyfs-work")
