@@ -102,9 +102,9 @@ class _Cover:
                 self._named.add(entry.name)
                 if entry.type != "dir":
                     self._ends.add(entry.name)
-            while parent and parent not in self._named:
-                self._named.add(parent)
-                parent = parent_of(parent)
+                while parent and parent not in self._named:
+                    self._named.add(parent)
+                    parent = parent_of(parent)
 
     def hides(self, name: bytes) -> bool:
         """Whether a file below these layers does not show."""

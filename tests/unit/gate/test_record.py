@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from converter.prioritize import read_list
@@ -125,6 +125,8 @@ def sound(paths: dict[bytes, Any]) -> list[Entry]:
     return entries
 
 
+@example([{b"a": "reg"}, {b"a/.wh.a": "dir"}])
+@example([{b"a": "reg"}, {b"a/b": "reg"}])
 @given(st.lists(st.dictionaries(PATHS, TYPES, max_size=8), min_size=1, max_size=4))
 def test_paths_are_those_that_the_image_shows(choices: list[dict[bytes, Any]]) -> None:
     """Whatever the layers hide of each other: the paths of an object are the files in the merged tree that consist of it."""
