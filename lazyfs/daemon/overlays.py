@@ -25,6 +25,7 @@ class Overlays:
     def make(self, row: Row, images: tuple[Path, ...]) -> None:
         """Mount what `row` tells of, from the EROFS images of its layers, the lowest first. Raises MountFailed."""
         gate, objects = self._store / "gate", self._store / "objects"
+        # The last one has an error for all that is in none of the others (gate/gate.py).
         # A recording mount does not look for what is here: it has a gate of its own, which hears of everything.
         data = [gate / f"record-{row.number}"] if row.mount.record else [objects, gate / "objects"]
         upper = Path(row.mount.upper) if row.mount.upper else None
@@ -35,7 +36,7 @@ class Overlays:
             mount_stack(
                 Path(row.mount.directory),
                 self._layers.mounted(images),
-                [*data, self._store / "arrived"],
+                [*data, self._store / "arrived", gate / "nowhere"],
                 source=source_of(row.mount.image),
                 upper=upper,
                 work=work,
