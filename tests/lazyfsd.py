@@ -37,7 +37,7 @@ def moments() -> Iterator[None]:
 
 def object_name(data: bytes) -> str:
     """Of the object of a file of one chunk."""
-    return f"sha256-{hashlib.sha256(data).hexdigest()}"
+    return f"sha256-{hashlib.sha256(data).hexdigest()}-{len(data)}"
 
 
 class Lazyfsd:
@@ -80,7 +80,10 @@ class Lazyfsd:
         """Requests of the gate that nobody has answered yet."""
         gate = mounted_at(self.store / "gate")
         assert gate is not None
-        return int(Path(f"/sys/fs/fuse/connections/{os.minor(gate.number)}/waiting").read_text())
+        waiting = Path(f"/sys/fs/fuse/connections/{os.minor(gate.number)}/waiting")
+        if not waiting.exists():  # where systemd does not mount it, nobody does
+            run("mount", "-t", "fusectl", "fusectl", "/sys/fs/fuse/connections")
+        return int(waiting.read_text())
 
     @contextmanager
     def away(self) -> Iterator[None]:
