@@ -118,15 +118,22 @@ class Images:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._fetch_rest, live)
                     await live.wait_until_unused()
+                    self._forget(live)  # at once: what is being closed must not be found by the next mount
                     nursery.cancel_scope.cancel()
         except LazyfsError as error:
             _log.warning("%s can bring nothing any more: %s", name, error)
         finally:
-            self._catalog.remove(name)
-            if live.mounts:
-                self._catalog.expect(name)  # what it holds is unknown then, and not "not there"
-            if self.live.get(name) is live:
-                del self.live[name]
+            self._forget(live)
+
+    def _forget(self, live: LiveImage) -> None:
+        """Nothing, where it is forgotten already: its name may be another one's by now."""
+        name = live.image.name
+        if self.live.get(name) is not live:
+            return
+        del self.live[name]
+        self._catalog.remove(name)
+        if live.mounts:
+            self._catalog.expect(name)  # what it holds is unknown then, and not "not there"
 
     async def _index(self, layer: Layer) -> LayerObjects:
         known = self._catalog.known(key_of(layer))

@@ -1,0 +1,102 @@
+"""Images that come to life and end, in virtual time."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from lazyfs.daemon.images import Images, LiveImage
+from lazyfs.format.digest import digest_of
+from lazyfs.format.manifest import Descriptor, ImageConfig, Manifest
+from lazyfs.format.entry import Chunk, Entry
+from lazyfs.gate.catalog import Catalog
+from lazyfs.gate.inode import inode_of
+from lazyfs.image.image import Image
+from lazyfs.image.layer import Layer
+from lazyfs.store.content import content_of
+from lazyfs.store.store import Store
+from tests.unit.fetch.scripted import ScriptedSource
+
+DIGEST = digest_of(b"")
+BLOB = Descriptor("", DIGEST, 0, {}, None, {})
+IMAGE = Image(f"scripted:@{DIGEST}", DIGEST, Manifest("", BLOB, (BLOB,), {}, {}, b""), ImageConfig((), "", "", "", {}))
+CHUNK = Chunk(0, 1, bytes(32), 0, 0, 1)
+LAYER = Layer(BLOB, DIGEST, 1, (Entry(b"file", "reg", size=1, chunks=(CHUNK,)),))
+INODE = inode_of(content_of([CHUNK]).name)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "store") as store:
+        yield store
+
+
+class SlowToClose(ScriptedSource):
+    """A source that is closed when a test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_close = trio.Event()
+
+    async def aclose(self) -> None:
+        await self.may_close.wait()
+
+
+class Setting:
+    """The images of a daemon of which nothing else is there."""
+
+    def __init__(self, store: Store, nursery: trio.Nursery) -> None:
+        self.catalog = Catalog()
+        self.catalog.begin()
+        self.images = Images(store, self.catalog, nursery)
+
+    def add(self, source: ScriptedSource) -> LiveImage:
+        """Mount the image, once."""
+        return self.images.add(IMAGE, (LAYER,), source, background=False)
+
+
+@asynccontextmanager
+async def open_images(store: Store) -> AsyncIterator[Setting]:
+    async with trio.open_nursery() as nursery:
+        yield Setting(store, nursery)
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_image_lingers_and_ends(store: Store, autojump_clock: MockClock) -> None:
+    """A container's image is kept for the next one a while, and goes when there is none."""
+    async with open_images(store) as it:
+        live = it.add(ScriptedSource())
+        await live.indexed.wait()
+        live.leave()
+        await trio.sleep(20)
+        live.use(background=False)
+        await trio.sleep(100)
+        assert it.images.live == {IMAGE.name: live}
+        live.leave()
+        await trio.sleep(100)
+        assert not it.images.live
+        assert not it.catalog.images_with(INODE)
+
+
+async def test_an_image_that_is_ending_is_not_mounted_again(store: Store, autojump_clock: MockClock) -> None:
+    """Its fetcher brings nothing any more: the mount that comes meanwhile makes an image of its own, which the old one's end leaves
+    alone."""
+    async with open_images(store) as it:
+        source = SlowToClose()
+        old = it.add(source)
+        await old.indexed.wait()
+        old.leave()
+        await trio.sleep(100)
+        assert not it.images.live, "nobody may find it: it is being closed"
+        new = it.add(ScriptedSource())
+        await new.indexed.wait()
+        assert it.catalog.is_complete
+        source.may_close.set()
+        await wait_all_tasks_blocked()
+        assert it.images.live == {IMAGE.name: new}
+        assert it.catalog.images_with(INODE) == {IMAGE.name}
