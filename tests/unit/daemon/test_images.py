@@ -12,8 +12,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from lazyfs.daemon.images import Images, LiveImage
 from lazyfs.format.digest import digest_of
-from lazyfs.format.manifest import Descriptor, ImageConfig, Manifest
 from lazyfs.format.entry import Chunk, Entry
+from lazyfs.format.manifest import Descriptor, ImageConfig, Manifest
 from lazyfs.gate.catalog import Catalog
 from lazyfs.gate.inode import inode_of
 from lazyfs.image.image import Image
