@@ -49,7 +49,7 @@ from lazyfs.format.entry import Entry
 from lazyfs.format.toc import show
 from lazyfs.store.content import content_of
 
-WRITER_VERSION: Final = 1
+WRITER_VERSION: Final = 2
 """Raised whenever the same entries give another image: it is part of every image's name."""
 
 _FILE_TYPES: Final = {

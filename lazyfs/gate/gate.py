@@ -36,7 +36,7 @@ from typing import Final
 import msgspec
 import trio
 
-from lazyfs.errors import LazyfsError, SourceError, Unreachable
+from lazyfs.errors import LazyfsError, Unreachable
 from lazyfs.gate.answered import Answered
 from lazyfs.gate.caller import changes_metadata_only
 from lazyfs.gate.catalog import Catalog, Supply
@@ -143,8 +143,8 @@ class Gate:
         for supply in await self._known(inode):
             try:
                 return await _read(supply, offset, size)
-            except SourceError as error:
-                failure = failure or error  # another image's registry may have it
+            except LazyfsError as error:
+                failure = failure or error  # another image's registry may have it, or tell the truth
         self.counts["errors"] += 1
         assert failure is not None
         raise failure

@@ -1,16 +1,15 @@
 """Inode numbers of the gate: a pure function of an object's name, so that any process that takes the connection over
 derives them alike.
 
-61 bits of a sha256. Two objects with equal numbers would show each other's bytes, but whoever makes such a pair chooses
-both files himself; to meet the number of a file that exists already costs 2^60 hashes or so. The catalog holds every number against the
-whole name all the same.
+62 bits of a sha256 over the name. Not of the digest in it: that is a claim until bytes have come, and a claim with any first bits
+costs nothing. To meet the number of an object that exists costs 2^61 hashes or so; whoever makes a pair of equal numbers chooses both
+names himself. The catalog holds every number against the whole name all the same.
 """
 
 from __future__ import annotations
 
+import hashlib
 from typing import Final
-
-from lazyfs.store.content import SINGLE
 
 ROOT: Final = 1
 OBJECTS: Final = 2
@@ -22,9 +21,8 @@ _OBJECT: Final = 1 << 62
 
 
 def inode_of(name: str) -> int:
-    """Of an object; `name` is one (`sha256-HEX` or `chunks-HEX`)."""
-    bits = int(name[7:23], 16) >> 3
-    return _OBJECT | bits << 1 | (not name.startswith(SINGLE))
+    """Of an object."""
+    return _OBJECT | int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) >> 2
 
 
 def record_inode(number: int) -> int:

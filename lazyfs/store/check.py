@@ -89,7 +89,7 @@ def check_chunk(store: Store, row: Row, *, keep_cached: bool = True) -> bool:
 
 
 def _fault(fd: int, row: Row) -> str | None:
-    if is_single(row.object) and (row.object, row.position) != (single_name(row.digest), 0):
+    if is_single(row.object) and (row.object, row.position) != (single_name(row.digest, row.size), 0):
         return "its row belongs to another object"
     hashed, sums = hashlib.sha256(), []
     for at in range(0, row.size, _WINDOW):

@@ -1,8 +1,9 @@
 """What a file consists of, named by nothing but verified content.
 
-A file of one chunk is named by that chunk's digest. A file of several is named by a hash over their sizes and digests
+A file of one chunk is named by that chunk's digest and size. A file of several is named by a hash over their sizes and digests
 in order: the digests are what gets verified when bytes arrive, while the digest of the whole file is only a TOC's
-claim, and a name made of claims would let one image put its bytes under another's files. The two kinds differ in
+claim, and a name made of claims would let one image put its bytes under another's files. A size is in each name because it
+is needed before the bytes are here: who lies about one speaks of an object that nobody else has. The two kinds differ in
 their prefix, and the list's hash begins with a text of its own, so no file's bytes can be chosen to collide with a list.
 """
 
@@ -20,14 +21,14 @@ SINGLE = "sha256-"
 SEVERAL = "chunks-"
 
 _LIST_DOMAIN = b"lazyfs list of chunks, 1\n"
-_NAME = re.compile(r"(?:sha256|chunks)-[0-9a-f]{64}\Z")
+_NAME = re.compile(r"(?:sha256-[0-9a-f]{64}-[1-9][0-9]{0,18}|chunks-[0-9a-f]{64})\Z")
 
 
 class Content(msgspec.Struct, frozen=True, gc=False):
     """What a regular file that is not empty consists of."""
 
     name: str
-    """Of its object: `sha256-<hex>` (one chunk, its digest) or `chunks-<hex>` (several, the hash of their list)."""
+    """Of its object: `sha256-<hex>-<size>` (one chunk, its digest) or `chunks-<hex>` (several, the hash of their list)."""
     size: int
     offsets: tuple[int, ...]
     """Where each chunk starts in the file."""
@@ -50,13 +51,13 @@ def content_of(chunks: Sequence[Chunk]) -> Content:
             raise ValueError(f"chunk at {chunk.file_offset} of {chunk.size} bytes does not follow on {end}")
         end += chunk.size
     digests = tuple(chunk.digest for chunk in chunks)
-    name = single_name(digests[0]) if len(chunks) == 1 else list_name((chunk.size, chunk.digest) for chunk in chunks)
+    name = single_name(digests[0], end) if len(chunks) == 1 else list_name((chunk.size, chunk.digest) for chunk in chunks)
     return Content(name=name, size=end, offsets=tuple(chunk.file_offset for chunk in chunks), digests=digests)
 
 
-def single_name(digest: bytes) -> str:
+def single_name(digest: bytes, size: int) -> str:
     """The name of the object that is one chunk."""
-    return SINGLE + digest.hex()
+    return f"{SINGLE}{digest.hex()}-{size}"
 
 
 def list_name(chunks: Iterable[tuple[int, bytes]]) -> str:

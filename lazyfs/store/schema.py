@@ -6,12 +6,15 @@ one where they agree on more than FORMAT is newer, and refused, whatever else is
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from lazyfs.errors import StoreUnusable
 from lazyfs.kernel.boot import boot_id
+from lazyfs.store.content import is_name
 from lazyfs.store.directory import Directory
 
 FORMAT = 2
@@ -79,8 +82,14 @@ def _create(connection: sqlite3.Connection, boot: str) -> None:
     connection.executemany("INSERT INTO fact (name, value) VALUES (?, ?)", [*_FACTS.items(), ("boot", boot)])
 
 
-def _add_generations(connection: sqlite3.Connection) -> None:
-    """From 1 to 2. All rows are of the first generation, and none is known to be on disk."""
+def _add_generations(connection: sqlite3.Connection, directory: Directory) -> None:
+    """From 1 to 2. All rows are of the first generation, and none is known to be on disk; objects of one chunk have their size in
+    their names."""
+    for name, size in connection.execute("SELECT object, size FROM chunk WHERE object LIKE 'sha256-%'"):
+        if is_name(sized := f"{name}-{size}"):
+            with suppress(FileNotFoundError):
+                os.rename(f"{directory.objects}{name}", directory.objects + sized)
+    connection.execute("UPDATE chunk SET object = object || '-' || size WHERE object LIKE 'sha256-%'")
     connection.execute("ALTER TABLE chunk RENAME TO older")
     connection.execute("DROP INDEX chunk_digest")
     _create(connection, "")
@@ -88,7 +97,7 @@ def _add_generations(connection: sqlite3.Connection) -> None:
     connection.execute("DROP TABLE older")
 
 
-MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {1: _add_generations}
+MIGRATIONS: dict[int, Callable[[sqlite3.Connection, Directory], None]] = {1: _add_generations}
 """By the version that each one starts from: what makes it the next. Run with no other process in the store."""
 
 
@@ -131,7 +140,7 @@ def prepare(connection: sqlite3.Connection, directory: Directory) -> bool:
                     f"the store {directory.path} has the older format {version} and is in use by an older lazyfs",
                     hint="Unmount what is mounted from it first.",
                 )
-            _write(connection, lambda: [MIGRATIONS[step](connection) for step in range(version, FORMAT)])
+            _write(connection, lambda: [MIGRATIONS[step](connection, directory) for step in range(version, FORMAT)])
         tables = _tables(connection)
     if tables != set(_SCHEMA):
         raise sqlite3.DatabaseError("its tables are damaged")

@@ -161,7 +161,7 @@ def test_layer_that_reaches_for_another_image(mode: str, lazyfs: Lazyfs, tmp_pat
     secret = b"what another image holds"
     victim, thief = Oci(tmp_path / "victim"), Oci(tmp_path / "thief")
     victim.image(victim.plain(tar_of((named("secret"), secret))))
-    name = f"sha256-{hashlib.sha256(secret).hexdigest()}"
+    name = f"sha256-{hashlib.sha256(secret).hexdigest()}-{len(secret)}"
     steal, folder = named("steal"), named("folder", tarfile.DIRTYPE)
     steal.pax_headers = {"SCHILY.xattr.trusted.overlay.metacopy": "", "SCHILY.xattr.trusted.overlay.redirect": f"/{name}"}
     folder.pax_headers = {"SCHILY.xattr.trusted.overlay.opaque": "y", "SCHILY.xattr.trusted.overlay.redirect": "/other"}

@@ -15,9 +15,9 @@ from tests.unit.store.contents import content
 PIECES = st.lists(st.binary(min_size=1, max_size=4), min_size=1, max_size=4)
 
 
-def test_one_chunk_is_named_by_its_digest() -> None:
+def test_one_chunk_is_named_by_its_digest_and_size() -> None:
     """Anybody who has the digest can find the object: no other name would be shared between files cut differently."""
-    assert content(b"hello").name == "sha256-" + hashlib.sha256(b"hello").hexdigest()
+    assert content(b"hello").name == f"sha256-{hashlib.sha256(b'hello').hexdigest()}-5"
 
 
 @given(PIECES, PIECES)
@@ -60,4 +60,15 @@ def test_names_from_disk_are_held_against_their_form() -> None:
     """Only what this module spells may become a path."""
     assert is_name(content(b"a").name)
     assert is_name(list_name([(1, bytes(32)), (1, bytes(32))]))
-    assert not any(map(is_name, ["", "../x", "sha256-" + "a" * 63 + "/", "sha256-" + "a" * 64 + "\n", "sha512-" + "a" * 64]))
+    digest = "a" * 64
+    wrong = [
+        "",
+        "../x",
+        f"sha256-{digest[1:]}/-1",
+        f"sha256-{digest}",
+        f"sha256-{digest}-",
+        f"sha256-{digest}-01",
+        f"sha256-{digest}-1\n",
+    ]
+    wrong += [f"sha256-{digest}-{10**19}", f"sha512-{digest}-1", f"chunks-{digest}-1", f"sha256-{digest}-\N{SUPERSCRIPT TWO}"]
+    assert not any(map(is_name, wrong))
