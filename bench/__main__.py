@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 from rich.console import Console
 
-from bench import convert, memory, mount_time, ranges, read
+from bench import convert, late, memory, mount_time, native, ranges, read, run, torch, whole
 from bench.figure import Figure
 from bench.machine import QUIET, facts, load
-from bench.place import Place, open_place
+from bench.place import DISK, TMPFS, Place, open_place
 from bench.table import table
 from tests.images.build import BuildFailed
 
@@ -25,21 +26,33 @@ MEASUREMENTS: dict[str, Callable[[Place], list[Figure]]] = {
     "mount_time": mount_time.measure,
     "read": read.measure,
     "ranges": ranges.measure,
+    "native": native.measure,
+    "run": run.measure,
+    "late": late.measure,
+    "whole": whole.measure,
     "memory": memory.measure,
+    "torch": torch.measure,
 }
-ONLY_BY_NAME = {"memory"}
+ON_DISK = {"native", "run", "late", "whole", "torch"}
+"""What overlayfs and native mounts are to be compared on lies on a disk."""
+ONLY_BY_NAME = {"memory", "torch"}
 
 
 def main() -> int:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"of {', '.join(MEASUREMENTS)}; all but memory where none is named"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"of {', '.join(MEASUREMENTS)}; all but {' and '.join(sorted(ONLY_BY_NAME))} where none is named",
     )
     parser.add_argument("--record", type=Path, metavar="FILE", help="where the record goes (results/DATE[-NAME…].jsonl)")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - MEASUREMENTS.keys():
         parser.error(f"there is no measurement {', '.join(sorted(unknown))}")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
     names = arguments.names or [name for name in MEASUREMENTS if name not in ONLY_BY_NAME]
     today = f"{dt.datetime.now(dt.UTC):%Y-%m-%d}"
     record = arguments.record or RESULTS / ("-".join([today, *arguments.names]) + ".jsonl")
@@ -50,19 +63,28 @@ def main() -> int:
         )
     figures: list[tuple[str, Figure]] = []
     lines: list[dict[str, Any]] = [facts()]
-    with open_place(lambda text: console.print(text, style="dim", highlight=False)) as place:
-        for name in names:
-            try:
-                measured = MEASUREMENTS[name](place)
-            except BuildFailed as error:
-                raise SystemExit(str(error)) from None
-            figures += [(name, figure) for figure in measured]
-            lines += [figure.record(name) for figure in measured]
+    for parent, here in ((TMPFS, MEASUREMENTS.keys() - ON_DISK), (DISK, ON_DISK)):
+        wanted = [name for name in names if name in here]
+        if not wanted:
+            continue
+        with open_place(lambda text: console.print(text, style="dim", highlight=False), parent) as place:
+            for name in wanted:
+                try:
+                    measured = MEASUREMENTS[name](place)
+                except BuildFailed as error:
+                    raise SystemExit(str(error)) from None
+                figures += [(name, figure) for figure in measured]
+                lines += [figure.record(name) for figure in measured]
     record.parent.mkdir(parents=True, exist_ok=True)
     record.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
     Console(width=None if sys.stdout.isatty() else 160).print(table(figures))
     console.print(f"Recorded in {record}", style="dim", highlight=False)
     return 1 if any(figure.ok is False for _, figure in figures) else 0
+
+
+def _stop(number: int, _frame: object) -> NoReturn:
+    """As Ctrl-C: whatever was begun is ended on the way out."""
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

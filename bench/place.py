@@ -1,4 +1,4 @@
-"""Where things are measured: a registry, images and stores on tmpfs, so that no disk has a say; gone when left."""
+"""Where things are measured: a registry on tmpfs, images and stores there or on a disk; gone when left."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from tests.docker_registry import Registry
 from tests.images.build import Builder
 
 TMPFS = Path("/dev/shm")
+"""Where no disk has a say."""
+DISK = Path("/var/tmp")
+"""Where overlayfs and native mounts have their files, on ext4 as a rule."""
 ROUNDS = 5
 LAZYFS = Path(sys.executable).with_name("lazyfs")
 """The command as a user has it."""
@@ -58,6 +61,15 @@ class Place:
         """As on a machine that has never seen an image."""
         shutil.rmtree(self.lazyfs.store, ignore_errors=True)
 
+    def new_folder(self) -> Path:
+        """An empty folder. Like `new_store` it stays until the end: ext4 does not take inodes that were freed within the last
+        minute and looks through all of them for each new file, 1 ms after a store of 10,000 files was removed."""
+        return Path(tempfile.mkdtemp(dir=self.folder))
+
+    def new_store(self) -> None:
+        """An empty store, as on a machine that has never seen an image; the one before stays."""
+        self.lazyfs.store = self.new_folder() / "store"
+
     def seconds(self, *command: str | Path, timeout: float = 600) -> float:
         """From the exec of a program to its end. AssertionError, with what it said, where it failed."""
         start = time.perf_counter()
@@ -66,13 +78,14 @@ class Place:
 
 
 @contextlib.contextmanager
-def open_place(say: Callable[[str], None]) -> Iterator[Place]:
-    """A place in a temporary folder on tmpfs, with a registry that runs; no mount stays."""
+def open_place(say: Callable[[str], None], parent: Path = TMPFS) -> Iterator[Place]:
+    """A place in a temporary folder in `parent`, with a registry that runs; no mount stays."""
     if os.geteuid() != 0:
         raise SystemExit("bench builds images and mounts them for all users: run it as root")
     with (
-        tempfile.TemporaryDirectory(prefix="lazyfs-bench-", dir=TMPFS, ignore_cleanup_errors=True) as folder,
-        Registry(Path(folder) / "registry") as registry,
+        tempfile.TemporaryDirectory(prefix="lazyfs-bench-", dir=parent, ignore_cleanup_errors=True) as folder,
+        tempfile.TemporaryDirectory(prefix="lazyfs-bench-registry-", dir=TMPFS) as registry_folder,
+        Registry(Path(registry_folder)) as registry,
     ):
         place = Place(Path(folder), registry, say)
         try:

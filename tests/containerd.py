@@ -65,10 +65,10 @@ class Containerd:
         """One command of ctr, or of the peer's ctr-remote."""
         return run(program, "--address", self.folder / "socket", *arguments, code=code, timeout=timeout)
 
-    def pull(self, reference: str) -> str:
-        """Pull whole, onto overlayfs. The reference without transport, as ctr names it."""
+    def pull(self, reference: str, namespace: str = "default") -> str:
+        """Pull whole, onto overlayfs; name spaces share nothing. The reference without transport, as ctr names it."""
         name = reference.removeprefix("docker://")
-        self.ctr("images", "pull", "--plain-http", "--snapshotter", "overlayfs", name)
+        self.ctr("--namespace", namespace, "images", "pull", "--plain-http", "--snapshotter", "overlayfs", name)
         return name
 
     def output(self, name: str, *command: str) -> str:
