@@ -25,6 +25,7 @@ _SYNC_PAUSE: Final = 5.0
 _LOOK_PAUSE: Final = 1.0
 _LONG_LOOK_PAUSE: Final = 10.0
 """Seconds until the room is measured again although nothing was kept: by this process."""
+_LONGEST_RELEASE_PAUSE: Final = 600.0
 _HIGH, _LOW = 0.95, 0.90
 """Of the limit: when more is used than the one, what is over the other goes. What arrives in the seconds between needs room too."""
 _SCRUB_DELAY: Final = 600.0
@@ -45,7 +46,7 @@ async def _nobody(_: Sequence[str]) -> None:
 
 
 class Upkeep:
-    """Three loops over one store. Not for threads.
+    """Four loops over one store. Not for threads.
 
     `in_use` says what this process has mounted, `answered` whether overlayfs was told of an object within the last minute (asked
     in threads), `evicted` is told which objects have gone. `alone`: no other process may make room while this one runs; others
@@ -78,6 +79,7 @@ class Upkeep:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._make_durable_now_and_then)
                 nursery.start_soon(self._scrub_slowly)
+                nursery.start_soon(self._release_now_and_then)
                 nursery.start_soon(self._keep_the_limit, stack)
 
     async def stop(self) -> None:
@@ -90,6 +92,7 @@ class Upkeep:
         freed = await self._remove(None, mounted_too=everything, older_than=older_than)
         if freed is None:
             raise StoreUnusable("another process is making room in the store just now", hint="Try again")
+        await self._release()
         usage = await trio.to_thread.run_sync(self._store.eviction.usage)
         return {
             "objects": freed.objects,
@@ -159,6 +162,24 @@ class Upkeep:
         if freed.names:
             await self._evicted(freed.names)
         return freed
+
+    async def _release_now_and_then(self) -> None:
+        """An overlay that had a file open when it was told keeps the file's space until it is told again."""
+        pause, known = _LONG_LOOK_PAUSE, frozenset[str]()
+        while True:
+            await trio.sleep(pause)
+            held = frozenset(await self._release())
+            # Who holds one for good makes nobody's overlay look anew every few seconds.
+            pause = min(2 * pause, _LONGEST_RELEASE_PAUSE) if held and held >= known else _LONG_LOOK_PAUSE
+            known = held
+
+    async def _release(self) -> tuple[str, ...]:
+        """Tell of removed objects again that the kernel still holds: which they are."""
+        await trio.to_thread.run_sync(self._store.eviction.usage)
+        held = self._store.eviction.held_names()
+        if held:
+            await self._evicted(held)
+        return held
 
     async def _scrub_slowly(self) -> None:
         await trio.sleep(_SCRUB_DELAY)

@@ -80,6 +80,14 @@ class _Victim(NamedTuple):
     bytes: int
 
 
+class _Held(NamedTuple):
+    """A removed file, whose space the kernel may hold."""
+
+    name: str
+    handle: bytes
+    bytes: int
+
+
 class _Run:
     """One removal, under way."""
 
@@ -90,7 +98,7 @@ class _Run:
         self.names: list[str] = []
         self.documents = 0
         self.bytes = 0
-        self.handles: list[tuple[bytes, int]] = []
+        self.held: list[_Held] = []
 
     def is_enough(self, more: int = 0) -> bool:
         return self.wanted is not None and self.bytes + more >= self.wanted
@@ -109,8 +117,7 @@ class Eviction:
         self._index = index
         self._open = open_files
         self._lock = threading.Lock()
-        self._held: list[tuple[bytes, int]] = []
-        """The handle of each removed file, and the bytes that it took."""
+        self._held: list[_Held] = []
 
     @property
     def limit(self) -> int:
@@ -128,6 +135,11 @@ class Eviction:
             held = self._still_held(self._held)
         other = sum(status.st_blocks * 512 for _, status in self._other_files())
         return Usage(used=self._index.blocks() + other + held, held=held, limit=self.limit)
+
+    def held_names(self) -> tuple[str, ...]:
+        """The removed files that the kernel held when it was last asked."""
+        with self._lock:
+            return tuple(each.name for each in self._held)
 
     def remove(
         self,
@@ -160,7 +172,7 @@ class Eviction:
                 objects=len(run.names),
                 documents=run.documents,
                 bytes=run.bytes,
-                held=self._still_held(run.handles),
+                held=self._still_held(run.held),
                 names=tuple(run.names),
             )
 
@@ -236,7 +248,7 @@ class Eviction:
             return False
         self._open.forget(victim.name)
         run.names.append(victim.name)
-        self._account(run, victim.bytes, handle)
+        self._account(run, victim.name, victim.bytes, handle)
         return True
 
     def _remove_documents(self, documents: Container[str], metadata: Container[str], run: _Run) -> None:
@@ -255,7 +267,7 @@ class Eviction:
             with suppress(FileNotFoundError):
                 os.unlink(path)
                 run.documents += 1
-                self._account(run, status.st_blocks * 512, handle)
+                self._account(run, name, status.st_blocks * 512, handle)
 
     def _other_files(self) -> list[tuple[str, os.stat_result]]:
         """What is not chunks: documents, notes, EROFS images, the index itself."""
@@ -265,20 +277,21 @@ class Eviction:
         paths += [f"{path}/{name}" for name in INDEX_FILES]
         return [(path, status) for path, status in zip(paths, map(_stat, paths), strict=True) if status is not None]
 
-    def _account(self, run: _Run, size: int, handle: bytes | None) -> None:
+    def _account(self, run: _Run, name: str, size: int, handle: bytes | None) -> None:
         run.bytes += size
         if handle is not None:
-            run.handles.append((handle, size))
-            self._held.append((handle, size))
+            held = _Held(name, handle, size)
+            run.held.append(held)
+            self._held.append(held)
 
-    def _still_held(self, removed: list[tuple[bytes, int]]) -> int:
+    def _still_held(self, removed: list[_Held]) -> int:
         """Bytes of removed files that still take room; the others are struck from the list."""
         folder = os.open(self._directory.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            removed[:] = [each for each in removed if is_there(folder, each[0])]
+            removed[:] = [each for each in removed if is_there(folder, each.handle)]
         finally:
             os.close(folder)
-        return sum(size for _, size in removed)
+        return sum(each.bytes for each in removed)
 
 
 def _batches(victims: Iterator[_Victim], run: _Run) -> Iterator[list[_Victim]]:

@@ -150,3 +150,26 @@ async def test_what_has_rotted_is_found(
     assert told == [made[3].name]
     assert (upkeep.scrub.damaged, upkeep.scrub.chunks) == (1, 9)
     assert here(store, made) == [0, 1, 2, 4]
+
+
+@pytest.mark.root
+async def test_what_is_held_is_told_of_again(store: Store, directory: Path) -> None:
+    """An overlay that had the file open when it was told would keep it; ever more seldom, and no more when it has gone."""
+    made = arrive(store, 1)
+    told: list[float] = []
+
+    async def evicted(names: Sequence[str]) -> None:
+        assert names == (made[0].name,)
+        told.append(trio.current_time())
+
+    upkeep = Upkeep(store, InUse, evicted=evicted)
+    with (directory / "objects" / made[0].name).open("rb"):
+        await upkeep.prune(everything=True, older_than=0)
+        assert len(told) == 2
+        async with running(upkeep):
+            await until(lambda: len(told) == 5)
+    first, second, third = told[2:]
+    assert third - second > second - first >= 10
+    async with running(upkeep):
+        await trio.sleep(3000)
+    assert len(told) == 5
