@@ -40,6 +40,7 @@ from lazyfs.errors import LazyfsError, Unreachable
 from lazyfs.gate.answered import Answered
 from lazyfs.gate.caller import changes_metadata_only
 from lazyfs.gate.catalog import Catalog, Supply
+from lazyfs.gate.choice import Choice
 from lazyfs.gate.inode import NOWHERE, OBJECTS, ROOT, inode_of, record_inode, record_number
 from lazyfs.store.content import is_name
 from lazyfs.store.store import Store
@@ -48,6 +49,9 @@ _log = logging.getLogger(__name__)
 
 PATIENCE: Final = 2.0
 """Seconds until a lookup that waits for the network is answered with a real entry."""
+_LOOKUP_HOPE: Final = PATIENCE / 2
+_READ_HOPE: Final = 5.0
+"""Seconds for which a silent source is waited for while there is another one."""
 _CATALOG_DEADLINE: Final = 60.0
 """Seconds that a read waits for an image to be indexed."""
 _DIRECTORIES: Final = {"objects": OBJECTS, "nowhere": NOWHERE}
@@ -81,6 +85,7 @@ class Gate:
         self._threads = trio.CapacityLimiter(16)
         self.answered = Answered()
         """What must not be evicted just now."""
+        self._choice = Choice()
         self.through: set[str] = set()
         """Objects that were given out as entries, and were not whole then."""
         self.counts: Counter[str] = Counter()
@@ -139,24 +144,20 @@ class Gate:
         Raises LazyfsError when they cannot be had. Cancelled: nothing is left behind.
         """
         self.counts["reads"] += 1
-        failure: LazyfsError | None = None
-        for supply in await self._known(inode):
-            try:
-                return await _read(supply, offset, size)
-            except LazyfsError as error:
-                failure = failure or error  # another image's registry may have it, or tell the truth
-        self.counts["errors"] += 1
-        assert failure is not None
-        raise failure
+        supplies = await self._known(inode)
+        try:
+            return await self._choice.take(supplies, partial(_read, offset=offset, size=size), _READ_HOPE)
+        except LazyfsError:
+            self.counts["errors"] += 1
+            raise
 
     async def _bring(self, supplies: list[Supply]) -> bool:
-        for supply in supplies:
-            try:
-                return await supply.fetcher.bring(supply.layer, supply.pieces[0])
-            except LazyfsError as error:
-                # Its reader will ask again, and be told.
-                _log.info("%s is served through the gate: %s", supply.pieces[0].content.name, error)
-        return False
+        try:
+            return await self._choice.take(supplies, _bring, _LOOKUP_HOPE)
+        except LazyfsError as error:
+            # Its reader will ask again, and be told.
+            _log.info("%s is served through the gate: %s", supplies[0].pieces[0].content.name, error)
+            return False
 
     async def _publish(self, supply: Supply) -> bool:
         publish = partial(self._store.publish, supply.pieces[0].content)
@@ -182,6 +183,10 @@ class Gate:
         self.through.add(supply.pieces[0].content.name)
         self.counts["entries"] += 1
         return _file(inode, supply)
+
+
+async def _bring(supply: Supply) -> bool:
+    return await supply.fetcher.bring(supply.layer, supply.pieces[0])
 
 
 async def _read(supply: Supply, offset: int, size: int) -> bytes | memoryview:

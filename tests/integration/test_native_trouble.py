@@ -125,6 +125,22 @@ def test_one_registry_does_not_stop_another(lazyfs: Lazyfs, small: SmallImage, r
         reader(dead, stuck.files).check()
 
 
+@pytest.mark.parametrize("lie", [gone, silent])
+def test_what_two_registries_have(lie: Lie, lazyfs: Lazyfs, small: SmallImage, reader: Readers) -> None:
+    """Two images with the same files, from a registry that is lost and one that is not: both mounts are served."""
+    with (
+        LyingRegistry(small.layout) as first,
+        LyingRegistry(small.layout) as second,
+        mounted_from(first, lazyfs) as lost,
+        mounted_from(second, lazyfs) as sound,
+        reader,
+    ):
+        first.lie = lie
+        reader(sound, small.files).check()
+        reader(lost, small.files).check()
+        assert second.ranges
+
+
 @contextmanager
 def reading_at_once(root: Path, names: list[str]) -> Iterator[subprocess.Popen[bytes]]:
     """A process that reads each of these files in a thread of its own; it ends when the first of them has."""
