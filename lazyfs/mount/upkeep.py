@@ -142,8 +142,10 @@ class Upkeep:
             await trio.sleep(_LOOK_PAUSE)
 
     async def _make_room(self) -> None:
+        if not await trio.to_thread.run_sync(lambda: self._store.eviction.limit):
+            return
         usage = await trio.to_thread.run_sync(self._store.eviction.usage)
-        if not usage.limit or usage.used <= usage.limit * _HIGH:
+        if usage.used <= usage.limit * _HIGH:
             return
         freed = await self._remove(usage.used - int(usage.limit * _LOW), mounted_too=True)
         if freed is not None and freed.bytes:
@@ -175,8 +177,7 @@ class Upkeep:
 
     async def _release(self) -> tuple[str, ...]:
         """Tell of removed objects again that the kernel still holds: which they are."""
-        await trio.to_thread.run_sync(self._store.eviction.usage)
-        held = self._store.eviction.held_names()
+        held = await trio.to_thread.run_sync(self._store.eviction.held_names)
         if held:
             await self._evicted(held)
         return held

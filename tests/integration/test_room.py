@@ -54,7 +54,8 @@ def test_prune_leaves_what_is_mounted(lazyfs: Lazyfs, small: SmallImage, other: 
         assert "removed" in said
         assert not wrong_files(root, small)
         assert not wrong_files(root, small)
-    assert lazyfs.json("prune", "--store", lazyfs.store)["objects"] == 0 or mode == "portable"
+    lazyfs.run("prune", "--store", lazyfs.store)
+    assert objects(lazyfs) == set()
     assert traces(lazyfs.store) == []
 
 
