@@ -78,12 +78,20 @@ class Lazyfsd:
 
     def waiting(self) -> int:
         """Requests of the gate that nobody has answered yet."""
+        return int((self._connection / "waiting").read_text())
+
+    def abort(self) -> None:
+        """End the gate's connection by force."""
+        (self._connection / "abort").write_text("1")
+
+    @property
+    def _connection(self) -> Path:
         gate = mounted_at(self.store / "gate")
         assert gate is not None
-        waiting = Path(f"/sys/fs/fuse/connections/{os.minor(gate.number)}/waiting")
-        if not waiting.exists():  # where systemd does not mount it, nobody does
+        path = Path(f"/sys/fs/fuse/connections/{os.minor(gate.number)}")
+        if not path.exists():  # where systemd does not mount it, nobody does
             run("mount", "-t", "fusectl", "fusectl", "/sys/fs/fuse/connections")
-        return int(waiting.read_text())
+        return path
 
     @contextmanager
     def away(self) -> Iterator[None]:

@@ -15,13 +15,18 @@ from typing import Self
 
 import trio
 
-from tests.unit.registry.scripted import Answer, Request, Server, partial, reply, serving
+from tests.unit.registry.scripted import Answer, Reply, Request, Server, partial, reply, serving
 
 REPOSITORY = "image"
 REF_NAME = "org.opencontainers.image.ref.name"
 
 Lie = Callable[[Request, bytes], Answer]
 """What to answer instead of what would be right."""
+
+
+def silent(_request: Request, _right: bytes) -> Answer:
+    """A black hole: it takes the request, and never answers."""
+    return Reply(b"", "silence")
 
 
 class Hosted:

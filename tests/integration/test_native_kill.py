@@ -18,7 +18,7 @@ import pytest
 
 from tests.commands import Lazyfs, run
 from tests.lazyfsd import PATIENCE_S, Lazyfsd, moments, object_name, traces
-from tests.lying_registry import LyingRegistry
+from tests.lying_registry import LyingRegistry, silent
 from tests.readers import Readers
 from tests.small_image import SmallImage, build_of, large_file, small_file
 
@@ -144,7 +144,8 @@ class Busy:
         self._process.communicate(timeout=PATIENCE_S)
 
 
-def test_lost_with_its_keeper(lazyfs: Lazyfs, small: SmallImage, reader: Readers, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["status", "mount"])
+def test_lost_with_its_keeper(command: str, lazyfs: Lazyfs, small: SmallImage, reader: Readers, tmp_path: Path) -> None:
     """Keeper and daemon killed, the connection is lost: what is here is served still; the next lazyfsd makes the mounts anew."""
     upper = [tmp_path / f"upper-{number}" for number in range(2)]
     options = [(), (), ("--rw", upper[0]), ("--rw", upper[1]), ()]
@@ -163,12 +164,15 @@ def test_lost_with_its_keeper(lazyfs: Lazyfs, small: SmallImage, reader: Readers
         run("umount", gone)
         reader(still, {"first": small.files["first"]}).check()
         assert reader(still, {small_file(3): small.files[small_file(3)]}).report().away
-        assert lazyfs.json("status", still)["mode"] == "native"
+        if command == "status":
+            assert lazyfs.json("status", still)["mode"] == "native"
+        else:
+            roots.append(stack.enter_context(lazyfs.mounted(small.converted, "--background", "off", mode="native")))
         for _ in moments():
             told = {Path(each["directory"]): each for each in lazyfsd.status()}
             if lazyfsd.log().count("made anew") >= 3 and told[held_and_written]["trouble"]:
                 break
-        assert set(told) == set(roots[:4])
+        assert set(told) == set(roots) - {gone}
         assert "until it is mounted again" in told[held_and_written]["trouble"]
         assert not any(told[root]["trouble"] for root in (still, held, written)), told
         for root in (still, held, written):
@@ -178,3 +182,52 @@ def test_lost_with_its_keeper(lazyfs: Lazyfs, small: SmallImage, reader: Readers
         for user in users:
             assert user.read("first") == small.files["first"]
     assert traces(lazyfs.store) == []
+
+
+def test_a_start_needs_no_registry(lazyfs: Lazyfs, small: SmallImage, reader: Readers) -> None:
+    """A daemon that is begun anew knows its images from the store; who waits for the registry since then is answered by it."""
+    with LyingRegistry(small.layout) as registry:
+        options = ("--background", "off", "--plain-http")
+        with lazyfs.mounted(f"{registry.image}:v1", *options, mode="native") as root, reader:
+            reader(root, {"first": small.files["first"]}).check()
+            registry.lie = silent
+            lazyfsd = Lazyfsd(lazyfs.store)
+            waiting = [reader(root, {name: small.files[name]}) for name in (small_file(9), large_file(3))]
+            assert any(lazyfsd.waiting() for _ in moments())
+            lazyfsd.kill()
+            asked = len(registry.server.requests)
+            reader(root, {"first": small.files["first"]}).check()
+            for _ in moments():
+                if (status := lazyfsd.status(root)[0])["missing_bytes"]:
+                    break
+            assert status["missing_bytes"] and not status["trouble"]
+            assert all("manifests" not in request.target for request in registry.server.requests[asked:])
+            registry.recover()
+            for each in waiting:
+                each.check()
+            reader(root, small.files).check()
+
+
+def test_a_detached_mount_outlives_a_kill(lazyfs: Lazyfs, small: SmallImage) -> None:
+    """Taken out of the tree, and then its daemon is killed: its last user still misses files, and after him nothing is left."""
+    with lazyfs.mounted(small.converted, "--background", "off", mode="native") as root, Busy(root) as user:
+        lazyfs.run("umount", "--lazy", root, "--store", lazyfs.store)
+        lazyfsd = Lazyfsd(lazyfs.store)
+        lazyfsd.kill()
+        assert user.read(small_file(5)) == small.files[small_file(5)]
+        assert len(lazyfsd.status()) == 1
+    assert any(not traces(lazyfs.store) for _ in moments()), traces(lazyfs.store)
+
+
+def test_a_connection_that_is_aborted(lazyfs: Lazyfs, small: SmallImage, reader: Readers) -> None:
+    """Somebody ends the gate's connection by force: it and the mounts are made anew, and files come."""
+    with lazyfs.mounted(small.converted, "--background", "off", mode="native") as root, reader:
+        lazyfsd = Lazyfsd(lazyfs.store)
+        reader(root, {"first": small.files["first"]}).check()
+        lazyfsd.abort()
+        name = small_file(11)
+        for _ in moments():
+            if reader(root, {name: small.files[name]}).report().right:
+                break
+        reader(root, small.files).check()
+    assert any(not traces(lazyfs.store) for _ in moments()), traces(lazyfs.store)

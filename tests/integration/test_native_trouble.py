@@ -15,10 +15,10 @@ import pytest
 from lazyfs.native.stack import reconfigure
 from tests.commands import Lazyfs, run
 from tests.lazyfsd import Lazyfsd, await_end, moments, object_name, traces
-from tests.lying_registry import Lie, LyingRegistry
+from tests.lying_registry import Lie, LyingRegistry, silent
 from tests.readers import Readers
 from tests.small_image import LARGE, SmallImage, build, build_of, large_file, small_file
-from tests.unit.registry.scripted import Reply, reply
+from tests.unit.registry.scripted import reply
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
 
@@ -35,11 +35,6 @@ def gone(_request: object, _right: object) -> bytes:
 def troubled(_request: object, _right: object) -> bytes:
     """A registry in trouble: it is asked again, until a deadline."""
     return reply(503)
-
-
-def silent(_request: object, _right: object) -> Reply:
-    """A black hole: it takes the request, and never answers."""
-    return Reply(b"", "silence")
 
 
 @contextmanager
@@ -199,3 +194,22 @@ def test_a_full_disk(lazyfs: Lazyfs, reader: Readers, full_disk: Path, tmp_path:
         for path in (lazyfs.store / "objects").iterdir():
             assert path.stat().st_size in {len(data) for data in files.values()}
     assert traces(lazyfs.store) == []
+
+
+def test_a_disk_that_is_full_from_the_start(lazyfs: Lazyfs, small: SmallImage, full_disk: Path, tmp_path: Path) -> None:
+    """Where not even an image's metadata finds room, nothing is mounted, and nothing is left but an error that says so."""
+    lazyfs.store = full_disk / "store"
+    root = tmp_path / "root"
+    root.mkdir()
+    with lazyfs.mounted(small.converted, "--background", "off", mode="native"):
+        pass
+    for folder in ("erofs", "documents"):
+        for path in (lazyfs.store / folder).iterdir():
+            path.unlink()
+    with (full_disk / "ballast").open("wb", buffering=0) as ballast, pytest.raises(OSError, match="No space"):
+        while ballast.write(bytes(4096)) == 4096:
+            pass
+    done = lazyfs.run("mount", small.converted, root, "--store", lazyfs.store, "--mode", "native", code=5)
+    assert b"space" in done.stderr.lower() or b"full" in done.stderr.lower()
+    assert not root.is_mount()
+    assert any(not traces(lazyfs.store) for _ in moments()), traces(lazyfs.store)
