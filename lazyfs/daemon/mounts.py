@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -28,7 +28,7 @@ from lazyfs.daemon.orders import MountOrder, Report, UnmountOrder
 from lazyfs.daemon.overlays import Overlays
 from lazyfs.daemon.recording import Recordings
 from lazyfs.daemon.state import Mount, Phase, Row, State
-from lazyfs.errors import InvalidToc, LazyfsError, MountFailed, NotNative, Unreachable
+from lazyfs.errors import InvalidToc, LazyfsError, LocalError, MountFailed, NotNative, Unreachable
 from lazyfs.fetch.background import measure_missing
 from lazyfs.format.manifest import parse_platform
 from lazyfs.gate.catalog import Catalog
@@ -61,6 +61,8 @@ class LiveMount(NamedTuple):
     is_lost: bool
     """Detached before this process began: it may be in use, and nothing tells when it ends but the end of the gate."""
     ended: trio.Event
+    live: LiveImage | None = None
+    """Its image, which counts it; None until that has come to life again."""
 
 
 class Mounts:
@@ -93,22 +95,50 @@ class Mounts:
         return any(not mount.is_lost for mount in self.live.values())
 
     async def mount(self, order: MountOrder, tell: Tell) -> Report:
-        """Mount as ordered. Raises LazyfsError; nothing is left then, nor when cancelled, but what has arrived in the store."""
-        directory = Path(order.directory)
+        """Mount as ordered. Raises LazyfsError; nothing is left then, but what has arrived in the store, or with `background` a mount
+        that is incomplete. Nor is there when it is cancelled, but a mount that somebody uses already.
+        """
         for mount in self.live.values():
             if mount.row.mount.ticket == order.ticket:
-                return await self._report(mount.row)
-        async with self._alone(order.directory):
-            await self._check(directory)
+                return await self._tell_again(mount.row, order, tell)
+        async with self._alone(order.directory, order.upper):
+            await self._check(order)
             live = await self._bring_to_life(order, order.creds, tell, lazy_only=order.lazy_only)
             try:
                 row = await self._attach(order, live)
             except BaseException:
                 live.leave()
                 raise
+            try:
+                if order.background == "wait":
+                    await _follow(live, self._store, tell)
+                return await self._report(row)
+            except trio.Cancelled:
+                await self._take_back(row)
+                raise
+
+    async def _tell_again(self, row: Row, order: MountOrder, tell: Tell) -> Report:
+        """The order was carried out by a process that died before it said so; the image may not have come to life again."""
+        live = await self._bring_to_life(row.mount, order.creds, tell, lazy_only=False)
+        try:
             if order.background == "wait":
                 await _follow(live, self._store, tell)
             return await self._report(row)
+        finally:
+            live.leave()
+
+    async def _take_back(self, row: Row) -> None:
+        """Whoever ordered this mount has gone: nobody knows of it."""
+        mount = self.live.get(row.number)
+        if mount is None:
+            return
+        with trio.CancelScope(shield=True), trio.move_on_after(_END_DEADLINE):
+            try:
+                await trio.to_thread.run_sync(partial(self._overlays.take_away, Path(row.mount.directory), lazy=False))
+            except MountFailed as error:
+                _log.warning("the order of a mount was taken back, and the mount stays: %s", error)
+            else:
+                await mount.ended.wait()
 
     async def unmount(self, order: UnmountOrder) -> Report:
         """Unmount as ordered, and wait for the end of it. Raises MountFailed: it is none of ours, or busy."""
@@ -118,9 +148,14 @@ class Mounts:
             if not found:
                 raise MountFailed(f"{directory} is no mount of this lazyfsd", hint="`lazyfs status` lists those there are")
             mount = found[-1]
-            await trio.to_thread.run_sync(partial(self._overlays.take_away, directory, lazy=order.lazy))
-            if order.lazy:
+            if order.lazy:  # said first: a crash in between must not lose a mount that is nowhere to be seen
                 await self._mark(mount.row.number, "detached")
+            try:
+                await trio.to_thread.run_sync(partial(self._overlays.take_away, directory, lazy=order.lazy))
+            except MountFailed:
+                if order.lazy:
+                    await self._mark(mount.row.number, "mounted")
+                raise
             with trio.move_on_after(0 if order.lazy else _END_DEADLINE):
                 await mount.ended.wait()
         return {"directory": order.directory}
@@ -141,11 +176,15 @@ class Mounts:
         """
         rows = await trio.to_thread.run_sync(self._state.rows)
         seen = {str(mounted.path): mounted for mounted in await trio.to_thread.run_sync(our_mounts)}
+        latest = {row.mount.directory: row.number for row in rows}
         gone = []
         for row in rows:
             mounted = seen.get(row.mount.directory)
             here = (
-                mounted is not None and mounted.mode == "native" and SOURCE_PREFIX + mounted.image == source_of(row.mount.image)
+                mounted is not None
+                and mounted.mode == "native"
+                and SOURCE_PREFIX + mounted.image == source_of(row.mount.image)
+                and latest[row.mount.directory] == row.number
             )
             if here or (row.phase == "detached" and same_gate):
                 self._catalog.expect(row.mount.image)
@@ -155,7 +194,8 @@ class Mounts:
                 gone.append(row.number)
         if gone:
             _log.info("%d mounts of an earlier lazyfsd have gone", len(gone))
-            await trio.to_thread.run_sync(self._state.remove, gone)
+            with _logged(*gone):
+                await trio.to_thread.run_sync(self._state.remove, gone)
         self._announce()
 
     async def _revive(self, row: Row, attached: bool, same_gate: bool) -> None:
@@ -165,27 +205,40 @@ class Mounts:
         pause = 1.0
         while row.number in self.live:
             try:
-                # Its documents are in the store, unless they were damaged.
-                live = await self._bring_to_life(row.mount, "", _say_nothing, lazy_only=False)
+                live = self.live[row.number].live
+                if live is None:
+                    # Its documents are in the store, unless they were damaged.
+                    live = await self._bring_to_life(row.mount, "", _say_nothing, lazy_only=False)
+                    if row.number not in self.live:
+                        live.leave()
+                        return
+                    self.live[row.number] = self.live[row.number]._replace(live=live)
+                if attached and not same_gate:
+                    await self._heal(row, await self._metadata(live))
+                elif pause > 1.0:
+                    await self._trouble(row.number, "")
             except LazyfsError as error:
                 _log.warning("%s cannot bring what is missing: %s", row.mount.directory, error)
-                await self._mark(row.number, row.phase, str(error))
+                await self._trouble(row.number, str(error))
                 await trio.sleep(pause)
                 pause = min(2 * pause, _SLOWEST)
-                continue
-            if row.number not in self.live:
-                live.leave()
+            else:
                 return
-            if attached and not same_gate:
-                await self._heal(row, await self._metadata(live))
-            return
 
-    async def _check(self, directory: Path) -> None:
+    async def _check(self, order: MountOrder) -> None:
+        directory = Path(order.directory)
         if not self.has_gate:
             raise MountFailed(
                 f"the lazyfsd of {self._path} is about to end, and waits for those who still use a mount that was detached",
                 hint="End them, or use another --store",
             )
+        for mount in self.live.values():
+            if order.upper and mount.row.mount.upper == order.upper:
+                detached = ", which was detached and is still in use" if mount.row.phase == "detached" else ""
+                raise MountFailed(
+                    f"{order.upper} takes the changes of the mount at {mount.row.mount.directory}{detached}",
+                    hint="Two mounts cannot write to one upper directory: wait for the end of that one, or name another",
+                )
         mounted = await trio.to_thread.run_sync(find_mount, directory)
         if mounted is not None:
             raise MountFailed(f"{directory} is a lazyfs mount already", hint=f"Take it away first: lazyfs umount {directory}")
@@ -235,7 +288,8 @@ class Mounts:
                 try:
                     await trio.to_thread.run_sync(self._overlays.make, row, images)
                 except BaseException:
-                    await trio.to_thread.run_sync(self._state.remove, [row.number])
+                    with _logged(row.number):
+                        await trio.to_thread.run_sync(self._state.remove, [row.number])
                     raise
             if mount.record:
                 self._recordings.begin(row.number, Path(mount.record), live.image, live.layers)
@@ -245,13 +299,19 @@ class Mounts:
 
     async def _adopt(self, row: Row, live: LiveImage) -> None:
         """A mount that is there: listen for its end."""
-        self.live[row.number] = LiveMount(row, live.image.name, False, trio.Event())
+        self.live[row.number] = LiveMount(row, live.image.name, False, trio.Event(), live)
         await self._listen(row)
         self._announce()
 
     async def _listen(self, row: Row) -> None:
-        watch = await trio.to_thread.run_sync(self._ends.add, row.mount.directory)
-        self._watches[watch] = row.number
+        """Hear of the end of a mount that is there, or was a moment ago."""
+        try:
+            self._watches[await trio.to_thread.run_sync(self._ends.add, row.mount.directory)] = row.number
+        except OSError as error:
+            _log.warning("nobody will tell of the end of the mount at %s: %s", row.mount.directory, error)
+        # Where it has ended before it was listened to, what is watched is something else.
+        if not any(str(mounted.path) == row.mount.directory for mounted in await trio.to_thread.run_sync(our_mounts)):
+            await self._end(row.number)
 
     async def _heal(self, row: Row, images: tuple[Path, ...]) -> None:
         """The gate of this mount is dead: make the mount anew, at its place."""
@@ -265,7 +325,7 @@ class Mounts:
                     if row.mount.upper:
                         # Two overlays must not write to one upper directory.
                         trouble = f"files that are missing cannot be had until it is mounted again: {error.message}"
-                        await self._mark(row.number, "mounted", trouble)
+                        await self._trouble(row.number, trouble)
                         await self._listen(row)
                         return
                     await trio.to_thread.run_sync(partial(take_away, lazy=True))
@@ -283,11 +343,13 @@ class Mounts:
             return
         with trio.CancelScope(shield=True):
             await self._recordings.end(number)
-            await trio.to_thread.run_sync(self._state.remove, [number])
+            with _logged(number):
+                await trio.to_thread.run_sync(self._state.remove, [number])
             await trio.to_thread.run_sync(self._overlays.clear_up, mount.row)
-            live = self._images.live.get(mount.image)
-            if live is not None:
-                live.leave()
+            if mount.live is not None:
+                mount.live.leave()
+            elif mount.image not in self._images.live and all(mount.image != other.image for other in self.live.values()):
+                self._catalog.remove(mount.image)  # it was expected
             await self.drop_layers()
         self.last_was_volatile = mount.row.mount.volatile
         mount.ended.set()
@@ -307,8 +369,15 @@ class Mounts:
             # It was read and found good: only EROFS or overlayfs cannot hold what it describes.
             raise NotNative(f"this image cannot be mounted natively: {error.message}", hint="--mode portable can") from error
 
+    async def _trouble(self, number: int, trouble: str) -> None:
+        """Why a mount does not work, or nothing where it does."""
+        mount = self.live.get(number)
+        if mount is not None:
+            await self._mark(number, mount.row.phase, trouble)
+
     async def _mark(self, number: int, phase: Phase, trouble: str = "") -> None:
-        await trio.to_thread.run_sync(self._state.mark, number, phase, trouble)
+        with _logged(number):
+            await trio.to_thread.run_sync(self._state.mark, number, phase, trouble)
         mount = self.live.get(number)
         if mount is not None:
             row = msgspec.structs.replace(mount.row, phase=phase, trouble=trouble)
@@ -323,18 +392,30 @@ class Mounts:
         return {"directory": row.mount.directory, "image": row.mount.image, "mode": "native", "config": text, "pid": os.getpid()}
 
     @asynccontextmanager
-    async def _alone(self, directory: str) -> AsyncIterator[None]:
-        if directory in self._busy:
-            raise MountFailed(f"another order for {directory} is being carried out", hint="Wait for it")
-        self._busy.add(directory)
+    async def _alone(self, *directories: str) -> AsyncIterator[None]:
+        """Directories that no other order has to do with meanwhile; an empty name is none."""
+        names = set(directories) - {""}
+        for name in names & self._busy:
+            raise MountFailed(f"another order for {name} is being carried out", hint="Wait for it")
+        self._busy |= names
         try:
             yield
         finally:
-            self._busy.discard(directory)
+            self._busy -= names
 
     def _announce(self) -> None:
         self.changed.set()
         self.changed = trio.Event()
+
+
+@contextmanager
+def _logged(*numbers: int) -> Iterator[None]:
+    """A row that cannot be changed, because the disk is full: a leftover, or one that says less than is true. The next start sees
+    what is mounted."""
+    try:
+        yield
+    except LocalError as error:
+        _log.warning("what is known of the mounts %s cannot be noted: %s", numbers, error)
 
 
 async def _close(source: ImageSource) -> None:

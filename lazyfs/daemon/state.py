@@ -16,7 +16,7 @@ from typing import Final, Literal, Self
 
 import msgspec
 
-from lazyfs.errors import StoreUnusable
+from lazyfs.errors import StoreFull, StoreUnusable
 
 FILE_NAME: Final = "state.sqlite"
 _FORMAT: Final = 1
@@ -74,10 +74,7 @@ class State:
             self._prepare()
         except sqlite3.DatabaseError as error:
             self._db.close()
-            raise StoreUnusable(
-                f"{self._path} is damaged: {error}",
-                hint="Unmount what `lazyfs status` still shows with umount(8), and remove that file; nothing else is in it",
-            ) from error
+            raise self._refusal(error) from error
         except BaseException:
             self._db.close()
             raise
@@ -111,15 +108,15 @@ class State:
             self._db.close()
 
     def rows(self) -> tuple[Row, ...]:
-        """All mounts, the oldest first."""
-        with self._lock:
+        """All mounts, the oldest first. Raises StoreUnusable."""
+        with self._lock, self._translated():
             found = self._db.execute("SELECT number, phase, trouble, mount FROM mount ORDER BY number").fetchall()
         return tuple(
             Row(number, phase, trouble, msgspec.json.decode(mount, type=Mount)) for number, phase, trouble, mount in found
         )
 
     def add(self, mount: Mount) -> Row:
-        """A new mount, `mounting`."""
+        """A new mount, `mounting`. Raises StoreFull, StoreUnusable, as all that changes something."""
         values = (msgspec.json.encode(mount),)
         with self._transaction() as db:
             number = db.execute("INSERT INTO mount (phase, trouble, mount) VALUES ('mounting', '', ?)", values).lastrowid
@@ -138,7 +135,7 @@ class State:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
+        with self._lock, self._translated():
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
@@ -147,3 +144,21 @@ class State:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self._refusal(error) from error
+
+    def _refusal(self, error: sqlite3.Error) -> StoreFull | StoreUnusable:
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_NOTADB) & 0xFF
+        if code == sqlite3.SQLITE_FULL:
+            return StoreFull(f"{self._path} cannot be written: {error}", hint="Make room on that disk")
+        if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
+            return StoreUnusable(
+                f"{self._path} is damaged: {error}",
+                hint="Unmount what `lazyfs status` still shows with umount(8), and remove that file; nothing else is in it",
+            )
+        return StoreUnusable(f"{self._path} cannot be used: {error}")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lazyfs.daemon.state import FILE_NAME, Mount, Row, State
-from lazyfs.errors import StoreUnusable
+from lazyfs.errors import StoreFull, StoreUnusable
 
 
 def a_mount(directory: str = "/mnt/a") -> Mount:
@@ -68,3 +68,14 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     database.close()
     with pytest.raises(StoreUnusable, match="damaged"):
         State(tmp_path)
+
+
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    """What cannot be written is refused in words, never as damage, and what was written before stands."""
+    with State(tmp_path) as state:
+        row = state.add(a_mount())
+        state._db.execute("PRAGMA max_page_count = 1")
+        with pytest.raises(StoreFull, match="room"):
+            for number in range(100):
+                state.add(a_mount(f"/mnt/{number}" + "x" * 1000))
+        assert state.rows()[0] == row
