@@ -2,7 +2,7 @@
 
     __main__.py     the runner: measure, record, show
     figure.py       one measured quantity, its baseline, its bar
-    place.py        where it happens: a registry, images, stores; on tmpfs, or on the disk where overlayfs has a say
+    place.py        where it happens: a registry, images, stores; on tmpfs, or in a new ext4 on the disk
     container.py    a container with a reader (reader.c) in it, which measures from the inside
     roots.py        what the container sees: a native mount, or a full pull
     NAME.py         one measurement each: a function from a place to figures

@@ -16,7 +16,7 @@ from rich.console import Console
 from bench import convert, late, memory, mount_time, native, ranges, read, run, torch, whole
 from bench.figure import Figure
 from bench.machine import QUIET, facts, load
-from bench.place import DISK, TMPFS, Place, open_place
+from bench.place import Place, open_place
 from bench.table import table
 from tests.images.build import BuildFailed
 
@@ -63,11 +63,11 @@ def main() -> int:
         )
     figures: list[tuple[str, Figure]] = []
     lines: list[dict[str, Any]] = [facts()]
-    for parent, here in ((TMPFS, MEASUREMENTS.keys() - ON_DISK), (DISK, ON_DISK)):
+    for on_disk, here in ((False, MEASUREMENTS.keys() - ON_DISK), (True, ON_DISK)):
         wanted = [name for name in names if name in here]
         if not wanted:
             continue
-        with open_place(lambda text: console.print(text, style="dim", highlight=False), parent) as place:
+        with open_place(lambda text: console.print(text, style="dim", highlight=False), on_disk=on_disk) as place:
             for name in wanted:
                 try:
                     measured = MEASUREMENTS[name](place)

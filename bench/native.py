@@ -25,8 +25,9 @@ ROUNDS = 7
 LARGE = 4 << 20
 """Files of more bytes have several chunks, and are served chunk by chunk until they are whole."""
 WARM_PASSES = 5
-REFRESHED = 4.0
-"""Seconds until a file that went through the gate is surely local at its next open."""
+PATIENCE = 30.0
+"""Seconds until every file that went through the gate should be local at its next open."""
+PAUSE = 0.5
 OWNER = 4711
 
 Measured = defaultdict[str, list[float]]
@@ -64,6 +65,7 @@ def measure(place: Place) -> list[Figure]:
         figure("missing", "open and read, missing", Bar("<=", 700)),
         figure("missing requests", "open and read, missing, up to 4 MiB, FUSE", Bar("<=", 1), "requests/file"),
         figure("missing large requests", "open and read, missing, over 4 MiB, FUSE", None, "requests/file"),
+        figure("local", "from the last miss until all of it is local", None, "s"),
         figure("warm", "open and read, warm, where it missed", near),
         figure("warm large", "open and read, warm, where it missed, over 4 MiB", near),
         figure("warm requests", "open and read, warm, where it missed, FUSE", Bar("==", 0), "requests"),
@@ -72,6 +74,7 @@ def measure(place: Place) -> list[Figure]:
         figure("after chown", "open and read, warm, after chown -R", near),
         figure("early chown", "chown -R of what is missing"),
         figure("early chown chunks", "chown -R of what is missing, fetched", Bar("==", 0), "chunks"),
+        figure("early local", "chown -R of what is missing, from the last miss until all of it is local", None, "s"),
         figure("after early chown", "open and read, warm, where it missed after chown -R", near),
         figure(
             "after early chown requests", "open and read, warm, where it missed after chown -R, FUSE", Bar("==", 0), "requests"
@@ -111,9 +114,7 @@ def _measure_missing(container: Container, requests: FuseRequests, found: Measur
     large = container.read(LARGE + 1)
     found["missing large requests"].append(requests.take().total() / large.count)
     found["missing"].append((small.seconds + large.seconds) * 1e6 / (small.count + large.count))
-    time.sleep(REFRESHED)
-    container.read()
-    requests.take()
+    found["local"].append(_until_local(container, requests))
     _measure_warm(container, found)
     found["warm requests"].append(requests.take().total())
     _measure_dropped(container, found)
@@ -128,11 +129,22 @@ def _measure_early_chown(container: Container, requests: FuseRequests, chunks: C
     found["early chown"].append(container.tell("chown", OWNER).each)
     found["early chown chunks"].append(chunks() - before)
     container.read()
-    time.sleep(REFRESHED)
-    container.read()
-    requests.take()
+    found["early local"].append(_until_local(container, requests))
     found["after early chown"].append(_warm(container))
     found["after early chown requests"].append(requests.take().total())
+
+
+def _until_local(container: Container, requests: FuseRequests) -> float:
+    """Seconds until a pass over all files makes no FUSE request."""
+    start = time.monotonic()
+    requests.take()
+    while time.monotonic() < start + PATIENCE:
+        time.sleep(PAUSE)
+        before = time.monotonic()
+        container.read()
+        if not requests.take():
+            return before - start
+    return PATIENCE
 
 
 def _measure_warm(container: Container, found: Measured) -> None:

@@ -19,7 +19,8 @@ from tests.images.build import Builder
 TMPFS = Path("/dev/shm")
 """Where no disk has a say."""
 DISK = Path("/var/tmp")
-"""Where overlayfs and native mounts have their files, on ext4 as a rule."""
+DISK_SIZE = 40 << 30
+"""Bytes, of which only those that are written take room."""
 ROUNDS = 5
 LAZYFS = Path(sys.executable).with_name("lazyfs")
 """The command as a user has it."""
@@ -62,8 +63,8 @@ class Place:
         shutil.rmtree(self.lazyfs.store, ignore_errors=True)
 
     def new_folder(self) -> Path:
-        """An empty folder. Like `new_store` it stays until the end: ext4 does not take inodes that were freed within the last
-        minute and looks through all of them for each new file, 1 ms after a store of 10,000 files was removed."""
+        """An empty folder. It stays until the end: ext4 does not take inodes that were freed within the last minute, and looks
+        through all of them for each new file, which took 1 ms after a store of 10,000 files had been removed."""
         return Path(tempfile.mkdtemp(dir=self.folder))
 
     def new_store(self) -> None:
@@ -78,17 +79,32 @@ class Place:
 
 
 @contextlib.contextmanager
-def open_place(say: Callable[[str], None], parent: Path = TMPFS) -> Iterator[Place]:
-    """A place in a temporary folder in `parent`, with a registry that runs; no mount stays."""
+def open_place(say: Callable[[str], None], *, on_disk: bool = False) -> Iterator[Place]:
+    """A place on tmpfs, or in a new ext4 file system on the disk, with a registry that runs; no mount stays."""
     if os.geteuid() != 0:
         raise SystemExit("bench builds images and mounts them for all users: run it as root")
     with (
-        tempfile.TemporaryDirectory(prefix="lazyfs-bench-", dir=parent, ignore_cleanup_errors=True) as folder,
-        tempfile.TemporaryDirectory(prefix="lazyfs-bench-registry-", dir=TMPFS) as registry_folder,
-        Registry(Path(registry_folder)) as registry,
+        tempfile.TemporaryDirectory(prefix="lazyfs-bench-", dir=TMPFS, ignore_cleanup_errors=True) as temporary,
+        Registry(Path(temporary) / "registry") as registry,
+        _disk(Path(temporary) / "disk") if on_disk else contextlib.nullcontext(Path(temporary)) as folder,
     ):
-        place = Place(Path(folder), registry, say)
+        place = Place(folder, registry, say)
         try:
             yield place
         finally:
             place.lazyfs.close()
+
+
+@contextlib.contextmanager
+def _disk(mount: Path) -> Iterator[Path]:
+    """An ext4 file system in a file on DISK, mounted at `mount`: what others remove from theirs (see new_folder) is not felt."""
+    with tempfile.NamedTemporaryFile(prefix="lazyfs-bench-", dir=DISK) as file:
+        file.truncate(DISK_SIZE)
+        # Neither now nor in the background is the room for inodes written.
+        run("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=1", file.name)
+        mount.mkdir()
+        run("mount", "-o", "loop,noinit_itable", file.name, mount)
+        try:
+            yield mount
+        finally:
+            run("umount", "--lazy", mount)
