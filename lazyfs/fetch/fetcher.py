@@ -77,6 +77,7 @@ class Fetcher:
         self._unkept_bytes = 0
         self._counts: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
+        self._closed = False
 
     def statistics(self) -> FetchStatistics:
         """What happened so far."""
@@ -126,8 +127,9 @@ class Fetcher:
         while digest not in self._unkept:
             with self._traffic.reader():
                 data = await self._wait_for(layer, piece)
-            if data is not None:
-                break
+            # What came may have come as a chunk of another file, and been kept as that; or there was no room for it.
+            if data is not None and os.path.exists(place):
+                return True
             # Most flights that land empty-handed were cut off from a run: a look saves the thread. But what is never there may be
             # an object that the index has and the disk has not.
             if (suspicious or os.path.exists(place)) and await trio.to_thread.run_sync(
@@ -135,7 +137,15 @@ class Fetcher:
             ):
                 return True
             suspicious = True
-        return digest not in self._unkept
+        return False
+
+    def close(self) -> None:
+        """The image is no more: whoever waits is told so, and so is whoever comes."""
+        self._closed = True
+        self._board.land_all(self._gone())
+
+    def _gone(self) -> Unreachable:
+        return Unreachable(f"{self._source.name} is not mounted any more")
 
     async def _wait_for(self, layer: LayerBlob, piece: Piece) -> memoryview | None:
         flight = self._board.get(piece.chunk.digest)
@@ -144,6 +154,8 @@ class Fetcher:
                 return await flight.wait()
             except SourceError:
                 pass  # another reader's run failed, perhaps far from this chunk: ours has a try of its own
+        if self._closed:
+            raise self._gone()
         flight = self._board.get(piece.chunk.digest)
         if flight is None:
             pieces = self._choose(layer, piece)
@@ -315,10 +327,13 @@ async def open_fetcher(store: Store, source: ImageSource) -> AsyncIterator[Fetch
     """A fetcher whose runs live as long as the block: leaving it cancels what is under way."""
     failure: LazyfsError | None = None
     async with trio.open_nursery() as nursery:
+        fetcher = Fetcher(store, source, nursery)
         try:
-            yield Fetcher(store, source, nursery)
+            yield fetcher
         except LazyfsError as error:
             failure = error  # a nursery would wrap it in a group, and it is for the user to read
+        finally:
+            fetcher.close()
         nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure

@@ -62,6 +62,11 @@ class Board:
         if flight is not None:
             flight.land(data, error)
 
+    def land_all(self, error: Exception) -> None:
+        """End every flight: nothing comes any more."""
+        for digest in list(self._flights):
+            self.land(digest, None, error)
+
     def awaited(self, digests: Iterable[bytes]) -> bool:
         """Whether somebody waits for one of these."""
         return any(flight.waiting for digest in digests if (flight := self._flights.get(digest)) is not None)

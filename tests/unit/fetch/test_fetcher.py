@@ -393,3 +393,42 @@ async def test_background_gives_up_nothing_but_what_is_broken(store: Store, auto
                 other_store.release(layer.pieces[9].chunk.digest)
         assert measure_missing(store, [layer]).chunks == 1
         assert not background.finished.is_set()
+
+
+async def test_an_object_is_brought_although_its_chunk_comes_for_another_file(store: Store) -> None:
+    """A file whose bytes are on their way as a chunk of a larger file: it is said to be here when it is, under its own name."""
+    shared = RANDOM.randbytes(100_000)
+    layer, blob = make_layer([(b"large", shared + FILES[0][1]), (b"small", shared)], chunk_size=100_000)
+    source = ScriptedSource(blob)
+    source.gate = trio.Event()
+    chunk, small = layer.pieces[0], layer.pieces[2]
+    async with open_fetcher(store, source) as fetcher, trio.open_nursery() as nursery:
+
+        async def bring() -> None:
+            assert await fetcher.bring(layer, small)
+            assert Path(store.directory.objects + small.content.name).read_bytes() == shared
+
+        nursery.start_soon(fetcher.read, layer, chunk, 0, 1)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(bring)
+        await wait_all_tasks_blocked()
+        source.gate.set()
+
+
+async def test_whoever_waits_for_a_fetcher_that_ends_is_told(store: Store) -> None:
+    """The image has gone: its readers ask another one that has the same file, and do not wait until their deadline."""
+    layer, blob = make_layer(FILES)
+    source = ScriptedSource(blob)
+    source.gate = trio.Event()
+    async with trio.open_nursery() as nursery:
+
+        async def wait(number: int) -> None:
+            with pytest.raises(Unreachable):
+                await fetcher.bring(layer, layer.pieces[number])
+
+        async with open_fetcher(store, source) as fetcher:
+            for number in range(0, 400, 20):  # more than there are requests at once
+                nursery.start_soon(wait, number)
+            await wait_all_tasks_blocked()
+        with trio.fail_after(5):
+            await wait(1)
