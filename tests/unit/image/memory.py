@@ -21,9 +21,8 @@ from lazyfs.source.protocol import Document
 class MemorySource:
     """Holds documents by tag and digest, and blobs by digest."""
 
-    name = "memory:image"
-
     def __init__(self) -> None:
+        self.name = "memory:image"
         self.documents: dict[str, Document] = {}
         self.blobs: dict[str, bytes] = {}
         self.asked: list[str] = []

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from lazyfs.errors import DigestMismatch, InvalidManifest, InvalidToc, NotFound, NotLazy, StoreFull, Unreachable
+from lazyfs.format.digest import digest_of
 from lazyfs.format.footer import build_footer
 from lazyfs.format.manifest import OCI_INDEX, OCI_MANIFEST, Platform
 from lazyfs.format.member import compress_member, inflate_member
@@ -39,6 +40,24 @@ async def test_mounting_a_digest_again_asks_nobody(store: Store) -> None:
     assert again == first
     assert await load_layers(source, store, again) == layers
     assert [entry.name for entry in layers[0].entries] == [b"d"]
+
+
+async def test_what_one_source_says_of_a_blob_is_not_told_for_another(store: Store) -> None:
+    """No digest vouches for a blob's footer alone: a source that lies about where the TOC is harms its own images."""
+    liar, honest = MemorySource(), MemorySource()
+    liar.name = "memory:liar"
+    blob = make_blob(TOC, padding=7)
+    digest = honest.put_image(blob)
+    liar.documents, liar.blobs = honest.documents, dict(honest.blobs)
+    liar.blobs[digest_of(blob)] = (
+        bytes(3) + compress_member(inflate_member(blob[7:-51], 10_000, "it")) + bytes(4) + build_footer(3)
+    )
+    for source, offset in ((liar, 3), (honest, 7)):
+        image = await resolve_image(source, digest, AMD64, store)
+        for _ in range(2):
+            [layer] = await load_layers(source, store, image)
+            assert layer.toc_offset == offset
+        assert [what.split()[0] for what in source.asked].count("range") == 1
 
 
 async def test_tag_with_the_source_away_names_the_digest_last_seen(store: Store) -> None:
