@@ -17,16 +17,18 @@ from typing import Final
 from lazyfs.kernel.libc import call
 
 _AT_FDCWD: Final = -100
+_AT_EMPTY_PATH: Final = 0x1000
 _HEAD: Final = struct.Struct("=Ii")  # struct file_handle: bytes that follow, type
 _MAX_HANDLE: Final = 128
 
 
-def handle_of(path: str) -> bytes:
-    """The handle of the file at `path`. Raises OSError: EOPNOTSUPP where the file system has none."""
+def handle_of(file: str | int) -> bytes:
+    """The handle of the file at a path, or of an open one. Raises OSError: EOPNOTSUPP where the file system has none."""
+    folder, path, flags = (_AT_FDCWD, file, 0) if isinstance(file, str) else (file, "", _AT_EMPTY_PATH)
     handle = ctypes.create_string_buffer(_HEAD.pack(_MAX_HANDLE, 0), _HEAD.size + _MAX_HANDLE)
     mount = ctypes.c_int()
     address = ctypes.addressof(handle)
-    call("name_to_handle_at", _AT_FDCWD, os.fsencode(path), address, ctypes.addressof(mount), 0, about=path)
+    call("name_to_handle_at", folder, os.fsencode(path), address, ctypes.addressof(mount), flags, about=path)
     size, _ = _HEAD.unpack_from(handle.raw)
     return handle.raw[: _HEAD.size + size]
 

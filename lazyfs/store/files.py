@@ -20,12 +20,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
+from lazyfs.kernel.handle import handle_of
 from lazyfs.store.content import SINGLE
 from lazyfs.store.directory import Directory
 
 _log = logging.getLogger("lazyfs.store")
 
 _WINDOW = 4 << 20
+_NO_HANDLES = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM})
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
@@ -56,6 +58,12 @@ class Files:
             except FileNotFoundError:
                 continue
         return None
+
+    def identity(self, name: str) -> bytes:
+        """Which file has the object's bytes; no later file under that name has the same identity. Empty where there is none. Raises
+        OSError."""
+        place = self.find(name)
+        return _identity(place.path) if place else b""
 
     def open(self, name: str) -> int | None:
         """A descriptor to read the object with."""
@@ -143,35 +151,40 @@ class Files:
         except FileNotFoundError:
             return False
 
-    def put_piece(self, name: str, size: int, offset: int, data: bytes | memoryview) -> None:
-        """Put a chunk of an object of `size` bytes in its place. Raises OSError: bytes without a row are nothing."""
+    def put_piece(self, name: str, size: int, offset: int, data: bytes | memoryview) -> bytes:
+        """Put a chunk of an object of `size` bytes in its place; the answer is the identity of the file that has it.
+
+        Raises OSError: bytes without a row are nothing.
+        """
         partial = self._directory.partial + name
         try:
             fd = os.open(partial, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
-            if self._objects_holds(name, offset, data):
-                return
+            whole = self._objects_holds(name, offset, data)
+            if whole:
+                return whole
             fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             if os.fstat(fd).st_size != size:
                 os.ftruncate(fd, size)
             _write(fd, data, offset)
+            return _identity(fd)
         finally:
             os.close(fd)
 
-    def _objects_holds(self, name: str, offset: int, data: bytes | memoryview) -> bool:
-        """Whether these bytes are in the object already: a crash came between its rename and the commit of its rows."""
+    def _objects_holds(self, name: str, offset: int, data: bytes | memoryview) -> bytes:
+        """The object's identity where these bytes are in it already: a crash came between its rename and the commit of its rows."""
         place = self.find(name)
         if place is None or not place.whole:
-            return False
+            return b""
         fd = os.open(place.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             if os.pread(fd, len(data), offset) == data:
-                return True
+                return _identity(fd)
         finally:
             os.close(fd)
         self.demote(name, self.copy_without(place.path, offset, len(data)))
-        return False
+        return b""
 
     def promote(self, name: str) -> None:
         """All chunks are here: partial/ to objects/. In the transaction that says so."""
@@ -246,6 +259,18 @@ class Files:
 def is_single(name: str) -> bool:
     """Whether the object is one chunk."""
     return name.startswith(SINGLE)
+
+
+def _identity(file: str | int) -> bytes:
+    try:
+        return handle_of(file)
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return b""  # it has just gone, or become an object: the next one to look will see
+        if error.errno not in _NO_HANDLES:
+            raise
+        # A number that another file may get, where there is nothing better: such file systems carry no native mounts either.
+        return b"%d" % os.stat(file).st_ino
 
 
 def _write(fd: int, data: bytes | memoryview, offset: int) -> None:

@@ -6,7 +6,12 @@ than the files. This process sees its buffered rows at once. A process that dies
 bytes they spoke of are then fetched again.
 
 Each commit ends by looking at the files of several chunks that it touched: transactions are in a sequence, so
-whichever process brings the last chunk sees all of the others' and makes the object.
+whichever process brings the last chunk sees all of the others' and makes the object. No content is read for that, and a kernel
+serves objects unchecked, so a row must never outlive its file: one whose file is another by now than its bytes were put
+into is not committed, a file is removed only while nobody can commit, and before a file is made its old rows go.
+
+A row that turns out untrue on a disk that is too full to take it out is void: as good as gone for this process, which takes it
+out with the next commit that succeeds.
 
 Every row is held against the content it is asked for, and its sums are seeded with its digest (blocks.py), so a damaged
 row is at worst a missing one.
@@ -29,6 +34,7 @@ from lazyfs.store import schema
 from lazyfs.store.content import is_name
 from lazyfs.store.database import Database
 from lazyfs.store.directory import Directory
+from lazyfs.store.files import is_single
 from lazyfs.store.rows import Buffer, Row, row_of, spells
 
 _log = logging.getLogger("lazyfs.store")
@@ -48,18 +54,23 @@ class Index:
         directory: Directory,
         *,
         completed: Callable[[str], None],
+        identity: Callable[[str], bytes],
         given_up: Callable[[Row], None],
         settled: Callable[[], None],
     ) -> None:
         """Open, create, migrate or rebuild. Raises StoreUnusable (a newer format included), StoreFull.
 
         Called with the write lock held: `completed(name)` inside the transaction that has the last of an object's rows,
-        `given_up(row)` when there is no room to commit a row, `settled()` after each attempt to commit.
+        `identity(name)` for the file that an object lies in, `given_up(row)` when there is no room to commit a row, `settled()`
+        after each attempt to commit.
         """
         self._completed = completed
+        self._identity = identity
         self._given_up = given_up
         self._settled = settled
         self._buffer = Buffer()
+        self._void: dict[str, set[int]] = {}
+        """By object, the positions of rows that are not true and could not be taken out."""
         self._failure: LocalError | None = None
         self._closing = False
         self._database = Database(directory, lost=self._buffer.clear)
@@ -74,6 +85,8 @@ class Index:
         buffered = self._buffer.get(name, position)
         if buffered is not None:
             return buffered
+        if position in self._void.get(name, ()):
+            return None
         found = self._database.query(schema.SELECT_ROW, (name, position))
         return row_of(found[0]) if found else None
 
@@ -82,10 +95,10 @@ class Index:
         buffered = self._buffer.with_digest(digest)
         if buffered is not None:
             return [buffered]
-        return _sound(self._database.query(schema.SELECT_SAME, (digest,)))
+        return self._valid(_sound(self._database.query(schema.SELECT_SAME, (digest,))))
 
     def rows_of(self, name: str) -> list[Row]:
-        """All committed rows of one object, in order."""
+        """All committed rows of one object, in order, also those that are void."""
         return _sound(self._database.query(schema.SELECT_ROWS, (name,)))
 
     def names(self) -> list[str]:
@@ -116,6 +129,7 @@ class Index:
         found = {
             position: (offset, size, digest)
             for position, offset, size, digest in self._database.query(schema.SELECT_HELD, (name, first, last))
+            if position not in self._void.get(name, ())
         }
         found.update((row.position, (row.offset, row.size, row.digest)) for row in buffered if row is not None)
         return found
@@ -125,14 +139,15 @@ class Index:
         buffered = self._buffer.rows()
         found: dict[str, dict[int, Held]] = {}
         for name, position, offset, size, digest in self._database.query(schema.SELECT_MANY, (json.dumps(names),)):
-            found.setdefault(name, {})[position] = (offset, size, digest)
+            if position not in self._void.get(name, ()):
+                found.setdefault(name, {})[position] = (offset, size, digest)
         for row in buffered:
             found.setdefault(row.object, {})[row.position] = (row.offset, row.size, row.digest)
         return found
 
     def is_whole(self, name: str) -> bool:
         """Whether every chunk of an object of several has a committed row."""
-        return spells(self._database.query(schema.SELECT_LIST, (name,)), name)
+        return name not in self._void and spells(self._database.query(schema.SELECT_LIST, (name,)), name)
 
     def complete(self, name: str) -> None:
         """Make the object of several chunks if all its rows are here: for a commit that outlived its rename."""
@@ -148,9 +163,9 @@ class Index:
         if self._failure is not None:
             self.change()
 
-    def add(self, row: Row, chunks: int) -> None:
-        """Note that a chunk of an object of `chunks` chunks is in place; with the last one the object is made."""
-        self._buffer.add(row, chunks)
+    def add(self, row: Row, chunks: int, file: bytes) -> None:
+        """Note that a chunk of an object of `chunks` chunks is in place, in `file`; with the last one the object is made."""
+        self._buffer.add(row, chunks, file)
         if chunks > 1 and self._count(row.object) >= chunks:
             with suppress(LocalError):  # logged; the row waits with the others
                 self.change()
@@ -191,6 +206,22 @@ class Index:
             finally:
                 self._settled()
 
+    def void(self, rows: Iterable[Row]) -> None:
+        """Rows that are not true, and that there is no room to take out."""
+        with self._database.writing:
+            for row in rows:
+                self._void.setdefault(row.object, set()).add(row.position)
+
+    def if_unnoted(self, name: str, action: Callable[[], None]) -> None:
+        """Do something where an object has no rows, committed or waiting, and while no process can commit one."""
+
+        def work(db: sqlite3.Connection) -> None:
+            if not (self._buffer.has(name) or db.execute(schema.COUNT, (name,)).fetchone()[0]):
+                action()
+
+        with suppress(LocalError):  # logged by the next commit
+            self._database.transact(work)
+
     def is_sound(self) -> bool:
         """Read all of the index and hold it against itself; a damaged one is started over."""
         generation = self._database.generation
@@ -222,8 +253,10 @@ class Index:
     def _commit(self, batch: list[Row], work: Callable[[sqlite3.Connection], None] | None, synced: bool) -> None:
         def transaction(db: sqlite3.Connection) -> None:
             generation = schema.number(db, "generation")
-            db.executemany(schema.INSERT, [(*msgspec.structs.astuple(row), generation) for row in batch])
-            for name in {row.object for row in batch}:
+            db.executemany(schema.DELETE, [(name, position) for name, positions in self._void.items() for position in positions])
+            true = [row for row in batch if is_single(row.object) or self._identity(row.object) == self._buffer.file(row)]
+            db.executemany(schema.INSERT, [(*msgspec.structs.astuple(row), generation) for row in true])
+            for name in {row.object for row in true}:
                 chunks = self._buffer.length(name)
                 if chunks > 1 and db.execute(schema.COUNT, (name,)).fetchone()[0] == chunks:
                     self._complete(db, name)
@@ -231,6 +264,7 @@ class Index:
                 work(db)
 
         self._database.transact(transaction, synced=synced)
+        self._void.clear()
         self._buffer.forget(batch)
 
     def _give_up_half(self, batch: list[Row]) -> list[Row]:
@@ -243,6 +277,9 @@ class Index:
     def _complete(self, db: sqlite3.Connection, name: str) -> None:
         if spells(db.execute(schema.SELECT_LIST, (name,)).fetchall(), name):
             self._completed(name)
+
+    def _valid(self, rows: list[Row]) -> list[Row]:
+        return [row for row in rows if row.position not in self._void.get(row.object, ())]
 
     def _count(self, name: str) -> int:
         committed = self._database.query(schema.COUNT, (name,))

@@ -33,6 +33,8 @@ class Losses:
         self._index = index
         self._open = open_files
         self._counting = threading.Lock()
+        self._undropped: set[str] = set()
+        """Objects for which the log says so."""
         self.damaged = 0
         """Chunks dropped by this process."""
 
@@ -70,7 +72,11 @@ class Losses:
         try:
             self._index.change(work, synced=True)
         except (LocalError, OSError) as error:
-            _log.warning("chunk %d of %s is damaged (%s) and cannot be dropped: %s", row.position, name, cause, error)
+            dropped = False
+            if name not in self._undropped:
+                self._undropped.add(name)
+                _log.warning("chunk %d of %s is damaged (%s) and cannot be dropped: %s", row.position, name, cause, error)
+            self._index.void(self._index.rows_of(name) if lost else [row])
         finally:
             if copy is not None:
                 self._files.discard(copy)
@@ -89,6 +95,24 @@ class Losses:
         """An object that all its rows vouch for is not where it should be: if its file is gone, so may others be."""
         if self._files.find(name) is None:
             self._drop_gone()
+
+    def drop_if_gone(self, name: str) -> None:
+        """Before the file of an object of several chunks is made: rows of one that has gone would vouch for its holes.
+
+        Raises StoreFull, StoreUnusable: there are such rows, and they cannot be dropped.
+        """
+        if self._files.find(name) is not None or not self._index.rows_of(name):
+            return
+        dropped = False
+
+        def work(db: sqlite3.Connection) -> None:
+            nonlocal dropped
+            dropped = self._files.find(name) is None and db.execute(DELETE_ALL, (name,)).rowcount > 0
+
+        self._index.change(work, synced=True)
+        self._open.forget(name)
+        if dropped:
+            _log.warning("the file of %s is gone: dropped", name)
 
     def _drop_gone(self) -> None:
         """Drop all rows whose files are gone."""

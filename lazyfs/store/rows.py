@@ -30,16 +30,18 @@ class Buffer:
         self._rows: dict[tuple[str, int], Row] = {}
         self._by_digest: dict[bytes, Row] = {}
         self._lengths: dict[str, int] = {}
+        self._files: dict[tuple[str, int], bytes] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def add(self, row: Row, chunks: int) -> None:
-        """Take a row of an object that has `chunks` chunks."""
+    def add(self, row: Row, chunks: int, file: bytes) -> None:
+        """Take a row of an object that has `chunks` chunks; its bytes were put into `file` (Files.identity)."""
         with self._lock:
             self._rows[row.object, row.position] = row
             self._by_digest[row.digest] = row
             self._lengths[row.object] = chunks
+            self._files[row.object, row.position] = file
 
     def get(self, name: str, position: int) -> Row | None:
         """The row of one chunk."""
@@ -58,12 +60,20 @@ class Buffer:
         """How many chunks an object of one of the rows has."""
         return self._lengths.get(name, 0)
 
+    def file(self, row: Row) -> bytes:
+        """The file that the bytes of a row were put into."""
+        return self._files.get((row.object, row.position), b"")
+
+    def has(self, name: str) -> bool:
+        """Whether one of the rows is of this object."""
+        return name in self._lengths
+
     def forget(self, rows: Iterable[Row]) -> None:
         """Let go of these rows, but for those that others have taken the place of."""
         with self._lock:
             for row in rows:
                 if self._rows.get((row.object, row.position)) is row:
-                    del self._rows[row.object, row.position]
+                    del self._rows[row.object, row.position], self._files[row.object, row.position]
                 if self._by_digest.get(row.digest) is row:
                     del self._by_digest[row.digest]
             self._lengths = {name: self._lengths[name] for name, _ in self._rows}

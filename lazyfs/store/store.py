@@ -55,7 +55,9 @@ class Store:
         self._claiming = threading.Lock()
         self._released: set[bytes] = set()
         self._closed = False
-        self.index = Index(directory, completed=self.files.promote, given_up=self._give_up, settled=self._let_go)
+        self.index = Index(
+            directory, completed=self.files.promote, identity=self.files.identity, given_up=self._give_up, settled=self._let_go
+        )
         self._losses = Losses(directory, self.files, self.index, self._open)
         try:
             settle(directory, self.files, self.index)
@@ -162,8 +164,10 @@ class Store:
         try:
             if is_single(name):
                 self.files.put_whole(name, data)
+                file = b""
             else:
-                self.files.put_piece(name, content.size, content.offsets[index], data)
+                self._losses.drop_if_gone(name)
+                file = self.files.put_piece(name, content.size, content.offsets[index], data)
         except OSError as error:
             self._remove_unnoted(name)
             raise refusal(error, f"chunk {index} of {name} cannot be kept") from error
@@ -171,7 +175,7 @@ class Store:
         with self._counting:
             self._kept += 1
             self._kept_bytes += size
-        self.index.add(row, len(content.digests))
+        self.index.add(row, len(content.digests), file)
 
     def copy_local(self, content: Content, index: int) -> bool:
         """Take the chunk from another file of the store, or another place of its own. True if it is here now.
@@ -270,8 +274,7 @@ class Store:
         self._open.forget(row.object)
 
     def _remove_unnoted(self, name: str) -> None:
-        if not self.index.rows_of(name):
-            self.files.discard(self.directory.partial + name)
+        self.index.if_unnoted(name, lambda: self.files.discard(self.directory.partial + name))
 
     def _let_go(self) -> None:
         """After each commit, or none: claims are not kept for what may never be seen."""

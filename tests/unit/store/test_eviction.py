@@ -132,7 +132,7 @@ def test_an_object_made_anew_in_the_middle_stays(store: Store) -> None:
         if name == made[0].name and not store.index.rows_of(name):
             (path.parent / "new").write_bytes(noise(SIZE, 0))
             (path.parent / "new").rename(path)
-            store.index.add(row, 1)
+            store.index.add(row, 1, b"")
         return False
 
     remove(store, 1, protected=protected)
