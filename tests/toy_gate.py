@@ -55,6 +55,9 @@ class ToyGate:
     async def shown(self, inode: int) -> Shown:
         return Shown(inode, stat.S_IFREG | 0o444, inode & 0xFFFF_FFFF)
 
+    def opened(self, inode: int) -> None:
+        """Nothing becomes whole here."""
+
     async def read(self, inode: int, offset: int, size: int) -> bytes:
         self._note("read", _name(inode))
         await self._wait(_name(inode), self._state / "reads")

@@ -12,15 +12,23 @@ from typing import Final
 
 import trio
 
+from lazyfs.daemon.control import Tell
+from lazyfs.daemon.orders import MountOrder
+from lazyfs.daemon.state import Mount
 from lazyfs.errors import LazyfsError
 from lazyfs.fetch.background import Background, Wanted
 from lazyfs.fetch.fetcher import Fetcher, open_fetcher
 from lazyfs.fetch.piece import LayerBlob
+from lazyfs.format.manifest import parse_platform
 from lazyfs.gate.catalog import Catalog, LayerObjects, key_of
-from lazyfs.image.image import Image
+from lazyfs.image.image import Image, resolve_image
 from lazyfs.image.layer import Layer
+from lazyfs.registry.access import AccessOptions, parse_creds
+from lazyfs.source.open import open_source
 from lazyfs.source.protocol import ImageSource
+from lazyfs.source.reference import parse_reference
 from lazyfs.store.store import Store
+from lazyfs.whole.image import load_image_layers
 
 _log = logging.getLogger(__name__)
 
@@ -98,8 +106,29 @@ class Images:
         self._nursery = nursery
         self.live: dict[str, LiveImage] = {}
 
+    async def bring_to_life(self, mount: MountOrder | Mount, creds: str, tell: Tell, *, lazy_only: bool) -> LiveImage:
+        """The image of a mount, counted as used by it. Raises LazyfsError.
+
+        Cancelled: what has arrived of a layer that is not lazy is thrown away.
+        """
+        reference = parse_reference(mount.reference)
+        background = mount.background != "off"
+        source = open_source(reference, AccessOptions(parse_creds(creds) if creds else None, mount.plain_http))
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(_close, source)
+            image = await resolve_image(source, reference.selector, parse_platform(mount.platform), self._store)
+            known = self.live.get(image.name)
+            if known is None:
+                layers = await load_image_layers(source, self._store, image, lazy_only=lazy_only, progress=tell)
+                known = self.live.get(image.name)  # another order may have been quicker
+                if known is None:
+                    stack.pop_all()
+                    return self.add(image, layers, source, background=background)
+            known.use(background=background)
+            return known
+
     def add(self, image: Image, layers: tuple[Layer, ...], source: ImageSource, *, background: bool) -> LiveImage:
-        """Bring an image to life, with one mount; it owns `source` from now on."""
+        """A live image with one mount; it owns `source` from now on."""
         live = self.live[image.name] = LiveImage(image, layers, source)
         live.use(background=background)
         self._catalog.expect(image.name)
@@ -150,6 +179,11 @@ class Images:
             _log.exception("the background fetch of %s has ended", live.image.name)
             live.background.trouble = f"the background fetch has ended: {surprise!r}"
         live.rest_ended.set()
+
+
+async def _close(source: ImageSource) -> None:
+    with trio.CancelScope(shield=True):
+        await source.aclose()
 
 
 def _index_layer(layer: Layer) -> LayerObjects:

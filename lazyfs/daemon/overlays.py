@@ -1,17 +1,20 @@
 """The overlays of lazyfsd's mounts, as the kernel makes them: which layers, which data, which folder to work in.
 
-Blocking: for threads, one at a time, because overlays share the mount points of their layers.
+Blocking: for threads; all but `metadata` one at a time, because overlays share the mount points of their layers.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from lazyfs.daemon.state import Row
-from lazyfs.errors import MountFailed
+from lazyfs.errors import InvalidToc, MountFailed, NotNative
+from lazyfs.image.layer import Layer
 from lazyfs.mount.table import find_mount, holders
 from lazyfs.native.layers import LayerMounts
+from lazyfs.native.metadata import LayerMetadata, ensure_metadata
 from lazyfs.native.stack import mount_stack, source_of, unmount_stack
 
 
@@ -21,6 +24,14 @@ class Overlays:
     def __init__(self, store: Path) -> None:
         self._store = store
         self._layers = LayerMounts(store)
+
+    def metadata(self, layers: Sequence[Layer]) -> tuple[Path, ...]:
+        """The EROFS images of a stack, the lowest first, built where they are not there. Raises LazyfsError."""
+        try:
+            return ensure_metadata(self._store, [LayerMetadata(layer.toc_digest, layer.toc_offset) for layer in layers])
+        except InvalidToc as error:
+            # It was read and found good: only EROFS or overlayfs cannot hold what it describes.
+            raise NotNative(f"this image cannot be mounted natively: {error.message}", hint="--mode portable can") from error
 
     def make(self, row: Row, images: tuple[Path, ...]) -> None:
         """Mount what `row` tells of, from the EROFS images of its layers, the lowest first. Raises MountFailed."""

@@ -25,10 +25,12 @@ from lazyfs.daemon.containers import sweep
 from lazyfs.daemon.control import Tell, serve_control
 from lazyfs.daemon.fdstore import FdStore
 from lazyfs.daemon.images import Images
+from lazyfs.daemon.mounting import Mounting
 from lazyfs.daemon.mounts import Mounts
 from lazyfs.daemon.orders import MountOrder, Order, PruneOrder, Report, StatusOrder, UnmountOrder
 from lazyfs.daemon.recording import Recordings
 from lazyfs.daemon.refresh import Refresher
+from lazyfs.daemon.revival import Revival
 from lazyfs.daemon.state import State
 from lazyfs.daemon.status import describe_mount
 from lazyfs.errors import LazyfsError, MountFailed
@@ -81,7 +83,7 @@ async def _serve(options: Options, fds: FdStore) -> None:
         async with trio.open_nursery() as nursery:
             service = Service(options, store, state, ends, nursery)
             connection: Connection = await nursery.start(service.serve_gate, fds)
-            await service.mounts.restore(nursery, same_gate=connection.taken_over)
+            await service.revival.begin(nursery, same_gate=connection.taken_over)
             service.catalog.begin()
             nursery.start_soon(serve_control, listener, os.geteuid(), service.carry)
             nursery.start_soon(service.mounts.watch)
@@ -111,6 +113,8 @@ class Service:
         self.recordings = Recordings()
         self.images = Images(store, self.catalog, nursery)
         self.mounts = Mounts(store, state, self.catalog, self.images, self.recordings, ends)
+        self.mounting = Mounting(store, self.images, self.mounts)
+        self.revival = Revival(state, self.images, self.mounts)
         self.gate = Gate(store, self.catalog, self.recordings.touched)
         self.operations = GateOperations(self.gate)
         self.refresher = Refresher(store, self.gate, self.catalog, self.mounts)
@@ -137,9 +141,9 @@ class Service:
                 case MountOrder():
                     if order.store_size >= 0:
                         await trio.to_thread.run_sync(self._store.eviction.set_limit, order.store_size)
-                    return await self.mounts.mount(order, tell)
+                    return await self.mounting.mount(order, tell)
                 case UnmountOrder():
-                    return {**await self.mounts.unmount(order), **self._farewell()}
+                    return {**await self.mounting.unmount(order), **self._farewell()}
                 case StatusOrder():
                     return await self._describe(order)
                 case PruneOrder():
@@ -196,7 +200,7 @@ class Service:
         for mount in list(self.mounts.live.values()):
             for lazy in (False, True):
                 try:
-                    await self.mounts.unmount(UnmountOrder(mount.row.mount.directory, lazy=lazy))
+                    await self.mounting.unmount(UnmountOrder(mount.row.mount.directory, lazy=lazy))
                 except LazyfsError as error:
                     _log.warning("asked to end: %s", error)
                 else:
@@ -214,7 +218,7 @@ class Service:
         if self._options.service and self.mounts.is_used:
             return
         await connection.unmount()
-        self.mounts.has_gate = False
+        self.mounting.has_gate = False
         with trio.move_on_after(_END_DEADLINE if self._ending.is_set() else float("inf")) as patience:
             await self._gate_ended.wait()
         if patience.cancelled_caught:

@@ -61,6 +61,7 @@ class GateOperations(pyfuse3.Operations):
     async def open(self, inode: InodeT, flags: int, ctx: RequestContext) -> FileInfo:
         if flags & (os.O_WRONLY | os.O_RDWR):
             raise FUSEError(errno.EROFS)
+        self._gate.opened(inode)
         return FileInfo(fh=FileHandleT(inode), keep_cache=True)
 
     @guarded

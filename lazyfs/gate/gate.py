@@ -88,6 +88,8 @@ class Gate:
         self._choice = Choice()
         self.through: set[str] = set()
         """Objects that were given out as entries, and were not whole then."""
+        self.reopened: set[str] = set()
+        """Objects that were opened here: overlays keep the entry for as long as anybody holds the file, whenever it was given out."""
         self.counts: Counter[str] = Counter()
         """`published`, `entries`, `reads`, `errors` since this process began."""
 
@@ -137,6 +139,10 @@ class Gate:
         if inode in (ROOT, *_DIRECTORIES.values()) or record_number(inode) is not None:
             return _directory(inode)
         return _file(inode, (await self._known(inode))[0])
+
+    def opened(self, inode: int) -> None:
+        """An object is opened as the entry that it was given out as, perhaps long ago, and by a process before this one."""
+        self.reopened |= {supply.pieces[0].content.name for supply in self._catalog.find(inode)[:1]}
 
     async def read(self, inode: int, offset: int, size: int) -> bytes | memoryview:
         """Bytes `[offset, offset + size)` of an object, fewer at its end.

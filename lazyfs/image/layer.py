@@ -86,11 +86,13 @@ async def load_layer(source: ImageSource, store: Store | None, descriptor: Descr
     toc_digest = claimed_toc_digest(descriptor.annotations, what)
     if kind != "gzip":
         raise NotLazy(f"{what} is of the type {descriptor.media_type}, which this version cannot mount lazily")
-    kept = await trio.to_thread.run_sync(partial(_recall, store, source.name, descriptor, toc_digest, what)) if store else None
+    kept = (
+        await trio.to_thread.run_sync(partial(_recall, store, source.authority, descriptor, toc_digest, what)) if store else None
+    )
     if kept is not None:
         return kept
     offset, member = await fetch_toc_member(source, descriptor, what)
-    return await trio.to_thread.run_sync(partial(_accept, store, source.name, descriptor, toc_digest, offset, member, what))
+    return await trio.to_thread.run_sync(partial(_accept, store, source.authority, descriptor, toc_digest, offset, member, what))
 
 
 def claimed_toc_digest(annotations: Mapping[str, str], what: str) -> Digest:
@@ -141,24 +143,24 @@ def read_toc_member(member: bytes, what: str) -> bytes:
 
 
 def _accept(
-    store: Store | None, source: str, descriptor: Descriptor, toc_digest: Digest, offset: int, member: bytes, what: str
+    store: Store | None, authority: str, descriptor: Descriptor, toc_digest: Digest, offset: int, member: bytes, what: str
 ) -> Layer:
     data = read_toc_member(member, what)
     check(data, toc_digest, f"the TOC of {what}")
     entries = parse_toc(data, offset, what)
     if store is not None:
-        keep(store, toc_digest, data, _note(source, descriptor), str(offset))
+        keep(store, toc_digest, data, _note(authority, descriptor), str(offset))
     return Layer(descriptor, toc_digest, offset, entries)
 
 
-def _recall(store: Store, source: str, descriptor: Descriptor, toc_digest: Digest, what: str) -> Layer | None:
-    note = store.note(_note(source, descriptor))
+def _recall(store: Store, authority: str, descriptor: Descriptor, toc_digest: Digest, what: str) -> Layer | None:
+    note = store.note(_note(authority, descriptor))
     data = store.document(toc_digest)
     if note is None or data is None or not note.isdecimal():
         return None
     return Layer(descriptor, toc_digest, int(note), parse_toc(data, int(note), what))
 
 
-def _note(source: str, descriptor: Descriptor) -> str:
-    # The blob's footer says where the TOC is, and no digest vouches for a part of a blob: one source must not tell that for another.
-    return f"toc-offset {source}@{descriptor.digest}"
+def _note(authority: str, descriptor: Descriptor) -> str:
+    # The blob's footer says where the TOC is, and no digest vouches for a part of a blob: one registry must not tell that for another.
+    return f"toc-offset {authority} {descriptor.digest}"

@@ -74,6 +74,11 @@ class Layout:
         """`oci:DIR`."""
         return f"oci:{self._path}"
 
+    @property
+    def authority(self) -> str:
+        """`oci:DIR`: nobody but the directory itself."""
+        return self.name
+
     async def document(self, reference: str) -> Document:
         """See ImageSource. `""` is the only image of the layout, if there is just one."""
         return await trio.to_thread.run_sync(self._document, reference)

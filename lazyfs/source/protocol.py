@@ -43,6 +43,11 @@ class ImageSource(Protocol):
         """As a user would write it, without tag or credentials: `docker://HOST/REPO`, `oci:DIR`."""
         ...
 
+    @property
+    def authority(self) -> str:
+        """Who answers, for what only his word vouches for: `docker://HOST`, whichever repository of it; `oci:DIR`."""
+        ...
+
     async def document(self, reference: str) -> Document:
         """The manifest or index under a tag or a digest; verified where `reference` is a digest.
 

@@ -35,6 +35,11 @@ class Repository:
         """`docker://HOST/REPO`."""
         return f"docker://{self.session.host}/{self.repository}"
 
+    @property
+    def authority(self) -> str:
+        """`docker://HOST`."""
+        return f"docker://{self.session.host}"
+
     async def document(self, reference: str) -> Document:
         """See ImageSource."""
         what = f"{self.name}{'@' if ':' in reference else ':'}{reference}"

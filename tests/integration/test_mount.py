@@ -63,7 +63,12 @@ def test_mount_returns_when_it_answers(lazyfs: Lazyfs, small: SmallImage, direct
     """Behind `lazyfs mount` the tree is there, and a process of its own serves it."""
     told = lazyfs.json("mount", small.converted, directory, "--store", lazyfs.store, "--mode", "portable")
     assert (directory / "empty").read_bytes() == b""
-    assert told == {"image": f"oci:{small.layout}@{small.digest}", "directory": str(directory), "pid": told["pid"], "mode": "portable"}
+    assert told == {
+        "image": f"oci:{small.layout}@{small.digest}",
+        "directory": str(directory),
+        "pid": told["pid"],
+        "mode": "portable",
+    }
     assert os.getsid(told["pid"]) == told["pid"]
     with watched(told["pid"]) as process:
         lazyfs.run("umount", directory)

@@ -29,7 +29,7 @@ class Place:
     """Blobs and documents by digest, documents by tag; `done` tells what was written, in order."""
 
     def __init__(self, name: str = "memory:place") -> None:
-        self.name = name
+        self.name = self.authority = name
         self.blobs: dict[Digest, bytes] = {}
         self.documents: dict[str, Document] = {}
         self.done: list[str] = []

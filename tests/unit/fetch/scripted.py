@@ -47,7 +47,7 @@ def make_layer(files: Iterable[tuple[bytes, bytes]], chunk_size: int = 1 << 20) 
 class ScriptedSource:
     """An ImageSource for the blobs that it is given."""
 
-    name = "scripted:"
+    name = authority = "scripted:"
 
     def __init__(self, *blobs: bytes) -> None:
         self.blobs = {digest_of(blob): blob for blob in blobs}

@@ -34,6 +34,7 @@ class ScriptedGate:
     def __init__(self) -> None:
         self.asked: list[tuple[int, bytes, int]] = []
         self.answer: Shown | None = None
+        self.reopened: list[int] = []
 
     async def lookup(self, directory: int, name: bytes, thread: int) -> Shown | None:
         self.asked.append((directory, name, thread))
@@ -43,6 +44,9 @@ class ScriptedGate:
         if inode == 9:
             raise Unreachable("never heard of it")
         return Shown(inode, stat.S_IFREG | 0o444, 513)
+
+    def opened(self, inode: int) -> None:
+        self.reopened.append(inode)
 
     async def read(self, inode: int, offset: int, size: int) -> memoryview:
         return memoryview(b"%d %d %d" % (inode, offset, size))
@@ -90,10 +94,11 @@ async def test_attributes(operations: GateOperations, expect_log: LogWatch) -> N
     assert caught.value.errno == errno.EIO
 
 
-async def test_handle_is_the_inode(operations: GateOperations) -> None:
-    """A handle means the same in the process that takes over."""
+async def test_handle_is_the_inode(operations: GateOperations, gate: ScriptedGate) -> None:
+    """A handle means the same in the process that takes over. The gate hears of what is opened."""
     opened = await operations.open(InodeT(77), os.O_RDONLY, CONTEXT)
     assert (opened.fh, opened.keep_cache) == (77, True)
+    assert gate.reopened == [77]
     assert await operations.opendir(InodeT(1), CONTEXT) == 1
     assert bytes(await operations.read(FileHandleT(77), 5, 10)) == b"77 5 10"
 

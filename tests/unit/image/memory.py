@@ -22,7 +22,7 @@ class MemorySource:
     """Holds documents by tag and digest, and blobs by digest."""
 
     def __init__(self) -> None:
-        self.name = "memory:image"
+        self.authority = self.name = "memory:image"
         self.documents: dict[str, Document] = {}
         self.blobs: dict[str, bytes] = {}
         self.asked: list[str] = []

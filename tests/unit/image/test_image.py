@@ -45,7 +45,7 @@ async def test_mounting_a_digest_again_asks_nobody(store: Store) -> None:
 async def test_what_one_source_says_of_a_blob_is_not_told_for_another(store: Store) -> None:
     """No digest vouches for a blob's footer alone: a source that lies about where the TOC is harms its own images."""
     liar, honest = MemorySource(), MemorySource()
-    liar.name = "memory:liar"
+    liar.authority = "memory:liar"
     blob = make_blob(TOC, padding=7)
     digest = honest.put_image(blob)
     liar.documents, liar.blobs = honest.documents, dict(honest.blobs)

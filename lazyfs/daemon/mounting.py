@@ -1,0 +1,188 @@
+"""Orders for mounts, carried out: an image brought to life, an overlay made of it, and taken away again.
+
+Whoever orders a mount may go away before it is told of it, and the process that carries the order out may die: a mount that
+nobody knows of is taken back, and an order that is sent again (its ticket tells) is answered and not carried out twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from lazyfs.daemon.control import Tell
+from lazyfs.daemon.images import Images, LiveImage
+from lazyfs.daemon.mounts import Mounts
+from lazyfs.daemon.orders import MountOrder, Report, UnmountOrder
+from lazyfs.daemon.state import Mount, Row
+from lazyfs.errors import MountFailed, NotNative, Unreachable
+from lazyfs.fetch.background import measure_missing
+from lazyfs.mount.table import find_mount
+from lazyfs.native.probe import Verdict, probe
+from lazyfs.source.reference import Reference, parse_reference
+from lazyfs.store.store import Store
+
+_log = logging.getLogger(__name__)
+
+_REPORT_PAUSE: Final = 0.25
+_END_DEADLINE: Final = 5.0
+"""Seconds that an unmount waits to hear that the last user has gone."""
+
+
+class Mounting:
+    """Carries orders out, of which no two have to do with one directory."""
+
+    def __init__(self, store: Store, images: Images, mounts: Mounts) -> None:
+        self._store = store
+        self._images = images
+        self._mounts = mounts
+        self._busy: set[str] = set()
+        self._verdict: Verdict | None = None
+        self.has_gate = True
+
+    async def mount(self, order: MountOrder, tell: Tell) -> Report:
+        """Mount as ordered. Raises LazyfsError; nothing is left then, but what has arrived in the store, or with `background` a mount
+        that is incomplete. Nor is there when it is cancelled, but a mount that somebody uses already.
+        """
+        for mount in self._mounts.live.values():
+            if mount.row.mount.ticket == order.ticket:
+                return await self._tell_again(mount.row, order, tell)
+        async with self._alone(order.directory, order.upper):
+            await self._check(order)
+            live = await self._images.bring_to_life(order, order.creds, tell, lazy_only=order.lazy_only)
+            try:
+                row = await self._mounts.make(_pinned(order, live), live)
+            except BaseException:
+                live.leave()
+                raise
+            try:
+                if order.background == "wait":
+                    await _follow(live, self._store, tell)
+                return await self._report(row)
+            except trio.Cancelled:
+                await self._take_back(row)
+                raise
+
+    async def _tell_again(self, row: Row, order: MountOrder, tell: Tell) -> Report:
+        """The order was carried out by a process that died before it said so; the image may not have come to life again."""
+        live = await self._images.bring_to_life(row.mount, order.creds, tell, lazy_only=False)
+        try:
+            if order.background == "wait":
+                await _follow(live, self._store, tell)
+            return await self._report(row)
+        finally:
+            live.leave()
+
+    async def _take_back(self, row: Row) -> None:
+        """Whoever ordered this mount has gone: nobody knows of it."""
+        mount = self._mounts.live.get(row.number)
+        if mount is None:
+            return
+        with trio.CancelScope(shield=True), trio.move_on_after(_END_DEADLINE):
+            try:
+                await self._mounts.take_away(row.mount.directory, lazy=False)
+            except MountFailed as error:
+                _log.warning("the order of a mount was taken back, and the mount stays: %s", error)
+            else:
+                await mount.ended.wait()
+
+    async def unmount(self, order: UnmountOrder) -> Report:
+        """Unmount as ordered, and wait for the end of it. Raises MountFailed: it is none of ours, or busy."""
+        directory = Path(order.directory)
+        async with self._alone(order.directory):
+            found = [mount for mount in self._mounts.live.values() if mount.row.mount.directory == order.directory]
+            if not found:
+                raise MountFailed(f"{directory} is no mount of this lazyfsd", hint="`lazyfs status` lists those there are")
+            mount = found[-1]
+            if order.lazy:  # said first: a crash in between must not lose a mount that is nowhere to be seen
+                await self._mounts.mark(mount.row.number, "detached")
+            try:
+                await self._mounts.take_away(order.directory, lazy=order.lazy)
+            except MountFailed:
+                if order.lazy:
+                    await self._mounts.mark(mount.row.number, "mounted")
+                raise
+            with trio.move_on_after(0 if order.lazy else _END_DEADLINE):
+                await mount.ended.wait()
+        return {"directory": order.directory}
+
+    async def _check(self, order: MountOrder) -> None:
+        directory = Path(order.directory)
+        if not self.has_gate:
+            raise MountFailed(
+                f"the lazyfsd of {self._store.directory.path} is about to end, and waits for those who still use a mount that was detached",
+                hint="End them, or use another --store",
+            )
+        for mount in self._mounts.live.values():
+            if order.upper and mount.row.mount.upper == order.upper:
+                detached = ", which was detached and is still in use" if mount.row.phase == "detached" else ""
+                raise MountFailed(
+                    f"{order.upper} takes the changes of the mount at {mount.row.mount.directory}{detached}",
+                    hint="Two mounts cannot write to one upper directory: wait for the end of that one, or name another",
+                )
+        mounted = await trio.to_thread.run_sync(find_mount, directory)
+        if mounted is not None:
+            raise MountFailed(f"{directory} is a lazyfs mount already", hint=f"Take it away first: lazyfs umount {directory}")
+        if self._verdict is None:
+            self._verdict = await trio.to_thread.run_sync(probe, self._store.directory.path)
+        if not self._verdict.native:
+            raise NotNative(f"this machine cannot mount natively: {self._verdict.reason}", hint="--mode portable can")
+
+    async def _report(self, row: Row) -> Report:
+        live = self._images.live.get(row.mount.image)
+        config = None
+        if live is not None:
+            config = await trio.to_thread.run_sync(self._store.document, live.image.manifest.config.digest)
+        text = (config or b"").decode("utf-8", "replace")
+        return {"directory": row.mount.directory, "image": row.mount.image, "mode": "native", "config": text, "pid": os.getpid()}
+
+    @asynccontextmanager
+    async def _alone(self, *directories: str) -> AsyncIterator[None]:
+        """Directories that no other order has to do with meanwhile; an empty name is none."""
+        names = set(directories) - {""}
+        for name in names & self._busy:
+            raise MountFailed(f"another order for {name} is being carried out", hint="Wait for it")
+        self._busy |= names
+        try:
+            yield
+        finally:
+            self._busy -= names
+
+
+def _pinned(order: MountOrder, live: LiveImage) -> Mount:
+    """What is noted of an order: with the digest that a tag means now, without passwords."""
+    reference = parse_reference(order.reference)
+    return Mount(
+        directory=order.directory,
+        ticket=order.ticket,
+        image=live.image.name,
+        reference=str(Reference(reference.transport, reference.location, reference.tag, live.image.digest)),
+        platform=order.platform,
+        plain_http=order.plain_http,
+        background=order.background,
+        upper=order.upper,
+        volatile=order.volatile,
+        record=order.record,
+    )
+
+
+async def _follow(live: LiveImage, store: Store, tell: Tell) -> None:
+    """Until all of the image is here. Raises SourceError: what is left cannot be had."""
+    await live.indexed.wait()
+    total = (await trio.to_thread.run_sync(measure_missing, store, live.blobs)).size
+    fetcher = live.fetcher
+    assert fetcher is not None
+    before = fetcher.statistics().unpacked
+    while not live.rest_ended.is_set():
+        done = min(total, fetcher.statistics().unpacked - before)
+        await tell({"task": "fetching", "done_bytes": done, "total": total, "trouble": live.trouble})
+        with trio.move_on_after(_REPORT_PAUSE):
+            await live.rest_ended.wait()
+    if live.trouble:
+        raise Unreachable(f"{live.image.name} is mounted, but incomplete: {live.trouble}")
+    await tell({"task": "fetching", "done_bytes": total, "total": total, "trouble": ""})

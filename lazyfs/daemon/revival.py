@@ -1,0 +1,104 @@
+"""The mounts of an earlier lazyfsd, found again.
+
+Which there are, the kernel's table says, and of those that have left it the state; what they are, the state alone. With the gate's
+connection taken over they never noticed; where it was lost, each is made anew at its place. Nothing here touches a mount
+before the gate is served.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+import trio
+
+from lazyfs.daemon.images import Images, LiveImage
+from lazyfs.daemon.mounts import Mounts
+from lazyfs.daemon.orders import Report
+from lazyfs.daemon.state import Row, State
+from lazyfs.errors import LazyfsError, MountFailed
+from lazyfs.mount.table import our_mounts
+from lazyfs.native.stack import SOURCE_PREFIX, source_of
+
+_log = logging.getLogger(__name__)
+
+_SLOWEST: Final = 60.0
+
+
+class Revival:
+    """Of what the state tells."""
+
+    def __init__(self, state: State, images: Images, mounts: Mounts) -> None:
+        self._state = state
+        self._images = images
+        self._mounts = mounts
+
+    async def begin(self, nursery: trio.Nursery, *, same_gate: bool) -> None:
+        """After a start: find the mounts that the state tells of. Without `same_gate` theirs is dead, and they are made anew.
+
+        Touches none of them; what takes time goes on in `nursery`.
+        """
+        rows = await trio.to_thread.run_sync(self._state.rows)
+        seen = {str(mounted.path): mounted for mounted in await trio.to_thread.run_sync(our_mounts)}
+        latest = {row.mount.directory: row.number for row in rows}
+        gone = []
+        for row in rows:
+            mounted = seen.get(row.mount.directory)
+            here = (
+                mounted is not None
+                and mounted.mode == "native"
+                and SOURCE_PREFIX + mounted.image == source_of(row.mount.image)
+                and latest[row.mount.directory] == row.number
+            )
+            if here or (row.phase == "detached" and same_gate):
+                self._mounts.found(row, attached=here)
+                nursery.start_soon(self._revive, row, here, same_gate)
+            else:
+                gone.append(row.number)
+        if gone:
+            _log.info("%d mounts of an earlier lazyfsd have gone", len(gone))
+            await self._mounts.forget(gone)
+
+    async def _revive(self, row: Row, attached: bool, same_gate: bool) -> None:
+        """Bring the image of a mount that was found back to life, from the store where it is; tries until it can, or the mount ends."""
+        if attached and same_gate:
+            await self._mounts.listen(row)
+        pause = 1.0
+        while (mount := self._mounts.live.get(row.number)) is not None:
+            try:
+                live = mount.live
+                if live is None:
+                    # Its documents are in the store, unless they were damaged.
+                    live = await self._images.bring_to_life(row.mount, "", _say_nothing, lazy_only=False)
+                    self._mounts.has_image(row.number, live)
+                    continue
+                if attached and not same_gate:
+                    await self._heal(row, live)
+                elif pause > 1.0:
+                    await self._mounts.trouble(row.number, "")
+            except LazyfsError as error:
+                _log.warning("%s cannot bring what is missing: %s", row.mount.directory, error)
+                await self._mounts.trouble(row.number, str(error))
+                await trio.sleep(pause)
+                pause = min(2 * pause, _SLOWEST)
+            else:
+                return
+
+    async def _heal(self, row: Row, live: LiveImage) -> None:
+        """The gate of this mount is dead: it is made anew. Raises LazyfsError: its metadata cannot be had."""
+        directory = row.mount.directory
+        try:
+            refusal = await self._mounts.make_anew(row, live)
+        except MountFailed as error:
+            _log.warning("the mount at %s could not be made anew: %s", directory, error)
+            await self._mounts.end(row.number)
+            return
+        if refusal:
+            await self._mounts.trouble(row.number, f"files that are missing cannot be had until it is mounted again: {refusal}")
+        else:
+            _log.warning("the mount at %s was made anew: the gate of the old one was lost", directory)
+        await self._mounts.listen(row)
+
+
+async def _say_nothing(_: Report) -> None:
+    """Nobody listens."""
