@@ -22,6 +22,16 @@ PATIENCE_S = 30
 @contextmanager
 def lazy_root(place: Place, image: str, *options: str | Path) -> Iterator[Path]:
     """A new bundle with the image mounted natively and writable at its `rootfs`, over the place's store; its lazyfsd ends behind it."""
+    try:
+        with another_root(place, image, *options) as bundle:
+            yield bundle
+    finally:
+        stop_daemon(place.lazyfs.store)
+
+
+@contextmanager
+def another_root(place: Place, image: str, *options: str | Path) -> Iterator[Path]:
+    """As `lazy_root`, beside others: their lazyfsd goes on."""
     bundle = place.new_folder()
     root = root_of(bundle)
     store = place.lazyfs.store
@@ -31,7 +41,6 @@ def lazy_root(place: Place, image: str, *options: str | Path) -> Iterator[Path]:
     finally:
         if root.is_mount():
             place.lazyfs.run("umount", "--lazy", root, "--store", store, code=None)
-        stop_daemon(store)
 
 
 @contextmanager
