@@ -254,7 +254,7 @@ class Index:
         def transaction(db: sqlite3.Connection) -> None:
             generation = schema.number(db, "generation")
             db.executemany(schema.DELETE, [(name, position) for name, positions in self._void.items() for position in positions])
-            true = [row for row in batch if is_single(row.object) or self._identity(row.object) == self._buffer.file(row)]
+            true = [row for row in batch if is_single(row.object) or self._is_in_place(row)]
             db.executemany(schema.INSERT, [(*msgspec.structs.astuple(row), generation) for row in true])
             for name in {row.object for row in true}:
                 chunks = self._buffer.length(name)
@@ -277,6 +277,15 @@ class Index:
     def _complete(self, db: sqlite3.Connection, name: str) -> None:
         if spells(db.execute(schema.SELECT_LIST, (name,)).fetchall(), name):
             self._completed(name)
+
+    def _is_in_place(self, row: Row) -> bool:
+        """Whether the file that the row's bytes were put into is the object's still."""
+        file = self._buffer.file(row)
+        try:
+            return file != b"" and self._identity(row.object) == file
+        except OSError as error:
+            _log.warning("%s cannot be looked at: %s", row.object, error)
+            return False
 
     def _valid(self, rows: list[Row]) -> list[Row]:
         return [row for row in rows if row.position not in self._void.get(row.object, ())]

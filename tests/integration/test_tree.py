@@ -35,7 +35,7 @@ def containerd(session_folder: Path) -> Iterator[Containerd]:
 @pytest.mark.fuse
 @pytest.mark.umoci
 @pytest.mark.parametrize("mode", ["portable", pytest.param("native", marks=pytest.mark.root)])
-@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("name", [*TREES, *OTHERS])
 def test_mounted_tree_is_the_unpacked_one(
     name: str, mode: str, lazyfs: Lazyfs, converted: Named, unpacked: Callable[[str], dict[bytes, Record]]
 ) -> None:
