@@ -131,7 +131,9 @@ class Mounting:
         if self._verdict is None:
             self._verdict = await trio.to_thread.run_sync(probe, self._store.directory.path)
         if not self._verdict.native:
-            raise NotNative(f"this machine cannot mount natively: {self._verdict.reason}", hint="--mode portable can")
+            raise NotNative(
+                f"this machine cannot mount natively: {self._verdict.reason}", hint="`lazyfs mount --mode portable` can"
+            )
 
     async def _report(self, row: Row) -> Report:
         live = self._images.live.get(row.mount.image)

@@ -31,7 +31,9 @@ class Overlays:
             return ensure_metadata(self._store, [LayerMetadata(layer.toc_digest, layer.toc_offset) for layer in layers])
         except InvalidToc as error:
             # It was read and found good: only EROFS or overlayfs cannot hold what it describes.
-            raise NotNative(f"this image cannot be mounted natively: {error.message}", hint="--mode portable can") from error
+            raise NotNative(
+                f"this image cannot be mounted natively: {error.message}", hint="`lazyfs mount --mode portable` can"
+            ) from error
 
     def make(self, row: Row, images: tuple[Path, ...]) -> None:
         """Mount what `row` tells of, from the EROFS images of its layers, the lowest first. Raises MountFailed."""

@@ -96,6 +96,7 @@ async def _serve(options: Options, fds: FdStore) -> None:
             await service.stop()
             await service.leave(connection)
             nursery.cancel_scope.cancel()
+        await service.upkeep.stop()  # now nothing arrives any more
 
 
 class Service:
@@ -210,7 +211,6 @@ class Service:
         """What must be safe before the process ends."""
         with trio.CancelScope(shield=True):
             await self.recordings.end_all()
-            await self.upkeep.stop()
             await self.mounts.drop_layers()
 
     async def leave(self, connection: Connection) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.commands import Lazyfs
-from tests.lazyfsd import traces
+from tests.lazyfsd import moments, traces
 from tests.small_image import SmallImage, build, large_file
 
 pytestmark = pytest.mark.fuse
@@ -96,3 +96,16 @@ def test_what_is_open_is_reported_apart(lazyfs: Lazyfs, small: SmallImage) -> No
             assert file.read() == small.files[name][1:]
         lazyfs.run("prune", "--store", lazyfs.store)
         assert info(lazyfs)["held_bytes"] == 0, "what nobody has open is still held"
+
+
+@pytest.mark.root
+def test_what_lazyfsd_leaves_is_on_the_disk(lazyfs: Lazyfs, session_folder: Path) -> None:
+    """Also what was still arriving when it ended: a power cut costs nothing after a clean end."""
+    image = build(session_folder / "arriving", 3000, "arriving")
+    with lazyfs.mounted(image.converted, "--background", "on", mode="native"):
+        for _ in moments():
+            if objects(lazyfs):
+                break
+    assert traces(lazyfs.store) == []
+    assert objects(lazyfs)
+    assert info(lazyfs)["durable"]
