@@ -61,9 +61,7 @@ class Mounting:
                 live.leave()
                 raise
             try:
-                if order.background == "wait":
-                    await _follow(live, self._store, tell)
-                return await self._report(row)
+                return await self._report(row, live, order, tell)
             except trio.Cancelled:
                 await self._take_back(row)
                 raise
@@ -72,9 +70,7 @@ class Mounting:
         """The order was carried out by a process that died before it said so; the image may not have come to life again."""
         live = await self._images.bring_to_life(row.mount, order.creds, tell, lazy_only=False)
         try:
-            if order.background == "wait":
-                await _follow(live, self._store, tell)
-            return await self._report(row)
+            return await self._report(row, live, order, tell)
         finally:
             live.leave()
 
@@ -135,11 +131,11 @@ class Mounting:
                 f"this machine cannot mount natively: {self._verdict.reason}", hint="`lazyfs mount --mode portable` can"
             )
 
-    async def _report(self, row: Row) -> Report:
-        live = self._images.live.get(row.mount.image)
-        config = None
-        if live is not None:
-            config = await trio.to_thread.run_sync(self._store.document, live.image.manifest.config.digest)
+    async def _report(self, row: Row, live: LiveImage, order: MountOrder, tell: Tell) -> Report:
+        """What is told of a mount that is there, and where the order says so, when all of it has arrived."""
+        if order.background == "wait":
+            await _follow(live, self._store, tell)
+        config = await trio.to_thread.run_sync(self._store.document, live.image.manifest.config.digest)
         text = (config or b"").decode("utf-8", "replace")
         return {"directory": row.mount.directory, "image": row.mount.image, "mode": "native", "config": text, "pid": os.getpid()}
 

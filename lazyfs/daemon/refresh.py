@@ -75,9 +75,8 @@ class Refresher:
 
     def _forget_the_gone(self) -> None:
         """Names that no mounted image has any more."""
-        known = set(self._catalog.names()) if self._gate.through or self._gate.reopened else set()
-        self._gate.through &= known
-        self._gate.reopened &= known
+        for names in (self._gate.through, self._gate.reopened):
+            names.difference_update([name for name in names if not self._catalog.images_with(inode_of(name))])
 
     def _ripe(self, names: Iterable[str]) -> list[str]:
         objects = self._store.directory.objects

@@ -142,7 +142,9 @@ class Gate:
 
     def opened(self, inode: int) -> None:
         """An object is opened as the entry that it was given out as, perhaps long ago, and by a process before this one."""
-        self.reopened |= {supply.pieces[0].content.name for supply in self._catalog.find(inode)[:1]}
+        supplies = self._catalog.find(inode)
+        if supplies:
+            self.reopened.add(supplies[0].pieces[0].content.name)
 
     async def read(self, inode: int, offset: int, size: int) -> bytes | memoryview:
         """Bytes `[offset, offset + size)` of an object, fewer at its end.

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 import trio
 
 from lazyfs.errors import RangeIgnored, Unreachable
+from lazyfs.fetch.fetcher import Fetcher
 from lazyfs.fetch.piece import LayerBlob, Piece
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.format.entry import Chunk, Entry
 from lazyfs.format.member import compress_member
 from lazyfs.source.protocol import Document
+
+RANDOM = random.Random(1)
+FILES = [(b"f%04d" % number, RANDOM.randbytes(200 + 37 * number % 4000)) for number in range(400)]
+
+
+async def read_piece(fetcher: Fetcher, layer: LayerBlob, number: int) -> bytes:
+    """The whole chunk of a layer's n-th piece."""
+    piece = layer.pieces[number]
+    return bytes(await fetcher.read(layer, piece, 0, piece.chunk.size))
 
 
 def make_layer(files: Iterable[tuple[bytes, bytes]], chunk_size: int = 1 << 20) -> tuple[LayerBlob, bytes]:

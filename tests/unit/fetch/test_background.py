@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 import trio
 import trio.testing
@@ -13,26 +9,10 @@ from trio.testing import wait_all_tasks_blocked
 
 from lazyfs.errors import StoreFull
 from lazyfs.fetch.background import Background, Wanted, measure_missing
-from lazyfs.fetch.fetcher import Fetcher, open_fetcher
-from lazyfs.fetch.piece import LayerBlob
+from lazyfs.fetch.fetcher import open_fetcher
 from lazyfs.store.content import Content
 from lazyfs.store.store import Store
-from tests.unit.fetch.scripted import ScriptedSource, make_layer
-
-RANDOM = random.Random(1)
-FILES = [(b"f%04d" % number, RANDOM.randbytes(200 + 37 * number % 4000)) for number in range(400)]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(tmp_path / "store") as store:
-        yield store
-
-
-async def read_piece(fetcher: Fetcher, layer: LayerBlob, number: int) -> bytes:
-    """The whole chunk of a layer's n-th piece."""
-    piece = layer.pieces[number]
-    return bytes(await fetcher.read(layer, piece, 0, piece.chunk.size))
+from tests.unit.fetch.scripted import FILES, RANDOM, ScriptedSource, make_layer, read_piece
 
 
 async def test_background_brings_everything_and_the_prefix_first(store: Store) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,25 +12,9 @@ from trio.testing import wait_all_tasks_blocked
 
 from lazyfs.errors import DigestMismatch, Unreachable
 from lazyfs.fetch.background import measure_missing
-from lazyfs.fetch.fetcher import READ_DEADLINE, Fetcher, open_fetcher
-from lazyfs.fetch.piece import LayerBlob
+from lazyfs.fetch.fetcher import READ_DEADLINE, open_fetcher
 from lazyfs.store.store import Store
-from tests.unit.fetch.scripted import ScriptedSource, make_layer
-
-RANDOM = random.Random(1)
-FILES = [(b"f%04d" % number, RANDOM.randbytes(200 + 37 * number % 4000)) for number in range(400)]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(tmp_path / "store") as store:
-        yield store
-
-
-async def read_piece(fetcher: Fetcher, layer: LayerBlob, number: int) -> bytes:
-    """The whole chunk of a layer's n-th piece."""
-    piece = layer.pieces[number]
-    return bytes(await fetcher.read(layer, piece, 0, piece.chunk.size))
+from tests.unit.fetch.scripted import FILES, RANDOM, ScriptedSource, make_layer, read_piece
 
 
 async def test_read_brings_the_right_bytes_and_keeps_them(store: Store) -> None:

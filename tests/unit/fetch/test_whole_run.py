@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,12 +28,6 @@ FILES: list[Item] = [
     (Entry(b"small-%d" % number, "reg", size=100 + number), b"%d" % (number % 10) * (100 + number)) for number in range(20)
 ]
 TAR = tar_of([*FILES, (Entry(b"large", "reg", size=len(LARGE)), LARGE)])
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(tmp_path / "store") as opened:
-        yield opened
 
 
 class Source(Place):
