@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import msgspec
 from rich.console import Console
 
-from bench import convert, late, memory, mount_time, native, ranges, read, run, torch, whole
+from bench import convert, late, memory, metadata, mount_time, native, ranges, read, run, torch, whole
 from bench.figure import Figure
 from bench.machine import QUIET, facts, load
 from bench.place import Place, open_place
@@ -26,6 +26,7 @@ MEASUREMENTS: dict[str, Callable[[Place], list[Figure]]] = {
     "mount_time": mount_time.measure,
     "read": read.measure,
     "ranges": ranges.measure,
+    "metadata": metadata.measure,
     "native": native.measure,
     "run": run.measure,
     "late": late.measure,
@@ -33,7 +34,7 @@ MEASUREMENTS: dict[str, Callable[[Place], list[Figure]]] = {
     "memory": memory.measure,
     "torch": torch.measure,
 }
-ON_DISK = {"native", "run", "late", "whole", "torch"}
+ON_DISK = {"metadata", "native", "run", "late", "whole", "torch"}
 """What overlayfs and native mounts are to be compared on lies on a disk."""
 ONLY_BY_NAME = {"memory", "torch"}
 

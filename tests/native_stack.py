@@ -16,7 +16,7 @@ from lazyfs.format.entry import Chunk, Entry
 from lazyfs.kernel.mountinfo import mounts
 from lazyfs.kernel.mounting import unmount
 from lazyfs.native.layers import LayerMounts
-from lazyfs.native.stack import mount_stack, source_of, unmount_stack
+from lazyfs.native.stack import mount_stack, open_stack, source_of, unmount_stack
 from lazyfs.store.content import content_of
 from tests.commands import run
 
@@ -58,7 +58,7 @@ class Workshop:
     @contextmanager
     def mounted(self, images: Sequence[Path], **more: object) -> Iterator[Path]:
         """The overlay of `images`, lowest first; what of it was not unmounted inside is unmounted."""
-        mount_stack(self.at, self.layers.mounted(images), self.data, source=source_of("test"), **more)  # type: ignore[arg-type]
+        mount_stack(self.at, open_stack(self.layers.mounted(images).roots, self.data, source=source_of("test"), **more))  # type: ignore[arg-type]
         try:
             yield self.at
         finally:

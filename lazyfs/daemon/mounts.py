@@ -21,6 +21,7 @@ from typing import NamedTuple
 import msgspec
 import trio
 
+from lazyfs.daemon.first_looks import FirstLooks
 from lazyfs.daemon.images import Images, LiveImage
 from lazyfs.daemon.overlays import Overlays
 from lazyfs.daemon.recording import Recordings
@@ -49,12 +50,22 @@ class LiveMount(NamedTuple):
 class Mounts:
     """All native mounts. Not for threads, except where it says so."""
 
-    def __init__(self, store: Store, state: State, catalog: Catalog, images: Images, recordings: Recordings, ends: Ends) -> None:
+    def __init__(
+        self,
+        store: Store,
+        state: State,
+        catalog: Catalog,
+        images: Images,
+        recordings: Recordings,
+        ends: Ends,
+        looks: FirstLooks,
+    ) -> None:
         self._state = state
         self._catalog = catalog
         self._images = images
         self._recordings = recordings
         self._ends = ends
+        self._looks = looks
         self._overlays = Overlays(store.directory.path)
         self._watches: dict[int, int] = {}
         """Number of a watch: number of a mount."""
@@ -81,10 +92,13 @@ class Mounts:
             async with self._mounting:
                 row = await trio.to_thread.run_sync(self._state.add, mount)
                 try:
-                    await trio.to_thread.run_sync(self._overlays.make, row, images)
+                    new = await trio.to_thread.run_sync(self._overlays.make, row, images)
                 except BaseException:
                     await self.forget([row.number])
                     raise
+                # What is thrown away runs one command, which is waited for: nobody walks there at leisure.
+                if new and not mount.volatile:
+                    await self._begin_look(images)
             if mount.record:
                 self._recordings.begin(row.number, Path(mount.record), live.image, live.layers)
             self.live[row.number] = LiveMount(row, live.image.name, False, trio.Event(), live)
@@ -92,6 +106,12 @@ class Mounts:
             await self.listen(row)
             self._announce()
         return row
+
+    async def _begin_look(self, images: tuple[Path, ...]) -> None:
+        try:
+            self._looks.begin(await trio.to_thread.run_sync(self._overlays.open_names, images))
+        except OSError as error:
+            _log.warning("nothing can look at what has been mounted: %s", error)
 
     async def make_anew(self, row: Row, live: LiveImage) -> str:
         """Make a mount whose gate is dead once more, at its place. The answer is empty, or says why it stays as it was.

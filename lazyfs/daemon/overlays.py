@@ -15,7 +15,7 @@ from lazyfs.image.layer import Layer
 from lazyfs.mount.table import find_mount, holders
 from lazyfs.native.layers import LayerMounts
 from lazyfs.native.metadata import LayerMetadata, ensure_metadata
-from lazyfs.native.stack import mount_stack, source_of, unmount_stack
+from lazyfs.native.stack import mount_stack, open_stack, source_of, unmount_stack
 
 
 class Overlays:
@@ -35,8 +35,11 @@ class Overlays:
                 f"this image cannot be mounted natively: {error.message}", hint="`lazyfs mount --mode portable` can"
             ) from error
 
-    def make(self, row: Row, images: tuple[Path, ...]) -> None:
-        """Mount what `row` tells of, from the EROFS images of its layers, the lowest first. Raises MountFailed."""
+    def make(self, row: Row, images: tuple[Path, ...]) -> bool:
+        """Mount what `row` tells of, from the EROFS images of its layers, the lowest first. Raises MountFailed.
+
+        The answer: whether the kernel had not had some of them until now.
+        """
         gate, objects = self._store / "gate", self._store / "objects"
         # The last one has an error for all that is in none of the others (gate/gate.py).
         # A recording mount does not look for what is here: it has a gate of its own, which hears of everything.
@@ -46,9 +49,9 @@ class Overlays:
         try:
             if work:
                 work.mkdir(mode=0o700, exist_ok=True)
-            mount_stack(
-                Path(row.mount.directory),
-                self._layers.mounted(images),
+            layers = self._layers.mounted(images)
+            stack = open_stack(
+                layers.roots,
                 [*data, self._store / "arrived", gate / "nowhere"],
                 source=source_of(row.mount.image),
                 upper=upper,
@@ -56,8 +59,16 @@ class Overlays:
                 read_only=upper is None,
                 volatile=row.mount.volatile,
             )
+            mount_stack(Path(row.mount.directory), stack)
         except OSError as error:
             raise MountFailed(f"cannot mount at {row.mount.directory}: {error}") from error
+        return layers.new
+
+    def open_names(self, images: tuple[Path, ...]) -> int:
+        """A descriptor of a tree that has the names of a stack, for a first look: no mount, and none of its files' data."""
+        return open_stack(
+            self._layers.mounted(images).roots, [self._store / "objects"], source=source_of("names"), read_only=True
+        )
 
     def take_away(self, directory: Path, *, lazy: bool) -> None:
         """Unmount. Raises MountFailed, with the names of those who hold it."""

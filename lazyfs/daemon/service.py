@@ -24,6 +24,7 @@ import trio
 from lazyfs.daemon.containers import sweep
 from lazyfs.daemon.control import Tell, serve_control
 from lazyfs.daemon.fdstore import FdStore
+from lazyfs.daemon.first_looks import FirstLooks
 from lazyfs.daemon.images import Images
 from lazyfs.daemon.mounting import Mounting
 from lazyfs.daemon.mounts import Mounts
@@ -113,7 +114,7 @@ class Service:
         self.catalog = Catalog()
         self.recordings = Recordings()
         self.images = Images(store, self.catalog, nursery)
-        self.mounts = Mounts(store, state, self.catalog, self.images, self.recordings, ends)
+        self.mounts = Mounts(store, state, self.catalog, self.images, self.recordings, ends, FirstLooks(nursery))
         self.mounting = Mounting(store, self.images, self.mounts)
         self.revival = Revival(state, self.images, self.mounts)
         self.gate = Gate(store, self.catalog, self.recordings.touched)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import pairwise
 from typing import Final
 
 from lazyfs.errors import LocalError
@@ -23,35 +24,47 @@ def claim_missing(store: Store, pieces: Sequence[Piece], wanted: Piece | None, g
     """
     claimed: dict[bytes, Piece] = {}
     with ExitStack() as unclaim:
-        end = -1
-        for piece in sorted(pieces, key=lambda piece: (piece.chunk.member, piece.chunk.inner)):
-            chunk = piece.chunk
-            if chunk.digest in claimed or not is_missing(store, piece) or not store.claim(chunk.digest):
-                continue
-            unclaim.callback(store.release, chunk.digest)
-            # Whoever held the claim before may have kept the chunk since we looked.
-            needed = is_missing(store, piece) and not copied(store, piece)
-            if needed and (gaps or end < 0 or chunk.member <= end + BRIDGE):
-                claimed[chunk.digest] = piece
-                end = chunk.member_end
-                continue
-            store.release(chunk.digest)
-            if needed:
-                break
-        if wanted is not None and wanted.chunk.digest not in claimed:
+        for piece in missing_of(store, sorted(pieces, key=lambda piece: (piece.chunk.member, piece.chunk.inner))):
+            digest = piece.chunk.digest
+            if digest not in claimed and store.claim(digest):
+                unclaim.callback(store.release, digest)
+                claimed[digest] = piece
+        # Whoever held a claim before may have kept the chunk since we looked.
+        needed = to_fetch(store, list(claimed.values()))
+        if not gaps:
+            needed = needed[: _first_gap(needed)]
+        digests = {piece.chunk.digest for piece in needed}
+        if wanted is not None and wanted.chunk.digest not in digests:
             return []
         unclaim.pop_all()
-    return list(claimed.values())
+    for digest in claimed.keys() - digests:
+        store.release(digest)
+    return needed
 
 
-def copied(store: Store, piece: Piece) -> bool:
-    """Blocking. Whether the piece could be taken from another file of the store."""
+def missing_of(store: Store, pieces: Sequence[Piece]) -> list[Piece]:
+    """Blocking. Those of `pieces` that are not in the store."""
+    absent = store.missing_many([piece.content for piece in pieces])
+    return [piece for piece, numbers in zip(pieces, absent, strict=True) if piece.number in numbers]
+
+
+def to_fetch(store: Store, pieces: Sequence[Piece]) -> list[Piece]:
+    """Blocking. Those of `pieces` that are not in the store, and could not be taken from another file of it."""
+    missing = missing_of(store, pieces)
+    elsewhere = store.held_anywhere([piece.chunk.digest for piece in missing])
+    return [piece for piece in missing if piece.chunk.digest not in elsewhere or not _copied(store, piece)]
+
+
+def _first_gap(pieces: Sequence[Piece]) -> int:
+    """How many of `pieces`, which stand in blob order, no more than BRIDGE lies between."""
+    for number, (before, piece) in enumerate(pairwise(pieces), 1):
+        if piece.chunk.member > before.chunk.member_end + BRIDGE:
+            return number
+    return len(pieces)
+
+
+def _copied(store: Store, piece: Piece) -> bool:
     try:
         return store.copy_local(piece.content, piece.number)
     except LocalError:
         return False  # no room for a copy: fetched, it can at least be read
-
-
-def is_missing(store: Store, piece: Piece) -> bool:
-    """Blocking. Whether the piece is not in the store."""
-    return bool(store.missing(piece.content, piece.number, piece.number + 1))

@@ -28,7 +28,7 @@ from typing import Final
 import trio
 
 from lazyfs.errors import LazyfsError, LocalError, RangeIgnored, SourceError, Unreachable
-from lazyfs.fetch.claim import claim_missing, is_missing
+from lazyfs.fetch.claim import claim_missing, missing_of
 from lazyfs.fetch.flight import Board
 from lazyfs.fetch.piece import LayerBlob, Piece
 from lazyfs.fetch.run import Run
@@ -209,10 +209,11 @@ class Fetcher:
         first = pieces[0]
 
         def look() -> set[bytes]:
-            if not is_missing(self._store, first):
+            missing = {piece.chunk.digest for piece in missing_of(self._store, pieces)}
+            if first.chunk.digest not in missing:
                 return {piece.chunk.digest for piece in pieces}
             # The first piece's own readers would find nothing, even where an equal chunk of another file is here.
-            return {piece.chunk.digest for piece in pieces if not is_missing(self._store, piece)} - {first.chunk.digest}
+            return {piece.chunk.digest for piece in pieces} - missing
 
         here = await trio.to_thread.run_sync(look, limiter=self._readers)
         for digest in here:

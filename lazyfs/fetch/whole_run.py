@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import trio
 
 from lazyfs.errors import InvalidInput, LocalError
-from lazyfs.fetch.claim import copied, is_missing
+from lazyfs.fetch.claim import to_fetch
 from lazyfs.fetch.piece import Piece
 from lazyfs.fetch.unpack import Unpacked
 from lazyfs.format.tar import read_tar
@@ -43,7 +43,7 @@ class WholeRun(NamedTuple):
 
     def missing(self, pieces: Sequence[Piece]) -> list[Piece]:
         """Blocking. Those of `pieces` that are not here, in no file of the store."""
-        return [piece for piece in pieces if is_missing(self.store, piece) and not copied(self.store, piece)]
+        return to_fetch(self.store, pieces)
 
     async def fly(self, pieces: Sequence[Piece]) -> None:
         """Bring `pieces`, as far as they are not here when it is our turn: those are not told of.

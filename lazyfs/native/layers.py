@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from lazyfs.kernel.loop import loop_device
 from lazyfs.kernel.mountinfo import mounts
@@ -25,6 +25,13 @@ _ATTRIBUTES: Final = READ_ONLY | NO_SUID | NO_DEVICES | NO_EXEC
 """Of the mount points, which nobody but the overlays has business with; those show the files under attributes of their own."""
 
 
+class Mounted(NamedTuple):
+    """Roots of EROFS images, and whether the kernel had some of them not until now."""
+
+    roots: tuple[Path, ...]
+    new: bool
+
+
 class LayerMounts:
     """The mount points of one store. Not for two threads at once."""
 
@@ -32,22 +39,23 @@ class LayerMounts:
         # Without symbolic links, as the kernel's table names what is mounted there.
         self._directory = store.resolve() / "layers"
 
-    def mounted(self, images: Sequence[Path]) -> tuple[Path, ...]:
+    def mounted(self, images: Sequence[Path]) -> Mounted:
         """Where `images` are mounted; those that were not are mounted now. Blocking. Raises OSError; what has been mounted stays."""
         self._directory.mkdir(mode=0o700, exist_ok=True)
         kinds = {mount.path: mount.kind for mount in mounts()}
-        roots = []
+        roots, new = [], False
         for image in images:
             root = self._directory / image.name
             # Anything else in its place would be an image with other files, or with none.
             if kinds.get(root) != "erofs":
                 _mount(image, root)
+                new = True
                 kinds[root] = "erofs"
             roots.append(root)
         if not roots:  # an image may have no layers, an overlay must
             roots.append(self._directory / "none")
             roots[0].mkdir(mode=0o755, exist_ok=True)
-        return tuple(roots)
+        return Mounted(tuple(roots), new)
 
     def drop_unused(self) -> None:
         """Unmount the images that no overlay in the kernel's table is stacked on. What is busy stays. Blocking."""

@@ -23,7 +23,7 @@ from lazyfs.format.entry import Chunk, Entry
 from lazyfs.kernel.mounting import Context, attach
 from lazyfs.kernel.namespace import in_own_namespace
 from lazyfs.native.layers import mount_image
-from lazyfs.native.stack import mount_stack
+from lazyfs.native.stack import mount_stack, open_stack
 from lazyfs.store.content import content_of
 from lazyfs.store.directory import TRIAL_PREFIX
 
@@ -97,7 +97,7 @@ def _try(folder: Path) -> Verdict:
         attach(fd, root)
     finally:
         os.close(fd)
-    mount_stack(at, [root], [objects, arrived], source="lazyfs:probe")
+    mount_stack(at, open_stack([root], [objects, arrived], source="lazyfs:probe"))
     (objects / _OBJECT).unlink()  # the last data layer is the one that a miss depends on
     if (at / "file").read_bytes() != _CONTENT:
         return _refused("a file in a trial mount did not show its content")

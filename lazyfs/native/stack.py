@@ -44,8 +44,7 @@ def source_of(image: str) -> str:
     return os.fsdecode(encoded if len(encoded) <= MAX_STRING else encoded[: MAX_STRING - 3] + b"...")
 
 
-def mount_stack(
-    at: Path,
+def open_stack(
     layers: Sequence[Path],
     data: Sequence[Path],
     *,
@@ -54,11 +53,11 @@ def mount_stack(
     work: Path | None = None,
     read_only: bool = False,
     volatile: bool = False,
-) -> None:
-    """Mount at `at` the overlay of `layers`, lowest first, over the data layers `data`, first looked into first. Blocking.
+) -> int:
+    """A descriptor of the overlay of `layers`, lowest first, over the data layers `data`, first looked into first. Blocking.
 
-    `layers` are roots of EROFS images, `source` comes from `source_of`. With `upper` the mount is writable: changes go there, and
-    `work` is an empty directory beside it (the same file system, and not inside). Raises OSError; nothing is mounted at `at` then.
+    It has no place yet (kernel/mounting.py). `layers` are roots of EROFS images, `source` comes from `source_of`. With `upper` it is
+    writable: changes go there, and `work` is an empty directory beside it (the same file system, and not inside). Raises OSError.
     """
     with ExitStack() as stack:
         overlay = stack.enter_context(Context("overlay"))
@@ -78,9 +77,15 @@ def mount_stack(
             if volatile:
                 overlay.set("volatile")
         overlay.create()
-        mount = overlay.mount(READ_ONLY if read_only else 0)
-        stack.callback(os.close, mount)
-        attach(mount, at)
+        return overlay.mount(READ_ONLY if read_only else 0)
+
+
+def mount_stack(at: Path, stack: int) -> None:
+    """Give what `open_stack` gave its place at the directory `at`, and close the descriptor. Raises OSError; nothing is mounted then."""
+    try:
+        attach(stack, at)
+    finally:
+        os.close(stack)
 
 
 def unmount_stack(at: Path, *, lazy: bool = False) -> None:

@@ -10,9 +10,8 @@ import msgspec
 
 from lazyfs.kernel.page_cache import is_cached
 from lazyfs.store.blocks import BLOCK, sums_of
-from lazyfs.store.content import is_name, single_name
+from lazyfs.store.content import is_name, is_single, single_name
 from lazyfs.store.directory import clear, refusal
-from lazyfs.store.files import is_single
 from lazyfs.store.rows import Row
 from lazyfs.store.store import Store
 

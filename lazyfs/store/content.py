@@ -68,6 +68,11 @@ def list_name(chunks: Iterable[tuple[int, bytes]]) -> str:
     return SEVERAL + hashed.hexdigest()
 
 
+def is_single(name: str) -> bool:
+    """Whether the object of that name is one chunk."""
+    return name.startswith(SINGLE)
+
+
 def is_name(name: str) -> bool:
     """Whether `name` can be an object's: asked of whatever comes back from disk before it becomes a path."""
     return _NAME.match(name) is not None

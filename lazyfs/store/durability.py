@@ -28,8 +28,9 @@ from lazyfs.kernel.boot import boot_id
 from lazyfs.kernel.sync import syncfs
 from lazyfs.store import schema
 from lazyfs.store.blocks import read_checked
+from lazyfs.store.content import is_single
 from lazyfs.store.directory import Directory, refusal
-from lazyfs.store.files import Files, is_single
+from lazyfs.store.files import Files
 from lazyfs.store.index import Index
 from lazyfs.store.rows import Row
 

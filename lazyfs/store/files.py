@@ -21,7 +21,6 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from lazyfs.kernel.handle import handle_of
-from lazyfs.store.content import SINGLE
 from lazyfs.store.directory import Directory
 
 _log = logging.getLogger("lazyfs.store")
@@ -254,11 +253,6 @@ class Files:
         """Remove a file that may be gone."""
         with suppress(FileNotFoundError):
             os.unlink(path)
-
-
-def is_single(name: str) -> bool:
-    """Whether the object is one chunk."""
-    return name.startswith(SINGLE)
 
 
 def _identity(file: str | int) -> bytes:

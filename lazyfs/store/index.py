@@ -31,10 +31,9 @@ import msgspec
 
 from lazyfs.errors import LocalError, StoreFull
 from lazyfs.store import schema
-from lazyfs.store.content import is_name
+from lazyfs.store.content import is_name, is_single
 from lazyfs.store.database import Database
 from lazyfs.store.directory import Directory
-from lazyfs.store.files import is_single
 from lazyfs.store.rows import Buffer, Row, row_of, spells
 
 _log = logging.getLogger("lazyfs.store")
@@ -96,6 +95,15 @@ class Index:
         if buffered is not None:
             return [buffered]
         return self._valid(_sound(self._database.query(schema.SELECT_SAME, (digest,))))
+
+    def known(self, digests: Sequence[bytes]) -> set[bytes]:
+        """Those of the chunks that have a row somewhere, which may be void."""
+        known = {digest for digest in digests if self._buffer.with_digest(digest) is not None}
+        for at in range(0, len(digests), schema.DIGESTS_A_QUERY):
+            some = digests[at : at + schema.DIGESTS_A_QUERY]
+            padded = (*some, *[b""] * (schema.DIGESTS_A_QUERY - len(some)))  # one statement, which sqlite has compiled
+            known.update(digest for (digest,) in self._database.query(schema.SELECT_KNOWN, padded))
+        return known
 
     def rows_of(self, name: str) -> list[Row]:
         """All committed rows of one object, in order, also those that are void."""

@@ -14,8 +14,9 @@ import threading
 from contextlib import suppress
 
 from lazyfs.errors import LocalError
+from lazyfs.store.content import is_single
 from lazyfs.store.directory import Directory
-from lazyfs.store.files import Files, is_single
+from lazyfs.store.files import Files
 from lazyfs.store.index import Index
 from lazyfs.store.readers import OpenFiles
 from lazyfs.store.rows import Row

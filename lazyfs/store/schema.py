@@ -46,6 +46,8 @@ _ROW = "SELECT object, position, offset, size, digest, sums FROM chunk"
 SELECT_ROW = f"{_ROW} WHERE object = ? AND position = ?"
 SELECT_ROWS = f"{_ROW} WHERE object = ? ORDER BY position"
 SELECT_SAME = f"{_ROW} WHERE digest = ? LIMIT 8"
+DIGESTS_A_QUERY = 64
+SELECT_KNOWN = f"SELECT DISTINCT digest FROM chunk WHERE digest IN ({', '.join('?' * DIGESTS_A_QUERY)})"  # noqa: S608  question marks
 SELECT_HELD = "SELECT position, offset, size, digest FROM chunk WHERE object = ? AND position >= ? AND position < ?"
 SELECT_LIST = "SELECT size, digest FROM chunk WHERE object = ? ORDER BY position"
 SELECT_MANY = "SELECT object, position, offset, size, digest FROM json_each(?) JOIN chunk ON object = json_each.value"

@@ -18,12 +18,12 @@ from typing import Self
 from lazyfs.errors import LocalError
 from lazyfs.format.digest import Digest
 from lazyfs.store.blocks import read_checked, sums_of
-from lazyfs.store.content import Content
+from lazyfs.store.content import Content, is_single
 from lazyfs.store.directory import Directory, refusal
 from lazyfs.store.documents import Documents
 from lazyfs.store.durability import Durability, settle
 from lazyfs.store.eviction import Eviction
-from lazyfs.store.files import Files, is_single
+from lazyfs.store.files import Files
 from lazyfs.store.index import Held, Index
 from lazyfs.store.losses import Losses
 from lazyfs.store.notes import Notes
@@ -129,6 +129,10 @@ class Store:
             held = self.index.held_many([content.name for content in some])
             absent += [_absent(content, range(len(content.digests)), held.get(content.name, nothing)) for content in some]
         return absent
+
+    def held_anywhere(self, digests: Sequence[bytes]) -> set[bytes]:
+        """Those of the chunks that some file of the store has, by the index: `copy_local` may find them."""
+        return self.index.known(digests)
 
     def read(self, content: Content, index: int, start: int, length: int) -> bytes | None:
         """Bytes [start, start + length) of chunk `index`, 0 <= start <= start + length <= its size.

@@ -13,8 +13,8 @@ import pytest
 from lazyfs.daemon.orders import SOCKET_NAME
 from tests.commands import Lazyfs, run
 from tests.docker_registry import Registry
-from tests.lazyfsd import traces
-from tests.small_image import SmallImage, build, large_file, small_file
+from tests.lazyfsd import moments, traces
+from tests.small_image import SmallImage, build, build_of, large_file, small_file
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
 
@@ -237,3 +237,25 @@ def test_options_that_exclude_each_other(
     done = lazyfs.run("mount", small.converted, "DIR", "--store", lazyfs.store, *options, code=code, cwd=tmp_path)
     assert text in done.stderr.decode()
     assert not (tmp_path / "DIR").is_mount()
+
+
+def test_names_are_looked_at_before_anybody_asks(lazyfs: Lazyfs, tmp_path: Path) -> None:
+    """lazyfsd has the kernel read all metadata of what it mounts, and no file's data."""
+
+    def cached(path: Path) -> int:
+        """Bytes of a file that are in the page cache."""
+        return int(run("fincore", "--noheadings", "--bytes", "--output", "RES", path).stdout)
+
+    image = build_of(tmp_path / "image", {f"{number % 50}/{number}": b"%d" % number for number in range(3000)}).converted
+    with lazyfs.mounted(image, "--background", "off", mode="native"):
+        pass
+    metadata = max((lazyfs.store / "erofs").iterdir(), key=lambda path: path.stat().st_size)
+    with metadata.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    assert cached(metadata) < metadata.stat().st_size
+    with lazyfs.mounted(image, "--background", "off", mode="native") as root:
+        for _ in moments():
+            if cached(metadata) >= metadata.stat().st_size:
+                break
+        assert cached(metadata) >= metadata.stat().st_size
+        assert counts(lazyfs, root)["published"] == 0

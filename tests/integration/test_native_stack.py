@@ -22,7 +22,7 @@ from lazyfs.mount.table import find_mount
 from lazyfs.native.layers import LayerMounts
 from lazyfs.native.metadata import LayerMetadata, ensure_metadata
 from lazyfs.native.probe import probe
-from lazyfs.native.stack import mount_stack, reconfigure, source_of, unmount_stack
+from lazyfs.native.stack import mount_stack, open_stack, reconfigure, source_of, unmount_stack
 from lazyfs.registry.access import AccessOptions
 from lazyfs.source.open import open_source
 from lazyfs.source.reference import parse_reference
@@ -73,7 +73,7 @@ def test_complete_image_without_a_gate(
     at.mkdir()
     try:
         data = [lazyfs.store / "objects", lazyfs.store / "arrived"]
-        mount_stack(at, layers.mounted(images), data, source=source_of(name), read_only=True)
+        mount_stack(at, open_stack(layers.mounted(images).roots, data, source=source_of(name), read_only=True))
         assert not compare(expected, walk(at))
         assert IMAGES[name].expect in run("chroot", at, *IMAGES[name].probe).stdout.decode()
     finally:
@@ -220,7 +220,7 @@ def test_layers_are_shared_and_dropped(place: Workshop) -> None:
     other.mkdir()
     with place.mounted([image]) as at:
         again = LayerMounts(place.store)
-        mount_stack(other, again.mounted([image]), place.data, source=source_of("other"))
+        mount_stack(other, open_stack(again.mounted([image]).roots, place.data, source=source_of("other")))
         try:
             assert (at / "file").stat().st_ino == (other / "file").stat().st_ino
             unmount_stack(at)
@@ -265,12 +265,12 @@ def test_a_failed_mount_leaves_nothing(place: Workshop) -> None:
     damaged.write_bytes(bytes(8192))
     with pytest.raises(OSError, match="erofs"):
         place.layers.mounted([image, damaged])
-    roots = place.layers.mounted([image])
-    mount = partial(mount_stack, place.at, roots, source=source_of("x"))
+    roots = place.layers.mounted([image]).roots
+    mount = partial(open_stack, source=source_of("x"))
     with pytest.raises(OSError, match=r"datadir.*missing"):
-        mount([place.store / "missing"])
+        mount(roots, [place.store / "missing"])
     with pytest.raises(OSError, match="overlay"):
-        mount(place.data, upper=roots[0], work=roots[0])
+        mount(roots, place.data, upper=roots[0], work=roots[0])
     place.layers.drop_unused()
     assert not place.left()
 
@@ -278,7 +278,9 @@ def test_a_failed_mount_leaves_nothing(place: Workshop) -> None:
 def test_long_names_are_cut(place: Workshop) -> None:
     """An image's name that is longer than the kernel takes is cut, always alike, so that its mount is found by it."""
     name = "docker://" + "ü" * 200
-    mount_stack(place.at, place.layers.mounted([place.image("image", {b"a": b"b"})]), place.data, source=source_of(name))
+    mount_stack(
+        place.at, open_stack(place.layers.mounted([place.image("image", {b"a": b"b"})]).roots, place.data, source=source_of(name))
+    )
     try:
         mounted = find_mount(place.at)
         assert mounted is not None

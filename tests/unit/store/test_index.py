@@ -147,3 +147,17 @@ def test_an_index_replaced_by_another_process_is_joined(store: Store, directory:
         made = keep_all(store, [b"x"])
         store.index.change()
         assert read_all(other, made) == [b"x"]
+
+
+def test_known_chunks_are_found_in_one_go(store: Store) -> None:
+    """Of many digests those are told that have a row, committed or waiting, whatever file they lie in."""
+    pieces = [noise(10, seed) for seed in range(200)]
+    made = content(noise(10, 1000), *pieces)
+    store.keep(made, 0, noise(10, 1000))
+    for number, piece in enumerate(pieces[:150]):
+        store.keep(made, number + 1, piece)
+        if number == 100:
+            store.index.change()
+    digests = list(made.digests)
+    assert store.held_anywhere(digests) == set(digests[:151])
+    assert store.held_anywhere([]) == set()
