@@ -17,6 +17,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 TOP_LEVEL = {"pyproject.toml", "lazyfs", "converter", "bench", "tests", "systemd", "README.md", "LICENSE", "CHANGELOG.md", ".ci"}
 MAX_LINES = 400
+GENERATED = ("_pb2.py", "_pb2_grpc.py")
+"""How the files of .ci/generate end: nobody reads them, who wants to know reads the .proto."""
 DISPATCH = "cli"
 """The one room of lazyfs that may import converter, in one line."""
 
@@ -184,7 +186,8 @@ def test_top_level_holds_what_it_may() -> None:
 
 def test_no_file_is_too_long() -> None:
     """A source file that a reader cannot hold in the head is two files."""
-    lengths = {name: (ROOT / name).read_bytes().count(b"\n") for name in tracked() if name.endswith((".py", ".go"))}
+    written = [name for name in tracked() if name.endswith((".py", ".go")) and not name.endswith(GENERATED)]
+    lengths = {name: (ROOT / name).read_bytes().count(b"\n") for name in written}
     assert not {name: count for name, count in lengths.items() if count > MAX_LINES}
 
 
