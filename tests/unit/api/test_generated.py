@@ -14,7 +14,7 @@ from google.protobuf import descriptor_pool
 
 ROOT = Path(__file__).parents[3]
 API = ROOT / "lazyfs/api"
-CARRIED = ["lazyfs/api"]
+CARRIED = ["lazyfs/api", "tests/cri"]
 """Folders that hold a folder `proto`, and what is generated from it."""
 PROTOS = [(folder, path.relative_to(ROOT / folder / "proto")) for folder in CARRIED for path in (ROOT / folder).rglob("*.proto")]
 
