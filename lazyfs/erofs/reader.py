@@ -1,7 +1,7 @@
-"""One question to images that `write_image` made: which attributes do these layers show for a directory?
+"""One question to the layers of a stack: which attributes do they show for a directory?
 
-Looked up as overlayfs would, in the topmost image first. Images are ours and were complete when they got their name; a damaged
-one is an error here, never a guess.
+Looked up as overlayfs would, in the topmost layer first. Most are images that `write_image` made: ours, and complete when they got
+their name; a damaged one is an error here, never a guess. The others are directories (unpacked.py).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from lazyfs.erofs.ondisk import (
     XATTR_PREFIXES,
     XATTR_WHOLE_NAMES,
 )
+from lazyfs.erofs.unpacked import UnpackedLayer
 from lazyfs.erofs.xattrs import OPAQUE, unescaped
 from lazyfs.errors import StoreUnusable
 from lazyfs.format.entry import Entry, base_of, parent_of
@@ -38,24 +39,29 @@ from lazyfs.format.entry import Entry, base_of, parent_of
 _PREFIXES: Final = dict(XATTR_PREFIXES) | {index: name for name, index in XATTR_WHOLE_NAMES.items()}
 
 
-def inherited_from(images: Sequence[Path], paths: Iterable[bytes]) -> dict[bytes, Entry]:
-    """What a stack of `images` (lowest first) shows for directories: path -> entry. Left out is what it does not show as one.
+def inherited_from(layers: Sequence[Path], paths: Iterable[bytes]) -> dict[bytes, Entry]:
+    """What a stack of `layers` (images and directories, lowest first) shows for directories: path -> entry. Left out is what it does
+    not show as one.
 
-    Raises StoreUnusable for an image that cannot be read.
+    Raises StoreUnusable for a layer that cannot be read.
     """
     found: dict[bytes, Entry] = {}
     with ExitStack() as stack:
-        opened: list[_Image] = []
+        opened: list[_Image | UnpackedLayer] = []
         for path in paths:
-            for depth in range(len(images)):
+            for depth in range(len(layers)):
                 if depth == len(opened):
-                    opened.append(stack.enter_context(_Image(images[-1 - depth])))
+                    opened.append(_open(layers[-1 - depth], stack))
                 entry, covered = opened[depth].look_up(path)
                 if entry is not None:
                     found[path] = entry
                 if entry is not None or covered:
                     break
     return found
+
+
+def _open(layer: Path, stack: ExitStack) -> _Image | UnpackedLayer:
+    return stack.enter_context(UnpackedLayer(layer)) if layer.is_dir() else stack.enter_context(_Image(layer))
 
 
 class _Inode(NamedTuple):

@@ -41,8 +41,10 @@ class LayerMetadata(NamedTuple):
     toc_offset: int
 
 
-def ensure_metadata(store_directory: Path, layers: Sequence[LayerMetadata]) -> tuple[Path, ...]:
+def ensure_metadata(store_directory: Path, layers: Sequence[LayerMetadata | Path]) -> tuple[Path, ...]:
     """Blocking. The images of a stack of `layers`, both lowest first; the stack begins with the topmost layer whose root is opaque.
+
+    A layer that is a Path is a directory, which somebody else has unpacked: it is its own image.
 
     What is missing is built, by one process a CPU at the most; 0.1 ms a layer where nothing is. Raises InvalidToc for what no
     EROFS image can hold, StoreFull, StoreUnusable, LocalError. What was built until then stays.
@@ -55,14 +57,14 @@ def ensure_metadata(store_directory: Path, layers: Sequence[LayerMetadata]) -> t
     stack = _Stack(store_directory, folder)
     images: list[Path] = []
     for layer in layers:
-        image = stack.find(layer, images)
+        image = layer if isinstance(layer, Path) else stack.find(layer, images)
         if image is None:
             break
         images.append(image)
     if len(images) < len(layers):
         images = stack.build(layers, images)
-    for depth in reversed(range(len(layers))):
-        if stack.told(layers[depth]).opaque:
+    for depth, layer in reversed(list(enumerate(layers))):
+        if isinstance(layer, LayerMetadata) and stack.told(layer).opaque:
             return tuple(images[depth:])
     return tuple(images)
 
@@ -87,7 +89,7 @@ class _Stack:
         image = self._folder / _name(layer, inherited_from(below, told.implied))
         return image if _touched(image) else None
 
-    def build(self, layers: Sequence[LayerMetadata], found: Sequence[Path]) -> list[Path]:
+    def build(self, layers: Sequence[LayerMetadata | Path], found: Sequence[Path]) -> list[Path]:
         """All images, the first of which are `found`."""
         processors = len(os.sched_getaffinity(0))
         results: list[Future[Path]] = []
@@ -97,7 +99,12 @@ class _Stack:
         with Builders() as builders, ThreadPoolExecutor(processors, "lazyfs-metadata") as pool:
             # In order: who waits for the images below waits for those that started before it.
             for depth in range(len(found), len(layers)):
-                results.append(pool.submit(self._build, layers[depth], tuple(results[:depth]), builders))
+                layer = layers[depth]
+                if isinstance(layer, Path):
+                    results.append(Future())
+                    results[-1].set_result(layer)
+                else:
+                    results.append(pool.submit(self._build, layer, tuple(results[:depth]), builders))
             try:
                 return [result.result() for result in results]
             finally:
