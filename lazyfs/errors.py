@@ -9,11 +9,16 @@
     ├── SourceError             exit 4: a registry or a layout did not give what was asked (may pass)
     │   ├── NotFound · Unauthorized · Unreachable · BadAnswer
     │   └── RangeIgnored        a 200 to a range request, too far from what was asked to skip to it
-    └── LocalError              exit 5: this machine
-        ├── StoreFull           ENOSPC
-        ├── StoreUnusable
-        └── MountFailed
-            └── NotNative       this machine cannot mount natively; portably it may
+    ├── LocalError              exit 5: this machine
+    │   ├── StoreFull           ENOSPC
+    │   ├── StoreUnusable
+    │   └── MountFailed
+    │       └── NotNative       this machine cannot mount natively; portably it may
+    └── SnapshotError           what containerd asks of a snapshot cannot be: a status of gRPC
+        ├── SnapshotExists      EEXIST
+        ├── SnapshotNotFound    ENOENT
+        ├── SnapshotBusy        EBUSY: it has children, or is of another kind
+        └── BadSnapshot         EINVAL: a key, a parent, a label or a filter that is none
 
 Every message says what happened, to what, and (`hint`) what to do about it.
 """
@@ -25,6 +30,7 @@ from typing import ClassVar
 
 __all__ = [
     "BadAnswer",
+    "BadSnapshot",
     "DigestMismatch",
     "InvalidInput",
     "InvalidManifest",
@@ -37,6 +43,10 @@ __all__ = [
     "NotLazy",
     "NotNative",
     "RangeIgnored",
+    "SnapshotBusy",
+    "SnapshotError",
+    "SnapshotExists",
+    "SnapshotNotFound",
     "SourceError",
     "StoreFull",
     "StoreUnusable",
@@ -143,6 +153,34 @@ class MountFailed(LocalError):
 
 class NotNative(MountFailed):
     """No EROFS, no data-only layers in overlayfs, no root: a portable mount may do."""
+
+
+class SnapshotError(LazyfsError):
+    """What was asked of a snapshot is against containerd's rules. Nothing was changed."""
+
+
+class SnapshotExists(SnapshotError):
+    """There is a snapshot of that name (gRPC: ALREADY_EXISTS)."""
+
+    errno = _errno.EEXIST
+
+
+class SnapshotNotFound(SnapshotError):
+    """There is no snapshot of that name, or no such parent (NOT_FOUND)."""
+
+    errno = _errno.ENOENT
+
+
+class SnapshotBusy(SnapshotError):
+    """The snapshot is in no state for that: it has children, or is of another kind (FAILED_PRECONDITION)."""
+
+    errno = _errno.EBUSY
+
+
+class BadSnapshot(SnapshotError):
+    """What was said of a snapshot can be true of none: its key, parent, labels, or a filter (INVALID_ARGUMENT)."""
+
+    errno = _errno.EINVAL
 
 
 def foremost(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -1,0 +1,320 @@
+"""The snapshots of one containerd, in a sqlite file.
+
+The rules are those of containerd's own snapshotters (core/snapshots/storage/bolt.go, core/snapshots/testsuite), down to which of
+two errors is told: containerd's garbage collector and unpacker depend on them. Each method is one transaction, synced before it
+returns; nothing but sqlite happens inside one, so none waits for a mount or the network. A repeated Prepare, Commit or Remove is
+refused here: whether it is the same call again, after a crash, only the caller can tell, from `stat`.
+
+Usage is counted by object: the layers of images share files, and each is counted at the first lazy snapshot that names it.
+So the names of a layer's objects are here too, once a TOC.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+import msgspec
+
+from lazyfs.errors import BadSnapshot, SnapshotBusy, SnapshotExists, SnapshotNotFound, StoreFull, StoreUnusable
+from lazyfs.format.digest import Digest
+from lazyfs.snapshots import schema
+from lazyfs.snapshots.filters import Filter
+from lazyfs.snapshots.snapshot import LazyLayer, Snapshot
+
+FILE_NAME: Final = "snapshots.sqlite"
+_PAGE: Final = 100
+_MAX_LABEL: Final = 4096
+"""Bytes of a label's key and value together. Source: containerd, pkg/labels/validate.go."""
+
+
+class Snapshots:
+    """The open database. Blocking: for threads, any of them. A context manager.
+
+    Everything raises StoreUnusable when the file cannot be read, and what changes something StoreFull when the disk is full.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Open or create it in `directory`. Raises StoreUnusable as well for a newer format."""
+        self._path = directory / FILE_NAME
+        self._lock = threading.Lock()
+        with self._translated():
+            with suppress(FileExistsError):  # sqlite would create it with the umask's mode
+                os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+            self._db = sqlite3.connect(self._path, timeout=30, isolation_level=None, check_same_thread=False)
+            try:
+                schema.prepare(self._db, self._path)
+            except BaseException:
+                self._db.close()
+                raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """No more calls after this one."""
+        with self._lock, suppress(sqlite3.Error):
+            self._db.close()
+
+    def create(
+        self, key: str, parent: str, kind: Literal["active", "view"], labels: Mapping[str, str], *, reason: str = ""
+    ) -> Snapshot:
+        """A new snapshot on `parent`, or on nothing (`""`).
+
+        Raises SnapshotNotFound without that parent, BadSnapshot where it is not committed or key or labels cannot be,
+        SnapshotExists where the key is taken, by whatever kind of snapshot.
+        """
+        with self._transaction() as db:
+            return _insert(db, key, parent, kind, labels, reason=reason)
+
+    def commit_lazy(self, name: str, parent: str, labels: Mapping[str, str], lazy: LazyLayer) -> Snapshot:
+        """A committed snapshot, at once. Raises as `create`."""
+        with self._transaction() as db:
+            db.execute(schema.INSERT_TOC, (lazy.toc_digest,))
+            return _insert(db, name, parent, "committed", labels, lazy=lazy)
+
+    def commit(self, key: str, name: str, labels: Mapping[str, str], inodes: int, size: int, *, parent: str = "") -> Snapshot:
+        """Make a committed snapshot of an active one: same id and directory, another name, other labels, what it takes on disk.
+
+        `parent`: what it shall stand on, if it stands on nothing yet. Raises SnapshotExists where the name is taken,
+        SnapshotNotFound without that key or parent, SnapshotBusy for a snapshot that is not active, or a parent that is not
+        committed; BadSnapshot for another parent than it has, and for name and labels that cannot be.
+        """
+        _check_key(name)
+        with self._transaction() as db:
+            if _find(db, name) is not None:
+                raise SnapshotExists(f"there is a snapshot {name!r} already")
+            found = _get(db, key)
+            if found.kind != "active":
+                raise SnapshotBusy(f"the snapshot {key!r} is {_KINDS[found.kind]}: only an active one can be committed")
+            if parent and found.parent and parent != found.parent:
+                raise BadSnapshot(f"the snapshot {key!r} stands on {found.parent!r}, and cannot be committed onto {parent!r}")
+            if parent and _get(db, parent).kind != "committed":
+                raise SnapshotBusy(f"the parent {parent!r} of the snapshot {key!r} is not committed")
+            values = (found.id, name, found.parent or parent, _labels(labels), time.time_ns(), inodes, size)
+            db.execute(schema.COMMIT, values)
+            return _get(db, name)
+
+    def remove(self, key: str) -> Snapshot:
+        """Forget it, and tell what it was. Raises SnapshotNotFound; SnapshotBusy while others stand on it."""
+        with self._transaction() as db:
+            found = _get(db, key)
+            child = db.execute(schema.SELECT_CHILD, (key,)).fetchone()
+            if child is not None:
+                raise SnapshotBusy(f"the snapshot {key!r} cannot be removed: {child[0]!r} stands on it")
+            db.execute(schema.DELETE, (found.id,))
+            unused = None if found.lazy is None else db.execute(schema.SELECT_UNUSED_TOC, (found.lazy.toc_digest,)).fetchone()
+            if unused is not None:
+                db.execute(schema.DELETE_OBJECTS, unused)
+                db.execute(schema.DELETE_TOC, unused)
+            return found
+
+    def stat(self, key: str) -> Snapshot:
+        """Raises SnapshotNotFound."""
+        with self._reading() as db:
+            return _get(db, key)
+
+    def update(self, key: str, labels: Mapping[str, str], fieldpaths: Sequence[str]) -> Snapshot:
+        """Change labels: those that `fieldpaths` names (`labels.KEY`; one that `labels` lacks goes), or all (`labels`, or no path).
+
+        Raises SnapshotNotFound; BadSnapshot for paths to anything else, and labels that cannot be.
+        """
+        with self._transaction() as db:
+            found = _get(db, key)
+            changed = dict(found.labels)
+            for path in fieldpaths or ("labels",):
+                if path == "labels":
+                    changed = dict(labels)
+                elif path.startswith("labels."):
+                    label = path.removeprefix("labels.")
+                    changed[label] = labels.get(label, "")
+                else:
+                    raise BadSnapshot(f"the field {path!r} of the snapshot {key!r} cannot be changed: only labels can")
+            db.execute(schema.RELABEL, (found.id, _labels(changed), time.time_ns()))
+            return _get(db, key)
+
+    def pages(self, filters: Sequence[str] = ()) -> Iterator[tuple[Snapshot, ...]]:
+        """What any of the filters wants to see, the oldest first, some at a time; no page is empty.
+
+        Raises BadSnapshot, at once, for a filter that is none. Nothing is locked or open between two pages: what comes
+        and goes meanwhile may be seen or not, what stays is seen once.
+        """
+        return self._pages(Filter(filters))
+
+    def _pages(self, wanted: Filter) -> Iterator[tuple[Snapshot, ...]]:
+        last = 0
+        while True:
+            with self._reading() as db:
+                found = tuple(map(_snapshot, db.execute(schema.SELECT_PAGE, (last, _PAGE))))
+            if not found:
+                return
+            last = found[-1].id
+            if page := tuple(filter(wanted.matches, found)):
+                yield page
+
+    def ancestry(self, key: str) -> tuple[Snapshot, ...]:
+        """The snapshot itself, what it stands on, and so on down to the base. Raises SnapshotNotFound."""
+        chain: list[Snapshot] = []
+        with self._reading() as db:
+            while not chain or chain[-1].parent:
+                chain.append(_get(db, chain[-1].parent if chain else key))
+        return tuple(chain)
+
+    def ids(self) -> frozenset[int]:
+        """Of all snapshots: a directory of another number is nobody's."""
+        with self._reading() as db:
+            return frozenset(number for (number,) in db.execute(schema.SELECT_IDS))
+
+    def unnoted(self) -> tuple[Snapshot, ...]:
+        """Lazy snapshots whose objects nobody has noted: lazyfs was killed after `commit_lazy` and before `note_objects`."""
+        with self._reading() as db:
+            return tuple(map(_snapshot, db.execute(schema.SELECT_UNNOTED)))
+
+    def note_objects(self, toc_digest: Digest, names: Iterable[str]) -> None:
+        """What the layer of that TOC keeps in the store: for `first_named`. Nothing happens where it was noted, or no snapshot has
+        that TOC (any more).
+
+        Costs 0.2 s for 30,000 names, in which others wait.
+        """
+        ordered = sorted(set(names))  # in the order of the index: half the time
+        with self._transaction() as db:
+            found = db.execute(schema.SELECT_UNNOTED_TOC, (toc_digest,)).fetchone()
+            if found is not None:
+                db.executemany(schema.INSERT_OBJECT, ((found[0], name) for name in ordered))
+                db.execute(schema.MARK_NOTED, found)
+
+    def first_named(self, key: str) -> list[str]:
+        """The objects of this lazy snapshot that no older lazy snapshot names; none of one that is not lazy.
+
+        Raises SnapshotNotFound.
+        """
+        with self._reading() as db:
+            found = db.execute(schema.SELECT_TOC_OF, (key,)).fetchone()
+            if found is None:
+                raise SnapshotNotFound(f"there is no snapshot {key!r}")
+            number, toc = found
+            return [name for (name,) in db.execute(schema.SELECT_FIRST_NAMED, (toc, number))]
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, self._translated():
+            yield self._db
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, self._translated():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self._refusal(error) from error
+        except msgspec.DecodeError as error:
+            raise self._damaged(error) from error
+        except OSError as error:
+            kind = StoreFull if error.errno == errno.ENOSPC else StoreUnusable
+            raise kind(f"{self._path} cannot be created: {error.strerror}") from error
+
+    def _refusal(self, error: sqlite3.Error) -> StoreFull | StoreUnusable:
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+        if code == sqlite3.SQLITE_FULL:
+            return StoreFull(f"{self._path} cannot be written: {error}", hint="Make room on that disk")
+        if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
+            return self._damaged(error)
+        return StoreUnusable(f"{self._path} cannot be used: {error}")
+
+    def _damaged(self, error: Exception) -> StoreUnusable:
+        return StoreUnusable(
+            f"{self._path} is damaged: {error}",
+            hint="Remove the containers and images that containerd keeps in this snapshotter, and then the folder of that file",
+        )
+
+
+_KINDS: Final = {"active": "active", "view": "a view", "committed": "committed"}
+
+
+def _insert(
+    db: sqlite3.Connection,
+    key: str,
+    parent: str,
+    kind: Literal["active", "view", "committed"],
+    labels: Mapping[str, str],
+    *,
+    lazy: LazyLayer | None = None,
+    reason: str = "",
+) -> Snapshot:
+    _check_key(key)
+    if parent:
+        found = _find(db, parent)
+        if found is None:
+            raise SnapshotNotFound(f"the parent {parent!r} of the snapshot {key!r} does not exist")
+        if found.kind != "committed":
+            raise BadSnapshot(f"the parent {parent!r} of the snapshot {key!r} is {_KINDS[found.kind]}, not committed")
+    if _find(db, key) is not None:
+        raise SnapshotExists(f"there is a snapshot {key!r} already")
+    encoded = None if lazy is None else msgspec.json.encode(lazy)
+    toc = None if lazy is None else lazy.toc_digest
+    db.execute(schema.INSERT, (key, parent, kind, _labels(labels), time.time_ns(), encoded, reason, toc))
+    return _get(db, key)
+
+
+def _check_key(key: str) -> None:
+    if not key:
+        raise BadSnapshot("a snapshot without a key cannot be")
+
+
+def _labels(labels: Mapping[str, str]) -> bytes:
+    """As they are kept. A label without a value is none, as in containerd's own database."""
+    kept = {key: value for key, value in labels.items() if value}
+    for key, value in kept.items():
+        if not key or len(key.encode()) + len(value.encode()) > _MAX_LABEL:
+            raise BadSnapshot(f"the label {key[:64]!r} is empty, or has more than {_MAX_LABEL} bytes with its value")
+    return msgspec.json.encode(kept)
+
+
+def _find(db: sqlite3.Connection, key: str) -> Snapshot | None:
+    row = db.execute(schema.SELECT, (key,)).fetchone()
+    return None if row is None else _snapshot(row)
+
+
+def _get(db: sqlite3.Connection, key: str) -> Snapshot:
+    found = _find(db, key)
+    if found is None:
+        raise SnapshotNotFound(f"there is no snapshot {key!r}")
+    return found
+
+
+def _snapshot(row: tuple[Any, ...]) -> Snapshot:
+    number, key, parent, kind, labels, created, updated, inodes, size, lazy, reason = row
+    return Snapshot(
+        number,
+        key,
+        parent,
+        kind,
+        msgspec.json.decode(labels, type=dict[str, str]),
+        created,
+        updated,
+        inodes,
+        size,
+        None if lazy is None else msgspec.json.decode(lazy, type=LazyLayer),
+        reason,
+    )
