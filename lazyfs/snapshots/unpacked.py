@@ -1,0 +1,146 @@
+"""A layer's directory that containerd has unpacked into.
+
+containerd sets the extended attributes of a layer's tar as they come (core/diff/apply/apply_linux.go): also those that overlayfs
+obeys. An image that says `trusted.overlay.metacopy` and `trusted.overlay.redirect` of one of its files would get the bytes of
+any object in the store whose name it knows, so all such attributes go before anything is mounted on the layer; only "opaque"
+is an image's to say.
+
+The tree is hostile: nothing is opened but directories, no symbolic link is followed, no path is long, and how deep it is costs no
+file descriptors.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Final
+
+from lazyfs.errors import StoreUnusable
+
+_OVERLAY: Final = "trusted.overlay."
+_OPAQUE: Final = "trusted.overlay.opaque"
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_HELD: Final = 64
+"""Directories on the way down that stay open, so that one which is moved or removed meanwhile, by a container that runs, does not
+matter. Deeper ones are come back to through `..`."""
+
+
+def strip(directory: Path) -> int:
+    """Remove what overlayfs obeys from everything in `directory` and from itself, but that a directory is opaque; how many
+    attributes went.
+
+    Raises StoreUnusable. Costs 0.2 s for 30,000 files.
+    """
+    removed = 0
+    with _told(directory), closing(_walk(directory)) as found:
+        for folder, name, status in found:
+            # The attributes of a link, a device, a pipe: no call takes a directory's descriptor and a name (before Linux 6.13).
+            path = f"/proc/self/fd/{folder}/{name}"
+            for attribute in os.listxattr(path, follow_symlinks=False):
+                if attribute.startswith(_OVERLAY) and not (attribute == _OPAQUE and _is_opaque(path, status)):
+                    os.removexattr(path, attribute, follow_symlinks=False)
+                    removed += 1
+    return removed
+
+
+def usage(directory: Path) -> tuple[int, int]:
+    """Inodes in `directory`, itself included, and the bytes that they take on disk: what has several names counts once.
+
+    Source: containerd's continuity, fs/du_unix.go. What vanishes meanwhile is not counted. Raises StoreUnusable, also where
+    deep directories are moved meanwhile.
+    """
+    inodes = size = 0
+    seen: set[tuple[int, int]] = set()
+    with _told(directory), closing(_walk(directory)) as found:
+        for _, _, status in found:
+            if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+                if (status.st_dev, status.st_ino) in seen:
+                    continue
+                seen.add((status.st_dev, status.st_ino))
+            inodes += 1
+            size += status.st_blocks * 512
+    return inodes, size
+
+
+def _is_opaque(path: str, status: os.stat_result) -> bool:
+    return stat.S_ISDIR(status.st_mode) and os.getxattr(path, _OPAQUE, follow_symlinks=False) == b"y"
+
+
+class _Level:
+    """A directory on the way down."""
+
+    __slots__ = ("descriptor", "identity", "pending")
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        """-1 while it is not held."""
+        self.identity = (0, 0)
+        self.pending: list[str] | None = None
+        """Directories in it that are still to be visited; None before it was read."""
+
+    def release(self) -> None:
+        """Close it, and keep in mind which it is."""
+        self.identity = _identity(self.descriptor)
+        os.close(self.descriptor)
+        self.descriptor = -1
+
+    def regain(self, child: int) -> None:
+        """Open it again, as the parent of `child`. Raises OSError, ESTALE where that is another one by now."""
+        self.descriptor = os.open("..", _DIRECTORY, dir_fd=child)
+        if _identity(self.descriptor) != self.identity:
+            raise OSError(errno.ESTALE, "a directory was moved meanwhile")
+
+
+def _walk(directory: Path) -> Generator[tuple[int, str, os.stat_result], None, None]:
+    """`directory`, as `.`, and all below it on the same file system: descriptor of the directory, name in it, status."""
+    levels = [_Level(os.open(directory, _DIRECTORY))]
+    try:
+        root = os.fstat(levels[0].descriptor)
+        yield levels[0].descriptor, ".", root
+        while levels:
+            level = levels[-1]
+            if level.pending is None:
+                level.pending = []
+                with os.scandir(level.descriptor) as entries:
+                    for entry in entries:
+                        try:
+                            status = entry.stat(follow_symlinks=False)
+                        except FileNotFoundError:
+                            continue
+                        if not stat.S_ISDIR(status.st_mode):
+                            yield level.descriptor, entry.name, status
+                        elif status.st_dev == root.st_dev:
+                            yield level.descriptor, entry.name, status
+                            level.pending.append(entry.name)
+            elif level.pending:
+                try:
+                    levels.append(_Level(os.open(level.pending.pop(), _DIRECTORY, dir_fd=level.descriptor)))
+                except FileNotFoundError:
+                    continue
+                if len(levels) > _HELD:
+                    level.release()
+            else:
+                if len(levels) > 1 and levels[-2].descriptor < 0:
+                    levels[-2].regain(level.descriptor)
+                os.close(levels.pop().descriptor)
+    finally:
+        for level in levels:
+            if level.descriptor >= 0:
+                os.close(level.descriptor)
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino
+
+
+@contextmanager
+def _told(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreUnusable(f"what was unpacked into {directory} cannot be looked through: {error.strerror}") from error
