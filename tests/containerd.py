@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
@@ -22,16 +23,25 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
 [plugins."io.containerd.metadata.v1.bolt"]
   content_sharing_policy = "isolated"
 """
+PLUGIN = """[proxy_plugins.{name}]
+  type = "snapshot"
+  address = "{socket}"
+"""
 PATIENCE_S = 30
 
 
 class Containerd:
-    """`folder` has to have a short path (a socket's is at most 107 bytes) and must not be on overlayfs."""
+    """`folder` has to have a short path (a socket's is at most 107 bytes) and must not be on overlayfs.
 
-    def __init__(self, folder: Path) -> None:
+    `plugins`: snapshotters, by name, with their sockets.
+    """
+
+    def __init__(self, folder: Path, plugins: Mapping[str, Path] | None = None) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.toml").write_text(CONFIG.format(folder=folder))
+        parts = [CONFIG.format(folder=folder)]
+        parts += [PLUGIN.format(name=name, socket=socket) for name, socket in (plugins or {}).items()]
+        (folder / "config.toml").write_text("".join(parts))
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -71,7 +81,18 @@ class Containerd:
         self.ctr("--namespace", namespace, "images", "pull", "--plain-http", "--snapshotter", "overlayfs", name)
         return name
 
-    def output(self, name: str, *command: str) -> str:
+    def output(self, name: str, *command: str, snapshotter: str = "overlayfs") -> str:
         """What a command in a new container of a pulled image prints."""
-        done = self.ctr("run", "--rm", "--snapshotter", "overlayfs", name, f"test-{time.monotonic_ns()}", *command)
+        done = self.ctr("run", "--rm", "--snapshotter", snapshotter, name, f"test-{time.monotonic_ns()}", *command)
         return done.stdout.decode()
+
+    def rpull(self, reference: str, snapshotter: str) -> str:
+        """Pull as the peer's client does, with the labels that make it lazy. The reference as ctr names it."""
+        name = reference.removeprefix("docker://")
+        self.ctr("images", "rpull", "--plain-http", f"--snapshotter={snapshotter}", name, program="ctr-remote")
+        return name
+
+    def snapshots(self, snapshotter: str) -> dict[str, tuple[str, str]]:
+        """Those that containerd knows: key -> (parent, kind)."""
+        lines = self.ctr("snapshots", "--snapshotter", snapshotter, "list").stdout.decode().splitlines()[1:]
+        return {fields[0]: (fields[1] if len(fields) == 3 else "", fields[-1]) for fields in map(str.split, lines)}

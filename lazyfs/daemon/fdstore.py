@@ -41,6 +41,10 @@ class FdStore:
         """The descriptor that was handed to this process, or that it has kept since; None where there is none."""
         return self._descriptors.get(name)
 
+    def names(self, prefix: str) -> list[str]:
+        """The rest of the names that begin so."""
+        return [name.removeprefix(prefix) for name in self._descriptors if name.startswith(prefix)]
+
     def keep(self, name: str, descriptor: int) -> None:
         """Hand a duplicate of `descriptor` to the keeper; the descriptor itself belongs to the store from now on."""
         self._descriptors[name] = descriptor

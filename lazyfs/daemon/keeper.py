@@ -23,7 +23,7 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple, NoReturn
@@ -54,10 +54,10 @@ class Stored(NamedTuple):
     descriptor: int
 
 
-def keep(state: Path, command: list[str]) -> int:
+def keep(state: Path, command: list[str], sockets: Mapping[str, Path]) -> int:
     """Hold the state directory, which is ours, and run `command`, the daemon, until it ends with 0. The exit code.
 
-    Takes the whole process over: its descriptors, its output, its signals. 0 at once where the directory has a keeper.
+    `sockets`: where it shall listen besides, by the names that the daemon knows them by. Takes the whole process over: its descriptors, its output, its signals. 0 at once where the directory has a keeper.
     Raises OSError when the directory cannot be used.
     """
     os.umask(0o077)
@@ -69,20 +69,21 @@ def keep(state: Path, command: list[str]) -> int:
     except BlockingIOError:
         return 0
     log = Log(state / "logs")
-    listener = _listen(state)
+    ours = [Stored("control", _listen(state / "lazyfsd.sock")), *(Stored(name, _listen(path)) for name, path in sockets.items())]
+    ours.append(Stored("lock", lock))
     try:
-        return Keeper(command, lock, listener, log).run()
+        return Keeper(command, ours, log).run()
     finally:
-        os.close(lock)
-        os.close(listener)
+        for stored in reversed(ours):
+            os.close(stored.descriptor)
 
 
 class Keeper:
     """One daemon after the other."""
 
-    def __init__(self, command: list[str], lock: int, listener: int, log: Log) -> None:
+    def __init__(self, command: list[str], ours: Sequence[Stored], log: Log) -> None:
         self._command = command
-        self._ours = (Stored("control", listener), Stored("lock", lock))
+        self._ours = tuple(ours)
         self._log = log
         self._stored: list[Stored] = []
         self._child = 0
@@ -226,15 +227,15 @@ class Log:
                 os.ftruncate(2, 0)
 
 
-def _listen(state: Path) -> int:
+def _listen(path: Path) -> int:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    folder = os.open(state, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with suppress(FileNotFoundError):
-            os.unlink("lazyfsd.sock", dir_fd=folder)  # a dead one's: the lock is ours
+            os.unlink(path.name, dir_fd=folder)  # a dead one's: the lock is ours
         # By way of the descriptor: a socket's path must not be longer than 107 bytes, a directory's may. The umask makes it 0600.
         old = os.umask(0o177)
-        listener.bind(f"/proc/self/fd/{folder}/lazyfsd.sock")
+        listener.bind(f"/proc/self/fd/{folder}/{path.name}")
         os.umask(old)
         listener.listen(128)
     finally:

@@ -30,6 +30,7 @@ from lazyfs.errors import LocalError, MountFailed
 from lazyfs.gate.catalog import Catalog
 from lazyfs.kernel.ends import Ends
 from lazyfs.mount.table import our_mounts
+from lazyfs.native.layers import LayerMounts
 from lazyfs.store.store import Store
 
 _log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class Mounts:
         recordings: Recordings,
         ends: Ends,
         looks: FirstLooks,
+        layers: LayerMounts,
     ) -> None:
         self._state = state
         self._catalog = catalog
@@ -66,7 +68,7 @@ class Mounts:
         self._recordings = recordings
         self._ends = ends
         self._looks = looks
-        self._overlays = Overlays(store.directory.path)
+        self._overlays = Overlays(store.directory.path, layers)
         self._watches: dict[int, int] = {}
         """Number of a watch: number of a mount."""
         # One mount(2) at a time: they share the mount points of layers.

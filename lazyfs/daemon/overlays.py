@@ -1,6 +1,6 @@
 """The overlays of lazyfsd's mounts, as the kernel makes them: which layers, which data, which folder to work in.
 
-Blocking: for threads; all but `metadata` one at a time, because overlays share the mount points of their layers.
+Blocking: for threads. Overlays share the mount points of their layers, so one is made at a time.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from lazyfs.native.stack import mount_stack, open_stack, source_of, unmount_stac
 class Overlays:
     """Those of one store."""
 
-    def __init__(self, store: Path) -> None:
+    def __init__(self, store: Path, layers: LayerMounts) -> None:
         self._store = store
-        self._layers = LayerMounts(store)
+        self._layers = layers
 
     def metadata(self, layers: Sequence[Layer]) -> tuple[Path, ...]:
         """The EROFS images of a stack, the lowest first, built where they are not there. Raises LazyfsError."""
@@ -49,17 +49,18 @@ class Overlays:
         try:
             if work:
                 work.mkdir(mode=0o700, exist_ok=True)
-            layers = self._layers.mounted(images)
-            stack = open_stack(
-                layers.roots,
-                [*data, self._store / "arrived", gate / "nowhere"],
-                source=source_of(row.mount.image),
-                upper=upper,
-                work=work,
-                read_only=upper is None,
-                volatile=row.mount.volatile,
-            )
-            mount_stack(Path(row.mount.directory), stack)
+            with self._layers.lock:
+                layers = self._layers.mounted(images)
+                stack = open_stack(
+                    layers.roots,
+                    [*data, self._store / "arrived", gate / "nowhere"],
+                    source=source_of(row.mount.image),
+                    upper=upper,
+                    work=work,
+                    read_only=upper is None,
+                    volatile=row.mount.volatile,
+                )
+                mount_stack(Path(row.mount.directory), stack)
         except OSError as error:
             raise MountFailed(f"cannot mount at {row.mount.directory}: {error}") from error
         return layers.new

@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
 import trio
 
-from lazyfs.daemon.mounts import Mounts
 from lazyfs.gate.catalog import Catalog
 from lazyfs.gate.gate import Gate
 from lazyfs.gate.inode import inode_of
@@ -38,11 +36,12 @@ _SHARE: Final = 50
 class Refresher:
     """Watches over what went through the gate. One task."""
 
-    def __init__(self, store: Store, gate: Gate, catalog: Catalog, mounts: Mounts) -> None:
+    def __init__(self, store: Store, gate: Gate, catalog: Catalog, overlays_on: Callable[[set[str]], list[Path]]) -> None:
+        """`overlays_on`: where the overlays of images are mounted."""
         self._store = store
         self._gate = gate
         self._catalog = catalog
-        self._mounts = mounts
+        self._overlays_on = overlays_on
         self.rounds = 0
         """How often overlays were made to look again."""
 
@@ -70,8 +69,7 @@ class Refresher:
         """Make the overlays that may hold one of these objects drop what nobody uses."""
         images = await trio.to_thread.run_sync(self._images_of, names)
         self.rounds += 1
-        directories = [Path(mount.row.mount.directory) for mount in self._mounts.live.values() if mount.image in images]
-        await trio.to_thread.run_sync(partial(_reconfigure, directories))
+        await trio.to_thread.run_sync(_reconfigure, self._overlays_on(images))
 
     def _forget_the_gone(self) -> None:
         """Names that no mounted image has any more."""

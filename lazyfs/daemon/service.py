@@ -16,7 +16,7 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 import trio
@@ -43,9 +43,13 @@ from lazyfs.kernel.ends import Ends
 from lazyfs.kernel.mountinfo import mounted_at
 from lazyfs.mount.heap import share_arenas
 from lazyfs.mount.upkeep import Upkeep
+from lazyfs.native.layers import LayerMounts
 from lazyfs.native.stack import unmount_stack
 from lazyfs.store.in_use import InUse
 from lazyfs.store.store import Store
+
+if TYPE_CHECKING:
+    from lazyfs.daemon.plugin import Plugin
 
 _log = logging.getLogger(__name__)
 
@@ -86,6 +90,7 @@ async def _serve(options: Options, fds: FdStore) -> None:
             connection: Connection = await nursery.start(service.serve_gate, fds)
             await service.revival.begin(nursery, same_gate=connection.taken_over)
             service.catalog.begin()
+            await service.serve_containerds(fds, stack, same_gate=connection.taken_over)
             nursery.start_soon(serve_control, listener, os.geteuid(), service.carry)
             nursery.start_soon(service.mounts.watch)
             nursery.start_soon(service.refresher.run)
@@ -106,6 +111,8 @@ class Service:
     def __init__(self, options: Options, store: Store, state: State, ends: Ends, nursery: trio.Nursery) -> None:
         self._options = options
         self._store = store
+        self._nursery = nursery
+        self._layer_mounts = LayerMounts(store.directory.path)
         self._orders = 0
         self._was_asked = False
         self._ending = trio.Event()
@@ -114,12 +121,16 @@ class Service:
         self.catalog = Catalog()
         self.recordings = Recordings()
         self.images = Images(store, self.catalog, nursery)
-        self.mounts = Mounts(store, state, self.catalog, self.images, self.recordings, ends, FirstLooks(nursery))
+        self.mounts = Mounts(
+            store, state, self.catalog, self.images, self.recordings, ends, FirstLooks(nursery), self._layer_mounts
+        )
         self.mounting = Mounting(store, self.images, self.mounts)
         self.revival = Revival(state, self.images, self.mounts)
         self.gate = Gate(store, self.catalog, self.recordings.touched)
         self.operations = GateOperations(self.gate)
-        self.refresher = Refresher(store, self.gate, self.catalog, self.mounts)
+        self.plugin: Plugin | None = None
+        """What serves containerds, where there are any."""
+        self.refresher = Refresher(store, self.gate, self.catalog, self._overlays_on)
         self.upkeep = Upkeep(store, self.in_use, answered=self.gate.answered, evicted=self.refresher.look_again, alone=True)
 
     def in_use(self) -> InUse:
@@ -127,7 +138,25 @@ class Service:
         documents = set()
         for live in self.images.live.values():
             documents |= {live.image.digest, live.image.manifest.config.digest, *(layer.toc_digest for layer in live.layers)}
+        if self.plugin is not None:
+            documents |= self.plugin.documents()
         return InUse(set(self.catalog.names()), documents)
+
+    def _overlays_on(self, images: set[str]) -> list[Path]:
+        """Where overlays are mounted that show any of these images, or layers."""
+        found = [Path(mount.row.mount.directory) for mount in self.mounts.live.values() if mount.image in images]
+        return found if self.plugin is None else [*found, *self.plugin.roots_on(images)]
+
+    async def serve_containerds(self, fds: FdStore, stack: AsyncExitStack, *, same_gate: bool) -> None:
+        """Answer every containerd that we were given a socket for. Raises StoreUnusable."""
+        names = fds.names("snapshots-")
+        if not names:
+            return
+        from lazyfs.daemon.plugin import Plugin
+
+        self.plugin = Plugin(self._store, self.catalog, self._layer_mounts, self._nursery)
+        listeners = [(name, stack.enter_context(fds.listener(f"snapshots-{name}"))) for name in names]
+        await self.plugin.serve(listeners, stack, same_gate=same_gate)
 
     async def serve_gate(self, fds: FdStore, *, task_status: trio.TaskStatus[Connection]) -> None:
         """Answer the kernel until the connection has ended."""
@@ -216,7 +245,7 @@ class Service:
 
     async def leave(self, connection: Connection) -> None:
         """Take the gate away and answer until nobody needs it any more; told to end, not for long. A service leaves it to its successor."""
-        if self._options.service and self.mounts.is_used:
+        if self._options.service and (self.mounts.is_used or (self.plugin is not None and await self.plugin.has_roots())):
             return
         await connection.unmount()
         self.mounting.has_gate = False

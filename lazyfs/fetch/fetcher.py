@@ -60,12 +60,12 @@ may be waiting for what it has claimed, and no server waits for ever."""
 class Fetcher:
     """Reads chunks of one image's layers. Made by `open_fetcher`."""
 
-    def __init__(self, store: Store, source: ImageSource, nursery: trio.Nursery) -> None:
+    def __init__(self, store: Store, source: ImageSource, nursery: trio.Nursery, traffic: Traffic) -> None:
         self._store = store
         self._source = source
         self._nursery = nursery
         self._board = Board()
-        self._traffic = Traffic()
+        self._traffic = traffic
         self._windows: dict[str, Windows] = {}
         self._rangeless: set[str] = set()
         # Inflating and hashing is CPU: more jobs than cores would only share them. Reads of the store have their own
@@ -325,11 +325,14 @@ def _patience(layer: LayerBlob) -> float:
 
 
 @asynccontextmanager
-async def open_fetcher(store: Store, source: ImageSource) -> AsyncIterator[Fetcher]:
-    """A fetcher whose runs live as long as the block: leaving it cancels what is under way."""
+async def open_fetcher(store: Store, source: ImageSource, traffic: Traffic | None = None) -> AsyncIterator[Fetcher]:
+    """A fetcher whose runs live as long as the block: leaving it cancels what is under way.
+
+    Fetchers that share a `traffic` share a line: the background of each gives way to the readers of all.
+    """
     failure: LazyfsError | None = None
     async with trio.open_nursery() as nursery:
-        fetcher = Fetcher(store, source, nursery)
+        fetcher = Fetcher(store, source, nursery, traffic or Traffic())
         try:
             yield fetcher
         except LazyfsError as error:

@@ -50,6 +50,21 @@ async def resolve_image(source: ImageSource, reference: str, platform: Platform,
     With a store, what it holds is not asked for again and what arrives is kept: a digest that was resolved before
     needs no source. A tag is always asked for, because it may have moved. Raises SourceError, InvalidManifest, DigestMismatch.
     """
+    digest, document = await resolve_manifest(source, reference, platform, store)
+    name = f"{source.name}@{digest}"
+    config = parse_config(await _Documents(source, store).blob(document.config), f"the config of {name}")
+    if len(config.diff_ids) != len(document.layers):
+        raise InvalidManifest(
+            f"{name} has {len(document.layers)} layers, and its config {len(config.diff_ids)} diff IDs",
+            hint="The image was built or copied wrongly: no runtime would unpack it",
+        )
+    return Image(name, digest, document, config)
+
+
+async def resolve_manifest(
+    source: ImageSource, reference: str, platform: Platform, store: Store | None
+) -> tuple[Digest, Manifest]:
+    """The manifest that `reference` means on `platform`, without its config. As `resolve_image` otherwise."""
     documents = _Documents(source, store)
     digest, document = await documents.get(reference, "")
     if isinstance(document, Index):
@@ -57,14 +72,7 @@ async def resolve_image(source: ImageSource, reference: str, platform: Platform,
         digest, document = await documents.get(chosen.digest, chosen.media_type)
         if isinstance(document, Index):
             raise InvalidManifest(f"{source.name}@{chosen.digest} is an index inside an index: no image can be chosen from it")
-    name = f"{source.name}@{digest}"
-    config = parse_config(await documents.blob(document.config), f"the config of {name}")
-    if len(config.diff_ids) != len(document.layers):
-        raise InvalidManifest(
-            f"{name} has {len(document.layers)} layers, and its config {len(config.diff_ids)} diff IDs",
-            hint="The image was built or copied wrongly: no runtime would unpack it",
-        )
-    return Image(name, digest, document, config)
+    return digest, document
 
 
 async def load_layers(source: ImageSource, store: Store | None, image: Image) -> tuple[Layer, ...]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -33,14 +34,33 @@ class Mounted(NamedTuple):
 
 
 class LayerMounts:
-    """The mount points of one store. Not for two threads at once."""
+    """The mount points of one store. Any thread may call it.
+
+    Who stacks an overlay on what `mounted` tells holds `lock` until it is stacked: what nothing is stacked on may be unmounted.
+    """
 
     def __init__(self, store: Path) -> None:
+        self.lock = threading.RLock()
+        self._held: dict[object, tuple[Path, ...]] = {}
         # Without symbolic links, as the kernel's table names what is mounted there.
         self._directory = store.resolve() / "layers"
 
     def mounted(self, images: Sequence[Path]) -> Mounted:
         """Where `images` are mounted; those that were not are mounted now. Blocking. Raises OSError; what has been mounted stays."""
+        with self.lock:
+            return self._mounted(images)
+
+    def hold(self, owner: object, roots: tuple[Path, ...]) -> None:
+        """Keep these mounted for somebody who reads them without an overlay, until `let_go`."""
+        with self.lock:
+            self._held[owner] = roots
+
+    def let_go(self, owner: object) -> None:
+        """Nothing, where it holds nothing."""
+        with self.lock:
+            self._held.pop(owner, None)
+
+    def _mounted(self, images: Sequence[Path]) -> Mounted:
         self._directory.mkdir(mode=0o700, exist_ok=True)
         kinds = {mount.path: mount.kind for mount in mounts()}
         roots, new = [], False
@@ -59,13 +79,15 @@ class LayerMounts:
 
     def drop_unused(self) -> None:
         """Unmount the images that no overlay in the kernel's table is stacked on. What is busy stays. Blocking."""
-        there = mounts()
-        stacked = {value for mount in there if mount.kind == "overlay" for value in mount.values("lowerdir+")}
-        for mount in reversed(there):
-            if mount.kind == "erofs" and mount.path.parent == self._directory and str(mount.path) not in stacked:
-                with suppress(OSError):
-                    unmount(mount.path)
-                    mount.path.rmdir()
+        with self.lock:
+            there = mounts()
+            used = {value for mount in there if mount.kind == "overlay" for value in mount.values("lowerdir+")}
+            used |= {str(root) for roots in self._held.values() for root in roots}
+            for mount in reversed(there):
+                if mount.kind == "erofs" and mount.path.parent == self._directory and str(mount.path) not in used:
+                    with suppress(OSError):
+                        unmount(mount.path)
+                        mount.path.rmdir()
 
 
 def mount_image(image: Path, *, through_loop: bool = False) -> int:

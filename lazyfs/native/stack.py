@@ -38,9 +38,22 @@ SOURCE_PREFIX: Final = "lazyfs:"
 """How the source of an overlay of ours begins in the kernel's table; the image's name follows."""
 
 
+SNAPSHOT_PREFIX: Final = "lazyfs-snapshot:"
+"""How that of a root begins that containerd was given; the snapshot's key follows."""
+
+
 def source_of(image: str) -> str:
     """The source of an overlay of the image of that name, cut where it is longer than the kernel takes."""
-    encoded = os.fsencode(SOURCE_PREFIX + image)
+    return _cut(SOURCE_PREFIX + image)
+
+
+def snapshot_source(key: str) -> str:
+    """The source of the root of a snapshot, cut alike."""
+    return _cut(SNAPSHOT_PREFIX + key)
+
+
+def _cut(source: str) -> str:
+    encoded = os.fsencode(source)
     return os.fsdecode(encoded if len(encoded) <= MAX_STRING else encoded[: MAX_STRING - 3] + b"...")
 
 
@@ -104,6 +117,6 @@ def reconfigure(at: Path) -> None:
 
 def _ours(at: Path) -> Mount:
     mount = mounted_at(at)
-    if mount is None or mount.kind != "overlay" or not mount.source.startswith(SOURCE_PREFIX):
+    if mount is None or mount.kind != "overlay" or not mount.source.startswith((SOURCE_PREFIX, SNAPSHOT_PREFIX)):
         raise OSError(errno.EINVAL, "it is no native lazyfs mount", str(at))
     return mount

@@ -56,6 +56,8 @@ SELECT_YOUNGER = """SELECT DISTINCT object FROM chunk
 COUNT = "SELECT count(*) FROM chunk WHERE object = ?"
 SELECT_ARRIVALS = """SELECT generation, object, position FROM chunk WHERE (generation, object, position) > (?, ?, ?)
     ORDER BY generation, object, position LIMIT ?"""
+SUM_BLOCKS_OF = """SELECT count(DISTINCT object), total((size + 4095) / 4096 * 4096) FROM json_each(?)
+    JOIN chunk ON object = json_each.value"""
 SUM_BLOCKS = "SELECT sum((size + 4095) / 4096 * 4096) FROM chunk"
 _VALUES = "INTO chunk (object, position, offset, size, digest, sums, generation) VALUES (?, ?, ?, ?, ?, ?, ?)"
 INSERT = f"INSERT OR REPLACE {_VALUES}"

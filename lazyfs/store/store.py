@@ -134,6 +134,10 @@ class Store:
         """Those of the chunks that some file of the store has, by the index: `copy_local` may find them."""
         return self.index.known(digests)
 
+    def usage(self, names: Sequence[str]) -> tuple[int, int]:
+        """(files, bytes on disk) of these objects, as far as they are here: what waits for the next commit is counted after it."""
+        return self.index.usage(names)
+
     def read(self, content: Content, index: int, start: int, length: int) -> bytes | None:
         """Bytes [start, start + length) of chunk `index`, 0 <= start <= start + length <= its size.
 

@@ -16,9 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 PATIENCE_S = 60.0
-KEEP = (
-    "import sys; from pathlib import Path; from lazyfs.daemon.keeper import keep; sys.exit(keep(Path(sys.argv[1]), sys.argv[2:]))"
-)
+KEEP = "import sys; from pathlib import Path; from lazyfs.daemon.keeper import keep; sys.exit(keep(Path(sys.argv[1]), sys.argv[2:], {}))"
 DAEMON = """
 import os, signal, sys, time
 from pathlib import Path

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,7 +35,7 @@ class Setting:
         self.catalog.begin()
         self.catalog.add("image", fetcher, (layer,))
         self.gate = Gate(store, self.catalog, lambda *_: None, lambda _: False)
-        self.refresher = Refresher(store, self.gate, self.catalog, SimpleNamespace(live={}))  # type: ignore[arg-type]  # no mounts
+        self.refresher = Refresher(store, self.gate, self.catalog, lambda _: [])
         self.name = next(layer.names())
 
     async def arrive(self) -> None:

@@ -1,0 +1,293 @@
+"""Lazy layers that something uses: indexed for the gate, with somebody who brings what is missing of them.
+
+A layer lives while a container's root is stacked on it, and while the rest of its pull goes on; a snapshot that merely exists costs
+no memory. Layers of one repository share its connections and its fetcher, and all that comes from one registry gives way to
+whoever waits for that registry.
+
+Who mounts a root does not wait for its layers to be indexed: the gate does (gate/catalog.py), at the first miss.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import trio
+
+from lazyfs.errors import LazyfsError
+from lazyfs.fetch.background import Background, Wanted
+from lazyfs.fetch.fetcher import Fetcher, open_fetcher
+from lazyfs.fetch.piece import LayerBlob
+from lazyfs.fetch.traffic import Traffic
+from lazyfs.format.manifest import Descriptor
+from lazyfs.format.toc import parse_toc
+from lazyfs.gate.catalog import Catalog, LayerObjects, key_of
+from lazyfs.image.layer import TOC_DIGEST, Layer, load_layer
+from lazyfs.snapshots.snapshot import LazyLayer
+from lazyfs.source.protocol import ImageSource
+from lazyfs.store.store import Store
+
+_log = logging.getLogger(__name__)
+
+_LINGER: Final = 30.0
+"""Seconds for which an unused layer or repository stays: the next container of the image is the most probable one."""
+_FIRST_PAUSE: Final = 1.0
+_SLOWEST: Final = 60.0
+
+OpenSource = Callable[[str], ImageSource]
+"""Who holds the repository `docker://HOST/REPO`. Raises UsageError, LocalError."""
+
+
+class Uses:
+    """How many use something, and since when nobody does."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._changed = trio.Event()
+
+    def change(self, by: int) -> None:
+        """One more, or one less."""
+        self.count += by
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def wait_until_unused(self) -> None:
+        """Until nobody has used it for a while."""
+        while True:
+            while self.count:
+                await self._changed.wait()
+            with trio.move_on_after(_LINGER) as patience:
+                while not self.count:
+                    await self._changed.wait()
+            if patience.cancelled_caught and not self.count:
+                return
+
+
+class LiveRepository:
+    """Where the blobs of some layers are, and who fetches them."""
+
+    def __init__(self, name: str, source: ImageSource) -> None:
+        self.name = name
+        self.source = source
+        self.uses = Uses()
+        self.fetcher: Fetcher | None = None
+        self.ready = trio.Event()
+        self.pulls: dict[str, Wanted] = {}
+        """Layers that shall come whole, by name."""
+        self.pulls_changed = trio.Event()
+        self.trouble = ""
+
+    @contextmanager
+    def in_use(self) -> Iterator[LiveRepository]:
+        """Around a request to it."""
+        self.uses.change(+1)
+        try:
+            yield self
+        finally:
+            self.uses.change(-1)
+
+    def pull(self, name: str, wanted: Wanted | None) -> None:
+        """This layer shall come whole, or need not any more."""
+        if wanted is None:
+            self.pulls.pop(name, None)
+        else:
+            self.pulls[name] = wanted
+        self.pulls_changed.set()
+        self.pulls_changed = trio.Event()
+
+
+class LiveLayer:
+    """One lazy layer."""
+
+    def __init__(self, lazy: LazyLayer, repository: LiveRepository, layer: Layer | None) -> None:
+        self.lazy = lazy
+        self.name = name_of(lazy)
+        self.repository = repository
+        self.uses = Uses()
+        self.layer = layer
+        """What it holds, until it is indexed; None: to be read from the store."""
+        self.wanted: Wanted | None = None
+        """All of it, once it is indexed."""
+        self.indexed = trio.Event()
+        self.complete = trio.Event()
+        """All of it has come, or what has not cannot be had."""
+        self.trouble = ""
+
+
+class LazyLayers:
+    """Those that live. Not for threads."""
+
+    def __init__(self, store: Store, catalog: Catalog, nursery: trio.Nursery, open_source: OpenSource) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._nursery = nursery
+        self._open_source = open_source
+        self._traffic: dict[str, Traffic] = {}
+        self._repositories: dict[str, LiveRepository] = {}
+        self.live: dict[str, LiveLayer] = {}
+
+    def repository(self, name: str) -> LiveRepository:
+        """`docker://HOST/REPO`, whoever asks first opening it. Raises UsageError. Used only while `uses` says so, and a while longer."""
+        known = self._repositories.get(name)
+        if known is None:
+            known = self._repositories[name] = LiveRepository(name, self._open_source(name))
+            self._nursery.start_soon(self._serve_repository, known)
+        return known
+
+    def use(self, lazy: LazyLayer, layer: Layer | None = None) -> LiveLayer:
+        """The live layer, counted as used once more. `layer`, where it is at hand. Raises UsageError."""
+        name = name_of(lazy)
+        live = self.live.get(name)
+        if live is None:
+            live = self.live[name] = LiveLayer(lazy, self.repository(lazy.reference), layer)
+            live.repository.uses.change(+1)
+            self._catalog.expect(name)
+            self._nursery.start_soon(self._serve_layer, live)
+        live.uses.change(+1)
+        return live
+
+    def leave(self, name: str) -> None:
+        """One use less."""
+        live = self.live.get(name)
+        if live is not None:
+            live.uses.change(-1)
+
+    def pull(self, lazy: LazyLayer, layer: Layer | None = None) -> None:
+        """All of the layer shall come, behind what readers wait for; it lives until then. Raises UsageError."""
+        self._nursery.start_soon(self._pull, self.use(lazy, layer))
+
+    async def _pull(self, live: LiveLayer) -> None:
+        try:
+            if await trio.to_thread.run_sync(self._store.note, _completeness(live.lazy)) is None:
+                await live.indexed.wait()
+                live.repository.pull(live.name, live.wanted)
+                await live.complete.wait()
+        finally:
+            self.leave(live.name)
+
+    def stop_pull(self, name: str) -> None:
+        """No snapshot is made of this layer any more."""
+        live = self.live.get(name)
+        if live is not None:
+            live.repository.pull(name, None)
+            live.complete.set()
+
+    async def _serve_repository(self, repository: LiveRepository) -> None:
+        source = repository.source
+        traffic = self._traffic.setdefault(source.authority, Traffic())
+        try:
+            async with open_fetcher(self._store, source, traffic) as repository.fetcher:
+                repository.ready.set()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._fetch_rest, repository)
+                    await repository.uses.wait_until_unused()
+                    # At once: what is being closed must not be found by whoever comes next.
+                    del self._repositories[repository.name]
+                    nursery.cancel_scope.cancel()
+        finally:
+            with trio.CancelScope(shield=True):
+                await source.aclose()
+
+    async def _serve_layer(self, live: LiveLayer) -> None:
+        repository = live.repository
+        try:
+            await repository.ready.wait()
+            fetcher = repository.fetcher
+            assert fetcher is not None
+            layer = live.layer or await self._load(live)
+            live.layer = None
+            objects = self._catalog.known(key_of(layer))
+            if objects is None:
+                objects = await trio.to_thread.run_sync(_index, layer)
+            live.wanted = Wanted(objects.layer, layer.prefetch_end)
+            self._catalog.add(live.name, fetcher, (objects,))
+            live.indexed.set()
+            await live.uses.wait_until_unused()
+        finally:
+            if self.live.get(live.name) is live:
+                del self.live[live.name]
+                self._catalog.remove(live.name)
+            repository.pull(live.name, None)
+            repository.uses.change(-1)
+
+    async def _load(self, live: LiveLayer) -> Layer:
+        """From the store; where its TOC was lost there, from the registry, however long that takes."""
+        lazy = live.lazy
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                known = await trio.to_thread.run_sync(recall, self._store, lazy)
+                if known is None:
+                    known = await load_layer(live.repository.source, self._store, descriptor_of(lazy))
+            except LazyfsError as error:
+                if str(error) != live.trouble:
+                    _log.warning("what is missing of layer %s cannot be had: %s", lazy.digest, error)
+                live.trouble = str(error)
+                await trio.sleep(pause)
+                pause = min(2 * pause, _SLOWEST)
+            else:
+                live.trouble = ""
+                return known
+
+    async def _fetch_rest(self, repository: LiveRepository) -> None:
+        """The pulls of one repository: all landmarks' prefixes, then the rest. Begun anew when one comes or goes: what is here is seen."""
+        while True:
+            changed = repository.pulls_changed
+            pulls = dict(repository.pulls)
+            async with trio.open_nursery() as nursery:
+                if pulls:
+                    nursery.start_soon(self._bring, repository, pulls)
+                await changed.wait()
+                nursery.cancel_scope.cancel()
+
+    async def _bring(self, repository: LiveRepository, pulls: dict[str, Wanted]) -> None:
+        assert repository.fetcher is not None
+        background = Background(self._store, repository.fetcher, list(pulls.values()))
+        try:
+            await background.run()
+        except Exception as surprise:  # noqa: BLE001  the guard of what nobody asked for: it must not end the daemon for its readers
+            _log.exception("the background fetch from %s has ended", repository.name)
+            background.trouble = f"the background fetch has ended: {surprise!r}"
+        repository.trouble = background.trouble
+        for name in pulls:
+            repository.pulls.pop(name, None)
+            live = self.live.get(name)
+            if live is not None:
+                if background.finished.is_set():
+                    await trio.to_thread.run_sync(self._note_complete, live.lazy)
+                live.complete.set()
+
+    def _note_complete(self, lazy: LazyLayer) -> None:
+        try:
+            self._store.keep_note(_completeness(lazy), "yes")
+        except LazyfsError as error:
+            _log.info("a restart will look once more whether layer %s is complete: %s", lazy.digest, error)
+
+
+def name_of(lazy: LazyLayer) -> str:
+    """What a live layer goes by in the catalog: where it is, and which TOC is believed of it."""
+    return f"{lazy.reference}@{lazy.digest} {lazy.toc_digest}"
+
+
+def descriptor_of(lazy: LazyLayer) -> Descriptor:
+    """The layer as a manifest would name it."""
+    return Descriptor(lazy.media_type, lazy.digest, lazy.size, {TOC_DIGEST: lazy.toc_digest}, None, {})
+
+
+def recall(store: Store, lazy: LazyLayer) -> Layer | None:
+    """Blocking. The layer, if its TOC is in the store."""
+    data = store.document(lazy.toc_digest)
+    if data is None:
+        return None
+    entries = parse_toc(data, lazy.toc_offset, f"layer {lazy.digest}")
+    return Layer(descriptor_of(lazy), lazy.toc_digest, lazy.toc_offset, entries)
+
+
+def _index(layer: Layer) -> LayerObjects:
+    return LayerObjects(key_of(layer), LayerBlob.of(layer))
+
+
+def _completeness(lazy: LazyLayer) -> str:
+    return f"complete {lazy.toc_digest}"

@@ -1,0 +1,62 @@
+"""What containerd is told to mount: pure values, and where a snapshot's directories are.
+
+Stacks without a lazy layer are told word for word as containerd's own overlayfs snapshotter tells them (plugins/snapshots/overlay):
+whoever reads them out of a mount's options, as the unpacker and the differ do, finds what it knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from lazyfs.snapshots.snapshot import Snapshot
+
+
+class Mount(NamedTuple):
+    """One mount, in containerd's words."""
+
+    type: str
+    source: str
+    options: tuple[str, ...]
+
+
+class Place(NamedTuple):
+    """The folder of one containerd's snapshots; each has one of its own, named by its number."""
+
+    folder: Path
+
+    def of(self, number: int) -> Path:
+        """All that belongs to a snapshot."""
+        return self.folder / str(number)
+
+    def fs(self, number: int) -> Path:
+        """The files of an unpacked layer, or what a container has changed."""
+        return self.of(number) / "fs"
+
+    def work(self, number: int) -> Path:
+        """Where overlayfs works, of an active one."""
+        return self.of(number) / "work"
+
+    def root(self, number: int) -> Path:
+        """Where we mount the overlay of a stack that has lazy layers."""
+        return self.of(number) / "root"
+
+
+def bind(source: Path, *, read_only: bool) -> tuple[Mount, ...]:
+    """A directory as it is."""
+    return (Mount("bind", str(source), ("ro" if read_only else "rw", "rbind")),)
+
+
+def ordinary(snapshot: Snapshot, place: Place, lower: Sequence[Path], *, index_off: bool) -> tuple[Mount, ...]:
+    """The mounts of a snapshot on the directories `lower`, the lowest first. `index_off`: overlayfs here knows that option."""
+    read_only = snapshot.kind == "view"
+    if not lower:
+        return bind(place.fs(snapshot.id), read_only=read_only)
+    if read_only and len(lower) == 1:
+        return bind(lower[0], read_only=True)
+    options = ["index=off"] if index_off else []
+    if not read_only:
+        options += [f"workdir={place.work(snapshot.id)}", f"upperdir={place.fs(snapshot.id)}"]
+    options.append("lowerdir=" + ":".join(map(str, reversed(lower))))
+    return (Mount("overlay", "overlay", tuple(options)),)

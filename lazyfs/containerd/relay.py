@@ -1,0 +1,55 @@
+"""From the socket that outlives us to grpcio's, which cannot.
+
+grpcio cannot take over a listening socket, and unlinks a living one at the path that it is given. So the socket that containerd
+knows is held by whoever keeps our descriptors (lazyfs/daemon/fdstore.py): while no daemon runs, callers wait in its queue. The daemon
+accepts there, and passes bytes to and from grpcio's own socket, in a folder that nobody else can enter.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import trio
+
+_log = logging.getLogger(__name__)
+
+_PIECE: Final = 64 << 10
+_PAUSE: Final = 0.1
+
+
+async def relay(listener: socket.socket, target: Path) -> None:
+    """Accept until cancelled; connections end then."""
+    accepting = trio.socket.from_stdlib_socket(listener)
+    async with trio.open_nursery() as nursery:
+        while True:
+            try:
+                connection, _ = await accepting.accept()
+            except OSError as error:  # no descriptors left: callers wait
+                _log.warning("a call of containerd has to wait: %s", error)
+                await trio.sleep(_PAUSE)
+                continue
+            nursery.start_soon(_serve, trio.SocketStream(connection), target)
+
+
+async def _serve(caller: trio.SocketStream, target: Path) -> None:
+    async with caller:
+        try:
+            server = await trio.open_unix_socket(str(target))
+        except OSError as error:
+            _log.warning("a call of containerd cannot be served: %s", error)
+            return
+        async with server, trio.open_nursery() as nursery:
+            nursery.start_soon(_pass_on, caller, server, nursery.cancel_scope)
+            await _pass_on(server, caller, nursery.cancel_scope)
+
+
+async def _pass_on(source: trio.SocketStream, sink: trio.SocketStream, both: trio.CancelScope) -> None:
+    """gRPC ends both directions together."""
+    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        while data := await source.receive_some(_PIECE):
+            await sink.send_all(data)
+    both.cancel()

@@ -1,0 +1,169 @@
+"""From what containerd says of a layer to all that it takes to mount it: its blob's size and its TOC, from the registry or the store.
+
+The labels name the layer and the TOC that containerd's own, verified manifest vouches for; they do not say how large the blob is. So
+the manifest is asked for once an image. What it says beyond that is a hint: a wrong size ends in a TOC that does not match. It
+also names the image's other layers, which will be asked for next: they are resolved at the same time, and so are the EROFS
+images of the whole stack, into the store only. Nothing of that is a snapshot before containerd asks for it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+import trio
+
+from lazyfs.containerd.lazy_layers import LazyLayers
+from lazyfs.errors import BadAnswer, LazyfsError, Unreachable, UsageError
+from lazyfs.format.manifest import Descriptor, Manifest, this_platform
+from lazyfs.image.image import resolve_manifest
+from lazyfs.image.layer import TOC_DIGEST, Layer, load_layer
+from lazyfs.native.metadata import LayerMetadata, ensure_metadata
+from lazyfs.snapshots.labels import Claim
+from lazyfs.snapshots.snapshot import LazyLayer
+from lazyfs.source.reference import parse_reference
+from lazyfs.store.store import Store
+
+_log = logging.getLogger(__name__)
+
+_MEMORY: Final = 60.0
+"""Seconds for which an image is remembered, with the layers that nobody has asked for; after that its tag may mean another one."""
+_PATIENCE: Final = 60.0
+"""Seconds for a manifest, and for a TOC: what one Prepare may wait for is bounded there."""
+
+
+class Resolved(NamedTuple):
+    """A layer that may be mounted lazily."""
+
+    lazy: LazyLayer
+    layer: Layer
+
+
+class _Image:
+    """One image that containerd is pulling."""
+
+    def __init__(self) -> None:
+        self.manifest: Manifest | None = None
+        self.failure: LazyfsError | None = None
+        self.known = trio.Event()
+        """The manifest is here, or cannot be had."""
+        self.loads: dict[str, _Load] = {}
+
+
+class _Load:
+    """One layer on its way, with one TOC digest."""
+
+    def __init__(self) -> None:
+        self.layer: Layer | None = None
+        self.failure: LazyfsError | None = None
+        self.ended = trio.Event()
+
+
+class Resolving:
+    """Resolves layers, each once. Not for threads."""
+
+    def __init__(self, store: Store, layers: LazyLayers, nursery: trio.Nursery) -> None:
+        self._store = store
+        self._layers = layers
+        self._nursery = nursery
+        self._images: dict[tuple[str, str], _Image] = {}
+        # Two at once would build the same images twice.
+        self._building = trio.Lock()
+
+    async def resolve(self, claim: Claim) -> Resolved:
+        """The layer of `claim`. Raises LazyfsError: it cannot be lazy. Cancelled: what is under way arrives all the same."""
+        reference = parse_reference(f"docker://{claim.reference}")
+        if reference.transport != "docker":
+            raise UsageError(f"{claim.reference} names no registry")
+        repository = f"docker://{reference.location}"
+        selector = claim.manifest_digest or reference.selector
+        image = self._images.get((repository, selector))
+        if image is None or image.failure is not None:
+            image = self._images[repository, selector] = _Image()
+            self._nursery.start_soon(self._follow, image, repository, selector)
+        await image.known.wait()
+        if image.failure is not None:
+            raise image.failure
+        assert image.manifest is not None
+        named = next((layer for layer in image.manifest.layers if layer.digest == claim.digest), None)
+        if named is None:
+            raise BadAnswer(f"the manifest of {claim.reference} does not name layer {claim.digest}: the tag may have moved")
+        # The TOC that is believed is the one that containerd's manifest vouches for.
+        vouched = msgspec.structs.replace(named, annotations={**named.annotations, TOC_DIGEST: claim.toc_digest})
+        load = self._load(image, repository, vouched)
+        await load.ended.wait()
+        image.loads.pop(_key(vouched), None)  # from here on it is in use, or nobody's
+        if load.failure is not None:
+            raise load.failure
+        assert load.layer is not None
+        layer = load.layer
+        lazy = LazyLayer(
+            repository, layer.digest, layer.descriptor.size, layer.descriptor.media_type, layer.toc_digest, layer.toc_offset
+        )
+        return Resolved(lazy, layer)
+
+    async def build(self, stack: Sequence[LayerMetadata | Path]) -> tuple[Path, ...]:
+        """The EROFS images of a stack (native/metadata.py), built where they are not there. Raises LazyfsError."""
+        async with self._building:
+            return await trio.to_thread.run_sync(ensure_metadata, self._store.directory.path, stack)
+
+    async def _follow(self, image: _Image, repository: str, selector: str) -> None:
+        """All that there is to do for an image, and the end of its memory."""
+        try:
+            await self._find_manifest(image, repository, selector)
+            image.known.set()
+            if image.manifest is not None:
+                await self._resolve_ahead(image, image.manifest, repository)
+                await trio.sleep(_MEMORY)
+        finally:
+            if self._images.get((repository, selector)) is image:
+                del self._images[repository, selector]
+
+    async def _find_manifest(self, image: _Image, repository: str, selector: str) -> None:
+        try:
+            with self._layers.repository(repository).in_use() as live, trio.fail_after(_PATIENCE):
+                _, image.manifest = await resolve_manifest(live.source, selector, this_platform(), self._store)
+        except trio.TooSlowError:
+            image.failure = Unreachable(f"{repository} did not bring the manifest of {selector} within {_PATIENCE:.0f} s")
+        except LazyfsError as error:
+            image.failure = error
+
+    async def _resolve_ahead(self, image: _Image, manifest: Manifest, repository: str) -> None:
+        """Every layer of an image that looks lazy, and their EROFS images."""
+        loads = [self._load(image, repository, layer) for layer in manifest.layers if TOC_DIGEST in layer.annotations]
+        for load in loads:
+            await load.ended.wait()
+        if len(loads) == len(manifest.layers) and all(load.layer for load in loads):
+            stack = [LayerMetadata(load.layer.toc_digest, load.layer.toc_offset) for load in loads if load.layer]
+            try:
+                await self.build(stack)
+            except LazyfsError as error:
+                _log.info("the layers of %s are looked at one by one: %s", repository, error)
+
+    def _load(self, image: _Image, repository: str, descriptor: Descriptor) -> _Load:
+        key = _key(descriptor)
+        load = image.loads.get(key)
+        if load is None or load.failure is not None:
+            load = image.loads[key] = _Load()
+            self._nursery.start_soon(self._bring, load, repository, descriptor)
+        return load
+
+    async def _bring(self, load: _Load, repository: str, descriptor: Descriptor) -> None:
+        try:
+            with self._layers.repository(repository).in_use() as live, trio.fail_after(_PATIENCE):
+                load.layer = await load_layer(live.source, self._store, descriptor)
+        except trio.TooSlowError:
+            load.failure = Unreachable(
+                f"{repository} did not bring the TOC of layer {descriptor.digest} within {_PATIENCE:.0f} s"
+            )
+        except LazyfsError as error:
+            load.failure = error
+        finally:
+            load.ended.set()
+
+
+def _key(descriptor: Descriptor) -> str:
+    return f"{descriptor.digest} {descriptor.annotations[TOC_DIGEST]}"

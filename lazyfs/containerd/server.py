@@ -1,0 +1,165 @@
+"""containerd's snapshots service over a Snapshotter.
+
+grpcio's server has threads of its own; each call enters trio through its token, and waits there. What a call raises becomes a status
+of gRPC, by which containerd decides what to do next: AlreadyExists of a Prepare is the good news that a layer is lazy.
+
+Source: containerd, api/services/snapshots/v1/snapshots.proto and core/snapshots/proxy.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Final, NoReturn, TypeVar
+
+import grpc
+import trio
+from google.protobuf import empty_pb2
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from lazyfs.api.services.snapshots.v1 import snapshots_pb2 as messages
+from lazyfs.api.services.snapshots.v1 import snapshots_pb2_grpc as services
+from lazyfs.api.types import mount_pb2
+from lazyfs.containerd.mounts import Mount
+from lazyfs.containerd.snapshotter import Snapshotter
+from lazyfs.errors import (
+    BadSnapshot,
+    LazyfsError,
+    SnapshotBusy,
+    SnapshotExists,
+    SnapshotNotFound,
+    StoreFull,
+    foremost,
+)
+from lazyfs.snapshots.snapshot import Snapshot
+
+_log = logging.getLogger(__name__)
+
+_THREADS: Final = 32
+"""Calls at once: as many containers may start together before one waits."""
+_GRACE: Final = 5.0
+_MAX_MESSAGE: Final = 16 << 20
+_STATUS: Final = (
+    (SnapshotExists, grpc.StatusCode.ALREADY_EXISTS),
+    (SnapshotNotFound, grpc.StatusCode.NOT_FOUND),
+    (SnapshotBusy, grpc.StatusCode.FAILED_PRECONDITION),
+    (BadSnapshot, grpc.StatusCode.INVALID_ARGUMENT),
+    (StoreFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
+)
+_KIND: Final = {"view": messages.VIEW, "active": messages.ACTIVE, "committed": messages.COMMITTED}
+T = TypeVar("T")
+
+
+@asynccontextmanager
+async def serving(snapshotter: Snapshotter, socket: Path) -> AsyncIterator[None]:
+    """Answer at a unix socket inside of the block; calls under way get a while at its end. Raises RuntimeError where it cannot."""
+    server = grpc.server(
+        ThreadPoolExecutor(_THREADS, thread_name_prefix="lazyfs-grpc"),
+        options=[("grpc.max_receive_message_length", _MAX_MESSAGE), ("grpc.so_reuseport", 0)],
+    )
+    services.add_SnapshotsServicer_to_server(_Service(snapshotter, trio.lowlevel.current_trio_token()), server)
+    server.add_insecure_port(f"unix:{socket}")
+    server.start()
+    try:
+        yield
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(server.stop(_GRACE).wait)
+
+
+class _Service(services.SnapshotsServicer):
+    """One containerd's calls."""
+
+    def __init__(self, snapshotter: Snapshotter, token: trio.lowlevel.TrioToken) -> None:
+        self._snapshotter = snapshotter
+        self._token = token
+
+    def Prepare(
+        self, request: messages.PrepareSnapshotRequest, context: grpc.ServicerContext
+    ) -> messages.PrepareSnapshotResponse:
+        call = partial(self._snapshotter.prepare, request.key, request.parent, dict(request.labels))
+        return messages.PrepareSnapshotResponse(mounts=map(_mount, self._enter(call, context)))
+
+    def View(self, request: messages.ViewSnapshotRequest, context: grpc.ServicerContext) -> messages.ViewSnapshotResponse:
+        call = partial(self._snapshotter.prepare, request.key, request.parent, dict(request.labels), "view")
+        return messages.ViewSnapshotResponse(mounts=map(_mount, self._enter(call, context)))
+
+    def Mounts(self, request: messages.MountsRequest, context: grpc.ServicerContext) -> messages.MountsResponse:
+        call = partial(self._snapshotter.mounts, request.key)
+        return messages.MountsResponse(mounts=map(_mount, self._enter(call, context)))
+
+    def Commit(self, request: messages.CommitSnapshotRequest, context: grpc.ServicerContext) -> empty_pb2.Empty:
+        self._enter(partial(self._snapshotter.commit, request.key, request.name, dict(request.labels)), context)
+        return empty_pb2.Empty()
+
+    def Remove(self, request: messages.RemoveSnapshotRequest, context: grpc.ServicerContext) -> empty_pb2.Empty:
+        self._enter(partial(self._snapshotter.remove, request.key), context)
+        return empty_pb2.Empty()
+
+    def Stat(self, request: messages.StatSnapshotRequest, context: grpc.ServicerContext) -> messages.StatSnapshotResponse:
+        return messages.StatSnapshotResponse(info=_info(self._enter(partial(self._snapshotter.stat, request.key), context)))
+
+    def Update(self, request: messages.UpdateSnapshotRequest, context: grpc.ServicerContext) -> messages.UpdateSnapshotResponse:
+        paths = list(request.update_mask.paths)
+        call = partial(self._snapshotter.update, request.info.name, dict(request.info.labels), paths)
+        return messages.UpdateSnapshotResponse(info=_info(self._enter(call, context)))
+
+    def List(
+        self, request: messages.ListSnapshotsRequest, context: grpc.ServicerContext
+    ) -> Iterator[messages.ListSnapshotsResponse]:
+        try:
+            for page in self._snapshotter.pages(list(request.filters)):
+                yield messages.ListSnapshotsResponse(info=map(_info, page))
+        except LazyfsError as error:
+            _refuse(error, context)
+
+    def Usage(self, request: messages.UsageRequest, context: grpc.ServicerContext) -> messages.UsageResponse:
+        found = self._enter(partial(self._snapshotter.usage, request.key), context)
+        return messages.UsageResponse(size=found.size, inodes=found.inodes)
+
+    def Cleanup(self, request: messages.CleanupRequest, context: grpc.ServicerContext) -> empty_pb2.Empty:
+        self._enter(self._snapshotter.cleanup, context)
+        return empty_pb2.Empty()
+
+    def _enter(self, call: Callable[[], Awaitable[T]], context: grpc.ServicerContext) -> T:
+        """The guard of this border: what fails is told as a status, and the daemon goes on."""
+        try:
+            return trio.from_thread.run(call, trio_token=self._token)
+        except (trio.RunFinishedError, trio.Cancelled):
+            context.abort(grpc.StatusCode.UNAVAILABLE, "lazyfsd is ending")
+        except Exception as surprise:  # noqa: BLE001
+            error = foremost(surprise) if isinstance(surprise, BaseExceptionGroup) else surprise
+            if isinstance(error, LazyfsError):
+                _refuse(error, context)
+            _log.error("surprise in a call of containerd", exc_info=surprise)
+            context.abort(grpc.StatusCode.INTERNAL, f"lazyfsd failed: {error!r}; its log has the traceback")
+
+
+def _refuse(error: LazyfsError, context: grpc.ServicerContext) -> NoReturn:
+    status = next((status for kind, status in _STATUS if isinstance(error, kind)), grpc.StatusCode.UNAVAILABLE)
+    context.abort(status, str(error))
+
+
+def _mount(mount: Mount) -> mount_pb2.Mount:
+    return mount_pb2.Mount(type=mount.type, source=mount.source, options=mount.options)
+
+
+def _info(snapshot: Snapshot) -> messages.Info:
+    return messages.Info(
+        name=snapshot.key,
+        parent=snapshot.parent,
+        kind=_KIND[snapshot.kind],
+        created_at=_time(snapshot.created_ns),
+        updated_at=_time(snapshot.updated_ns),
+        labels=snapshot.labels,
+    )
+
+
+def _time(nanoseconds: int) -> Timestamp:
+    time = Timestamp()
+    time.FromNanoseconds(nanoseconds)
+    return time

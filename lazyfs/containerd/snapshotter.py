@@ -1,0 +1,315 @@
+"""The snapshotter of one containerd: what Prepare, Mounts, Commit and their likes do.
+
+A Prepare that names its target (`containerd.io/snapshot.ref`) is containerd asking for a layer: one that can be lazy is committed at
+once, and the answer is that it exists already; containerd then neither fetches nor unpacks it. Whatever stands in the way of that
+is no error, which would end the whole pull, but a reason: the answer is an ordinary directory, and containerd unpacks the layer.
+
+containerd's garbage collector calls Remove, List and Cleanup while it holds a lock of its own: they wait for sqlite, and for
+nothing else. What has to be unmounted and removed from the disk for them is, behind their backs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Final, Literal, NamedTuple
+
+import trio
+
+from lazyfs.containerd.lazy_layers import LazyLayers, name_of, recall
+from lazyfs.containerd.mounts import Mount, Place, bind, ordinary
+from lazyfs.containerd.resolving import Resolving
+from lazyfs.containerd.roots import INDEX_OFF, Roots
+from lazyfs.erofs.reader import inherited_from
+from lazyfs.errors import LazyfsError, LocalError, SnapshotBusy, SnapshotExists, SnapshotNotFound, StoreUnusable
+from lazyfs.fetch.piece import pieces_of
+from lazyfs.format.digest import Digest, digest_of
+from lazyfs.native.layers import LayerMounts
+from lazyfs.native.metadata import LayerMetadata, ensure_metadata
+from lazyfs.snapshots.database import Snapshots
+from lazyfs.snapshots.labels import REMOTE, REMOTE_VALUE, TARGET, Claim, Ordinary, is_extract, read_labels
+from lazyfs.snapshots.snapshot import LazyLayer, Snapshot
+from lazyfs.snapshots.unpacked import strip, usage
+from lazyfs.store.store import Store
+
+_log = logging.getLogger(__name__)
+
+DEADLINE: Final = 10.0
+"""Seconds that a Prepare may spend on making a layer lazy: containerd holds a lock meanwhile."""
+
+
+class Usage(NamedTuple):
+    """What a snapshot takes on disk."""
+
+    inodes: int
+    size: int
+    """Bytes."""
+
+
+class Snapshotter:
+    """One containerd's. Not for threads, except where it says so."""
+
+    def __init__(
+        self,
+        store: Store,
+        folder: Path,
+        layers: LazyLayers,
+        resolving: Resolving,
+        mounts: LayerMounts,
+        nursery: trio.Nursery,
+    ) -> None:
+        """`folder` is its own, STORE/containerd/NAME. Blocking. Raises StoreUnusable."""
+        self._store = store
+        self._layers = layers
+        self._resolving = resolving
+        self._nursery = nursery
+        self._place = Place(folder / "snapshots")
+        try:
+            self._place.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreUnusable(f"{self._place.folder} cannot be made: {error.strerror}") from error
+        self.snapshots = Snapshots(folder)
+        self.roots = Roots(store.directory.path, self._place, mounts)
+        self.tocs: Counter[Digest] = Counter()
+        """Of all lazy snapshots: those must stay in the store."""
+        self._stacked: dict[int, tuple[str, ...]] = {}
+        """By the number of a snapshot whose root is mounted: the live layers that it uses."""
+
+    def close(self) -> None:
+        """Mounts stay. Blocking."""
+        self.snapshots.close()
+
+    async def start(self) -> None:
+        """What a new process does about what the earlier one left: layers of mounted roots live again, pulls go on, leftovers go."""
+        mounted = await trio.to_thread.run_sync(self.roots.mounted)
+        wanted: dict[str, LazyLayer] = {}
+        for snapshot in await trio.to_thread.run_sync(lambda: [each for page in self.snapshots.pages() for each in page]):
+            if snapshot.lazy is not None:
+                wanted[name_of(snapshot.lazy)] = snapshot.lazy
+                self.tocs[snapshot.lazy.toc_digest] += 1
+            elif snapshot.id in mounted:
+                self._use(snapshot, await trio.to_thread.run_sync(self.snapshots.ancestry, snapshot.key))
+        for lazy in wanted.values():
+            self._layers.pull(lazy)
+        for snapshot in await trio.to_thread.run_sync(self.snapshots.unnoted):
+            self._nursery.start_soon(self._note_objects, snapshot)
+        self._nursery.start_soon(self.cleanup)
+
+    async def prepare(
+        self, key: str, parent: str, labels: Mapping[str, str], kind: Literal["active", "view"] = "active"
+    ) -> tuple[Mount, ...]:
+        """A new snapshot, and what to mount for it. Raises SnapshotExists for a layer that is lazy; SnapshotError, LocalError."""
+        asked = read_labels(labels) if kind == "active" else Ordinary("")
+        reason = asked.reason if isinstance(asked, Ordinary) else await self._commit_lazy(asked, parent, labels)
+        if reason:
+            _log.warning("%s is not lazy: the layer %s", key, reason)
+        snapshot = await trio.to_thread.run_sync(partial(self._create, key, parent, kind, labels, reason))
+        try:
+            return await self._mounts_of(snapshot)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self._take_back(snapshot)
+            raise
+
+    async def mounts(self, key: str) -> tuple[Mount, ...]:
+        """What to mount for an active snapshot or a view. Raises SnapshotNotFound, SnapshotBusy; LocalError."""
+        snapshot = await trio.to_thread.run_sync(self.snapshots.stat, key)
+        if snapshot.kind == "committed":
+            raise SnapshotBusy(f"the snapshot {key!r} is committed: it is mounted by preparing another one on it")
+        return await self._mounts_of(snapshot)
+
+    async def commit(self, key: str, name: str, labels: Mapping[str, str]) -> None:
+        """Make a committed snapshot of an active one. Raises SnapshotError, LocalError."""
+        snapshot = await trio.to_thread.run_sync(self.snapshots.stat, key)
+        await trio.to_thread.run_sync(self._commit, snapshot, name, labels)
+        self._leave(snapshot.id)
+
+    async def remove(self, key: str) -> None:
+        """Forget a snapshot; what it had goes later. Raises SnapshotError, LocalError."""
+        snapshot = await trio.to_thread.run_sync(self.snapshots.remove, key)
+        self._leave(snapshot.id)
+        if snapshot.lazy is not None:
+            self.tocs[snapshot.lazy.toc_digest] -= 1
+            self._nursery.start_soon(self._stop_pull, snapshot.lazy)
+        self._nursery.start_soon(trio.to_thread.run_sync, self.roots.remove, snapshot.id)
+
+    async def stat(self, key: str) -> Snapshot:
+        """Raises SnapshotNotFound."""
+        return await trio.to_thread.run_sync(self.snapshots.stat, key)
+
+    async def update(self, key: str, labels: Mapping[str, str], fieldpaths: Sequence[str]) -> Snapshot:
+        """Change labels. Raises SnapshotNotFound, BadSnapshot."""
+        return await trio.to_thread.run_sync(self.snapshots.update, key, labels, fieldpaths)
+
+    def pages(self, filters: Sequence[str]) -> Iterator[tuple[Snapshot, ...]]:
+        """Blocking, for any thread. See Snapshots."""
+        return self.snapshots.pages(filters)
+
+    async def usage(self, key: str) -> Usage:
+        """What a snapshot takes. Raises SnapshotNotFound."""
+        snapshot = await trio.to_thread.run_sync(self.snapshots.stat, key)
+        if snapshot.lazy is not None:
+            names = await trio.to_thread.run_sync(self.snapshots.first_named, key)
+            return Usage(*await trio.to_thread.run_sync(self._store.usage, names))
+        if snapshot.kind == "committed":
+            return Usage(snapshot.inodes, snapshot.size)
+        return Usage(*await trio.to_thread.run_sync(usage, self._place.fs(snapshot.id)))
+
+    async def cleanup(self) -> None:
+        """Remove what belongs to no snapshot, behind the caller's back."""
+        # Directories first: one that comes meanwhile has a row already.
+        there = await trio.to_thread.run_sync(self.roots.directories)
+        known = await trio.to_thread.run_sync(self.snapshots.ids)
+        for number in set(there) - known:
+            self._nursery.start_soon(trio.to_thread.run_sync, self.roots.remove, number)
+
+    async def _commit_lazy(self, claim: Claim, parent: str, labels: Mapping[str, str]) -> str:
+        """Why the layer cannot be lazy. Raises SnapshotExists where it is; SnapshotError for a parent that cannot be one."""
+        name = lazy_name(claim.target, parent)
+        with suppress(SnapshotNotFound):
+            known = await trio.to_thread.run_sync(self.snapshots.stat, name)
+            if known.lazy is not None:
+                raise SnapshotExists(f"the layer {claim.target} is lazy, and here")
+        reason = f"could not be resolved within {DEADLINE:.0f} s"
+        with trio.move_on_after(DEADLINE):
+            try:
+                resolved = await self._resolving.resolve(claim)
+                below = await trio.to_thread.run_sync(self.snapshots.ancestry, parent) if parent else ()
+                await self._resolving.build([*_stack(below, self._place), _metadata(resolved.lazy)])
+            except LazyfsError as error:
+                if isinstance(error, LocalError):
+                    _log.warning("layer %s cannot be made lazy: %s", claim.digest, error)
+                return f"{claim.digest} cannot be lazy: {error}"
+            reason = ""
+        if reason:
+            return reason
+        with trio.CancelScope(shield=True):
+            marked = {**labels, TARGET: claim.target, REMOTE: REMOTE_VALUE}
+            with suppress(SnapshotExists):  # another Prepare of the same layer was quicker
+                snapshot = await trio.to_thread.run_sync(self.snapshots.commit_lazy, name, parent, marked, resolved.lazy)
+                self.tocs[resolved.lazy.toc_digest] += 1
+                self._nursery.start_soon(self._note_objects, snapshot)
+                self._layers.pull(resolved.lazy, resolved.layer)
+        raise SnapshotExists(f"the layer {claim.target} is lazy, and here")
+
+    async def _note_objects(self, snapshot: Snapshot) -> None:
+        lazy = snapshot.lazy
+        assert lazy is not None
+        try:
+            names = await trio.to_thread.run_sync(_objects_of, self._store, lazy)
+            await trio.to_thread.run_sync(self.snapshots.note_objects, lazy.toc_digest, names)
+        except LazyfsError as error:
+            _log.warning("what the layer %s takes on disk will not be told: %s", lazy.digest, error)
+
+    async def _stop_pull(self, lazy: LazyLayer) -> None:
+        rows = await trio.to_thread.run_sync(lambda: [each for page in self.snapshots.pages() for each in page])
+        if all(row.lazy is None or name_of(row.lazy) != name_of(lazy) for row in rows):
+            self._layers.stop_pull(name_of(lazy))
+
+    async def _mounts_of(self, snapshot: Snapshot) -> tuple[Mount, ...]:
+        chain = await trio.to_thread.run_sync(self.snapshots.ancestry, snapshot.key)
+        below = chain[1:]
+        if all(each.lazy is None for each in below):
+            lower = [self._place.fs(each.id) for each in reversed(below)]
+            return ordinary(snapshot, self._place, lower, index_off=INDEX_OFF)
+        images = await self._resolving.build(_stack(below, self._place))
+        if snapshot.kind == "active" and is_extract(snapshot.key):
+            # The unpacker writes into the upper directory, and looks for parents' owners in the lower ones: metadata is all it needs.
+            lower = list(await trio.to_thread.run_sync(self._lower, snapshot.id, images))
+            return ordinary(snapshot, self._place, lower, index_off=INDEX_OFF)
+        self._use(snapshot, chain)
+        root = await trio.to_thread.run_sync(self.roots.ensure, snapshot, images)
+        return bind(root, read_only=snapshot.kind == "view")
+
+    def _lower(self, number: int, images: Sequence[Path]) -> tuple[Path, ...]:
+        try:
+            return self.roots.lower(number, images)
+        except OSError as error:
+            raise StoreUnusable(f"a layer's metadata image cannot be mounted: {error}") from error
+
+    def _use(self, snapshot: Snapshot, chain: Sequence[Snapshot]) -> None:
+        """The layers of a root live as long as it does."""
+        if snapshot.id not in self._stacked:
+            lazy = [each.lazy for each in chain if each.lazy is not None]
+            self._stacked[snapshot.id] = tuple(name_of(each) for each in lazy)
+            for each in lazy:
+                self._layers.use(each)
+
+    def _leave(self, number: int) -> None:
+        for name in self._stacked.pop(number, ()):
+            self._layers.leave(name)
+
+    def roots_on(self, layers: set[str]) -> list[Path]:
+        """Where the roots are mounted that are stacked on any of these live layers."""
+        return [self._place.root(number) for number, names in self._stacked.items() if layers & set(names)]
+
+    def _create(self, key: str, parent: str, kind: Literal["active", "view"], labels: Mapping[str, str], reason: str) -> Snapshot:
+        snapshot = self.snapshots.create(key, parent, kind, labels, reason=reason)
+        try:
+            owner, mode = (0, 0), 0o755
+            if parent:
+                owner, mode = self._root_of(self.snapshots.stat(parent))
+            for path in (self._place.of(snapshot.id), self._place.fs(snapshot.id), self._place.work(snapshot.id)):
+                path.mkdir(mode=0o700)
+            os.chmod(self._place.fs(snapshot.id), mode)
+            os.chown(self._place.fs(snapshot.id), *owner)
+        except OSError as error:
+            with suppress(LazyfsError):
+                self.snapshots.remove(key)
+            self.roots.remove(snapshot.id)
+            raise StoreUnusable(f"the directories of snapshot {key} cannot be made: {error}") from error
+        return snapshot
+
+    def _root_of(self, parent: Snapshot) -> tuple[tuple[int, int], int]:
+        """Owner and mode of a committed snapshot's root directory: a merged root shows those of the upper one."""
+        if parent.lazy is None:
+            found = os.stat(self._place.fs(parent.id))
+            return (found.st_uid, found.st_gid), found.st_mode & 0o7777
+        chain = self.snapshots.ancestry(parent.key)
+        images = ensure_metadata(self._store.directory.path, _stack(chain, self._place))
+        root = inherited_from(images, [b""])[b""]
+        return (root.uid, root.gid), root.mode
+
+    async def _take_back(self, snapshot: Snapshot) -> None:
+        self._leave(snapshot.id)
+        with suppress(LazyfsError):
+            await trio.to_thread.run_sync(self.snapshots.remove, snapshot.key)
+            await trio.to_thread.run_sync(self.roots.remove, snapshot.id)
+
+    def _commit(self, snapshot: Snapshot, name: str, labels: Mapping[str, str]) -> None:
+        fs = self._place.fs(snapshot.id)
+        try:
+            if is_extract(snapshot.key):
+                strip(fs)
+            inodes, size = usage(fs)
+        except OSError as error:
+            raise StoreUnusable(f"the files of snapshot {snapshot.key} cannot be read: {error}") from error
+        self.snapshots.commit(snapshot.key, name, labels, inodes, size)
+        self.roots.take_away(snapshot.id)
+
+
+def lazy_name(target: str, parent: str) -> str:
+    """Of a lazy snapshot: containerd finds it by its label and parent. Different images may have the same chain ID on parents that
+    are not the same snapshot: one was unpacked, the other is lazy."""
+    return f"{target}/{digest_of(parent.encode())[7:23]}"
+
+
+def _stack(chain: Sequence[Snapshot], place: Place) -> list[LayerMetadata | Path]:
+    """The layers of a chain of committed snapshots, the uppermost first, from the lowest up."""
+    return [place.fs(each.id) if each.lazy is None else _metadata(each.lazy) for each in reversed(chain)]
+
+
+def _metadata(lazy: LazyLayer) -> LayerMetadata:
+    return LayerMetadata(lazy.toc_digest, lazy.toc_offset)
+
+
+def _objects_of(store: Store, lazy: LazyLayer) -> set[str]:
+    layer = recall(store, lazy)
+    if layer is None:
+        raise StoreUnusable(f"the TOC of layer {lazy.digest} is not in the store any more")
+    return {pieces[0].content.name for pieces in map(pieces_of, layer.entries) if pieces}

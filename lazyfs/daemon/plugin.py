@@ -1,0 +1,81 @@
+"""The containerds that lazyfsd serves: a listening socket each, and behind it a snapshotter with a database of its own.
+
+Their sockets come from whoever keeps our descriptors, as `snapshots-NAME`; NAME also names the folder of what belongs to that
+containerd, STORE/containerd/NAME. What is imported here costs 40 MB of memory: only a lazyfsd that has such a socket does.
+"""
+
+from __future__ import annotations
+
+import socket
+import tempfile
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import trio
+
+from lazyfs.containerd.lazy_layers import LazyLayers
+from lazyfs.containerd.relay import relay
+from lazyfs.containerd.resolving import Resolving
+from lazyfs.containerd.server import serving
+from lazyfs.containerd.snapshotter import Snapshotter
+from lazyfs.format.digest import Digest
+from lazyfs.gate.catalog import Catalog
+from lazyfs.native.layers import LayerMounts
+from lazyfs.registry.access import AccessOptions
+from lazyfs.source.open import open_source
+from lazyfs.source.protocol import ImageSource
+from lazyfs.source.reference import parse_reference
+from lazyfs.store.store import Store
+
+
+class Plugin:
+    """All of them."""
+
+    def __init__(self, store: Store, catalog: Catalog, mounts: LayerMounts, nursery: trio.Nursery) -> None:
+        self._store = store
+        self._mounts = mounts
+        self._nursery = nursery
+        self.layers = LazyLayers(store, catalog, nursery, _open)
+        self._resolving = Resolving(store, self.layers, nursery)
+        self.snapshotters: dict[str, Snapshotter] = {}
+
+    async def serve(self, listeners: Sequence[tuple[str, socket.socket]], stack: AsyncExitStack, *, same_gate: bool) -> None:
+        """Answer at `listeners` (name, socket) until `stack` is left. Without `same_gate`, what is mounted has a dead one.
+
+        Raises StoreUnusable.
+        """
+        # grpcio's own sockets: the path of the store may be too long for one.
+        private = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lazyfsd-")))
+        for name, listener in listeners:
+            folder = self._store.directory.path / "containerd" / name
+            snapshotter = await trio.to_thread.run_sync(
+                Snapshotter, self._store, folder, self.layers, self._resolving, self._mounts, self._nursery
+            )
+            stack.callback(snapshotter.close)
+            self.snapshotters[name] = snapshotter
+            if not same_gate:
+                await trio.to_thread.run_sync(snapshotter.roots.forsake)
+            await snapshotter.start()
+            await stack.enter_async_context(serving(snapshotter, private / name))
+            self._nursery.start_soon(relay, listener, private / name)
+
+    def roots_on(self, layers: set[str]) -> list[Path]:
+        """Where roots are mounted that are stacked on any of these live layers."""
+        return [root for snapshotter in self.snapshotters.values() for root in snapshotter.roots_on(layers)]
+
+    def documents(self) -> set[Digest]:
+        """Documents that must stay in the store."""
+        return {digest for snapshotter in self.snapshotters.values() for digest, count in snapshotter.tocs.items() if count > 0}
+
+    async def has_roots(self) -> bool:
+        """Whether any is mounted."""
+        for snapshotter in self.snapshotters.values():
+            if await trio.to_thread.run_sync(snapshotter.roots.mounted):
+                return True
+        return False
+
+
+def _open(repository: str) -> ImageSource:
+    """Of a repository `docker://HOST/REPO`; with the credentials that root's docker configuration has."""
+    return open_source(parse_reference(repository), AccessOptions())

@@ -1,0 +1,77 @@
+"""lazyfsd as containerd's snapshotter: started as a service of its own store, and ended with nothing left."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lazyfs.kernel.mountinfo import mounts
+from tests.commands import run
+
+PATIENCE_S = 60
+NAME = "lazyfs"
+"""What containerd calls it in these tests: nothing depends on it."""
+
+
+class Plugin:
+    """A lazyfsd with one socket for a containerd. `folder` is on a disk, and its path is short."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.store, self.socket, self.log = folder / "store", folder / "snapshots.sock", folder / "log"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Returns at once: calls wait at the socket."""
+        home = self.folder / "home"
+        home.mkdir(exist_ok=True)
+        environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+        command = [sys.executable, "-m", "lazyfs.daemon", "--store", self.store, "--snapshotter", self.socket]
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**environment, "HOME": str(home)}
+            )
+
+    def stop(self) -> None:
+        """As a service is stopped: what is mounted stays."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait(PATIENCE_S)
+        self._process = None
+
+    def logged(self) -> str:
+        """What it has said: the daemon's log is its keeper's."""
+        logs = self.store / "logs" / "lazyfsd.log"
+        return logs.read_text() if logs.exists() else self.log.read_text()
+
+    def left(self) -> list[str]:
+        """What it has mounted."""
+        return [str(mount.path) for mount in mounts() if mount.path.is_relative_to(self.folder)]
+
+    def tidy_up(self) -> None:
+        """End it, whatever a failed test left."""
+        if self._process is not None:
+            self.stop()
+        for path in reversed(self.left()):
+            run("umount", "--lazy", path, code=None)
+
+
+@contextmanager
+def plugin_at(prefix: str = "lfs-") -> Iterator[Plugin]:
+    """One that runs, in a folder that goes with it."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir="/var/tmp"))
+    plugin = Plugin(folder)
+    plugin.start()
+    try:
+        yield plugin
+    finally:
+        plugin.tidy_up()
+        shutil.rmtree(folder, ignore_errors=True)
