@@ -130,7 +130,9 @@ class Pattern:
                     for _ in range(most - least):
                         then = self._add(_State((self._compile(part, then), end)))
                 for _ in range(least):
-                    then = self._compile(part, then)
+                    before, then = then, self._compile(part, then)
+                    if then == before:
+                        break  # of nothing, any number is nothing: ((){1000}){1000} makes no state that would be counted
                 return then
 
     def _add(self, state: _State) -> int:
