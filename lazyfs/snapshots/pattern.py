@@ -194,6 +194,8 @@ class _Parser:
         return least, least if not found[2] else int(found[3]) if found[3] else None
 
     def _single(self, depth: int) -> _Node:
+        if self._bounds() is not None:
+            raise self._error("nothing to repeat")
         character = self._next()
         match character:
             case "(":
@@ -213,8 +215,6 @@ class _Parser:
                 return _End(last=True)
             case "\\":
                 return _Character(self._escaped())
-            case "*" | "+" | "?":
-                raise self._error("nothing to repeat")
             case _:
                 return _Character(((character, character),))
 

@@ -346,6 +346,28 @@ def test_an_empty_file_is_a_new_one(tmp_path: Path) -> None:
         snapshots.ids()
 
 
+def test_a_log_cut_short_loses_only_the_last(tmp_path: Path) -> None:
+    """Wherever a power failure cuts what sqlite was writing, the rows are those of a moment that was, and more can be made."""
+    (tmp_path / "whole").mkdir()
+    with Snapshots(tmp_path / "whole") as snapshots:
+        for number in range(5):
+            snapshots.create(str(number), "", "active", {"l": "x" * 3000})
+        files = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    log = files.pop(f"{FILE_NAME}-wal")
+    seen = set()
+    for length in (*range(0, len(log), len(log) // 40), len(log)):
+        folder = tmp_path / str(length)
+        folder.mkdir()
+        (folder / FILE_NAME).write_bytes(files[FILE_NAME])
+        (folder / f"{FILE_NAME}-wal").write_bytes(log[:length])
+        with Snapshots(folder) as snapshots:
+            found = sorted(keys(snapshots))
+            assert found == [str(number) for number in range(len(found))]
+            seen.add(len(found))
+            assert snapshots.create("new", "", "active", {}).id == len(found) + 1
+    assert seen == set(range(6))
+
+
 def test_rot_is_told(snapshots: Snapshots) -> None:
     """A row that cannot be understood is damage, not a defect of ours."""
     snapshots.create("a", "", "active", {})

@@ -91,6 +91,7 @@ def test_cases(expression: str, found: list[str], missed: list[str]) -> None:
         ("a\\", "ends too early"),
         ("*", "nothing to repeat"),
         ("a|+", "nothing to repeat"),
+        ("({2}a)", "nothing to repeat"),
         ("a**", "repetition of a repetition"),
         ("a{2}{3}", "repetition of a repetition"),
         ("a*??", "repetition of a repetition"),
