@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lazyfs.kernel.mountinfo import mounts
+from lazyfs.snapshots.database import Snapshots
+from lazyfs.snapshots.snapshot import Snapshot
 from tests.commands import run
 
 PATIENCE_S = 60
@@ -51,6 +53,11 @@ class Plugin:
         """What it has said: the daemon's log is its keeper's."""
         logs = self.store / "logs" / "lazyfsd.log"
         return logs.read_text() if logs.exists() else self.log.read_text()
+
+    def rows(self, name: str = "containerd") -> dict[str, Snapshot]:
+        """The snapshots that it keeps for a containerd, by key."""
+        with Snapshots(self.store / "containerd" / name) as snapshots:
+            return {snapshot.key: snapshot for page in snapshots.pages() for snapshot in page}
 
     def left(self) -> list[str]:
         """What it has mounted."""
