@@ -15,7 +15,7 @@ from tests.commands import Done, run
 CONFIG = """version = 2
 root = "{folder}/root"
 state = "{folder}/state"
-disabled_plugins = ["io.containerd.grpc.v1.cri"]
+disabled_plugins = [{disabled}]
 [grpc]
   address = "{folder}/socket"
 [ttrpc]
@@ -27,19 +27,34 @@ PLUGIN = """[proxy_plugins.{name}]
   type = "snapshot"
   address = "{socket}"
 """
+CRI_PLUGIN = "io.containerd.grpc.v1.cri"
+CRI = """[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{pause}"
+  restrict_oom_score_adj = true
+  disable_cgroup = true
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "{snapshotter}"
+    disable_snapshot_annotations = false
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "{folder}/cni"
+    conf_dir = "{folder}/cni"
+"""
 PATIENCE_S = 30
 
 
 class Containerd:
     """`folder` has to have a short path (a socket's is at most 107 bytes) and must not be on overlayfs.
 
-    `plugins`: snapshotters, by name, with their sockets.
+    `plugins`: snapshotters, by name, with their sockets. `pause`: the image of that name keeps pods, and CRI is served, with the
+    first of these snapshotters.
     """
 
-    def __init__(self, folder: Path, plugins: Mapping[str, Path] | None = None) -> None:
+    def __init__(self, folder: Path, plugins: Mapping[str, Path] | None = None, pause: str = "") -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        parts = [CONFIG.format(folder=folder)]
+        parts = [CONFIG.format(folder=folder, disabled="" if pause else f'"{CRI_PLUGIN}"')]
+        if pause:
+            parts.append(CRI.format(folder=folder, pause=pause, snapshotter=next(iter(plugins or {"overlayfs": None}))))
         parts += [PLUGIN.format(name=name, socket=socket) for name, socket in (plugins or {}).items()]
         (folder / "config.toml").write_text("".join(parts))
         self._process: subprocess.Popen[bytes] | None = None
