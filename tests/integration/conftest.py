@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.lazyfsd import moments
+from tests.plugin import Plugin, plugin_at
 from tests.readers import Readers
 from tests.small_image import SmallImage, build
+from tests.snapshot_lab import Lab
+from tests.snapshots_client import SnapshotsClient
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +26,30 @@ def small(session_folder: Path) -> SmallImage:
 def reader(tmp_path: Path) -> Readers:
     """Call it with a mount and files: a process reads them. To be left before the mount is."""
     return Readers(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def snapshotter() -> Iterator[Plugin]:
+    """A lazyfsd that serves a containerd: one for a file's tests."""
+    with plugin_at() as running:
+        for _ in moments():
+            if running.socket.exists():
+                break
+        yield running
+
+
+@pytest.fixture
+def socket_client(snapshotter: Plugin) -> Iterator[SnapshotsClient]:
+    """A connection of the test's own."""
+    with SnapshotsClient(snapshotter.socket) as client:
+        yield client
+
+
+@pytest.fixture
+def lab(snapshotter: Plugin, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """Snapshots of the test's own; whatever it leaves is removed, the youngest first."""
+    with SnapshotsClient(snapshotter.socket) as client:
+        snapshots = snapshotter.store / "containerd" / "containerd" / "snapshots"
+        yield Lab(client, snapshots, tmp_path, re.sub(r"\W", "-", request.node.name))
+        for info in reversed(list(client.walk())):
+            client.remove(info.key)
