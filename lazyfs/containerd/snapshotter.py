@@ -18,6 +18,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
+from uuid import uuid4
 
 import trio
 
@@ -73,7 +74,7 @@ class Snapshotter:
             self._place.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise StoreUnusable(f"{self._place.folder} cannot be made: {error.strerror}") from error
-        self.snapshots = Snapshots(folder)
+        self.snapshots = Snapshots(folder, str(uuid4()))
         self.roots = Roots(store.directory.path, self._place, mounts)
         self.tocs: Counter[Digest] = Counter()
         """Of all lazy snapshots: those must stay in the store."""
@@ -125,7 +126,12 @@ class Snapshotter:
 
     async def commit(self, key: str, name: str, labels: Mapping[str, str]) -> None:
         """Make a committed snapshot of an active one. Raises SnapshotError, LocalError."""
-        snapshot = await trio.to_thread.run_sync(self.snapshots.stat, key)
+        try:
+            snapshot = await trio.to_thread.run_sync(self.snapshots.stat, key)
+        except SnapshotNotFound:
+            # Unless it is a call that an earlier process has carried out.
+            await trio.to_thread.run_sync(self.snapshots.commit, key, name, labels, 0, 0)
+            return
         await trio.to_thread.run_sync(self._commit, snapshot, name, labels)
         self._leave(snapshot.id)
 
@@ -254,8 +260,9 @@ class Snapshotter:
             owner, mode = (0, 0), 0o755
             if parent:
                 owner, mode = self._root_of(self.snapshots.stat(parent))
+            # They are there where an earlier process died before it could say so.
             for path in (self._place.of(snapshot.id), self._place.fs(snapshot.id), self._place.work(snapshot.id)):
-                path.mkdir(mode=0o700)
+                path.mkdir(mode=0o700, exist_ok=True)
             os.chmod(self._place.fs(snapshot.id), mode)
             os.chown(self._place.fs(snapshot.id), *owner)
         except OSError as error:

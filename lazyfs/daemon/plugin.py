@@ -6,11 +6,12 @@ containerd, STORE/containerd/NAME. What is imported here costs 40 MB of memory: 
 
 from __future__ import annotations
 
+import shutil
 import socket
-import tempfile
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -19,7 +20,8 @@ from lazyfs.containerd.relay import relay
 from lazyfs.containerd.resolving import Resolving
 from lazyfs.containerd.server import serving
 from lazyfs.containerd.snapshotter import Snapshotter
-from lazyfs.format.digest import Digest
+from lazyfs.errors import StoreUnusable
+from lazyfs.format.digest import Digest, digest_of
 from lazyfs.gate.catalog import Catalog
 from lazyfs.native.layers import LayerMounts
 from lazyfs.registry.access import AccessOptions
@@ -27,6 +29,8 @@ from lazyfs.source.open import open_source
 from lazyfs.source.protocol import ImageSource
 from lazyfs.source.reference import parse_reference
 from lazyfs.store.store import Store
+
+_RUN: Final = Path("/run")
 
 
 class Plugin:
@@ -45,8 +49,7 @@ class Plugin:
 
         Raises StoreUnusable.
         """
-        # grpcio's own sockets: the path of the store may be too long for one.
-        private = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lazyfsd-")))
+        private = stack.enter_context(_private_folder(self._store.directory.path))
         for name, listener in listeners:
             folder = self._store.directory.path / "containerd" / name
             snapshotter = await trio.to_thread.run_sync(
@@ -74,6 +77,24 @@ class Plugin:
             if await trio.to_thread.run_sync(snapshotter.roots.mounted):
                 return True
         return False
+
+
+@contextmanager
+def _private_folder(store: Path) -> Iterator[Path]:
+    """For grpcio's own sockets: the path of the store may be too long for one. One a store, whatever an earlier process left there.
+
+    Raises StoreUnusable.
+    """
+    folder = _RUN / f"lazyfsd-{digest_of(bytes(store.resolve()))[7:23]}"
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700)
+    except OSError as error:
+        raise StoreUnusable(f"{folder} cannot be made, for the sockets of grpcio: {error.strerror}") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _open(repository: str) -> ImageSource:

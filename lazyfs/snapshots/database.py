@@ -2,8 +2,10 @@
 
 The rules are those of containerd's own snapshotters (core/snapshots/storage/bolt.go, core/snapshots/testsuite), down to which of
 two errors is told: containerd's garbage collector and unpacker depend on them. Each method is one transaction, synced before it
-returns; nothing but sqlite happens inside one, so none waits for a mount or the network. A repeated Prepare, Commit or Remove is
-refused here: whether it is the same call again, after a crash, only the caller can tell, from `stat`.
+returns; nothing but sqlite happens inside one, so none waits for a mount or the network.
+
+A call whose answer was lost with the process that carried it out is made again: what another session has done already, the same
+Prepare or Commit finds done. Repeated in one session, they are refused.
 
 Usage is counted by object: the layers of images share files, and each is counted at the first lazy snapshot that names it.
 So the names of a layer's objects are here too, once a TOC.
@@ -41,8 +43,9 @@ class Snapshots:
     Everything raises StoreUnusable when the file cannot be read, and what changes something StoreFull when the disk is full.
     """
 
-    def __init__(self, directory: Path) -> None:
-        """Open or create it in `directory`. Raises StoreUnusable as well for a newer format."""
+    def __init__(self, directory: Path, session: str = "") -> None:
+        """Open or create it in `directory`, for a process that calls itself `session`. Raises StoreUnusable as well for a newer format."""
+        self._session = session
         self._path = directory / FILE_NAME
         self._lock = threading.Lock()
         with self._translated():
@@ -75,13 +78,16 @@ class Snapshots:
         SnapshotExists where the key is taken, by whatever kind of snapshot.
         """
         with self._transaction() as db:
-            return _insert(db, key, parent, kind, labels, reason=reason)
+            known = _find(db, key)
+            if known is not None and self._is_repeated(known) and (known.kind, known.parent) == (kind, parent):
+                return known
+            return _insert(db, key, parent, kind, labels, self._session, reason=reason)
 
     def commit_lazy(self, name: str, parent: str, labels: Mapping[str, str], lazy: LazyLayer) -> Snapshot:
         """A committed snapshot, at once. Raises as `create`."""
         with self._transaction() as db:
             db.execute(schema.INSERT_TOC, (lazy.toc_digest,))
-            return _insert(db, name, parent, "committed", labels, lazy=lazy)
+            return _insert(db, name, parent, "committed", labels, self._session, lazy=lazy)
 
     def commit(self, key: str, name: str, labels: Mapping[str, str], inodes: int, size: int, *, parent: str = "") -> Snapshot:
         """Make a committed snapshot of an active one: same id and directory, another name, other labels, what it takes on disk.
@@ -92,7 +98,10 @@ class Snapshots:
         """
         _check_key(name)
         with self._transaction() as db:
-            if _find(db, name) is not None:
+            known = _find(db, name)
+            if known is not None and self._is_repeated(known) and known.was == key and _find(db, key) is None:
+                return known
+            if known is not None:
                 raise SnapshotExists(f"there is a snapshot {name!r} already")
             found = _get(db, key)
             if found.kind != "active":
@@ -101,7 +110,7 @@ class Snapshots:
                 raise BadSnapshot(f"the snapshot {key!r} stands on {found.parent!r}, and cannot be committed onto {parent!r}")
             if parent and _get(db, parent).kind != "committed":
                 raise SnapshotBusy(f"the parent {parent!r} of the snapshot {key!r} is not committed")
-            values = (found.id, name, found.parent or parent, _labels(labels), time.time_ns(), inodes, size)
+            values = (found.id, name, found.parent or parent, _labels(labels), time.time_ns(), inodes, size, self._session)
             db.execute(schema.COMMIT, values)
             return _get(db, name)
 
@@ -205,6 +214,10 @@ class Snapshots:
             number, toc = found
             return [name for (name,) in db.execute(schema.SELECT_FIRST_NAMED, (toc, number))]
 
+    def _is_repeated(self, known: Snapshot) -> bool:
+        """Whether who asks for what `known` is already may never have been told."""
+        return known.session != self._session
+
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         with self._lock, self._translated():
@@ -258,6 +271,7 @@ def _insert(
     parent: str,
     kind: Literal["active", "view", "committed"],
     labels: Mapping[str, str],
+    session: str,
     *,
     lazy: LazyLayer | None = None,
     reason: str = "",
@@ -273,7 +287,7 @@ def _insert(
         raise SnapshotExists(f"there is a snapshot {key!r} already")
     encoded = None if lazy is None else msgspec.json.encode(lazy)
     toc = None if lazy is None else lazy.toc_digest
-    db.execute(schema.INSERT, (key, parent, kind, _labels(labels), time.time_ns(), encoded, reason, toc))
+    db.execute(schema.INSERT, (key, parent, kind, _labels(labels), time.time_ns(), encoded, reason, session, toc))
     return _get(db, key)
 
 
@@ -304,7 +318,7 @@ def _get(db: sqlite3.Connection, key: str) -> Snapshot:
 
 
 def _snapshot(row: tuple[Any, ...]) -> Snapshot:
-    number, key, parent, kind, labels, created, updated, inodes, size, lazy, reason = row
+    number, key, parent, kind, labels, created, updated, inodes, size, lazy, reason, session, was = row
     return Snapshot(
         number,
         key,
@@ -317,4 +331,6 @@ def _snapshot(row: tuple[Any, ...]) -> Snapshot:
         size,
         None if lazy is None else msgspec.json.decode(lazy, type=LazyLayer),
         reason,
+        session,
+        was,
     )

@@ -29,7 +29,9 @@ TABLES: Final = (
         size INTEGER NOT NULL DEFAULT 0,
         lazy BLOB,
         reason TEXT NOT NULL DEFAULT '',
-        toc INTEGER
+        toc INTEGER,
+        session TEXT NOT NULL,
+        was TEXT NOT NULL DEFAULT ''
     )
     """,
     "CREATE INDEX snapshot_parent ON snapshot (parent)",
@@ -39,18 +41,18 @@ TABLES: Final = (
     "CREATE INDEX object_name ON object (name)",
 )
 
-_ROW: Final = "SELECT id, key, parent, kind, labels, created, updated, inodes, size, lazy, reason FROM snapshot"
+_ROW: Final = "SELECT id, key, parent, kind, labels, created, updated, inodes, size, lazy, reason, session, was FROM snapshot"
 SELECT: Final = f"{_ROW} WHERE key = ?"
 SELECT_PAGE: Final = f"{_ROW} WHERE id > ? ORDER BY id LIMIT ?"
 SELECT_UNNOTED: Final = f"{_ROW} JOIN toc ON toc.number = snapshot.toc WHERE NOT noted ORDER BY id"
 SELECT_CHILD: Final = "SELECT key FROM snapshot WHERE parent = ? LIMIT 1"
 SELECT_IDS: Final = "SELECT id FROM snapshot"
 INSERT: Final = """
-INSERT INTO snapshot (key, parent, kind, labels, created, updated, lazy, reason, toc)
-    VALUES (?1, ?2, ?3, ?4, ?5, ?5, ?6, ?7, (SELECT number FROM toc WHERE digest = ?8))
+INSERT INTO snapshot (key, parent, kind, labels, created, updated, lazy, reason, session, toc)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?5, ?6, ?7, ?8, (SELECT number FROM toc WHERE digest = ?9))
 """
 COMMIT: Final = """
-UPDATE snapshot SET key = ?2, parent = ?3, kind = 'committed', labels = ?4, created = ?5, updated = ?5, inodes = ?6, size = ?7
+UPDATE snapshot SET was = key, key = ?2, parent = ?3, kind = 'committed', labels = ?4, created = ?5, updated = ?5, inodes = ?6, size = ?7, session = ?8
     WHERE id = ?1
 """
 RELABEL: Final = "UPDATE snapshot SET labels = ?2, updated = ?3 WHERE id = ?1"

@@ -54,3 +54,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     lazy: LazyLayer | None = None
     reason: str = ""
     """Why a layer that containerd wanted lazy is not."""
+    session: str = ""
+    """The process that made or committed it."""
+    was: str = ""
+    """Of a committed one: its key while it was active."""

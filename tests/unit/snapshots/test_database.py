@@ -79,7 +79,7 @@ def test_commit_renames(snapshots: Snapshots) -> None:
     done = snapshots.commit("active", "name", {"new": "2"}, 5, 12345)
     assert done.created_ns > active.created_ns
     assert done == Snapshot(
-        active.id, "name", "base", "committed", {"new": "2"}, done.created_ns, done.created_ns, 5, 12345, None, "because"
+        active.id, "name", "base", "committed", {"new": "2"}, done.created_ns, done.created_ns, 5, 12345, None, "because", was="active"
     )
     with pytest.raises(SnapshotNotFound):
         snapshots.stat("active")
@@ -386,3 +386,23 @@ def test_a_full_disk_is_told(snapshots: Snapshots) -> None:
         snapshots.note_objects(Digest(a_layer().toc_digest), [str(number) * 40 for number in range(1000)])
     assert snapshots.unnoted() == (made,)
     assert snapshots.first_named("lazy") == []
+
+
+def test_what_another_session_has_done_is_done(tmp_path: Path) -> None:
+    """Its Prepare and Commit may be repeated, if they are the same; those of the own session not."""
+    with Snapshots(tmp_path, "first") as first:
+        base = first.create("base-key", "", "active", {})
+        assert first.commit("base-key", "base", {}, 1, 2).id == base.id
+        child = first.create("child", "base", "active", {})
+        with pytest.raises(SnapshotExists):
+            first.create("child", "base", "active", {})
+        with pytest.raises(SnapshotExists):
+            first.commit("base-key", "base", {}, 1, 2)
+    with Snapshots(tmp_path, "second") as second:
+        assert second.create("child", "base", "active", {}) == child
+        assert second.commit("base-key", "base", {}, 0, 0).size == 2
+        for key, parent, kind in (("child", "", "active"), ("child", "base", "view"), ("base", "", "active")):
+            with pytest.raises(SnapshotExists):
+                second.create(key, parent, kind, {})  # type: ignore[arg-type]
+        with pytest.raises(SnapshotExists):
+            second.commit("child", "base", {}, 0, 0)
