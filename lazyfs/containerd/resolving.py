@@ -1,9 +1,9 @@
 """From what containerd says of a layer to all that it takes to mount it: its blob's size and its TOC, from the registry or the store.
 
-The labels name the layer and the TOC that containerd's own, verified manifest vouches for; they do not say how large the blob is. So
-the manifest is asked for once an image. What it says beyond that is a hint: a wrong size ends in a TOC that does not match. It
-also names the image's other layers, which will be asked for next: they are resolved at the same time, and so are the EROFS
-images of the whole stack, into the store only. Nothing of that is a snapshot before containerd asks for it.
+The labels name the layer and the TOC that containerd's own, verified manifest vouches for; but for our own client's, they do not say
+how large the blob is. So the manifest is asked for once an image. What it says beyond that is a hint: a wrong size ends in a TOC that
+does not match. It also names the image's other layers, which will be asked for next: they are resolved at the same time, and so are
+the EROFS images of the whole stack, into the store only. Nothing of that is a snapshot before containerd asks for it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import trio
 
 from lazyfs.containerd.lazy_layers import LazyLayers
 from lazyfs.errors import BadAnswer, LazyfsError, Unreachable, UsageError
-from lazyfs.format.manifest import Descriptor, Manifest, this_platform
+from lazyfs.format.digest import Digest
+from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor, this_platform
 from lazyfs.image.image import resolve_manifest
 from lazyfs.image.layer import TOC_DIGEST, Layer, load_layer
 from lazyfs.native.metadata import LayerMetadata, ensure_metadata
@@ -42,14 +43,24 @@ class Resolved(NamedTuple):
     layer: Layer
 
 
+class _Key(NamedTuple):
+    """Which image is remembered."""
+
+    repository: str
+    selector: str
+    told: bool
+    """By our own client, in its labels."""
+
+
 class _Image:
     """One image that containerd is pulling."""
 
     def __init__(self) -> None:
-        self.manifest: Manifest | None = None
+        self.layers: tuple[Descriptor, ...] = ()
+        """From the lowest up."""
         self.failure: LazyfsError | None = None
         self.known = trio.Event()
-        """The manifest is here, or cannot be had."""
+        """Its layers are known, or the manifest cannot be had."""
         self.loads: dict[str, _Load] = {}
 
 
@@ -69,7 +80,7 @@ class Resolving:
         self._store = store
         self._layers = layers
         self._nursery = nursery
-        self._images: dict[tuple[str, str], _Image] = {}
+        self._images: dict[_Key, _Image] = {}
         # Two at once would build the same images twice.
         self._building = trio.Lock()
 
@@ -79,23 +90,19 @@ class Resolving:
         if reference.transport != "docker":
             raise UsageError(f"{claim.reference} names no registry")
         repository = f"docker://{reference.location}"
-        selector = claim.manifest_digest or reference.selector
-        image = self._images.get((repository, selector))
+        # What a client tells of an image is not taken for what its manifest says: it may have told less.
+        key = _Key(repository, claim.manifest_digest or reference.selector, claim.size is not None)
+        image = self._images.get(key)
         if image is None or image.failure is not None:
-            image = self._images[repository, selector] = _Image()
-            self._nursery.start_soon(self._follow, image, repository, selector)
+            image = self._images[key] = _Image()
+            self._nursery.start_soon(self._follow, image, key, claim)
         await image.known.wait()
         if image.failure is not None:
             raise image.failure
-        assert image.manifest is not None
-        named = next((layer for layer in image.manifest.layers if layer.digest == claim.digest), None)
-        if named is None:
-            raise BadAnswer(f"the manifest of {claim.reference} does not name layer {claim.digest}: the tag may have moved")
-        # The TOC that is believed is the one that containerd's manifest vouches for.
-        vouched = msgspec.structs.replace(named, annotations={**named.annotations, TOC_DIGEST: claim.toc_digest})
+        vouched = _vouched(image, claim)
         load = self._load(image, repository, vouched)
         await load.ended.wait()
-        image.loads.pop(_key(vouched), None)  # from here on it is in use, or nobody's
+        image.loads.pop(_load_key(vouched), None)  # from here on it is in use, or nobody's
         if load.failure is not None:
             raise load.failure
         assert load.layer is not None
@@ -110,33 +117,37 @@ class Resolving:
         async with self._building:
             return await trio.to_thread.run_sync(ensure_metadata, self._store.directory.path, stack)
 
-    async def _follow(self, image: _Image, repository: str, selector: str) -> None:
+    async def _follow(self, image: _Image, key: _Key, claim: Claim) -> None:
         """All that there is to do for an image, and the end of its memory."""
         try:
-            await self._find_manifest(image, repository, selector)
+            if key.told:
+                image.layers = tuple(_told(*layer) for layer in claim.layers)
+            else:
+                await self._find_manifest(image, key.repository, key.selector)
             image.known.set()
-            if image.manifest is not None:
-                await self._resolve_ahead(image, image.manifest, repository)
+            if image.failure is None:
+                await self._resolve_ahead(image, key.repository)
                 await trio.sleep(_MEMORY)
         finally:
-            if self._images.get((repository, selector)) is image:
-                del self._images[repository, selector]
+            if self._images.get(key) is image:
+                del self._images[key]
 
     async def _find_manifest(self, image: _Image, repository: str, selector: str) -> None:
         try:
             with self._layers.repository(repository).in_use() as live, trio.fail_after(_PATIENCE):
-                _, image.manifest = await resolve_manifest(live.source, selector, this_platform(), self._store)
+                _, manifest = await resolve_manifest(live.source, selector, this_platform(), self._store)
+                image.layers = manifest.layers
         except trio.TooSlowError:
             image.failure = Unreachable(f"{repository} did not bring the manifest of {selector} within {_PATIENCE:.0f} s")
         except LazyfsError as error:
             image.failure = error
 
-    async def _resolve_ahead(self, image: _Image, manifest: Manifest, repository: str) -> None:
+    async def _resolve_ahead(self, image: _Image, repository: str) -> None:
         """Every layer of an image that looks lazy, and their EROFS images."""
-        loads = [self._load(image, repository, layer) for layer in manifest.layers if TOC_DIGEST in layer.annotations]
+        loads = [self._load(image, repository, layer) for layer in image.layers if TOC_DIGEST in layer.annotations]
         for load in loads:
             await load.ended.wait()
-        if len(loads) == len(manifest.layers) and all(load.layer for load in loads):
+        if loads and len(loads) == len(image.layers) and all(load.layer for load in loads):
             stack = [LayerMetadata(load.layer.toc_digest, load.layer.toc_offset) for load in loads if load.layer]
             try:
                 await self.build(stack)
@@ -144,7 +155,7 @@ class Resolving:
                 _log.info("the layers of %s are looked at one by one: %s", repository, error)
 
     def _load(self, image: _Image, repository: str, descriptor: Descriptor) -> _Load:
-        key = _key(descriptor)
+        key = _load_key(descriptor)
         load = image.loads.get(key)
         if load is None or load.failure is not None:
             load = image.loads[key] = _Load()
@@ -165,5 +176,20 @@ class Resolving:
             load.ended.set()
 
 
-def _key(descriptor: Descriptor) -> str:
+def _vouched(image: _Image, claim: Claim) -> Descriptor:
+    """The layer with the TOC that is believed: the one that containerd's manifest vouches for. Raises BadAnswer."""
+    if claim.size is not None:
+        return _told(claim.digest, claim.size, claim.toc_digest)
+    named = next((layer for layer in image.layers if layer.digest == claim.digest), None)
+    if named is None:
+        raise BadAnswer(f"the manifest of {claim.reference} does not name layer {claim.digest}: the tag may have moved")
+    return msgspec.structs.replace(named, annotations={**named.annotations, TOC_DIGEST: claim.toc_digest})
+
+
+def _told(digest: Digest, size: int, toc_digest: Digest | None) -> Descriptor:
+    """A layer as a manifest would name it; only gzip has TOCs that can be lazy, and what is no gzip has no footer."""
+    return Descriptor(OCI_LAYER_GZIP, digest, size, {TOC_DIGEST: toc_digest} if toc_digest else {}, None, {})
+
+
+def _load_key(descriptor: Descriptor) -> str:
     return f"{descriptor.digest} {descriptor.annotations[TOC_DIGEST]}"

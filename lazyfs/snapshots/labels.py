@@ -24,11 +24,19 @@ REMOTE_VALUE: Final = "remote snapshot"
 TOC_DIGEST: Final = "containerd.io/snapshot/stargz/toc.digest"
 SIZE: Final = "containerd.io/snapshot/lazyfs.size"
 """The blob's size in bytes. Of all clients only our own says it."""
+LAYERS: Final = "containerd.io/snapshot/lazyfs.layers"
+"""The image's layers from the lowest up, as many as fit: `HEX:SIZE:HEX` (blob, bytes, TOC; nothing for the TOC of one that has none),
+between commas. Only our own client says it, too: who knows this need not ask for the manifest."""
+IMAGE: Final = "containerd.io/snapshot/cri.image-ref"
+LAYER: Final = "containerd.io/snapshot/cri.layer-digest"
+FOLLOWING: Final = "containerd.io/snapshot/cri.image-layers"
+MANIFEST: Final = "containerd.io/snapshot/cri.manifest-digest"
+MAX_LABEL: Final = 4096
+"""Bytes of a label's name and value together: more is refused by containerd."""
 
-_REFERENCES: Final = ("containerd.io/snapshot/cri.image-ref", "containerd.io/snapshot/remote/stargz.reference")
-_DIGESTS: Final = ("containerd.io/snapshot/cri.layer-digest", "containerd.io/snapshot/remote/stargz.digest")
-_LAYERS: Final = ("containerd.io/snapshot/cri.image-layers", "containerd.io/snapshot/remote/stargz.layers")
-_MANIFEST: Final = "containerd.io/snapshot/cri.manifest-digest"
+_REFERENCES: Final = (IMAGE, "containerd.io/snapshot/remote/stargz.reference")
+_DIGESTS: Final = (LAYER, "containerd.io/snapshot/remote/stargz.digest")
+_LAYERS: Final = (FOLLOWING, "containerd.io/snapshot/remote/stargz.layers")
 _PREFETCH: Final = "containerd.io/snapshot/remote/stargz.prefetch"
 
 _MAX_NAME: Final = 1024
@@ -42,6 +50,15 @@ class Ordinary(NamedTuple):
 
     reason: str
     """`""` where nothing lazy was asked for; else why the layer cannot be, as the end of a sentence that begins with it."""
+
+
+class ToldLayer(NamedTuple):
+    """A layer of the image as our own client tells it. Nothing vouches for it: what it leads to is verified by the TOC's digest."""
+
+    digest: Digest
+    size: int
+    toc_digest: Digest | None
+    """None: it cannot be lazy."""
 
 
 class Claim(NamedTuple):
@@ -61,6 +78,8 @@ class Claim(NamedTuple):
     """The blob's, bytes, if anybody said it: unverified."""
     prefetch: int | None
     """How many of the layer's first bytes the client would like to have at once, if it said so."""
+    layers: tuple[ToldLayer, ...] = ()
+    """The image's lowest layers, from the lowest up, if the client told them."""
 
 
 def read_labels(labels: Mapping[str, str]) -> Claim | Ordinary:
@@ -91,10 +110,11 @@ def read_labels(labels: Mapping[str, str]) -> Claim | Ordinary:
         reference,
         digest,
         toc_digest,
-        _digest(labels.get(_MANIFEST, "")),
+        _digest(labels.get(MANIFEST, "")),
         _following(labels, digest),
         _number(labels.get(SIZE, "")),
         _number(labels.get(_PREFETCH, "")),
+        _told(labels.get(LAYERS, "")),
     )
 
 
@@ -123,6 +143,19 @@ def _following(labels: Mapping[str, str], digest: Digest) -> tuple[Digest, ...]:
     # A dict keeps the order; the bound is far above what fits into a label that containerd lets through.
     found = dict.fromkeys(map(_digest, text.split(",", _MAX_FOLLOWING)[:_MAX_FOLLOWING]))
     return tuple(each for each in found if each is not None and each != digest)
+
+
+def _told(text: str) -> tuple[ToldLayer, ...]:
+    """All of them or none: half of an image would be taken for the whole."""
+    found = []
+    for item in text.split(",", _MAX_FOLLOWING)[:_MAX_FOLLOWING] if text else ():
+        digest, _, rest = item.partition(":")
+        size, _, toc = rest.partition(":")
+        layer = ToldLayer(Digest(f"sha256:{digest}"), _number(size) or 0, Digest(f"sha256:{toc}") if toc else None)
+        if not layer.size or _digest(layer.digest) is None or (layer.toc_digest and _digest(layer.toc_digest) is None):
+            return ()
+        found.append(layer)
+    return tuple(found)
 
 
 def _number(text: str) -> int | None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazyfs.format.digest import digest_of
-from lazyfs.snapshots.labels import Claim, Ordinary, is_extract, read_labels
+from lazyfs.snapshots.labels import Claim, Ordinary, ToldLayer, is_extract, read_labels
 
 TARGET = "containerd.io/snapshot.ref"
 TOC = "containerd.io/snapshot/stargz/toc.digest"
@@ -42,6 +42,21 @@ def test_both_families_are_understood() -> None:
     assert read_labels(OF_RPULL) == Claim(CHAIN, REFERENCE, LAYER, TOC_DIGEST, None, (NEXT, TOP), None, 10485760)
     both = read_labels(OF_CRI | OF_RPULL | {"containerd.io/snapshot/lazyfs.size": "1234"})
     assert both == Claim(CHAIN, REFERENCE, LAYER, TOC_DIGEST, MANIFEST, (NEXT, TOP), 1234, 10485760)
+
+
+def told(*layers: tuple[str, int, str]) -> dict[str, str]:
+    return {"containerd.io/snapshot/lazyfs.layers": ",".join(f"{digest[7:]}:{size}:{toc[7:]}" for digest, size, toc in layers)}
+
+
+def test_our_own_client_tells_the_layers() -> None:
+    """All of the image's layers, also those that cannot be lazy; where one makes no sense, none is believed."""
+    found = read_labels(OF_CRI | told((NEXT, 5, ""), (LAYER, 7, TOC_DIGEST)))
+    assert isinstance(found, Claim)
+    assert found.layers == (ToldLayer(NEXT, 5, None), ToldLayer(LAYER, 7, TOC_DIGEST))
+    for broken in (("sha256:short", 7, ""), (LAYER, 0, ""), (LAYER, -1, ""), (LAYER, 1 << 60, ""), (LAYER, 7, "sha256:short")):
+        found = read_labels(OF_CRI | told((NEXT, 5, ""), broken))
+        assert isinstance(found, Claim)
+        assert found.layers == ()
 
 
 def test_without_a_target_nothing_is_wanted() -> None:
