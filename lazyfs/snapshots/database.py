@@ -29,7 +29,7 @@ from lazyfs.errors import BadSnapshot, SnapshotBusy, SnapshotExists, SnapshotNot
 from lazyfs.format.digest import Digest
 from lazyfs.snapshots import schema
 from lazyfs.snapshots.filters import Filter
-from lazyfs.snapshots.snapshot import LazyLayer, Snapshot
+from lazyfs.snapshots.snapshot import LazyLayer, Snapshot, shown
 
 FILE_NAME: Final = "snapshots.sqlite"
 _PAGE: Final = 100
@@ -102,14 +102,16 @@ class Snapshots:
             if known is not None and self._is_repeated(known) and known.was == key and _find(db, key) is None:
                 return known
             if known is not None:
-                raise SnapshotExists(f"there is a snapshot {name!r} already")
+                raise SnapshotExists(f"there is a snapshot {shown(name)} already")
             found = _get(db, key)
             if found.kind != "active":
-                raise SnapshotBusy(f"the snapshot {key!r} is {_KINDS[found.kind]}: only an active one can be committed")
+                raise SnapshotBusy(f"the snapshot {shown(key)} is {_KINDS[found.kind]}: only an active one can be committed")
             if parent and found.parent and parent != found.parent:
-                raise BadSnapshot(f"the snapshot {key!r} stands on {found.parent!r}, and cannot be committed onto {parent!r}")
+                raise BadSnapshot(
+                    f"the snapshot {shown(key)} stands on {shown(found.parent)}, and cannot be committed onto {shown(parent)}"
+                )
             if parent and _get(db, parent).kind != "committed":
-                raise SnapshotBusy(f"the parent {parent!r} of the snapshot {key!r} is not committed")
+                raise SnapshotBusy(f"the parent {shown(parent)} of the snapshot {shown(key)} is not committed")
             values = (found.id, name, found.parent or parent, _labels(labels), time.time_ns(), inodes, size, self._session)
             db.execute(schema.COMMIT, values)
             return _get(db, name)
@@ -120,7 +122,7 @@ class Snapshots:
             found = _get(db, key)
             child = db.execute(schema.SELECT_CHILD, (key,)).fetchone()
             if child is not None:
-                raise SnapshotBusy(f"the snapshot {key!r} cannot be removed: {child[0]!r} stands on it")
+                raise SnapshotBusy(f"the snapshot {shown(key)} cannot be removed: {shown(child[0])} stands on it")
             db.execute(schema.DELETE, (found.id,))
             unused = None if found.lazy is None else db.execute(schema.SELECT_UNUSED_TOC, (found.lazy.toc_digest,)).fetchone()
             if unused is not None:
@@ -148,7 +150,7 @@ class Snapshots:
                     label = path.removeprefix("labels.")
                     changed[label] = labels.get(label, "")
                 else:
-                    raise BadSnapshot(f"the field {path!r} of the snapshot {key!r} cannot be changed: only labels can")
+                    raise BadSnapshot(f"the field {shown(path)} of the snapshot {shown(key)} cannot be changed: only labels can")
             db.execute(schema.RELABEL, (found.id, _labels(changed), time.time_ns()))
             return _get(db, key)
 
@@ -210,7 +212,7 @@ class Snapshots:
         with self._reading() as db:
             found = db.execute(schema.SELECT_TOC_OF, (key,)).fetchone()
             if found is None:
-                raise SnapshotNotFound(f"there is no snapshot {key!r}")
+                raise SnapshotNotFound(f"there is no snapshot {shown(key)}")
             number, toc = found
             return [name for (name,) in db.execute(schema.SELECT_FIRST_NAMED, (toc, number))]
 
@@ -280,11 +282,11 @@ def _insert(
     if parent:
         found = _find(db, parent)
         if found is None:
-            raise SnapshotNotFound(f"the parent {parent!r} of the snapshot {key!r} does not exist")
+            raise SnapshotNotFound(f"the parent {shown(parent)} of the snapshot {shown(key)} does not exist")
         if found.kind != "committed":
-            raise BadSnapshot(f"the parent {parent!r} of the snapshot {key!r} is {_KINDS[found.kind]}, not committed")
+            raise BadSnapshot(f"the parent {shown(parent)} of the snapshot {shown(key)} is {_KINDS[found.kind]}, not committed")
     if _find(db, key) is not None:
-        raise SnapshotExists(f"there is a snapshot {key!r} already")
+        raise SnapshotExists(f"there is a snapshot {shown(key)} already")
     encoded = None if lazy is None else msgspec.json.encode(lazy)
     toc = None if lazy is None else lazy.toc_digest
     db.execute(schema.INSERT, (key, parent, kind, _labels(labels), time.time_ns(), encoded, reason, session, toc))
@@ -313,7 +315,7 @@ def _find(db: sqlite3.Connection, key: str) -> Snapshot | None:
 def _get(db: sqlite3.Connection, key: str) -> Snapshot:
     found = _find(db, key)
     if found is None:
-        raise SnapshotNotFound(f"there is no snapshot {key!r}")
+        raise SnapshotNotFound(f"there is no snapshot {shown(key)}")
     return found
 
 

@@ -6,7 +6,7 @@ others stand on. A committed snapshot that was never unpacked has a LazyLayer in
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -14,6 +14,8 @@ from lazyfs.format.digest import Digest
 
 Kind = Literal["active", "view", "committed"]
 """As containerd's filters spell it."""
+_SHOWN: Final = 200
+"""Characters: a status of gRPC travels in a header, which clients refuse over 8 KiB, and a character may take 12 bytes there."""
 
 
 class LazyLayer(msgspec.Struct, frozen=True):
@@ -58,3 +60,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     """The process that made or committed it."""
     was: str = ""
     """Of a committed one: its key while it was active."""
+
+
+def shown(key: str) -> str:
+    """A key as messages name it: on one line, and cut where it is very long."""
+    return repr(key) if len(key) <= _SHOWN else f"{key[:_SHOWN]!r}…"
