@@ -34,7 +34,7 @@ from lazyfs.native.layers import LayerMounts
 from lazyfs.native.metadata import LayerMetadata, ensure_metadata
 from lazyfs.snapshots.database import Snapshots
 from lazyfs.snapshots.labels import REMOTE, REMOTE_VALUE, TARGET, Claim, Ordinary, is_extract, read_labels
-from lazyfs.snapshots.snapshot import LazyLayer, Snapshot
+from lazyfs.snapshots.snapshot import LazyLayer, Snapshot, shown
 from lazyfs.snapshots.unpacked import strip, usage
 from lazyfs.store.store import Store
 
@@ -121,7 +121,7 @@ class Snapshotter:
         """What to mount for an active snapshot or a view. Raises SnapshotNotFound, SnapshotBusy; LocalError."""
         snapshot = await trio.to_thread.run_sync(self.snapshots.stat, key)
         if snapshot.kind == "committed":
-            raise SnapshotBusy(f"the snapshot {key!r} is committed: it is mounted by preparing another one on it")
+            raise SnapshotBusy(f"the snapshot {shown(key)} is committed: it is mounted by preparing another one on it")
         return await self._mounts_of(snapshot)
 
     async def commit(self, key: str, name: str, labels: Mapping[str, str]) -> None:
@@ -162,7 +162,7 @@ class Snapshotter:
         if snapshot.lazy is not None:
             names = await trio.to_thread.run_sync(self.snapshots.first_named, key)
             return Usage(*await trio.to_thread.run_sync(self._store.usage, names))
-        if snapshot.kind == "committed":
+        if snapshot.kind != "active":
             return Usage(snapshot.inodes, snapshot.size)
         return Usage(*await trio.to_thread.run_sync(usage, self._place.fs(snapshot.id)))
 
@@ -289,13 +289,12 @@ class Snapshotter:
             await trio.to_thread.run_sync(self.roots.remove, snapshot.id)
 
     def _commit(self, snapshot: Snapshot, name: str, labels: Mapping[str, str]) -> None:
-        fs = self._place.fs(snapshot.id)
-        try:
+        inodes = size = 0
+        if snapshot.kind == "active":  # else it is refused below
+            fs = self._place.fs(snapshot.id)
             if is_extract(snapshot.key):
                 strip(fs)
             inodes, size = usage(fs)
-        except OSError as error:
-            raise StoreUnusable(f"the files of snapshot {snapshot.key} cannot be read: {error}") from error
         self.snapshots.commit(snapshot.key, name, labels, inodes, size)
         self.roots.take_away(snapshot.id)
 
