@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ import grpc
 
 from lazyfs.snapshots.labels import TARGET
 from tests.lazy_tree import served
+from tests.lazyfsd import moments
 from tests.snapshot_trees import Change, all_of, assert_same, mounted
 from tests.snapshots_client import SnapshotsClient, refused
 
@@ -38,6 +40,13 @@ class Lab:
             all_of(*changes)(root)
         self.client.commit(key, active, labels)
         return key
+
+    def await_directories(self, count: int) -> None:
+        """Until so many snapshots have one: what was removed goes after the call. AssertionError when it does not."""
+        for _ in moments():
+            if len(os.listdir(self.snapshots)) == count:
+                return
+        raise AssertionError(f"{sorted(os.listdir(self.snapshots))} are not {count}")
 
     @contextmanager
     def lazy_layer(self, tree: Path) -> Iterator[str]:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, cast
 
 import grpc
 import pytest
@@ -123,9 +123,9 @@ def refused(status: grpc.StatusCode, pattern: str = "") -> Iterator[None]:
     """The call inside ends with this status, and says something that `pattern` is found in."""
     with pytest.raises(grpc.RpcError) as caught:
         yield
-    assert isinstance(caught.value, grpc.Call)
-    assert caught.value.code() == status, caught.value.details()
-    assert re.search(pattern, caught.value.details() or "")
+    error = cast("grpc.Call", caught.value)
+    assert error.code() == status, error.details()
+    assert re.search(pattern, error.details() or "")
 
 
 def _mounts(
