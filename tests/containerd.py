@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -27,8 +28,21 @@ PLUGIN = """[proxy_plugins.{name}]
   type = "snapshot"
   address = "{socket}"
 """
-CRI_PLUGIN = "io.containerd.grpc.v1.cri"
-CRI = """[plugins."io.containerd.grpc.v1.cri"]
+EXPORTS = """  [proxy_plugins.{name}.exports]
+    enable_remote_snapshot_annotations = "true"
+[plugins."io.containerd.transfer.v1.local"]
+  [[plugins."io.containerd.transfer.v1.local".unpack_config]]
+    platform = "linux/amd64"
+    snapshotter = "{name}"
+    differ = "walking"
+"""
+"""From 2.1 on `ctr images pull` is served by containerd itself, and needs to be told."""
+CRI_PLUGINS = {
+    1: '"io.containerd.grpc.v1.cri"',
+    2: '"io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri"',
+}
+CRI = {
+    1: """[plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{pause}"
   restrict_oom_score_adj = true
   disable_cgroup = true
@@ -38,7 +52,21 @@ CRI = """[plugins."io.containerd.grpc.v1.cri"]
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "{folder}/cni"
     conf_dir = "{folder}/cni"
-"""
+""",
+    2: """[plugins."io.containerd.cri.v1.images"]
+  snapshotter = "{snapshotter}"
+  [plugins."io.containerd.cri.v1.images".pinned_images]
+    sandbox = "{pause}"
+[plugins."io.containerd.cri.v1.runtime"]
+  restrict_oom_score_adj = true
+  disable_cgroup = true
+  [plugins."io.containerd.cri.v1.runtime".cni]
+    bin_dirs = ["{folder}/cni"]
+    conf_dir = "{folder}/cni"
+""",
+}
+PATH = os.pathsep.join(filter(None, (os.environ.get("LAZYFS_CONTAINERD"), os.environ.get("PATH"))))
+"""LAZYFS_CONTAINERD is a folder with another containerd's programs than Debian's."""
 PATIENCE_S = 30
 
 
@@ -52,17 +80,27 @@ class Containerd:
     def __init__(self, folder: Path, plugins: Mapping[str, Path] | None = None, pause: str = "") -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        parts = [CONFIG.format(folder=folder, disabled="" if pause else f'"{CRI_PLUGIN}"')]
+        self.environment = {**os.environ, "PATH": PATH}
+        said = run(shutil.which("containerd", path=PATH) or "containerd", "--version").stdout.decode()
+        self.major = 1 if re.search(r" v?1\.", said) else 2
+        parts = [CONFIG.format(folder=folder, disabled="" if pause else CRI_PLUGINS[self.major])]
+        if self.major > 1:
+            parts[0] = parts[0].replace("version = 2", "version = 3")
         if pause:
-            parts.append(CRI.format(folder=folder, pause=pause, snapshotter=next(iter(plugins or {"overlayfs": None}))))
-        parts += [PLUGIN.format(name=name, socket=socket) for name, socket in (plugins or {}).items()]
+            parts.append(
+                CRI[self.major].format(folder=folder, pause=pause, snapshotter=next(iter(plugins or {"overlayfs": None})))
+            )
+        texts = PLUGIN if self.major == 1 else PLUGIN + EXPORTS
+        parts += [texts.format(name=name, socket=socket) for name, socket in (plugins or {}).items()]
         (folder / "config.toml").write_text("".join(parts))
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         with (self.folder / "log").open("wb") as log:
-            command = ["containerd", "--config", str(self.folder / "config.toml")]
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+            command = [shutil.which("containerd", path=PATH) or "containerd", "--config", str(self.folder / "config.toml")]
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment, start_new_session=True
+            )
         end = time.monotonic() + PATIENCE_S
         while self.ctr("version", code=None).returncode:
             if self._process.poll() is not None or time.monotonic() > end:
@@ -88,7 +126,8 @@ class Containerd:
 
     def ctr(self, *arguments: str, code: int | None = 0, program: str = "ctr", timeout: float = 300) -> Done:
         """One command of ctr, or of the peer's ctr-remote."""
-        return run(program, "--address", self.folder / "socket", *arguments, code=code, timeout=timeout)
+        found = shutil.which(program, path=PATH) or program
+        return run(found, "--address", self.folder / "socket", *arguments, code=code, timeout=timeout)
 
     def pull(self, reference: str, namespace: str = "default") -> str:
         """Pull whole, onto overlayfs; name spaces share nothing. The reference without transport, as ctr names it."""
@@ -101,9 +140,12 @@ class Containerd:
         done = self.ctr("run", "--rm", "--snapshotter", snapshotter, name, f"test-{time.monotonic_ns()}", *command)
         return done.stdout.decode()
 
-    def rpull(self, reference: str, snapshotter: str) -> str:
-        """Pull as the peer's client does, with the labels that make it lazy. The reference as ctr names it."""
+    def pull_lazily(self, reference: str, snapshotter: str) -> str:
+        """Pull with the labels that make it lazy: as the peer's client does, or containerd by itself from 2.1 on. As ctr names it."""
         name = reference.removeprefix("docker://")
+        if self.major > 1:
+            self.ctr("images", "pull", "--plain-http", "--snapshotter", snapshotter, name)
+            return name
         self.ctr("images", "rpull", "--plain-http", f"--snapshotter={snapshotter}", name, program="ctr-remote")
         return name
 

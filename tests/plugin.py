@@ -59,6 +59,10 @@ class Plugin:
         with Snapshots(self.store / "containerd" / name) as snapshots:
             return {snapshot.key: snapshot for page in snapshots.pages() for snapshot in page}
 
+    def kept(self) -> int:
+        """How many objects its store has."""
+        return len(os.listdir(self.store / "objects"))
+
     def left(self) -> list[str]:
         """What it has mounted."""
         return [str(mount.path) for mount in mounts() if mount.path.is_relative_to(self.folder)]
@@ -75,6 +79,7 @@ class Plugin:
 def plugin_at(prefix: str = "lfs-") -> Iterator[Plugin]:
     """One that runs, in a folder that goes with it."""
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir="/var/tmp"))
+    folder.chmod(0o711)  # a container's root in a user namespace of its own passes through
     plugin = Plugin(folder)
     plugin.start()
     try:
