@@ -12,6 +12,7 @@
     ├── LocalError              exit 5: this machine
     │   ├── StoreFull           ENOSPC
     │   ├── StoreUnusable
+    │   ├── ContainerdFailed    containerd is not there, or refuses
     │   └── MountFailed
     │       └── NotNative       this machine cannot mount natively; portably it may
     └── SnapshotError           what containerd asks of a snapshot cannot be: a status of gRPC
@@ -31,6 +32,7 @@ from typing import ClassVar
 __all__ = [
     "BadAnswer",
     "BadSnapshot",
+    "ContainerdFailed",
     "DigestMismatch",
     "InvalidInput",
     "InvalidManifest",
@@ -145,6 +147,15 @@ class StoreFull(LocalError):
 
 class StoreUnusable(LocalError):
     """The store cannot be opened: permissions, a newer format, no directory."""
+
+
+class ContainerdFailed(LocalError):
+    """containerd cannot be reached, or says no to what a client asks of it."""
+
+    def __init__(self, message: str, *, hint: str = "", status: str = "") -> None:
+        """`status` is gRPC's, `UNAVAILABLE` and the like; empty where containerd was not even asked."""
+        super().__init__(message, hint=hint)
+        self.status = status
 
 
 class MountFailed(LocalError):

@@ -21,6 +21,7 @@ _COMMANDS: Final = {
     "mount": "mount an image's root file system at once, and let the pull finish behind it",
     "umount": "take a mount away",
     "run": "run a command in a container of an image, before the image has arrived",
+    "pull": "pull an image into containerd, lazily",
     "status": "say what is mounted, and what of it is here",
     "ls": "list a directory of an image, without mounting it",
     "cat": "print one file of an image, without mounting it",

@@ -1,0 +1,160 @@
+"""containerd at its socket: its services, and its refusals in words.
+
+Calls are made by grpcio's own threads and waited for in trio, so that whoever is cancelled cancels his call.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final, Self, TypeVar, cast
+
+import grpc
+import trio
+
+from lazyfs.api.services.content.v1.content_pb2_grpc import ContentStub
+from lazyfs.api.services.diff.v1.diff_pb2_grpc import DiffStub
+from lazyfs.api.services.images.v1.images_pb2_grpc import ImagesStub
+from lazyfs.api.services.introspection.v1 import introspection_pb2
+from lazyfs.api.services.introspection.v1.introspection_pb2_grpc import IntrospectionStub
+from lazyfs.api.services.leases.v1.leases_pb2_grpc import LeasesStub
+from lazyfs.api.services.snapshots.v1.snapshots_pb2_grpc import SnapshotsStub
+from lazyfs.errors import ContainerdFailed, UsageError
+
+DEADLINE: Final = 60.0
+"""Seconds for a call that needs neither the network nor much of the disk."""
+_CONNECTING: Final = 10.0
+_MAX_MESSAGE: Final = 16 << 20
+"""Bytes; containerd's own bound."""
+_MAX_DETAILS: Final = 500
+_NAMES = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*\Z")
+"""Source: containerd, identifiers/validate.go."""
+_PLUGIN: Final = "io.containerd.snapshotter.v1"
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+
+
+class Containerd:
+    """One name space of a containerd. `with` it; not for threads."""
+
+    def __init__(self, address: Path, namespace: str) -> None:
+        """Raises ContainerdFailed where nobody listens, UsageError for what is no name space."""
+        if not _NAMES.match(namespace):
+            raise UsageError(f"{namespace!r} is no name space of containerd")
+        self.address = address
+        self.namespace = namespace
+        self.lease = ""
+        """What is made while it is set stays until that lease goes."""
+        _check_socket(address)
+        options = (
+            # A proxy of the environment is none to a unix socket, and what may be tried again is known here.
+            ("grpc.enable_http_proxy", 0),
+            ("grpc.enable_retries", 0),
+            ("grpc.max_receive_message_length", _MAX_MESSAGE),
+            ("grpc.max_send_message_length", _MAX_MESSAGE),
+        )
+        self._channel = grpc.insecure_channel(f"unix:{address}", options)
+        self.content = ContentStub(self._channel)
+        self.diff = DiffStub(self._channel)
+        self.images = ImagesStub(self._channel)
+        self.leases = LeasesStub(self._channel)
+        self.snapshots = SnapshotsStub(self._channel)
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What each call carries."""
+        found = (("containerd-namespace", self.namespace),)
+        return (*found, ("containerd-lease", self.lease)) if self.lease else found
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._channel.close()
+
+    async def call(self, method: grpc.UnaryUnaryMultiCallable[Q, A], request: Q, *, deadline: float = DEADLINE) -> A:
+        """The answer to one request. Raises ContainerdFailed. Cancelled: containerd may have acted on it."""
+        done = trio.Event()
+        token = trio.lowlevel.current_trio_token()
+
+        def wake(_: object) -> None:
+            with suppress(trio.RunFinishedError):
+                token.run_sync_soon(done.set)
+
+        with refusals():
+            future = method.future(request, timeout=deadline, metadata=self.metadata)
+            try:
+                future.add_done_callback(wake)
+                await done.wait()
+                return future.result()
+            finally:
+                future.cancel()
+
+    async def call_unless(
+        self, status: str, method: grpc.UnaryUnaryMultiCallable[Q, A], request: Q, *, deadline: float = DEADLINE
+    ) -> A | None:
+        """As `call`; None where containerd answers with that status."""
+        try:
+            return await self.call(method, request, deadline=deadline)
+        except ContainerdFailed as error:
+            if error.status != status:
+                raise
+            return None
+
+    async def check_snapshotter(self, name: str) -> None:
+        """Raises ContainerdFailed where containerd has no such snapshotter, UsageError where it could have none."""
+        if not _NAMES.match(name):
+            raise UsageError(f"{name!r} is no snapshotter's name")
+        request = introspection_pb2.PluginsRequest(filters=[f"type=={_PLUGIN}"])
+        answer = await self.call(IntrospectionStub(self._channel).Plugins, request, deadline=_CONNECTING)
+        found = {plugin.id: plugin for plugin in answer.plugins}
+        if name not in found:
+            others = sorted(each for each, plugin in found.items() if not plugin.HasField("init_err"))
+            raise ContainerdFailed(
+                f"the containerd at {self.address} has no snapshotter {name!r}; it has {_clean(', '.join(others)) or 'none'}",
+                hint=f"Add [proxy_plugins.{name}] to its config.toml and restart it: lazyfs doctor tells what is missing",
+            )
+        if found[name].HasField("init_err"):
+            raise ContainerdFailed(
+                f"containerd's snapshotter {name!r} does not work: {_clean(found[name].init_err.message)}",
+                hint="containerd's log tells more",
+            )
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """gRPC's errors as ContainerdFailed."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        call = cast(grpc.Call, error)  # what a call raises is the call itself
+        status = call.code()
+        details = _clean(call.details() or status.name)
+        hint = "containerd's log tells more" if status in {grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL} else ""
+        raise ContainerdFailed(f"containerd: {details}", hint=hint, status=status.name) from error
+
+
+def _check_socket(address: Path) -> None:
+    """gRPC itself would try again and again, and say in the end that it was of no use."""
+    hint = "Name its socket with --address"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(_CONNECTING)
+        try:
+            probe.connect(str(address))
+        except PermissionError as error:
+            raise ContainerdFailed(f"{address} may not be opened", hint="containerd serves root alone: try with sudo") from error
+        except FileNotFoundError as error:
+            raise ContainerdFailed(
+                f"there is no containerd at {address}", hint=f"Start it, or {hint[0].lower()}{hint[1:]}"
+            ) from error
+        except OSError as error:
+            raise ContainerdFailed(f"no containerd answers at {address}: {error.strerror or error}", hint=hint) from error
+
+
+def _clean(text: str) -> str:
+    """A stranger's words, fit for a terminal."""
+    return "".join(letter if letter.isprintable() else " " for letter in text[:_MAX_DETAILS]).strip()

@@ -1,0 +1,51 @@
+"""Blobs on their way into containerd, a few at a time, each once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+import trio
+
+from lazyfs.format.digest import Digest
+from lazyfs.format.manifest import Descriptor
+from lazyfs.pull.content import Content
+from lazyfs.pull.labels import source_label
+from lazyfs.source.protocol import ImageSource
+from lazyfs.source.reference import Reference
+
+_AT_A_TIME: Final = 3
+"""As containerd's own client does."""
+
+Progress = Callable[[Descriptor, int], None]
+"""Told how many bytes of a blob are there now."""
+
+
+class Downloads:
+    """Those of one pull. They live in `nursery`, and one that fails ends it."""
+
+    def __init__(
+        self, source: ImageSource, reference: Reference, content: Content, nursery: trio.Nursery, progress: Progress
+    ) -> None:
+        self._source = source
+        self._reference = reference
+        self._content = content
+        self._nursery = nursery
+        self._progress = progress
+        self._places = trio.CapacityLimiter(_AT_A_TIME)
+        self._begun: dict[Digest, trio.Event] = {}
+
+    def begin(self, blob: Descriptor) -> trio.Event:
+        """Bring a blob, behind those that came first. The event comes when it is there."""
+        done = self._begun.get(blob.digest)
+        if done is None:
+            done = self._begun[blob.digest] = trio.Event()
+            self._nursery.start_soon(self._bring, blob, done)
+        return done
+
+    async def _bring(self, blob: Descriptor, done: trio.Event) -> None:
+        async with self._places:
+            labels = partial(source_label, self._reference)
+            await self._content.bring(self._source, blob, labels, partial(self._progress, blob))
+        done.set()

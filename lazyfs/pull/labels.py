@@ -1,0 +1,137 @@
+"""The labels that make a pull's objects an image to containerd, and its layers lazy.
+
+containerd's garbage collector keeps what it can walk to from an image's record: index -> manifest -> config -> the uppermost snapshot,
+by labels of whoever wrote them. Sources: containerd, images/handlers.go and images/mediatypes.go (`gc.ref.content.*`, and the names
+of ingests), unpacker.go (`gc.ref.snapshot.*`), remotes/docker/handler.go (`distribution.source.*`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from lazyfs.errors import InvalidManifest
+from lazyfs.format.digest import Digest, digest_of, parse_digest
+from lazyfs.format.manifest import DOCKER_CONFIG, INDEX_TYPES, MANIFEST_TYPES, OCI_CONFIG, Descriptor, Index, Manifest, layer_kind
+from lazyfs.image.layer import TOC_DIGEST
+from lazyfs.snapshots.labels import FOLLOWING, IMAGE, LAYER, LAYERS, MANIFEST, MAX_LABEL, SIZE, TARGET
+from lazyfs.source.reference import Reference
+
+UNCOMPRESSED: Final = "containerd.io/uncompressed"
+"""Of a layer's blob that was unpacked: its diff ID."""
+MANAGED: Final = {"io.cri-containerd.image": "managed"}
+"""Of an image that CRI may use, and collect."""
+
+_CONTENT: Final = "containerd.io/gc.ref.content."
+_SNAPSHOT: Final = "containerd.io/gc.ref.snapshot."
+_SOURCE: Final = "containerd.io/distribution.source."
+
+
+def chain_ids(diff_ids: Sequence[Digest]) -> tuple[Digest, ...]:
+    """Of each layer and all that are below it, the lowest first (image-spec, config.md, "Layer ChainID")."""
+    found: list[Digest] = []
+    for diff_id in diff_ids:
+        found.append(digest_of(f"{found[-1]} {diff_id}".encode()) if found else diff_id)
+    return tuple(found)
+
+
+def children_labels(document: Manifest | Index) -> dict[str, str]:
+    """What a document keeps alive. Of an index all manifests, as containerd has it: those that are not here do no harm."""
+    children = (document.config, *document.layers) if isinstance(document, Manifest) else document.manifests
+    labels: dict[str, str] = {}
+    seen: Counter[str] = Counter()
+    for child in children:
+        key = _child_key(child.media_type)
+        number = seen[key]
+        seen[key] += 1
+        labels[key if key.endswith("config") and not number else f"{key}{number}"] = child.digest
+    return labels
+
+
+def snapshot_reference(snapshotter: str, chain_id: Digest) -> dict[str, str]:
+    """Of a config: the snapshot of all its layers."""
+    return {_SNAPSHOT + snapshotter: chain_id}
+
+
+def source_label(reference: Reference, known: Mapping[str, str]) -> dict[str, str]:
+    """Of all content: the repositories that it came from, those in the `known` labels included. Empty where they are too many."""
+    host = reference.host
+    key = _SOURCE + (host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0])
+    value = ",".join(sorted({*filter(None, known.get(key, "").split(",")), reference.repository}))
+    return {key: value} if fits(key, value) else {}
+
+
+def layer_labels(
+    name: str, manifest_digest: Digest, layers: Sequence[Descriptor], number: int, chain_id: Digest
+) -> dict[str, str]:
+    """Of layer `number`'s snapshot when it is prepared: what CRI's labels say (see lazyfs.snapshots.labels), and what spares lazyfsd
+    the manifest. Of the image's annotations none but the TOC's digest becomes a label. Raises InvalidManifest for what is no layer."""
+    layer = layers[number]
+    labels = {
+        TARGET: chain_id,
+        IMAGE: name,
+        MANIFEST: manifest_digest,
+        LAYER: layer.digest,
+        FOLLOWING: _joined(FOLLOWING, [each.digest for each in layers[number:]]),
+        LAYERS: _joined(LAYERS, [f"{each.digest[7:]}:{each.size}:{_toc_digest(each)[7:]}" for each in layers]),
+    }
+    if not_lazy(layer):
+        return labels
+    return {**labels, TOC_DIGEST: _toc_digest(layer), SIZE: str(layer.size)}
+
+
+def not_lazy(layer: Descriptor) -> str:
+    """Why the manifest alone says that a layer cannot be lazy, as the end of a sentence that begins with it; `""` where it may be.
+
+    Raises InvalidManifest for what is no layer.
+    """
+    if layer_kind(layer) != "gzip":
+        return f"is of the type {layer.media_type}, which cannot be lazy"
+    if TOC_DIGEST not in layer.annotations:
+        return f"has no annotation {TOC_DIGEST}: it was not converted"
+    try:
+        parse_digest(layer.annotations[TOC_DIGEST])
+    except InvalidManifest:
+        return f"has an annotation {TOC_DIGEST} that is no sha256 digest"
+    return ""
+
+
+def ingest_name(media_type: str, digest: Digest) -> str:
+    """What containerd's own client calls content while it is written: either goes on where the other one was ended."""
+    kinds = ((INDEX_TYPES, "index"), (MANIFEST_TYPES, "manifest"), ({OCI_CONFIG, DOCKER_CONFIG}, "config"))
+    kind = next((kind for types, kind in kinds if media_type in types), "layer" if _is_layer(media_type) else "unknown")
+    return f"{kind}-{digest}"
+
+
+def fits(key: str, value: str) -> bool:
+    """Whether containerd takes the label."""
+    return len(key.encode()) + len(value.encode()) <= MAX_LABEL
+
+
+def _child_key(media_type: str) -> str:
+    if media_type in {OCI_CONFIG, DOCKER_CONFIG}:
+        return _CONTENT + "config"
+    if media_type in MANIFEST_TYPES:
+        return _CONTENT + "m."
+    return _CONTENT + "l." if _is_layer(media_type) else _CONTENT
+
+
+def _is_layer(media_type: str) -> bool:
+    return media_type.startswith(("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs."))
+
+
+def _toc_digest(layer: Descriptor) -> str:
+    """Empty for one that cannot be lazy."""
+    return "" if not_lazy(layer) else layer.annotations[TOC_DIGEST]
+
+
+def _joined(key: str, parts: Sequence[str]) -> str:
+    """As many of the parts as fit, between commas."""
+    found = ""
+    for part in parts:
+        longer = f"{found},{part}" if found else part
+        if not fits(key, longer):
+            break
+        found = longer
+    return found

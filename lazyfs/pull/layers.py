@@ -1,0 +1,140 @@
+"""The snapshots of an image's layers, one on the other: lazy where the snapshotter can, else unpacked by containerd.
+
+A Prepare that says which layer it is for, and which blob that is, is answered with AlreadyExists by a snapshotter that can do without
+the blob. Otherwise its answer is where to unpack it: the blob then goes into the content store, and containerd's own diff service
+unpacks it. Source: containerd, unpacker.go, whose steps and names these are.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final, NamedTuple
+
+import trio
+
+from lazyfs.api.services.diff.v1 import diff_pb2
+from lazyfs.api.services.snapshots.v1 import snapshots_pb2
+from lazyfs.api.types import descriptor_pb2, mount_pb2
+from lazyfs.errors import ContainerdFailed, DigestMismatch
+from lazyfs.format.digest import Digest
+from lazyfs.image.image import Image
+from lazyfs.pull.containerd import DEADLINE, Containerd
+from lazyfs.pull.content import Content
+from lazyfs.pull.downloads import Downloads
+from lazyfs.pull.labels import UNCOMPRESSED, chain_ids, layer_labels, not_lazy
+from lazyfs.pull.lease import hold_snapshot
+from lazyfs.snapshots.labels import REMOTE, TARGET
+
+_PREPARING: Final = 120.0
+"""Seconds; the snapshotter's own deadline is far below."""
+_UNPACKING: Final = 3600.0
+_TRIES: Final = 5
+_FIRST_PAUSE: Final = 0.5
+_UNTOLD: Final = "could not be had lazily, or was unpacked before: lazyfsd's log says why"
+
+
+class PulledLayer(NamedTuple):
+    """What became of a layer."""
+
+    digest: Digest
+    size: int
+    """The blob's, bytes."""
+    chain_id: Digest
+    reason: str
+    """Why it is not lazy, as the end of a sentence that begins with it; `""` for one that is."""
+
+
+class Layers:
+    """Those of one image, on one snapshotter."""
+
+    def __init__(self, containerd: Containerd, snapshotter: str, name: str, image: Image, downloads: Downloads) -> None:
+        self._containerd = containerd
+        self._service = containerd.snapshots
+        self._content = Content(containerd)
+        self._snapshotter = snapshotter
+        self._name = name
+        self._image = image
+        self._downloads = downloads
+        self._chain = chain_ids(image.config.diff_ids)
+
+    async def download_ahead(self) -> None:
+        """Begin with the blobs of layers that will have to be unpacked. Raises ContainerdFailed."""
+        for layer, chain_id in zip(self._image.layers, self._chain, strict=True):
+            if not_lazy(layer) and await self._stat(chain_id) is None:
+                self._downloads.begin(layer)
+
+    async def make(self, number: int) -> PulledLayer:
+        """The snapshot of layer `number`, those below it being there. Raises LazyfsError."""
+        layer, pause = self._image.layers[number], _FIRST_PAUSE
+        for left in reversed(range(_TRIES)):
+            try:
+                info = await self._make(number)
+            except ContainerdFailed as error:
+                # So says a snapshotter of a call in flight while its next process takes over, and repeating that call helps.
+                if error.status != "UNAVAILABLE":
+                    raise
+                if not left:
+                    hint = "Is lazyfsd running? Its log tells more"
+                    raise ContainerdFailed(f"{self._snapshotter} does not answer {error.message}", hint=hint) from error
+                await trio.sleep(pause)
+                pause *= 2
+            else:
+                reason = "" if REMOTE in info.labels else not_lazy(layer) or _UNTOLD
+                return PulledLayer(layer.digest, layer.size, self._chain[number], reason)
+        raise AssertionError("the last try returns or raises")
+
+    async def _make(self, number: int) -> snapshots_pb2.Info:
+        chain_id, parent = self._chain[number], self._chain[number - 1] if number else ""
+        for _ in range(_TRIES):
+            if await self._stat(chain_id) is not None:
+                await hold_snapshot(self._containerd, self._snapshotter, chain_id)
+            else:
+                key = f"extract-{time.time_ns() % 10**9}-{secrets.token_hex(3)} {chain_id}"
+                labels = layer_labels(self._name, self._image.digest, self._image.layers, number, chain_id)
+                request = snapshots_pb2.PrepareSnapshotRequest(
+                    snapshotter=self._snapshotter, key=key, parent=parent, labels=labels
+                )
+                answer = await self._containerd.call_unless("ALREADY_EXISTS", self._service.Prepare, request, deadline=_PREPARING)
+                if answer is not None:
+                    await self._unpack(number, key, answer.mounts)
+            # Only now is it certain that no garbage collection has been quicker.
+            info = await self._stat(chain_id)
+            if info is not None:
+                return info
+        raise ContainerdFailed(f"containerd says that it has the snapshot {chain_id}, and does not find it")
+
+    async def _unpack(self, number: int, key: str, mounts: Sequence[mount_pb2.Mount]) -> None:
+        """Raises LazyfsError. Cancelled or failed: the unpacked files are gone, the blob is not."""
+        layer, chain_id, diff_id = self._image.layers[number], self._chain[number], self._image.config.diff_ids[number]
+        try:
+            await self._downloads.begin(layer).wait()
+            blob = descriptor_pb2.Descriptor(media_type=layer.media_type, digest=layer.digest, size=layer.size)
+            request = diff_pb2.ApplyRequest(diff=blob, mounts=mounts)
+            answer = await self._containerd.call(self._containerd.diff.Apply, request, deadline=_UNPACKING)
+            if answer.applied.digest != diff_id:
+                raise DigestMismatch(
+                    f"layer {layer.digest} unpacks to {answer.applied.digest}, and the config's diff ID is {diff_id}"
+                )
+            labels = {TARGET: chain_id}
+            commit = snapshots_pb2.CommitSnapshotRequest(snapshotter=self._snapshotter, name=chain_id, key=key, labels=labels)
+            if await self._containerd.call_unless("ALREADY_EXISTS", self._service.Commit, commit, deadline=_PREPARING) is None:
+                await self._remove(key)
+        except BaseException:
+            with trio.move_on_after(DEADLINE, shield=True):
+                await self._remove(key)
+            raise
+        await self._content.label(layer.digest, lambda _: {UNCOMPRESSED: diff_id})
+
+    async def _remove(self, key: str) -> None:
+        """It goes with the lease, too: that it cannot be removed now is no reason to fail for."""
+        with suppress(ContainerdFailed):
+            request = snapshots_pb2.RemoveSnapshotRequest(snapshotter=self._snapshotter, key=key)
+            await self._containerd.call(self._service.Remove, request)
+
+    async def _stat(self, key: str) -> snapshots_pb2.Info | None:
+        request = snapshots_pb2.StatSnapshotRequest(snapshotter=self._snapshotter, key=key)
+        answer = await self._containerd.call_unless("NOT_FOUND", self._service.Stat, request)
+        return answer.info if answer else None

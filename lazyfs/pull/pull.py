@@ -1,0 +1,145 @@
+"""A pull into containerd, by its own services: as `ctr images pull`, but that lazy layers stay where they are.
+
+containerd before 2.1 sends a snapshotter of another process no labels that say which blob a layer is; here they are sent. All the rest
+is what containerd's own client does, so that its garbage collector, `ctr` and CRI find an image like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple
+
+import trio
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from lazyfs.api.services.images.v1 import images_pb2
+from lazyfs.api.types import descriptor_pb2
+from lazyfs.errors import ContainerdFailed
+from lazyfs.format.digest import Digest
+from lazyfs.format.manifest import Platform, parse_document
+from lazyfs.image.image import Image, resolve_image
+from lazyfs.pull.containerd import Containerd
+from lazyfs.pull.content import Content, Labels
+from lazyfs.pull.documents import Documents
+from lazyfs.pull.downloads import Downloads, Progress
+from lazyfs.pull.labels import MANAGED, chain_ids, children_labels, not_lazy, snapshot_reference, source_label
+from lazyfs.pull.layers import Layers, PulledLayer
+from lazyfs.pull.lease import leased
+from lazyfs.source.protocol import ImageSource
+from lazyfs.source.reference import Reference
+
+_CRI: Final = "k8s.io"
+"""The name space that CRI looks at."""
+_TRIES: Final = 3
+
+
+class PullOrder(NamedTuple):
+    """What is wanted."""
+
+    reference: Reference
+    platform: Platform
+    snapshotter: str
+    complete: bool
+    """Bring the blobs of lazy layers into the content store as well: export, push and check need them."""
+
+
+class Pulled(NamedTuple):
+    """What has become of it."""
+
+    name: str
+    """The image's, as containerd and ctr have it."""
+    digest: Digest
+    """Of what the name means now: an index, or a manifest."""
+    manifest_digest: Digest
+    layers: tuple[PulledLayer, ...]
+    """The lowest first."""
+
+
+async def pull(
+    containerd: Containerd,
+    source: ImageSource,
+    order: PullOrder,
+    progress: Progress,
+    told: Callable[[PulledLayer], None],
+) -> Pulled:
+    """Pull an image. `told` hears of each layer when its snapshot is there.
+
+    Raises LazyfsError, in groups, too. Cancelled or killed: what has arrived stays for a day, and the next pull goes on from there.
+    """
+    await containerd.check_snapshotter(order.snapshotter)
+    documents = Documents(source, Content(containerd))
+    image = await resolve_image(documents, order.reference.selector, order.platform, None)
+    for layer in image.layers:
+        not_lazy(layer)  # what is no layer is found before anything is written
+    return await _Pull(containerd, source, order, documents, image).run(progress, told)
+
+
+class _Pull:
+    """One image, resolved."""
+
+    def __init__(self, containerd: Containerd, source: ImageSource, order: PullOrder, documents: Documents, image: Image) -> None:
+        self._containerd = containerd
+        self._content = Content(containerd)
+        self._source = source
+        self._order = order
+        self._documents = documents
+        self._image = image
+        self._name = str(order.reference).removeprefix("docker://")
+
+    async def run(self, progress: Progress, told: Callable[[PulledLayer], None]) -> Pulled:
+        found: list[PulledLayer] = []
+        async with leased(self._containerd, self._name), trio.open_nursery() as nursery:
+            downloads = Downloads(self._source, self._order.reference, self._content, nursery, progress)
+            layers = Layers(self._containerd, self._order.snapshotter, self._name, self._image, downloads)
+            async with trio.open_nursery() as documents:
+                documents.start_soon(self._keep_documents)
+                await layers.download_ahead()
+                for number in range(len(self._image.layers)):
+                    found.append(await layers.make(number))
+                    told(found[-1])
+            # Without this one, all else is what the next garbage collection takes; with it, containers start.
+            await self._name_image()
+            if self._order.complete:
+                for layer in self._image.layers:
+                    downloads.begin(layer)
+        return Pulled(self._name, self._documents.seen[0].digest, self._image.digest, tuple(found))
+
+    async def _keep_documents(self) -> None:
+        """Index, manifest and config, with what each keeps alive."""
+        config, chain = self._image.manifest.config, chain_ids(self._image.config.diff_ids)
+        of_config = snapshot_reference(self._order.snapshotter, chain[-1]) if chain else {}
+        async with trio.open_nursery() as nursery:
+            for document in self._documents.seen:
+                parsed = parse_document(document.media_type, document.data)
+                labels = self._labels(children_labels(parsed))
+                nursery.start_soon(self._content.keep, parsed.media_type, document.digest, document.data, labels)
+            data = self._documents.blobs[config.digest]
+            nursery.start_soon(self._content.keep, config.media_type, config.digest, data, self._labels(of_config))
+
+    def _labels(self, own: Mapping[str, str]) -> Labels:
+        return lambda known: {**own, **source_label(self._order.reference, known)}
+
+    async def _name_image(self) -> None:
+        target = self._documents.seen[0]
+        kind = parse_document(target.media_type, target.data).media_type
+        descriptor = descriptor_pb2.Descriptor(media_type=kind, digest=target.digest, size=len(target.data))
+        names, labels = [self._name], {}
+        if self._containerd.namespace == _CRI:
+            # CRI finds an image by its ID and by digest as well; it would add that by itself to one that is not managed yet.
+            by_digest = f"{self._order.reference.location}@{target.digest}"
+            names, labels = [self._image.manifest.config.digest, self._name, by_digest], MANAGED
+        for name in dict.fromkeys(names):
+            await self._record(images_pb2.Image(name=name, labels=labels, target=descriptor))
+
+    async def _record(self, image: images_pb2.Image) -> None:
+        """Create an image's record, or let it mean this target from now on."""
+        service = self._containerd.images
+        mask = FieldMask(paths=["target", *(f"labels.{key}" for key in image.labels)])
+        for _ in range(_TRIES):  # somebody may remove it in between
+            create = images_pb2.CreateImageRequest(image=image)
+            if await self._containerd.call_unless("ALREADY_EXISTS", service.Create, create) is not None:
+                return
+            update = images_pb2.UpdateImageRequest(image=image, update_mask=mask)
+            if await self._containerd.call_unless("NOT_FOUND", service.Update, update) is not None:
+                return
+        raise ContainerdFailed(f"containerd says that there is an image {image.name}, and does not find it")
