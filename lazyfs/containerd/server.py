@@ -35,6 +35,7 @@ from lazyfs.errors import (
     StoreFull,
     foremost,
 )
+from lazyfs.snapshots.labels import REASON
 from lazyfs.snapshots.snapshot import Snapshot
 
 _log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ _THREADS: Final = 32
 """Calls at once: as many containers may start together before one waits."""
 _GRACE: Final = 5.0
 _MAX_MESSAGE: Final = 16 << 20
+_MAX_REASON: Final = 1000
 _STATUS: Final = (
     (SnapshotExists, grpc.StatusCode.ALREADY_EXISTS),
     (SnapshotNotFound, grpc.StatusCode.NOT_FOUND),
@@ -155,7 +157,7 @@ def _info(snapshot: Snapshot) -> messages.Info:
         kind=_KIND[snapshot.kind],
         created_at=_time(snapshot.created_ns),
         updated_at=_time(snapshot.updated_ns),
-        labels=snapshot.labels,
+        labels={**snapshot.labels, REASON: snapshot.reason[:_MAX_REASON]} if snapshot.reason else snapshot.labels,
     )
 
 

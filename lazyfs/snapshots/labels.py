@@ -27,6 +27,8 @@ SIZE: Final = "containerd.io/snapshot/lazyfs.size"
 LAYERS: Final = "containerd.io/snapshot/lazyfs.layers"
 """The image's layers from the lowest up, as many as fit: `HEX:SIZE:HEX` (blob, bytes, TOC; nothing for the TOC of one that has none),
 between commas. Only our own client says it, too: who knows this need not ask for the manifest."""
+REASON: Final = "containerd.io/snapshot/lazyfs.reason"
+"""Set by us, on a snapshot that was unpacked: why the layer is not lazy, as the end of a sentence that begins with it."""
 IMAGE: Final = "containerd.io/snapshot/cri.image-ref"
 LAYER: Final = "containerd.io/snapshot/cri.layer-digest"
 FOLLOWING: Final = "containerd.io/snapshot/cri.image-layers"
