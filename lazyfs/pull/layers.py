@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
 
@@ -20,20 +20,20 @@ from lazyfs.api.services.snapshots.v1 import snapshots_pb2
 from lazyfs.api.types import descriptor_pb2, mount_pb2
 from lazyfs.errors import ContainerdFailed, DigestMismatch
 from lazyfs.format.digest import Digest
+from lazyfs.format.manifest import Descriptor
 from lazyfs.image.image import Image
 from lazyfs.pull.containerd import DEADLINE, Containerd
 from lazyfs.pull.content import Content
 from lazyfs.pull.downloads import Downloads
 from lazyfs.pull.labels import UNCOMPRESSED, chain_ids, layer_labels, not_lazy
 from lazyfs.pull.lease import hold_snapshot
-from lazyfs.snapshots.labels import REMOTE, TARGET
+from lazyfs.snapshots.labels import REASON, REMOTE, TARGET
 
 _PREPARING: Final = 120.0
 """Seconds; the snapshotter's own deadline is far below."""
 _UNPACKING: Final = 3600.0
-_TRIES: Final = 5
+_TRIES: Final = 4
 _FIRST_PAUSE: Final = 0.5
-_UNTOLD: Final = "could not be had lazily, or was unpacked before: lazyfsd's log says why"
 
 
 class PulledLayer(NamedTuple):
@@ -78,12 +78,11 @@ class Layers:
                     raise
                 if not left:
                     hint = "Is lazyfsd running? Its log tells more"
-                    raise ContainerdFailed(f"{self._snapshotter} does not answer {error.message}", hint=hint) from error
+                    raise ContainerdFailed(f"the snapshotter {self._snapshotter} fails ({error.message})", hint=hint) from error
                 await trio.sleep(pause)
                 pause *= 2
             else:
-                reason = "" if REMOTE in info.labels else not_lazy(layer) or _UNTOLD
-                return PulledLayer(layer.digest, layer.size, self._chain[number], reason)
+                return PulledLayer(layer.digest, layer.size, self._chain[number], _reason(layer, info.labels))
         raise AssertionError("the last try returns or raises")
 
     async def _make(self, number: int) -> snapshots_pb2.Info:
@@ -138,3 +137,11 @@ class Layers:
         request = snapshots_pb2.StatSnapshotRequest(snapshotter=self._snapshotter, key=key)
         answer = await self._containerd.call_unless("NOT_FOUND", self._service.Stat, request)
         return answer.info if answer else None
+
+
+def _reason(layer: Descriptor, labels: Mapping[str, str]) -> str:
+    """Why a layer with a snapshot of these labels is not lazy."""
+    if REMOTE in labels:
+        return ""
+    told = labels.get(REASON, "").removeprefix(f"{layer.digest} ")
+    return not_lazy(layer) or told or "was unpacked before"
