@@ -1,0 +1,40 @@
+"""What the tests of the snapshotter's parts share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from lazyfs.store.store import Store
+from tests.unit.containerd.scripted import ScriptedImage
+
+T = TypeVar("T")
+
+
+@pytest.fixture
+def jumping(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> MockClock:
+    """Virtual time for what hands work to threads: done on the spot, because the clock would jump while a thread works."""
+
+    async def run_sync(work: Callable[..., T], *arguments: object, **_: object) -> T:
+        await trio.lowlevel.checkpoint()
+        return work(*arguments)
+
+    monkeypatch.setattr("trio.to_thread.run_sync", run_sync)
+    return autojump_clock
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "store") as store:
+        yield store
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> ScriptedImage:
+    """Of two lazy layers, in a registry that nobody has asked yet."""
+    return ScriptedImage(tmp_path / "image", {"a": b"first" * 1000, "b": b"second" * 1000}, {"c": b"third" * 1000})

@@ -1,0 +1,261 @@
+"""Layers resolved from what containerd's labels say of them, in virtual time, against a registry that a test holds in its hand."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from lazyfs.containerd.lazy_layers import LazyLayers
+from lazyfs.containerd.resolving import Resolved, Resolving
+from lazyfs.errors import BadAnswer, DigestMismatch, InvalidInput, NotFound, StoreUnusable, Unreachable, UsageError
+from lazyfs.format.digest import digest_of
+from lazyfs.gate.catalog import Catalog
+from lazyfs.native.metadata import LayerMetadata
+from lazyfs.snapshots.labels import Claim, ToldLayer
+from lazyfs.store.store import Store
+from tests.unit.containerd.scripted import HOST, REPOSITORY, ScriptedImage, ScriptedRegistry
+
+MEMORY = 61.0
+ELSEWHERE = digest_of(b"no such thing")
+
+
+class Setting:
+    """What resolves, of a daemon of which nothing else is there."""
+
+    def __init__(self, store: Store, registry: ScriptedRegistry, nursery: trio.Nursery) -> None:
+        self.registry = registry
+        self.layers = LazyLayers(store, Catalog(), nursery, self._open)
+        self.resolving = Resolving(store, self.layers, nursery)
+
+    def _open(self, repository: str) -> ScriptedRegistry:
+        assert repository == REPOSITORY
+        self.registry.closed = False
+        return self.registry
+
+    async def resolve_all(self, claims: Sequence[Claim]) -> list[Resolved]:
+        """At once."""
+        found: dict[int, Resolved] = {}
+
+        async def one(number: int) -> None:
+            found[number] = await self.resolving.resolve(claims[number])
+
+        async with trio.open_nursery() as nursery:
+            for number in range(len(claims)):
+                nursery.start_soon(one, number)
+        return [found[number] for number in range(len(claims))]
+
+
+@asynccontextmanager
+async def resolving(store: Store, registry: ScriptedRegistry) -> AsyncIterator[Setting]:
+    async with trio.open_nursery() as nursery:
+        yield Setting(store, registry, nursery)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[list[LayerMetadata | Path]]:
+    """Stacks whose EROFS images were asked for, instead of building them."""
+    stacks: list[list[LayerMetadata | Path]] = []
+
+    def build(_store: Path, stack: Sequence[LayerMetadata | Path]) -> tuple[Path, ...]:
+        stacks.append(list(stack))
+        return ()
+
+    monkeypatch.setattr("lazyfs.containerd.resolving.ensure_metadata", build)
+    return stacks
+
+
+async def test_an_image_is_resolved_once(
+    store: Store, image: ScriptedImage, jumping: MockClock, built: list[list[LayerMetadata | Path]]
+) -> None:
+    """Many claims at once, one manifest and one range a layer; the EROFS images of the stack are built before they are asked for."""
+    registry = image.registry()
+    async with resolving(store, registry) as it:
+        found = await it.resolve_all([image.claim(number % 2) for number in range(10)])
+        assert [resolved.lazy for resolved in found] == [image.lazy[number % 2] for number in range(10)]
+        assert [entry.name for entry in found[0].layer.entries] == [b"a", b"b"]
+        await wait_all_tasks_blocked()
+        assert registry.asked == ["v1"] and len(registry.ranges) == 2
+        assert built == [[LayerMetadata(lazy.toc_digest, lazy.toc_offset) for lazy in image.lazy]]
+
+
+async def test_layers_that_nobody_asked_for_are_resolved_ahead(
+    store: Store, image: ScriptedImage, jumping: MockClock, built: list[list[LayerMetadata | Path]]
+) -> None:
+    """When containerd comes to the next one, the registry may be away. The image is remembered a while: a tag is asked for again."""
+    registry = image.registry()
+    async with resolving(store, registry) as it:
+        await it.resolving.resolve(image.claim(0))
+        await wait_all_tasks_blocked()
+        registry.away = True
+        assert (await it.resolving.resolve(image.claim(1))).lazy == image.lazy[1]
+        assert (await it.resolving.resolve(image.claim(1))).lazy == image.lazy[1], "on another parent"
+        await trio.sleep(MEMORY)
+        assert registry.asked == ["v1"] and len(registry.ranges) == 2
+        with pytest.raises(Unreachable, match="the registry is away"):
+            await it.resolving.resolve(image.claim(0))
+        registry.away = False
+        assert (await it.resolving.resolve(image.claim(0))).lazy == image.lazy[0]
+        assert registry.asked == ["v1"] * 3 and len(registry.ranges) == 2, "TOCs are in the store"
+
+
+async def test_what_a_digest_names_needs_no_registry(
+    store: Store, image: ScriptedImage, jumping: MockClock, built: list[list[LayerMetadata | Path]]
+) -> None:
+    """A second time: its manifest and TOCs are in the store, whoever asks, in whatever process."""
+    claims = [image.claim(0, manifest_digest=image.digest), image.claim(1, reference=f"{HOST}/image@{image.digest}")]
+    for away in (False, True):
+        registry = image.registry()
+        registry.away = away
+        async with resolving(store, registry) as it:
+            assert [found.lazy for found in await it.resolve_all(claims)] == image.lazy
+        assert registry.asked == ([] if away else [image.digest])
+        assert len(registry.ranges) == (0 if away else 2)
+
+
+async def test_a_manifest_that_does_not_name_the_layer(
+    store: Store, image: ScriptedImage, jumping: MockClock, built: list[list[LayerMetadata | Path]]
+) -> None:
+    """The tag means another image by now: what is asked for is not taken from it, and nothing is fetched for it."""
+    registry = image.registry()
+    async with resolving(store, registry) as it:
+        with pytest.raises(BadAnswer, match=f"does not name layer {ELSEWHERE}"):
+            await it.resolving.resolve(image.claim(0, digest=ELSEWHERE))
+        await wait_all_tasks_blocked()
+        assert len(registry.ranges) == 2, "for the layers that it names"
+
+
+async def test_a_toc_that_the_label_does_not_vouch_for(
+    store: Store, image: ScriptedImage, jumping: MockClock, built: list[list[LayerMetadata | Path]]
+) -> None:
+    """The manifest that we asked for vouches for another TOC than containerd's own: it is not believed. Another claim is its own."""
+    registry = image.registry()
+    async with resolving(store, registry) as it:
+        with pytest.raises(DigestMismatch, match="TOC"):
+            await it.resolving.resolve(image.claim(0, toc_digest=ELSEWHERE))
+        assert store.document(ELSEWHERE) is None
+        assert (await it.resolving.resolve(image.claim(0))).lazy == image.lazy[0]
+        with pytest.raises(DigestMismatch):
+            await it.resolving.resolve(image.claim(0, toc_digest=ELSEWHERE))
+
+
+async def test_a_registry_that_is_away(
+    store: Store, image: ScriptedImage, jumping: MockClock, built: list[list[LayerMetadata | Path]]
+) -> None:
+    """Each claim says so, for manifests and for TOCs, and the next one is tried anew; what was never there is told as that."""
+    registry = image.registry()
+    async with resolving(store, registry) as it:
+        registry.away = True
+        for count in (1, 2):
+            with pytest.raises(Unreachable, match="the registry is away"):
+                await it.resolving.resolve(image.claim(0))
+            assert registry.asked == ["v1"] * count
+        registry.away = False
+        registry.fails = 2
+        with pytest.raises(Unreachable, match="the source has gone away"):
+            await it.resolving.resolve(image.claim(0))
+        assert (await it.resolving.resolve(image.claim(0))).lazy == image.lazy[0]
+        with pytest.raises(NotFound):
+            await it.resolving.resolve(image.claim(0, reference=f"{HOST}/image:v2"))
+        assert built == [], "a stack of which a layer is missing"
+
+
+async def test_a_registry_that_is_silent(
+    store: Store, image: ScriptedImage, jumping: MockClock, built: list[list[LayerMetadata | Path]]
+) -> None:
+    """Who has no time waits no longer, and what is under way arrives all the same; in the end it is given up in words."""
+    registry = image.registry()
+    registry.gate = trio.Event()
+    async with resolving(store, registry) as it:
+        for _ in range(3):
+            with trio.move_on_after(10) as patience:
+                await it.resolving.resolve(image.claim(0))
+            assert patience.cancelled_caught
+        assert registry.asked == ["v1"]
+        registry.gate.set()
+        await wait_all_tasks_blocked()
+        assert len(registry.ranges) == 2, "nobody waits for it"
+        assert (await it.resolving.resolve(image.claim(0))).lazy == image.lazy[0]
+        assert registry.asked == ["v1"] and len(registry.ranges) == 2
+        registry.gate = trio.Event()
+        start = trio.current_time()
+        with pytest.raises(Unreachable, match="did not bring the manifest of v2 within 60 s"):
+            await it.resolving.resolve(image.claim(0, reference=f"{HOST}/image:v2"))
+        assert trio.current_time() - start == 60
+        with pytest.raises(Unreachable, match=r"did not bring the TOC of layer .* within 60 s"):
+            await it.resolving.resolve(image.claim(0, manifest_digest=image.digest, toc_digest=ELSEWHERE))
+
+
+async def test_what_our_own_client_tells_needs_no_manifest(
+    store: Store, image: ScriptedImage, jumping: MockClock, built: list[list[LayerMetadata | Path]]
+) -> None:
+    """It is only where to look: a size that is wrong costs that layer its laziness, and a layer that was left out nothing."""
+    told = tuple(ToldLayer(lazy.digest, lazy.size, lazy.toc_digest) for lazy in image.lazy)
+    registry = image.registry()
+    async with resolving(store, registry) as it:
+        for wrong in (0, 1, told[0].size - 1):
+            with pytest.raises(InvalidInput):
+                await it.resolving.resolve(image.claim(0, size=wrong, layers=()))
+        registry.ranges.clear()
+        await trio.sleep(MEMORY)
+        assert (await it.resolving.resolve(image.claim(0, size=told[0].size, layers=told))).lazy == image.lazy[0]
+        await wait_all_tasks_blocked()
+        assert registry.asked == [] and len(registry.ranges) == 2
+        assert (await it.resolving.resolve(image.claim(1, size=told[1].size, layers=()))).lazy == image.lazy[1]
+        assert (await it.resolving.resolve(image.claim(0))).lazy == image.lazy[0], "who tells nothing is not answered from that"
+        assert registry.asked == ["v1"]
+
+
+async def test_a_repository_is_left_when_it_is_not_needed(
+    store: Store, image: ScriptedImage, jumping: MockClock, built: list[list[LayerMetadata | Path]]
+) -> None:
+    """Resolving holds no connection for longer than it takes, and a while."""
+    registry = image.registry()
+    async with resolving(store, registry) as it:
+        await it.resolving.resolve(image.claim(0))
+        await trio.sleep(31)
+        assert registry.closed
+        await trio.sleep(MEMORY)
+        assert (await it.resolving.resolve(image.claim(0))).lazy == image.lazy[0]
+        assert not registry.closed
+
+
+async def test_references_that_are_none(store: Store, image: ScriptedImage, jumping: MockClock) -> None:
+    """A label may hold anything; nothing is asked for that."""
+    registry = image.registry()
+    async with resolving(store, registry) as it:
+        for reference in (f"{HOST}/Image:v1", f"{HOST}/image@sha256:1", f"{HOST}/a//b", "/image"):
+            with pytest.raises(UsageError):
+                await it.resolving.resolve(image.claim(0, reference=reference))
+        assert not registry.asked
+
+
+async def test_images_that_cannot_be_built(
+    store: Store, image: ScriptedImage, jumping: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ahead of time that is no trouble; who asks for them is told."""
+
+    def refuse(_store: Path, _stack: Sequence[LayerMetadata | Path]) -> tuple[Path, ...]:
+        raise StoreUnusable("the disk has failed")
+
+    monkeypatch.setattr("lazyfs.containerd.resolving.ensure_metadata", refuse)
+    async with resolving(store, image.registry()) as it:
+        assert (await it.resolving.resolve(image.claim(0))).lazy == image.lazy[0]
+        await wait_all_tasks_blocked()
+        with pytest.raises(StoreUnusable, match="the disk has failed"):
+            await it.resolving.build([])
+
+
+async def test_the_images_of_a_stack(store: Store, image: ScriptedImage) -> None:
+    """Are built from what was resolved, and found when they are asked for again."""
+    async with resolving(store, image.registry()) as it:
+        found = [await it.resolving.resolve(image.claim(number)) for number in range(2)]
+        stack = [LayerMetadata(each.lazy.toc_digest, each.lazy.toc_offset) for each in found]
+        images = await it.resolving.build(stack)
+        assert len(images) == 2 and all(path.is_file() for path in images)
+        assert await it.resolving.build(stack) == images
