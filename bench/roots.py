@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench.container import root_of
 from bench.place import Place
-from lazyfs.daemon.orders import SOCKET_NAME
+from lazyfs.daemon.holding import SOCKET_NAME
 from tests.containerd import Containerd
 
 PATIENCE_S = 30

@@ -12,10 +12,9 @@ from lazyfs.format.manifest import Platform, parse_platform, this_platform
 from lazyfs.registry.access import AccessOptions, parse_creds
 from lazyfs.source.reference import Reference, parse_reference
 from lazyfs.store.location import default_directory
+from lazyfs.store.size import parse_size
 
-_SIZES: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _AGES: Final = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-_MAX_SIZE: Final = 1 << 62
 
 
 def add_image(parser: argparse.ArgumentParser) -> None:
@@ -72,15 +71,6 @@ def store_of(arguments: argparse.Namespace) -> Path:
 def store_size_of(arguments: argparse.Namespace) -> int:
     """--store-size in bytes; -1 where it was not given. Raises UsageError."""
     return parse_size(arguments.store_size) if arguments.store_size is not None else -1
-
-
-def parse_size(text: str) -> int:
-    """Bytes of `500M`, `1.5G`, `20GiB`: powers of 1024. Raises UsageError."""
-    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,3})?)([KMGT]?)(?:i?B)?", text.strip(), re.ASCII | re.IGNORECASE)
-    size = int(float(found[1]) * _SIZES[found[2].upper()]) if found else -1
-    if not 0 <= size <= _MAX_SIZE:
-        raise UsageError(f"{text!r} is no size", hint="Write bytes, or a number with K, M, G or T behind it")
-    return size
 
 
 def parse_age(text: str) -> float:

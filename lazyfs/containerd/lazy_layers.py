@@ -119,7 +119,11 @@ class LiveLayer:
 class LazyLayers:
     """Those that live. Not for threads."""
 
-    def __init__(self, store: Store, catalog: Catalog, nursery: trio.Nursery, open_source: OpenSource) -> None:
+    def __init__(
+        self, store: Store, catalog: Catalog, nursery: trio.Nursery, open_source: OpenSource, *, background: bool = True
+    ) -> None:
+        """Without `background` nothing of a layer is fetched ahead but its landmark's prefix."""
+        self._background = background
         self._store = store
         self._catalog = catalog
         self._nursery = nursery
@@ -244,7 +248,7 @@ class LazyLayers:
 
     async def _bring(self, repository: LiveRepository, pulls: dict[str, Wanted]) -> None:
         assert repository.fetcher is not None
-        background = Background(self._store, repository.fetcher, list(pulls.values()))
+        background = Background(self._store, repository.fetcher, list(pulls.values()), rest=self._background)
         try:
             await background.run()
         except Exception as surprise:  # noqa: BLE001  the guard of what nobody asked for: it must not end the daemon for its readers

@@ -1,4 +1,4 @@
-"""`lazyfsd`: the daemon of one state directory, or rather its keeper, which starts the daemon with `--kept`."""
+"""`lazyfsd`: the daemon of one state directory, or rather its keeper, which starts the daemon with `--no-keeper`, as systemd does."""
 
 from __future__ import annotations
 
@@ -8,20 +8,27 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from lazyfs.daemon.holding import complete
 from lazyfs.daemon.keeper import keep
 from lazyfs.errors import LazyfsError, foremost
 from lazyfs.store.directory import adopt, refusal
 from lazyfs.store.location import default_directory
 
+if TYPE_CHECKING:
+    from lazyfs.daemon.config import Config
+
+_CONFIG: Final = "/etc/lazyfs/config.toml"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}\Z")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs until nothing is mounted any more, or with `--service` until told to end. The exit code."""
-    parser = argparse.ArgumentParser("lazyfsd", description="Serves the native mounts of one state directory.")
-    parser.add_argument("--store", metavar="DIR", default=str(default_directory()), help="the state directory (%(default)s)")
+    parser = argparse.ArgumentParser(
+        "lazyfsd", description="Serves the native mounts of one state directory, and containerds as their snapshotter."
+    )
+    parser.add_argument("--store", metavar="DIR", help=f"the state directory ({default_directory()})")
     parser.add_argument("--service", action="store_true", help="stay when nothing is mounted")
     parser.add_argument(
         "--snapshotter",
@@ -31,24 +38,63 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=_named_socket,
         help="serve the containerd NAME (containerd) as its snapshotter at SOCKET; once for each containerd. Implies --service",
     )
-    parser.add_argument("--kept", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        nargs="?",
+        const=_CONFIG,
+        help=f"be the service that FILE ({_CONFIG}) describes; options given here win. Implies --service",
+    )
+    parser.add_argument(
+        "--check-config", action="store_true", help="say whether FILE is right, and end: 0; 2 wrong; 5 not readable"
+    )
+    parser.add_argument(
+        "--no-keeper",
+        action="store_true",
+        help="serve in this process: somebody else, as systemd, starts it again and keeps its descriptors",
+    )
     options = parser.parse_args(arguments)
-    store = Path(options.store).absolute()
-    if options.kept:
-        return _serve(store, service=options.service)
-    sockets = {f"snapshots-{name}": path for name, path in options.snapshotter}
-    if len(sockets) < len(options.snapshotter):
+    if len(dict(options.snapshotter)) < len(options.snapshotter):
         parser.error("two --snapshotter have the same NAME: each containerd has its own")
-    command = [sys.executable, "-P", "-m", "lazyfs.daemon", "--kept", "--store", str(store)]
+    try:
+        return _check(Path(options.config or _CONFIG)) if options.check_config else _run(options)
+    except LazyfsError as failure:
+        print(f"lazyfsd: {failure}", file=sys.stderr)
+        return failure.exit_code
+
+
+def _check(path: Path) -> int:
+    from lazyfs.daemon.config import load_config
+
+    load_config(path.absolute())
+    print(f"{path}: nothing is wrong")
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    store = Path(options.store).absolute() if options.store else default_directory()
+    containerds: dict[str, Path] = dict(options.snapshotter)
+    config: Config | None = None
+    if options.config:
+        from lazyfs.daemon.config import load_config
+
+        path = Path(options.config).absolute()
+        config = load_config(path)
+        store = store if options.store else config.store
+        containerds = containerds or config.containerds
+    service = options.service or bool(containerds) or config is not None
+    sockets = {f"snapshots-{name}": path for name, path in containerds.items()}
     try:
         adopt(store)  # before anything is written to a place that may be another's
-        return keep(store, [*command, "--service"] if options.service or sockets else command, sockets)
+        if options.no_keeper:
+            return _serve(store, config, sockets, service=service)
+        command = [sys.executable, "-P", "-m", "lazyfs.daemon", "--no-keeper", "--store", str(store)]
+        command += ["--service"] if service else []
+        command += [f"--snapshotter={name}={path}" for name, path in containerds.items()]
+        command += ["--config", str(path)] if config is not None else []
+        return keep(store, command, sockets)
     except OSError as error:
-        failure: LazyfsError = refusal(error, f"the store {store} cannot be used")
-    except LazyfsError as error:
-        failure = error
-    print(f"lazyfsd: {failure}", file=sys.stderr)
-    return failure.exit_code
+        raise refusal(error, f"the store {store} cannot be used") from error
 
 
 def _named_socket(text: str) -> tuple[str, Path]:
@@ -59,18 +105,24 @@ def _named_socket(text: str) -> tuple[str, Path]:
     return name, Path(path).absolute()
 
 
-def _serve(store: Path, *, service: bool) -> int:
+def _serve(store: Path, config: Config | None, sockets: dict[str, Path], *, service: bool) -> int:
     # What the keeper needs none of is not imported for it.
     import logging
 
+    import msgspec
+
+    from lazyfs.daemon.config import Config
     from lazyfs.daemon.fdstore import FdStore
     from lazyfs.daemon.service import Options, run
     from lazyfs.mount.logs import log_to_terminal
 
     os.umask(0o077)
-    log_to_terminal()
+    config = msgspec.structs.replace(config or Config(), store=store)
+    log_to_terminal(config.log_level)
     try:
-        run(Options(store, service), FdStore.from_environment())
+        fds = FdStore.from_environment()
+        complete(fds, store, sockets)
+        run(Options(config, service), fds)
     except (LazyfsError, BaseExceptionGroup) as failure:
         error = foremost(failure) if isinstance(failure, BaseExceptionGroup) else failure
         if not isinstance(error, LazyfsError):

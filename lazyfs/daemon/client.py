@@ -18,7 +18,8 @@ from typing import Final
 
 import msgspec
 
-from lazyfs.daemon.orders import SOCKET_NAME, Order, Refused, Report, encode
+from lazyfs.daemon.holding import SOCKET_NAME
+from lazyfs.daemon.orders import Order, Refused, Report, encode
 from lazyfs.errors import LocalError, StoreUnusable
 
 _START_DEADLINE: Final = 20.0

@@ -1,7 +1,8 @@
 """The daemon's end of whoever keeps its descriptors: lazyfsd's keeper, or systemd. Both speak the same protocol.
 
 Descriptors come in as systemd passes them: from 3 on, LISTEN_FDS of them, for the process LISTEN_PID, named by LISTEN_FDNAMES. They go
-out as datagrams to NOTIFY_SOCKET with the descriptor attached. Source: sd_listen_fds(3), sd_notify(3).
+out as datagrams to NOTIFY_SOCKET with the descriptor attached. Source: sd_listen_fds(3), sd_notify(3),
+sd_watchdog_enabled(3).
 """
 
 from __future__ import annotations
@@ -21,21 +22,24 @@ FIRST: Final = 3
 class FdStore:
     """Descriptors that outlive this process, by name."""
 
-    def __init__(self, descriptors: dict[str, int], notify: str) -> None:
+    def __init__(self, descriptors: dict[str, int], notify: str, watchdog: float = 0.0) -> None:
         self._descriptors = descriptors
         self._notify = f"\0{notify[1:]}" if notify.startswith("@") else notify
+        self.watchdog = watchdog
+        """Seconds after which a daemon that has not said WATCHDOG=1 is ended and started again; 0: never."""
 
     @classmethod
     def from_environment(cls, environment: MutableMapping[str, str] = os.environ) -> Self:
         """What was passed to this process. The variables are removed: they are not for the processes that it starts."""
         process, count, names = (environment.pop(f"LISTEN_{what}", "") for what in ("PID", "FDS", "FDNAMES"))
         notify = environment.pop("NOTIFY_SOCKET", "")
+        watched, watchdog = (environment.pop(f"WATCHDOG_{what}", "") for what in ("PID", "USEC"))
         descriptors: dict[str, int] = {}
         if process == str(os.getpid()):
             for number, name in zip(range(FIRST, FIRST + int(count)), names.split(":"), strict=False):
                 os.set_inheritable(number, False)
                 descriptors[name] = number
-        return cls(descriptors, notify)
+        return cls(descriptors, notify, int(watchdog or 0) / 1e6 if watched in {"", str(os.getpid())} else 0.0)
 
     def get(self, name: str) -> int | None:
         """The descriptor that was handed to this process, or that it has kept since; None where there is none."""

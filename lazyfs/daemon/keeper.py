@@ -28,6 +28,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple, NoReturn
 
+from lazyfs.daemon.holding import SOCKET_NAME, listen, lock_store
+
 _ABOVE: Final = 64
 """Our own descriptors have numbers from here on, out of the way of those that are passed, which begin with FIRST."""
 _FIRST: Final = 3
@@ -57,20 +59,19 @@ class Stored(NamedTuple):
 def keep(state: Path, command: list[str], sockets: Mapping[str, Path]) -> int:
     """Hold the state directory, which is ours, and run `command`, the daemon, until it ends with 0. The exit code.
 
-    `sockets`: where it shall listen besides, by the names that the daemon knows them by. Takes the whole process over: its descriptors, its output, its signals. 0 at once where the directory has a keeper.
-    Raises OSError when the directory cannot be used.
+    `sockets`: where it shall listen besides, by the names that the daemon knows them by. Takes the whole process over: its
+    descriptors, its output, its signals. 0 at once where the directory has a keeper. Raises OSError when the directory cannot be
+    used, LocalError where somebody else listens at one of the sockets.
     """
     os.umask(0o077)
     os.closerange(_FIRST, os.sysconf("SC_OPEN_MAX"))
     os.chdir("/")
-    lock = _high(os.open(state / "lazyfsd.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    lock = lock_store(state)
+    if lock is None:
         return 0
     log = Log(state / "logs")
-    ours = [Stored("control", _listen(state / "lazyfsd.sock")), *(Stored(name, _listen(path)) for name, path in sockets.items())]
-    ours.append(Stored("lock", lock))
+    wanted = {"control": state / SOCKET_NAME, **sockets}
+    ours = [*(Stored(name, _high(listen(path))) for name, path in wanted.items()), Stored("lock", _high(lock))]
     try:
         return Keeper(command, ours, log).run()
     finally:
@@ -225,22 +226,6 @@ class Log:
             if os.fstat(2).st_size > _LOG_LIMIT:
                 shutil.copyfile(self._path, self._path.with_name("lazyfsd.log.1"))
                 os.ftruncate(2, 0)
-
-
-def _listen(path: Path) -> int:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with suppress(FileNotFoundError):
-            os.unlink(path.name, dir_fd=folder)  # a dead one's: the lock is ours
-        # By way of the descriptor: a socket's path must not be longer than 107 bytes, a directory's may. The umask makes it 0600.
-        old = os.umask(0o177)
-        listener.bind(f"/proc/self/fd/{folder}/{path.name}")
-        os.umask(old)
-        listener.listen(128)
-    finally:
-        os.close(folder)
-    return _high(listener.detach())
 
 
 def _become(command: list[str], environment: dict[str, str], passed: Sequence[int], mask: Iterable[int]) -> NoReturn:

@@ -13,7 +13,6 @@ import msgspec
 
 from lazyfs.errors import LazyfsError
 
-SOCKET_NAME: Final = "lazyfsd.sock"
 MAX_ORDER: Final = 1 << 20
 """Bytes of an order: bounded before it is read."""
 

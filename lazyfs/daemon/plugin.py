@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import shutil
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Final
 
@@ -18,8 +20,8 @@ import trio
 from lazyfs.containerd.lazy_layers import LazyLayers
 from lazyfs.containerd.relay import relay
 from lazyfs.containerd.resolving import Resolving
-from lazyfs.containerd.server import serving
 from lazyfs.containerd.snapshotter import Snapshotter
+from lazyfs.daemon.config import Config
 from lazyfs.errors import StoreUnusable
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.gate.catalog import Catalog
@@ -36,21 +38,19 @@ _RUN: Final = Path("/run")
 class Plugin:
     """All of them."""
 
-    def __init__(self, store: Store, catalog: Catalog, mounts: LayerMounts, nursery: trio.Nursery) -> None:
+    def __init__(self, config: Config, store: Store, catalog: Catalog, mounts: LayerMounts, nursery: trio.Nursery) -> None:
         self._store = store
         self._mounts = mounts
         self._nursery = nursery
-        self.layers = LazyLayers(store, catalog, nursery, _open)
+        self.layers = LazyLayers(store, catalog, nursery, partial(_open, config.plain_http), background=config.background)
         self._resolving = Resolving(store, self.layers, nursery)
         self.snapshotters: dict[str, Snapshotter] = {}
 
-    async def serve(self, listeners: Sequence[tuple[str, socket.socket]], stack: AsyncExitStack, *, same_gate: bool) -> None:
-        """Answer at `listeners` (name, socket) until `stack` is left. Without `same_gate`, what is mounted has a dead one.
-
-        Raises StoreUnusable.
+    async def start(self, names: Sequence[str], stack: AsyncExitStack, *, same_gate: bool) -> None:
+        """Take up the containerds of these names: their layers are expected from here on. Without `same_gate`, what is mounted has a
+        dead one. Raises StoreUnusable.
         """
-        private = stack.enter_context(_private_folder(self._store.directory.path))
-        for name, listener in listeners:
+        for name in names:
             folder = self._store.directory.path / "containerd" / name
             snapshotter = await trio.to_thread.run_sync(
                 Snapshotter, self._store, folder, self.layers, self._resolving, self._mounts, self._nursery
@@ -60,7 +60,14 @@ class Plugin:
             if not same_gate:
                 await trio.to_thread.run_sync(snapshotter.roots.forsake)
             await snapshotter.start()
-            await stack.enter_async_context(serving(snapshotter, private / name))
+
+    async def serve(self, listeners: Mapping[str, socket.socket], stack: AsyncExitStack) -> None:
+        """Answer each containerd at its socket until `stack` is left. Raises StoreUnusable."""
+        # Imported when those who wait in the gate are served already: it takes 0.1 s.
+        server = await trio.to_thread.run_sync(import_module, "lazyfs.containerd.server")
+        private = stack.enter_context(_private_folder(self._store.directory.path))
+        for name, listener in listeners.items():
+            await stack.enter_async_context(server.serving(self.snapshotters[name], private / name))
             self._nursery.start_soon(relay, listener, private / name)
 
     def roots_on(self, layers: set[str]) -> list[Path]:
@@ -97,6 +104,7 @@ def _private_folder(store: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _open(repository: str) -> ImageSource:
+def _open(plain_http: Container[str], repository: str) -> ImageSource:
     """Of a repository `docker://HOST/REPO`; with the credentials that root's docker configuration has."""
-    return open_source(parse_reference(repository), AccessOptions())
+    reference = parse_reference(repository)
+    return open_source(reference, AccessOptions(plain_http=reference.host.lower() in plain_http))

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 import trio
 
+from lazyfs.daemon.config import Config
 from lazyfs.daemon.containers import sweep
 from lazyfs.daemon.control import Tell, serve_control
 from lazyfs.daemon.fdstore import FdStore
@@ -58,6 +59,8 @@ _LINGER: Final = 10.0
 first order, which is why it was started."""
 
 
+_LISTENER: Final = "snapshots-"
+"""How the names of the sockets begin that containerds call."""
 _SWEEP_PAUSE: Final = 60.0
 _END_DEADLINE: Final = 5.0
 """Seconds that a daemon which was told to end waits for those who still use what it mounted."""
@@ -66,9 +69,14 @@ _END_DEADLINE: Final = 5.0
 class Options(NamedTuple):
     """What lazyfsd was started with."""
 
-    store: Path
+    config: Config
     service: bool
     """Stay when nothing is mounted."""
+
+    @property
+    def store(self) -> Path:
+        """The state directory."""
+        return self.config.store
 
 
 def run(options: Options, fds: FdStore) -> None:
@@ -86,11 +94,14 @@ async def _serve(options: Options, fds: FdStore) -> None:
         ends = Ends()
         stack.callback(ends.close)
         async with trio.open_nursery() as nursery:
+            if options.config.store_size >= 0:
+                await trio.to_thread.run_sync(store.eviction.set_limit, options.config.store_size)
             service = Service(options, store, state, ends, nursery)
             connection: Connection = await nursery.start(service.serve_gate, fds)
             await service.revival.begin(nursery, same_gate=connection.taken_over)
+            await service.start_plugin(fds, stack, same_gate=connection.taken_over)
             service.catalog.begin()
-            await service.serve_containerds(fds, stack, same_gate=connection.taken_over)
+            await service.serve_containerds(fds, stack)
             nursery.start_soon(serve_control, listener, os.geteuid(), service.carry)
             nursery.start_soon(service.mounts.watch)
             nursery.start_soon(service.refresher.run)
@@ -147,16 +158,21 @@ class Service:
         found = [Path(mount.row.mount.directory) for mount in self.mounts.live.values() if mount.image in images]
         return found if self.plugin is None else [*found, *self.plugin.roots_on(images)]
 
-    async def serve_containerds(self, fds: FdStore, stack: AsyncExitStack, *, same_gate: bool) -> None:
-        """Answer every containerd that we were given a socket for. Raises StoreUnusable."""
-        names = fds.names("snapshots-")
+    async def start_plugin(self, fds: FdStore, stack: AsyncExitStack, *, same_gate: bool) -> None:
+        """Take up every containerd that we were given a socket for. Raises StoreUnusable."""
+        names = fds.names(_LISTENER)
         if not names:
             return
         from lazyfs.daemon.plugin import Plugin
 
-        self.plugin = Plugin(self._store, self.catalog, self._layer_mounts, self._nursery)
-        listeners = [(name, stack.enter_context(fds.listener(f"snapshots-{name}"))) for name in names]
-        await self.plugin.serve(listeners, stack, same_gate=same_gate)
+        self.plugin = Plugin(self._options.config, self._store, self.catalog, self._layer_mounts, self._nursery)
+        await self.plugin.start(names, stack, same_gate=same_gate)
+
+    async def serve_containerds(self, fds: FdStore, stack: AsyncExitStack) -> None:
+        """Answer them. Raises StoreUnusable."""
+        if self.plugin is not None:
+            listeners = {name: stack.enter_context(fds.listener(_LISTENER + name)) for name in self.plugin.snapshotters}
+            await self.plugin.serve(listeners, stack)
 
     async def serve_gate(self, fds: FdStore, *, task_status: trio.TaskStatus[Connection]) -> None:
         """Answer the kernel until the connection has ended."""

@@ -44,18 +44,19 @@ class Missing(NamedTuple):
 
 
 class Background:
-    """Brings an image's missing chunks. `finished` is set when nothing is missing."""
+    """Brings an image's missing chunks, or without `rest` only the layers' prefixes. `finished` is set when nothing is missing."""
 
-    def __init__(self, store: Store, fetcher: Fetcher, layers: Sequence[Wanted]) -> None:
+    def __init__(self, store: Store, fetcher: Fetcher, layers: Sequence[Wanted], *, rest: bool = True) -> None:
         self._store = store
         self._fetcher = fetcher
         self._layers = layers
+        self._rest = rest
         self.finished = trio.Event()
         self.trouble = ""
         """Why it stands still, or why it gave something up; empty while all is well."""
 
     async def run(self) -> None:
-        """Until everything is here, or what is left is damaged at the source. Tries again, ever slower, while the source fails.
+        """Until what is wanted is here, or what is left is damaged at the source. Tries again, ever slower, while the source fails.
 
         Cancelled: stops; what had arrived is kept.
         """
@@ -63,6 +64,8 @@ class Background:
         for wanted in self._layers:
             prefix = wanted.layer.pieces[: wanted.layer.position(wanted.prefetch_end)]
             given_up |= await self._bring(wanted.layer, prefix)
+        if not self._rest:
+            return
         for wanted in self._layers:
             given_up |= await self._bring(wanted.layer, wanted.layer.pieces)
         if not given_up:

@@ -41,9 +41,9 @@ class _LateFile(logging.FileHandler):
         return super()._open()
 
 
-def log_to_terminal() -> None:
-    """Everything from INFO on, to stderr."""
-    _install(logging.StreamHandler(), logging.INFO)
+def log_to_terminal(level: str = "info") -> None:
+    """Everything from `level` on, to stderr."""
+    _install(logging.StreamHandler(), logging.getLevelNamesMapping()[level.upper()])
 
 
 def _install(handler: logging.Handler, level: int) -> None:

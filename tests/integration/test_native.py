@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lazyfs.daemon.orders import SOCKET_NAME
+from lazyfs.daemon.holding import SOCKET_NAME
 from tests.commands import Lazyfs, run
 from tests.docker_registry import Registry
 from tests.lazyfsd import moments, traces

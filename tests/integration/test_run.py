@@ -36,7 +36,7 @@ def lazyfs(session_folder: Path) -> Iterator[Lazyfs]:
     command = Lazyfs(session_folder / "run")
     yield command
     for trace in traces(command.store):
-        if (process := re.match(r"process (\d+):.*--kept", trace)) is not None:
+        if (process := re.match(r"process (\d+):.*--no-keeper", trace)) is not None:
             os.kill(int(process[1]), signal.SIGTERM)
             await_end(int(process[1]))
     for _ in moments():

@@ -13,7 +13,8 @@ import trio
 
 from lazyfs.daemon.client import Client, DaemonUnreachable
 from lazyfs.daemon.control import Carry, Tell, serve_control
-from lazyfs.daemon.orders import MAX_ORDER, SOCKET_NAME, Order, Refused, Report, StatusOrder, UnmountOrder
+from lazyfs.daemon.holding import SOCKET_NAME
+from lazyfs.daemon.orders import MAX_ORDER, Order, Refused, Report, StatusOrder, UnmountOrder
 from lazyfs.errors import MountFailed, NotNative
 
 

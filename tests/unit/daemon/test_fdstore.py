@@ -62,6 +62,17 @@ def test_descriptors_of_another_process() -> None:
     assert FdStore.from_environment({"LISTEN_PID": "1", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "fuse"}).get("fuse") is None
 
 
+@pytest.mark.parametrize(
+    ("watched", "seconds"), [({}, 20.0), ({"WATCHDOG_PID": str(os.getpid())}, 20.0), ({"WATCHDOG_PID": "1"}, 0.0)]
+)
+def test_watchdog(watched: dict[str, str], seconds: float) -> None:
+    """Its time is told in microseconds, perhaps for another process; it is not inherited."""
+    environment = {"WATCHDOG_USEC": "20000000", **watched}
+    assert FdStore.from_environment(environment).watchdog == seconds
+    assert not environment
+    assert FdStore.from_environment({}).watchdog == 0.0
+
+
 def test_nothing_is_passed() -> None:
     """Without a keeper it is an ordinary table: what is kept can be had, and dropped."""
     fds = FdStore.from_environment({})

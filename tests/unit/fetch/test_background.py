@@ -28,6 +28,18 @@ async def test_background_brings_everything_and_the_prefix_first(store: Store) -
     assert source.ranges[0] == (0, middle) and len(source.ranges) == 2
 
 
+async def test_only_the_prefix_where_nobody_wants_the_rest(store: Store) -> None:
+    """What is behind the landmark is left to those who read it, and nothing says that all is here."""
+    layer, blob = make_layer(FILES)
+    source = ScriptedSource(blob)
+    middle = layer.pieces[200].chunk.member
+    async with open_fetcher(store, source) as fetcher:
+        background = Background(store, fetcher, [Wanted(layer, middle)], rest=False)
+        await background.run()
+    assert not background.finished.is_set()
+    assert source.ranges == [(0, middle)]
+
+
 async def test_background_fills_a_sparse_file_at_once(store: Store, autojump_clock: trio.testing.MockClock) -> None:
     """A chunk that a file holds many times is fetched once, and copied to all of its places without a pause."""
     layer, blob = make_layer([(b"sparse", bytes(100_000) + b"x"), (b"other", bytes(7_000))], chunk_size=7_000)

@@ -1,0 +1,237 @@
+"""What a lazyfsd that runs as a service is told: TOML, read once at its start. systemd/config.toml documents every key.
+
+Whoever makes a mistake here finds out from `lazyfsd --check-config`, or from a service that does not come up: so each message names
+the file, the line and the key, and what would be right. A key that is not known is a mistake as well, for it does nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeVar
+
+import msgspec
+
+from lazyfs.errors import BadAnswer, LocalError, UsageError
+from lazyfs.registry.access import AccessOptions, api_url
+from lazyfs.store.location import default_directory
+from lazyfs.store.size import parse_size
+
+DEFAULT_SOCKET: Final = Path("/run/lazyfs/snapshots.sock")
+_MOST: Final = 1 << 20
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}\Z")
+_LONGEST_SOCKET: Final = 107
+_ADDRESS: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9.-]+)):(\d{1,5})\Z")
+_KEY: Final = re.compile(r"`\$\.(\w+)`|field `([^`]*)`")
+_EXPECTED: Final = {"bool": "true or false", "str": "text in quotes", "int | str": "a number, or text in quotes"}
+"""msgspec's words in ours."""
+_LISTS: Final = {"containerd": "[[containerd]]", "registry": "[registry.HOST]"}
+LEVELS: Final = ("debug", "info", "warning", "error")
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class Address(NamedTuple):
+    """Where metrics are told."""
+
+    host: str
+    port: int
+
+
+class Config(msgspec.Struct, frozen=True):
+    """What is wanted; the defaults are those of a file that says nothing."""
+
+    store: Path = default_directory()
+    store_size: int = -1
+    """Bytes that the store may take; 0 is no bound, -1 leaves it as it is."""
+    background: bool = True
+    """Whether the rest of a pull is fetched that nothing has asked for yet."""
+    containerds: dict[str, Path] = msgspec.field(default_factory=lambda: {"containerd": DEFAULT_SOCKET})
+    """The sockets of those that are served, by name."""
+    plain_http: frozenset[str] = frozenset()
+    """Hosts of registries that are spoken to without TLS, in lower case."""
+    metrics: Address | None = None
+    log_level: str = "info"
+    """One of LEVELS."""
+
+
+class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The keys outside of tables."""
+
+    store: str = ""
+    store_size: str | int = -1
+    background: bool = True
+    metrics: str = ""
+    log_level: str = "info"
+
+
+class _Containerd(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One of [[containerd]]."""
+
+    socket: str
+    name: str = "containerd"
+
+
+class _Registry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One of [registry.HOST]."""
+
+    plain_http: bool = False
+
+
+_Place = tuple[str | int, ...]
+"""The way to a table or a key: names of tables, numbers in a list."""
+
+
+class _Mistake(Exception):
+    """Something is wrong at `place`."""
+
+    def __init__(self, place: _Place, what: str) -> None:
+        super().__init__(what)
+        self.place = place
+
+
+def load_config(path: Path) -> Config:
+    """Raises LocalError where it cannot be read, UsageError where it is wrong."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MOST + 1)
+    except OSError as error:
+        raise LocalError(f"the configuration {path} cannot be read: {error.strerror}") from error
+    if len(data) > _MOST:
+        raise UsageError(f"the configuration {path} is larger than {_MOST >> 20} MiB")
+    return parse_config(data, str(path))
+
+
+def parse_config(data: bytes, name: str) -> Config:
+    """The configuration that `data` spells; `name` is what messages call it. Raises UsageError."""
+    try:
+        text = data.decode()
+        document = tomllib.loads(text)
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{name} is no TOML: {error}") from error
+    try:
+        return _config_of(document)
+    except _Mistake as mistake:
+        line = _line(text, mistake.place)
+        raise UsageError(f"{name}{f', line {line}' if line else ''}: {mistake}") from None
+
+
+def _config_of(document: dict[str, Any]) -> Config:
+    lists = {key: document.pop(key) for key in _LISTS if key in document}
+    settings = _table(document, _Settings, ())
+    if settings.log_level not in LEVELS:
+        raise _Mistake(("log_level",), f"log_level is to be one of {', '.join(LEVELS)}")
+    found = Config(
+        store=_absolute(settings.store, ("store",)) if settings.store else default_directory(),
+        store_size=_size(settings.store_size),
+        background=settings.background,
+        plain_http=_plain_http(lists.get("registry", {})),
+        metrics=_address(settings.metrics) if settings.metrics else None,
+        log_level=settings.log_level,
+    )
+    if "containerd" in lists:
+        found = msgspec.structs.replace(found, containerds=_containerds(lists["containerd"]))
+    return found
+
+
+def _containerds(tables: object) -> dict[str, Path]:
+    if not isinstance(tables, list):
+        raise _Mistake(("containerd",), "containerd is no table of its own: write [[containerd]], once for each")
+    found: dict[str, Path] = {}
+    for number, table in enumerate(tables):
+        place: _Place = ("containerd", number)
+        one = _table(table, _Containerd, place)
+        socket = _absolute(one.socket, (*place, "socket"))
+        if not _NAME.match(one.name):
+            raise _Mistake((*place, "name"), f"{one.name!r} is no name for a containerd: letters, digits and -")
+        if len(bytes(socket)) > _LONGEST_SOCKET:
+            raise _Mistake((*place, "socket"), f"a socket's path has at most {_LONGEST_SOCKET} bytes")
+        if one.name in found:
+            raise _Mistake(place, f"two containerds are called {one.name!r}: give each a name of its own")
+        if socket in found.values():
+            raise _Mistake((*place, "socket"), f"two containerds have the socket {socket}: each needs one of its own")
+        found[one.name] = socket
+    return found
+
+
+def _plain_http(tables: object) -> frozenset[str]:
+    if not isinstance(tables, dict):
+        raise _Mistake(("registry",), 'registry is a table: write [registry."HOST"]')
+    found = set()
+    for host, table in tables.items():
+        one = _table(table, _Registry, ("registry", host))
+        try:
+            url = api_url(host, AccessOptions())
+        except BadAnswer as error:
+            raise _Mistake(
+                ("registry", host), f'{host!r} is no HOST or HOST:PORT: write [registry."registry.example:5000"]'
+            ) from error
+        if url.target != "/v2/":
+            raise _Mistake(
+                ("registry", host), f"{host!r} is more than a HOST or HOST:PORT: all repositories of one are reached alike"
+            )
+        if one.plain_http:
+            found.add(host.lower())
+    return frozenset(found)
+
+
+def _table(table: object, kind: type[T], place: _Place) -> T:
+    where = _LISTS[str(place[0])] if place else ""
+    if not isinstance(table, dict):
+        raise _Mistake(place, f"{'.'.join(map(str, place))} is no table: write {where}")
+    unknown = [key for key in table if key not in kind.__struct_fields__]
+    if unknown:
+        known = [*kind.__struct_fields__, *([] if place else _LISTS.values())]
+        raise _Mistake(
+            (*place, unknown[0]), f"there is no key {unknown[0]!r}{f' in {where}' if where else ''}; there are {', '.join(known)}"
+        )
+    try:
+        return msgspec.convert(table, kind)
+    except msgspec.ValidationError as error:
+        told = str(error)
+        key = _KEY.search(told)
+        names = [name for name in key.groups() if name] if key else []
+        at = (*place, *(name for name in names if name in table))
+        if "required" in told:
+            raise _Mistake(at, f"{where} lacks {', '.join(names)}") from error
+        expected = _EXPECTED.get(told.partition("`")[2].partition("`")[0], told)
+        raise _Mistake(at, f"{', '.join(names)} is to be {expected}") from error
+
+
+def _absolute(text: str, place: _Place) -> Path:
+    if not text.startswith("/"):
+        raise _Mistake(place, f"{text!r} is no absolute path: a service has no directory of its own to begin at")
+    return Path(text)
+
+
+def _size(value: str | int) -> int:
+    if value == -1:
+        return -1
+    try:
+        return parse_size(str(value))
+    except UsageError as error:
+        raise _Mistake(("store_size",), str(error)) from error
+
+
+def _address(text: str) -> Address:
+    found = _ADDRESS.match(text)
+    if found is None or not 0 < int(found[3]) < 1 << 16:
+        raise _Mistake(("metrics",), f"{text!r} is no HOST:PORT: write 127.0.0.1:9709, for example")
+    return Address(found[1] or found[2], int(found[3]))
+
+
+def _line(text: str, place: _Place) -> int:
+    """The line on which something is first said: that with which the text up to there says it. 0 where there is none."""
+    lines = text.splitlines()
+    for number in range(1, len(lines) + 1):
+        try:
+            at: Any = tomllib.loads("\n".join(lines[:number]))
+        except tomllib.TOMLDecodeError:
+            continue  # inside of a value of several lines
+        try:
+            for step in place:
+                at = at[step]
+        except (KeyError, IndexError, TypeError):
+            continue
+        return number
+    return 0

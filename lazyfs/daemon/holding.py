@@ -1,0 +1,119 @@
+"""What a lazyfsd holds of the world while it runs: the lock of its store, and the sockets that it listens at.
+
+Standard library only, for the keeper, which holds them on the daemon's behalf.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import stat
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from lazyfs.errors import LocalError
+
+if TYPE_CHECKING:
+    from lazyfs.daemon.fdstore import FdStore
+
+LOCK_NAME: Final = "lazyfsd.lock"
+SOCKET_NAME: Final = "lazyfsd.sock"
+_LONGEST_ADDRESS: Final = 107
+_BACKLOG: Final = 128
+_LOCK_TRIES, _LOCK_PAUSE = 50, 0.2
+
+
+def lock_store(store: Path) -> int | None:
+    """A descriptor that holds the lock while it, or a duplicate, is open; None: another process has it. Raises OSError."""
+    lock = os.open(store / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    return lock
+
+
+def listen(path: Path) -> int:
+    """A socket that listens at `path`, 0600, in the place of a dead one. The folder is made.
+
+    Raises LocalError where somebody else listens there: who took it over would take his callers away; OSError.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # A directory's path may be longer than a socket's address.
+        address = str(path) if len(bytes(path)) <= _LONGEST_ADDRESS else f"/proc/self/fd/{folder}/{path.name}"
+        with suppress(FileNotFoundError):
+            if stat.S_ISSOCK(os.lstat(path.name, dir_fd=folder).st_mode):
+                if _answers(address):
+                    raise LocalError(f"somebody else listens at {path}", hint="End that process, or choose another path")
+                os.unlink(path.name, dir_fd=folder)
+        old = os.umask(0o177)
+        try:
+            listener.bind(address)
+        finally:
+            os.umask(old)
+        listener.listen(_BACKLOG)
+        return listener.detach()
+    except BaseException:
+        listener.close()
+        raise
+    finally:
+        os.close(folder)
+
+
+def complete(fds: FdStore, store: Path, sockets: Mapping[str, Path]) -> None:
+    """Take what was not handed to this process: the lock, the control socket, and `sockets` by name. It is then kept like the rest.
+
+    A keeper hands over all of it; systemd what its socket units name, and later what was taken here. Of what it hands over, only
+    sockets at the right path count: the configuration says where to listen. Raises LocalError, OSError.
+    """
+    if fds.get("lock") is None:
+        fds.keep("lock", _patiently_locked(fds, store))
+    wanted = {"control": store / SOCKET_NAME, **sockets}
+    for name in ["control", *(f"snapshots-{rest}" for rest in fds.names("snapshots-"))]:
+        found = fds.get(name)
+        if found is not None and (name not in wanted or not _is_at(found, wanted[name])):
+            fds.drop(name)
+    for name, path in wanted.items():
+        if fds.get(name) is None:
+            fds.keep(name, listen(path))
+
+
+def _patiently_locked(fds: FdStore, store: Path) -> int:
+    """Raises LocalError: another lazyfsd does not end."""
+    for _ in range(_LOCK_TRIES):
+        lock = lock_store(store)
+        if lock is not None:
+            return lock
+        fds.notify(f"STATUS=waiting for another lazyfsd that serves {store}; it ends when nothing is mounted from there")
+        time.sleep(_LOCK_PAUSE)
+    raise LocalError(
+        f"another lazyfsd serves {store}",
+        hint="`lazyfs mount` or `lazyfs run` has started it, and it ends with the last mount: `lazyfs status` lists them",
+    )
+
+
+def _is_at(listener: int, path: Path) -> bool:
+    """Whether a listening socket is the one at `path`, as far as it tells."""
+    with socket.socket(fileno=os.dup(listener)) as asked:
+        name = asked.getsockname()
+    return name == str(path) or str(name).startswith("/proc/self/fd/")
+
+
+def _answers(address: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as caller:
+        caller.setblocking(False)
+        try:
+            caller.connect(address)
+        except BlockingIOError:
+            return True  # so many wait there already
+        except OSError:
+            return False
+        return True
