@@ -101,6 +101,7 @@ class Keeper:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR1, self._ask)
         trouble = 0
         while True:
             began = time.monotonic()
@@ -195,6 +196,11 @@ class Keeper:
         if self._ready or self._stopping:
             self._pass_on(signal.SIGTERM)
         self._stopping = True
+
+    def _ask(self, number: int, _frame: object) -> None:
+        """What is asked of us, the daemon answers; one that is just starting would die of it."""
+        if self._ready:
+            self._pass_on(number)
 
     def _pass_on(self, number: int) -> None:
         with suppress(ProcessLookupError):

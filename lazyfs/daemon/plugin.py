@@ -78,12 +78,12 @@ class Plugin:
         """Documents that must stay in the store."""
         return {digest for snapshotter in self.snapshotters.values() for digest, count in snapshotter.tocs.items() if count > 0}
 
-    async def has_roots(self) -> bool:
-        """Whether any is mounted."""
+    async def roots(self) -> list[int]:
+        """The numbers of all snapshots whose root is mounted."""
+        found: list[int] = []
         for snapshotter in self.snapshotters.values():
-            if await trio.to_thread.run_sync(snapshotter.roots.mounted):
-                return True
-        return False
+            found += await trio.to_thread.run_sync(snapshotter.roots.mounted)
+        return found
 
 
 @contextmanager

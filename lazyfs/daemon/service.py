@@ -33,8 +33,10 @@ from lazyfs.daemon.orders import MountOrder, Order, PruneOrder, Report, StatusOr
 from lazyfs.daemon.recording import Recordings
 from lazyfs.daemon.refresh import Refresher
 from lazyfs.daemon.revival import Revival
+from lazyfs.daemon.stacks import write_stacks_on_signal
 from lazyfs.daemon.state import State
 from lazyfs.daemon.status import describe_mount
+from lazyfs.daemon.watchdog import feed
 from lazyfs.errors import LazyfsError, MountFailed
 from lazyfs.fuse.connection import Connection, serve_gate
 from lazyfs.fuse.gate_operations import GateOperations
@@ -82,6 +84,7 @@ class Options(NamedTuple):
 def run(options: Options, fds: FdStore) -> None:
     """Serve until nothing is mounted, or told to end. Raises LazyfsError."""
     share_arenas()
+    write_stacks_on_signal()
     trio.run(_serve, options, fds)
 
 
@@ -94,22 +97,24 @@ async def _serve(options: Options, fds: FdStore) -> None:
         ends = Ends()
         stack.callback(ends.close)
         async with trio.open_nursery() as nursery:
-            if options.config.store_size >= 0:
-                await trio.to_thread.run_sync(store.eviction.set_limit, options.config.store_size)
             service = Service(options, store, state, ends, nursery)
             connection: Connection = await nursery.start(service.serve_gate, fds)
             await service.revival.begin(nursery, same_gate=connection.taken_over)
             await service.start_plugin(fds, stack, same_gate=connection.taken_over)
             service.catalog.begin()
-            await service.serve_containerds(fds, stack)
+            sockets = await service.serve_containerds(fds, stack)
+            if options.config.store_size >= 0:
+                await trio.to_thread.run_sync(store.eviction.set_limit, options.config.store_size)
             nursery.start_soon(serve_control, listener, os.geteuid(), service.carry)
             nursery.start_soon(service.mounts.watch)
             nursery.start_soon(service.refresher.run)
             nursery.start_soon(service.upkeep.run)
             nursery.start_soon(service.sweep_containers)
             nursery.start_soon(service.end_on_signal, signals)
-            fds.notify("READY=1")
+            nursery.start_soon(feed, fds, connection.directory, sockets, service.summary)
+            fds.notify(f"READY=1\nSTATUS={await service.summary()}")
             await service.wait_until_unused()
+            fds.notify("STOPPING=1\nSTATUS=ending")
             await service.stop()
             await service.leave(connection)
             nursery.cancel_scope.cancel()
@@ -168,11 +173,21 @@ class Service:
         self.plugin = Plugin(self._options.config, self._store, self.catalog, self._layer_mounts, self._nursery)
         await self.plugin.start(names, stack, same_gate=same_gate)
 
-    async def serve_containerds(self, fds: FdStore, stack: AsyncExitStack) -> None:
-        """Answer them. Raises StoreUnusable."""
+    async def serve_containerds(self, fds: FdStore, stack: AsyncExitStack) -> dict[str, Path]:
+        """Answer them: where, by their names. Raises StoreUnusable."""
+        if self.plugin is None:
+            return {}
+        listeners = {name: stack.enter_context(fds.listener(_LISTENER + name)) for name in self.plugin.snapshotters}
+        await self.plugin.serve(listeners, stack)
+        return {name: Path(listener.getsockname()) for name, listener in listeners.items()}
+
+    async def summary(self) -> str:
+        """What is served, in a line."""
+        parts = [f"{len(self.mounts.live)} mounts"]
         if self.plugin is not None:
-            listeners = {name: stack.enter_context(fds.listener(_LISTENER + name)) for name in self.plugin.snapshotters}
-            await self.plugin.serve(listeners, stack)
+            roots, layers = len(await self.plugin.roots()), len(self.plugin.layers.live)
+            parts += [f"{roots} roots for {', '.join(self.plugin.snapshotters)}", f"{layers} lazy layers in use"]
+        return "; ".join(parts)
 
     async def serve_gate(self, fds: FdStore, *, task_status: trio.TaskStatus[Connection]) -> None:
         """Answer the kernel until the connection has ended."""
@@ -261,7 +276,7 @@ class Service:
 
     async def leave(self, connection: Connection) -> None:
         """Take the gate away and answer until nobody needs it any more; told to end, not for long. A service leaves it to its successor."""
-        if self._options.service and (self.mounts.is_used or (self.plugin is not None and await self.plugin.has_roots())):
+        if self._options.service and (self.mounts.is_used or (self.plugin is not None and await self.plugin.roots())):
             return
         await connection.unmount()
         self.mounting.has_gate = False

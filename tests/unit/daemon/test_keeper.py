@@ -202,6 +202,26 @@ def test_told_to_end(kept: Kept) -> None:
     assert kept.log().count("told to end") == 2
 
 
+def test_asked_what_it_does(kept: Kept) -> None:
+    """SIGUSR1 is the daemon's to answer: the keeper passes it on, and neither ends."""
+    program = """
+        signal.signal(signal.SIGUSR1, lambda *_: (state / "asked").write_text("yes"))
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        fds.notify("READY=1")
+        (state / "ready").write_text("yes")
+        time.sleep(1000)
+    """
+    process = kept.start(program)
+    kept.await_file("ready")
+    pause = select.poll()
+    while not (kept.state / "asked").exists():
+        process.send_signal(signal.SIGUSR1)
+        pause.poll(10)
+    process.terminate()
+    assert process.wait(PATIENCE_S) == 0
+    assert kept.starts() == 1
+
+
 def test_log_is_bounded(kept: Kept) -> None:
     """A log of some megabytes begins anew; the one before is kept."""
     program = """

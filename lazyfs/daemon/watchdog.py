@@ -1,0 +1,94 @@
+"""Tells systemd that lazyfsd serves, as long as it does.
+
+A process that runs is not one that answers. So a sign of life is what came back: a call of each containerd's service, through the
+socket that containerd itself uses, and a LOOKUP through the gate's mount, each through trio's loop. When the signs end, systemd
+ends the process and starts another, and containers wait no longer than for a crash.
+
+The LOOKUP is made by a process of its own, never by a thread of this one: who waits for an answer that was read and not given
+cannot be killed, and with a thread of it no process ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from lazyfs.daemon.fdstore import FdStore
+
+_log = logging.getLogger(__name__)
+
+_ROUNDS: Final = 4
+"""How many there are in the time that systemd allows."""
+_NAME: Final = "lazyfsd-watchdog"
+"""Of nothing that there is. The kernel does not remember that, and asks every time."""
+_LOOK: Final = """
+import os, sys
+try:
+    os.lstat(sys.argv[1])
+except FileNotFoundError:
+    sys.exit(0)
+sys.exit("there is such a thing")
+"""
+
+
+async def feed(fds: FdStore, gate: Path, sockets: Mapping[str, Path], describe: Callable[[], Awaitable[str]]) -> None:
+    """Until cancelled: say WATCHDOG=1 after each round in which the mount at `gate` and all `sockets`, by containerds' names, have
+    answered, and what `describe` tells as the service's status. Returns at once where nobody watches."""
+    if not fds.watchdog:
+        return
+    pause = fds.watchdog / _ROUNDS
+    looks: dict[str, Callable[[], Awaitable[bool]]] = {"the gate": partial(_look_up, gate)}
+    for name, path in sockets.items():
+        looks[f"the service for {name}"] = await _asks(path, pause)
+    while True:
+        silent = set(looks)
+        with trio.move_on_after(pause):
+            async with trio.open_nursery() as nursery:
+                for name, look in looks.items():
+                    nursery.start_soon(_note, look, name, silent)
+        if silent:
+            _log.warning("systemd is told nothing: no answer from %s", ", ".join(sorted(silent)))
+        else:
+            fds.notify(f"WATCHDOG=1\nSTATUS={await describe()}")
+        await trio.sleep(pause)
+
+
+async def _note(look: Callable[[], Awaitable[bool]], name: str, silent: set[str]) -> None:
+    if await look():
+        silent.discard(name)
+
+
+async def _look_up(gate: Path) -> bool:
+    """One LOOKUP. Cancelled: the process ends when it is answered."""
+    # -I, -S: nothing but Python itself is read, which is half of its start.
+    command = [sys.executable, "-I", "-S", "-B", "-c", _LOOK, str(gate / _NAME)]
+    try:
+        process = await trio.lowlevel.open_process(command, stdin=subprocess.DEVNULL)
+    except OSError as error:
+        _log.warning("nothing can look at the gate: %s", error)
+        return False
+    try:
+        return await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+
+
+async def _asks(socket: Path, deadline: float) -> Callable[[], Awaitable[bool]]:
+    """Who asks a containerd's service whether it answers."""
+    # 40 MB, that a lazyfsd without a containerd need not have.
+    probe = (await trio.to_thread.run_sync(import_module, "lazyfs.containerd.probe")).Probe(socket)
+
+    async def ask() -> bool:
+        said: str = await trio.to_thread.run_sync(probe.ask, deadline, abandon_on_cancel=True)
+        return not said
+
+    return ask

@@ -1,0 +1,68 @@
+"""What SIGUSR1 makes a process write."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tests.commands import run
+
+PROGRAM = """
+import os, signal, threading, time
+import trio
+from lazyfs.daemon.stacks import write_stacks_on_signal
+
+async def waiting_for_nothing():
+    await trio.sleep_forever()
+
+async def main():
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(waiting_for_nothing)
+        await trio.testing.wait_all_tasks_blocked()
+        {what}
+        nursery.cancel_scope.cancel()
+
+def hanging_thread():
+    started.set()
+    stop.wait()
+
+started, stop = threading.Event(), threading.Event()
+thread = threading.Thread(target=hanging_thread, daemon=True)
+thread.start()
+started.wait()
+write_stacks_on_signal()
+import trio.testing
+trio.run(main)
+os.kill(os.getpid(), signal.SIGUSR1)
+stop.set()
+print("goes on")
+"""
+
+
+@pytest.mark.parametrize(
+    "what", ["os.kill(os.getpid(), signal.SIGUSR1)", "await trio.to_thread.run_sync(os.kill, os.getpid(), signal.SIGUSR1)"]
+)
+def test_threads_and_tasks(what: str) -> None:
+    """Every thread and every task is told, whether the loop runs a task or waits; the process goes on, also after trio's end."""
+    done = run(sys.executable, "-c", PROGRAM.format(what=what))
+    said = done.stderr.decode()
+    assert done.stdout == b"goes on\n"
+    assert said.count("in hanging_thread") == 2
+    assert "  __main__.main\n" in said
+    assert "    __main__.waiting_for_nothing\n      | waiting_for_nothing (<string>:" in said
+    assert said.endswith("tasks:\nnone\n")
+
+
+def test_a_loop_that_never_comes_back() -> None:
+    """A task that goes round and round is told with the line that it is at."""
+    busy = "signal.setitimer(signal.ITIMER_REAL, 0.01); signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGUSR1))"
+    program = PROGRAM.format(what=f"{busy}\n        global told\n        while not told: pass")
+    program = program.replace("import trio.testing\n", "import trio.testing\nimport lazyfs.daemon.stacks as stacks\ntold = []\n")
+    program = program.replace(
+        "trio.run(main)",
+        "before = stacks.describe_tasks\nstacks.describe_tasks = lambda *where: (told.append(1), before(*where))[1]\ntrio.run(main)",
+    )
+    said = run(sys.executable, "-c", program).stderr.decode()
+    assert "in main\n" in said
+    assert "    __main__.waiting_for_nothing\n" in said
