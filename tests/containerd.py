@@ -129,6 +129,11 @@ class Containerd:
         found = shutil.which(program, path=PATH) or program
         return run(found, "--address", self.folder / "socket", *arguments, code=code, timeout=timeout)
 
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """One command of ctr that goes on; its input and output are pipes."""
+        command = [shutil.which("ctr", path=PATH) or "ctr", "--address", str(self.folder / "socket"), *arguments]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
     def pull(self, reference: str, namespace: str = "default") -> str:
         """Pull whole, onto overlayfs; name spaces share nothing. The reference without transport, as ctr names it."""
         name = reference.removeprefix("docker://")

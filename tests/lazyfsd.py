@@ -78,20 +78,11 @@ class Lazyfsd:
 
     def waiting(self) -> int:
         """Requests of the gate that nobody has answered yet."""
-        return int((self._connection / "waiting").read_text())
+        return requests_waiting(self.store)
 
     def abort(self) -> None:
         """End the gate's connection by force."""
-        (self._connection / "abort").write_text("1")
-
-    @property
-    def _connection(self) -> Path:
-        gate = mounted_at(self.store / "gate")
-        assert gate is not None
-        path = Path(f"/sys/fs/fuse/connections/{os.minor(gate.number)}")
-        if not path.exists():  # where systemd does not mount it, nobody does
-            run("mount", "-t", "fusectl", "fusectl", "/sys/fs/fuse/connections")
-        return path
+        (_connection(self.store) / "abort").write_text("1")
 
     @contextmanager
     def away(self) -> Iterator[None]:
@@ -114,6 +105,20 @@ class Lazyfsd:
     def log(self) -> str:
         """What both said."""
         return (self.store / "logs" / "lazyfsd.log").read_text()
+
+
+def requests_waiting(store: Path) -> int:
+    """Requests of a store's gate that nobody has answered yet."""
+    return int((_connection(store) / "waiting").read_text())
+
+
+def _connection(store: Path) -> Path:
+    gate = mounted_at(store / "gate")
+    assert gate is not None
+    path = Path(f"/sys/fs/fuse/connections/{os.minor(gate.number)}")
+    if not path.exists():  # where systemd does not mount it, nobody does
+        run("mount", "-t", "fusectl", "fusectl", "/sys/fs/fuse/connections")
+    return path
 
 
 def await_end(process: int, patience: float = PATIENCE_S) -> None:

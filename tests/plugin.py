@@ -9,13 +9,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from lazyfs.daemon.client import Client, DaemonUnreachable
+from lazyfs.daemon.orders import StatusOrder
 from lazyfs.kernel.mountinfo import mounts
 from lazyfs.snapshots.database import Snapshots
 from lazyfs.snapshots.snapshot import Snapshot
 from tests.commands import run
+from tests.lazyfsd import await_end, moments, requests_waiting
 
 PATIENCE_S = 60
 NAME = "lazyfs"
@@ -25,8 +28,10 @@ NAME = "lazyfs"
 class Plugin:
     """A lazyfsd with one socket for a containerd. `folder` is on a disk, and its path is short."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, background: bool = True) -> None:
+        """Without `background` it fetches nothing that nobody has asked for."""
         self.folder = folder
+        self._background = background
         self.store, self.socket, self.log = folder / "store", folder / "snapshots.sock", folder / "log"
         folder.mkdir(parents=True, exist_ok=True)
         self._process: subprocess.Popen[bytes] | None = None
@@ -36,7 +41,9 @@ class Plugin:
         home = self.folder / "home"
         home.mkdir(exist_ok=True)
         environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-        command = [sys.executable, "-m", "lazyfs.daemon", "--store", self.store, "--snapshotter", self.socket]
+        config = self.folder / "config.toml"
+        config.write_text(f"background = {str(self._background).lower()}\n")
+        command = [sys.executable, "-m", "lazyfs.daemon", "--config", config, "--store", self.store, "--snapshotter", self.socket]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**environment, "HOME": str(home)}
@@ -48,6 +55,26 @@ class Plugin:
         self._process.send_signal(signal.SIGTERM)
         self._process.wait(PATIENCE_S)
         self._process = None
+
+    def kill(self) -> int:
+        """Kill the daemon; its keeper starts another one. How many requests of the gate it has left unanswered."""
+        assert self._process is not None
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
+        for _ in moments():
+            if daemons := children.read_text().split():
+                break
+        os.kill(int(daemons[0]), signal.SIGKILL)
+        waiting = requests_waiting(self.store)
+        await_end(int(daemons[0]))
+        return waiting
+
+    def wait_until_ready(self) -> None:
+        """Until it answers."""
+        for _ in moments():
+            with suppress(DaemonUnreachable):  # it has only just been started
+                list(Client(self.store).call(StatusOrder(""), start=False))
+                return
+        raise AssertionError(self.logged())
 
     def logged(self) -> str:
         """What it has said: the daemon's log is its keeper's."""
@@ -76,11 +103,11 @@ class Plugin:
 
 
 @contextmanager
-def plugin_at(prefix: str = "lfs-") -> Iterator[Plugin]:
+def plugin_at(*, background: bool = True) -> Iterator[Plugin]:
     """One that runs, in a folder that goes with it."""
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir="/var/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="lfs-", dir="/var/tmp"))
     folder.chmod(0o711)  # a container's root in a user namespace of its own passes through
-    plugin = Plugin(folder)
+    plugin = Plugin(folder, background=background)
     plugin.start()
     try:
         yield plugin

@@ -90,10 +90,10 @@ class LiveRepository:
 
     def pull(self, name: str, wanted: Wanted | None) -> None:
         """This layer shall come whole, or need not any more."""
-        if wanted is None:
-            self.pulls.pop(name, None)
-        else:
+        if wanted is not None:
             self.pulls[name] = wanted
+        elif self.pulls.pop(name, None) is None:
+            return  # the others are not begun anew for nothing
         self.pulls_changed.set()
         self.pulls_changed = trio.Event()
 
@@ -111,8 +111,10 @@ class LiveLayer:
         self.wanted: Wanted | None = None
         """All of it, once it is indexed."""
         self.indexed = trio.Event()
+        self.pulling: trio.CancelScope | None = None
+        """Around whoever sees to it that all of it comes, once for all its snapshots."""
         self.complete = trio.Event()
-        """All of it has come, or what has not cannot be had."""
+        """All of it has come since then, or what has not cannot be had."""
         self.trouble = ""
 
 
@@ -160,23 +162,33 @@ class LazyLayers:
 
     def pull(self, lazy: LazyLayer, layer: Layer | None = None) -> None:
         """All of the layer shall come, behind what readers wait for; it lives until then. Raises UsageError."""
-        self._nursery.start_soon(self._pull, self.use(lazy, layer))
+        live = self.use(lazy, layer)
+        if live.pulling is None:
+            live.pulling, live.complete = trio.CancelScope(), trio.Event()
+            self._nursery.start_soon(self._pull, live, live.pulling)
+        else:
+            self.leave(live.name)
 
-    async def _pull(self, live: LiveLayer) -> None:
+    async def _pull(self, live: LiveLayer, scope: trio.CancelScope) -> None:
         try:
-            if await trio.to_thread.run_sync(self._store.note, _completeness(live.lazy)) is None:
-                await live.indexed.wait()
-                live.repository.pull(live.name, live.wanted)
-                await live.complete.wait()
+            with scope:
+                if await trio.to_thread.run_sync(self._store.note, _completeness(live.lazy)) is None:
+                    await live.indexed.wait()
+                    live.repository.pull(live.name, live.wanted)
+                    await live.complete.wait()
         finally:
+            if live.pulling is scope:  # else it was stopped, and may have been begun anew
+                live.pulling = None
+                live.repository.pull(live.name, None)
             self.leave(live.name)
 
     def stop_pull(self, name: str) -> None:
         """No snapshot is made of this layer any more."""
         live = self.live.get(name)
-        if live is not None:
+        if live is not None and live.pulling is not None:
+            live.pulling.cancel()
+            live.pulling = None
             live.repository.pull(name, None)
-            live.complete.set()
 
     async def _serve_repository(self, repository: LiveRepository) -> None:
         source = repository.source
@@ -195,26 +207,31 @@ class LazyLayers:
                 await source.aclose()
 
     async def _serve_layer(self, live: LiveLayer) -> None:
-        repository = live.repository
         try:
-            await repository.ready.wait()
-            fetcher = repository.fetcher
-            assert fetcher is not None
-            layer = live.layer or await self._load(live)
-            live.layer = None
-            objects = self._catalog.known(key_of(layer))
-            if objects is None:
-                objects = await trio.to_thread.run_sync(_index, layer)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._make_known, live)
+                await live.uses.wait_until_unused()
+                # At once, as above: also where it was never indexed, because its TOC was lost and nobody has it.
+                del self.live[live.name]
+                self._catalog.remove(live.name)
+                nursery.cancel_scope.cancel()
+        finally:
+            live.repository.uses.change(-1)
+
+    async def _make_known(self, live: LiveLayer) -> None:
+        """To the gate, with who fetches it."""
+        await live.repository.ready.wait()
+        fetcher = live.repository.fetcher
+        assert fetcher is not None
+        layer = live.layer or await self._load(live)
+        live.layer = None
+        objects = self._catalog.known(key_of(layer))
+        if objects is None:
+            objects = await trio.to_thread.run_sync(_index, layer)
+        if self.live.get(live.name) is live:
             live.wanted = Wanted(objects.layer, layer.prefetch_end)
             self._catalog.add(live.name, fetcher, (objects,))
             live.indexed.set()
-            await live.uses.wait_until_unused()
-        finally:
-            if self.live.get(live.name) is live:
-                del self.live[live.name]
-                self._catalog.remove(live.name)
-            repository.pull(live.name, None)
-            repository.uses.change(-1)
 
     async def _load(self, live: LiveLayer) -> Layer:
         """From the store; where its TOC was lost there, from the registry, however long that takes."""
@@ -256,12 +273,13 @@ class LazyLayers:
             background.trouble = f"the background fetch has ended: {surprise!r}"
         repository.trouble = background.trouble
         for name in pulls:
-            repository.pulls.pop(name, None)
             live = self.live.get(name)
             if live is not None:
                 if background.finished.is_set():
                     await trio.to_thread.run_sync(self._note_complete, live.lazy)
                 live.complete.set()
+            # Last: where another pull comes meanwhile, this one is looked at again with it.
+            repository.pulls.pop(name, None)
 
     def _note_complete(self, lazy: LazyLayer) -> None:
         try:

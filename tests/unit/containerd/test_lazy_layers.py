@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -228,6 +228,70 @@ async def test_a_pull_is_stopped(store: Store, image: ScriptedImage, jumping: Mo
         it.registry.gate.set()
         await trio.sleep(3 * LINGER)
         assert not it.layers.live and it.missing() == 2 and len(it.registry.ranges) == 1
+
+
+async def test_a_pull_is_stopped_before_it_began(store: Store, image: ScriptedImage, jumping: MockClock) -> None:
+    """A snapshot may go before its layer is indexed."""
+    async with living(store, image) as it:
+        live = it.pull()
+        it.stop()
+        await live.indexed.wait()
+        await trio.sleep(3 * LINGER)
+        assert not it.layers.live and not it.registry.ranges and it.missing() == 2
+
+
+async def test_a_pull_is_stopped_whose_toc_was_lost(
+    store: Store, image: ScriptedImage, jumping: MockClock, expect_log: LogWatch
+) -> None:
+    """Nobody asks a registry that is away for a layer of which there is no snapshot any more."""
+    expect_log("cannot be had: the registry is away")
+    async with trio.open_nursery() as nursery:
+        it = Setting(store, image, nursery)
+        it.registry.away = True
+        it.pull()
+        await trio.sleep(100)
+        it.stop()
+        await trio.sleep(2 * LINGER)
+        assert not it.layers.live and it.catalog.is_complete
+        await trio.sleep(LINGER)
+        assert it.registry.closed
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_stopped_pull_is_begun_again(store: Store, image: ScriptedImage, jumping: MockClock) -> None:
+    """An image that is removed and pulled again a moment later comes whole, however often that happens, and however slowly."""
+    async with living(store, image) as it:
+        it.registry.gate = trio.Event()
+        live = it.pull()
+        await live.indexed.wait()
+        for _ in range(3):
+            it.stop()
+            assert it.pull() is live
+        await trio.sleep(10 * LINGER)
+        assert it.layers.live == {live.name: live}
+        it.registry.gate.set()
+        await trio.sleep(2 * LINGER)
+        assert not it.missing() and not it.layers.live
+
+
+async def test_a_pull_that_is_nearly_done_is_not_lost(
+    store: Store, image: ScriptedImage, jumping: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one comes while it is noted that this one is complete: both are, and end."""
+    run_sync = trio.to_thread.run_sync
+
+    async def interrupted(work: Callable[..., object], *arguments: object, **more: object) -> object:
+        if work == it.layers._note_complete and len(it.layers.live) == 1:
+            it.pull(1)
+            await trio.sleep(1)
+        return await run_sync(work, *arguments, **more)  # type: ignore[arg-type]
+
+    async with living(store, image) as it:
+        monkeypatch.setattr("trio.to_thread.run_sync", interrupted)
+        it.pull(0)
+        await trio.sleep(10 * LINGER)
+        assert not it.missing(0) and not it.missing(1)
+        assert not it.layers.live
 
 
 async def test_what_is_broken_at_the_source_is_given_up(

@@ -1,0 +1,202 @@
+"""lazyfsd killed under containers: those that read, list and start see nothing of it but a pause.
+
+Every moment of a kill is drawn from a seed that a failure prints; LAZYFS_SEED repeats it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.commands import Lazyfs
+from tests.containerd import Containerd
+from tests.lazyfsd import PATIENCE_S
+from tests.lying_registry import LyingRegistry
+from tests.mixed_image import join
+from tests.plugin import NAME, Plugin, plugin_at
+from tests.small_image import SmallImage, build_of
+
+pytestmark = [pytest.mark.fuse, pytest.mark.containerd, pytest.mark.peer, pytest.mark.images]
+
+READERS = 4
+FILES = 120
+"""More than are read from one kill to the next."""
+LATE = 0.02
+LONGEST_PAUSE_S = 2.0
+BACKOFF_S = 3.0
+"""Source: containerd 1.6, services/server/server.go, proxyClients."""
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def seed() -> str:
+    return os.environ.get("LAZYFS_SEED", "") or str(random.SystemRandom().randrange(10**6))
+
+
+@pytest.fixture
+def plugin() -> Iterator[Plugin]:
+    with plugin_at(background=False) as running:
+        yield running
+
+
+class ContainedReader:
+    """A container that reads files of its image and holds them against the truth; tells how long its longest pause was."""
+
+    def __init__(self, containerd: Containerd, image: str, number: int, truth: dict[str, bytes], folder: Path) -> None:
+        # runc knows containers by name, whichever containerd they are of.
+        self._name, self._containerd = f"{containerd.folder.parent.name}-reader-{number}", containerd
+        told = folder / f"told-{number}"
+        told.mkdir()
+        (told / "truth").write_bytes(pickle.dumps(truth))
+        self._count = len(truth)
+        mounts = [
+            f"type=bind,src={source},dst={target},options=rbind:ro" for source, target in ((TESTS, "/mnt"), (told, "/media"))
+        ]
+        arguments = [argument for mount in mounts for argument in ("--mount", mount)]
+        # ctr does not tell a container that its input has ended.
+        script = "head -n 1 | python3 /mnt/reader.py"
+        command = ["run", "--snapshotter", NAME, *arguments, image, self._name, "sh", "-c", script]
+        self._process = containerd.start(*command)
+        assert self._process.stdin is not None
+        asked = {"root": "/", "truth": "/media/truth", "seed": number}
+        self._process.stdin.write(json.dumps(asked).encode() + b"\n")
+        self._process.stdin.close()
+        self._process.stdin = None
+        self.longest = 0.0
+        self._said = b""
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline(), self.end()  # from here on there is no call of containerd's to be cut
+        self._thread = threading.Thread(target=self._listen)
+        self._thread.start()
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        before = time.monotonic()
+        for line in self._process.stdout:
+            now = time.monotonic()
+            self.longest = max(self.longest, now - before)
+            before = now
+            self._said = line
+
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def end(self) -> tuple[int, bytes]:
+        """How it ended, and what it complained of: too early, where everything was here before the last kill."""
+        assert self._process.stderr is not None
+        code = self._process.wait(PATIENCE_S)
+        return code, self._process.stderr.read()
+
+    def check(self) -> None:
+        """Every file was read to its end, and was right."""
+        assert self.end() == (0, b"")
+        self._thread.join(PATIENCE_S)
+        report = json.loads(self._said)
+        assert (report["wrong"], report["away"], len(report["right"])) == ([], [], self._count)
+
+    def close(self) -> None:
+        if self.is_running():
+            self._containerd.ctr("tasks", "kill", "--signal", "KILL", self._name, code=None)
+        self._process.kill()
+        self._thread.join(PATIENCE_S)
+        with self._process:  # closes its pipes
+            pass
+        self._containerd.ctr("containers", "rm", self._name)
+        self._thread.join(PATIENCE_S)
+
+
+class Starter:
+    """Starts containers that list and print, one after the other. A start that fails succeeds when it is repeated once.
+
+    Not at once: where a daemon was killed twice in a row, containerd does not try its socket again for BACKOFF_S.
+    """
+
+    def __init__(self, containerd: Containerd, image: str) -> None:
+        self._containerd, self._image = containerd, image
+        self.started = 0
+        self.repeated = 0
+        self.last = ""
+        """What the last one said."""
+        self.repeating = threading.Lock()
+        """Held while one is repeated: nobody is killed then."""
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            if not self._start("first"):
+                with self.repeating:
+                    time.sleep(BACKOFF_S)
+                    self.repeated += 1
+                    if not self._start("again"):
+                        return
+            self.started += 1
+
+    def _start(self, which: str) -> bool:
+        name = f"{self._containerd.folder.parent.name}-started-{self.started}-{which}"
+        command = ["sh", "-c", "ls -lR /etc /files > /dev/null && echo hello"]
+        done = self._containerd.ctr("run", "--rm", "--snapshotter", NAME, self._image, name, *command, code=None)
+        self.last = (done.stdout + done.stderr).decode(errors="replace")
+        return done.returncode == 0 and done.stdout == b"hello\n"
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join(PATIENCE_S)
+
+
+def build_many(folder: Path, count: int) -> SmallImage:
+    """`count` files of one chunk each, too large for one to bring its neighbour along."""
+    chance = random.Random(5)
+    return build_of(folder, {f"files/{number % 50}/{number}": chance.randbytes(33_000 + number) for number in range(count)})
+
+
+@pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.slow)])
+def test_kills_under_containers(
+    kills: int, plugin: Plugin, images: Callable[[str], str], session_folder: Path, seed: str, tmp_path: Path
+) -> None:
+    """kill -9 under 4 containers that read what is missing, and others that start and list: no error, every byte right."""
+    many = build_many(tmp_path / "many", kills * FILES)
+    python = f"oci:{tmp_path}/python:v1"
+    Lazyfs(session_folder / "convert").run("convert", images("python"), python, timeout=600)
+    image = join([python, many.converted], tmp_path / "both")
+    chance = random.Random(seed)
+    shares = [dict(list(many.files.items())[number::READERS]) for number in range(READERS)]
+    with (
+        LyingRegistry(Path(image.split(":")[1])) as registry,
+        Containerd(plugin.folder / "c", {NAME: plugin.socket}) as containerd,
+    ):
+        registry.server.late = LATE
+        name = containerd.pull_lazily(f"{registry.image}:v1", NAME)
+        readers = [ContainedReader(containerd, name, number, share, tmp_path) for number, share in enumerate(shares)]
+        starter = Starter(containerd, name)
+        in_flight = []
+        try:
+            for number in range(kills):
+                # Every third into the middle of the takeover that the last one made necessary.
+                if number % 3:
+                    plugin.wait_until_ready()
+                time.sleep(chance.uniform(0, 0.6))
+                assert any(each.is_running() for each in readers), [each.end() for each in readers]
+                in_flight.append(plugin.kill())
+            for each in readers:
+                each.check()
+        finally:
+            starter.stop()
+            for each in readers:
+                each.close()
+        assert starter.last == "hello\n"
+        assert starter.started > 1
+        assert sum(count > 0 for count in in_flight) >= kills // 2, in_flight
+        if kills > 10:  # on a machine that does nothing else
+            assert max(each.longest for each in readers) < LONGEST_PAUSE_S, [each.longest for each in readers]
+        containerd.ctr("images", "rm", "--sync", name)
+        assert containerd.snapshots(NAME) == {}
