@@ -161,18 +161,21 @@ class LazyLayers:
             live.uses.change(-1)
 
     def pull(self, lazy: LazyLayer, layer: Layer | None = None) -> None:
-        """All of the layer shall come, behind what readers wait for; it lives until then. Raises UsageError."""
+        """All of the layer shall come, behind what readers wait for; it lives until then. Raises UsageError.
+
+        Without `layer` it is a restart that asks: what had come whole once is left as it is, since the store may have made room of it.
+        """
         live = self.use(lazy, layer)
         if live.pulling is None:
             live.pulling, live.complete = trio.CancelScope(), trio.Event()
-            self._nursery.start_soon(self._pull, live, live.pulling)
+            self._nursery.start_soon(self._pull, live, live.pulling, layer is not None)
         else:
             self.leave(live.name)
 
-    async def _pull(self, live: LiveLayer, scope: trio.CancelScope) -> None:
+    async def _pull(self, live: LiveLayer, scope: trio.CancelScope, anew: bool) -> None:
         try:
             with scope:
-                if await trio.to_thread.run_sync(self._store.note, _completeness(live.lazy)) is None:
+                if anew or await trio.to_thread.run_sync(self._store.note, _completeness(live.lazy)) is None:
                     await live.indexed.wait()
                     live.repository.pull(live.name, live.wanted)
                     await live.complete.wait()

@@ -83,7 +83,7 @@ class Roots:
         with self._lock:
             self._take_away(number)
         self._layers.let_go(number)
-        self._layers.drop_unused()
+        self.drop_layers()
 
     def remove(self, number: int) -> None:
         """Unmount the root of a snapshot, and remove all that it had. What cannot be removed is logged, and left to the next Cleanup."""
@@ -94,6 +94,10 @@ class Roots:
             pass
         except OSError as error:
             _log.warning("what is left of snapshot %d cannot be removed: %s", number, error)
+
+    def drop_layers(self) -> None:
+        """Unmount the EROFS images that nothing is stacked on any more."""
+        self._layers.drop_unused()
 
     def directories(self) -> Iterable[int]:
         """The numbers of all snapshots that have a directory."""

@@ -173,6 +173,8 @@ class Snapshotter:
         known = await trio.to_thread.run_sync(self.snapshots.ids)
         for number in set(there) - known:
             self._nursery.start_soon(trio.to_thread.run_sync, self.roots.remove, number)
+        # Somebody may have held a root when its snapshot was removed.
+        self._nursery.start_soon(trio.to_thread.run_sync, self.roots.drop_layers)
 
     async def _commit_lazy(self, claim: Claim, parent: str, labels: Mapping[str, str]) -> str:
         """Why the layer cannot be lazy. Raises SnapshotExists where it is; SnapshotError for a parent that cannot be one."""
