@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from lazyfs.daemon.client import Client, DaemonUnreachable
 from lazyfs.daemon.orders import StatusOrder
@@ -85,6 +87,12 @@ class Plugin:
         """The snapshots that it keeps for a containerd, by key."""
         with Snapshots(self.store / "containerd" / name) as snapshots:
             return {snapshot.key: snapshot for page in snapshots.pages() for snapshot in page}
+
+    def status(self) -> dict[str, Any]:
+        """What `lazyfs status` tells of it."""
+        told = run(sys.executable, "-m", "lazyfs", "status", "--json", "--store", self.store).stdout
+        service: dict[str, Any] = json.loads(told.splitlines()[-1])
+        return service
 
     def kept(self) -> int:
         """How many objects its store has."""

@@ -1,6 +1,7 @@
 """Say what is mounted, and what of it is here.
 
-Without DIR: all mounts that this user can see, native and portable. A complete mount needs neither registry nor network any more.
+Without DIR: all mounts that this user can see, native and portable, and where lazyfsd serves a containerd, what that one has of it. A
+complete mount needs neither registry nor network any more.
 """
 
 from __future__ import annotations
@@ -14,11 +15,15 @@ import msgspec
 
 from lazyfs.cli.options import add_store, store_of
 from lazyfs.cli.progress import follow
-from lazyfs.daemon.client import Client
-from lazyfs.daemon.orders import StatusOrder
+from lazyfs.cli.service_status import describe_service
+from lazyfs.daemon.client import Client, DaemonUnreachable
+from lazyfs.daemon.orders import Report, StatusOrder
 from lazyfs.errors import LazyfsError, MountFailed
 from lazyfs.mount.status import MountStatus, ask_status
 from lazyfs.mount.table import Mounted, find_mount, our_mounts
+
+_NO_MOUNT = "/"
+"""A directory that no mount is at: only what is not about mounts is told then."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +52,12 @@ def run(arguments: argparse.Namespace) -> int:
             print(json.dumps({"directory": str(mounted.path), "image": mounted.image, "error": str(answer)}))
         else:
             print(answer)
-    if not mounts and not arguments.json:
+    served = _ask_for_containerds(store_of(arguments)) if arguments.directory is None else {}
+    if served and arguments.json:
+        print(json.dumps(served))
+    elif served:
+        print("\n".join(describe_service(served)))
+    if not mounts and not served and not arguments.json:
         print("nothing is mounted")
     return MountFailed.exit_code if silent else 0
 
@@ -69,6 +79,17 @@ def _ask_daemon(mounted: Mounted, store: Path) -> MountStatus:
             hint="It works as far as its files are here. Name its --store, or unmount it",
         )
     return msgspec.convert(answer["mounts"][-1], MountStatus)
+
+
+def _ask_for_containerds(store: Path) -> Report:
+    """What lazyfsd says of the containerds that it serves; empty where there is no lazyfsd, or none that it serves."""
+    try:
+        answer = follow(Client(store).call(StatusOrder(_NO_MOUNT), start=False))
+    except DaemonUnreachable:
+        return {}
+    return (
+        {name: answer[name] for name in ("containerds", "repositories", "gate", "store", "pid")} if answer["containerds"] else {}
+    )
 
 
 def _describe(status: MountStatus) -> str:

@@ -142,6 +142,10 @@ class LazyLayers:
             self._nursery.start_soon(self._serve_repository, known)
         return known
 
+    def repositories(self) -> list[LiveRepository]:
+        """All that live."""
+        return list(self._repositories.values())
+
     def use(self, lazy: LazyLayer, layer: Layer | None = None) -> LiveLayer:
         """The live layer, counted as used once more. `layer`, where it is at hand. Raises UsageError."""
         name = name_of(lazy)

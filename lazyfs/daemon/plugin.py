@@ -21,6 +21,7 @@ from lazyfs.containerd.lazy_layers import LazyLayers
 from lazyfs.containerd.relay import relay
 from lazyfs.containerd.resolving import Resolving
 from lazyfs.containerd.snapshotter import Snapshotter
+from lazyfs.containerd.status import ContainerdStatus, RepositoryStatus, describe_containerd, describe_repositories
 from lazyfs.daemon.config import Config
 from lazyfs.errors import StoreUnusable
 from lazyfs.format.digest import Digest, digest_of
@@ -77,6 +78,13 @@ class Plugin:
     def documents(self) -> set[Digest]:
         """Documents that must stay in the store."""
         return {digest for snapshotter in self.snapshotters.values() for digest, count in snapshotter.tocs.items() if count > 0}
+
+    async def describe(self) -> tuple[tuple[ContainerdStatus, ...], tuple[RepositoryStatus, ...]]:
+        """All containerds, and where what is missing comes from."""
+        told = []
+        for name, snapshotter in self.snapshotters.items():
+            told.append(await trio.to_thread.run_sync(describe_containerd, name, snapshotter, self.layers))
+        return tuple(told), describe_repositories(self.layers)
 
     async def roots(self) -> list[int]:
         """The numbers of all snapshots whose root is mounted."""

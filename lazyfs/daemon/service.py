@@ -218,7 +218,16 @@ class Service:
     async def _describe(self, order: StatusOrder) -> Report:
         chosen = [mount for mount in self.mounts.live.values() if order.directory in ("", mount.row.mount.directory)]
         mounts = [await describe_mount(mount, self.images.live.get(mount.image), self._store, self.gate) for mount in chosen]
-        return {"mounts": msgspec.to_builtins(mounts), "store": await self.upkeep.describe()}
+        containerds, repositories = await self.plugin.describe() if self.plugin is not None else ((), ())
+        gate = {name: self.gate.counts[name] for name in ("published", "entries", "late", "reads", "errors")}
+        return {
+            "pid": os.getpid(),
+            "mounts": msgspec.to_builtins(mounts),
+            "store": await self.upkeep.describe(),
+            "gate": {**gate, "latency": msgspec.to_builtins(self.gate.latency.status())},
+            "containerds": msgspec.to_builtins(containerds),
+            "repositories": msgspec.to_builtins(repositories),
+        }
 
     def _farewell(self) -> Report:
         """Whose end a client may wait for: with the last mount, this daemon goes as well."""

@@ -42,6 +42,7 @@ from lazyfs.gate.caller import changes_metadata_only
 from lazyfs.gate.catalog import Catalog, Supply
 from lazyfs.gate.choice import Choice
 from lazyfs.gate.inode import NOWHERE, OBJECTS, ROOT, inode_of, record_inode, record_number
+from lazyfs.gate.latency import Latency
 from lazyfs.store.content import is_name
 from lazyfs.store.store import Store
 
@@ -92,6 +93,8 @@ class Gate:
         """Objects that were opened here: overlays keep the entry for as long as anybody holds the file, whenever it was given out."""
         self.counts: Counter[str] = Counter()
         """`published`, `entries`, `reads`, `errors` since this process began."""
+        self.latency = Latency()
+        """Of lookups that put a file in its place."""
 
     async def lookup(self, directory: int, name: bytes, thread: int) -> Shown | None:
         """The entry `name`, or None: it is in the next layer.
@@ -122,8 +125,10 @@ class Gate:
             if self._is_metadata_call(thread):
                 return self._entry(inode, supplies[0])
             if len(supplies[0].pieces) == 1:
+                began = trio.current_time()
                 if await self._bring(supplies):
                     self.counts["published"] += 1
+                    self.latency.note(trio.current_time() - began)
                     return None
             elif await self._publish(supplies[0]):
                 return None

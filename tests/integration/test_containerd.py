@@ -128,6 +128,11 @@ def test_mixed_images_show_the_unpacked_tree(
     name = containerd.pull_lazily(mixed(image, which), NAME)
     rows = plugin.rows().values()
     assert len([row for row in rows if row.lazy]) == which.count("l")
+    (told,) = plugin.status()["containerds"]
+    assert (len(told["lazy"]), told["unpacked"]) == (which.count("l"), which.count("o"))
+    assert [each["reason"] for each in told["refused"]] == [
+        "has no TOC that its manifest vouches for: it was not converted"
+    ] * which.count("o")
     with shown(containerd, tmp_path / "view") as root:
         assert not compare(unpacked(image), walk(root), ignore=OWN_NAMES)
     remove(containerd, name, plugin)

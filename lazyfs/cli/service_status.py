@@ -1,0 +1,67 @@
+"""What `lazyfs status` prints of a lazyfsd that serves containerds."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from lazyfs.daemon.orders import Report
+from lazyfs.gate.latency import LatencyStatus
+
+_MOST_REFUSED: Final = 20
+"""Layers that are not lazy, of one containerd, before the rest is only counted."""
+
+
+def describe_service(report: Report) -> list[str]:
+    """Lines for a reader."""
+    lines = [line for containerd in report["containerds"] for line in _containerd(containerd)]
+    lines += [line for repository in report["repositories"] for line in _repository(repository)]
+    gate, store = report["gate"], report["store"]
+    latency = msgspec.convert(gate["latency"], LatencyStatus)
+    took = (
+        f", half of them within {_time(latency.quantile(0.5))}, 99 % within {_time(latency.quantile(0.99))}"
+        if latency.count
+        else ""
+    )
+    lines.append(
+        f"misses: {gate['published']} put in place{took}; {gate['entries']} served through the gate in {gate['reads']} reads,"
+        f" {gate['late']} of them because they were late; {gate['errors']} errors"
+    )
+    limit = f" of {_mb(store['limit_bytes'])}" if store["limit_bytes"] else ""
+    evicted = (
+        f"; {store['evicted_objects']} objects ({_mb(store['evicted_bytes'])}) made room" if store["evicted_objects"] else ""
+    )
+    lines.append(f"store: {_mb(store['used_bytes'])}{limit} used{evicted}  (process {report['pid']})")
+    return lines
+
+
+def _containerd(told: dict[str, Any]) -> list[str]:
+    lines = [
+        f"containerd {told['name']}: {told['snapshots']} snapshots, {len(told['lazy'])} lazy layers, {told['unpacked']} unpacked"
+    ]
+    lines.append(f"  {told['active']} active, {told['views']} views, {told['roots']} of their roots mounted by lazyfsd")
+    lines += [f"  {layer['digest']} from {layer['reference']}: {layer['trouble']}" for layer in told["lazy"] if layer["trouble"]]
+    refused = told["refused"]
+    lines += [f"  {layer['key']} is not lazy: the layer {layer['reason']}" for layer in refused[:_MOST_REFUSED]]
+    if len(refused) > _MOST_REFUSED:
+        lines.append(f"  and {len(refused) - _MOST_REFUSED} more that are not lazy (--json lists them)")
+    return lines
+
+
+def _repository(told: dict[str, Any]) -> list[str]:
+    errors = ", ".join(f"{count} {name}" for name, count in sorted(told["errors"].items()))
+    line = f"fetched {_mb(told['received'])} in {told['requests']} requests from {told['name']}"
+    if errors:
+        line += f"; errors: {errors}"
+    if told["unkept"]:
+        line += f"; not kept: {told['unkept']}"
+    return [line, *([f"  {told['trouble']}"] if told["trouble"] else [])]
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1e3:.0f} ms" if seconds < 1 else f"{seconds:.0f} s" if seconds != float("inf") else "more than 2 s"
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
