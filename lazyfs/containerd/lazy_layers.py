@@ -10,7 +10,7 @@ Who mounts a root does not wait for its layers to be indexed: the gate does (gat
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -33,6 +33,7 @@ _log = logging.getLogger(__name__)
 
 _LINGER: Final = 30.0
 """Seconds for which an unused layer or repository stays: the next container of the image is the most probable one."""
+_RESUME_PATIENCE: Final = 10.0
 _FIRST_PAUSE: Final = 1.0
 _SLOWEST: Final = 60.0
 
@@ -165,24 +166,36 @@ class LazyLayers:
             live.uses.change(-1)
 
     def pull(self, lazy: LazyLayer, layer: Layer | None = None) -> None:
-        """All of the layer shall come, behind what readers wait for; it lives until then. Raises UsageError.
-
-        Without `layer` it is a restart that asks: what had come whole once is left as it is, since the store may have made room of it.
-        """
+        """All of the layer shall come, behind what readers wait for; it lives until then. `layer` as in `use`. Raises UsageError."""
         live = self.use(lazy, layer)
         if live.pulling is None:
             live.pulling, live.complete = trio.CancelScope(), trio.Event()
-            self._nursery.start_soon(self._pull, live, live.pulling, layer is not None)
+            self._nursery.start_soon(self._pull, live, live.pulling)
         else:
             self.leave(live.name)
 
-    async def _pull(self, live: LiveLayer, scope: trio.CancelScope, anew: bool) -> None:
+    async def resume(self, layers: Iterable[LazyLayer], still_wanted: Callable[[LazyLayer], bool]) -> None:
+        """Go on with the pulls of an earlier process, some at a time, because each takes memory while it lasts.
+
+        What had come whole once is left as it is, since the store may have made room of it.
+        """
+        for lazy in layers:
+            if await trio.to_thread.run_sync(self._store.note, _completeness(lazy)) is not None or not still_wanted(lazy):
+                continue
+            try:
+                self.pull(lazy)
+            except LazyfsError as error:
+                _log.warning("the pull of layer %s cannot go on: %s", lazy.digest, error)
+                continue
+            with trio.move_on_after(_RESUME_PATIENCE):  # of a registry that is away
+                await self.live[name_of(lazy)].complete.wait()
+
+    async def _pull(self, live: LiveLayer, scope: trio.CancelScope) -> None:
         try:
             with scope:
-                if anew or await trio.to_thread.run_sync(self._store.note, _completeness(live.lazy)) is None:
-                    await live.indexed.wait()
-                    live.repository.pull(live.name, live.wanted)
-                    await live.complete.wait()
+                await live.indexed.wait()
+                live.repository.pull(live.name, live.wanted)
+                await live.complete.wait()
         finally:
             if live.pulling is scope:  # else it was stopped, and may have been begun anew
                 live.pulling = None

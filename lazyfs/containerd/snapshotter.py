@@ -95,8 +95,7 @@ class Snapshotter:
                 self.tocs[snapshot.lazy.toc_digest] += 1
             elif snapshot.id in mounted:
                 self._use(snapshot, await trio.to_thread.run_sync(self.snapshots.ancestry, snapshot.key))
-        for lazy in wanted.values():
-            self._layers.pull(lazy)
+        self._nursery.start_soon(self._layers.resume, wanted.values(), lambda lazy: self.tocs[lazy.toc_digest] > 0)
         for snapshot in await trio.to_thread.run_sync(self.snapshots.unnoted):
             self._nursery.start_soon(self._note_objects, snapshot)
         self._nursery.start_soon(self.cleanup)

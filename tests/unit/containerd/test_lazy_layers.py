@@ -163,20 +163,29 @@ async def test_a_toc_that_was_lost_is_fetched_anew(
 
 
 async def test_a_pull_brings_all(store: Store, image: ScriptedImage, jumping: MockClock) -> None:
-    """Without a container, too; the layer lives until then, and that it is complete is kept: after a restart nobody asks again."""
+    """Without a container, too; the layer lives until then. A restart asks for nothing that had come and made room since."""
     async with living(store, image) as it:
         live = it.pull()
         await live.complete.wait()
         assert not it.missing() and it.missing(1)
         await trio.sleep(3 * LINGER)
         assert not it.layers.live and it.registry.closed
+    store.index.change(lambda db: db.execute("DELETE FROM chunk") and None)
     async with living(store, image) as it:
-        it.pull(0)
-        it.pull(1)
+        await it.layers.resume(image.lazy, lambda _: True)
         await trio.sleep(3 * LINGER)
-        assert not it.layers.live and not it.missing(1)
+        assert not it.layers.live and it.missing(0) and not it.missing(1)
         first = image.layer(1).pieces[0].chunk.member
         assert it.registry.ranges == [(first, image.layer(1).pieces[-1].chunk.member_end)]
+        await it.pull(0).complete.wait()
+        assert not it.missing(0), "a new pull brings it"
+
+
+async def test_a_restart_asks_only_for_what_is_still_wanted(store: Store, image: ScriptedImage, jumping: MockClock) -> None:
+    """What was removed before its turn came is not fetched."""
+    async with living(store, image) as it:
+        await it.layers.resume(image.lazy, lambda lazy: lazy is image.lazy[1])
+        assert it.missing(0) and not it.missing(1)
 
 
 async def test_a_pull_waits_for_its_registry(
