@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -91,6 +92,11 @@ def lacks_root() -> str:
     return "" if os.geteuid() == 0 else "needs root"
 
 
+def lacks_namespaces() -> str:
+    tried = subprocess.run(["unshare", "--mount", "--pid", "--cgroup", "--uts", "--ipc", "--fork", "true"], check=False)
+    return "namespaces cannot be made here" if tried.returncode else ""
+
+
 LACKS: dict[str, Callable[[], str]] = {
     "root": lacks_root,
     "fuse": lambda: lacks("fusermount3") or ("" if os.access("/dev/fuse", os.R_OK | os.W_OK) else "/dev/fuse cannot be opened"),
@@ -99,6 +105,7 @@ LACKS: dict[str, Callable[[], str]] = {
     "erofs": lambda: lacks_root() or lacks("fsck.erofs"),
     "umoci": lambda: lacks_root() or lacks("umoci"),
     "containerd": lambda: lacks_root() or lacks("containerd", "ctr", "runc"),
+    "systemd": lambda: lacks_root() or lacks("/lib/systemd/systemd", "nsenter", "unshare") or lacks_namespaces(),
     "peer": lambda: lacks("ctr-remote", "/usr/bin/go"),
 }
 

@@ -1,0 +1,304 @@
+"""lazyfs as a service under a real systemd, as systemd/install puts it there: what it mounts is everybody's, and outlives its processes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+
+from lazyfs.snapshots.labels import TARGET
+from tests.lazy_tree import labels_of
+from tests.lazyfsd import moments
+from tests.lying_registry import LyingRegistry
+from tests.small_image import SmallImage, build_of, content
+from tests.snapshots_client import SnapshotsClient, refused
+from tests.systemd import ROOT, Systemd
+from tests.wheelhouse import fill
+
+pytestmark = [pytest.mark.fuse, pytest.mark.systemd]
+
+SERVICE = "lazyfs-snapshotter.service"
+SOCKETS = ("lazyfs-snapshotter.socket", "lazyfs-snapshotter-control.socket")
+LAZYFS = "/opt/lazyfs/bin/lazyfs"
+CONFIG = "/etc/lazyfs/config.toml"
+SOCKET = "/run/lazyfs/snapshots.sock"
+STORE = "/var/lib/lazyfs"
+AT = "/mnt"
+OWN_CONFIG = "# this machine's own\nbackground = false\n"
+SHIPPED = {"lazyfs", "converter", "systemd", ".ci", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE"}
+READER = """[Service]
+Type=oneshot
+ExecStart=sh -c 'exec cat "$(cat /run/reader.path)"'
+StandardOutput=truncate:/run/reader.data
+"""
+FILES, SIZE = 50, 300_000
+KILLS = 8
+"""More than systemd's own limit of starts allows."""
+
+
+class Machine(Systemd):
+    """One on which lazyfs can be installed, with nothing downloaded."""
+
+    wheels = Path()
+
+    def install(self, *options: str, code: int = 0, checkout: Path = ROOT) -> str:
+        """Run systemd/install. What it says."""
+        offline = ("PIP_NO_INDEX=1", f"PIP_FIND_LINKS={self.wheels}")
+        done = self.run("env", *offline, "/usr/bin/python3", checkout / "systemd" / "install", *options, code=code, timeout=300)
+        return (done.stdout + done.stderr).decode()
+
+    def main_process(self) -> int:
+        """The service's, as this machine's kernel numbers it."""
+        for _ in moments():
+            if (inside := self.show(SERVICE, "MainPID")) != "0":
+                break
+        for status in Path("/proc").glob("[0-9]*/status"):
+            try:
+                numbers = re.search(r"^NSpid:\t(\d+)\t(\d+)$", status.read_text(), re.MULTILINE)
+            except OSError:
+                continue
+            if numbers and numbers[2] == inside and os.readlink(status.parent / "ns" / "pid") == self._namespace():
+                return int(numbers[1])
+        raise AssertionError(f"there is no process {inside}")
+
+    def kill(self) -> None:
+        """`kill -9` of the daemon."""
+        os.kill(self.main_process(), signal.SIGKILL)
+
+    def gate(self) -> str:
+        """The number of the connection that is mounted as the gate; another one would be another gate."""
+        found = re.findall(rf"^\S+ \S+ (\S+) / {STORE}/gate ", self.mounts(), re.MULTILINE)
+        assert len(found) == 1
+        return str(found[0])
+
+    def read(self, path: str | Path) -> bytes:
+        """A file as somebody else's unit sees it."""
+        unit = self.path("/etc/systemd/system/reader.service")
+        if not unit.exists():
+            unit.write_text(READER)
+            self.run("systemctl", "daemon-reload")
+        self.path("/run/reader.path").write_text(str(path))
+        self.run("systemctl", "start", "reader.service")
+        return self.path("/run/reader.data").read_bytes()
+
+    def _namespace(self) -> str:
+        return os.readlink(f"/proc/{self.process}/ns/pid")
+
+
+@pytest.fixture(scope="module")
+def bare(session_folder: Path) -> Iterator[Machine]:
+    """One where lazyfs never was."""
+    wheels = fill(session_folder / "wheels", "lazyfs[mount,containerd]", "hatchling")
+    with Machine(session_folder / "machine") as running:
+        running.wheels = wheels
+        yield running
+
+
+@pytest.fixture
+def machine(bare: Machine) -> Iterator[Machine]:
+    """One where it is installed and runs, with a configuration that its owner wrote, and nothing is mounted."""
+    config = bare.path(CONFIG)
+    config.parent.mkdir(exist_ok=True)
+    config.write_text(OWN_CONFIG)
+    if bare.run("systemctl", "is-active", SERVICE, code=None).returncode:
+        bare.install()
+    yield bare
+    bare.run(LAZYFS, "umount", "--lazy", AT, code=None)
+
+
+@pytest.fixture(scope="module")
+def image(session_folder: Path) -> SmallImage:
+    """Its files are so large that none comes along with another."""
+    return build_of(session_folder / "service", {name_of(number): content(number, SIZE) for number in range(FILES)})
+
+
+def name_of(number: int) -> str:
+    return f"file-{number:02}"
+
+
+@pytest.fixture(scope="module")
+def registry(image: SmallImage) -> Iterator[LyingRegistry]:
+    with LyingRegistry(image.layout) as running:
+        yield running
+
+
+@pytest.fixture
+def mounted(machine: Machine, registry: LyingRegistry) -> Path:
+    """The image, mounted natively."""
+    mount(machine, registry)
+    return Path(AT)
+
+
+def mount(machine: Machine, registry: LyingRegistry) -> None:
+    """Nothing comes but what is read."""
+    machine.run(LAZYFS, "mount", "--background", "off", "--mode", "native", f"docker://{registry.server.host}/image:v1", AT)
+
+
+def test_installing_again_changes_nothing(machine: Machine) -> None:
+    """The service runs, its owner's configuration is as it was, and so is its process after a second installation."""
+    before = machine.main_process()
+    assert "nothing has changed" in machine.install()
+    assert machine.main_process() == before
+    assert machine.path(CONFIG).read_text() == OWN_CONFIG
+    for unit in (SERVICE, *SOCKETS):
+        assert machine.said("systemctl", "is-active", unit) == "active"
+        assert machine.said("systemctl", "is-enabled", unit) == "enabled"
+    assert len([path for path in machine.path("/opt/lazyfs").iterdir() if not path.is_symlink()]) == 1
+
+
+def test_snippet_is_printed(machine: Machine) -> None:
+    """containerd's configuration is told, and not touched."""
+    assert (ROOT / "systemd/containerd/containerd-1.toml").read_text() in machine.install()
+
+
+def test_everybody_sees_what_it_mounts(machine: Machine, mounted: Path, image: SmallImage, registry: LyingRegistry) -> None:
+    """Another unit reads `lazyfs mount`'s mounts and the roots of containers: the hardened service has no mount namespace of its own."""
+    assert machine.read(mounted / name_of(1)) == image.files[name_of(1)]
+    with container_root(machine, image, registry) as root:
+        assert machine.read(root / name_of(2)) == image.files[name_of(2)]
+
+
+@contextmanager
+def container_root(machine: Machine, image: SmallImage, registry: LyingRegistry) -> Iterator[Path]:
+    """Where the root of a container of the image's lowest layer is mounted, prepared as containerd does; removed at the end."""
+    labels = labels_of(image.layout, registry.server.host)
+    with SnapshotsClient(machine.path(SOCKET)) as client:
+        with refused(grpc.StatusCode.ALREADY_EXISTS):
+            client.prepare("default/1/extract-1 layer", labels=labels)
+        (layer,) = [each for each in client.walk() if each.labels.get(TARGET) == labels[TARGET]]
+        (bind,) = client.prepare("default/2/container", layer.key)
+        try:
+            yield Path(bind.source)
+        finally:
+            client.remove("default/2/container")
+            client.remove(layer.key)
+
+
+def test_killed_and_restarted_it_goes_on(machine: Machine, mounted: Path, image: SmallImage, registry: LyingRegistry) -> None:
+    """More kills than systemd's start limit, and a restart: no mount is made anew, and what nobody has read yet is read."""
+    gate = machine.gate()
+    with container_root(machine, image, registry) as root:
+        for number in range(KILLS):
+            machine.kill()
+            assert machine.read(mounted / name_of(10 + number)) == image.files[name_of(10 + number)]
+        assert machine.show(SERVICE, "NRestarts") == str(KILLS)
+        machine.run("systemctl", "restart", SERVICE)
+        assert machine.read(mounted / name_of(19)) == image.files[name_of(19)]
+        assert machine.read(root / name_of(3)) == image.files[name_of(3)]
+    assert machine.gate() == gate
+
+
+def test_calls_wait_while_it_is_away(machine: Machine, image: SmallImage, registry: LyingRegistry) -> None:
+    """Stopped, the service is started by a call of containerd, and by `lazyfs mount`, which starts none of its own."""
+    machine.run("systemctl", "stop", SERVICE)
+    with SnapshotsClient(machine.path(SOCKET)) as client:
+        assert list(client.walk()) == []
+    machine.run("systemctl", "stop", SERVICE)
+    mount(machine, registry)
+    assert machine.said("systemctl", "is-active", SERVICE) == "active"
+    assert machine.read(f"{AT}/{name_of(1)}") == image.files[name_of(1)]
+
+
+def test_a_process_that_hangs_is_replaced(machine: Machine, mounted: Path, image: SmallImage) -> None:
+    """The watchdog is fed while all is well, and ends a daemon that does not answer; who waits in a mount gets his bytes."""
+    with watched_closely(machine):
+        process, fed = machine.main_process(), machine.show(SERVICE, "WatchdogTimestampMonotonic")
+        for _ in moments():
+            if machine.show(SERVICE, "WatchdogTimestampMonotonic") != fed:
+                break
+        assert "roots for containerd" in machine.show(SERVICE, "StatusText")
+        assert machine.main_process() == process
+        os.kill(process, signal.SIGSTOP)
+        assert machine.read(mounted / name_of(30)) == image.files[name_of(30)]
+        assert machine.main_process() != process
+    assert f"{SERVICE}: Watchdog timeout" in machine.said("journalctl", "--boot")
+
+
+@contextmanager
+def watched_closely(machine: Machine) -> Iterator[None]:
+    """The service with a watchdog that waits for 2 s."""
+    drop_in = machine.path(f"/etc/systemd/system/{SERVICE}.d")
+    drop_in.mkdir()
+    (drop_in / "test.conf").write_text("[Service]\nWatchdogSec=2s\nTimeoutAbortSec=1s\n")
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "restart", SERVICE)
+    try:
+        yield
+    finally:
+        shutil.rmtree(drop_in)
+        machine.run("systemctl", "daemon-reload")
+
+
+def test_a_wrong_configuration_is_not_installed(machine: Machine) -> None:
+    """The service that runs is left alone, and the mistake told with its line."""
+    process = machine.main_process()
+    machine.path(CONFIG).write_text("stor = 1\n")
+    said = machine.install(code=1)
+    assert f"{CONFIG}, line 1: there is no key 'stor'" in said
+    assert machine.main_process() == process
+
+
+def test_upgraded_under_what_runs(
+    machine: Machine, mounted: Path, image: SmallImage, registry: LyingRegistry, tmp_path: Path
+) -> None:
+    """A new release takes over what the old one has mounted, which is then removed; one that does not come up is taken back."""
+    with container_root(machine, image, registry) as root:
+        gate, process = machine.gate(), machine.main_process()
+        newer = copy_of_checkout(machine, "newer")
+        with (newer / "lazyfs" / "__init__.py").open("a") as file:
+            file.write("# newer\n")
+        machine.install(checkout=Path("/tmp/newer"))
+        assert machine.main_process() != process
+        assert machine.read(mounted / name_of(40)) == image.files[name_of(40)]
+        (release,) = [path for path in machine.path("/opt/lazyfs").iterdir() if not path.is_symlink()]
+        broken = newer / "lazyfs" / "daemon" / "service.py"
+        broken.write_text("raise RuntimeError('broken')\n")
+        said = machine.install(checkout=Path("/tmp/newer"), code=1)
+        assert "The one before it serves again" in said
+        assert machine.said("readlink", "/opt/lazyfs/bin") == f"{release.name}/bin"
+        assert machine.read(root / name_of(41)) == image.files[name_of(41)]
+        assert machine.gate() == gate
+
+
+def test_uninstalled_it_leaves_nothing(machine: Machine, mounted: Path, image: SmallImage, registry: LyingRegistry) -> None:
+    """Processes, mounts, units and programs are gone, under a container that runs as well; the state goes with --purge."""
+    holder = machine.popen("sleep", "1000", folder=mounted)
+    said = machine.install("--uninstall")
+    assert "mounts were taken away" in said
+    assert left_of(machine) == []
+    assert machine.path(CONFIG).read_text() == OWN_CONFIG
+    assert machine.path(f"{STORE}/index.sqlite").exists()
+    holder.kill()
+    holder.communicate()
+    machine.install("--uninstall", "--purge")
+    assert not machine.path(CONFIG).parent.exists()
+    assert not machine.path(STORE).exists()
+
+
+def left_of(machine: Machine) -> list[str]:
+    """What of an installation is still there, state and configuration aside."""
+    found = [line for line in machine.mounts().splitlines() if "lazyfs" in line]
+    found += [line for line in machine.said("ps", "-eo", "args").splitlines() if "lazyfsd" in line]
+    units = machine.path("/etc/systemd/system")
+    found += [str(path) for path in units.rglob("lazyfs*")]
+    return found + [path for path in ("/opt/lazyfs", "/run/lazyfs") if machine.path(path).exists()]
+
+
+def copy_of_checkout(machine: Machine, name: str) -> Path:
+    """Of what an installation needs, in the machine's /tmp; as seen from here."""
+    target = machine.path(f"/tmp/{name}")
+    shutil.copytree(
+        ROOT,
+        target,
+        ignore=lambda folder, names: {
+            each for each in names if each == "__pycache__" or (folder == str(ROOT) and each not in SHIPPED)
+        },
+    )
+    return target
