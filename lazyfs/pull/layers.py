@@ -86,45 +86,51 @@ class Layers:
         raise AssertionError("the last try returns or raises")
 
     async def _make(self, number: int) -> snapshots_pb2.Info:
-        chain_id, parent = self._chain[number], self._chain[number - 1] if number else ""
+        chain_id = self._chain[number]
         for _ in range(_TRIES):
             if await self._stat(chain_id) is not None:
                 await hold_snapshot(self._containerd, self._snapshotter, chain_id)
             else:
-                key = f"extract-{time.time_ns() % 10**9}-{secrets.token_hex(3)} {chain_id}"
-                labels = layer_labels(self._name, self._image.digest, self._image.layers, number, chain_id)
-                request = snapshots_pb2.PrepareSnapshotRequest(
-                    snapshotter=self._snapshotter, key=key, parent=parent, labels=labels
-                )
-                answer = await self._containerd.call_unless("ALREADY_EXISTS", self._service.Prepare, request, deadline=_PREPARING)
-                if answer is not None:
-                    await self._unpack(number, key, answer.mounts)
+                await self._prepare(number)
             # Only now is it certain that no garbage collection has been quicker.
             info = await self._stat(chain_id)
             if info is not None:
                 return info
         raise ContainerdFailed(f"containerd says that it has the snapshot {chain_id}, and does not find it")
 
-    async def _unpack(self, number: int, key: str, mounts: Sequence[mount_pb2.Mount]) -> None:
-        """Raises LazyfsError. Cancelled or failed: the unpacked files are gone, the blob is not."""
-        layer, chain_id, diff_id = self._image.layers[number], self._chain[number], self._image.config.diff_ids[number]
+    async def _prepare(self, number: int) -> None:
+        """Have the snapshotter make a snapshot, or unpack it. Failed or cancelled, nothing is left but the blob. Raises LazyfsError."""
+        chain_id = self._chain[number]
+        key = f"extract-{time.time_ns() % 10**9}-{secrets.token_hex(3)} {chain_id}"
+        request = snapshots_pb2.PrepareSnapshotRequest(
+            snapshotter=self._snapshotter,
+            key=key,
+            parent=self._chain[number - 1] if number else "",
+            labels=layer_labels(self._name, self._image.digest, self._image.layers, number, chain_id),
+        )
         try:
-            await self._downloads.begin(layer).wait()
-            blob = descriptor_pb2.Descriptor(media_type=layer.media_type, digest=layer.digest, size=layer.size)
-            request = diff_pb2.ApplyRequest(diff=blob, mounts=mounts)
-            answer = await self._containerd.call(self._containerd.diff.Apply, request, deadline=_UNPACKING)
-            if answer.applied.digest != diff_id:
-                raise DigestMismatch(
-                    f"layer {layer.digest} unpacks to {answer.applied.digest}, and the config's diff ID is {diff_id}"
-                )
-            labels = {TARGET: chain_id}
-            commit = snapshots_pb2.CommitSnapshotRequest(snapshotter=self._snapshotter, name=chain_id, key=key, labels=labels)
-            if await self._containerd.call_unless("ALREADY_EXISTS", self._service.Commit, commit, deadline=_PREPARING) is None:
-                await self._remove(key)
+            answer = await self._containerd.call_unless("ALREADY_EXISTS", self._service.Prepare, request, deadline=_PREPARING)
+            if answer is not None:
+                await self._unpack(number, key, answer.mounts)
         except BaseException:
             with trio.move_on_after(DEADLINE, shield=True):
                 await self._remove(key)
             raise
+
+    async def _unpack(self, number: int, key: str, mounts: Sequence[mount_pb2.Mount]) -> None:
+        layer, chain_id, diff_id = self._image.layers[number], self._chain[number], self._image.config.diff_ids[number]
+        await self._downloads.begin(layer).wait()
+        blob = descriptor_pb2.Descriptor(media_type=layer.media_type, digest=layer.digest, size=layer.size)
+        request = diff_pb2.ApplyRequest(diff=blob, mounts=mounts)
+        answer = await self._containerd.call(self._containerd.diff.Apply, request, deadline=_UNPACKING)
+        if answer.applied.digest != diff_id:
+            raise DigestMismatch(
+                f"layer {layer.digest} unpacks to {answer.applied.digest}, and the config's diff ID is {diff_id}"
+            )
+        labels = {TARGET: chain_id}
+        commit = snapshots_pb2.CommitSnapshotRequest(snapshotter=self._snapshotter, name=chain_id, key=key, labels=labels)
+        if await self._containerd.call_unless("ALREADY_EXISTS", self._service.Commit, commit, deadline=_PREPARING) is None:
+            await self._remove(key)
         await self._content.label(layer.digest, lambda _: {UNCOMPRESSED: diff_id})
 
     async def _remove(self, key: str) -> None:
