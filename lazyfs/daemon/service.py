@@ -63,6 +63,8 @@ first order, which is why it was started."""
 
 _LISTENER: Final = "snapshots-"
 """How the names of the sockets begin that containerds call."""
+_NO_MOUNT: Final = "/"
+"""Where nothing is mounted by us: a status without mounts costs little."""
 _SWEEP_PAUSE: Final = 60.0
 _END_DEADLINE: Final = 5.0
 """Seconds that a daemon which was told to end waits for those who still use what it mounted."""
@@ -111,6 +113,10 @@ async def _serve(options: Options, fds: FdStore) -> None:
             nursery.start_soon(service.upkeep.run)
             nursery.start_soon(service.sweep_containers)
             nursery.start_soon(service.end_on_signal, signals)
+            if options.config.metrics is not None:
+                from lazyfs.daemon.metrics import telling
+
+                await stack.enter_async_context(telling(options.config.metrics, service.measure))
             nursery.start_soon(feed, fds, connection.directory, sockets, service.summary)
             fds.notify(f"READY=1\nSTATUS={await service.summary()}")
             await service.wait_until_unused()
@@ -228,6 +234,14 @@ class Service:
             "containerds": msgspec.to_builtins(containerds),
             "repositories": msgspec.to_builtins(repositories),
         }
+
+    async def measure(self) -> Report:
+        """What metrics are made of: see lazyfs/daemon/metrics.py."""
+        report = await self._describe(StatusOrder(_NO_MOUNT))
+        for name, live in self.images.live.items():
+            if live.fetcher is not None:
+                report["repositories"].append({"name": name.partition("@")[0], **live.fetcher.statistics()._asdict()})
+        return {**report, "mounted": len(self.mounts.live)}
 
     def _farewell(self) -> Report:
         """Whose end a client may wait for: with the last mount, this daemon goes as well."""

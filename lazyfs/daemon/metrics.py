@@ -1,0 +1,183 @@
+"""What lazyfsd tells Prometheus: the same as `lazyfs status`, in numbers that a machine adds up.
+
+A server of its own, in threads: whoever asks waits for the event loop, and the event loop for nobody. Counters are those of this
+process, and begin anew with the next one; Prometheus expects that.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Final
+
+import msgspec
+import trio
+from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from lazyfs.daemon.config import Address
+from lazyfs.daemon.orders import Report
+from lazyfs.errors import LazyfsError
+from lazyfs.gate.latency import BOUNDS, LatencyStatus
+
+_log = logging.getLogger(__name__)
+
+_DEADLINE: Final = 10.0
+"""Seconds for one answer: what cannot be told by then is not told."""
+_MOST_REASONS: Final = 100
+"""Layers that are not lazy whose reasons are told: each is a time series."""
+Measure = Callable[[], Awaitable[Report]]
+"""What `lazyfs status` is told, with `mounted`, the number of native mounts, and `repositories` of their images as well."""
+
+
+@asynccontextmanager
+async def telling(address: Address, measure: Measure) -> AsyncIterator[None]:
+    """Answer at `address` inside the block. Where that cannot be, a warning: nobody's container is to stop for want of metrics."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    registry.register(_Told(measure, trio.lowlevel.current_trio_token()))
+    try:
+        # In a thread: a host's name may have to be looked up.
+        server, thread = await trio.to_thread.run_sync(start_http_server, address.port, address.host, registry)
+    except OSError as error:
+        _log.warning("metrics cannot be told at %s port %d: %s", address.host, address.port, error.strerror)
+        yield
+        return
+    try:
+        yield
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(server.shutdown)
+        server.server_close()
+        thread.join()
+
+
+class _Told(Collector):
+    """Asks the event loop, from a thread of the server."""
+
+    def __init__(self, measure: Measure, token: trio.lowlevel.TrioToken) -> None:
+        self._measure = measure
+        self._token = token
+
+    def describe(self) -> list[Metric]:
+        """Nothing: else all is asked for when this is registered."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        try:
+            report = trio.from_thread.run(partial(_within, self._measure), trio_token=self._token)
+        except (trio.RunFinishedError, trio.Cancelled, trio.TooSlowError, LazyfsError) as error:
+            _log.warning("metrics are not told: %s", str(error) or "it would take too long")
+            return
+        yield from families(report)
+
+
+async def _within(measure: Measure) -> Report:
+    with trio.fail_after(_DEADLINE):
+        return await measure()
+
+
+def families(report: Report) -> Iterator[Metric]:
+    """The metrics that a report comes to."""
+    yield _gauge("lazyfs_mounts", "Native mounts of `lazyfs mount` and `lazyfs run`.", {(): report["mounted"]})
+    yield from _containerds(report)
+    yield from _gate(report)
+    yield from _sources(report)
+    yield from _store(report)
+
+
+def _containerds(report: Report) -> Iterator[Metric]:
+    snapshots = GaugeMetricFamily(
+        "lazyfs_snapshots", "Snapshots of a containerd, by what they are.", labels=["containerd", "kind"]
+    )
+    roots = GaugeMetricFamily("lazyfs_roots", "Roots of containers and views that lazyfsd has mounted.", labels=["containerd"])
+    refused = GaugeMetricFamily(
+        "lazyfs_layers_not_lazy", "Layers that containerd wanted lazy, and had to unpack.", labels=["containerd"]
+    )
+    reasons = GaugeMetricFamily(
+        "lazyfs_layer_not_lazy", "Why a layer is not lazy, for some of them.", labels=["containerd", "layer", "reason"]
+    )
+    for told in report["containerds"]:
+        name = told["name"]
+        kinds = {"active": told["active"], "view": told["views"], "lazy": len(told["lazy"]), "unpacked": told["unpacked"]}
+        for kind, count in kinds.items():
+            snapshots.add_metric([name, kind], count)
+        roots.add_metric([name], told["roots"])
+        refused.add_metric([name], len(told["refused"]))
+        for layer in told["refused"][:_MOST_REASONS]:
+            reasons.add_metric([name, layer["key"], layer["reason"]], 1)
+    yield from (snapshots, roots, refused, reasons)
+
+
+def _gate(report: Report) -> Iterator[Metric]:
+    told = report["gate"]
+    answers = {"put in place": "published", "served through the gate": "entries", "error": "errors"}
+    misses = CounterMetricFamily("lazyfs_misses", "Files that were asked for and not here, by the answer.", labels=["answer"])
+    for answer, key in answers.items():
+        misses.add_metric([answer], told[key])
+    yield misses
+    latency = msgspec.convert(told["latency"], LatencyStatus)
+    total, buckets = 0, []
+    for bound, count in zip((*map(str, BOUNDS), "+Inf"), latency.counts, strict=True):
+        total += count
+        buckets.append((bound, total))
+    histogram = HistogramMetricFamily("lazyfs_miss_seconds", "How long a miss took until its file was in place.")
+    histogram.add_metric([], buckets, latency.seconds)
+    yield histogram
+    yield _counter("lazyfs_gate_reads", "Reads that went through the gate.", told["reads"])
+
+
+def _sources(report: Report) -> Iterator[Metric]:
+    labels = ["repository"]
+    requests = CounterMetricFamily("lazyfs_requests", "Range requests to registries.", labels=labels)
+    received = CounterMetricFamily("lazyfs_received_bytes", "Compressed bytes that came from registries.", labels=labels)
+    unkept = CounterMetricFamily("lazyfs_unkept_chunks", "Chunks that there was no room for.", labels=labels)
+    errors = CounterMetricFamily("lazyfs_fetch_errors", "Fetches that failed, by their cause.", labels=["repository", "cause"])
+    for name, told in _by_repository(report).items():
+        requests.add_metric([name], told["requests"])
+        received.add_metric([name], told["received"])
+        unkept.add_metric([name], told["unkept"])
+        for cause, count in told["errors"].items():
+            errors.add_metric([name, cause], count)
+    yield from (requests, received, unkept, errors)
+
+
+def _by_repository(report: Report) -> dict[str, Report]:
+    """Two images of one repository are fetched from by one fetcher each; a name may be told only once."""
+    found: dict[str, Report] = {}
+    for told in report["repositories"]:
+        known = found.setdefault(told["name"], {"requests": 0, "received": 0, "unkept": 0, "errors": {}})
+        for key in ("requests", "received", "unkept"):
+            known[key] += told[key]
+        for cause, count in told["errors"].items():
+            known["errors"][cause] = known["errors"].get(cause, 0) + count
+    return found
+
+
+def _store(report: Report) -> Iterator[Metric]:
+    told = report["store"]
+    sizes = {"used": told["used_bytes"], "held": told["held_bytes"], "limit": told["limit_bytes"]}
+    yield _gauge(
+        "lazyfs_store_bytes",
+        "What the store takes; of that, what has been removed and is still open; what it may take (0: no bound).",
+        {(state,): size for state, size in sizes.items()},
+        ["state"],
+    )
+    yield _counter("lazyfs_evicted_objects", "Files that made room.", told["evicted_objects"])
+    yield _counter("lazyfs_evicted_bytes", "What they took.", told["evicted_bytes"])
+    yield _counter("lazyfs_scrubbed_bytes", "What was read again, to find what has rotted.", told["scrubbed_bytes"])
+    yield _counter("lazyfs_scrub_damaged", "What was found damaged.", told["scrub_damaged"])
+
+
+def _gauge(name: str, text: str, values: dict[tuple[str, ...], float], labels: list[str] | None = None) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=labels or [])
+    for each, value in values.items():
+        family.add_metric(list(each), value)
+    return family
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(name, text, value=value)

@@ -1,0 +1,138 @@
+"""What lazyfsd tells Prometheus."""
+
+from __future__ import annotations
+
+import copy
+import socket
+from collections.abc import Iterator
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+import trio
+from prometheus_client.parser import text_string_to_metric_families
+
+from lazyfs.daemon.config import Address
+from lazyfs.daemon.metrics import families, telling
+from lazyfs.daemon.orders import Report
+from lazyfs.errors import StoreUnusable
+from lazyfs.gate.latency import BOUNDS
+from tests.conftest import LogWatch
+
+REPOSITORY = {
+    "name": "docker://r/a",
+    "requests": 3,
+    "received": 500,
+    "chunks": 2,
+    "unkept": 1,
+    "errors": {"Unreachable": 2},
+    "trouble": "",
+}
+REPORT: dict[str, Any] = {
+    "pid": 7,
+    "mounted": 2,
+    "store": {
+        "used_bytes": 10, "held_bytes": 1, "limit_bytes": 0, "durable": True, "evicted_objects": 3, "evicted_bytes": 30,
+        "scrubbed_bytes": 4, "scrub_damaged": 0,
+    },
+    "gate": {
+        "published": 5, "entries": 6, "late": 1, "reads": 8, "errors": 9,
+        "latency": {"counts": [1, *[0] * (len(BOUNDS) - 1), 2], "seconds": 7.5},
+    },
+    "containerds": [
+        {
+            "name": "containerd", "snapshots": 9, "active": 1, "views": 2, "roots": 3, "lazy": [{}, {}], "unpacked": 4,
+            "refused": [{"key": f"layer-{number}", "reason": 'says "no"'} for number in range(150)],
+        }
+    ],
+    "repositories": [REPOSITORY],
+}  # fmt: skip
+
+
+async def measure() -> Report:
+    return copy.deepcopy(REPORT)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def samples(text: str) -> dict[str, float]:
+    """By name and labels, as Prometheus reads them."""
+    found = {}
+    for family in text_string_to_metric_families(text):
+        for each in family.samples:
+            found[" ".join([each.name, *each.labels.values()])] = each.value
+    return found
+
+
+async def ask(port: int) -> dict[str, float]:
+    def read() -> str:
+        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+            return str(answer.read().decode())
+
+    return samples(await trio.to_thread.run_sync(read))
+
+
+async def test_told_over_http() -> None:
+    """All that `lazyfs status` tells of a service, in a form that Prometheus reads."""
+    port = free_port()
+    async with telling(Address("127.0.0.1", port), measure):
+        told = await ask(port)
+    assert told["lazyfs_mounts"] == 2
+    assert [told[f"lazyfs_snapshots containerd {kind}"] for kind in ("active", "view", "lazy", "unpacked")] == [1, 2, 2, 4]
+    assert told["lazyfs_roots containerd"] == 3
+    assert told["lazyfs_layers_not_lazy containerd"] == 150
+    assert told['lazyfs_layer_not_lazy containerd layer-0 says "no"'] == 1
+    assert sum(name.startswith("lazyfs_layer_not_lazy ") for name in told) == 100
+    assert [told[f"lazyfs_misses_total {answer}"] for answer in ("put in place", "served through the gate", "error")] == [5, 6, 9]
+    assert told["lazyfs_miss_seconds_bucket 0.001"] == told["lazyfs_miss_seconds_bucket 2.0"] == 1
+    assert told["lazyfs_miss_seconds_bucket +Inf"] == told["lazyfs_miss_seconds_count"] == 3
+    assert told["lazyfs_miss_seconds_sum"] == 7.5
+    assert told["lazyfs_received_bytes_total docker://r/a"] == 500
+    assert told["lazyfs_fetch_errors_total Unreachable docker://r/a"] == 2
+    assert told["lazyfs_store_bytes used"] == 10
+    assert told["lazyfs_evicted_bytes_total"] == 30
+    assert told["process_resident_memory_bytes"] > 0
+    with pytest.raises(OSError, match="refused"):
+        await ask(port)
+
+
+def test_two_fetchers_of_one_repository_are_one() -> None:
+    """A series is told once, whoever fetches from there."""
+    report = copy.deepcopy(REPORT) | {"repositories": [REPOSITORY, REPOSITORY | {"errors": {"NotFound": 1, "Unreachable": 1}}]}
+    (requests,) = [family for family in families(report) if family.name == "lazyfs_requests"]
+    (errors,) = [family for family in families(report) if family.name == "lazyfs_fetch_errors"]
+    assert [each.value for each in requests.samples] == [6]
+    assert {each.labels["cause"]: each.value for each in errors.samples} == {"Unreachable": 3, "NotFound": 1}
+
+
+async def test_what_cannot_be_told(expect_log: LogWatch) -> None:
+    """A store that fails costs the answer, and no more; the process's own numbers come all the same."""
+    expect_log("metrics are not told: the store has gone")
+
+    async def fail() -> Report:
+        raise StoreUnusable("the store has gone")
+
+    port = free_port()
+    async with telling(Address("127.0.0.1", port), fail):
+        told = await ask(port)
+    assert "process_resident_memory_bytes" in told
+    assert "lazyfs_mounts" not in told
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield int(listener.getsockname()[1])
+
+
+async def test_an_address_that_is_taken(taken: int, expect_log: LogWatch) -> None:
+    """Is a warning: the daemon goes on."""
+    expect_log("metrics cannot be told at 127.0.0.1 port .*: Address already in use")
+    async with telling(Address("127.0.0.1", taken), measure):
+        pass
