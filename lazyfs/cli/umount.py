@@ -2,6 +2,9 @@
 
 A busy mount is left as it is, and those who hold it are named; --lazy detaches it all the same: it vanishes at once, and its
 process ends with its last user.
+
+--abort is the way out of a lazyfsd that cannot come up: all that it has mounted is given up, containers' roots as well. Stop the
+service first. Whoever waits for a missing file gets an error; nothing on disk is lost.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from lazyfs.cli.options import add_store, store_of
 from lazyfs.cli.progress import follow
 from lazyfs.daemon.client import Client, DaemonUnreachable
 from lazyfs.daemon.orders import UnmountOrder
+from lazyfs.errors import UsageError
+from lazyfs.mount.abort import abort
 from lazyfs.mount.table import Mounted, find_mount
 from lazyfs.mount.unmount import unmount
 
@@ -25,13 +30,25 @@ _END_DEADLINE: Final = 10.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line."""
-    parser.add_argument("directory", metavar="DIR", type=Path, help="where it is mounted")
+    parser.add_argument("directory", metavar="DIR", type=Path, nargs="?", help="where it is mounted")
+    parser.add_argument("--abort", action="store_true", help="give up all that the lazyfsd of the store has mounted")
     parser.add_argument("--lazy", action="store_true", help="detach a busy mount")
     add_store(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Unmount. Raises LazyfsError."""
+    if arguments.abort:
+        if arguments.directory is not None:
+            raise UsageError("--abort gives up all mounts of a store, and takes no DIR", hint="--store says which store")
+        given_up = abort(store_of(arguments))
+        for path in given_up.mounts:
+            print(f"detached {path}")
+        if not given_up.mounts:
+            print(f"lazyfsd has nothing mounted from {store_of(arguments)}")
+        return 0
+    if arguments.directory is None:
+        raise UsageError("umount needs the DIR to unmount")
     mounted = find_mount(arguments.directory)
     if mounted is None or mounted.mode == "portable":
         unmount(arguments.directory, lazy=arguments.lazy)

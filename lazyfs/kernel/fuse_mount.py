@@ -48,6 +48,25 @@ def connection_number(connection: int) -> int | None:
     return None
 
 
+def abort_connection(number: int) -> None:
+    """End the connection of that number by force: all that is asked of it fails from now on. Raises OSError."""
+    # Where systemd does not mount its control file system, nobody does: this mount of it has no place, and goes with the descriptor.
+    with Context("fusectl") as context:
+        context.create()
+        control = context.mount(0)
+    try:
+        # The device's minor number; all of ours have the major number 0 of file systems without a device.
+        abort = os.open(f"{os.minor(number)}/abort", os.O_WRONLY | os.O_CLOEXEC, dir_fd=control)
+        try:
+            os.write(abort, b"1")
+        finally:
+            os.close(abort)
+    except FileNotFoundError:
+        pass  # it has ended
+    finally:
+        os.close(control)
+
+
 def connections_at(at: Path, subtype: str) -> list[int]:
     """The numbers of the connections mounted at `at` (absolute, without symbolic links) as `fuse.SUBTYPE`, the uppermost last."""
     return [mount.number for mount in mounts() if mount.path == at and mount.kind == f"fuse.{subtype}"]

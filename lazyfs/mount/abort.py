@@ -1,0 +1,47 @@
+"""The way out of a lazyfsd that cannot come up: its connection is given up, and all that it had mounted is detached.
+
+Whoever waits for the gate is told an error at once, also who cannot be killed. Nothing on disk is lost: the next lazyfsd begins with a
+gate of its own, and makes containers' roots anew when containerd asks for them. Reads the kernel's table only, and touches no mount.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from lazyfs.errors import MountFailed
+from lazyfs.kernel.fuse_mount import abort_connection
+from lazyfs.kernel.mountinfo import Mount, mounts
+from lazyfs.kernel.mounting import unmount
+
+_GATE: Final = "fuse.lazyfs-gate"
+
+
+class Aborted(NamedTuple):
+    """What was given up."""
+
+    connections: tuple[int, ...]
+    """Their numbers under /sys/fs/fuse/connections."""
+    mounts: tuple[Path, ...]
+
+
+def abort(store: Path) -> Aborted:
+    """Give up everything that a lazyfsd of `store` has mounted. Blocking. Raises MountFailed."""
+    store = store.resolve()
+    there = mounts()
+    gates = [mount for mount in there if mount.path == store / "gate" and mount.kind == _GATE]
+    try:
+        # First: an unmount may wait for an answer of the gate.
+        for gate in gates:
+            abort_connection(gate.number)
+        layers = [mount for mount in there if mount.path.parent == store / "layers" and mount.kind == "erofs"]
+        ours = [mount for mount in there if _is_stacked_on(mount, store)]
+        for mount in (*reversed(ours), *reversed(layers), *reversed(gates)):
+            unmount(mount.path, lazy=True)
+    except OSError as error:
+        raise MountFailed(f"not all that {store} had mounted could be given up: {error}") from error
+    return Aborted(tuple(gate.number for gate in gates), tuple(mount.path for mount in (*ours, *layers, *gates)))
+
+
+def _is_stacked_on(mount: Mount, store: Path) -> bool:
+    return mount.kind == "overlay" and str(store / "arrived") in mount.values("datadir+")
