@@ -53,10 +53,10 @@ class Place:
         self.convert(self.built(name), reference)
         return reference
 
-    def convert(self, source: str, target: str) -> None:
-        """`lazyfs convert` at default options."""
+    def convert(self, source: str, target: str, *options: str | Path) -> None:
+        """`lazyfs convert`, at default options where none are given."""
         self.say(f"lazyfs convert {source} {target}")
-        self.lazyfs.run("convert", source, target, timeout=1800)
+        self.lazyfs.run("convert", source, target, *options, timeout=1800)
 
     def clear_store(self) -> None:
         """As on a machine that has never seen an image."""

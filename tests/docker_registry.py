@@ -46,12 +46,14 @@ class Request(NamedTuple):
 class Registry:
     """A registry that keeps what it has in `folder`; `start` and `stop` may follow each other, the address stays."""
 
-    def __init__(self, folder: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+    def __init__(self, folder: Path, *, host: str = "127.0.0.1", storage: Path | None = None) -> None:
+        """`storage`: what another one keeps, instead of an own one in `folder`."""
+        with socket.create_server((host, 0)) as free:
+            self.address = f"{host}:{free.getsockname()[1]}"
+        self.storage = storage or folder / "storage"
         self._config, self._log = folder / "config.yml", folder / "access.log"
         folder.mkdir(parents=True, exist_ok=True)
-        self._config.write_text(CONFIG.format(root=folder / "storage", address=self.address))
+        self._config.write_text(CONFIG.format(root=self.storage, address=self.address))
         self._process: subprocess.Popen[bytes] | None = None
         self._marks = 0
 
