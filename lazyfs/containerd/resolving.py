@@ -9,6 +9,7 @@ the EROFS images of the whole stack, into the store only. Nothing of that is a s
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -34,6 +35,8 @@ _MEMORY: Final = 60.0
 """Seconds for which an image is remembered, with the layers that nobody has asked for; after that its tag may mean another one."""
 _PATIENCE: Final = 60.0
 """Seconds for a manifest, and for a TOC: what one Prepare may wait for is bounded there."""
+_BRIEFLY: Final = 0.5
+"""Seconds that a layer gets when another one of its image has been waited for in vain: it may be in the store."""
 
 
 class Resolved(NamedTuple):
@@ -62,6 +65,8 @@ class _Image:
         self.known = trio.Event()
         """Its layers are known, or the manifest cannot be had."""
         self.loads: dict[str, _Load] = {}
+        self.missed: set[Digest] = set()
+        """Layers that somebody went away without, because they took too long."""
 
 
 class _Load:
@@ -85,7 +90,11 @@ class Resolving:
         self._building = trio.Lock()
 
     async def resolve(self, claim: Claim) -> Resolved:
-        """The layer of `claim`. Raises LazyfsError: it cannot be lazy. Cancelled: what is under way arrives all the same."""
+        """The layer of `claim`. Raises LazyfsError: it cannot be lazy.
+
+        Cancelled: what is under way arrives all the same, but nobody waits long for another layer of this image: a pull waits for
+        a registry that does not answer once, not once a layer. Only who asks for the same layer again has time again.
+        """
         reference = parse_reference(f"docker://{claim.reference}")
         if reference.transport != "docker":
             raise UsageError(f"{claim.reference} names no registry")
@@ -96,12 +105,14 @@ class Resolving:
         if image is None or image.failure is not None:
             image = self._images[key] = _Image()
             self._nursery.start_soon(self._follow, image, key, claim)
-        await image.known.wait()
+        if claim.digest in image.missed:
+            image.missed.clear()
+        await self._wait(image.known, image, claim)
         if image.failure is not None:
             raise image.failure
         vouched = _vouched(image, claim)
         load = self._load(image, repository, vouched)
-        await load.ended.wait()
+        await self._wait(load.ended, image, claim)
         image.loads.pop(_load_key(vouched), None)  # from here on it is in use, or nobody's
         if load.failure is not None:
             raise load.failure
@@ -111,6 +122,17 @@ class Resolving:
             repository, layer.digest, layer.descriptor.size, layer.descriptor.media_type, layer.toc_digest, layer.toc_offset
         )
         return Resolved(lazy, layer)
+
+    async def _wait(self, event: trio.Event, image: _Image, claim: Claim) -> None:
+        try:
+            with trio.move_on_after(_BRIEFLY if image.missed else math.inf) as patience:
+                await event.wait()
+        except trio.Cancelled:
+            image.missed.add(claim.digest)
+            raise
+        if patience.cancelled_caught:
+            image.missed.add(claim.digest)
+            raise Unreachable(f"another layer of {claim.reference} has been waited for in vain already")
 
     async def build(self, stack: Sequence[LayerMetadata | Path]) -> tuple[Path, ...]:
         """The EROFS images of a stack (native/metadata.py), built where they are not there. Raises LazyfsError."""

@@ -191,6 +191,27 @@ async def test_a_registry_that_is_silent(
             await it.resolving.resolve(image.claim(0, manifest_digest=image.digest, toc_digest=ELSEWHERE))
 
 
+async def test_a_pull_waits_for_a_silent_registry_once(
+    store: Store, image: ScriptedImage, jumping: MockClock, built: list[list[LayerMetadata | Path]]
+) -> None:
+    """Where one layer has taken too long, the others have no time to come, unless they are here; the same one has time again."""
+    registry = image.registry()
+    registry.gate = trio.Event()
+    async with resolving(store, registry) as it:
+        for _ in range(2):
+            start = trio.current_time()
+            with trio.move_on_after(10):
+                await it.resolving.resolve(image.claim(0))
+            assert trio.current_time() - start == 10
+            with pytest.raises(Unreachable, match=f"another layer of {HOST}/image:v1"):
+                await it.resolving.resolve(image.claim(1))
+            assert trio.current_time() - start < 11
+        registry.gate.set()
+        await wait_all_tasks_blocked()
+        assert (await it.resolving.resolve(image.claim(1))).lazy == image.lazy[1], "it has come meanwhile"
+        assert registry.asked == ["v1"]
+
+
 async def test_what_our_own_client_tells_needs_no_manifest(
     store: Store, image: ScriptedImage, jumping: MockClock, built: list[list[LayerMetadata | Path]]
 ) -> None:
