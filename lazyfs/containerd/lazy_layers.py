@@ -10,6 +10,7 @@ Who mounts a root does not wait for its layers to be indexed: the gate does (gat
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -21,6 +22,7 @@ from lazyfs.fetch.background import Background, Wanted
 from lazyfs.fetch.fetcher import Fetcher, open_fetcher
 from lazyfs.fetch.piece import LayerBlob
 from lazyfs.fetch.traffic import Traffic
+from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import Descriptor
 from lazyfs.format.toc import parse_toc
 from lazyfs.gate.catalog import Catalog, LayerObjects, key_of
@@ -133,7 +135,25 @@ class LazyLayers:
         self._open_source = open_source
         self._traffic: dict[str, Traffic] = {}
         self._repositories: dict[str, LiveRepository] = {}
+        self._snapshots: Counter[tuple[str, Digest]] = Counter()
+        """How many there are of each layer, of all containerds; by its name and its TOC."""
         self.live: dict[str, LiveLayer] = {}
+
+    def add(self, lazy: LazyLayer) -> None:
+        """There is one more snapshot of the layer."""
+        self._snapshots[name_of(lazy), lazy.toc_digest] += 1
+
+    def drop(self, lazy: LazyLayer) -> None:
+        """There is one less. With the last one, whichever containerd's, the layer's pull stops."""
+        key = name_of(lazy), lazy.toc_digest
+        self._snapshots[key] -= 1
+        if not self._snapshots[key]:
+            del self._snapshots[key]
+            self._stop_pull(name_of(lazy))
+
+    def documents(self) -> set[Digest]:
+        """The TOCs of all layers that there are snapshots of: they must stay in the store."""
+        return {toc_digest for _, toc_digest in self._snapshots}
 
     def repository(self, name: str) -> LiveRepository:
         """`docker://HOST/REPO`, whoever asks first opening it. Raises UsageError. Used only while `uses` says so, and a while longer."""
@@ -174,13 +194,14 @@ class LazyLayers:
         else:
             self.leave(live.name)
 
-    async def resume(self, layers: Iterable[LazyLayer], still_wanted: Callable[[LazyLayer], bool]) -> None:
+    async def resume(self, layers: Iterable[LazyLayer]) -> None:
         """Go on with the pulls of an earlier process, some at a time, because each takes memory while it lasts.
 
-        What had come whole once is left as it is, since the store may have made room of it.
+        What had come whole once is left as it is, since the store may have made room of it; so is what was removed meanwhile.
         """
         for lazy in layers:
-            if await trio.to_thread.run_sync(self._store.note, _completeness(lazy)) is not None or not still_wanted(lazy):
+            complete = await trio.to_thread.run_sync(self._store.note, _completeness(lazy))
+            if complete is not None or not self._snapshots[name_of(lazy), lazy.toc_digest]:
                 continue
             try:
                 self.pull(lazy)
@@ -202,8 +223,7 @@ class LazyLayers:
                 live.repository.pull(live.name, None)
             self.leave(live.name)
 
-    def stop_pull(self, name: str) -> None:
-        """No snapshot is made of this layer any more."""
+    def _stop_pull(self, name: str) -> None:
         live = self.live.get(name)
         if live is not None and live.pulling is not None:
             live.pulling.cancel()

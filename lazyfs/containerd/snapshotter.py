@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -29,7 +28,7 @@ from lazyfs.containerd.roots import INDEX_OFF, Roots
 from lazyfs.erofs.reader import inherited_from
 from lazyfs.errors import LazyfsError, LocalError, SnapshotBusy, SnapshotExists, SnapshotNotFound, StoreUnusable
 from lazyfs.fetch.piece import pieces_of
-from lazyfs.format.digest import Digest, digest_of
+from lazyfs.format.digest import digest_of
 from lazyfs.native.layers import LayerMounts
 from lazyfs.native.metadata import LayerMetadata, ensure_metadata
 from lazyfs.snapshots.database import Snapshots
@@ -76,8 +75,6 @@ class Snapshotter:
             raise StoreUnusable(f"{self._place.folder} cannot be made: {error.strerror}") from error
         self.snapshots = Snapshots(folder, str(uuid4()))
         self.roots = Roots(store.directory.path, self._place, mounts)
-        self.tocs: Counter[Digest] = Counter()
-        """Of all lazy snapshots: those must stay in the store."""
         self._stacked: dict[int, tuple[str, ...]] = {}
         """By the number of a snapshot whose root is mounted: the live layers that it uses."""
 
@@ -92,10 +89,10 @@ class Snapshotter:
         for snapshot in await trio.to_thread.run_sync(lambda: [each for page in self.snapshots.pages() for each in page]):
             if snapshot.lazy is not None:
                 wanted[name_of(snapshot.lazy)] = snapshot.lazy
-                self.tocs[snapshot.lazy.toc_digest] += 1
+                self._layers.add(snapshot.lazy)
             elif snapshot.id in mounted:
                 self._use(snapshot, await trio.to_thread.run_sync(self.snapshots.ancestry, snapshot.key))
-        self._nursery.start_soon(self._layers.resume, wanted.values(), lambda lazy: self.tocs[lazy.toc_digest] > 0)
+        self._nursery.start_soon(self._layers.resume, wanted.values())
         for snapshot in await trio.to_thread.run_sync(self.snapshots.unnoted):
             self._nursery.start_soon(self._note_objects, snapshot)
         self._nursery.start_soon(self.cleanup)
@@ -139,8 +136,7 @@ class Snapshotter:
         snapshot = await trio.to_thread.run_sync(self.snapshots.remove, key)
         self._leave(snapshot.id)
         if snapshot.lazy is not None:
-            self.tocs[snapshot.lazy.toc_digest] -= 1
-            self._nursery.start_soon(self._stop_pull, snapshot.lazy)
+            self._layers.drop(snapshot.lazy)
         self._nursery.start_soon(trio.to_thread.run_sync, self.roots.remove, snapshot.id)
 
     async def stat(self, key: str) -> Snapshot:
@@ -199,7 +195,7 @@ class Snapshotter:
             marked = {**labels, TARGET: claim.target, REMOTE: REMOTE_VALUE}
             with suppress(SnapshotExists):  # another Prepare of the same layer was quicker
                 snapshot = await trio.to_thread.run_sync(self.snapshots.commit_lazy, name, parent, marked, resolved.lazy)
-                self.tocs[resolved.lazy.toc_digest] += 1
+                self._layers.add(resolved.lazy)
                 self._nursery.start_soon(self._note_objects, snapshot)
                 self._layers.pull(resolved.lazy, resolved.layer)
         raise SnapshotExists(f"the layer {claim.target} is lazy, and here")
@@ -212,11 +208,6 @@ class Snapshotter:
             await trio.to_thread.run_sync(self.snapshots.note_objects, lazy.toc_digest, names)
         except LazyfsError as error:
             _log.warning("what the layer %s takes on disk will not be told: %s", lazy.digest, error)
-
-    async def _stop_pull(self, lazy: LazyLayer) -> None:
-        rows = await trio.to_thread.run_sync(lambda: [each for page in self.snapshots.pages() for each in page])
-        if all(row.lazy is None or name_of(row.lazy) != name_of(lazy) for row in rows):
-            self._layers.stop_pull(name_of(lazy))
 
     async def _mounts_of(self, snapshot: Snapshot) -> tuple[Mount, ...]:
         chain = await trio.to_thread.run_sync(self.snapshots.ancestry, snapshot.key)

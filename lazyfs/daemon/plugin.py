@@ -77,7 +77,7 @@ class Plugin:
 
     def documents(self) -> set[Digest]:
         """Documents that must stay in the store."""
-        return {digest for snapshotter in self.snapshotters.values() for digest, count in snapshotter.tocs.items() if count > 0}
+        return self.layers.documents()
 
     async def describe(self) -> tuple[tuple[ContainerdStatus, ...], tuple[RepositoryStatus, ...]]:
         """All containerds, and where what is missing comes from."""

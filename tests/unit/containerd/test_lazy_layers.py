@@ -53,11 +53,14 @@ class Setting:
         return self.layers.use(self._image.lazy[number])
 
     def pull(self, number: int = 0) -> LiveLayer:
+        """As for a snapshot."""
+        self.layers.add(self._image.lazy[number])
         self.layers.pull(self._image.lazy[number])
         return self.layers.live[name_of(self._image.lazy[number])]
 
     def stop(self, number: int = 0) -> None:
-        self.layers.stop_pull(name_of(self._image.lazy[number]))
+        """Its snapshot is removed."""
+        self.layers.drop(self._image.lazy[number])
 
     def missing(self, number: int = 0) -> int:
         return measure_missing(self._store, [self._image.layer(number)]).chunks
@@ -172,7 +175,9 @@ async def test_a_pull_brings_all(store: Store, image: ScriptedImage, jumping: Mo
         assert not it.layers.live and it.registry.closed
     store.index.change(lambda db: db.execute("DELETE FROM chunk") and None)
     async with living(store, image) as it:
-        await it.layers.resume(image.lazy, lambda _: True)
+        for lazy in image.lazy:
+            it.layers.add(lazy)
+        await it.layers.resume(image.lazy)
         await trio.sleep(3 * LINGER)
         assert not it.layers.live and it.missing(0) and not it.missing(1)
         first = image.layer(1).pieces[0].chunk.member
@@ -184,7 +189,8 @@ async def test_a_pull_brings_all(store: Store, image: ScriptedImage, jumping: Mo
 async def test_a_restart_asks_only_for_what_is_still_wanted(store: Store, image: ScriptedImage, jumping: MockClock) -> None:
     """What was removed before its turn came is not fetched."""
     async with living(store, image) as it:
-        await it.layers.resume(image.lazy, lambda lazy: lazy is image.lazy[1])
+        it.layers.add(image.lazy[1])
+        await it.layers.resume(image.lazy)
         assert it.missing(0) and not it.missing(1)
 
 
@@ -237,6 +243,22 @@ async def test_a_pull_is_stopped(store: Store, image: ScriptedImage, jumping: Mo
         it.registry.gate.set()
         await trio.sleep(3 * LINGER)
         assert not it.layers.live and it.missing() == 2 and len(it.registry.ranges) == 1
+
+
+async def test_a_pull_goes_on_for_the_last_of_its_snapshots(store: Store, image: ScriptedImage, jumping: MockClock) -> None:
+    """Of several containerds, or on several parents: the TOC stays until then, too."""
+    async with living(store, image) as it:
+        it.registry.gate = trio.Event()
+        live = it.pull()
+        assert it.pull() is live
+        it.stop()
+        await wait_all_tasks_blocked(0.1)
+        assert it.layers.documents() == {image.lazy[0].toc_digest}
+        it.registry.gate.set()
+        await live.complete.wait()
+        assert not it.missing()
+        it.stop()
+        assert it.layers.documents() == set()
 
 
 async def test_a_pull_is_stopped_before_it_began(store: Store, image: ScriptedImage, jumping: MockClock) -> None:
