@@ -26,16 +26,18 @@ def test_what_nobody_serves_is_given_up(lazyfs: Lazyfs, small: SmallImage, tmp_p
     process, keeper = lazyfsd.process, lazyfsd.keeper
     os.kill(keeper, signal.SIGSTOP)
     os.kill(process, signal.SIGKILL)
-    with subprocess.Popen(["cat", at / small_file(1)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as reader:
-        for _ in moments():
-            if lazyfsd.waiting():
-                break
-        told = lazyfs.run("umount", "--abort", "--store", lazyfs.store).stdout.decode().splitlines()
-        assert f"detached {at}" in told and f"detached {lazyfs.store / 'gate'}" in told
-        _, said = reader.communicate(timeout=PATIENCE_S)
-        assert os.strerror(errno.ENOTCONN) in said.decode()
+    try:
+        with subprocess.Popen(["cat", at / small_file(1)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as reader:
+            for _ in moments():
+                if lazyfsd.waiting():
+                    break
+            told = lazyfs.run("umount", "--abort", "--store", lazyfs.store).stdout.decode().splitlines()
+            assert f"detached {at}" in told and f"detached {lazyfs.store / 'gate'}" in told
+            _, said = reader.communicate(timeout=PATIENCE_S)
+            assert os.strerror(errno.ENOTCONN) in said.decode()
+    finally:
+        os.kill(keeper, signal.SIGKILL)
     assert not at.is_mount()
-    os.kill(keeper, signal.SIGKILL)
     for _ in moments():
         if not traces(lazyfs.store):
             break
