@@ -29,6 +29,7 @@ _COMMANDS: Final = {
     "verify": "check everything about an image, from its manifest to its last chunk",
     "store": "look after what has been kept on this machine",
     "prune": "remove what has been kept and no mounted image needs",
+    "doctor": "find out what this machine lacks",
 }
 
 _EPILOG: Final = """\

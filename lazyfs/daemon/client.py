@@ -35,8 +35,10 @@ class DaemonUnreachable(LocalError):
 class Client:
     """Asks the daemon of one state directory."""
 
-    def __init__(self, store: Path) -> None:
+    def __init__(self, store: Path, patience: float | None = None) -> None:
+        """`patience`: seconds that a report may take; None waits for as long as the daemon lives."""
         self._store = store
+        self._patience = patience
 
     def is_running(self) -> bool:
         """Whether somebody listens."""
@@ -57,7 +59,7 @@ class Client:
                 connection = self._start()
             if connection is None:
                 raise DaemonUnreachable(f"no lazyfsd serves {self._store}", hint="Nothing is mounted natively from there")
-            with connection, suppress(ConnectionError):
+            with connection, suppress(ConnectionError), self._hurried(connection):
                 connection.sendall(encode(order))
                 with connection.makefile("rb") as lines, _taken_back(connection):
                     for line in lines:
@@ -71,6 +73,17 @@ class Client:
         raise DaemonUnreachable(
             f"the lazyfsd of {self._store} ends each time it is asked", hint=f"Its log is {self._store}/logs/lazyfsd.log"
         )
+
+    @contextmanager
+    def _hurried(self, connection: socket.socket) -> Iterator[None]:
+        connection.settimeout(self._patience)
+        try:
+            yield
+        except TimeoutError as error:
+            raise DaemonUnreachable(
+                f"the lazyfsd of {self._store} has said nothing for {self._patience:.0f} s",
+                hint="SIGUSR1 has it log what it does",
+            ) from error
 
     def _connect(self) -> socket.socket | None:
         try:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 import trio
 
-from lazyfs.daemon.config import Config
+from lazyfs.daemon.config import Address, Config
 from lazyfs.daemon.containers import sweep
 from lazyfs.daemon.control import Tell, serve_control
 from lazyfs.daemon.fdstore import FdStore
@@ -114,9 +114,7 @@ async def _serve(options: Options, fds: FdStore) -> None:
             nursery.start_soon(service.sweep_containers)
             nursery.start_soon(service.end_on_signal, signals)
             if options.config.metrics is not None:
-                from lazyfs.daemon.metrics import telling
-
-                await stack.enter_async_context(telling(options.config.metrics, service.measure))
+                await service.tell_metrics(options.config.metrics, stack)
             nursery.start_soon(feed, fds, connection.directory, sockets, service.summary)
             fds.notify(f"READY=1\nSTATUS={await service.summary()}")
             await service.wait_until_unused()
@@ -234,6 +232,15 @@ class Service:
             "containerds": msgspec.to_builtins(containerds),
             "repositories": msgspec.to_builtins(repositories),
         }
+
+    async def tell_metrics(self, address: Address, stack: AsyncExitStack) -> None:
+        """Until `stack` is left. Nobody's container is to stop for want of them: where they cannot be told, that is a warning."""
+        try:
+            from lazyfs.daemon.metrics import telling
+        except ImportError as error:
+            _log.warning("metrics are not told: %s; pip install 'lazyfs[containerd]'", error)
+        else:
+            await stack.enter_async_context(telling(address, self.measure))
 
     async def measure(self) -> Report:
         """What metrics are made of: see lazyfs/daemon/metrics.py."""

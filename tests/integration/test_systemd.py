@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -22,7 +23,7 @@ from tests.snapshots_client import SnapshotsClient, refused
 from tests.systemd import ROOT, Systemd
 from tests.wheelhouse import fill
 
-pytestmark = [pytest.mark.fuse, pytest.mark.systemd]
+pytestmark = [pytest.mark.fuse, pytest.mark.containerd, pytest.mark.systemd]
 
 SERVICE = "lazyfs-snapshotter.service"
 SOCKETS = ("lazyfs-snapshotter.socket", "lazyfs-snapshotter-control.socket")
@@ -179,6 +180,20 @@ def container_root(machine: Machine, image: SmallImage, registry: LyingRegistry)
         finally:
             client.remove("default/2/container")
             client.remove(layer.key)
+
+
+def test_doctor(machine: Machine) -> None:
+    """With the shipped configuration of containerd nothing is missing, as its exit code tells; without it, that is found."""
+    config = machine.path("/etc/containerd/config.toml")
+    config.parent.mkdir(exist_ok=True)
+    config.write_text((ROOT / "systemd/containerd/containerd-1.toml").read_text())
+    said = machine.said(LAZYFS, "doctor")
+    assert not re.findall("^missing .*", said, re.MULTILINE)
+    assert "ok      the snapshotter for containerd answers at /run/lazyfs/snapshots.sock" in said
+    assert "ok      what lazyfsd mounts is seen from here" in said
+    config.write_text("")
+    found = map(json.loads, machine.run(LAZYFS, "doctor", "--json", code=1).stdout.splitlines())
+    assert [each["about"] for each in found if each["verdict"] == "missing"] == ["containerd"]
 
 
 def test_killed_and_restarted_it_goes_on(machine: Machine, mounted: Path, image: SmallImage, registry: LyingRegistry) -> None:

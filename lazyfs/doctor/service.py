@@ -1,0 +1,81 @@
+"""Whether lazyfsd serves: its configuration, its sockets, and that others see what it mounts."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from lazyfs.daemon.client import Client, DaemonUnreachable
+from lazyfs.daemon.config import Config, load_config
+from lazyfs.daemon.orders import Refused, StatusOrder
+from lazyfs.doctor.finding import Finding, loss, missing, ok
+from lazyfs.doctor.machine import examine_files, own_files
+from lazyfs.errors import LazyfsError
+
+_PATIENCE: Final = 10.0
+_NO_MOUNT: Final = "/"
+_START: Final = "systemctl start lazyfs-snapshotter, or `lazyfsd --config`"
+
+
+def read_config(path: Path) -> tuple[Config, Finding]:
+    """The service's configuration, that of a file that says nothing where there is none."""
+    if not path.exists():
+        return Config(), loss("config", f"there is no {path}: defaults hold", "systemd/install writes one that explains itself")
+    try:
+        return load_config(path), ok("config", f"{path} is right")
+    except LazyfsError as error:
+        return Config(), missing("config", error.message, error.hint)
+
+
+def examine_service(store: Path, config: Config) -> Iterator[Finding]:
+    """The daemon of `store`, and the sockets that `config` names. Blocking, up to some 10 s."""
+    try:
+        *_, answer = Client(store, _PATIENCE).call(StatusOrder(_NO_MOUNT), start=False)
+    except (DaemonUnreachable, Refused) as error:
+        yield missing("lazyfsd", error.message, _START)
+        yield examine_files(own_files(), "whoever is logged in here")
+        return
+    process = int(answer["pid"])
+    yield ok("lazyfsd", f"lazyfsd serves {store} (process {process})")
+    yield from _process(process)
+    for name, path in config.containerds.items():
+        yield _socket(name, path)
+
+
+def _process(process: int) -> Iterator[Finding]:
+    try:
+        own, here = (os.readlink(f"/proc/{each}/ns/mnt") for each in (process, "self"))
+        limits = Path(f"/proc/{process}/limits").read_text()
+    except OSError as error:
+        yield loss("namespace", f"process {process} cannot be looked into: {error.strerror}")
+        return
+    if own == here:
+        yield ok("namespace", "what lazyfsd mounts is seen from here")
+    else:
+        yield missing(
+            "namespace",
+            "lazyfsd is in another mount namespace: what it mounts is not seen from here, nor by containerd",
+            "Take PrivateTmp, ProtectSystem and their likes out of its unit (`systemctl cat lazyfs-snapshotter`)",
+        )
+    found = re.search(r"^Max open files +\S+ +(\d+|unlimited)", limits, re.MULTILINE)
+    if found:
+        yield examine_files(-1 if found[1] == "unlimited" else int(found[1]), "lazyfsd")
+
+
+def _socket(name: str, path: Path) -> Finding:
+    about = f"snapshotter.{name}"
+    try:
+        from lazyfs.containerd.probe import Probe
+    except (ImportError, RuntimeError):
+        return missing(about, f"{path} cannot be asked without grpcio", "pip install 'lazyfs[containerd]'")
+    probe = Probe(path)
+    try:
+        silence = probe.ask(_PATIENCE) if path.is_socket() else "there is no such socket"
+    finally:
+        probe.close()
+    if silence:
+        return missing(about, f"the snapshotter for {name} does not answer at {path}: {silence}", _START)
+    return ok(about, f"the snapshotter for {name} answers at {path}")
