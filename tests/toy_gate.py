@@ -119,7 +119,7 @@ def main(arguments: Sequence[str]) -> int:
     """The exit code."""
     if arguments[0] == "--keeper":
         os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent)
-        return keep(Path(arguments[1]), [sys.executable, "-m", "tests.toy_gate", *arguments[1:]])
+        return keep(Path(arguments[1]), [sys.executable, "-m", "tests.toy_gate", *arguments[1:]], {})
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(process)d: %(message)s")
     os.umask(0o077)
     try:
