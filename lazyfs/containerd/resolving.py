@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 import msgspec
 import trio
 
-from lazyfs.containerd.lazy_layers import LazyLayers
+from lazyfs.containerd.lazy_layers import LazyLayers, descriptor_of
 from lazyfs.errors import BadAnswer, LazyfsError, Unreachable, UsageError
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor, this_platform
@@ -31,6 +31,8 @@ from lazyfs.store.store import Store
 
 _log = logging.getLogger(__name__)
 
+DEADLINE: Final = 10.0
+"""Seconds that a call of containerd's may spend on the network: it holds a lock meanwhile."""
 _MEMORY: Final = 60.0
 """Seconds for which an image is remembered, with the layers that nobody has asked for; after that its tag may mean another one."""
 _PATIENCE: Final = 60.0
@@ -134,10 +136,44 @@ class Resolving:
             image.missed.add(claim.digest)
             raise Unreachable(f"another layer of {claim.reference} has been waited for in vain already")
 
-    async def build(self, stack: Sequence[LayerMetadata | Path]) -> tuple[Path, ...]:
-        """The EROFS images of a stack (native/metadata.py), built where they are not there. Raises LazyfsError."""
+    async def build(self, stack: Sequence[LazyLayer | Path]) -> tuple[Path, ...]:
+        """The EROFS images of a stack (native/metadata.py), built where they are not there, and directories, from the lowest up.
+
+        That needs no registry, unless somebody has removed both an image and the TOC that it was built from. Raises LazyfsError.
+        """
+        layers = [layer if isinstance(layer, Path) else LayerMetadata(layer.toc_digest, layer.toc_offset) for layer in stack]
+        try:
+            return await self._build(layers)
+        except LazyfsError:
+            lazy = [layer for layer in stack if isinstance(layer, LazyLayer)]
+            lost = await trio.to_thread.run_sync(self._lost, lazy)
+            if not lost:
+                raise
+        await self._bring_again(lost)
+        return await self._build(layers)
+
+    async def _build(self, stack: Sequence[LayerMetadata | Path]) -> tuple[Path, ...]:
         async with self._building:
             return await trio.to_thread.run_sync(ensure_metadata, self._store.directory.path, stack)
+
+    def _lost(self, layers: Sequence[LazyLayer]) -> list[LazyLayer]:
+        return [layer for layer in layers if self._store.document(layer.toc_digest) is None]
+
+    async def _bring_again(self, lost: Sequence[LazyLayer]) -> None:
+        """The TOCs of these. Raises LazyfsError, also when that takes too long; what is under way arrives all the same."""
+        loads = []
+        for lazy in lost:
+            _log.warning("the TOC of layer %s is not in the store any more: it is fetched again", lazy.digest)
+            loads.append(_Load())
+            self._nursery.start_soon(self._bring, loads[-1], lazy.reference, descriptor_of(lazy))
+        with trio.move_on_after(DEADLINE) as patience:
+            for load in loads:
+                await load.ended.wait()
+        if patience.cancelled_caught:
+            raise Unreachable(f"{lost[0].reference} did not bring the TOCs that were lost within {DEADLINE:.0f} s")
+        for load in loads:
+            if load.failure is not None:
+                raise load.failure
 
     async def _follow(self, image: _Image, key: _Key, claim: Claim) -> None:
         """All that there is to do for an image, and the end of its memory."""
@@ -172,7 +208,7 @@ class Resolving:
         if loads and len(loads) == len(image.layers) and all(load.layer for load in loads):
             stack = [LayerMetadata(load.layer.toc_digest, load.layer.toc_offset) for load in loads if load.layer]
             try:
-                await self.build(stack)
+                await self._build(stack)
             except LazyfsError as error:
                 _log.info("the layers of %s are looked at one by one: %s", repository, error)
 

@@ -16,21 +16,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Literal, NamedTuple
 from uuid import uuid4
 
 import trio
 
 from lazyfs.containerd.lazy_layers import LazyLayers, name_of, recall
 from lazyfs.containerd.mounts import Mount, Place, bind, ordinary
-from lazyfs.containerd.resolving import Resolving
+from lazyfs.containerd.resolving import DEADLINE, Resolving
 from lazyfs.containerd.roots import INDEX_OFF, Roots
 from lazyfs.erofs.reader import inherited_from
 from lazyfs.errors import LazyfsError, LocalError, SnapshotBusy, SnapshotExists, SnapshotNotFound, StoreUnusable
 from lazyfs.fetch.piece import pieces_of
 from lazyfs.format.digest import digest_of
 from lazyfs.native.layers import LayerMounts
-from lazyfs.native.metadata import LayerMetadata, ensure_metadata
 from lazyfs.snapshots.database import Snapshots
 from lazyfs.snapshots.labels import REMOTE, REMOTE_VALUE, TARGET, Claim, Ordinary, is_extract, read_labels
 from lazyfs.snapshots.snapshot import LazyLayer, Snapshot, shown
@@ -38,9 +37,6 @@ from lazyfs.snapshots.unpacked import strip, usage
 from lazyfs.store.store import Store
 
 _log = logging.getLogger(__name__)
-
-DEADLINE: Final = 10.0
-"""Seconds that a Prepare may spend on making a layer lazy: containerd holds a lock meanwhile."""
 
 
 class Usage(NamedTuple):
@@ -105,9 +101,12 @@ class Snapshotter:
         reason = asked.reason if isinstance(asked, Ordinary) else await self._commit_lazy(asked, parent, labels)
         if reason:
             _log.warning("%s is not lazy: the layer %s", key, reason)
-        snapshot = await trio.to_thread.run_sync(partial(self._create, key, parent, kind, labels, reason))
+        snapshot = await trio.to_thread.run_sync(partial(self.snapshots.create, key, parent, kind, labels, reason=reason))
         try:
-            return await self._mounts_of(snapshot)
+            chain = await trio.to_thread.run_sync(self.snapshots.ancestry, key)
+            images = await self._images(chain[1:])
+            await trio.to_thread.run_sync(self._make_directories, snapshot, chain[1:], images)
+            return await self._mounts_of(snapshot, chain, images)
         except BaseException:
             with trio.CancelScope(shield=True):
                 await self._take_back(snapshot)
@@ -118,7 +117,8 @@ class Snapshotter:
         snapshot = await trio.to_thread.run_sync(self.snapshots.stat, key)
         if snapshot.kind == "committed":
             raise SnapshotBusy(f"the snapshot {shown(key)} is committed: it is mounted by preparing another one on it")
-        return await self._mounts_of(snapshot)
+        chain = await trio.to_thread.run_sync(self.snapshots.ancestry, key)
+        return await self._mounts_of(snapshot, chain, await self._images(chain[1:]))
 
     async def commit(self, key: str, name: str, labels: Mapping[str, str]) -> None:
         """Make a committed snapshot of an active one. Raises SnapshotError, LocalError."""
@@ -183,7 +183,7 @@ class Snapshotter:
             try:
                 resolved = await self._resolving.resolve(claim)
                 below = await trio.to_thread.run_sync(self.snapshots.ancestry, parent) if parent else ()
-                await self._resolving.build([*_stack(below, self._place), _metadata(resolved.lazy)])
+                await self._resolving.build([*self._stack(below), resolved.lazy])
             except LazyfsError as error:
                 if isinstance(error, LocalError):
                     _log.warning("layer %s cannot be made lazy: %s", claim.digest, error)
@@ -209,13 +209,18 @@ class Snapshotter:
         except LazyfsError as error:
             _log.warning("what the layer %s takes on disk will not be told: %s", lazy.digest, error)
 
-    async def _mounts_of(self, snapshot: Snapshot) -> tuple[Mount, ...]:
-        chain = await trio.to_thread.run_sync(self.snapshots.ancestry, snapshot.key)
-        below = chain[1:]
+    async def _images(self, below: Sequence[Snapshot]) -> tuple[Path, ...]:
+        """The metadata of the committed snapshots `below`, the uppermost first, from the lowest up: EROFS images, and directories that
+        were unpacked. Nothing where none is lazy. Raises LazyfsError: what was lost of the store cannot be had again."""
         if all(each.lazy is None for each in below):
-            lower = [self._place.fs(each.id) for each in reversed(below)]
+            return ()
+        return await self._resolving.build(self._stack(below))
+
+    async def _mounts_of(self, snapshot: Snapshot, chain: Sequence[Snapshot], images: Sequence[Path]) -> tuple[Mount, ...]:
+        """`chain`: itself and what it stands on; `images`: the metadata of that."""
+        if not images:
+            lower = [self._place.fs(each.id) for each in reversed(chain[1:])]
             return ordinary(snapshot, self._place, lower, index_off=INDEX_OFF)
-        images = await self._resolving.build(_stack(below, self._place))
         if snapshot.kind == "active" and is_extract(snapshot.key):
             # The unpacker writes into the upper directory, and looks for parents' owners in the lower ones: metadata is all it needs.
             lower = list(await trio.to_thread.run_sync(self._lower, snapshot.id, images))
@@ -223,6 +228,10 @@ class Snapshotter:
         self._use(snapshot, chain)
         root = await trio.to_thread.run_sync(self.roots.ensure, snapshot, images)
         return bind(root, read_only=snapshot.kind == "view")
+
+    def _stack(self, chain: Sequence[Snapshot]) -> list[LazyLayer | Path]:
+        """The layers of a chain of committed snapshots, from the lowest up."""
+        return [each.lazy or self._place.fs(each.id) for each in reversed(chain)]
 
     def _lower(self, number: int, images: Sequence[Path]) -> tuple[Path, ...]:
         try:
@@ -246,31 +255,26 @@ class Snapshotter:
         """Where the roots are mounted that are stacked on any of these live layers."""
         return [self._place.root(number) for number, names in self._stacked.items() if layers & set(names)]
 
-    def _create(self, key: str, parent: str, kind: Literal["active", "view"], labels: Mapping[str, str], reason: str) -> Snapshot:
-        snapshot = self.snapshots.create(key, parent, kind, labels, reason=reason)
+    def _make_directories(self, snapshot: Snapshot, below: Sequence[Snapshot], images: Sequence[Path]) -> None:
+        """Raises StoreUnusable."""
+        fs = self._place.fs(snapshot.id)
         try:
-            owner, mode = (0, 0), 0o755
-            if parent:
-                owner, mode = self._root_of(self.snapshots.stat(parent))
+            owner, mode = self._root_of(below, images)
             # They are there where an earlier process died before it could say so.
-            for path in (self._place.of(snapshot.id), self._place.fs(snapshot.id), self._place.work(snapshot.id)):
+            for path in (self._place.of(snapshot.id), fs, self._place.work(snapshot.id)):
                 path.mkdir(mode=0o700, exist_ok=True)
-            os.chmod(self._place.fs(snapshot.id), mode)
-            os.chown(self._place.fs(snapshot.id), *owner)
+            os.chmod(fs, mode)
+            os.chown(fs, *owner)
         except OSError as error:
-            with suppress(LazyfsError):
-                self.snapshots.remove(key)
-            self.roots.remove(snapshot.id)
-            raise StoreUnusable(f"the directories of snapshot {key} cannot be made: {error}") from error
-        return snapshot
+            raise StoreUnusable(f"the directories of snapshot {snapshot.key} cannot be made: {error}") from error
 
-    def _root_of(self, parent: Snapshot) -> tuple[tuple[int, int], int]:
-        """Owner and mode of a committed snapshot's root directory: a merged root shows those of the upper one."""
-        if parent.lazy is None:
-            found = os.stat(self._place.fs(parent.id))
+    def _root_of(self, below: Sequence[Snapshot], images: Sequence[Path]) -> tuple[tuple[int, int], int]:
+        """Owner and mode of the root directory of what a snapshot stands on: a merged root shows those of the upper one."""
+        if not below:
+            return (0, 0), 0o755
+        if below[0].lazy is None:
+            found = os.stat(self._place.fs(below[0].id))
             return (found.st_uid, found.st_gid), found.st_mode & 0o7777
-        chain = self.snapshots.ancestry(parent.key)
-        images = ensure_metadata(self._store.directory.path, _stack(chain, self._place))
         root = inherited_from(images, [b""])[b""]
         return (root.uid, root.gid), root.mode
 
@@ -295,15 +299,6 @@ def lazy_name(target: str, parent: str) -> str:
     """Of a lazy snapshot: containerd finds it by its label and parent. Different images may have the same chain ID on parents that
     are not the same snapshot: one was unpacked, the other is lazy."""
     return f"{target}/{digest_of(parent.encode())[7:23]}"
-
-
-def _stack(chain: Sequence[Snapshot], place: Place) -> list[LayerMetadata | Path]:
-    """The layers of a chain of committed snapshots, the uppermost first, from the lowest up."""
-    return [place.fs(each.id) if each.lazy is None else _metadata(each.lazy) for each in reversed(chain)]
-
-
-def _metadata(lazy: LazyLayer) -> LayerMetadata:
-    return LayerMetadata(lazy.toc_digest, lazy.toc_offset)
 
 
 def _objects_of(store: Store, lazy: LazyLayer) -> set[str]:

@@ -18,6 +18,7 @@ from lazyfs.gate.catalog import Catalog
 from lazyfs.native.metadata import LayerMetadata
 from lazyfs.snapshots.labels import Claim, ToldLayer
 from lazyfs.store.store import Store
+from tests.conftest import LogWatch
 from tests.unit.containerd.scripted import HOST, REPOSITORY, ScriptedImage, ScriptedRegistry
 
 MEMORY = 61.0
@@ -275,8 +276,44 @@ async def test_images_that_cannot_be_built(
 async def test_the_images_of_a_stack(store: Store, image: ScriptedImage) -> None:
     """Are built from what was resolved, and found when they are asked for again."""
     async with resolving(store, image.registry()) as it:
-        found = [await it.resolving.resolve(image.claim(number)) for number in range(2)]
-        stack = [LayerMetadata(each.lazy.toc_digest, each.lazy.toc_offset) for each in found]
+        stack = [(await it.resolving.resolve(image.claim(number))).lazy for number in range(2)]
         images = await it.resolving.build(stack)
         assert len(images) == 2 and all(path.is_file() for path in images)
         assert await it.resolving.build(stack) == images
+
+
+async def test_images_and_tocs_that_were_removed(store: Store, image: ScriptedImage, expect_log: LogWatch) -> None:
+    """Both are had again, of the lost layers alone, if there is a registry; if not, that is what is told."""
+    expect_log(f"TOC of layer {image.lazy[1].digest} is not in the store any more")
+    async with resolving(store, image.registry()) as it:
+        stack = [(await it.resolving.resolve(image.claim(number))).lazy for number in range(2)]
+        images = await it.resolving.build(stack)
+        for path in images[0].parent.iterdir():
+            path.unlink()
+        Path(store.directory.documents, stack[1].toc_digest[7:]).unlink()
+        it.registry.ranges.clear()
+        it.registry.away = True
+        with pytest.raises(Unreachable, match="the registry is away"):
+            await it.resolving.build(stack)
+        it.registry.away = False
+        assert await it.resolving.build(stack) == images
+        assert all(path.is_file() for path in images)
+        assert len(it.registry.ranges) == 2
+
+
+async def test_a_toc_that_was_removed_and_does_not_come(
+    store: Store, image: ScriptedImage, jumping: MockClock, monkeypatch: pytest.MonkeyPatch, expect_log: LogWatch
+) -> None:
+    """Who asks for the images waits ten seconds, and no longer."""
+    expect_log("is not in the store any more")
+
+    def refuse(_store: Path, _stack: Sequence[LayerMetadata | Path]) -> tuple[Path, ...]:
+        raise StoreUnusable("there is no TOC")
+
+    monkeypatch.setattr("lazyfs.containerd.resolving.ensure_metadata", refuse)
+    registry = image.registry()
+    registry.gate = trio.Event()
+    async with resolving(store, registry) as it:
+        with pytest.raises(Unreachable, match="within 10 s"):
+            await it.resolving.build(image.lazy)
+        assert trio.current_time() == pytest.approx(10)
