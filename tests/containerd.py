@@ -30,7 +30,6 @@ PLUGIN = """[proxy_plugins.{name}]
 """
 EXPORTS = """  [proxy_plugins.{name}.exports]
     enable_remote_snapshot_annotations = "true"
-[plugins."io.containerd.transfer.v1.local"]
   [[plugins."io.containerd.transfer.v1.local".unpack_config]]
     platform = "linux/amd64"
     snapshotter = "{name}"
@@ -104,8 +103,9 @@ class Containerd:
         end = time.monotonic() + PATIENCE_S
         while self.ctr("version", code=None).returncode:
             if self._process.poll() is not None or time.monotonic() > end:
+                said = (self.folder / "log").read_text()[-2000:]
                 self.__exit__()
-                raise RuntimeError(f"containerd did not start: {(self.folder / 'log').read_text()[-2000:]}")
+                raise RuntimeError(f"containerd did not start: {said}")
             time.sleep(0.05)
         return self
 
@@ -153,6 +153,14 @@ class Containerd:
             return name
         self.ctr("images", "rpull", "--plain-http", f"--snapshotter={snapshotter}", name, program="ctr-remote")
         return name
+
+    def await_snapshotter(self, snapshotter: str) -> None:
+        """Until containerd, which has lost the connection to a snapshotter that was stopped, tries its socket again."""
+        end = time.monotonic() + PATIENCE_S
+        while self.ctr("snapshots", "--snapshotter", snapshotter, "list", code=None).returncode:
+            if time.monotonic() > end:
+                raise RuntimeError(f"{snapshotter} stays away: {(self.folder / 'log').read_text()[-2000:]}")
+            time.sleep(0.05)
 
     def snapshots(self, snapshotter: str) -> dict[str, tuple[str, str]]:
         """Those that containerd knows: key -> (parent, kind)."""
