@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Final, NamedTuple
+from functools import partial
+from typing import Final, NamedTuple, TypeVar
 
 import trio
 
@@ -32,8 +33,11 @@ from lazyfs.snapshots.labels import REASON, REMOTE, TARGET
 _PREPARING: Final = 120.0
 """Seconds; the snapshotter's own deadline is far below."""
 _UNPACKING: Final = 3600.0
-_TRIES: Final = 4
-_FIRST_PAUSE: Final = 0.5
+_TRIES: Final = 6
+_PAUSE: Final = 1.0
+"""Seconds. containerd itself tries a snapshotter that it has lost again after at most 3."""
+
+T = TypeVar("T")
 
 
 class PulledLayer(NamedTuple):
@@ -63,26 +67,27 @@ class Layers:
     async def download_ahead(self) -> None:
         """Begin with the blobs of layers that will have to be unpacked. Raises ContainerdFailed."""
         for layer, chain_id in zip(self._image.layers, self._chain, strict=True):
-            if not_lazy(layer) and await self._stat(chain_id) is None:
+            if not_lazy(layer) and await self._patiently(partial(self._stat, chain_id)) is None:
                 self._downloads.begin(layer)
 
     async def make(self, number: int) -> PulledLayer:
         """The snapshot of layer `number`, those below it being there. Raises LazyfsError."""
-        layer, pause = self._image.layers[number], _FIRST_PAUSE
+        layer = self._image.layers[number]
+        info = await self._patiently(partial(self._make, number))
+        return PulledLayer(layer.digest, layer.size, self._chain[number], _reason(layer, info.labels))
+
+    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
+        """A snapshotter says Unavailable of a call in flight while its next process takes over; repeating that call helps."""
         for left in reversed(range(_TRIES)):
             try:
-                info = await self._make(number)
+                return await call()
             except ContainerdFailed as error:
-                # So says a snapshotter of a call in flight while its next process takes over, and repeating that call helps.
                 if error.status != "UNAVAILABLE":
                     raise
                 if not left:
                     hint = "Is lazyfsd running? Its log tells more"
                     raise ContainerdFailed(f"the snapshotter {self._snapshotter} fails ({error.message})", hint=hint) from error
-                await trio.sleep(pause)
-                pause *= 2
-            else:
-                return PulledLayer(layer.digest, layer.size, self._chain[number], _reason(layer, info.labels))
+            await trio.sleep(_PAUSE)
         raise AssertionError("the last try returns or raises")
 
     async def _make(self, number: int) -> snapshots_pb2.Info:
