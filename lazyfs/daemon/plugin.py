@@ -47,10 +47,8 @@ class Plugin:
         self._resolving = Resolving(store, self.layers, nursery)
         self.snapshotters: dict[str, Snapshotter] = {}
 
-    async def start(self, names: Sequence[str], stack: AsyncExitStack, *, same_gate: bool) -> None:
-        """Take up the containerds of these names: their layers are expected from here on. Without `same_gate`, what is mounted has a
-        dead one. Raises StoreUnusable.
-        """
+    async def open(self, names: Sequence[str], stack: AsyncExitStack) -> None:
+        """Open what belongs to the containerds of these names. Raises StoreUnusable."""
         for name in names:
             folder = self._store.directory.path / "containerd" / name
             snapshotter = await trio.to_thread.run_sync(
@@ -58,6 +56,13 @@ class Plugin:
             )
             stack.callback(snapshotter.close)
             self.snapshotters[name] = snapshotter
+
+    async def start(self, *, same_gate: bool) -> None:
+        """Take all containerds up: their layers are expected from here on. Without `same_gate`, what is mounted has a dead one.
+
+        Raises StoreUnusable.
+        """
+        for snapshotter in self.snapshotters.values():
             if not same_gate:
                 await trio.to_thread.run_sync(snapshotter.roots.forsake)
             await snapshotter.start()

@@ -38,7 +38,7 @@ from lazyfs.daemon.state import State
 from lazyfs.daemon.status import describe_mount
 from lazyfs.daemon.watchdog import feed
 from lazyfs.errors import LazyfsError, MountFailed
-from lazyfs.fuse.connection import Connection, serve_gate
+from lazyfs.fuse.connection import FD_NAME, Connection, serve_gate
 from lazyfs.fuse.gate_operations import GateOperations
 from lazyfs.gate.catalog import Catalog
 from lazyfs.gate.gate import Gate
@@ -100,9 +100,13 @@ async def _serve(options: Options, fds: FdStore) -> None:
         stack.callback(ends.close)
         async with trio.open_nursery() as nursery:
             service = Service(options, store, state, ends, nursery)
+            if fds.get(FD_NAME) is None:  # nobody waits yet: what we cannot serve, we find out before there is a gate
+                await service.open_plugin(fds, stack)
             connection: Connection = await nursery.start(service.serve_gate, fds)
             await service.revival.begin(nursery, same_gate=connection.taken_over)
-            await service.start_plugin(fds, stack, same_gate=connection.taken_over)
+            await service.open_plugin(fds, stack)
+            if service.plugin is not None:
+                await service.plugin.start(same_gate=connection.taken_over)
             service.catalog.begin()
             sockets = await service.serve_containerds(fds, stack)
             if options.config.store_size >= 0:
@@ -167,15 +171,15 @@ class Service:
         found = [Path(mount.row.mount.directory) for mount in self.mounts.live.values() if mount.image in images]
         return found if self.plugin is None else [*found, *self.plugin.roots_on(images)]
 
-    async def start_plugin(self, fds: FdStore, stack: AsyncExitStack, *, same_gate: bool) -> None:
-        """Take up every containerd that we were given a socket for. Raises StoreUnusable."""
+    async def open_plugin(self, fds: FdStore, stack: AsyncExitStack) -> None:
+        """Open what belongs to every containerd that we were given a socket for, if that was not done yet. Raises StoreUnusable."""
         names = fds.names(_LISTENER)
-        if not names:
+        if not names or self.plugin is not None:
             return
         from lazyfs.daemon.plugin import Plugin
 
         self.plugin = Plugin(self._options.config, self._store, self.catalog, self._layer_mounts, self._nursery)
-        await self.plugin.start(names, stack, same_gate=same_gate)
+        await self.plugin.open(names, stack)
 
     async def serve_containerds(self, fds: FdStore, stack: AsyncExitStack) -> dict[str, Path]:
         """Answer them: where, by their names. Raises StoreUnusable."""

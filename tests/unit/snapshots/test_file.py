@@ -34,6 +34,18 @@ def test_what_is_not_ours_is_refused(tmp_path: Path) -> None:
         Snapshots(tmp_path / "none")
 
 
+def test_damage_is_found_before_anything_is_asked(tmp_path: Path) -> None:
+    """Wherever it is: what nobody reads for a while, as an index, would be missed in the middle of a pull."""
+    with Snapshots(tmp_path) as snapshots:
+        for number in range(100):
+            snapshots.create(str(number), "", "active", {"l": "x" * 500})
+    whole = (tmp_path / FILE_NAME).read_bytes()
+    for page in range(1, len(whole) // 4096):
+        (tmp_path / FILE_NAME).write_bytes(whole[: page * 4096] + b"\xff" * 4096 + whole[(page + 1) * 4096 :])
+        with pytest.raises(StoreUnusable, match="damaged"):
+            Snapshots(tmp_path)
+
+
 def test_an_empty_file_is_a_new_one(tmp_path: Path) -> None:
     """A crash between creating the file and its tables costs nothing; closing twice is no error, a call afterwards is one."""
     (tmp_path / FILE_NAME).touch()
