@@ -72,8 +72,11 @@ def complete(fds: FdStore, store: Path, sockets: Mapping[str, Path]) -> None:
     """Take what was not handed to this process: the lock, the control socket, and `sockets` by name. It is then kept like the rest.
 
     A keeper hands over all of it; systemd what its socket units name, and later what was taken here. Of what it hands over, only
-    sockets at the right path count: the configuration says where to listen. Raises LocalError, OSError.
+    what fits counts: the configuration may have changed since. Raises LocalError, OSError.
     """
+    lock = fds.get("lock")
+    if lock is not None and not _is_lock_of(lock, store):
+        fds.drop("lock")
     if fds.get("lock") is None:
         fds.keep("lock", _patiently_locked(fds, store))
     wanted = {"control": store / SOCKET_NAME, **sockets}
@@ -98,6 +101,13 @@ def _patiently_locked(fds: FdStore, store: Path) -> int:
         f"another lazyfsd serves {store}",
         hint="`lazyfs mount` or `lazyfs run` has started it, and it ends with the last mount: `lazyfs status` lists them",
     )
+
+
+def _is_lock_of(lock: int, store: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(lock), os.stat(store / LOCK_NAME))
+    except FileNotFoundError:
+        return False
 
 
 def _is_at(listener: int, path: Path) -> bool:

@@ -27,6 +27,7 @@ _log = logging.getLogger(__name__)
 
 _ROUNDS: Final = 4
 """How many there are in the time that systemd allows."""
+_REAP: Final = 1.0
 _NAME: Final = "lazyfsd-watchdog"
 """Of nothing that there is. The kernel does not remember that, and asks every time."""
 _LOOK: Final = """
@@ -67,7 +68,7 @@ async def _note(look: Callable[[], Awaitable[bool]], name: str, silent: set[str]
 
 
 async def _look_up(gate: Path) -> bool:
-    """One LOOKUP. Cancelled: the process ends when it is answered."""
+    """One LOOKUP. Cancelled: its process is killed, and ends when it is answered."""
     # -I, -S: nothing but Python itself is read, which is half of its start.
     command = [sys.executable, "-I", "-S", "-B", "-c", _LOOK, str(gate / _NAME)]
     try:
@@ -80,6 +81,8 @@ async def _look_up(gate: Path) -> bool:
     finally:
         if process.returncode is None:
             process.kill()
+            with trio.move_on_after(_REAP, shield=True):
+                await process.wait()
 
 
 async def _asks(socket: Path, deadline: float) -> Callable[[], Awaitable[bool]]:

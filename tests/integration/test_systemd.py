@@ -16,7 +16,7 @@ import pytest
 
 from lazyfs.snapshots.labels import TARGET
 from tests.lazy_tree import labels_of
-from tests.lazyfsd import moments
+from tests.lazyfsd import await_end, moments
 from tests.lying_registry import LyingRegistry
 from tests.small_image import SmallImage, build_of, content
 from tests.snapshots_client import SnapshotsClient, refused
@@ -70,8 +70,10 @@ class Machine(Systemd):
         raise AssertionError(f"there is no process {inside}")
 
     def kill(self) -> None:
-        """`kill -9` of the daemon."""
-        os.kill(self.main_process(), signal.SIGKILL)
+        """`kill -9` of the daemon; it is dead afterwards."""
+        process = self.main_process()
+        os.kill(process, signal.SIGKILL)
+        await_end(process)
 
     def gate(self) -> str:
         """The number of the connection that is mounted as the gate; another one would be another gate."""
@@ -219,6 +221,25 @@ def test_calls_wait_while_it_is_away(machine: Machine, image: SmallImage, regist
     mount(machine, registry)
     assert machine.said("systemctl", "is-active", SERVICE) == "active"
     assert machine.read(f"{AT}/{name_of(1)}") == image.files[name_of(1)]
+
+
+def test_a_second_containerd(machine: Machine) -> None:
+    """Named in the configuration alone it has a socket that outlives the process; taken out again, it has none."""
+    second = "/run/lazyfs/second.sock"
+    more = f'[[containerd]]\nsocket = "{SOCKET}"\n[[containerd]]\nname = "second"\nsocket = "{second}"\n'
+    machine.path(CONFIG).write_text(OWN_CONFIG + more)
+    machine.run("systemctl", "restart", SERVICE)
+    with SnapshotsClient(machine.path(second)) as client, SnapshotsClient(machine.path(SOCKET)) as first:
+        client.prepare("only here")
+        machine.kill()
+        with SnapshotsClient(machine.path(second)) as after:
+            assert [each.key for each in after.walk()] == ["only here"]
+            after.remove("only here")
+        assert list(first.walk()) == []
+    machine.path(CONFIG).write_text(OWN_CONFIG)
+    machine.run("systemctl", "restart", SERVICE)
+    with SnapshotsClient(machine.path(second)) as client, refused(grpc.StatusCode.UNAVAILABLE):
+        list(client.walk())
 
 
 def test_a_process_that_hangs_is_replaced(machine: Machine, mounted: Path, image: SmallImage) -> None:

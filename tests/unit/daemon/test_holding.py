@@ -60,6 +60,22 @@ def test_what_is_there_stays(tmp_path: Path, fds: FdStore) -> None:
     assert [answers(path) for path in (right, moved, tmp_path / "old.sock", gone)] == [True, True, False, False]
 
 
+def test_the_store_has_moved(tmp_path: Path, fds: FdStore) -> None:
+    """The lock of another directory holds nobody off this one: it is let go, and this one's is taken."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    new.mkdir()
+    complete(fds, old, {})
+    complete(fds, new, {})
+    assert lock_store(new) is None
+    lock = lock_store(old)
+    assert lock is not None
+    os.close(lock)
+    assert answers(new / "lazyfsd.sock") and not answers(old / "lazyfsd.sock")
+    complete(fds, new, {})
+    assert lock_store(new) is None
+
+
 def test_another_lazyfsd(tmp_path: Path, fds: FdStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever finds the lock taken waits, and says in words for whom."""
     monkeypatch.setattr(holding, "_LOCK_TRIES", 2)
