@@ -25,38 +25,47 @@ from tests.lazyfsd import await_end, moments, requests_waiting
 PATIENCE_S = 60
 NAME = "lazyfs"
 """What containerd calls it in these tests: nothing depends on it."""
+CONTAINERD = "containerd"
+"""What it calls containerd, unless it is told."""
 
 
 class Plugin:
-    """A lazyfsd with one socket for a containerd. `folder` is on a disk, and its path is short."""
+    """A lazyfsd with a socket for each containerd that it serves. `folder` is on a disk, and its path is short."""
 
-    def __init__(self, folder: Path, *, background: bool = True) -> None:
-        """Without `background` it fetches nothing that nobody has asked for."""
+    def __init__(self, folder: Path, *names: str, background: bool = True) -> None:
+        """`names`: what it calls its containerds. Without `background` it fetches nothing that nobody has asked for."""
         self.folder = folder
         self._background = background
-        self.store, self.socket, self.log = folder / "store", folder / "snapshots.sock", folder / "log"
-        folder.mkdir(parents=True, exist_ok=True)
+        self.store, self.home, self.log = folder / "store", folder / "home", folder / "log"
+        self.sockets = {name: folder / f"{name}.sock" for name in names or (CONTAINERD,)}
+        self.socket = next(iter(self.sockets.values()))
+        self.home.mkdir(parents=True, exist_ok=True)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Returns at once: calls wait at the socket."""
-        home = self.folder / "home"
-        home.mkdir(exist_ok=True)
         environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
         config = self.folder / "config.toml"
         config.write_text(f"background = {str(self._background).lower()}\n")
-        command = [sys.executable, "-m", "lazyfs.daemon", "--config", config, "--store", self.store, "--snapshotter", self.socket]
+        command = [sys.executable, "-m", "lazyfs.daemon", "--config", config, "--store", self.store]
+        command += [f"--snapshotter={name}={socket}" for name, socket in self.sockets.items()]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**environment, "HOME": str(home)}
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**environment, "HOME": str(self.home)}
             )
 
     def stop(self) -> None:
         """As a service is stopped: what is mounted stays."""
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
-        self._process.wait(PATIENCE_S)
+        self.wait()
+
+    def wait(self) -> int:
+        """Until it has ended by itself: its exit code."""
+        assert self._process is not None
+        code = self._process.wait(PATIENCE_S)
         self._process = None
+        return code
 
     def kill(self) -> int:
         """Kill the daemon; its keeper starts another one. How many requests of the gate it has left unanswered."""
@@ -83,14 +92,14 @@ class Plugin:
         logs = self.store / "logs" / "lazyfsd.log"
         return logs.read_text() if logs.exists() else self.log.read_text()
 
-    def rows(self, name: str = "containerd") -> dict[str, Snapshot]:
+    def rows(self, name: str = CONTAINERD) -> dict[str, Snapshot]:
         """The snapshots that it keeps for a containerd, by key."""
         with Snapshots(self.store / "containerd" / name) as snapshots:
             return {snapshot.key: snapshot for page in snapshots.pages() for snapshot in page}
 
     def status(self) -> dict[str, Any]:
-        """What `lazyfs status` tells of it."""
-        told = run(sys.executable, "-m", "lazyfs", "status", "--json", "--store", self.store).stdout
+        """What `lazyfs status` tells of it; its exit code is also about mounts that others have on this machine."""
+        told = run(sys.executable, "-m", "lazyfs", "status", "--json", "--store", self.store, code=None).stdout
         service: dict[str, Any] = json.loads(told.splitlines()[-1])
         return service
 
@@ -102,6 +111,34 @@ class Plugin:
         """What it has mounted."""
         return [str(mount.path) for mount in mounts() if mount.path.is_relative_to(self.folder)]
 
+    def await_empty(self) -> None:
+        """Until nothing of any snapshot is left. AssertionError, with what is, when it stays."""
+        for _ in moments():
+            left = self._of_snapshots()
+            if not left:
+                return
+        raise AssertionError(left)
+
+    def _of_snapshots(self) -> list[str]:
+        """Rows, directories, mounts, loop devices."""
+        found = []
+        for name in self.sockets:
+            found += [f"row {key}" for key in self.rows(name)]
+            found += [f"directory {path}" for path in (self.store / "containerd" / name / "snapshots").iterdir()]
+        # The gate is a service's own.
+        found += [f"mount {path}" for path in self.left() if path != str(self.store / "gate")]
+        loops = run("losetup", "--list", "--noheadings", "--output", "BACK-FILE").stdout.decode().splitlines()
+        return found + [f"loop device of {name}" for name in loops if str(self.folder) in name]
+
+    def descriptors(self) -> list[str]:
+        """What the daemon has open, but for sockets and the like, which have no name."""
+        folder = Path(f"/proc/{self.status()['pid']}/fd")
+        found = []
+        for descriptor in list(folder.iterdir()):
+            with suppress(FileNotFoundError):  # of the listing itself
+                found.append(os.readlink(descriptor))
+        return sorted(name for name in found if name.startswith("/"))
+
     def tidy_up(self) -> None:
         """End it, whatever a failed test left."""
         if self._process is not None:
@@ -111,11 +148,11 @@ class Plugin:
 
 
 @contextmanager
-def plugin_at(*, background: bool = True) -> Iterator[Plugin]:
-    """One that runs, in a folder that goes with it."""
+def plugin_at(*names: str, background: bool = True) -> Iterator[Plugin]:
+    """One that runs, in a folder that goes with it. As Plugin."""
     folder = Path(tempfile.mkdtemp(prefix="lfs-", dir="/var/tmp"))
     folder.chmod(0o711)  # a container's root in a user namespace of its own passes through
-    plugin = Plugin(folder, background=background)
+    plugin = Plugin(folder, *names, background=background)
     plugin.start()
     try:
         yield plugin

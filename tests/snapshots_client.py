@@ -54,8 +54,10 @@ class Usage(NamedTuple):
 class SnapshotsClient:
     """A connection to the snapshotter at a unix socket."""
 
-    def __init__(self, socket: Path, name: str = "lazyfs") -> None:
+    def __init__(self, socket: Path, name: str = "lazyfs", *, patience: float = PATIENCE_S) -> None:
+        """A call fails that has no answer after `patience` seconds."""
         self._name = name
+        self._patience = patience
         # No proxy of the environment, and no second try: a call that fails is what a test wants to see.
         options = [("grpc.enable_http_proxy", 0), ("grpc.enable_retries", 0)]
         self._channel = grpc.insecure_channel(f"unix:{socket}", options)
@@ -73,37 +75,37 @@ class SnapshotsClient:
 
     def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
         request = messages.PrepareSnapshotRequest(snapshotter=self._name, key=key, parent=parent, labels=labels)
-        return _mounts(self._calls.Prepare(request, timeout=PATIENCE_S))
+        return _mounts(self._calls.Prepare(request, timeout=self._patience))
 
     def view(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
         request = messages.ViewSnapshotRequest(snapshotter=self._name, key=key, parent=parent, labels=labels)
-        return _mounts(self._calls.View(request, timeout=PATIENCE_S))
+        return _mounts(self._calls.View(request, timeout=self._patience))
 
     def mounts(self, key: str) -> list[Mount]:
-        return _mounts(self._calls.Mounts(messages.MountsRequest(snapshotter=self._name, key=key), timeout=PATIENCE_S))
+        return _mounts(self._calls.Mounts(messages.MountsRequest(snapshotter=self._name, key=key), timeout=self._patience))
 
     def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None) -> None:
         request = messages.CommitSnapshotRequest(snapshotter=self._name, name=name, key=key, labels=labels)
-        self._calls.Commit(request, timeout=PATIENCE_S)
+        self._calls.Commit(request, timeout=self._patience)
 
     def remove(self, key: str) -> None:
-        self._calls.Remove(messages.RemoveSnapshotRequest(snapshotter=self._name, key=key), timeout=PATIENCE_S)
+        self._calls.Remove(messages.RemoveSnapshotRequest(snapshotter=self._name, key=key), timeout=self._patience)
 
     def stat(self, key: str) -> Info:
         request = messages.StatSnapshotRequest(snapshotter=self._name, key=key)
-        return _info(self._calls.Stat(request, timeout=PATIENCE_S).info)
+        return _info(self._calls.Stat(request, timeout=self._patience).info)
 
     def update(self, key: str, labels: Mapping[str, str], *fieldpaths: str, parent: str = "") -> Info:
         """`parent` is what a client says besides; it must not matter."""
         request = messages.UpdateSnapshotRequest(snapshotter=self._name)
         request.info.CopyFrom(messages.Info(name=key, parent=parent, labels=labels))
         request.update_mask.paths.extend(fieldpaths)
-        return _info(self._calls.Update(request, timeout=PATIENCE_S).info)
+        return _info(self._calls.Update(request, timeout=self._patience).info)
 
     def pages(self, *filters: str) -> Iterator[list[Info]]:
         """As they come: the call goes on while the caller looks at one."""
         request = messages.ListSnapshotsRequest(snapshotter=self._name, filters=filters)
-        for page in self._calls.List(request, timeout=PATIENCE_S):
+        for page in self._calls.List(request, timeout=self._patience):
             yield [_info(info) for info in page.info]
 
     def walk(self, *filters: str) -> Iterator[Info]:
@@ -111,11 +113,11 @@ class SnapshotsClient:
         return (info for page in self.pages(*filters) for info in page)
 
     def usage(self, key: str) -> Usage:
-        found = self._calls.Usage(messages.UsageRequest(snapshotter=self._name, key=key), timeout=PATIENCE_S)
+        found = self._calls.Usage(messages.UsageRequest(snapshotter=self._name, key=key), timeout=self._patience)
         return Usage(found.inodes, found.size)
 
     def cleanup(self) -> None:
-        self._calls.Cleanup(messages.CleanupRequest(snapshotter=self._name), timeout=PATIENCE_S)
+        self._calls.Cleanup(messages.CleanupRequest(snapshotter=self._name), timeout=self._patience)
 
 
 @contextmanager
