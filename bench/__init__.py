@@ -5,6 +5,9 @@
     place.py        where it happens: a registry, images, stores; on tmpfs, or in a new ext4 on the disk
     container.py    a container with a reader (reader.c) in it, which measures from the inside
     roots.py        what the container sees: a native mount, or a full pull
+    snapshotters.py containerd and lazyfsd with nothing in them, for one round
+    link.py         a link with a delay and a rate, between network namespaces
+    peer.py         stargz-snapshotter (peers/stargz), and images that it likes best
     NAME.py         one measurement each: a function from a place to figures
     results/        the records, as JSON lines
 

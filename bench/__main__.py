@@ -13,7 +13,23 @@ from typing import Any, NoReturn
 import msgspec
 from rich.console import Console
 
-from bench import convert, late, memory, metadata, mount_time, native, ranges, read, run, torch, whole
+from bench import (
+    convert,
+    crowd,
+    late,
+    memory,
+    metadata,
+    mount_time,
+    native,
+    pull,
+    ranges,
+    read,
+    run,
+    service_memory,
+    start,
+    torch,
+    whole,
+)
 from bench.figure import Figure
 from bench.machine import QUIET, facts, load
 from bench.place import Place, open_place
@@ -31,12 +47,17 @@ MEASUREMENTS: dict[str, Callable[[Place], list[Figure]]] = {
     "run": run.measure,
     "late": late.measure,
     "whole": whole.measure,
+    "pull": pull.measure,
+    "start": start.measure,
+    "crowd": crowd.measure,
+    "service_memory": service_memory.measure,
     "memory": memory.measure,
     "torch": torch.measure,
+    "pull_torch": pull.measure_torch,
 }
-ON_DISK = {"metadata", "native", "run", "late", "whole", "torch"}
+ON_DISK = {"metadata", "native", "run", "late", "whole", "torch", "pull", "start", "crowd", "service_memory", "pull_torch"}
 """What overlayfs and native mounts are to be compared on lies on a disk."""
-ONLY_BY_NAME = {"memory", "torch"}
+ONLY_BY_NAME = {"memory", "torch", "start", "crowd", "service_memory", "pull_torch"}
 
 
 def main() -> int:
@@ -46,7 +67,7 @@ def main() -> int:
         "names",
         nargs="*",
         metavar="NAME",
-        help=f"of {', '.join(MEASUREMENTS)}; all but {' and '.join(sorted(ONLY_BY_NAME))} where none is named",
+        help=f"of {', '.join(MEASUREMENTS)}; where none is named, all but {', '.join(sorted(ONLY_BY_NAME))}",
     )
     parser.add_argument("--record", type=Path, metavar="FILE", help="where the record goes (results/DATE[-NAME…].jsonl)")
     arguments = parser.parse_args()

@@ -56,14 +56,14 @@ class Lazyfsd:
             else:
                 return
 
-    def wait_until_pulled(self) -> None:
-        """Until the rest of every pull is here. TimeoutError, RuntimeError with what stands in the way."""
+    def wait_until_pulled(self, *, uses: int = 0) -> None:
+        """Until the rest of every pull is here, and layers are used only by roots: so many times. TimeoutError, RuntimeError."""
         end = time.monotonic() + PULLED_S
         while True:
             layers = [layer for containerd in self.status()["containerds"] for layer in containerd["lazy"]]
             if troubles := [layer["trouble"] for layer in layers if layer["trouble"]]:
                 raise RuntimeError(troubles[0])
-            if layers and not any(layer["uses"] for layer in layers):
+            if layers and sum(layer["uses"] for layer in layers) == uses:
                 return
             if time.monotonic() > end:
                 raise TimeoutError(f"not all of {len(layers)} layers is here after {PULLED_S} s")
@@ -77,7 +77,7 @@ def lazyfsd(place: Place, *, background: bool = True, plain_http: str = "") -> I
     store, socket, config = folder / "store", folder / "socket", folder / "config.toml"
     text = CONFIG.format(background=str(background).lower(), socket=socket)
     config.write_text(text + (PLAIN_HTTP.format(host=plain_http) if plain_http else ""))
-    command = [LAZYFSD, "--config", config, "--store", store]
+    command: list[str | Path] = [LAZYFSD, "--config", config, "--store", store]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=place.environment)
     try:
