@@ -40,11 +40,14 @@ async def leased(containerd: Containerd, image: str) -> AsyncIterator[None]:
         except BaseException as error:
             containerd.lease = ""
             if not _resumable(error):
-                with trio.move_on_after(DEADLINE, shield=True):
-                    await _end(containerd, identity)
+                with trio.move_on_after(DEADLINE, shield=True), suppress(ContainerdFailed):
+                    await _delete(containerd, identity, collect=True)
             raise
         containerd.lease = ""
-        await _end(containerd, identity, image)
+        with suppress(ContainerdFailed):  # they expire by themselves: one that stays fails no pull
+            await _delete(containerd, identity)
+            for left in await _left_behind(containerd, image):
+                await _delete(containerd, left, collect=True)
 
 
 async def hold_snapshot(containerd: Containerd, snapshotter: str, key: str) -> None:
@@ -61,16 +64,10 @@ def _resumable(error: BaseException) -> bool:
     return isinstance(cause, SourceError) or not isinstance(cause, LazyfsError)
 
 
-async def _end(containerd: Containerd, identity: str, image: str = "") -> None:
-    """Delete a lease, and those that dead pulls of `image` left. They expire by themselves: one that stays fails no pull."""
-    with suppress(ContainerdFailed):
-        await _delete(containerd, identity)
-        for left in await _left_behind(containerd, image) if image else ():
-            await _delete(containerd, left)
-
-
-async def _delete(containerd: Containerd, identity: str) -> None:
-    await containerd.call_unless("NOT_FOUND", containerd.leases.Delete, leases_pb2.DeleteRequest(id=identity))
+async def _delete(containerd: Containerd, identity: str, *, collect: bool = False) -> None:
+    """`collect`: what it has kept is garbage, and containerd might not look for any for a long time."""
+    request = leases_pb2.DeleteRequest(id=identity, sync=collect)
+    await containerd.call_unless("NOT_FOUND", containerd.leases.Delete, request)
 
 
 async def _left_behind(containerd: Containerd, image: str) -> list[str]:
