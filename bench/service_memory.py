@@ -1,6 +1,6 @@
 """The memory of lazyfsd as a service, while ten different images are mounted.
 
-Each is pulled into a name space of its own, and mounted by a view of it. All but busybox stand on the same Debian, as most images of
+Each is pulled into a name space of its own, and mounted for a container that could start. All but busybox stand on the same Debian, as most images of
 one house do: containerd shares lazy layers between name spaces, and lazyfsd has one index of each.
 """
 
@@ -45,7 +45,7 @@ def _mount(running: Containerd, namespace: str, name: str) -> int:
     chain = [line.split() for line in lines]
     parents = {fields[1] for fields in chain if len(fields) == 3}
     (top,) = {fields[0] for fields in chain} - parents
-    running.ctr(*options, "snapshots", "--snapshotter", OURS, "view", "looked-at", top)
+    running.ctr(*options, "snapshots", "--snapshotter", OURS, "prepare", "looked-at", top)
     return len(chain)
 
 

@@ -2,8 +2,8 @@
 
 The labels name the layer and the TOC that containerd's own, verified manifest vouches for; but for our own client's, they do not say
 how large the blob is. So the manifest is asked for once an image. What it says beyond that is a hint: a wrong size ends in a TOC that
-does not match. It also names the image's other layers, which will be asked for next: they are resolved at the same time, and so are
-the EROFS images of the whole stack, into the store only. Nothing of that is a snapshot before containerd asks for it.
+does not match. It also names the image's other layers, which will be asked for next: they are resolved at the same time, and each one's EROFS
+image is begun when its TOC and those below have come, into the store only. Nothing of that is a snapshot before containerd asks for it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -22,8 +25,8 @@ from lazyfs.errors import BadAnswer, LazyfsError, Unreachable, UsageError
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor, this_platform
 from lazyfs.image.image import resolve_manifest
-from lazyfs.image.layer import TOC_DIGEST, Layer, load_layer
-from lazyfs.native.metadata import LayerMetadata, ensure_metadata
+from lazyfs.image.layer import TOC_DIGEST, Layer, claimed_toc_digest, load_layer
+from lazyfs.native.metadata import GrowingStack, LayerMetadata, ensure_metadata
 from lazyfs.snapshots.labels import Claim
 from lazyfs.snapshots.snapshot import LazyLayer
 from lazyfs.source.reference import parse_reference
@@ -67,8 +70,21 @@ class _Image:
         self.known = trio.Event()
         """Its layers are known, or the manifest cannot be had."""
         self.loads: dict[str, _Load] = {}
+        self.ahead: list[_Load] = []
+        """From the lowest layer up, those whose EROFS images are not begun yet."""
+        self.growing: GrowingStack | None = None
+        """Where they are built."""
         self.missed: set[Digest] = set()
         """Layers that somebody went away without, because they took too long."""
+
+    def begin(self) -> None:
+        """The EROFS images whose turn has come."""
+        while self.growing and self.ahead and (self.ahead[0].layer or self.ahead[0].failure):
+            load = self.ahead.pop(0)
+            if load.layer is None:
+                self.ahead.clear()  # what stands on it is built when it is asked for
+            else:
+                load.image = self.growing.add(LayerMetadata(load.layer.toc_digest, load.layer.toc_offset))
 
 
 class _Load:
@@ -78,6 +94,8 @@ class _Load:
         self.layer: Layer | None = None
         self.failure: LazyfsError | None = None
         self.ended = trio.Event()
+        self.image: Future[Path] | None = None
+        """Its EROFS image, if that was begun ahead of time."""
 
 
 class Resolving:
@@ -119,6 +137,9 @@ class Resolving:
         if load.failure is not None:
             raise load.failure
         assert load.layer is not None
+        if load.image is not None:
+            # What goes wrong there, whoever builds it for good is told.
+            await trio.to_thread.run_sync(_wait_for, load.image, abandon_on_cancel=True)
         layer = load.layer
         lazy = LazyLayer(
             repository, layer.digest, layer.descriptor.size, layer.descriptor.media_type, layer.toc_digest, layer.toc_offset
@@ -201,26 +222,37 @@ class Resolving:
             image.failure = error
 
     async def _resolve_ahead(self, image: _Image, repository: str) -> None:
-        """Every layer of an image that looks lazy, and their EROFS images."""
-        loads = [self._load(image, repository, layer) for layer in image.layers if TOC_DIGEST in layer.annotations]
-        for load in loads:
-            await load.ended.wait()
-        if loads and len(loads) == len(image.layers) and all(load.layer for load in loads):
-            stack = [LayerMetadata(load.layer.toc_digest, load.layer.toc_offset) for load in loads if load.layer]
-            try:
-                await self._build(stack)
-            except LazyfsError as error:
-                _log.info("the layers of %s are looked at one by one: %s", repository, error)
+        """Every layer of an image that looks lazy, and the EROFS images of those that stand on lazy ones only."""
+        stack = list(takewhile(_looks_lazy, image.layers))
+        loads = [self._load(image, repository, layer) for layer in image.layers if _looks_lazy(layer)]
+        image.ahead = loads[: len(stack)]
+        try:
+            growing = await trio.to_thread.run_sync(GrowingStack, self._store.directory.path)
+        except LazyfsError as error:
+            _log.info("no layer of %s is built ahead of time: %s", repository, error)
+            return
+        image.growing = growing
+        try:
+            await trio.to_thread.run_sync(growing.expect, _toc_digests(stack))
+            image.begin()
+            for load in loads:
+                await load.ended.wait()
+                if load.image is not None:
+                    await trio.to_thread.run_sync(_wait_for, load.image)
+        finally:
+            image.growing = None
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(growing.close)
 
     def _load(self, image: _Image, repository: str, descriptor: Descriptor) -> _Load:
         key = _load_key(descriptor)
         load = image.loads.get(key)
         if load is None or load.failure is not None:
             load = image.loads[key] = _Load()
-            self._nursery.start_soon(self._bring, load, repository, descriptor)
+            self._nursery.start_soon(self._bring, load, repository, descriptor, image)
         return load
 
-    async def _bring(self, load: _Load, repository: str, descriptor: Descriptor) -> None:
+    async def _bring(self, load: _Load, repository: str, descriptor: Descriptor, image: _Image | None = None) -> None:
         try:
             with self._layers.repository(repository).in_use() as live, trio.fail_after(_PATIENCE):
                 load.layer = await load_layer(live.source, self._store, descriptor)
@@ -231,6 +263,8 @@ class Resolving:
         except LazyfsError as error:
             load.failure = error
         finally:
+            if image is not None:
+                image.begin()
             load.ended.set()
 
 
@@ -247,6 +281,24 @@ def _vouched(image: _Image, claim: Claim) -> Descriptor:
 def _told(digest: Digest, size: int, toc_digest: Digest | None) -> Descriptor:
     """A layer as a manifest would name it; only gzip has TOCs that can be lazy, and what is no gzip has no footer."""
     return Descriptor(OCI_LAYER_GZIP, digest, size, {TOC_DIGEST: toc_digest} if toc_digest else {}, None, {})
+
+
+def _looks_lazy(layer: Descriptor) -> bool:
+    return TOC_DIGEST in layer.annotations
+
+
+def _toc_digests(layers: Sequence[Descriptor]) -> list[Digest]:
+    found = []
+    for layer in layers:
+        with suppress(LazyfsError):  # whoever loads it tells what is wrong with it
+            found.append(claimed_toc_digest(layer.annotations, f"layer {layer.digest}"))
+    return found
+
+
+def _wait_for(image: Future[Path]) -> None:
+    """Blocking. Until it is there, or will not be."""
+    with suppress(CancelledError):
+        image.exception()
 
 
 def _load_key(descriptor: Descriptor) -> str:

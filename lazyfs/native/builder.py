@@ -73,17 +73,26 @@ class Builders:
 
     def __init__(self) -> None:
         self._of: dict[int, Builder] = {}
+        self._started: list[Builder] = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for builder in self._of.values():
+        for builder in (*self._of.values(), *self._started):
             builder.close()
+
+    def start(self, count: int) -> None:
+        """So many processes, for threads that will ask: one takes 50 ms until it can answer."""
+        for _ in range(count):
+            self._started.append(Builder())
 
     def mine(self) -> Builder:
         """The calling thread's own."""
         thread = threading.get_ident()
         if thread not in self._of:
-            self._of[thread] = Builder()
+            try:
+                self._of[thread] = self._started.pop()
+            except IndexError:
+                self._of[thread] = Builder()
         return self._of[thread]

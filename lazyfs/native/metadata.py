@@ -17,6 +17,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -49,12 +50,7 @@ def ensure_metadata(store_directory: Path, layers: Sequence[LayerMetadata | Path
     What is missing is built, by one process a CPU at the most; 0.1 ms a layer where nothing is. Raises InvalidToc for what no
     EROFS image can hold, StoreFull, StoreUnusable, LocalError. What was built until then stays.
     """
-    folder = store_directory / "erofs"
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise refusal(error, f"{folder} cannot be made") from error
-    stack = _Stack(store_directory, folder)
+    stack = _Stack(store_directory)
     images: list[Path] = []
     for layer in layers:
         image = layer if isinstance(layer, Path) else stack.find(layer, images)
@@ -62,20 +58,60 @@ def ensure_metadata(store_directory: Path, layers: Sequence[LayerMetadata | Path
             break
         images.append(image)
     if len(images) < len(layers):
-        images = stack.build(layers, images)
+        with closing(GrowingStack(store_directory, stack)) as growing:
+            futures = [growing.add(layer) for layer in (*images, *layers[len(images) :])]
+            images = [future.result() for future in futures]
     for depth, layer in reversed(list(enumerate(layers))):
         if isinstance(layer, LayerMetadata) and stack.told(layer).opaque:
             return tuple(images[depth:])
     return tuple(images)
 
 
-class _Stack:
-    """One call of `ensure_metadata`."""
+class GrowingStack:
+    """The images of a stack whose layers become known one after the other: each is begun when its TOC is there."""
 
-    def __init__(self, store_directory: Path, folder: Path) -> None:
+    def __init__(self, store_directory: Path, known: _Stack | None = None) -> None:
+        """`known`: what has been found out already. Raises StoreFull, StoreUnusable."""
+        self._stack = known or _Stack(store_directory)
+        self._images: list[Future[Path]] = []
+        self._processors = len(os.sched_getaffinity(0))
+        self._end = ExitStack()
+        self._builders = self._end.enter_context(Builders())
+        self._pool = self._end.enter_context(ThreadPoolExecutor(self._processors, "lazyfs-metadata"))
+        self._end.callback(self._pool.shutdown, wait=False, cancel_futures=True)
+
+    def close(self) -> None:
+        """Blocking. What is under way is waited for, what has not been begun is cancelled; no process stays."""
+        self._end.close()
+
+    def expect(self, toc_digests: Sequence[Digest]) -> None:
+        """Blocking. Layers with these TOCs will come: start the processes meanwhile that those take which were never built."""
+        unknown = sum(not self._stack.is_known(digest) for digest in toc_digests)
+        self._builders.start(min(unknown, self._processors))
+
+    def add(self, layer: LayerMetadata | Path) -> Future[Path]:
+        """The image of the next layer, from the lowest up; it fails as `ensure_metadata`."""
+        if isinstance(layer, Path):
+            image = Future[Path]()
+            image.set_result(layer)
+        else:
+            # In order: who waits for the images below waits for those that started before it.
+            image = self._pool.submit(self._stack.build, layer, tuple(self._images), self._builders)
+        self._images.append(image)
+        return image
+
+
+class _Stack:
+    """What is known of the layers of one stack. Raises StoreFull, StoreUnusable."""
+
+    def __init__(self, store_directory: Path) -> None:
         self._documents = store_directory / "documents"
-        self._folder = folder
+        self._folder = store_directory / "erofs"
         self._told: dict[Digest, Told] = {}
+        try:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise refusal(error, f"{self._folder} cannot be made") from error
 
     def told(self, layer: LayerMetadata) -> Told:
         """What is known of a layer that was found or built."""
@@ -89,28 +125,8 @@ class _Stack:
         image = self._folder / _name(layer, inherited_from(below, told.implied))
         return image if _touched(image) else None
 
-    def build(self, layers: Sequence[LayerMetadata | Path], found: Sequence[Path]) -> list[Path]:
-        """All images, the first of which are `found`."""
-        processors = len(os.sched_getaffinity(0))
-        results: list[Future[Path]] = []
-        for image in found:
-            results.append(Future())
-            results[-1].set_result(image)
-        with Builders() as builders, ThreadPoolExecutor(processors, "lazyfs-metadata") as pool:
-            # In order: who waits for the images below waits for those that started before it.
-            for depth in range(len(found), len(layers)):
-                layer = layers[depth]
-                if isinstance(layer, Path):
-                    results.append(Future())
-                    results[-1].set_result(layer)
-                else:
-                    results.append(pool.submit(self._build, layer, tuple(results[:depth]), builders))
-            try:
-                return [result.result() for result in results]
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
-
-    def _build(self, layer: LayerMetadata, below: Sequence[Future[Path]], builders: Builders) -> Path:
+    def build(self, layer: LayerMetadata, below: Sequence[Future[Path]], builders: Builders) -> Path:
+        """The layer's image, found or built, when those below it are there."""
         if self._recall(layer) is not None:
             image = self.find(layer, [result.result() for result in below])
             if image is not None:
@@ -129,7 +145,7 @@ class _Stack:
         told = self._told.get(layer.toc_digest)
         if told is None:
             try:
-                told = msgspec.json.decode(self._note(layer).read_bytes(), type=Told)
+                told = msgspec.json.decode(self._note(layer.toc_digest).read_bytes(), type=Told)
             except (OSError, msgspec.DecodeError):
                 return None
             self._told[layer.toc_digest] = told
@@ -137,15 +153,19 @@ class _Stack:
 
     def _remember(self, layer: LayerMetadata, told: Told) -> None:
         self._told[layer.toc_digest] = told
-        note = self._note(layer)
+        note = self._note(layer.toc_digest)
         try:
             note.unlink(missing_ok=True)  # what is there could not be read
             publish(str(self._folder), note.name, lambda file: file.writelines([msgspec.json.encode(told)]))
         except OSError as error:
             raise refusal(error, f"{note} cannot be written") from error
 
-    def _note(self, layer: LayerMetadata) -> Path:
-        return self._folder / f"{WRITER_VERSION}-{layer.toc_digest[7:]}.layer"
+    def is_known(self, toc_digest: Digest) -> bool:
+        """Whether the layer with this TOC was built before, on whatever."""
+        return self._note(toc_digest).exists()
+
+    def _note(self, toc_digest: Digest) -> Path:
+        return self._folder / f"{WRITER_VERSION}-{toc_digest[7:]}.layer"
 
 
 def _touched(image: Path) -> bool:

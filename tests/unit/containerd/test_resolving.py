@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from lazyfs.containerd.lazy_layers import LazyLayers
 from lazyfs.containerd.resolving import Resolved, Resolving
 from lazyfs.errors import BadAnswer, DigestMismatch, InvalidInput, NotFound, StoreUnusable, Unreachable, UsageError
-from lazyfs.format.digest import digest_of
+from lazyfs.format.digest import Digest, digest_of
 from lazyfs.gate.catalog import Catalog
 from lazyfs.native.metadata import LayerMetadata
 from lazyfs.snapshots.labels import Claim, ToldLayer
@@ -58,23 +59,43 @@ async def resolving(store: Store, registry: ScriptedRegistry) -> AsyncIterator[S
         nursery.cancel_scope.cancel()
 
 
+class Grown:
+    """In place of what builds the EROFS images of a stack ahead of time: the layers that were begun, in order."""
+
+    def __init__(self) -> None:
+        self.begun: list[LayerMetadata] = []
+        self.failing = False
+        self.open = 0
+
+    def __call__(self, _store: Path) -> Grown:
+        self.open += 1
+        return self
+
+    def expect(self, toc_digests: Sequence[Digest]) -> None:
+        """Nothing is started."""
+
+    def add(self, layer: LayerMetadata) -> Future[Path]:
+        self.begun.append(layer)
+        image = Future[Path]()
+        if self.failing:
+            image.set_exception(StoreUnusable("the disk has failed"))
+        else:
+            image.set_result(Path(layer.toc_digest))
+        return image
+
+    def close(self) -> None:
+        self.open -= 1
+
+
 @pytest.fixture
-def built(monkeypatch: pytest.MonkeyPatch) -> list[list[LayerMetadata | Path]]:
-    """Stacks whose EROFS images were asked for, instead of building them."""
-    stacks: list[list[LayerMetadata | Path]] = []
-
-    def build(_store: Path, stack: Sequence[LayerMetadata | Path]) -> tuple[Path, ...]:
-        stacks.append(list(stack))
-        return ()
-
-    monkeypatch.setattr("lazyfs.containerd.resolving.ensure_metadata", build)
-    return stacks
+def grown(monkeypatch: pytest.MonkeyPatch) -> Grown:
+    grown = Grown()
+    monkeypatch.setattr("lazyfs.containerd.resolving.GrowingStack", grown)
+    return grown
 
 
-async def test_an_image_is_resolved_once(
-    store: Store, image: ScriptedImage, jumping: MockClock, built: list[list[LayerMetadata | Path]]
-) -> None:
-    """Many claims at once, one manifest and one range a layer; the EROFS images of the stack are built before they are asked for."""
+async def test_an_image_is_resolved_once(store: Store, image: ScriptedImage, jumping: MockClock, grown: Grown) -> None:
+    """Many claims at once, one manifest and one range a layer; the EROFS images of the stack are begun before they are asked for."""
     registry = image.registry()
     async with resolving(store, registry) as it:
         found = await it.resolve_all([image.claim(number % 2) for number in range(10)])
@@ -82,11 +103,11 @@ async def test_an_image_is_resolved_once(
         assert [entry.name for entry in found[0].layer.entries] == [b"a", b"b"]
         await wait_all_tasks_blocked()
         assert registry.asked == ["v1"] and len(registry.ranges) == 2
-        assert built == [[LayerMetadata(lazy.toc_digest, lazy.toc_offset) for lazy in image.lazy]]
+        assert grown.begun == [LayerMetadata(lazy.toc_digest, lazy.toc_offset) for lazy in image.lazy] and not grown.open
 
 
 async def test_layers_that_nobody_asked_for_are_resolved_ahead(
-    store: Store, image: ScriptedImage, jumping: MockClock, built: list[list[LayerMetadata | Path]]
+    store: Store, image: ScriptedImage, jumping: MockClock, grown: Grown
 ) -> None:
     """When containerd comes to the next one, the registry may be away. The image is remembered a while: a tag is asked for again."""
     registry = image.registry()
@@ -106,7 +127,7 @@ async def test_layers_that_nobody_asked_for_are_resolved_ahead(
 
 
 async def test_what_a_digest_names_needs_no_registry(
-    store: Store, image: ScriptedImage, jumping: MockClock, built: list[list[LayerMetadata | Path]]
+    store: Store, image: ScriptedImage, jumping: MockClock, grown: Grown
 ) -> None:
     """A second time: its manifest and TOCs are in the store, whoever asks, in whatever process."""
     claims = [image.claim(0, manifest_digest=image.digest), image.claim(1, reference=f"{HOST}/image@{image.digest}")]
@@ -120,7 +141,7 @@ async def test_what_a_digest_names_needs_no_registry(
 
 
 async def test_a_manifest_that_does_not_name_the_layer(
-    store: Store, image: ScriptedImage, jumping: MockClock, built: list[list[LayerMetadata | Path]]
+    store: Store, image: ScriptedImage, jumping: MockClock, grown: Grown
 ) -> None:
     """The tag means another image by now: what is asked for is not taken from it, and nothing is fetched for it."""
     registry = image.registry()
@@ -132,7 +153,7 @@ async def test_a_manifest_that_does_not_name_the_layer(
 
 
 async def test_a_toc_that_the_label_does_not_vouch_for(
-    store: Store, image: ScriptedImage, jumping: MockClock, built: list[list[LayerMetadata | Path]]
+    store: Store, image: ScriptedImage, jumping: MockClock, grown: Grown
 ) -> None:
     """The manifest that we asked for vouches for another TOC than containerd's own: it is not believed. Another claim is its own."""
     registry = image.registry()
@@ -145,9 +166,7 @@ async def test_a_toc_that_the_label_does_not_vouch_for(
             await it.resolving.resolve(image.claim(0, toc_digest=ELSEWHERE))
 
 
-async def test_a_registry_that_is_away(
-    store: Store, image: ScriptedImage, jumping: MockClock, built: list[list[LayerMetadata | Path]]
-) -> None:
+async def test_a_registry_that_is_away(store: Store, image: ScriptedImage, jumping: MockClock, grown: Grown) -> None:
     """Each claim says so, for manifests and for TOCs, and the next one is tried anew; what was never there is told as that."""
     registry = image.registry()
     async with resolving(store, registry) as it:
@@ -163,12 +182,10 @@ async def test_a_registry_that_is_away(
         assert (await it.resolving.resolve(image.claim(0))).lazy == image.lazy[0]
         with pytest.raises(NotFound):
             await it.resolving.resolve(image.claim(0, reference=f"{HOST}/image:v2"))
-        assert built == [], "a stack of which a layer is missing"
+        assert grown.begun == [], "the layer that is missing is the lowest"
 
 
-async def test_a_registry_that_is_silent(
-    store: Store, image: ScriptedImage, jumping: MockClock, built: list[list[LayerMetadata | Path]]
-) -> None:
+async def test_a_registry_that_is_silent(store: Store, image: ScriptedImage, jumping: MockClock, grown: Grown) -> None:
     """Who has no time waits no longer, and what is under way arrives all the same; in the end it is given up in words."""
     registry = image.registry()
     registry.gate = trio.Event()
@@ -193,7 +210,7 @@ async def test_a_registry_that_is_silent(
 
 
 async def test_a_pull_waits_for_a_silent_registry_once(
-    store: Store, image: ScriptedImage, jumping: MockClock, built: list[list[LayerMetadata | Path]]
+    store: Store, image: ScriptedImage, jumping: MockClock, grown: Grown
 ) -> None:
     """Where one layer has taken too long, the others have no time to come, unless they are here; the same one has time again."""
     registry = image.registry()
@@ -214,7 +231,7 @@ async def test_a_pull_waits_for_a_silent_registry_once(
 
 
 async def test_what_our_own_client_tells_needs_no_manifest(
-    store: Store, image: ScriptedImage, jumping: MockClock, built: list[list[LayerMetadata | Path]]
+    store: Store, image: ScriptedImage, jumping: MockClock, grown: Grown
 ) -> None:
     """It is only where to look: a size that is wrong costs that layer its laziness, and a layer that was left out nothing."""
     told = tuple(ToldLayer(lazy.digest, lazy.size, lazy.toc_digest) for lazy in image.lazy)
@@ -234,7 +251,7 @@ async def test_what_our_own_client_tells_needs_no_manifest(
 
 
 async def test_a_repository_is_left_when_it_is_not_needed(
-    store: Store, image: ScriptedImage, jumping: MockClock, built: list[list[LayerMetadata | Path]]
+    store: Store, image: ScriptedImage, jumping: MockClock, grown: Grown
 ) -> None:
     """Resolving holds no connection for longer than it takes, and a while."""
     registry = image.registry()
@@ -257,10 +274,27 @@ async def test_references_that_are_none(store: Store, image: ScriptedImage, jump
         assert not registry.asked
 
 
+@pytest.mark.parametrize("broken", [0, 1])
+async def test_what_stands_on_a_layer_that_is_not_lazy(
+    store: Store, image: ScriptedImage, jumping: MockClock, grown: Grown, broken: int
+) -> None:
+    """Is not built ahead of time: what its directories take from below is not known. What lies below is."""
+    registry = image.registry()
+    registry.blobs[image.lazy[broken].digest] = bytes(image.lazy[broken].size)
+    async with resolving(store, registry) as it:
+        with pytest.raises(InvalidInput):
+            await it.resolving.resolve(image.claim(broken))
+        assert (await it.resolving.resolve(image.claim(1 - broken))).lazy == image.lazy[1 - broken]
+        await wait_all_tasks_blocked()
+        assert [layer.toc_digest for layer in grown.begun] == [lazy.toc_digest for lazy in image.lazy[:broken]]
+        assert not grown.open
+
+
 async def test_images_that_cannot_be_built(
-    store: Store, image: ScriptedImage, jumping: MockClock, monkeypatch: pytest.MonkeyPatch
+    store: Store, image: ScriptedImage, jumping: MockClock, grown: Grown, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ahead of time that is no trouble; who asks for them is told."""
+    grown.failing = True
 
     def refuse(_store: Path, _stack: Sequence[LayerMetadata | Path]) -> tuple[Path, ...]:
         raise StoreUnusable("the disk has failed")

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from lazyfs.format.digest import digest_of
 from lazyfs.format.entry import Entry
 from lazyfs.format.toc_json import encode_toc
 from lazyfs.native import builder
-from lazyfs.native.metadata import LayerMetadata, ensure_metadata
+from lazyfs.native.metadata import GrowingStack, LayerMetadata, ensure_metadata
 from tests.metadata_images import image_of
 
 ROOT = Entry(b"", "dir", mode=0o751)
@@ -132,6 +133,17 @@ def test_notes_and_images_that_are_gone_or_broken_come_back(tmp_path: Path) -> N
         assert {path.name: path.read_bytes() for path in (tmp_path / "erofs").iterdir()} == whole
 
 
+def test_a_stack_that_grows(tmp_path: Path) -> None:
+    """Its images are those of the whole stack; of processes that were started ahead none stays, whether or not they were needed."""
+    layers = [kept(tmp_path, [ROOT, Entry(b"d", "dir", uid=3)]), kept(tmp_path, [Entry(b"d/f", "fifo")])]
+    for _ in range(2):  # built, and found
+        with closing(GrowingStack(tmp_path)) as stack:
+            stack.expect([layer.toc_digest for layer in layers])
+            images = [stack.add(layer) for layer in (*layers, tmp_path)]
+            assert [image.result() for image in images] == [*ensure_metadata(tmp_path, layers), tmp_path]
+    assert not builders_left()
+
+
 def test_many_at_once_agree(tmp_path: Path) -> None:
     """Threads and processes that need the same stack at the same time all get it, and nothing is left beside it."""
     layers = [kept(tmp_path, [ROOT, *(Entry(b"%d" % number, "fifo") for number in range(500))]), kept(tmp_path, [])]
@@ -179,8 +191,13 @@ def test_no_process_stays(tmp_path: Path) -> None:
     ensure_metadata(tmp_path, [kept(tmp_path, [ROOT])])
     with pytest.raises(InvalidToc):
         ensure_metadata(tmp_path, [kept(tmp_path, [ROOT, Entry(b"chunks-", "fifo")])])
-    children = Path(f"/proc/{os.getpid()}/task/{threading.get_native_id()}/children").read_text().split()
-    assert not [pid for pid in children if b"lazyfs.erofs" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert not builders_left()
+
+
+def builders_left() -> list[str]:
+    """Processes of ours that build."""
+    children = [pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
+    return [pid for pid in children if b"lazyfs.erofs" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def test_a_builder_imports_neither_event_loop_nor_http() -> None:
