@@ -47,7 +47,7 @@ class Plugin:
         environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
         config = self.folder / "config.toml"
         config.write_text(f"background = {str(self._background).lower()}\n")
-        command = [sys.executable, "-m", "lazyfs.daemon", "--config", config, "--store", self.store]
+        command: list[str | Path] = [sys.executable, "-m", "lazyfs.daemon", "--config", config, "--store", self.store]
         command += [f"--snapshotter={name}={socket}" for name, socket in self.sockets.items()]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -148,14 +148,23 @@ class Plugin:
 
 
 @contextmanager
-def plugin_at(*names: str, background: bool = True) -> Iterator[Plugin]:
-    """One that runs, in a folder that goes with it. As Plugin."""
+def plugin_folder() -> Iterator[Path]:
+    """A folder for one, on a disk and with a short path, that goes with the block."""
     folder = Path(tempfile.mkdtemp(prefix="lfs-", dir="/var/tmp"))
     folder.chmod(0o711)  # a container's root in a user namespace of its own passes through
-    plugin = Plugin(folder, *names, background=background)
-    plugin.start()
     try:
-        yield plugin
+        yield folder
     finally:
-        plugin.tidy_up()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def plugin_at(*names: str, background: bool = True) -> Iterator[Plugin]:
+    """One that runs, in a folder that goes with it. As Plugin."""
+    with plugin_folder() as folder:
+        plugin = Plugin(folder, *names, background=background)
+        plugin.start()
+        try:
+            yield plugin
+        finally:
+            plugin.tidy_up()
