@@ -5,18 +5,22 @@ no memory. Layers of one repository share its connections and its fetcher, and a
 whoever waits for that registry.
 
 Who mounts a root does not wait for its layers to be indexed: the gate does (gate/catalog.py), at the first miss.
+
+A pull brings a layer's prefix at once, because the container that will be started is going to wait for it: each layer by itself, for they
+come one after the other, and what is on its way is not to be begun anew with each. The rest comes when all is quiet.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
 import trio
 
+from lazyfs.containerd.lull import Lull
 from lazyfs.errors import LazyfsError
 from lazyfs.fetch.background import Background, Wanted
 from lazyfs.fetch.fetcher import Fetcher, open_fetcher
@@ -138,6 +142,7 @@ class LazyLayers:
         self._snapshots: Counter[tuple[str, Digest]] = Counter()
         """How many there are of each layer, of all containerds; by its name and its TOC."""
         self.live: dict[str, LiveLayer] = {}
+        self.lull = Lull()
 
     def add(self, lazy: LazyLayer) -> None:
         """There is one more snapshot of the layer."""
@@ -185,7 +190,7 @@ class LazyLayers:
         if live is not None:
             live.uses.change(-1)
 
-    def pull(self, lazy: LazyLayer, layer: Layer | None = None) -> None:
+    def pull(self, lazy: LazyLayer, layer: Layer | None = None) -> LiveLayer:
         """All of the layer shall come, behind what readers wait for; it lives until then. `layer` as in `use`. Raises UsageError."""
         live = self.use(lazy, layer)
         if live.pulling is None:
@@ -193,6 +198,7 @@ class LazyLayers:
             self._nursery.start_soon(self._pull, live, live.pulling)
         else:
             self.leave(live.name)
+        return live
 
     async def resume(self, layers: Iterable[LazyLayer]) -> None:
         """Go on with the pulls of an earlier process, some at a time, because each takes memory while it lasts.
@@ -204,19 +210,25 @@ class LazyLayers:
             if complete is not None or not self._snapshots[name_of(lazy), lazy.toc_digest]:
                 continue
             try:
-                self.pull(lazy)
+                live = self.pull(lazy)
             except LazyfsError as error:
                 _log.warning("the pull of layer %s cannot go on: %s", lazy.digest, error)
                 continue
             with trio.move_on_after(_RESUME_PATIENCE):  # of a registry that is away
-                await self.live[name_of(lazy)].complete.wait()
+                await live.complete.wait()
 
     async def _pull(self, live: LiveLayer, scope: trio.CancelScope) -> None:
         try:
             with scope:
                 await live.indexed.wait()
-                live.repository.pull(live.name, live.wanted)
-                await live.complete.wait()
+                assert live.wanted is not None
+                await self._bring(live.repository, [live.wanted], rest=False)
+                if self._background:
+                    await self.lull.wait()
+                    live.repository.pull(live.name, live.wanted)
+                    await live.complete.wait()
+                else:
+                    live.complete.set()
         finally:
             if live.pulling is scope:  # else it was stopped, and may have been begun anew
                 live.pulling = None
@@ -293,33 +305,38 @@ class LazyLayers:
                 return known
 
     async def _fetch_rest(self, repository: LiveRepository) -> None:
-        """The pulls of one repository: all landmarks' prefixes, then the rest. Begun anew when one comes or goes: what is here is seen."""
+        """The pulls of one repository. Begun anew when one comes or goes: what is here is seen."""
         while True:
             changed = repository.pulls_changed
             pulls = dict(repository.pulls)
             async with trio.open_nursery() as nursery:
                 if pulls:
-                    nursery.start_soon(self._bring, repository, pulls)
+                    nursery.start_soon(self._finish, repository, pulls)
                 await changed.wait()
                 nursery.cancel_scope.cancel()
 
-    async def _bring(self, repository: LiveRepository, pulls: dict[str, Wanted]) -> None:
+    async def _finish(self, repository: LiveRepository, pulls: dict[str, Wanted]) -> None:
+        finished = await self._bring(repository, list(pulls.values()))
+        for name in pulls:
+            live = self.live.get(name)
+            if live is not None:
+                if finished:
+                    await trio.to_thread.run_sync(self._note_complete, live.lazy)
+                live.complete.set()
+            # Last: where another pull comes meanwhile, this one is looked at again with it.
+            repository.pulls.pop(name, None)
+
+    async def _bring(self, repository: LiveRepository, layers: Sequence[Wanted], *, rest: bool = True) -> bool:
+        """What is missing of some layers, or without `rest` of their prefixes. Whether nothing is."""
         assert repository.fetcher is not None
-        background = Background(self._store, repository.fetcher, list(pulls.values()), rest=self._background)
+        background = Background(self._store, repository.fetcher, layers, rest=rest)
         try:
             await background.run()
         except Exception as surprise:  # noqa: BLE001  the guard of what nobody asked for: it must not end the daemon for its readers
             _log.exception("the background fetch from %s has ended", repository.name)
             background.trouble = f"the background fetch has ended: {surprise!r}"
         repository.trouble = background.trouble
-        for name in pulls:
-            live = self.live.get(name)
-            if live is not None:
-                if background.finished.is_set():
-                    await trio.to_thread.run_sync(self._note_complete, live.lazy)
-                live.complete.set()
-            # Last: where another pull comes meanwhile, this one is looked at again with it.
-            repository.pulls.pop(name, None)
+        return background.finished.is_set()
 
     def _note_complete(self, lazy: LazyLayer) -> None:
         try:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -21,13 +21,13 @@ from uuid import uuid4
 
 import trio
 
-from lazyfs.containerd.lazy_layers import LazyLayers, name_of, recall
+from lazyfs.containerd.lazy_layers import LazyLayers, LiveLayer, name_of, recall
 from lazyfs.containerd.mounts import Mount, Place, bind, ordinary
 from lazyfs.containerd.resolving import DEADLINE, Resolving
 from lazyfs.containerd.roots import INDEX_OFF, Roots
 from lazyfs.erofs.reader import inherited_from
 from lazyfs.errors import LazyfsError, LocalError, SnapshotBusy, SnapshotExists, SnapshotNotFound, StoreUnusable
-from lazyfs.fetch.piece import pieces_of
+from lazyfs.fetch.piece import LayerBlob, Piece
 from lazyfs.format.digest import digest_of
 from lazyfs.native.layers import LayerMounts
 from lazyfs.snapshots.database import Snapshots
@@ -97,6 +97,7 @@ class Snapshotter:
         self, key: str, parent: str, labels: Mapping[str, str], kind: Literal["active", "view"] = "active"
     ) -> tuple[Mount, ...]:
         """A new snapshot, and what to mount for it. Raises SnapshotExists for a layer that is lazy; SnapshotError, LocalError."""
+        self._layers.lull.end()
         asked = read_labels(labels) if kind == "active" else Ordinary("")
         reason = asked.reason if isinstance(asked, Ordinary) else await self._commit_lazy(asked, parent, labels)
         if reason:
@@ -196,15 +197,22 @@ class Snapshotter:
             with suppress(SnapshotExists):  # another Prepare of the same layer was quicker
                 snapshot = await trio.to_thread.run_sync(self.snapshots.commit_lazy, name, parent, marked, resolved.lazy)
                 self._layers.add(resolved.lazy)
-                self._nursery.start_soon(self._note_objects, snapshot)
-                self._layers.pull(resolved.lazy, resolved.layer)
+                live = self._layers.pull(resolved.lazy, resolved.layer)
+                self._nursery.start_soon(self._note_objects, snapshot, live)
         raise SnapshotExists(f"the layer {claim.target} is lazy, and here")
 
-    async def _note_objects(self, snapshot: Snapshot) -> None:
+    async def _note_objects(self, snapshot: Snapshot, live: LiveLayer | None = None) -> None:
+        """For its usage. Where the layer is on its way to be indexed, from there: a TOC is much to read for that."""
         lazy = snapshot.lazy
         assert lazy is not None
+        if live is not None:
+            with trio.move_on_after(DEADLINE):
+                await live.indexed.wait()
         try:
-            names = await trio.to_thread.run_sync(_objects_of, self._store, lazy)
+            if live is not None and live.wanted is not None:
+                names = await trio.to_thread.run_sync(_names, live.wanted.layer.pieces)
+            else:
+                names = await trio.to_thread.run_sync(_objects_of, self._store, lazy)
             await trio.to_thread.run_sync(self.snapshots.note_objects, lazy.toc_digest, names)
         except LazyfsError as error:
             _log.warning("what the layer %s takes on disk will not be told: %s", lazy.digest, error)
@@ -305,4 +313,9 @@ def _objects_of(store: Store, lazy: LazyLayer) -> set[str]:
     layer = recall(store, lazy)
     if layer is None:
         raise StoreUnusable(f"the TOC of layer {lazy.digest} is not in the store any more")
-    return {pieces[0].content.name for pieces in map(pieces_of, layer.entries) if pieces}
+    return _names(LayerBlob.of(layer).pieces)
+
+
+def _names(pieces: Iterable[Piece]) -> set[str]:
+    """Of the objects that they are of."""
+    return {piece.content.name for piece in pieces}

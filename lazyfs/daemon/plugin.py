@@ -71,6 +71,7 @@ class Plugin:
         """Answer each containerd at its socket until `stack` is left. Raises StoreUnusable."""
         # Imported when those who wait in the gate are served already: it takes 0.1 s.
         server = await trio.to_thread.run_sync(import_module, "lazyfs.containerd.server")
+        self._nursery.start_soon(_import_ahead)
         private = stack.enter_context(_private_folder(self._store.directory.path))
         for name, listener in listeners.items():
             await stack.enter_async_context(server.serving(self.snapshotters[name], private / name))
@@ -97,6 +98,11 @@ class Plugin:
         for snapshotter in self.snapshotters.values():
             found += await trio.to_thread.run_sync(snapshotter.roots.mounted)
         return found
+
+
+async def _import_ahead() -> None:
+    """What speaks to registries: the first pull would wait for it, 30 ms."""
+    await trio.to_thread.run_sync(import_module, "lazyfs.source.repository")
 
 
 @contextmanager

@@ -64,13 +64,12 @@ class Background:
         for wanted in self._layers:
             prefix = wanted.layer.pieces[: wanted.layer.position(wanted.prefetch_end)]
             given_up |= await self._bring(wanted.layer, prefix)
-        if not self._rest:
-            return
-        for wanted in self._layers:
+        for wanted in self._layers if self._rest else ():
             given_up |= await self._bring(wanted.layer, wanted.layer.pieces)
         if not given_up:
             self.trouble = ""
-            self.finished.set()
+            if self._rest:
+                self.finished.set()
 
     async def _bring(self, layer: LayerBlob, pieces: Sequence[Piece]) -> bool:
         """True where a piece had to be given up."""

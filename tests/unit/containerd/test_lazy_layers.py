@@ -23,7 +23,7 @@ LINGER = 31.0
 class Setting:
     """The lazy layers of a daemon of which nothing else is there."""
 
-    def __init__(self, store: Store, image: ScriptedImage, nursery: trio.Nursery) -> None:
+    def __init__(self, store: Store, image: ScriptedImage, nursery: trio.Nursery, *, background: bool = True) -> None:
         self._image = image
         self._store = store
         self.registries = [image.registry()]
@@ -31,7 +31,7 @@ class Setting:
         self.opened = 0
         self.catalog = Catalog()
         self.catalog.begin()
-        self.layers = LazyLayers(store, self.catalog, nursery, self._open)
+        self.layers = LazyLayers(store, self.catalog, nursery, self._open, background=background)
 
     @property
     def registry(self) -> ScriptedRegistry:
@@ -71,9 +71,9 @@ class Setting:
 
 
 @asynccontextmanager
-async def living(store: Store, image: ScriptedImage) -> AsyncIterator[Setting]:
+async def living(store: Store, image: ScriptedImage, *, background: bool = True) -> AsyncIterator[Setting]:
     async with trio.open_nursery() as nursery:
-        setting = Setting(store, image, nursery)
+        setting = Setting(store, image, nursery, background=background)
         setting.keep_tocs()
         yield setting
         nursery.cancel_scope.cancel()
@@ -229,6 +229,38 @@ async def test_pulls_of_one_repository_begin_with_their_prefixes(
         assert not it.missing(0) and not it.missing(1)
         rest = (image.layer(0).pieces[1].chunk.member, image.layer(0).pieces[1].chunk.member_end)
         assert it.registry.ranges[-1] == rest, "all that is not in a prefix"
+
+
+async def test_the_rest_of_a_pull_waits_until_all_is_quiet(
+    store: Store, image: ScriptedImage, jumping: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its prefix does not: a container will wait for it."""
+    monkeypatch.setattr("lazyfs.image.layer.Layer.prefetch_end", image.layer(0).pieces[0].chunk.member_end)
+    async with living(store, image) as it:
+        it.layers.lull.end()
+        it.pull()
+        await trio.sleep(0.9)
+        assert it.missing() == 1
+        it.layers.lull.end()
+        await trio.sleep(0.9)
+        assert it.missing() == 1
+        await trio.sleep(0.2)
+        assert not it.missing()
+
+
+async def test_without_the_background_a_pull_ends_with_its_prefix(
+    store: Store, image: ScriptedImage, jumping: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody says that it is complete: a lazyfsd with another configuration goes on."""
+    monkeypatch.setattr("lazyfs.image.layer.Layer.prefetch_end", image.layer(0).pieces[0].chunk.member_end)
+    async with living(store, image, background=False) as it:
+        await it.pull().complete.wait()
+        await trio.sleep(3 * LINGER)
+        assert it.missing() == 1 and not it.layers.live
+    async with living(store, image) as it:
+        it.layers.add(image.lazy[0])
+        await it.layers.resume(image.lazy)
+        assert not it.missing()
 
 
 async def test_a_pull_is_stopped(store: Store, image: ScriptedImage, jumping: MockClock) -> None:
