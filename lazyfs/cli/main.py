@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from lazyfs import __version__
+from lazyfs.cli.importing import importing
 from lazyfs.cli.output import abandon, put
 from lazyfs.errors import LazyfsError, foremost
 
@@ -78,7 +79,8 @@ def _run(arguments: list[str]) -> int:
 
         return int(convert(arguments[1:]))
     if name in _COMMANDS:
-        command = importlib.import_module(f"lazyfs.cli.{name}")
+        with importing():
+            command = importlib.import_module(f"lazyfs.cli.{name}")
         parser = argparse.ArgumentParser(
             prog=f"lazyfs {name}",
             formatter_class=argparse.RawDescriptionHelpFormatter,

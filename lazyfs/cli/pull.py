@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from lazyfs.cli.importing import importing
 from lazyfs.cli.options import access_of, platform_of
 from lazyfs.errors import UsageError
 from lazyfs.source.open import open_source
@@ -67,14 +68,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _pull(arguments: argparse.Namespace, reference: Reference, display: _Display) -> Pulled:
     try:
-        from lazyfs.pull.containerd import Containerd
-        from lazyfs.pull.pull import PullOrder, pull
+        with importing():
+            from lazyfs.pull.containerd import Containerd
+            from lazyfs.pull.pull import PullOrder, pull
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in {"grpc", "google"}:
             raise
         raise UsageError("lazyfs pull needs grpcio and protobuf", hint="Install lazyfs[containerd]") from error
     order = PullOrder(reference, platform_of(arguments), arguments.snapshotter, arguments.complete)
-    source = open_source(reference, access_of(arguments))
+    with importing():
+        source = open_source(reference, access_of(arguments))
     try:
         with Containerd(arguments.address.absolute(), arguments.namespace) as containerd:
             return await pull(containerd, source, order, display.received, display.layer)

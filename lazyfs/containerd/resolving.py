@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import CancelledError, Future
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -42,6 +42,10 @@ _PATIENCE: Final = 60.0
 """Seconds for a manifest, and for a TOC: what one Prepare may wait for is bounded there."""
 _BRIEFLY: Final = 0.5
 """Seconds that a layer gets when another one of its image has been waited for in vain: it may be in the store."""
+
+
+_Expect = Callable[[Sequence[Digest]], None]
+"""Takes digests of TOCs that will come."""
 
 
 class Resolved(NamedTuple):
@@ -199,17 +203,37 @@ class Resolving:
     async def _follow(self, image: _Image, key: _Key, claim: Claim) -> None:
         """All that there is to do for an image, and the end of its memory."""
         try:
-            if key.told:
-                image.layers = tuple(_told(*layer) for layer in claim.layers)
-            else:
-                await self._find_manifest(image, key.repository, key.selector)
-            image.known.set()
+            async with self._building_ahead(image) as expect:
+                if key.told:
+                    image.layers = tuple(_told(*layer) for layer in claim.layers)
+                else:
+                    expect([claim.toc_digest])  # there is at least that one; its process starts while the manifest is on its way
+                    await self._find_manifest(image, key.repository, key.selector)
+                image.known.set()
+                if image.failure is None:
+                    await self._resolve_ahead(image, key.repository, expect)
             if image.failure is None:
-                await self._resolve_ahead(image, key.repository)
                 await trio.sleep(_MEMORY)
         finally:
             if self._images.get(key) is image:
                 del self._images[key]
+
+    @asynccontextmanager
+    async def _building_ahead(self, image: _Image) -> AsyncIterator[_Expect]:
+        """Where the image's EROFS images are built; whoever knows of a TOC that will come says so, and a process starts."""
+        try:
+            image.growing = growing = GrowingStack(self._store.directory.path)
+        except LazyfsError as error:
+            _log.info("nothing is built ahead of time: %s", error)
+            yield lambda _: None
+            return
+        try:
+            async with trio.open_nursery() as nursery:
+                yield lambda toc_digests: nursery.start_soon(_expect, growing, toc_digests)
+        finally:
+            image.growing = None
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(growing.close)
 
     async def _find_manifest(self, image: _Image, repository: str, selector: str) -> None:
         try:
@@ -221,28 +245,17 @@ class Resolving:
         except LazyfsError as error:
             image.failure = error
 
-    async def _resolve_ahead(self, image: _Image, repository: str) -> None:
+    async def _resolve_ahead(self, image: _Image, repository: str, expect: _Expect) -> None:
         """Every layer of an image that looks lazy, and the EROFS images of those that stand on lazy ones only."""
         stack = list(takewhile(_looks_lazy, image.layers))
+        expect(_toc_digests(stack))
         loads = [self._load(image, repository, layer) for layer in image.layers if _looks_lazy(layer)]
         image.ahead = loads[: len(stack)]
-        try:
-            growing = await trio.to_thread.run_sync(GrowingStack, self._store.directory.path)
-        except LazyfsError as error:
-            _log.info("no layer of %s is built ahead of time: %s", repository, error)
-            return
-        image.growing = growing
-        try:
-            await trio.to_thread.run_sync(growing.expect, _toc_digests(stack))
-            image.begin()
-            for load in loads:
-                await load.ended.wait()
-                if load.image is not None:
-                    await trio.to_thread.run_sync(_wait_for, load.image)
-        finally:
-            image.growing = None
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(growing.close)
+        image.begin()
+        for load in loads:
+            await load.ended.wait()
+            if load.image is not None:
+                await trio.to_thread.run_sync(_wait_for, load.image)
 
     def _load(self, image: _Image, repository: str, descriptor: Descriptor) -> _Load:
         key = _load_key(descriptor)
@@ -285,6 +298,11 @@ def _told(digest: Digest, size: int, toc_digest: Digest | None) -> Descriptor:
 
 def _looks_lazy(layer: Descriptor) -> bool:
     return TOC_DIGEST in layer.annotations
+
+
+async def _expect(growing: GrowingStack, toc_digests: Sequence[Digest]) -> None:
+    with suppress(OSError):  # whoever builds is told why no process can be started
+        await trio.to_thread.run_sync(growing.expect, toc_digests)
 
 
 def _toc_digests(layers: Sequence[Descriptor]) -> list[Digest]:

@@ -75,6 +75,8 @@ class GrowingStack:
         self._stack = known or _Stack(store_directory)
         self._images: list[Future[Path]] = []
         self._processors = len(os.sched_getaffinity(0))
+        self._expected = 0
+        """Processes that were started."""
         self._end = ExitStack()
         self._builders = self._end.enter_context(Builders())
         self._pool = self._end.enter_context(ThreadPoolExecutor(self._processors, "lazyfs-metadata"))
@@ -85,9 +87,11 @@ class GrowingStack:
         self._end.close()
 
     def expect(self, toc_digests: Sequence[Digest]) -> None:
-        """Blocking. Layers with these TOCs will come: start the processes meanwhile that those take which were never built."""
+        """Blocking. Layers with these TOCs will come, and more may: start the processes meanwhile that those take which were never built."""
         unknown = sum(not self._stack.is_known(digest) for digest in toc_digests)
-        self._builders.start(min(unknown, self._processors))
+        count = max(0, min(unknown, self._processors) - self._expected)
+        self._expected += count
+        self._builders.start(count)
 
     def add(self, layer: LayerMetadata | Path) -> Future[Path]:
         """The image of the next layer, from the lowest up; it fails as `ensure_metadata`."""
