@@ -86,16 +86,19 @@ class Containerd:
         if self.major > 1:
             parts[0] = parts[0].replace("version = 2", "version = 3")
         if pause:
-            parts.append(
-                CRI[self.major].format(folder=folder, pause=pause, snapshotter=next(iter(plugins or {"overlayfs": None})))
-            )
+            parts.append(CRI[self.major].format(folder=folder, pause=pause, snapshotter=next(iter(plugins or ["overlayfs"]))))
         texts = PLUGIN if self.major == 1 else PLUGIN + EXPORTS
         parts += [texts.format(name=name, socket=socket) for name, socket in (plugins or {}).items()]
         (folder / "config.toml").write_text("".join(parts))
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        with (self.folder / "log").open("wb") as log:
+        self.begin()
+        return self
+
+    def begin(self) -> None:
+        """Start it, for the first time or after it was killed."""
+        with (self.folder / "log").open("ab") as log:
             command = [shutil.which("containerd", path=PATH) or "containerd", "--config", str(self.folder / "config.toml")]
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment, start_new_session=True
@@ -107,7 +110,12 @@ class Containerd:
                 self.__exit__()
                 raise RuntimeError(f"containerd did not start: {said}")
             time.sleep(0.05)
-        return self
+
+    def kill(self) -> None:
+        """Kill it; containers go on."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
 
     def __exit__(self, *_: object) -> None:
         assert self._process is not None
@@ -129,9 +137,9 @@ class Containerd:
         found = shutil.which(program, path=PATH) or program
         return run(found, "--address", self.folder / "socket", *arguments, code=code, timeout=timeout)
 
-    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """One command of ctr that goes on; its input and output are pipes."""
-        command = [shutil.which("ctr", path=PATH) or "ctr", "--address", str(self.folder / "socket"), *arguments]
+    def start(self, *arguments: str, program: str = "ctr") -> subprocess.Popen[bytes]:
+        """One command of ctr, or of the peer's ctr-remote, that goes on; its input and output are pipes."""
+        command = [shutil.which(program, path=PATH) or program, "--address", str(self.folder / "socket"), *arguments]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def pull(self, reference: str, namespace: str = "default") -> str:
@@ -147,20 +155,36 @@ class Containerd:
 
     def pull_lazily(self, reference: str, snapshotter: str) -> str:
         """Pull with the labels that make it lazy: as the peer's client does, or containerd by itself from 2.1 on. As ctr names it."""
+        program, arguments = self._pull(reference, snapshotter)
+        self.ctr(*arguments, program=program)
+        return arguments[-1]
+
+    def start_pull(self, reference: str, snapshotter: str) -> subprocess.Popen[bytes]:
+        """A lazy pull that is under way."""
+        program, arguments = self._pull(reference, snapshotter)
+        return self.start(*arguments, program=program)
+
+    def _pull(self, reference: str, snapshotter: str) -> tuple[str, list[str]]:
+        """Which program pulls lazily here, and how."""
+        pull, program = ("pull", "ctr") if self.major > 1 else ("rpull", "ctr-remote")
         name = reference.removeprefix("docker://")
-        if self.major > 1:
-            self.ctr("images", "pull", "--plain-http", "--snapshotter", snapshotter, name)
-            return name
-        self.ctr("images", "rpull", "--plain-http", f"--snapshotter={snapshotter}", name, program="ctr-remote")
-        return name
+        return program, ["images", pull, "--plain-http", f"--snapshotter={snapshotter}", name]
+
+    def prune(self) -> None:
+        """Remove every image, and what clients that were killed have kept from being collected."""
+        for name in self.ctr("images", "ls", "--quiet").stdout.decode().split():
+            self.ctr("images", "rm", "--sync", name)
+        for lease in self.ctr("leases", "ls", "--quiet").stdout.decode().split():
+            self.ctr("leases", "rm", "--sync", lease)
 
     def await_snapshotter(self, snapshotter: str) -> None:
         """Until containerd, which has lost the connection to a snapshotter that was stopped, tries its socket again."""
         end = time.monotonic() + PATIENCE_S
-        while self.ctr("snapshots", "--snapshotter", snapshotter, "list", code=None).returncode:
+        while self.ctr("snapshots", "--snapshotter", snapshotter, "prepare", "probe", code=None).returncode:
             if time.monotonic() > end:
                 raise RuntimeError(f"{snapshotter} stays away: {(self.folder / 'log').read_text()[-2000:]}")
             time.sleep(0.05)
+        self.ctr("snapshots", "--snapshotter", snapshotter, "rm", "probe")
 
     def snapshots(self, snapshotter: str) -> dict[str, tuple[str, str]]:
         """Those that containerd knows: key -> (parent, kind)."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -130,14 +132,15 @@ class Plugin:
         loops = run("losetup", "--list", "--noheadings", "--output", "BACK-FILE").stdout.decode().splitlines()
         return found + [f"loop device of {name}" for name in loops if str(self.folder) in name]
 
-    def descriptors(self) -> list[str]:
-        """What the daemon has open, but for sockets and the like, which have no name."""
+    def descriptors(self) -> Counter[str]:
+        """What the daemon has open, how often; what has no name, and the process's own folder, by its kind."""
         folder = Path(f"/proc/{self.status()['pid']}/fd")
-        found = []
+        found: Counter[str] = Counter()
+        own = re.escape(str(self.store / "tmp"))
         for descriptor in list(folder.iterdir()):
             with suppress(FileNotFoundError):  # of the listing itself
-                found.append(os.readlink(descriptor))
-        return sorted(name for name in found if name.startswith("/"))
+                found[re.sub(rf"^{own}/[^/]+|:\[[0-9]+\]$", "", os.readlink(descriptor))] += 1
+        return found
 
     def tidy_up(self) -> None:
         """End it, whatever a failed test left."""

@@ -235,8 +235,17 @@ def test_a_pull_that_another_containerd_has_removed(tool: ToolImage) -> None:
         assert set(map(object_name, FILES.values())) <= set(os.listdir(plugin.store / "objects"))
 
 
-@pytest.mark.parametrize("folders", [("documents",), ("erofs",), ("documents", "erofs", "notes"), ("objects", "arrived")])
-@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize(
+    ("folders", "restarted"),
+    [
+        (("documents",), False),
+        (("erofs",), True),
+        (("documents", "erofs", "notes"), False),
+        (("documents", "erofs", "notes"), True),
+        (("objects", "arrived"), False),
+        (("objects", "arrived"), True),
+    ],
+)
 def test_files_removed_by_hand(
     folders: tuple[str, ...], restarted: bool, plugin: Plugin, containerd: Containerd, tool: ToolImage
 ) -> None:
@@ -292,7 +301,7 @@ def test_a_database_that_cannot_be_used(
     path.write_bytes(kept)
     plugin.start()
     containerd.await_snapshotter(NAME)
-    assert len(plugin.rows()) == 3
+    assert sum(row.lazy is not None for row in plugin.rows().values()) == 3
     containerd.ctr("images", "rm", "--sync", name)
     plugin.await_empty()
 

@@ -1,0 +1,126 @@
+"""containerd, or lazyfsd, killed in the middle of pulls: the next pull and the next container work, and nothing is left over.
+
+Every moment of a kill is drawn from a seed that a failure prints; LAZYFS_SEED repeats it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.containerd import Containerd
+from tests.lying_registry import LyingRegistry
+from tests.plugin import NAME, Plugin, plugin_at
+from tests.tool_image import HELLO, ToolImage, build_tool
+
+pytestmark = [pytest.mark.fuse, pytest.mark.containerd, pytest.mark.peer]
+
+LATE = 0.02
+"""Seconds that each answer of the registry takes: a Prepare is as long as a Commit then."""
+PATIENCE_S = 60
+FILES = {f"files/{number}": bytes([number]) * (33_000 + number) for number in range(1, 40)}
+
+
+@pytest.fixture
+def seed() -> str:
+    return os.environ.get("LAZYFS_SEED", "") or str(random.SystemRandom().randrange(10**6))
+
+
+@pytest.fixture(scope="module")
+def tool(tmp_path_factory: pytest.TempPathFactory) -> ToolImage:
+    return build_tool(tmp_path_factory.mktemp("tool"), FILES, {"top": b"of the uppermost layer\n"})
+
+
+@pytest.fixture
+def plugin() -> Iterator[Plugin]:
+    with plugin_at() as running:
+        running.wait_until_ready()
+        yield running
+
+
+class Pulls:
+    """Of one image."""
+
+    def __init__(self, containerd: Containerd, plugin: Plugin, registry: LyingRegistry) -> None:
+        self.containerd, self.plugin = containerd, plugin
+        self._reference = f"{registry.image}:v1"
+        self.check()
+        began = time.monotonic()
+        self.containerd.pull_lazily(self._reference, NAME)
+        self._lasts = time.monotonic() - began
+        """Seconds that one takes, where what is asked of a registry once is here already."""
+        self.check()
+        self._opened = plugin.descriptors()
+
+    def check(self) -> None:
+        """A pull and a run work; what they leave goes with the image."""
+        name = self.containerd.pull_lazily(self._reference, NAME)
+        assert self.containerd.output(name, *HELLO, snapshotter=NAME) == "hello\n"
+        self.containerd.prune()
+        self.plugin.await_empty()
+
+    def check_descriptors(self, kills: int) -> None:
+        """lazyfsd has the same files open as before, and has not gained a connection by each kill."""
+        opened = self.plugin.descriptors()
+        assert {name: count for name, count in (opened - self._opened).items() if name.startswith("/")} == {}
+        assert (opened - self._opened).total() < kills, opened
+
+    @contextmanager
+    def under_way(self, chance: random.Random) -> Iterator[subprocess.Popen[bytes]]:
+        """A pull that asks for snapshots just now, or soon will, or is at its end; what is left of it is killed with the block."""
+        with self.containerd.start_pull(self._reference, NAME) as pull:
+            try:
+                time.sleep(chance.uniform(self._lasts / 4, self._lasts))
+                yield pull
+            finally:
+                pull.kill()
+
+
+@pytest.fixture
+def pulls(request: pytest.FixtureRequest, plugin: Plugin, tool: ToolImage) -> Iterator[Pulls]:
+    image = Path(tool.mixed(request.param).removeprefix("oci:").rpartition(":")[0])
+    with LyingRegistry(image) as registry, Containerd(plugin.folder / "c", {NAME: plugin.socket}) as containerd:
+        registry.server.late = LATE
+        yield Pulls(containerd, plugin, registry)
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("pulls", ["lll", "lol", "ooo"], indirect=True)
+def test_containerd_killed(pulls: Pulls, kills: int, seed: str) -> None:
+    """At any moment of a pull: what it did not hear of is its own again, or goes with its garbage."""
+    chance = random.Random(seed)
+    cut = 0
+    for _ in range(kills):
+        with pulls.under_way(chance) as pull:
+            cut += pull.poll() is None
+            pulls.containerd.kill()
+        pulls.containerd.begin()
+        pulls.check()
+    assert cut
+    pulls.check_descriptors(kills)
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("pulls", ["lll", "lol", "ooo"], indirect=True)
+def test_lazyfsd_killed(pulls: Pulls, kills: int, seed: str) -> None:
+    """At any moment of a pull: it succeeds, or does when it is repeated."""
+    chance = random.Random(seed)
+    cut = 0
+    for _ in range(kills):
+        with pulls.under_way(chance) as pull:
+            cut += pull.poll() is None
+            pulls.plugin.kill()
+            _, said = pull.communicate(timeout=PATIENCE_S)
+        if pull.returncode:
+            assert b"unavailable" in said.lower(), said
+            pulls.containerd.await_snapshotter(NAME)
+        pulls.check()
+    assert cut
+    pulls.check_descriptors(kills)
