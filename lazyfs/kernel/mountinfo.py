@@ -39,7 +39,9 @@ class Mount(NamedTuple):
 def mounts() -> list[Mount]:
     """All mounts, in the kernel's order: of two at one place the later is the one that is seen."""
     found = []
-    for line in Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines():
+    table = Path("/proc/self/mountinfo").read_bytes().decode("utf-8", "surrogateescape")
+    # Whoever mounts something names its source: of what Python takes for the end of a line, the kernel escapes only this one.
+    for line in table.rstrip("\n").split("\n"):
         before, _, after = line.partition(" - ")
         fields, (kind, source, options) = before.split(" "), after.split(" ", 2)
         # Commas inside values are escaped by octal numbers, as blanks are: split first.

@@ -14,7 +14,11 @@ TABLE = rb"""27 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw,discard
 45 27 0:39 / /mnt/with\040blank\012line rw,relatime - overlay lazyfs:an\040image ro,lowerdir+=/a\054b\134,lowerdir+=/c,datadir+=/d\075,metacopy=on
 46 27 0:40 /below /caf%c master:2 propagate_from:1 - fuse.lazyfs docker://h/i:t@sha256:0 ro,user_id=1000,allow_other
 47 27 0:41 / /mnt/with\040blank\012line rw,relatime - tmpfs none rw
-""".replace(b"%c", b"\xe9")
+48 27 0:42 / /mnt/odd rw,relatime - tmpfs %o rw
+49 27 0:43 / /mnt/none rw,relatime - tmpfs  rw
+"""
+ODD = "a\rb\vc\x1cd\x85e\u2028f"
+TABLE = TABLE.replace(b"%c", b"\xe9").replace(b"%o", ODD.encode())
 
 
 @pytest.fixture
@@ -26,7 +30,7 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_fields(table: None) -> None:
     """Optional fields are passed over, octal numbers are bytes, and commas separate options only where the kernel wrote them."""
-    root, overlay, fuse, _ = mounts()
+    root, overlay, fuse, *_ = mounts()
     assert root == Mount(Path("/"), "254:0", "ext4", "/dev/root", ("rw", "discard"))
     assert (overlay.path, overlay.source) == (Path("/mnt/with blank\nline"), "lazyfs:an image")
     assert overlay.values("lowerdir+") == ["/a,b\\", "/c"]
@@ -35,6 +39,13 @@ def test_fields(table: None) -> None:
     assert os.fsencode(fuse.path) == b"/caf\xe9"
     assert fuse.values("user_id") == ["1000"]
     assert fuse.number == os.makedev(0, 40)
+
+
+def test_odd_sources(table: None) -> None:
+    """What the kernel writes as it is does not end a line, whatever it is; and a source may be nothing."""
+    *_, odd, none = mounts()
+    assert (odd.path, odd.source, odd.options) == (Path("/mnt/odd"), ODD, ("rw",))
+    assert (none.path, none.source, none.options) == (Path("/mnt/none"), "", ("rw",))
 
 
 def test_the_uppermost_is_meant(table: None) -> None:
