@@ -26,9 +26,6 @@ mount --make-rprivate /
 mount -t tmpfs tmpfs "$folder"
 cd "$folder"; mkdir up work root
 mount -t overlay overlay -o lowerdir=/,upperdir=up,workdir=work root
-mkdir -p "root$checkout"
-mount --bind "$checkout" "root$checkout"
-mount -o remount,bind,ro "root$checkout"
 mount -t proc proc root/proc
 mount -t sysfs sysfs root/sys
 mount -t cgroup2 cgroup2 root/sys/fs/cgroup
@@ -38,6 +35,10 @@ mkdir root/dev/shm root/dev/pts
 mount -t tmpfs -o mode=755 tmpfs root/run
 mount -t tmpfs tmpfs root/tmp
 mount -t tmpfs -o mode=755 tmpfs root/var/lib
+# Behind those: it may lie in one of them.
+mkdir -p "root$checkout"
+mount --bind "$checkout" "root$checkout"
+mount -o remount,bind,ro "root$checkout"
 rm -rf root/etc/systemd/system root/opt/lazyfs root/etc/lazyfs
 # Of what would start by itself nothing may see to the machine's devices, modules and settings: the journal is enough.
 rm -f root/lib/systemd/system/*.wants/*
