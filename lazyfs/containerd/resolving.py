@@ -20,12 +20,12 @@ from typing import Final, NamedTuple
 import msgspec
 import trio
 
-from lazyfs.containerd.lazy_layers import LazyLayers, descriptor_of
+from lazyfs.containerd.lazy_layers import Index, LazyLayers, descriptor_of
 from lazyfs.errors import BadAnswer, LazyfsError, Unreachable, UsageError
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor, this_platform
 from lazyfs.image.image import resolve_manifest
-from lazyfs.image.layer import TOC_DIGEST, Layer, claimed_toc_digest, load_layer
+from lazyfs.image.layer import TOC_DIGEST, claimed_toc_digest, load_toc
 from lazyfs.native.metadata import GrowingStack, LayerMetadata, ensure_metadata
 from lazyfs.snapshots.labels import Claim
 from lazyfs.snapshots.snapshot import LazyLayer
@@ -52,7 +52,7 @@ class Resolved(NamedTuple):
     """A layer that may be mounted lazily."""
 
     lazy: LazyLayer
-    layer: Layer
+    layer_index: Index
 
 
 class _Key(NamedTuple):
@@ -83,19 +83,21 @@ class _Image:
 
     def begin(self) -> None:
         """The EROFS images whose turn has come."""
-        while self.growing and self.ahead and (self.ahead[0].layer or self.ahead[0].failure):
+        while self.growing and self.ahead and (self.ahead[0].toc or self.ahead[0].failure):
             load = self.ahead.pop(0)
-            if load.layer is None:
+            if load.toc is None:
                 self.ahead.clear()  # what stands on it is built when it is asked for
             else:
-                load.image = self.growing.add(LayerMetadata(load.layer.toc_digest, load.layer.toc_offset))
+                load.image = self.growing.add(load.toc)
 
 
 class _Load:
     """One layer on its way, with one TOC digest."""
 
     def __init__(self) -> None:
-        self.layer: Layer | None = None
+        self.toc: LayerMetadata | None = None
+        """It is in the store."""
+        self.index: Index | None = None
         self.failure: LazyfsError | None = None
         self.ended = trio.Event()
         self.image: Future[Path] | None = None
@@ -140,15 +142,15 @@ class Resolving:
         image.loads.pop(_load_key(vouched), None)  # from here on it is in use, or nobody's
         if load.failure is not None:
             raise load.failure
-        assert load.layer is not None
+        assert load.index is not None
         if load.image is not None:
             # What goes wrong there, whoever builds it for good is told.
             await trio.to_thread.run_sync(_wait_for, load.image, abandon_on_cancel=True)
-        layer = load.layer
+        layer = load.index.layer
         lazy = LazyLayer(
             repository, layer.digest, layer.descriptor.size, layer.descriptor.media_type, layer.toc_digest, layer.toc_offset
         )
-        return Resolved(lazy, layer)
+        return Resolved(lazy, load.index)
 
     async def _wait(self, event: trio.Event, image: _Image, claim: Claim) -> None:
         try:
@@ -268,7 +270,11 @@ class Resolving:
     async def _bring(self, load: _Load, repository: str, descriptor: Descriptor, image: _Image | None = None) -> None:
         try:
             with self._layers.repository(repository).in_use() as live, trio.fail_after(_PATIENCE):
-                load.layer = await load_layer(live.source, self._store, descriptor)
+                toc = await load_toc(live.source, self._store, descriptor)
+                if image is not None:
+                    load.toc = LayerMetadata(toc.digest, toc.offset)
+                    image.begin()  # which reads it, too, on another processor
+                load.index = Index(await trio.to_thread.run_sync(toc.layer))
         except trio.TooSlowError:
             load.failure = Unreachable(
                 f"{repository} did not bring the TOC of layer {descriptor.digest} within {_PATIENCE:.0f} s"
@@ -279,6 +285,8 @@ class Resolving:
             if image is not None:
                 image.begin()
             load.ended.set()
+        if image is not None and load.index is not None and not self._layers.is_known(load.index.layer):
+            await load.index.objects()  # while others build
 
 
 def _vouched(image: _Image, claim: Claim) -> Descriptor:

@@ -197,7 +197,7 @@ class Snapshotter:
             with suppress(SnapshotExists):  # another Prepare of the same layer was quicker
                 snapshot = await trio.to_thread.run_sync(self.snapshots.commit_lazy, name, parent, marked, resolved.lazy)
                 self._layers.add(resolved.lazy)
-                live = self._layers.pull(resolved.lazy, resolved.layer)
+                live = self._layers.pull(resolved.lazy, resolved.layer_index)
                 self._nursery.start_soon(self._note_objects, snapshot, live)
         raise SnapshotExists(f"the layer {claim.target} is lazy, and here")
 
