@@ -71,6 +71,8 @@ class Snapshotter:
             raise StoreUnusable(f"{self._place.folder} cannot be made: {error.strerror}") from error
         self.snapshots = Snapshots(folder, str(uuid4()))
         self.roots = Roots(store.directory.path, self._place, mounts)
+        self._unnoted: dict[str, Snapshot] = {}
+        """Lazy ones whose objects will be noted in a moment."""
         self._stacked: dict[int, tuple[str, ...]] = {}
         """By the number of a snapshot whose root is mounted: the live layers that it uses."""
 
@@ -90,7 +92,7 @@ class Snapshotter:
                 self._use(snapshot, await trio.to_thread.run_sync(self.snapshots.ancestry, snapshot.key))
         self._nursery.start_soon(self._layers.resume, wanted.values())
         for snapshot in await trio.to_thread.run_sync(self.snapshots.unnoted):
-            self._nursery.start_soon(self._note_objects, snapshot)
+            self._nursery.start_soon(self._note_later, snapshot)
         self._nursery.start_soon(self.cleanup)
 
     async def prepare(
@@ -156,6 +158,8 @@ class Snapshotter:
         """What a snapshot takes. Raises SnapshotNotFound."""
         snapshot = await trio.to_thread.run_sync(self.snapshots.stat, key)
         if snapshot.lazy is not None:
+            for each in tuple(self._unnoted.values()):  # what an older one names is counted there
+                await self._note_objects(each)
             names = await trio.to_thread.run_sync(self.snapshots.first_named, key)
             return Usage(*await trio.to_thread.run_sync(self._store.usage, names))
         if snapshot.kind != "active":
@@ -198,8 +202,15 @@ class Snapshotter:
                 snapshot = await trio.to_thread.run_sync(self.snapshots.commit_lazy, name, parent, marked, resolved.lazy)
                 self._layers.add(resolved.lazy)
                 live = self._layers.pull(resolved.lazy, resolved.layer_index)
-                self._nursery.start_soon(self._note_objects, snapshot, live)
+                self._nursery.start_soon(self._note_later, snapshot, live)
         raise SnapshotExists(f"the layer {claim.target} is lazy, and here")
+
+    async def _note_later(self, snapshot: Snapshot, live: LiveLayer | None = None) -> None:
+        """A pull does not wait for it: whoever asks for the usage before that does."""
+        self._unnoted[snapshot.key] = snapshot
+        await self._layers.lull.wait()
+        if snapshot.key in self._unnoted:
+            await self._note_objects(snapshot, live)
 
     async def _note_objects(self, snapshot: Snapshot, live: LiveLayer | None = None) -> None:
         """For its usage. Where the layer is on its way to be indexed, from there: a TOC is much to read for that."""
@@ -216,6 +227,7 @@ class Snapshotter:
             await trio.to_thread.run_sync(self.snapshots.note_objects, lazy.toc_digest, names)
         except LazyfsError as error:
             _log.warning("what the layer %s takes on disk will not be told: %s", lazy.digest, error)
+        self._unnoted.pop(snapshot.key, None)
 
     async def _images(self, below: Sequence[Snapshot]) -> tuple[Path, ...]:
         """The metadata of the committed snapshots `below`, the uppermost first, from the lowest up: EROFS images, and directories that
