@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 import msgspec
 import trio
 
-from lazyfs.containerd.lazy_layers import Index, LazyLayers, descriptor_of
+from lazyfs.containerd.lazy_layers import Index, LazyLayers, LiveRepository, descriptor_of
 from lazyfs.errors import BadAnswer, LazyfsError, Unreachable, UsageError
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor, this_platform
@@ -210,7 +210,7 @@ class Resolving:
                     image.layers = tuple(_told(*layer) for layer in claim.layers)
                 else:
                     expect([claim.toc_digest])  # there is at least that one; its process starts while the manifest is on its way
-                    await self._find_manifest(image, key.repository, key.selector)
+                    await self._find_manifest(image, key.repository, key.selector, 1 + len(claim.following))
                 image.known.set()
                 if image.failure is None:
                     await self._resolve_ahead(image, key.repository, expect)
@@ -237,9 +237,11 @@ class Resolving:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(growing.close)
 
-    async def _find_manifest(self, image: _Image, repository: str, selector: str) -> None:
+    async def _find_manifest(self, image: _Image, repository: str, selector: str, layers: int) -> None:
+        """`layers`: how many will be resolved then."""
         try:
             with self._layers.repository(repository).in_use() as live, trio.fail_after(_PATIENCE):
+                self._nursery.start_soon(_connect_ahead, live, layers)
                 _, manifest = await resolve_manifest(live.source, selector, this_platform(), self._store)
                 image.layers = manifest.layers
         except trio.TooSlowError:
@@ -306,6 +308,11 @@ def _told(digest: Digest, size: int, toc_digest: Digest | None) -> Descriptor:
 
 def _looks_lazy(layer: Descriptor) -> bool:
     return TOC_DIGEST in layer.annotations
+
+
+async def _connect_ahead(repository: LiveRepository, count: int) -> None:
+    with repository.in_use(), trio.move_on_after(DEADLINE):
+        await repository.source.connect_ahead(count)
 
 
 async def _expect(growing: GrowingStack, toc_digests: Sequence[Digest]) -> None:

@@ -46,6 +46,10 @@ class Documents:
         self.blobs[digest] = await self._source.small_blob(digest, limit) if known is None else known
         return self.blobs[digest]
 
+    async def connect_ahead(self, count: int) -> None:
+        """See ImageSource."""
+        await self._source.connect_ahead(count)
+
     def open_range(self, digest: Digest, size: int, start: int, end: int) -> AbstractAsyncContextManager[RangeStream]:
         """See ImageSource."""
         return self._source.open_range(digest, size, start, end)

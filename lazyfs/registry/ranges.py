@@ -7,13 +7,13 @@ again for each range would double the requests. It expires; then the store refus
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Final, NamedTuple
 
 import trio
 
-from lazyfs.errors import BadAnswer, RangeIgnored, Unreachable
+from lazyfs.errors import BadAnswer, RangeIgnored, SourceError, Unreachable
 from lazyfs.format.digest import Digest
 from lazyfs.registry.connection import Connection
 from lazyfs.registry.head import Head
@@ -90,6 +90,22 @@ class Ranges:
         self._session = session
         self._signed: dict[Digest, Url] = {}
         self._slots = trio.Semaphore(MAX_RANGES)
+
+    async def connect_ahead(self, count: int) -> None:
+        """Open connections to the registry that the next `count` ranges will use: round trips, more of them with TLS.
+
+        Cancelled: those that are there already stay.
+        """
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(count, MAX_RANGES)):
+                nursery.start_soon(self._connect_ahead)
+
+    async def _connect_ahead(self) -> None:
+        url = self._session.root
+        with suppress(SourceError):  # whoever asks for a range tries again, and is told
+            connection = await self._session.pool.acquire(url, fresh=True)
+            connection.used = True  # it waits: should the server close it meanwhile, that is no failure of a request
+            self._session.pool.release(url, connection, reusable=True)
 
     @asynccontextmanager
     async def open(

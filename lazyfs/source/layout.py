@@ -87,6 +87,9 @@ class Layout:
         """See ImageSource."""
         return await trio.to_thread.run_sync(self._small_blob, digest, limit)
 
+    async def connect_ahead(self, count: int) -> None:
+        """See ImageSource: nothing is far away."""
+
     @asynccontextmanager
     async def open_range(self, digest: Digest, size: int, start: int, end: int) -> AsyncIterator[FileRange]:
         """See ImageSource."""

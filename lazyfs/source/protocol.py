@@ -59,6 +59,10 @@ class ImageSource(Protocol):
         """A whole blob of at most `limit` bytes (a config), verified. Raises as `document`."""
         ...
 
+    async def connect_ahead(self, count: int) -> None:
+        """Make ready for so many ranges at a time, while something else is waited for. What fails is told to whoever opens one."""
+        ...
+
     def open_range(self, digest: Digest, size: int, start: int, end: int) -> AbstractAsyncContextManager[RangeStream]:
         """Bytes `[start, end)` of a blob of `size` bytes, 0 <= start < end <= size.
 

@@ -61,6 +61,10 @@ class Repository:
         check(answer.body, digest, what)
         return answer.body
 
+    async def connect_ahead(self, count: int) -> None:
+        """See ImageSource."""
+        await self._ranges.connect_ahead(count)
+
     @asynccontextmanager
     async def open_range(self, digest: Digest, size: int, start: int, end: int) -> AsyncIterator[Body]:
         """See ImageSource."""

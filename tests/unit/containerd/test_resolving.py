@@ -102,7 +102,7 @@ async def test_an_image_is_resolved_once(store: Store, image: ScriptedImage, jum
         assert [resolved.lazy for resolved in found] == [image.lazy[number % 2] for number in range(10)]
         assert [entry.name for entry in found[0].layer_index.layer.entries] == [b"a", b"b"]
         await wait_all_tasks_blocked()
-        assert registry.asked == ["v1"] and len(registry.ranges) == 2
+        assert registry.asked == ["v1"] and len(registry.ranges) == 2 and registry.connected
         assert grown.begun == [LayerMetadata(lazy.toc_digest, lazy.toc_offset) for lazy in image.lazy] and not grown.open
 
 

@@ -70,12 +70,17 @@ class ScriptedSource:
         self.fails = 0
         """How many of the next ranges break off."""
         self.ignores_ranges = False
+        self.connected = 0
+        """Connections that were wanted ahead of ranges."""
 
     async def document(self, reference: str) -> Document:
         raise NotImplementedError
 
     async def small_blob(self, digest: Digest, limit: int) -> bytes:
         raise NotImplementedError
+
+    async def connect_ahead(self, count: int) -> None:
+        self.connected += count
 
     @asynccontextmanager
     async def open_range(self, digest: Digest, size: int, start: int, end: int) -> AsyncIterator[_Stream]:

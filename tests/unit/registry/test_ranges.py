@@ -22,6 +22,26 @@ async def test_many_ranges_take_one_connection() -> None:
     assert server.requests[1].target == f"/v2/r/blobs/{DIGEST}"
 
 
+async def test_ranges_use_connections_that_were_opened_ahead() -> None:
+    """Without a round trip of their own; never more than ranges may be open at a time."""
+    async with serving(Server(ranged)) as server, ranges_of(server.host) as ranges:
+        await ranges.connect_ahead(3)
+        async with trio.open_nursery() as nursery:
+            for start in range(3):
+                nursery.start_soon(read, ranges, start, start + 9)
+        assert server.connections == 3
+        await ranges.connect_ahead(1000)
+    assert server.connections <= 3 + MAX_RANGES
+
+
+async def test_what_cannot_be_connected_ahead_is_told_to_nobody() -> None:
+    """Who asks for a range is told."""
+    async with serving(Server(ranged)) as server:
+        host = server.host
+    async with ranges_of(host) as ranges:
+        await ranges.connect_ahead(2)
+
+
 async def test_pieces_of_a_range_come_in_order() -> None:
     """A reader takes what it wants, as often as it wants, but not more than the range holds."""
     path = f"r/blobs/{DIGEST}"
