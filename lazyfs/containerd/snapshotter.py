@@ -69,7 +69,8 @@ class Snapshotter:
             self._place.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise StoreUnusable(f"{self._place.folder} cannot be made: {error.strerror}") from error
-        self.snapshots = Snapshots(folder, str(uuid4()))
+        self._session = str(uuid4())
+        self.snapshots = Snapshots(folder, self._session)
         self.roots = Roots(store.directory.path, self._place, mounts)
         self._unnoted: dict[str, Snapshot] = {}
         """Lazy ones whose objects will be noted in a moment."""
@@ -111,8 +112,10 @@ class Snapshotter:
             await trio.to_thread.run_sync(self._make_directories, snapshot, chain[1:], images)
             return await self._mounts_of(snapshot, chain, images)
         except BaseException:
-            with trio.CancelScope(shield=True):
-                await self._take_back(snapshot)
+            # What an earlier process has made may have been told of, and be in use.
+            if snapshot.session == self._session:
+                with trio.CancelScope(shield=True):
+                    await self._take_back(snapshot)
             raise
 
     async def mounts(self, key: str) -> tuple[Mount, ...]:
