@@ -31,6 +31,7 @@ from lazyfs.format.manifest import Descriptor
 from lazyfs.format.toc import parse_toc
 from lazyfs.gate.catalog import Catalog, LayerObjects, key_of
 from lazyfs.image.layer import TOC_DIGEST, Layer, load_layer
+from lazyfs.kernel.heap import give_back
 from lazyfs.snapshots.snapshot import LazyLayer
 from lazyfs.source.protocol import ImageSource
 from lazyfs.store.store import Store
@@ -349,6 +350,7 @@ class LazyLayers:
                 live.complete.set()
             # Last: where another pull comes meanwhile, this one is looked at again with it.
             repository.pulls.pop(name, None)
+        await trio.to_thread.run_sync(give_back)
 
     async def _bring(self, repository: LiveRepository, layers: Sequence[Wanted], *, rest: bool = True) -> bool:
         """What is missing of some layers, or without `rest` of their prefixes. Whether nothing is."""
