@@ -41,6 +41,8 @@ _log = logging.getLogger(__name__)
 _LINGER: Final = 30.0
 """Seconds for which an unused layer or repository stays: the next container of the image is the most probable one."""
 _RESUME_PATIENCE: Final = 10.0
+_AHEAD: Final = 30.0
+"""Seconds for a prefix that no snapshot needs yet."""
 _FIRST_PAUSE: Final = 1.0
 _SLOWEST: Final = 60.0
 
@@ -225,6 +227,15 @@ class LazyLayers:
         else:
             self.leave(live.name)
         return live
+
+    async def bring_prefix(self, index: Index, repository: str) -> None:
+        """A layer's prefix, before there is a snapshot of it: the link has nothing else to do. Ends, whatever happens."""
+        end = index.layer.prefetch_end
+        if end:
+            objects = await index.objects()
+            with self.repository(repository).in_use() as live, trio.move_on_after(_AHEAD):
+                await live.ready.wait()
+                await self._bring(live, [Wanted(objects.layer, end)], rest=False)
 
     async def resume(self, layers: Iterable[LazyLayer]) -> None:
         """Go on with the pulls of an earlier process, some at a time, because each takes memory while it lasts.

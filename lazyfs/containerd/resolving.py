@@ -3,7 +3,8 @@
 The labels name the layer and the TOC that containerd's own, verified manifest vouches for; but for our own client's, they do not say
 how large the blob is. So the manifest is asked for once an image. What it says beyond that is a hint: a wrong size ends in a TOC that
 does not match. It also names the image's other layers, which will be asked for next: they are resolved at the same time, and each one's EROFS
-image is begun when its TOC and those below have come, into the store only. Nothing of that is a snapshot before containerd asks for it.
+image is begun when its TOC and those below have come, and its landmark's prefix follows, into the store only. Nothing of that is a snapshot
+before containerd asks for it.
 """
 
 from __future__ import annotations
@@ -289,6 +290,7 @@ class Resolving:
             load.ended.set()
         if image is not None and load.index is not None and not self._layers.is_known(load.index.layer):
             await load.index.objects()  # while others build
+            await self._layers.bring_prefix(load.index, repository)
 
 
 def _vouched(image: _Image, claim: Claim) -> Descriptor:

@@ -14,6 +14,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from lazyfs.containerd.lazy_layers import LazyLayers
 from lazyfs.containerd.resolving import Resolved, Resolving
 from lazyfs.errors import BadAnswer, DigestMismatch, InvalidInput, NotFound, StoreUnusable, Unreachable, UsageError
+from lazyfs.fetch.background import measure_missing
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.gate.catalog import Catalog
 from lazyfs.native.metadata import LayerMetadata
@@ -272,6 +273,38 @@ async def test_references_that_are_none(store: Store, image: ScriptedImage, jump
             with pytest.raises(UsageError):
                 await it.resolving.resolve(image.claim(0, reference=reference))
         assert not registry.asked
+
+
+async def test_prefixes_come_ahead(
+    store: Store, image: ScriptedImage, jumping: MockClock, grown: Grown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of every layer of an image whose lowest one is asked for; nothing that is not in one."""
+    ends = [image.layer(number).pieces[0].chunk.member_end for number in range(2)]
+    monkeypatch.setattr(
+        "lazyfs.image.layer.Layer.prefetch_end", property(lambda layer: ends[layer.digest == image.lazy[1].digest])
+    )
+    registry = image.registry()
+    async with resolving(store, registry) as it:
+        await it.resolving.resolve(image.claim(0))
+        await wait_all_tasks_blocked()
+        assert [measure_missing(store, [image.layer(number)]).chunks for number in range(2)] == [1, 0]
+        assert sorted(registry.ranges[2:]) == sorted((0, end) for end in ends)
+        await trio.sleep(MEMORY)
+        assert registry.closed, "nobody needs it any more"
+
+
+async def test_a_prefix_ahead_that_does_not_come(
+    store: Store, image: ScriptedImage, jumping: MockClock, grown: Grown, monkeypatch: pytest.MonkeyPatch, expect_log: LogWatch
+) -> None:
+    """Is given up: it was nobody's yet."""
+    expect_log("stands still")
+    monkeypatch.setattr("lazyfs.image.layer.Layer.prefetch_end", 1)
+    registry = image.registry()
+    async with resolving(store, registry) as it:
+        assert (await it.resolving.resolve(image.claim(0))).lazy == image.lazy[0]
+        registry.away = True
+        await trio.sleep(2 * MEMORY)
+        assert registry.closed
 
 
 @pytest.mark.parametrize("broken", [0, 1])
