@@ -143,7 +143,8 @@ class Starter:
 
     def _start(self, which: str) -> bool:
         name = f"{self._containerd.folder.parent.name}-started-{self.started}-{which}"
-        command = ["sh", "-c", "ls -lR /etc /files > /dev/null && echo hello"]
+        # ctr may lose the output of what ends at once.
+        command = ["sh", "-c", "ls -lR /etc /files > /dev/null && echo hello && sleep 0.1"]
         done = self._containerd.ctr("run", "--rm", "--snapshotter", NAME, self._image, name, *command, code=None)
         self.last = (done.stdout + done.stderr).decode(errors="replace")
         return done.returncode == 0 and done.stdout == b"hello\n"
