@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import trio
 
 from lazyfs.containerd.lull import Lull
+from lazyfs.containerd.repository import LiveRepository, Uses
 from lazyfs.errors import LazyfsError
 from lazyfs.fetch.background import Background, Wanted
-from lazyfs.fetch.fetcher import Fetcher, open_fetcher
+from lazyfs.fetch.fetcher import open_fetcher
 from lazyfs.fetch.piece import LayerBlob
 from lazyfs.fetch.traffic import Traffic
 from lazyfs.format.digest import Digest
@@ -38,8 +38,6 @@ from lazyfs.store.store import Store
 
 _log = logging.getLogger(__name__)
 
-_LINGER: Final = 30.0
-"""Seconds for which an unused layer or repository stays: the next container of the image is the most probable one."""
 _RESUME_PATIENCE: Final = 10.0
 _AHEAD: Final = 30.0
 """Seconds for a prefix that no snapshot needs yet."""
@@ -48,64 +46,6 @@ _SLOWEST: Final = 60.0
 
 OpenSource = Callable[[str], ImageSource]
 """Who holds the repository `docker://HOST/REPO`. Raises UsageError, LocalError."""
-
-
-class Uses:
-    """How many use something, and since when nobody does."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._changed = trio.Event()
-
-    def change(self, by: int) -> None:
-        """One more, or one less."""
-        self.count += by
-        self._changed.set()
-        self._changed = trio.Event()
-
-    async def wait_until_unused(self) -> None:
-        """Until nobody has used it for a while."""
-        while True:
-            while self.count:
-                await self._changed.wait()
-            with trio.move_on_after(_LINGER) as patience:
-                while not self.count:
-                    await self._changed.wait()
-            if patience.cancelled_caught and not self.count:
-                return
-
-
-class LiveRepository:
-    """Where the blobs of some layers are, and who fetches them."""
-
-    def __init__(self, name: str, source: ImageSource) -> None:
-        self.name = name
-        self.source = source
-        self.uses = Uses()
-        self.fetcher: Fetcher | None = None
-        self.ready = trio.Event()
-        self.pulls: dict[str, Wanted] = {}
-        """Layers that shall come whole, by name."""
-        self.pulls_changed = trio.Event()
-        self.trouble = ""
-
-    @contextmanager
-    def in_use(self) -> Iterator[LiveRepository]:
-        """Around a request to it."""
-        self.uses.change(+1)
-        try:
-            yield self
-        finally:
-            self.uses.change(-1)
-
-    def pull(self, name: str, wanted: Wanted | None) -> None:
-        """This layer shall come whole, or need not any more."""
-        if wanted is not None:
-            self.pulls[name] = wanted
-        elif self.pulls.pop(name, None) is None:
-            return  # the others are not begun anew for nothing
-        self.pulls_changed.set()
-        self.pulls_changed = trio.Event()
 
 
 class Index:

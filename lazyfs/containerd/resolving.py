@@ -21,7 +21,8 @@ from typing import Final, NamedTuple
 import msgspec
 import trio
 
-from lazyfs.containerd.lazy_layers import Index, LazyLayers, LiveRepository, descriptor_of
+from lazyfs.containerd.lazy_layers import Index, LazyLayers, descriptor_of
+from lazyfs.containerd.repository import LiveRepository
 from lazyfs.errors import BadAnswer, LazyfsError, Unreachable, UsageError
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor, this_platform
