@@ -59,7 +59,7 @@ class Roots:
         mounted as long as it is active, and directories. Raises OSError."""
         with self._layers.lock:
             roots = self._lower(images)
-            self._layers.hold(number, roots)
+            self._layers.hold(self._place.of(number), roots)  # numbers alone are every containerd's
             return roots
 
     def ensure(self, snapshot: Snapshot, images: Sequence[Path]) -> Path:
@@ -82,7 +82,7 @@ class Roots:
         """Unmount the root of a snapshot, if it is mounted; who still uses it keeps it until then."""
         with self._lock:
             self._take_away(number)
-        self._layers.let_go(number)
+        self._layers.let_go(self._place.of(number))
         self.drop_layers()
 
     def remove(self, number: int) -> None:

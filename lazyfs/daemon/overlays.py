@@ -67,9 +67,9 @@ class Overlays:
 
     def open_names(self, images: tuple[Path, ...]) -> int:
         """A descriptor of a tree that has the names of a stack, for a first look: no mount, and none of its files' data."""
-        return open_stack(
-            self._layers.mounted(images).roots, [self._store / "objects"], source=source_of("names"), read_only=True
-        )
+        with self._layers.lock:
+            roots = self._layers.mounted(images).roots
+            return open_stack(roots, [self._store / "objects"], source=source_of("names"), read_only=True)
 
     def take_away(self, directory: Path, *, lazy: bool) -> None:
         """Unmount. Raises MountFailed, with the names of those who hold it."""

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import trio
 
+from lazyfs.containerd.mounts import Place
+from lazyfs.containerd.roots import Roots
 from lazyfs.format.entry import Entry
 from lazyfs.format.manifest import parse_platform
 from lazyfs.image.image import load_layers, resolve_image
@@ -296,3 +298,15 @@ def test_libraries_are_executable(place: Workshop) -> None:
     library = next(Path("/usr/lib").rglob("libz.so.1.*"))
     with place.mounted([place.image("image", {b"lib.so": library.read_bytes()})]) as at:
         assert ctypes.CDLL(str(at / "lib.so")).zlibVersion
+
+
+def test_two_containerds_hold_a_layer_each(place: Workshop) -> None:
+    """Snapshots of two containerds have the same numbers: what one lets go of, the other still holds."""
+    first, second = (Roots(place.store, Place(place.store / name), place.layers) for name in ("first", "second"))
+    image = place.image("image", {b"a": b"b"})
+    (root,) = first.lower(1, [image])
+    assert second.lower(1, [image]) == (root,)
+    first.take_away(1)
+    assert (root / "a").exists()
+    second.take_away(1)
+    assert not root.exists()
