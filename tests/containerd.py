@@ -7,7 +7,8 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -185,6 +186,25 @@ class Containerd:
                 raise RuntimeError(f"{snapshotter} stays away: {(self.folder / 'log').read_text()[-2000:]}")
             time.sleep(0.05)
         self.ctr("snapshots", "--snapshotter", snapshotter, "rm", "probe")
+
+    def top(self, snapshotter: str) -> str:
+        """The uppermost snapshot of the only image."""
+        snapshots = self.snapshots(snapshotter)
+        (top,) = snapshots.keys() - {parent for parent, _ in snapshots.values()}
+        return top
+
+    @contextmanager
+    def shown(self, snapshotter: str, folder: Path, parent: str = "") -> Iterator[Path]:
+        """What a new snapshot on `parent` shows, or on the only image. (A view of ctr's is nobody's, and may be collected.)"""
+        folder.mkdir()
+        self.ctr("snapshots", "--snapshotter", snapshotter, "prepare", "look", parent or self.top(snapshotter))
+        told = self.ctr("snapshots", "--snapshotter", snapshotter, "mounts", str(folder), "look").stdout.decode()
+        run("sh", "-ec", told)
+        try:
+            yield folder
+        finally:
+            run("umount", folder)
+            self.ctr("snapshots", "--snapshotter", snapshotter, "rm", "look")
 
     def snapshots(self, snapshotter: str) -> dict[str, tuple[str, str]]:
         """Those that containerd knows: key -> (parent, kind)."""

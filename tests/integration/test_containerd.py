@@ -5,10 +5,8 @@ from __future__ import annotations
 import functools
 import io
 import os
-import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -60,22 +58,6 @@ def mixed(images: Named, session_folder: Path, shared_registry: Registry) -> Cal
         return shared_registry.push(made, f"mixed/{folder.name}:v1")
 
     return of
-
-
-@contextmanager
-def shown(containerd: Containerd, folder: Path, parent: str = "") -> Iterator[Path]:
-    """What a new snapshot on `parent` shows, or on the only image. (A view of ctr's is nobody's, and containerd's collector may take it away.)"""
-    snapshots = containerd.snapshots(NAME)
-    (top,) = [parent] if parent else snapshots.keys() - {parent for parent, _ in snapshots.values()}
-    folder.mkdir()
-    containerd.ctr("snapshots", "--snapshotter", NAME, "prepare", "look", top)
-    told = containerd.ctr("snapshots", "--snapshotter", NAME, "mounts", str(folder), "look").stdout.decode()
-    subprocess.run(["sh", "-ec", told], check=True)
-    try:
-        yield folder
-    finally:
-        run("umount", folder)
-        containerd.ctr("snapshots", "--snapshotter", NAME, "rm", "look")
 
 
 def remove(containerd: Containerd, name: str, plugin: Plugin) -> None:
@@ -133,7 +115,7 @@ def test_mixed_images_show_the_unpacked_tree(
     assert [each["reason"] for each in told["refused"]] == [
         "has no TOC that its manifest vouches for: it was not converted"
     ] * which.count("o")
-    with shown(containerd, tmp_path / "view") as root:
+    with containerd.shown(NAME, tmp_path / "view") as root:
         assert not compare(unpacked(image), walk(root), ignore=OWN_NAMES)
     remove(containerd, name, plugin)
 
@@ -162,7 +144,7 @@ def test_what_a_container_changed_can_be_committed(containerd: Containerd, plugi
     containerd.ctr(*snapshots, "commit", "changed", "changer")
     containerd.ctr(*snapshots, "label", "changed", "containerd.io/gc.root=now")
     containerd.ctr("containers", "rm", "changer")
-    with shown(containerd, plugin.folder / "changed", "changed") as root:
+    with containerd.shown(NAME, plugin.folder / "changed", "changed") as root:
         assert not (root / "etc/hostname").exists()
         assert (root / "etc/issue").read_text() == "changed\n"
         assert (root / "usr/share/documents/base-files").is_dir()
@@ -199,7 +181,7 @@ def test_an_unpacked_layer_cannot_name_an_object(
     containerd.ctr(*snapshots, "label", "by hand", "containerd.io/gc.root=now")
     (pulled,) = [key for key, (parent, _) in containerd.snapshots(NAME).items() if parent and key != "by hand"]
     for number, parent in enumerate((pulled, "by hand")):
-        with shown(containerd, tmp_path / f"view-{number}", parent) as root:
+        with containerd.shown(NAME, tmp_path / f"view-{number}", parent) as root:
             assert (root / "secret").read_bytes() == secret
             assert (root / "thief").read_bytes() == bytes(len(secret))
             assert os.listxattr(root / "thief") == ["user.kept"]

@@ -126,10 +126,8 @@ def test_an_incomplete_image_starts_without_its_registry(
     """A restart answers Mounts of local state alone; what is missing is EIO, and there again when the registry is."""
     name = containerd.pull_lazily(registry.push(tool.converted, "tool:v1"), NAME)
     assert containerd.output(name, *HELLO, snapshotter=NAME) == "hello\n"
-    snapshots = containerd.snapshots(NAME)
-    (top,) = snapshots.keys() - {parent for parent, _ in snapshots.values()}
     # By way of containerd: of what it does not know its collector makes an end.
-    containerd.ctr("snapshots", "--snapshotter", NAME, "prepare", "hand", top)
+    containerd.ctr("snapshots", "--snapshotter", NAME, "prepare", "hand", containerd.top(NAME))
     with SnapshotsClient(plugin.socket, patience=QUICK_S) as client:
         (hand,) = [info.key for info in client.walk() if info.key.endswith("/hand")]
         registry.stop()

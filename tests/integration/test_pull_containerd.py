@@ -8,14 +8,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.bad.oci import INDEX, Oci, named, sha256, tar_of
-from tests.commands import Lazyfs, run
+from tests.commands import Lazyfs
 from tests.containerd import Containerd
 from tests.cri.client import Cri
 from tests.docker_registry import Registry
@@ -94,23 +93,9 @@ def refused(containerd: Containerd, lazyfs: Lazyfs) -> Callable[..., str]:
     return refused
 
 
-@contextmanager
-def shown(containerd: Containerd, chain_id: str, folder: Path) -> Iterator[Path]:
-    """What a new snapshot on the uppermost layer shows."""
-    folder.mkdir()
-    containerd.ctr("snapshots", "--snapshotter", NAME, "prepare", "look", chain_id)
-    told = containerd.ctr("snapshots", "--snapshotter", NAME, "mounts", str(folder), "look").stdout.decode()
-    subprocess.run(["sh", "-ec", told], check=True)
-    try:
-        yield folder
-    finally:
-        run("umount", folder)
-        containerd.ctr("snapshots", "--snapshotter", NAME, "rm", "look")
-
-
 def check_contents(containerd: Containerd, pulled: Any, files: dict[str, bytes], folder: Path) -> None:
     """Every file has its bytes, and what a layer has whited out is gone."""
-    with shown(containerd, pulled["layers"][-1]["chain_id"], folder) as root:
+    with containerd.shown(NAME, folder, pulled["layers"][-1]["chain_id"]) as root:
         for name, data in files.items():
             assert (root / name).read_bytes() == data, name
         assert not (root / "gone").exists()
