@@ -64,6 +64,11 @@ class LyingRegistry(Hosted):
         self._path = path
         self.lie: Lie | None = None
 
+    @classmethod
+    def serving(cls, notation: str) -> Self:
+        """The layout of an image, `oci:PATH:TAG`."""
+        return cls(Path(notation.removeprefix("oci:").rpartition(":")[0]))
+
     @property
     def image(self) -> str:
         """How it is called."""

@@ -2,18 +2,22 @@
 
 grpcio cannot take over a listening socket, and unlinks a living one at the path that it is given. So the socket that containerd
 knows is held by whoever keeps our descriptors (lazyfs/daemon/fdstore.py): while no daemon runs, callers wait in its queue. The daemon
-accepts there, and passes bytes to and from grpcio's own socket, in a folder that nobody else can enter.
+accepts there, and passes bytes to and from grpcio's own socket, in a folder that nobody else can enter. Connections whose handshake
+was begun while it came up (handshakes.py) go on here.
 """
 
 from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import trio
+
+from lazyfs.containerd.handshakes import Unacknowledged
 
 _log = logging.getLogger(__name__)
 
@@ -21,10 +25,13 @@ _PIECE: Final = 64 << 10
 _PAUSE: Final = 0.1
 
 
-async def relay(listener: socket.socket, target: Path) -> None:
-    """Accept until cancelled; connections end then."""
+async def relay(listener: socket.socket, target: Path, begun: Iterable[socket.socket] = ()) -> None:
+    """Accept until cancelled; connections end then, and with them those that were `begun` by Handshakes."""
     accepting = trio.socket.from_stdlib_socket(listener)
     async with trio.open_nursery() as nursery:
+        for known in begun:
+            caller = trio.SocketStream(trio.socket.from_stdlib_socket(known))
+            nursery.start_soon(_serve, caller, target, Unacknowledged().rest)
         while True:
             try:
                 connection, _ = await accepting.accept()
@@ -35,7 +42,8 @@ async def relay(listener: socket.socket, target: Path) -> None:
             nursery.start_soon(_serve, trio.SocketStream(connection), target)
 
 
-async def _serve(caller: trio.SocketStream, target: Path) -> None:
+async def _serve(caller: trio.SocketStream, target: Path, heard: Callable[[bytes], bytes] = bytes) -> None:
+    """`heard`: what is passed on of what the caller says."""
     async with caller:
         try:
             server = await trio.open_unix_socket(str(target))
@@ -43,13 +51,15 @@ async def _serve(caller: trio.SocketStream, target: Path) -> None:
             _log.warning("a call of containerd cannot be served: %s", error)
             return
         async with server, trio.open_nursery() as nursery:
-            nursery.start_soon(_pass_on, caller, server, nursery.cancel_scope)
+            nursery.start_soon(_pass_on, caller, server, nursery.cancel_scope, heard)
             await _pass_on(server, caller, nursery.cancel_scope)
 
 
-async def _pass_on(source: trio.SocketStream, sink: trio.SocketStream, both: trio.CancelScope) -> None:
+async def _pass_on(
+    source: trio.SocketStream, sink: trio.SocketStream, both: trio.CancelScope, heard: Callable[[bytes], bytes] = bytes
+) -> None:
     """gRPC ends both directions together."""
     with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
         while data := await source.receive_some(_PIECE):
-            await sink.send_all(data)
+            await sink.send_all(heard(data))
     both.cancel()

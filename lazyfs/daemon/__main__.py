@@ -6,11 +6,12 @@ import argparse
 import os
 import re
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from lazyfs.daemon.holding import complete
+from lazyfs.daemon.holding import LISTENER, complete
 from lazyfs.daemon.keeper import keep
 from lazyfs.errors import LazyfsError, foremost
 from lazyfs.store.directory import adopt, refusal
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 _CONFIG: Final = "/etc/lazyfs/config.toml"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}\Z")
+_PAUSE: Final = 5.0
+"""Seconds between one try to come up and the next, under systemd."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _check(Path(options.config or _CONFIG)) if options.check_config else _run(options)
     except LazyfsError as failure:
         print(f"lazyfsd: {failure}", file=sys.stderr)
+        if not options.check_config:
+            _hold_off()
         return failure.exit_code
 
 
@@ -83,7 +88,7 @@ def _run(options: argparse.Namespace) -> int:
         store = store if options.store else config.store
         containerds = containerds or config.containerds
     service = options.service or bool(containerds) or config is not None
-    sockets = {f"snapshots-{name}": path for name, path in containerds.items()}
+    sockets = {LISTENER + name: path for name, path in containerds.items()}
     try:
         adopt(store)  # before anything is written to a place that may be another's
         if options.no_keeper:
@@ -95,6 +100,12 @@ def _run(options: argparse.Namespace) -> int:
         return keep(store, command, sockets)
     except OSError as error:
         raise refusal(error, f"the store {store} cannot be used") from error
+
+
+def _hold_off() -> None:
+    """systemd starts it again at once, as it has to when a daemon dies; one that cannot come up would fill the log."""
+    if "INVOCATION_ID" in os.environ:
+        time.sleep(_PAUSE)
 
 
 def _named_socket(text: str) -> tuple[str, Path]:
@@ -111,25 +122,34 @@ def _serve(store: Path, config: Config | None, sockets: dict[str, Path], *, serv
 
     import msgspec
 
+    from lazyfs.containerd.handshakes import Handshakes
     from lazyfs.daemon.config import Config
     from lazyfs.daemon.fdstore import FdStore
-    from lazyfs.daemon.service import Options, run
     from lazyfs.mount.logs import log_to_terminal
 
     os.umask(0o077)
     config = msgspec.structs.replace(config or Config(), store=store)
     log_to_terminal(config.log_level)
+    fds = FdStore.from_environment()
+    code = 1
     try:
-        fds = FdStore.from_environment()
         complete(fds, store, sockets)
-        run(Options(config, service), fds)
+        with Handshakes(fds.named(LISTENER)) as handshakes:
+            # Nothing before this is slow, and this may be.
+            from lazyfs.daemon.service import Options, run
+
+            run(Options(config, service), fds, handshakes)
+        code = 0
     except (LazyfsError, BaseExceptionGroup) as failure:
         error = foremost(failure) if isinstance(failure, BaseExceptionGroup) else failure
         if not isinstance(error, LazyfsError):
             raise
         logging.getLogger("lazyfs.daemon").error("%s", error)
-        return error.exit_code
-    return 0
+        code = error.exit_code
+    finally:
+        if code and not fds.is_ready:
+            _hold_off()
+    return code
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ class FdStore:
         self._notify = f"\0{notify[1:]}" if notify.startswith("@") else notify
         self.watchdog = watchdog
         """Seconds after which a daemon that has not said WATCHDOG=1 is ended and started again; 0: never."""
+        self.is_ready = False
+        """Whether the keeper was told that the daemon has come up."""
 
     @classmethod
     def from_environment(cls, environment: MutableMapping[str, str] = os.environ) -> Self:
@@ -45,9 +47,10 @@ class FdStore:
         """The descriptor that was handed to this process, or that it has kept since; None where there is none."""
         return self._descriptors.get(name)
 
-    def names(self, prefix: str) -> list[str]:
-        """The rest of the names that begin so."""
-        return [name.removeprefix(prefix) for name in self._descriptors if name.startswith(prefix)]
+    def named(self, prefix: str) -> dict[str, int]:
+        """The descriptors whose names begin so, by the rest of their names."""
+        found = self._descriptors.items()
+        return {name.removeprefix(prefix): descriptor for name, descriptor in found if name.startswith(prefix)}
 
     def keep(self, name: str, descriptor: int) -> None:
         """Hand a duplicate of `descriptor` to the keeper; the descriptor itself belongs to the store from now on."""
@@ -68,6 +71,7 @@ class FdStore:
 
     def notify(self, message: str, *descriptors: int) -> None:
         """Tell the keeper, in sd_notify's words (`READY=1`). Without one, nothing happens."""
+        self.is_ready = self.is_ready or message.startswith("READY=1")
         if not self._notify:
             return
         try:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 LOCK_NAME: Final = "lazyfsd.lock"
 SOCKET_NAME: Final = "lazyfsd.sock"
+LISTENER: Final = "snapshots-"
+"""How the names of the sockets begin that containerds call."""
 _LONGEST_ADDRESS: Final = 107
 _BACKLOG: Final = 128
 _LOCK_TRIES, _LOCK_PAUSE = 50, 0.2
@@ -80,7 +82,7 @@ def complete(fds: FdStore, store: Path, sockets: Mapping[str, Path]) -> None:
     if fds.get("lock") is None:
         fds.keep("lock", _patiently_locked(fds, store))
     wanted = {"control": store / SOCKET_NAME, **sockets}
-    for name in ["control", *(f"snapshots-{rest}" for rest in fds.names("snapshots-"))]:
+    for name in ["control", *(LISTENER + rest for rest in fds.named(LISTENER))]:
         found = fds.get(name)
         if found is not None and (name not in wanted or not _is_at(found, wanted[name])):
             fds.drop(name)

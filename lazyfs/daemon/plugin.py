@@ -17,6 +17,7 @@ from typing import Final
 
 import trio
 
+from lazyfs.containerd.handshakes import Handshakes
 from lazyfs.containerd.lazy_layers import LazyLayers
 from lazyfs.containerd.relay import relay
 from lazyfs.containerd.resolving import Resolving
@@ -67,15 +68,17 @@ class Plugin:
                 await trio.to_thread.run_sync(snapshotter.roots.forsake)
             await snapshotter.start()
 
-    async def serve(self, listeners: Mapping[str, socket.socket], stack: AsyncExitStack) -> None:
+    async def serve(self, listeners: Mapping[str, socket.socket], handshakes: Handshakes, stack: AsyncExitStack) -> None:
         """Answer each containerd at its socket until `stack` is left. Raises StoreUnusable."""
         # Imported when those who wait in the gate are served already: it takes 0.1 s.
         server = await trio.to_thread.run_sync(import_module, "lazyfs.containerd.server")
         self._nursery.start_soon(_import_ahead)
         private = stack.enter_context(_private_folder(self._store.directory.path))
-        for name, listener in listeners.items():
+        for name in listeners:
             await stack.enter_async_context(server.serving(self.snapshotters[name], private / name))
-            self._nursery.start_soon(relay, listener, private / name)
+        begun = handshakes.stop()
+        for name, listener in listeners.items():
+            self._nursery.start_soon(relay, listener, private / name, begun.get(name, ()))
 
     def roots_on(self, layers: set[str]) -> list[Path]:
         """Where roots are mounted that are stacked on any of these live layers."""

@@ -21,11 +21,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 import trio
 
+from lazyfs.containerd.handshakes import Handshakes
 from lazyfs.daemon.config import Address, Config
 from lazyfs.daemon.containers import sweep
 from lazyfs.daemon.control import Tell, serve_control
 from lazyfs.daemon.fdstore import FdStore
 from lazyfs.daemon.first_looks import FirstLooks
+from lazyfs.daemon.holding import LISTENER
 from lazyfs.daemon.images import Images
 from lazyfs.daemon.mounting import Mounting
 from lazyfs.daemon.mounts import Mounts
@@ -61,8 +63,6 @@ _LINGER: Final = 10.0
 first order, which is why it was started."""
 
 
-_LISTENER: Final = "snapshots-"
-"""How the names of the sockets begin that containerds call."""
 _NO_MOUNT: Final = "/"
 """Where nothing is mounted by us: a status without mounts costs little."""
 _SWEEP_PAUSE: Final = 60.0
@@ -83,14 +83,14 @@ class Options(NamedTuple):
         return self.config.store
 
 
-def run(options: Options, fds: FdStore) -> None:
-    """Serve until nothing is mounted, or told to end. Raises LazyfsError."""
+def run(options: Options, fds: FdStore, handshakes: Handshakes) -> None:
+    """Serve until nothing is mounted, or told to end. `handshakes` is at the sockets that containerds call. Raises LazyfsError."""
     share_arenas()
     write_stacks_on_signal()
-    trio.run(_serve, options, fds)
+    trio.run(_serve, options, fds, handshakes)
 
 
-async def _serve(options: Options, fds: FdStore) -> None:
+async def _serve(options: Options, fds: FdStore, handshakes: Handshakes) -> None:
     async with AsyncExitStack() as stack:
         listener = stack.enter_context(fds.listener("control"))
         signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
@@ -108,7 +108,7 @@ async def _serve(options: Options, fds: FdStore) -> None:
             if service.plugin is not None:
                 await service.plugin.start(same_gate=connection.taken_over)
             service.catalog.begin()
-            sockets = await service.serve_containerds(fds, stack)
+            sockets = await service.serve_containerds(fds, handshakes, stack)
             if options.config.store_size >= 0:
                 await trio.to_thread.run_sync(store.eviction.set_limit, options.config.store_size)
             nursery.start_soon(serve_control, listener, os.geteuid(), service.carry)
@@ -173,7 +173,7 @@ class Service:
 
     async def open_plugin(self, fds: FdStore, stack: AsyncExitStack) -> None:
         """Open what belongs to every containerd that we were given a socket for, if that was not done yet. Raises StoreUnusable."""
-        names = fds.names(_LISTENER)
+        names = tuple(fds.named(LISTENER))
         if not names or self.plugin is not None:
             return
         from lazyfs.daemon.plugin import Plugin
@@ -181,12 +181,12 @@ class Service:
         self.plugin = Plugin(self._options.config, self._store, self.catalog, self._layer_mounts, self._nursery)
         await self.plugin.open(names, stack)
 
-    async def serve_containerds(self, fds: FdStore, stack: AsyncExitStack) -> dict[str, Path]:
+    async def serve_containerds(self, fds: FdStore, handshakes: Handshakes, stack: AsyncExitStack) -> dict[str, Path]:
         """Answer them: where, by their names. Raises StoreUnusable."""
         if self.plugin is None:
             return {}
-        listeners = {name: stack.enter_context(fds.listener(_LISTENER + name)) for name in self.plugin.snapshotters}
-        await self.plugin.serve(listeners, stack)
+        listeners = {name: stack.enter_context(fds.listener(LISTENER + name)) for name in self.plugin.snapshotters}
+        await self.plugin.serve(listeners, handshakes, stack)
         return {name: Path(listener.getsockname()) for name, listener in listeners.items()}
 
     async def summary(self) -> str:

@@ -12,7 +12,6 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -86,8 +85,8 @@ class Pulls:
 
 @pytest.fixture
 def pulls(request: pytest.FixtureRequest, plugin: Plugin, tool: ToolImage) -> Iterator[Pulls]:
-    image = Path(tool.mixed(request.param).removeprefix("oci:").rpartition(":")[0])
-    with LyingRegistry(image) as registry, Containerd(plugin.folder / "c", {NAME: plugin.socket}) as containerd:
+    image = tool.mixed(request.param)
+    with LyingRegistry.serving(image) as registry, Containerd(plugin.folder / "c", {NAME: plugin.socket}) as containerd:
         registry.server.late = LATE
         yield Pulls(containerd, plugin, registry)
 

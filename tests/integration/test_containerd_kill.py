@@ -12,10 +12,12 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from lazyfs.store.claims import Claims
 from tests.commands import Lazyfs
 from tests.containerd import Containerd
 from tests.lazyfsd import PATIENCE_S
@@ -23,6 +25,7 @@ from tests.lying_registry import LyingRegistry
 from tests.mixed_image import join
 from tests.plugin import NAME, Plugin, plugin_at
 from tests.small_image import SmallImage, build_of
+from tests.tool_image import HELLO, build_tool
 
 pytestmark = [pytest.mark.fuse, pytest.mark.containerd, pytest.mark.peer, pytest.mark.images]
 
@@ -31,8 +34,8 @@ FILES = 120
 """More than are read from one kill to the next."""
 LATE = 0.02
 LONGEST_PAUSE_S = 2.0
-BACKOFF_S = 3.0
-"""Source: containerd 1.6, services/server/server.go, proxyClients."""
+HANDSHAKE_S = 1.0
+"""How long containerd's connection waits for the first word of a server. Source: grpc-go, backoff.DefaultConfig."""
 TESTS = Path(__file__).parents[1]
 
 
@@ -116,7 +119,7 @@ class ContainedReader:
 class Starter:
     """Starts containers that list and print, one after the other. A start that fails succeeds when it is repeated once.
 
-    Not at once: where a daemon was killed twice in a row, containerd does not try its socket again for BACKOFF_S.
+    Not at once: where a daemon was killed twice in a row, containerd does not try its socket again for up to 3 s.
     """
 
     def __init__(self, containerd: Containerd, image: str) -> None:
@@ -135,7 +138,7 @@ class Starter:
         while not self._stopping.is_set():
             if not self._start("first"):
                 with self.repeating:
-                    time.sleep(BACKOFF_S)
+                    self._containerd.await_snapshotter(NAME)
                     self.repeated += 1
                     if not self._start("again"):
                         return
@@ -172,7 +175,7 @@ def test_kills_under_containers(
     chance = random.Random(seed)
     shares = [dict(list(many.files.items())[number::READERS]) for number in range(READERS)]
     with (
-        LyingRegistry(Path(image.split(":")[1])) as registry,
+        LyingRegistry.serving(image) as registry,
         Containerd(plugin.folder / "c", {NAME: plugin.socket}) as containerd,
     ):
         registry.server.late = LATE
@@ -187,7 +190,8 @@ def test_kills_under_containers(
                     plugin.wait_until_ready()
                 time.sleep(chance.uniform(0, 0.6))
                 assert any(each.is_running() for each in readers), [each.end() for each in readers]
-                in_flight.append(plugin.kill())
+                with starter.repeating:
+                    in_flight.append(plugin.kill())
             for each in readers:
                 each.check()
         finally:
@@ -201,3 +205,23 @@ def test_kills_under_containers(
             assert max(each.longest for each in readers) < LONGEST_PAUSE_S, [each.longest for each in readers]
         containerd.ctr("images", "rm", "--sync", name)
         assert containerd.snapshots(NAME) == {}
+
+
+def test_calls_wait_for_a_start_that_takes_long(plugin: Plugin, tmp_path: Path) -> None:
+    """Longer than gRPC waits for the first word of a server: a container's start waits all the same, and succeeds."""
+    image = build_tool(tmp_path / "tool", {}, {})
+    with (
+        LyingRegistry.serving(image.converted) as registry,
+        Containerd(plugin.folder / "c", {NAME: plugin.socket}) as containerd,
+        closing(Claims(plugin.store / "claims")) as claims,
+    ):
+        name = containerd.pull_lazily(f"{registry.image}:v1", NAME)
+        with claims.opening():  # no store is opened meanwhile
+            plugin.kill()
+            command = ("run", "--rm", "--snapshotter", NAME, name, f"{plugin.folder.name}-waits", *HELLO)
+            start = containerd.start(*command)
+            time.sleep(2.5 * HANDSHAKE_S)
+        with start:
+            said, complaint = start.communicate(timeout=PATIENCE_S)
+        assert (start.returncode, said) == (0, b"hello\n"), complaint
+        containerd.ctr("images", "rm", "--sync", name)

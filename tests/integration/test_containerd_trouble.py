@@ -55,13 +55,6 @@ def tool(tmp_path_factory: pytest.TempPathFactory) -> ToolImage:
 
 
 @contextmanager
-def serving(notation: str) -> Iterator[LyingRegistry]:
-    """A registry that serves a layout."""
-    with LyingRegistry(Path(notation.removeprefix("oci:").rpartition(":")[0])) as registry:
-        yield registry
-
-
-@contextmanager
 def sleeping(containerd: Containerd, image: str, *command: str) -> Iterator[str]:
     """A container that stays, by its name."""
     name = f"{containerd.folder.parent.name}-{containerd.folder.name}-sleeper"
@@ -153,7 +146,7 @@ def test_a_registry_that_is_silent_to_lazyfsd(plugin: Plugin, containerd: Contai
 
     Nothing else has to wait meanwhile.
     """
-    with serving(tool.converted) as registry, SnapshotsClient(plugin.socket, patience=QUICK_S) as client:
+    with LyingRegistry.serving(tool.converted) as registry, SnapshotsClient(plugin.socket, patience=QUICK_S) as client:
         client.prepare("of another")
         registry.lie = silent_to_lazyfsd
         pull = threading.Thread(target=containerd.pull_lazily, args=(f"{registry.image}:v1", NAME))
@@ -198,7 +191,7 @@ def test_two_containerds(tool: ToolImage) -> None:
     """Each sees its own snapshots; what one has pulled the other fetches no more; what one removes the other keeps."""
     with (
         plugin_at("one", "two", background=False) as plugin,
-        serving(tool.converted) as registry,
+        LyingRegistry.serving(tool.converted) as registry,
         Containerd(plugin.folder / "c1", {NAME: plugin.sockets["one"]}) as first,
         Containerd(plugin.folder / "c2", {NAME: plugin.sockets["two"]}) as second,
     ):
@@ -223,7 +216,7 @@ def test_a_pull_that_another_containerd_has_removed(tool: ToolImage) -> None:
     """What is missing goes on coming for the one that has kept the image."""
     with (
         plugin_at("one", "two") as plugin,
-        serving(tool.converted) as registry,
+        LyingRegistry.serving(tool.converted) as registry,
         Containerd(plugin.folder / "c1", {NAME: plugin.sockets["one"]}) as first,
         Containerd(plugin.folder / "c2", {NAME: plugin.sockets["two"]}) as second,
     ):
@@ -250,7 +243,7 @@ def test_files_removed_by_hand(
     folders: tuple[str, ...], restarted: bool, plugin: Plugin, containerd: Containerd, tool: ToolImage
 ) -> None:
     """Whatever of the store goes under a pulled image comes again with the next container, service restarted or not."""
-    with serving(tool.converted) as registry:
+    with LyingRegistry.serving(tool.converted) as registry:
         name = containerd.pull_lazily(f"{registry.image}:v1", NAME)
         assert containerd.output(name, *HELLO, snapshotter=NAME) == "hello\n"
         for _ in moments():
@@ -288,7 +281,7 @@ def test_a_database_that_cannot_be_used(
     harm: Callable[[Path], None], said: str, plugin: Plugin, containerd: Containerd, tool: ToolImage
 ) -> None:
     """The service says so and ends, without a mount or a socket; with the file as it was, everything is there."""
-    with serving(tool.converted) as registry:
+    with LyingRegistry.serving(tool.converted) as registry:
         name = containerd.pull_lazily(f"{registry.image}:v1", NAME)
     plugin.stop()
     path = plugin.store / "containerd" / CONTAINERD / FILE_NAME
@@ -326,7 +319,7 @@ class Private:
 def test_a_private_registry(plugin: Plugin, containerd: Containerd, tool: ToolImage) -> None:
     """Without root's docker config lazyfsd has no password: containerd pulls, with its own; with it layers are lazy. No log tells it."""
     private = Private()
-    with serving(tool.converted) as registry:
+    with LyingRegistry.serving(tool.converted) as registry:
         registry.lie = private
         name = f"{registry.image.removeprefix('docker://')}:v1"
         pull = ("images", "rpull", "--plain-http", f"--snapshotter={NAME}", "--user", f"user:{private.secret}", name)

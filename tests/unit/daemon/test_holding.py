@@ -20,7 +20,7 @@ def fds() -> Iterator[FdStore]:
     """Nothing is in it; what comes in is closed at the end."""
     store = FdStore({}, "")
     yield store
-    for name in store.names(""):
+    for name in store.named(""):
         store.drop(name)
 
 
@@ -37,7 +37,7 @@ def test_what_is_missing_is_taken(tmp_path: Path, fds: FdStore) -> None:
     """Lock, control socket and containerd's, 0600 each; nobody else gets the lock."""
     socket_path = tmp_path / "run" / "lazyfs" / "a.sock"
     complete(fds, tmp_path, {"snapshots-a": socket_path})
-    assert sorted(fds.names("")) == ["control", "lock", "snapshots-a"]
+    assert sorted(fds.named("")) == ["control", "lock", "snapshots-a"]
     for path in (tmp_path / "lazyfsd.sock", socket_path):
         assert answers(path)
         assert path.stat().st_mode & 0o777 == 0o600
@@ -56,7 +56,7 @@ def test_what_is_there_stays(tmp_path: Path, fds: FdStore) -> None:
     before = right.stat().st_ino
     complete(fds, tmp_path, {"snapshots-right": right, "snapshots-moved": moved})
     assert right.stat().st_ino == before
-    assert sorted(fds.names("snapshots-")) == ["moved", "right"]
+    assert sorted(fds.named("snapshots-")) == ["moved", "right"]
     assert [answers(path) for path in (right, moved, tmp_path / "old.sock", gone)] == [True, True, False, False]
 
 

@@ -1,0 +1,126 @@
+"""The beginning of gRPC's handshake, for whoever calls while lazyfsd is still coming up.
+
+To connect to a socket that a keeper holds is to wait in its queue, but gRPC waits for one second only until it hears the server's
+SETTINGS; a caller that is let down there calls nobody for up to three more, and fails each call at once meanwhile. A start that takes
+longer (new code from a cold disk, a large database, a busy machine) would make containers' starts fail that have nothing to do but to
+wait. So after a while a thread accepts and says an empty SETTINGS, which is all that a server begins with; the rest waits for grpcio.
+
+Not at once: a call whose connection is still in the queue outlives one more death of the daemon, and one with a handshake does not.
+
+The client acknowledges that SETTINGS, of which grpcio, which sends its own, knows nothing: that one frame is taken out of what the
+client sends. Standard library only, because what is imported first is what callers wait for.
+
+Source: RFC 9113, 3.4, 4.1 and 6.5; grpc-go, internal/transport (NewHTTP2Client), backoff.DefaultConfig; containerd, pkg/dialer and
+the back-off of its proxy plugins.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+import threading
+from collections.abc import Mapping
+from typing import Final, Self
+
+SETTINGS: Final = struct.pack(">I", 0)[1:] + b"\x04\x00" + bytes(4)
+"""A frame of length 0, type 4, no flags, stream 0: nothing differs from HTTP/2's defaults."""
+ACKNOWLEDGEMENT: Final = SETTINGS[:4] + b"\x01" + bytes(4)
+_PREFACE: Final = len(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+_HEADER: Final = 9
+_PATIENCE: Final = 0.4
+"""Seconds that a start may take before it accepts: the second that callers wait may have begun with the death before it."""
+_PAUSE: Final = 0.1
+
+
+class Handshakes:
+    """Begins with callers of some listening sockets until it is stopped. `with` it, or `stop` it; for one thread."""
+
+    def __init__(self, listeners: Mapping[str, int], patience: float = _PATIENCE) -> None:
+        """`listeners`: descriptors by name, which stay the caller's. `patience`: seconds until the first is accepted."""
+        self._listeners = {name: socket.socket(fileno=os.dup(descriptor)) for name, descriptor in listeners.items()}
+        self._begun: dict[str, list[socket.socket]] = {name: [] for name in listeners}
+        self._patience = patience
+        self._ending = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._thread = threading.Thread(target=self._run, name="lazyfs-handshakes", daemon=True)
+        if listeners:
+            self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for begun in self.stop().values():
+            for connection in begun:
+                connection.close()
+
+    def stop(self) -> dict[str, list[socket.socket]]:
+        """Accept nobody from now on. Connections on which it was begun, by the name of the socket: they are the caller's now.
+
+        Blocking, for less than a millisecond. A second time, there are none.
+        """
+        if self._thread.is_alive():
+            os.eventfd_write(self._ending, 1)
+            self._thread.join()
+        if self._ending >= 0:
+            os.close(self._ending)
+            self._ending = -1
+        for listener in self._listeners.values():
+            listener.close()
+        begun, self._begun = self._begun, {}
+        return begun
+
+    def _run(self) -> None:
+        waiting = select.poll()
+        waiting.register(self._ending, select.POLLIN)
+        if waiting.poll(self._patience * 1000):
+            return
+        names = {}
+        for name, listener in self._listeners.items():
+            listener.setblocking(False)
+            waiting.register(listener, select.POLLIN)
+            names[listener.fileno()] = name
+        while True:
+            ready = {descriptor for descriptor, _ in waiting.poll()}
+            if self._ending in ready:
+                return
+            for descriptor in ready:
+                try:
+                    self._begin(names[descriptor])
+                except OSError:  # gone already; or no descriptors are left, and they wait
+                    select.select([self._ending], [], [], _PAUSE)
+
+    def _begin(self, name: str) -> None:
+        connection, _ = self._listeners[name].accept()
+        self._begun[name].append(connection)
+        connection.sendall(SETTINGS)
+
+
+class Unacknowledged:
+    """What a client sends after such a beginning, without its first acknowledgement."""
+
+    def __init__(self) -> None:
+        self._header = bytearray()
+        self._passing = _PREFACE
+        """Bytes that come before the next frame's header; -1: what was looked for has come."""
+
+    def rest(self, data: bytes) -> bytes:
+        """What there is to pass on, now that `data` has come."""
+        passed = bytearray()
+        while data and self._passing >= 0:
+            if self._passing:
+                passed += data[: self._passing]
+                self._passing, data = max(0, self._passing - len(data)), data[self._passing :]
+                continue
+            missing = _HEADER - len(self._header)
+            self._header += data[:missing]
+            data = data[missing:]
+            if len(self._header) == _HEADER:
+                if self._header == ACKNOWLEDGEMENT:
+                    self._passing = -1
+                else:
+                    passed += self._header
+                    self._passing = int.from_bytes(self._header[:3])
+                self._header.clear()
+        return bytes(passed) + data
