@@ -1,7 +1,5 @@
 """`python -m lazyfs`."""
 
-import sys
+from lazyfs.cli.main import script
 
-from lazyfs.cli.main import main
-
-sys.exit(main())
+script()

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Final
 from lazyfs.daemon.holding import LISTENER, complete
 from lazyfs.daemon.keeper import keep
 from lazyfs.errors import LazyfsError, foremost
-from lazyfs.store.directory import adopt, refusal
+from lazyfs.store.directory import adopt
 from lazyfs.store.location import default_directory
+from lazyfs.store.refusal import refusal
 
 if TYPE_CHECKING:
     from lazyfs.daemon.config import Config

@@ -16,7 +16,7 @@ from lazyfs.errors import InvalidToc, LazyfsError, StoreUnusable
 from lazyfs.format.digest import Digest, check
 from lazyfs.format.entry import Entry
 from lazyfs.format.toc import parse_toc
-from lazyfs.store.directory import refusal
+from lazyfs.store.refusal import refusal
 
 _MOST_IMPLIED: Final = 16 << 20
 """Bytes of names. Layers that were built imply a handful of directories; each is looked up in all layers below."""

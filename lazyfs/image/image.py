@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import trio
 
@@ -24,7 +24,9 @@ from lazyfs.format.manifest import (
 from lazyfs.image.keeping import keep
 from lazyfs.image.layer import Layer, load_layer
 from lazyfs.source.protocol import ImageSource
-from lazyfs.store.store import Store
+
+if TYPE_CHECKING:
+    from lazyfs.store.store import Store
 
 T = TypeVar("T")
 

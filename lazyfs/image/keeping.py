@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 from lazyfs.errors import StoreFull
 from lazyfs.format.digest import Digest
-from lazyfs.store.store import Store
+
+if TYPE_CHECKING:
+    from lazyfs.store.store import Store
 
 _log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
@@ -24,7 +24,9 @@ from lazyfs.format.member import inflate_member
 from lazyfs.format.toc import MAX_TOC_SIZE, parse_toc
 from lazyfs.image.keeping import keep
 from lazyfs.source.protocol import ImageSource
-from lazyfs.store.store import Store
+
+if TYPE_CHECKING:
+    from lazyfs.store.store import Store
 
 TOC_DIGEST: Final = "containerd.io/snapshot/stargz/toc.digest"
 """The annotation of a layer's descriptor that vouches for its TOC."""

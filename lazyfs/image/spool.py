@@ -23,7 +23,7 @@ from isal import isal_zlib
 from lazyfs.errors import DigestMismatch, InvalidInput, LocalError
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import Descriptor, LayerKind
-from lazyfs.store.directory import refusal
+from lazyfs.store.refusal import refusal
 
 if TYPE_CHECKING:
     from _typeshed import SupportsRead

@@ -29,7 +29,7 @@ from lazyfs.erofs.work import Build, Built, Read, Told, publish
 from lazyfs.format.digest import Digest
 from lazyfs.format.entry import Entry
 from lazyfs.native.builder import Builders
-from lazyfs.store.directory import refusal
+from lazyfs.store.refusal import refusal
 
 _PLAIN_ROOT: Final = Entry(b"", "dir")
 

@@ -11,7 +11,8 @@ import msgspec
 from lazyfs.kernel.page_cache import is_cached
 from lazyfs.store.blocks import BLOCK, sums_of
 from lazyfs.store.content import is_name, is_single, single_name
-from lazyfs.store.directory import clear, refusal
+from lazyfs.store.directory import clear
+from lazyfs.store.refusal import refusal
 from lazyfs.store.rows import Row
 from lazyfs.store.store import Store
 

@@ -18,7 +18,8 @@ from typing import Any
 
 from lazyfs.errors import LocalError, StoreFull, StoreUnusable
 from lazyfs.store import schema
-from lazyfs.store.directory import INDEX_FILES, Directory, refusal
+from lazyfs.store.directory import INDEX_FILES, Directory
+from lazyfs.store.refusal import refusal
 
 _log = logging.getLogger("lazyfs.store")
 

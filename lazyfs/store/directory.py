@@ -16,7 +16,6 @@ On disk:
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import stat
@@ -24,10 +23,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from lazyfs.errors import LocalError, StoreFull, StoreUnusable
+from lazyfs.errors import StoreUnusable
 from lazyfs.kernel.mountinfo import mounts
 from lazyfs.store.claims import Claims
 from lazyfs.store.locks import lock, open_lock_file, try_lock
+from lazyfs.store.refusal import refusal
 from lazyfs.store.temporary import Temporary
 
 INDEX_FILES = ("index.sqlite", "index.sqlite-wal", "index.sqlite-shm", "index.sqlite-journal")
@@ -38,8 +38,6 @@ _BEFORE_US = frozenset({"lost+found", "logs", "lazyfsd.lock", "lazyfsd.sock", "g
 """May be there before a store is: lazyfsd takes its lock, its socket and its FUSE connection first, `lazyfs run` its folder."""
 TRIAL_PREFIX = ".probe-"
 """How a trial mount's folder begins (lazyfs/native/probe.py): tried before there is a store, while others may be making it."""
-
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class Directory:
@@ -143,14 +141,6 @@ def clear(directory: Path) -> None:
             os.close(users)
     except OSError as error:
         raise refusal(error, f"the store {directory} cannot be cleared") from error
-
-
-def refusal(error: OSError, what: str) -> LocalError:
-    """What the operating system refused, as one of our errors: no room, or anything else."""
-    message = f"{what}: {error.strerror or error}"
-    if error.errno in _NO_ROOM:
-        return StoreFull(message, hint="Make room, or name another directory with --store.")
-    return StoreUnusable(message, hint="Name another directory with --store.")
 
 
 def adopt(path: Path) -> None:

@@ -10,7 +10,8 @@ import os
 
 from lazyfs.errors import DigestMismatch
 from lazyfs.format.digest import Digest, check
-from lazyfs.store.directory import Directory, refusal
+from lazyfs.store.directory import Directory
+from lazyfs.store.refusal import refusal
 
 _log = logging.getLogger("lazyfs.store")
 

@@ -29,9 +29,10 @@ from lazyfs.kernel.sync import syncfs
 from lazyfs.store import schema
 from lazyfs.store.blocks import read_checked
 from lazyfs.store.content import is_single
-from lazyfs.store.directory import Directory, refusal
+from lazyfs.store.directory import Directory
 from lazyfs.store.files import Files
 from lazyfs.store.index import Index
+from lazyfs.store.refusal import refusal
 from lazyfs.store.rows import Row
 
 _log = logging.getLogger("lazyfs.store")

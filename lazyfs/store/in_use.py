@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lazyfs.format.digest import Digest
-from lazyfs.store.directory import Directory, refusal
+from lazyfs.store.directory import Directory
+from lazyfs.store.refusal import refusal
 
 _NAME = "in-use"
 

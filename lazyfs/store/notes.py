@@ -12,7 +12,8 @@ import hashlib
 import os
 from contextlib import suppress
 
-from lazyfs.store.directory import Directory, refusal
+from lazyfs.store.directory import Directory
+from lazyfs.store.refusal import refusal
 
 _MAX_NOTE = 4096
 

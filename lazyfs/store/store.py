@@ -19,7 +19,7 @@ from lazyfs.errors import LocalError
 from lazyfs.format.digest import Digest
 from lazyfs.store.blocks import read_checked, sums_of
 from lazyfs.store.content import Content, is_single
-from lazyfs.store.directory import Directory, refusal
+from lazyfs.store.directory import Directory
 from lazyfs.store.documents import Documents
 from lazyfs.store.durability import Durability, settle
 from lazyfs.store.eviction import Eviction
@@ -28,6 +28,7 @@ from lazyfs.store.index import Held, Index
 from lazyfs.store.losses import Losses
 from lazyfs.store.notes import Notes
 from lazyfs.store.readers import OpenFile, OpenFiles
+from lazyfs.store.refusal import refusal
 from lazyfs.store.rows import Row
 from lazyfs.store.statistics import StoreStatistics, count
 
