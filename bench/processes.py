@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
+
+from tests.processes import tree
 
 MIB = 1 << 20
 _POLL_S = 0.01
@@ -44,15 +45,3 @@ def peak(*command: str | Path, environment: dict[str, str], timeout: float = 180
     if code:
         raise subprocess.CalledProcessError(code, command)
     return sum(peaks.values())
-
-
-def tree(pid: int) -> Iterator[int]:
-    """A process and all that descend from it."""
-    yield pid
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            found = children.read_text().split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        for child in found:
-            yield from tree(int(child))

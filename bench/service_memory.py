@@ -10,9 +10,10 @@ import time
 
 from bench.figure import Bar, Figure
 from bench.place import Place
-from bench.processes import resident, tree
+from bench.processes import resident
 from bench.snapshotters import OURS, containerd, lazyfsd
 from tests.containerd import Containerd
+from tests.processes import tree
 
 IMAGES = ("busybox", "debian", "edge", "gcc", "nginx", "node", "openjdk", "python", "redis", "scipy")
 SETTLED = 1.0

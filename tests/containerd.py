@@ -112,6 +112,12 @@ class Containerd:
                 raise RuntimeError(f"containerd did not start: {said}")
             time.sleep(0.05)
 
+    @property
+    def process(self) -> int:
+        """Its number."""
+        assert self._process is not None
+        return self._process.pid
+
     def kill(self) -> None:
         """Kill it; containers go on."""
         assert self._process is not None
@@ -171,8 +177,16 @@ class Containerd:
         name = reference.removeprefix("docker://")
         return program, ["images", pull, "--plain-http", f"--snapshotter={snapshotter}", name]
 
+    def containers(self) -> list[str]:
+        """Those that there are, whether or not they run."""
+        return self.ctr("containers", "ls", "--quiet").stdout.decode().split()
+
     def prune(self) -> None:
-        """Remove every image, and what clients that were killed have kept from being collected."""
+        """Remove every container and image, and what clients that were killed have kept from being collected."""
+        for name in self.containers():
+            self.ctr("tasks", "kill", "--signal", "KILL", name, code=None)
+            self.ctr("tasks", "rm", name, code=None)
+            self.ctr("containers", "rm", name)
         for name in self.ctr("images", "ls", "--quiet").stdout.decode().split():
             self.ctr("images", "rm", "--sync", name)
         for lease in self.ctr("leases", "ls", "--quiet").stdout.decode().split():

@@ -44,6 +44,12 @@ class Plugin:
         self.home.mkdir(parents=True, exist_ok=True)
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def process(self) -> int:
+        """Its keeper's number."""
+        assert self._process is not None
+        return self._process.pid
+
     def start(self) -> None:
         """Returns at once: calls wait at the socket."""
         environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}

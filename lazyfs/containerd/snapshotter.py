@@ -34,6 +34,8 @@ from lazyfs.snapshots.database import Snapshots
 from lazyfs.snapshots.labels import REMOTE, REMOTE_VALUE, TARGET, Claim, Ordinary, is_extract, read_labels
 from lazyfs.snapshots.snapshot import LazyLayer, Snapshot, shown
 from lazyfs.snapshots.unpacked import strip, usage
+from lazyfs.store.durability import sync
+from lazyfs.store.refusal import refusal
 from lazyfs.store.store import Store
 
 _log = logging.getLogger(__name__)
@@ -124,7 +126,11 @@ class Snapshotter:
         if snapshot.kind == "committed":
             raise SnapshotBusy(f"the snapshot {shown(key)} is committed: it is mounted by preparing another one on it")
         chain = await trio.to_thread.run_sync(self.snapshots.ancestry, key)
-        return await self._mounts_of(snapshot, chain, await self._images(chain[1:]))
+        images = await self._images(chain[1:])
+        if not await trio.to_thread.run_sync(self._has_directories, snapshot):
+            _log.warning("the directories of %s were lost, with what was changed in it: they are made anew", key)
+            await trio.to_thread.run_sync(self._make_directories, snapshot, chain[1:], images)
+        return await self._mounts_of(snapshot, chain, images)
 
     async def commit(self, key: str, name: str, labels: Mapping[str, str]) -> None:
         """Make a committed snapshot of an active one. Raises SnapshotError, LocalError."""
@@ -278,6 +284,10 @@ class Snapshotter:
         """Where the roots are mounted that are stacked on any of these live layers."""
         return [self._place.root(number) for number, names in self._stacked.items() if layers & set(names)]
 
+    def _has_directories(self, snapshot: Snapshot) -> bool:
+        """A row is on the disk at once, and a directory with the next commit of the file system's journal."""
+        return self._place.fs(snapshot.id).is_dir() and self._place.work(snapshot.id).is_dir()
+
     def _make_directories(self, snapshot: Snapshot, below: Sequence[Snapshot], images: Sequence[Path]) -> None:
         """Raises StoreUnusable."""
         fs = self._place.fs(snapshot.id)
@@ -313,9 +323,18 @@ class Snapshotter:
             fs = self._place.fs(snapshot.id)
             if is_extract(snapshot.key):
                 strip(fs)
+                # Once this is answered, containerd takes the layer for whole and looks at none of its files again, whatever a power
+                # cut has left of them.
+                self._sync(fs)
             inodes, size = usage(fs)
         self.snapshots.commit(snapshot.key, name, labels, inodes, size)
         self.roots.take_away(snapshot.id)
+
+    def _sync(self, fs: Path) -> None:
+        try:
+            sync(fs)
+        except OSError as error:
+            raise refusal(error, f"what was unpacked into {fs} cannot be synced") from error
 
 
 def lazy_name(target: str, parent: str) -> str:

@@ -1,68 +1,25 @@
 """The power fails in the middle of a full read, ten times: afterwards every file read natively is right.
 
-A power cut is a copy of the disk at one moment: the file behind a loop device, copied while nothing is being written to it. Before
-each, the journal of the file system is made to commit: names are on the disk then, and bytes that nobody has synced are not.
+Before each cut the journal of the file system is made to commit: names are on the disk then, and bytes that nobody has synced are not.
 """
 
 from __future__ import annotations
 
 import os
 import random
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from lazyfs.kernel.mountinfo import mounted_at
-from tests.commands import Lazyfs, run
+from tests.commands import Lazyfs
+from tests.disk import commit_names, cut, make_disk, mounted
 from tests.lazyfsd import moments, traces
 from tests.small_image import SmallImage, build
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
 
 CUTS: Final = 10
-
-
-@contextmanager
-def mounted(disk: Path, at: Path) -> Iterator[Path]:
-    """The file system in the file `disk`."""
-    at.mkdir()
-    run("mount", "-o", "loop", disk, at)
-    try:
-        yield at
-    finally:
-        run("umount", at)
-
-
-def commit_names(file_system: Path) -> None:
-    """Commit the journal of an ext4: what an fsync of any file does to the names of all."""
-    path = file_system / "journal"
-    with path.open("w") as file:
-        file.write("commit")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def cut(file_system: Path, disk: Path, copy: Path) -> None:
-    """Copy the disk as it is at one moment."""
-    mount = mounted_at(file_system)
-    assert mount is not None
-    statistics = Path(f"/sys/dev/block/{mount.device}/stat")
-    for _ in moments():
-        before = written(statistics)
-        shutil.copyfile(disk, copy)
-        if written(statistics) == before:
-            return
-    raise AssertionError("the disk is never at rest")
-
-
-def written(statistics: Path) -> tuple[str, ...]:
-    """Of a block device: writes completed, sectors written, requests in flight."""
-    fields = statistics.read_text().split()
-    return fields[4], fields[6], fields[8]
 
 
 def wrong_files(root: Path, image: SmallImage) -> list[str]:
@@ -79,9 +36,7 @@ def test_ten_power_cuts(image: SmallImage, tmp_path: Path) -> None:
     """Some of what arrived is kept, what did not reach the disk is fetched again, and no reader is told a wrong byte."""
     chance = random.Random(7)
     disk = tmp_path / "disk"
-    with disk.open("wb") as file:
-        file.truncate(96 << 20)
-    run("mkfs.ext4", "-q", "-F", disk)
+    make_disk(disk, 96 << 20)
     names = sorted(image.files)
     chance.shuffle(names)
     copies = [tmp_path / f"copy-{number}" for number in range(CUTS)]

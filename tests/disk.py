@@ -1,0 +1,62 @@
+"""A disk whose power can be cut: an ext4 file system in a file. What is on the disk at one moment is a copy of that file.
+
+Bytes that nobody has synced are not on it, and names only once the journal has committed: `commit_names` makes it do so, as any fsync on
+the file system would.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lazyfs.kernel.mountinfo import mounted_at
+from tests.commands import run
+from tests.lazyfsd import moments
+
+
+def make_disk(file: Path, size: int) -> None:
+    """Of `size` bytes; only those that are written take room."""
+    with file.open("wb") as opened:
+        opened.truncate(size)
+    run("mkfs.ext4", "-q", "-F", file)
+
+
+@contextmanager
+def mounted(disk: Path, at: Path) -> Iterator[Path]:
+    """The file system in the file `disk`."""
+    at.mkdir(exist_ok=True)
+    run("mount", "-o", "loop", disk, at)
+    try:
+        yield at
+    finally:
+        run("umount", at)
+
+
+def commit_names(file_system: Path) -> None:
+    """Commit the journal of an ext4: what an fsync of any file does to the names of all."""
+    path = file_system / "journal"
+    with path.open("w") as file:
+        file.write("commit")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def cut(file_system: Path, disk: Path, copy: Path) -> None:
+    """Copy the disk as it is at one moment: at which nothing is being written to it."""
+    mount = mounted_at(file_system)
+    assert mount is not None
+    statistics = Path(f"/sys/dev/block/{mount.device}/stat")
+    for _ in moments():
+        before = _written(statistics)
+        run("cp", "--sparse=always", disk, copy)
+        if _written(statistics) == before:
+            return
+    raise AssertionError("the disk is never at rest")
+
+
+def _written(statistics: Path) -> tuple[str, ...]:
+    """Of a block device: writes completed, sectors written, requests in flight."""
+    fields = statistics.read_text().split()
+    return fields[4], fields[6], fields[8]

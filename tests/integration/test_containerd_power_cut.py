@@ -1,0 +1,131 @@
+"""The power fails in the middle of pulls, starts and removals: with what is on the disk then, containers start, and every byte is right.
+
+Everything that outlives a boot lies on the disk that is cut: the state of lazyfsd and that of containerd. Every moment is drawn from a
+seed that a failure prints; LAZYFS_SEED repeats it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.containerd import Containerd
+from tests.disk import commit_names, cut, make_disk, mounted
+from tests.lying_registry import LyingRegistry
+from tests.plugin import NAME, Plugin, plugin_folder
+from tests.processes import stopped, tree
+from tests.tool_image import TOOL, ToolImage, build_tool
+
+pytestmark = [pytest.mark.fuse, pytest.mark.containerd, pytest.mark.peer]
+
+SIZE = 512 << 20
+PATIENCE_S = 60
+ROUND_S = 2.0
+"""About as long as a pull, a start and a removal take."""
+LAYERS = [
+    {f"files/{number}": bytes([number]) * (33_000 + number) for number in range(1, 40)},
+    {"top/1": b"of the uppermost layer\n" * 5000},
+]
+READ = ("etc/hello", "files/1", "files/20", "files/39", "top/1")
+TRUTH = b"".join(({"etc/hello": b"hello\n"} | LAYERS[0] | LAYERS[1])[name] for name in READ)
+COMMAND = (TOOL, *(f"/{name}" for name in READ))
+
+
+@pytest.fixture
+def seed() -> str:
+    return os.environ.get("LAZYFS_SEED", "") or str(random.SystemRandom().randrange(10**6))
+
+
+@pytest.fixture(scope="module")
+def tool(tmp_path_factory: pytest.TempPathFactory) -> ToolImage:
+    return build_tool(tmp_path_factory.mktemp("tool"), *LAYERS)
+
+
+class Machine:
+    """What runs between two cuts: lazyfsd and a containerd, with all that they keep on the file system at `folder`."""
+
+    def __init__(self, folder: Path, registry: LyingRegistry) -> None:
+        self._reference = f"{registry.image}:v1"
+        shutil.rmtree(folder / "c" / "state", ignore_errors=True)  # lies under /run, which no boot finds
+        self.plugin = Plugin(folder / "p")
+        self.plugin.start()
+        self.containerd = Containerd(folder / "c", {NAME: self.plugin.socket})
+
+    def check(self) -> None:
+        """A pull and a run work, what they leave goes with the image, and so does what was there."""
+        for container in self.containerd.containers():
+            assert self._start_again(container) == TRUTH
+        self._use()
+        assert self.plugin.status()["containerds"][0]["name"]
+        self.plugin.await_empty()
+
+    def use_until(self, enough: threading.Event) -> None:
+        """Pulls, starts and removals, one after the other."""
+        while not enough.is_set():
+            self._use()
+
+    def _use(self) -> None:
+        name = self.containerd.pull_lazily(self._reference, NAME)
+        assert self.containerd.output(name, *COMMAND, snapshotter=NAME).encode() == TRUTH
+        self.containerd.prune()
+
+    def _start_again(self, container: str) -> bytes:
+        """A container that ran when the power failed."""
+        with self.containerd.start("tasks", "start", container) as start:
+            said, complaint = start.communicate(timeout=PATIENCE_S)
+        assert not start.returncode, complaint
+        return said
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Nobody writes anything inside the block."""
+        with stopped([*tree(self.plugin.process), *tree(self.containerd.process)]):
+            yield
+
+
+@contextmanager
+def running(folder: Path, registry: LyingRegistry) -> Iterator[Machine]:
+    machine = Machine(folder, registry)
+    try:
+        with machine.containerd:
+            yield machine
+    finally:
+        machine.plugin.tidy_up()
+
+
+@pytest.mark.parametrize("cuts", [5, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("which", ["lll", "lol", "ooo"])
+def test_power_cuts(which: str, cuts: int, tool: ToolImage, seed: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whichever layers are lazy: nothing is wrong afterwards, nothing is left over, and no container has lost its image."""
+    chance = random.Random(seed)
+    disk, copies = tmp_path / "disk", [tmp_path / f"copy-{number}" for number in range(cuts)]
+    make_disk(disk, SIZE)
+    with plugin_folder() as folder, LyingRegistry.serving(tool.mixed(which)) as registry:
+        at = folder / "disk"
+        with mounted(disk, at), running(at, registry) as machine:
+            enough = threading.Event()
+            user = threading.Thread(target=machine.use_until, args=(enough,))
+            user.start()
+            try:
+                for copy in copies:
+                    time.sleep(chance.uniform(0, ROUND_S))
+                    with machine.at_rest():
+                        if chance.random() < 0.5:
+                            commit_names(at)
+                        cut(at, disk, copy)
+            finally:
+                enough.set()
+                user.join()
+        for number, copy in enumerate(copies):
+            monkeypatch.setenv("LAZYFS_BOOT_ID", f"boot {number}")
+            with mounted(copy, at), running(at, registry) as machine:
+                machine.check()
+            copy.unlink()
