@@ -1,7 +1,8 @@
 """The power fails in the middle of pulls, starts and removals: with what is on the disk then, containers start, and every byte is right.
 
-Everything that outlives a boot lies on the disk that is cut: the state of lazyfsd and that of containerd. Every moment is drawn from a
-seed that a failure prints; LAZYFS_SEED repeats it.
+Everything that outlives a boot lies on two disks that are cut at one moment: the state of lazyfsd, and that of containerd. containerd
+itself does not survive the loss of what it has not synced (blobs that its database names, a file that its `version` needs): all that it
+had written is on its disk. Every moment is drawn from a seed that a failure prints; LAZYFS_SEED repeats it.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.commands import run
 from tests.containerd import Containerd
 from tests.disk import commit_names, cut, make_disk, mounted
 from tests.lying_registry import LyingRegistry
@@ -26,7 +28,8 @@ from tests.tool_image import TOOL, ToolImage, build_tool
 
 pytestmark = [pytest.mark.fuse, pytest.mark.containerd, pytest.mark.peer]
 
-SIZE = 512 << 20
+DISKS = OURS, CONTAINERDS = "ours", "containerds"
+SIZE = 256 << 20
 PATIENCE_S = 60
 ROUND_S = 2.0
 """About as long as a pull, a start and a removal take."""
@@ -54,10 +57,14 @@ class Machine:
 
     def __init__(self, folder: Path, registry: LyingRegistry) -> None:
         self._reference = f"{registry.image}:v1"
-        shutil.rmtree(folder / "c" / "state", ignore_errors=True)  # lies under /run, which no boot finds
-        self.plugin = Plugin(folder / "p")
+        self.plugin = Plugin(folder / OURS / "p")
+        home = folder / CONTAINERDS / "c"
+        # What lies under /run, no boot finds.
+        shutil.rmtree(home / "state", ignore_errors=True)
+        self.plugin.socket.unlink(missing_ok=True)
         self.plugin.start()
-        self.containerd = Containerd(folder / "c", {NAME: self.plugin.socket})
+        self.plugin.wait_until_ready()
+        self.containerd = Containerd(home, {NAME: self.plugin.socket})
 
     def check(self) -> None:
         """A pull and a run work, what they leave goes with the image, and so does what was there."""
@@ -101,16 +108,27 @@ def running(folder: Path, registry: LyingRegistry) -> Iterator[Machine]:
         machine.plugin.tidy_up()
 
 
+@contextmanager
+def disks(folder: Path, at: Path) -> Iterator[None]:
+    """Those of a machine, as files in `folder`, mounted below `at`."""
+    with ExitStack() as stack:
+        for name in DISKS:
+            stack.enter_context(mounted(folder / name, at / name))
+        yield
+
+
 @pytest.mark.parametrize("cuts", [5, pytest.param(40, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("which", ["lll", "lol", "ooo"])
 def test_power_cuts(which: str, cuts: int, tool: ToolImage, seed: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Whichever layers are lazy: nothing is wrong afterwards, nothing is left over, and no container has lost its image."""
     chance = random.Random(seed)
-    disk, copies = tmp_path / "disk", [tmp_path / f"copy-{number}" for number in range(cuts)]
-    make_disk(disk, SIZE)
-    with plugin_folder() as folder, LyingRegistry.serving(tool.mixed(which)) as registry:
-        at = folder / "disk"
-        with mounted(disk, at), running(at, registry) as machine:
+    live, *copies = [tmp_path / name for name in ("live", *map(str, range(cuts)))]
+    for folder in (live, *copies):
+        folder.mkdir()
+    for name in DISKS:
+        make_disk(live / name, SIZE)
+    with plugin_folder() as at, LyingRegistry.serving(tool.mixed(which)) as registry:
+        with disks(live, at), running(at, registry) as machine:
             enough = threading.Event()
             user = threading.Thread(target=machine.use_until, args=(enough,))
             user.start()
@@ -118,14 +136,17 @@ def test_power_cuts(which: str, cuts: int, tool: ToolImage, seed: str, monkeypat
                 for copy in copies:
                     time.sleep(chance.uniform(0, ROUND_S))
                     with machine.at_rest():
-                        if chance.random() < 0.5:
-                            commit_names(at)
-                        cut(at, disk, copy)
+                        for name in DISKS:
+                            if name == CONTAINERDS:
+                                run("sync", "--file-system", at / name)
+                            elif chance.random() < 0.5:
+                                commit_names(at / name)
+                            cut(at / name, live / name, copy / name)
             finally:
                 enough.set()
                 user.join()
-        for number, copy in enumerate(copies):
-            monkeypatch.setenv("LAZYFS_BOOT_ID", f"boot {number}")
-            with mounted(copy, at), running(at, registry) as machine:
+        for copy in copies:
+            monkeypatch.setenv("LAZYFS_BOOT_ID", f"boot {copy.name}")
+            with disks(copy, at), running(at, registry) as machine:
                 machine.check()
-            copy.unlink()
+            shutil.rmtree(copy)
