@@ -37,6 +37,8 @@ def describe_service(report: Report) -> list[str]:
 
 
 def _containerd(told: dict[str, Any]) -> list[str]:
+    if told["trouble"]:
+        return [f"containerd {told['name']} is not served: {told['trouble']}"]
     lines = [
         f"containerd {told['name']}: {told['snapshots']} snapshots, {len(told['lazy'])} lazy layers, {told['unpacked']} unpacked"
     ]

@@ -59,11 +59,25 @@ T = TypeVar("T")
 @asynccontextmanager
 async def serving(snapshotter: Snapshotter, socket: Path) -> AsyncIterator[None]:
     """Answer at a unix socket inside of the block; calls under way get a while at its end. Raises RuntimeError where it cannot."""
+    service = _Service(snapshotter, trio.lowlevel.current_trio_token())
+    async with _answering(partial(services.add_SnapshotsServicer_to_server, service), _THREADS, socket):
+        yield
+
+
+@asynccontextmanager
+async def refusing(reason: str, socket: Path) -> AsyncIterator[None]:
+    """As `serving`, for a containerd whose snapshots cannot be used: every call is told why."""
+    async with _answering(lambda server: server.add_generic_rpc_handlers((_Refusing(reason),)), 1, socket):
+        yield
+
+
+@asynccontextmanager
+async def _answering(add: Callable[[grpc.Server], None], threads: int, socket: Path) -> AsyncIterator[None]:
     server = grpc.server(
-        ThreadPoolExecutor(_THREADS, thread_name_prefix="lazyfs-grpc"),
+        ThreadPoolExecutor(threads, thread_name_prefix="lazyfs-grpc"),
         options=[("grpc.max_receive_message_length", _MAX_MESSAGE), ("grpc.so_reuseport", 0)],
     )
-    services.add_SnapshotsServicer_to_server(_Service(snapshotter, trio.lowlevel.current_trio_token()), server)
+    add(server)
     server.add_insecure_port(f"unix:{socket}")
     server.start()
     try:
@@ -139,6 +153,19 @@ class _Service(services.SnapshotsServicer):
                 _refuse(error, context)
             _log.error("surprise in a call of containerd", exc_info=surprise)
             context.abort(grpc.StatusCode.INTERNAL, f"lazyfsd failed: {error!r}; its log has the traceback")
+
+
+class _Refusing(grpc.GenericRpcHandler):
+    """For whatever is called."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def service(self, _: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
+        return grpc.unary_unary_rpc_method_handler(self._refuse)
+
+    def _refuse(self, _: bytes, context: grpc.ServicerContext) -> NoReturn:
+        context.abort(grpc.StatusCode.UNAVAILABLE, self._reason)
 
 
 def _refuse(error: LazyfsError, context: grpc.ServicerContext) -> NoReturn:

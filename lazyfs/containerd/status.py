@@ -45,6 +45,8 @@ class ContainerdStatus(msgspec.Struct, frozen=True):
     unpacked: int
     refused: tuple[RefusedLayer, ...]
     """Of those that were unpacked."""
+    trouble: str = ""
+    """Why it is not served, and nothing else is known of it; empty where it is."""
 
 
 class RepositoryStatus(msgspec.Struct, frozen=True):
@@ -80,6 +82,11 @@ def describe_containerd(name: str, snapshotter: Snapshotter, layers: LazyLayers)
         unpacked=sum(row.kind == "committed" and row.lazy is None for row in rows),
         refused=tuple(RefusedLayer(row.key, row.reason) for row in rows if row.reason),
     )
+
+
+def unserved_containerd(name: str, reason: str) -> ContainerdStatus:
+    """One whose snapshots cannot be used."""
+    return ContainerdStatus(name, 0, 0, 0, 0, (), 0, (), reason)
 
 
 def describe_repositories(layers: LazyLayers) -> tuple[RepositoryStatus, ...]:

@@ -6,6 +6,7 @@ containerd, STORE/containerd/NAME. What is imported here costs 40 MB of memory: 
 
 from __future__ import annotations
 
+import logging
 import shutil
 import socket
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -22,9 +23,15 @@ from lazyfs.containerd.lazy_layers import LazyLayers
 from lazyfs.containerd.relay import relay
 from lazyfs.containerd.resolving import Resolving
 from lazyfs.containerd.snapshotter import Snapshotter
-from lazyfs.containerd.status import ContainerdStatus, RepositoryStatus, describe_containerd, describe_repositories
+from lazyfs.containerd.status import (
+    ContainerdStatus,
+    RepositoryStatus,
+    describe_containerd,
+    describe_repositories,
+    unserved_containerd,
+)
 from lazyfs.daemon.config import Config
-from lazyfs.errors import StoreUnusable
+from lazyfs.errors import StoreFull, StoreUnusable
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.gate.catalog import Catalog
 from lazyfs.native.layers import LayerMounts
@@ -33,6 +40,8 @@ from lazyfs.source.open import open_source
 from lazyfs.source.protocol import ImageSource
 from lazyfs.source.reference import parse_reference
 from lazyfs.store.store import Store
+
+_log = logging.getLogger(__name__)
 
 _RUN: Final = Path("/run")
 
@@ -47,16 +56,26 @@ class Plugin:
         self.layers = LazyLayers(store, catalog, nursery, partial(_open, config.plain_http), background=config.background)
         self._resolving = Resolving(store, self.layers, nursery)
         self.snapshotters: dict[str, Snapshotter] = {}
+        self.unserved: dict[str, str] = {}
+        """Containerds whose snapshots cannot be used, and why."""
 
     async def open(self, names: Sequence[str], stack: AsyncExitStack) -> None:
-        """Open what belongs to the containerds of these names. Raises StoreUnusable."""
+        """Open what belongs to the containerds of these names.
+
+        One that cannot be used is told so with every call: for its sake nobody else waits for a daemon that does not come up.
+        """
         for name in names:
             folder = self._store.directory.path / "containerd" / name
-            snapshotter = await trio.to_thread.run_sync(
-                Snapshotter, self._store, folder, self.layers, self._resolving, self._mounts, self._nursery
-            )
-            stack.callback(snapshotter.close)
-            self.snapshotters[name] = snapshotter
+            try:
+                snapshotter = await trio.to_thread.run_sync(
+                    Snapshotter, self._store, folder, self.layers, self._resolving, self._mounts, self._nursery
+                )
+            except (StoreUnusable, StoreFull) as error:
+                _log.error("the containerd %s is not served until this service is started again: %s", name, error)
+                self.unserved[name] = str(error)
+            else:
+                stack.callback(snapshotter.close)
+                self.snapshotters[name] = snapshotter
 
     async def start(self, *, same_gate: bool) -> None:
         """Take all containerds up: their layers are expected from here on. Without `same_gate`, what is mounted has a dead one.
@@ -75,7 +94,13 @@ class Plugin:
         self._nursery.start_soon(_import_ahead)
         private = stack.enter_context(_private_folder(self._store.directory.path))
         for name in listeners:
-            await stack.enter_async_context(server.serving(self.snapshotters[name], private / name))
+            snapshotter = self.snapshotters.get(name)
+            answers = (
+                server.serving(snapshotter, private / name)
+                if snapshotter
+                else server.refusing(self.unserved[name], private / name)
+            )
+            await stack.enter_async_context(answers)
         begun = handshakes.stop()
         for name, listener in listeners.items():
             self._nursery.start_soon(relay, listener, private / name, begun.get(name, ()))
@@ -93,6 +118,7 @@ class Plugin:
         told = []
         for name, snapshotter in self.snapshotters.items():
             told.append(await trio.to_thread.run_sync(describe_containerd, name, snapshotter, self.layers))
+        told += [unserved_containerd(name, reason) for name, reason in self.unserved.items()]
         return tuple(told), describe_repositories(self.layers)
 
     async def roots(self) -> list[int]:

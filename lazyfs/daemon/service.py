@@ -40,7 +40,7 @@ from lazyfs.daemon.state import State
 from lazyfs.daemon.status import describe_mount
 from lazyfs.daemon.watchdog import feed
 from lazyfs.errors import LazyfsError, MountFailed
-from lazyfs.fuse.connection import FD_NAME, Connection, serve_gate
+from lazyfs.fuse.connection import Connection, serve_gate
 from lazyfs.fuse.gate_operations import GateOperations
 from lazyfs.gate.catalog import Catalog
 from lazyfs.gate.gate import Gate
@@ -100,8 +100,6 @@ async def _serve(options: Options, fds: FdStore, handshakes: Handshakes) -> None
         stack.callback(ends.close)
         async with trio.open_nursery() as nursery:
             service = Service(options, store, state, ends, nursery)
-            if fds.get(FD_NAME) is None:  # nobody waits yet: what we cannot serve, we find out before there is a gate
-                await service.open_plugin(fds, stack)
             connection: Connection = await nursery.start(service.serve_gate, fds)
             await service.revival.begin(nursery, same_gate=connection.taken_over)
             await service.open_plugin(fds, stack)
@@ -172,9 +170,9 @@ class Service:
         return found if self.plugin is None else [*found, *self.plugin.roots_on(images)]
 
     async def open_plugin(self, fds: FdStore, stack: AsyncExitStack) -> None:
-        """Open what belongs to every containerd that we were given a socket for, if that was not done yet. Raises StoreUnusable."""
+        """Open what belongs to every containerd that we were given a socket for."""
         names = tuple(fds.named(LISTENER))
-        if not names or self.plugin is not None:
+        if not names:
             return
         from lazyfs.daemon.plugin import Plugin
 
@@ -182,19 +180,21 @@ class Service:
         await self.plugin.open(names, stack)
 
     async def serve_containerds(self, fds: FdStore, handshakes: Handshakes, stack: AsyncExitStack) -> dict[str, Path]:
-        """Answer them: where, by their names. Raises StoreUnusable."""
+        """Answer them: where those are served, by their names. Raises StoreUnusable."""
         if self.plugin is None:
             return {}
-        listeners = {name: stack.enter_context(fds.listener(LISTENER + name)) for name in self.plugin.snapshotters}
+        names = tuple(fds.named(LISTENER))
+        listeners = {name: stack.enter_context(fds.listener(LISTENER + name)) for name in names}
         await self.plugin.serve(listeners, handshakes, stack)
-        return {name: Path(listener.getsockname()) for name, listener in listeners.items()}
+        return {name: Path(listeners[name].getsockname()) for name in self.plugin.snapshotters}
 
     async def summary(self) -> str:
         """What is served, in a line."""
         parts = [f"{len(self.mounts.live)} mounts"]
         if self.plugin is not None:
             roots, layers = len(await self.plugin.roots()), len(self.plugin.layers.live)
-            parts += [f"{roots} roots for {', '.join(self.plugin.snapshotters)}", f"{layers} lazy layers in use"]
+            parts += [f"{roots} roots for {', '.join(self.plugin.snapshotters) or 'nobody'}", f"{layers} lazy layers in use"]
+            parts += [f"{name} is not served: {reason}" for name, reason in self.plugin.unserved.items()]
         return "; ".join(parts)
 
     async def serve_gate(self, fds: FdStore, *, task_status: trio.TaskStatus[Connection]) -> None:

@@ -7,21 +7,19 @@ import json
 import os
 import re
 import secrets
-import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from lazyfs.containerd.resolving import DEADLINE
-from lazyfs.snapshots.database import FILE_NAME
 from tests.containerd import Containerd
 from tests.docker_registry import Registry
 from tests.lazyfsd import moments, object_name
 from tests.lying_registry import LyingRegistry, silent
-from tests.plugin import CONTAINERD, NAME, Plugin, plugin_at
+from tests.plugin import NAME, Plugin, plugin_at
+from tests.sleepers import printed, sleeping
 from tests.snapshots_client import SnapshotsClient
 from tests.tool_image import HELLO, TOOL, ToolImage, build_tool
 from tests.unit.registry.scripted import Answer, Request, reply
@@ -52,27 +50,6 @@ def containerd(plugin: Plugin) -> Iterator[Containerd]:
 def tool(tmp_path_factory: pytest.TempPathFactory) -> ToolImage:
     """Three layers: the program, and files of which no chunk brings its neighbour along."""
     return build_tool(tmp_path_factory.mktemp("tool"), FILES, {"top": TOP})
-
-
-@contextmanager
-def sleeping(containerd: Containerd, image: str, *command: str) -> Iterator[str]:
-    """A container that stays, by its name."""
-    name = f"{containerd.folder.parent.name}-{containerd.folder.name}-sleeper"
-    containerd.ctr("run", "--detach", "--snapshotter", NAME, image, name, *command)
-    try:
-        yield name
-    finally:
-        containerd.ctr("tasks", "kill", "--signal", "KILL", name)
-        for _ in moments():
-            if b"RUNNING" not in containerd.ctr("tasks", "ls").stdout:
-                break
-        containerd.ctr("tasks", "rm", name, code=None)
-        containerd.ctr("containers", "rm", name)
-
-
-def printed(containerd: Containerd, sleeper: str, *command: str) -> str:
-    """What a command in a container that runs prints."""
-    return containerd.ctr("tasks", "exec", "--exec-id", "one", sleeper, *command).stdout.decode()
 
 
 def printed_anew(containerd: Containerd, image: str, *command: str) -> str:
@@ -261,42 +238,6 @@ def test_files_removed_by_hand(
         assert containerd.output(name, TOOL, "/files/5", snapshotter=NAME).encode() == FILES["files/5"]
         containerd.ctr("images", "rm", "--sync", name)
         plugin.await_empty()
-
-
-def damage(path: Path) -> None:
-    """Overwrite its second half."""
-    with path.open("r+b") as file:
-        file.seek(path.stat().st_size // 2)
-        file.write(b"\xff" * (path.stat().st_size - file.tell()))
-
-
-def age(path: Path) -> None:
-    """As a later version writes it."""
-    with closing(sqlite3.connect(path)) as db:
-        db.execute("PRAGMA user_version = 99")
-
-
-@pytest.mark.parametrize(("harm", "said"), [(damage, "is damaged"), (age, "has format 99")])
-def test_a_database_that_cannot_be_used(
-    harm: Callable[[Path], None], said: str, plugin: Plugin, containerd: Containerd, tool: ToolImage
-) -> None:
-    """The service says so and ends, without a mount or a socket; with the file as it was, everything is there."""
-    with LyingRegistry.serving(tool.converted) as registry:
-        name = containerd.pull_lazily(f"{registry.image}:v1", NAME)
-    plugin.stop()
-    path = plugin.store / "containerd" / CONTAINERD / FILE_NAME
-    kept = path.read_bytes()
-    harm(path)
-    plugin.start()
-    assert plugin.wait() == 5
-    assert f"{FILE_NAME} {said}" in plugin.logged()
-    assert plugin.left() == []
-    path.write_bytes(kept)
-    plugin.start()
-    containerd.await_snapshotter(NAME)
-    assert sum(row.lazy is not None for row in plugin.rows().values()) == 3
-    containerd.ctr("images", "rm", "--sync", name)
-    plugin.await_empty()
 
 
 class Private:
