@@ -42,7 +42,7 @@ _LIVED: Final = 10.0
 _PATIENCE: Final = 500
 """Quick ends, one after the other, that are followed by a start at once: `kill -9` in a loop is one of our tests."""
 _NEVER_READY: Final = 100
-"""As many quick ends count for one of a daemon that did not come up by itself; who was killed on the way may be as good as any."""
+"""As many quick ends count for one of a daemon that did not come up; while mounts hang on it, not for one that was killed on the way."""
 _LONGEST_PAUSE: Final = 30.0
 
 _LOG_LIMIT: Final = 4 << 20
@@ -113,7 +113,8 @@ class Keeper:
             self._log.say(f"the daemon ({self._child}) {_end(status)} after {lived:.1f} s")
             if lived > _LIVED:
                 trouble = 0
-            trouble += 1 if self._ready or status == -signal.SIGKILL else _NEVER_READY
+            killed = status == -signal.SIGKILL and bool(self._stored)
+            trouble += 1 if self._ready or killed else _NEVER_READY
             hopeless = trouble > _PATIENCE or (status > 0 and not self._ready)
             if hopeless and not self._stored:
                 return status if status > 0 else 1

@@ -7,7 +7,9 @@ collector decide what to do next.
 from __future__ import annotations
 
 import os
+import shutil
 import stat
+import subprocess
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -353,6 +355,23 @@ def test_cleanup(lab: Lab) -> None:
     assert not orphan.exists()
     with mounted(lab.client.view(lab.key("view"), key), lab.folder) as root:
         assert (root / "kept").read_bytes() == b"kept"
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_lost_directories_are_made_anew(lab: Lab, tree: Path, lazy: bool) -> None:
+    """As a power cut may leave a snapshot: its row is on the disk, and nothing else. It begins anew, with the owner of what is below."""
+    with lab.lazy_layer(tree) as layer:
+        parent = layer if lazy else lab.layer("base", directory("etc"))
+        key = lab.key("active")
+        lab.client.prepare(key, parent)
+        lost = lab.snapshots / max(os.listdir(lab.snapshots), key=int)
+        subprocess.run(["umount", "--quiet", lost / "root"], check=False)
+        shutil.rmtree(lost)
+        with mounted(lab.client.mounts(key), lab.folder) as root:
+            (root / "written").write_bytes(b"anew")
+            assert (root / "etc").is_dir()
+            assert (root.stat().st_uid, root.stat().st_gid) == ((7, 8) if lazy else (0, 0))
+        lab.client.remove(key)
 
 
 def test_nothing_is_left(snapshotter: Plugin, lab: Lab, tree: Path) -> None:

@@ -7,8 +7,9 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import grpc
@@ -16,83 +17,24 @@ import pytest
 
 from lazyfs.snapshots.labels import TARGET
 from tests.lazy_tree import labels_of
-from tests.lazyfsd import await_end, moments
+from tests.lazyfsd import moments
 from tests.lying_registry import LyingRegistry
+from tests.machine import CONFIG, LAZYFS, SERVICE, SOCKET, STORE, Machine
 from tests.small_image import SmallImage, build_of, content
 from tests.snapshots_client import SnapshotsClient, refused
-from tests.systemd import ROOT, Systemd
+from tests.systemd import ROOT
 from tests.wheelhouse import fill
 
 pytestmark = [pytest.mark.fuse, pytest.mark.containerd, pytest.mark.systemd]
 
-SERVICE = "lazyfs-snapshotter.service"
 SOCKETS = ("lazyfs-snapshotter.socket", "lazyfs-snapshotter-control.socket")
-LAZYFS = "/opt/lazyfs/bin/lazyfs"
-CONFIG = "/etc/lazyfs/config.toml"
-SOCKET = "/run/lazyfs/snapshots.sock"
-STORE = "/var/lib/lazyfs"
-AT = "/mnt"
 OWN_CONFIG = "# this machine's own\nbackground = false\n"
 SHIPPED = {"lazyfs", "converter", "systemd", ".ci", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE"}
-READER = """[Service]
-Type=oneshot
-ExecStart=sh -c 'exec cat "$(cat /run/reader.path)"'
-StandardOutput=truncate:/run/reader.data
-"""
+AT = "/mnt"
 FILES, SIZE = 50, 300_000
+PATIENCE_S = 30
 KILLS = 8
 """More than systemd's own limit of starts allows."""
-
-
-class Machine(Systemd):
-    """One on which lazyfs can be installed, with nothing downloaded."""
-
-    wheels = Path()
-
-    def install(self, *options: str, code: int = 0, checkout: Path = ROOT) -> str:
-        """Run systemd/install. What it says."""
-        offline = ("PIP_NO_INDEX=1", f"PIP_FIND_LINKS={self.wheels}")
-        done = self.run("env", *offline, "/usr/bin/python3", checkout / "systemd" / "install", *options, code=code, timeout=300)
-        return (done.stdout + done.stderr).decode()
-
-    def main_process(self) -> int:
-        """The service's, as this machine's kernel numbers it."""
-        for _ in moments():
-            if (inside := self.show(SERVICE, "MainPID")) != "0":
-                break
-        for status in Path("/proc").glob("[0-9]*/status"):
-            try:
-                numbers = re.search(r"^NSpid:\t(\d+)\t(\d+)$", status.read_text(), re.MULTILINE)
-            except OSError:
-                continue
-            if numbers and numbers[2] == inside and os.readlink(status.parent / "ns" / "pid") == self._namespace():
-                return int(numbers[1])
-        raise AssertionError(f"there is no process {inside}")
-
-    def kill(self) -> None:
-        """`kill -9` of the daemon; it is dead afterwards."""
-        process = self.main_process()
-        os.kill(process, signal.SIGKILL)
-        await_end(process)
-
-    def gate(self) -> str:
-        """The number of the connection that is mounted as the gate; another one would be another gate."""
-        found = re.findall(rf"^\S+ \S+ (\S+) / {STORE}/gate ", self.mounts(), re.MULTILINE)
-        assert len(found) == 1
-        return str(found[0])
-
-    def read(self, path: str | Path) -> bytes:
-        """A file as somebody else's unit sees it."""
-        unit = self.path("/etc/systemd/system/reader.service")
-        if not unit.exists():
-            unit.write_text(READER)
-            self.run("systemctl", "daemon-reload")
-        self.path("/run/reader.path").write_text(str(path))
-        self.run("systemctl", "start", "reader.service")
-        return self.path("/run/reader.data").read_bytes()
-
-    def _namespace(self) -> str:
-        return os.readlink(f"/proc/{self.process}/ns/pid")
 
 
 @pytest.fixture(scope="module")
@@ -270,6 +212,29 @@ def watched_closely(machine: Machine) -> Iterator[None]:
     finally:
         shutil.rmtree(drop_in)
         machine.run("systemctl", "daemon-reload")
+
+
+def test_what_cannot_come_up_is_given_up(machine: Machine, mounted: Path, image: SmallImage) -> None:
+    """A state that a newer one wrote, under a reader: `umount --abort` ends his waiting, and with the file as it was all is well."""
+    state = machine.path(f"{STORE}/state.sqlite")
+    version(state, 99)
+    machine.kill()
+    with machine.popen("cat", mounted / name_of(35)) as reader:
+        for _ in moments():
+            if "has format 99" in machine.said("journalctl", "--boot", "--unit", SERVICE):
+                break
+        assert f"detached {AT}" in machine.said(LAZYFS, "umount", "--abort")
+        assert reader.wait(PATIENCE_S) == 1
+    assert AT not in machine.mounts()
+    version(state, 1)
+    machine.run("systemctl", "restart", SERVICE)
+    machine.run(LAZYFS, "status")
+
+
+def version(path: Path, number: int) -> None:
+    """Make a database one of that format."""
+    with closing(sqlite3.connect(path)) as db:
+        db.execute(f"PRAGMA user_version = {number}")
 
 
 def test_a_wrong_configuration_is_not_installed(machine: Machine) -> None:

@@ -152,6 +152,18 @@ def test_never_comes_up(kept: Kept) -> None:
     assert 2 < kept.starts() < 10
 
 
+def test_killed_on_the_way(kept: Kept) -> None:
+    """While mounts hang on it, one that is killed before it is ready, again and again, is started again at once each time."""
+    program = """
+        if started == 0:
+            fds.keep("fuse", os.open("/dev/null", os.O_RDONLY))
+        sys.exit(0) if started == 40 else os.kill(os.getpid(), signal.SIGKILL)
+    """
+    assert kept.run(program) == 0
+    assert kept.starts() == 41
+    assert "it is started again in" not in kept.log()
+
+
 def test_clients_wait_in_a_long_path(tmp_path: Path) -> None:
     """The socket is 0600, its path may be longer than a socket's address, and a client that comes while the daemon is dead waits."""
     kept = Kept(tmp_path / ("x" * 120) / "state")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lazyfs.daemon.__main__ import main
 from tests.commands import run
 
 LAZYFSD = (sys.executable, "-m", "lazyfs.daemon", "--store")
@@ -36,6 +37,23 @@ def test_no_directory_at_all(tmp_path: Path) -> None:
     said = run(*LAZYFSD, tmp_path / "file" / "store", code=5).stderr.decode()
     assert "cannot be used" in said
     assert "Traceback" not in said
+
+
+def test_systemd_does_not_start_it_in_a_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot come up is put off before its end, where systemd starts it again at once; else whoever asked is told at once."""
+    (tmp_path / "letter").write_text("dear")
+    (tmp_path / "config").write_text("stor = 1")
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    monkeypatch.delenv("INVOCATION_ID", raising=False)
+    commands = (["--store", str(tmp_path)], ["--config", str(tmp_path / "config")])
+    assert [main(command) for command in commands] == [5, 2]
+    assert not waited
+    monkeypatch.setenv("INVOCATION_ID", "of a unit")
+    assert [main(command) for command in commands] == [5, 2]
+    assert len(waited) == 2
+    assert main(["--check-config", *commands[1]]) == 2
+    assert len(waited) == 2
 
 
 def test_starts_quickly() -> None:
