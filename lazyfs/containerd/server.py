@@ -40,8 +40,9 @@ from lazyfs.snapshots.snapshot import Snapshot
 
 _log = logging.getLogger(__name__)
 
-_THREADS: Final = 32
-"""Calls at once: as many containers may start together before one waits."""
+_THREADS: Final = 128
+"""Calls at once. There are only as many threads as there ever were calls; so many Prepares that each wait for a registry that is silent,
+and a Remove would wait behind them."""
 _GRACE: Final = 5.0
 _MAX_MESSAGE: Final = 16 << 20
 _MAX_REASON: Final = 1000
