@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -158,9 +158,9 @@ class Plugin:
 
 @contextmanager
 def plugin_folder() -> Iterator[Path]:
-    """A folder for one, on a disk and with a short path, that goes with the block."""
-    folder = Path(tempfile.mkdtemp(prefix="lfs-", dir="/var/tmp"))
-    folder.chmod(0o711)  # a container's root in a user namespace of its own passes through
+    """A folder for one, on a disk and with a short path, that goes with the block. Containers may have its name in theirs."""
+    folder = Path("/var/tmp") / f"lfs-{secrets.token_hex(4)}"
+    folder.mkdir(mode=0o711)  # a container's root in a user namespace of its own passes through
     try:
         yield folder
     finally:
