@@ -59,7 +59,8 @@ class SnapshotsClient:
         self._name = name
         self._patience = patience
         # No proxy of the environment, and no second try: a call that fails is what a test wants to see.
-        options = [("grpc.enable_http_proxy", 0), ("grpc.enable_retries", 0)]
+        # Nor does it know of what an earlier client at this socket has met.
+        options = [("grpc.enable_http_proxy", 0), ("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
         self._channel = grpc.insecure_channel(f"unix:{socket}", options)
         self._calls = services.SnapshotsStub(self._channel)
 

@@ -6,6 +6,7 @@ longer (new code from a cold disk, a large database, a busy machine) would make 
 wait. So after a while a thread accepts and says an empty SETTINGS, which is all that a server begins with; the rest waits for grpcio.
 
 Not at once: a call whose connection is still in the queue outlives one more death of the daemon, and one with a handshake does not.
+And no later than with accepting, then and later on (relay.py): a caller whose connection is cut between the two is let down as well.
 
 The client acknowledges that SETTINGS, of which grpcio, which sends its own, knows nothing: that one frame is taken out of what the
 client sends. Standard library only, because what is imported first is what callers wait for.

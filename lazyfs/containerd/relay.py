@@ -2,8 +2,8 @@
 
 grpcio cannot take over a listening socket, and unlinks a living one at the path that it is given. So the socket that containerd
 knows is held by whoever keeps our descriptors (lazyfs/daemon/fdstore.py): while no daemon runs, callers wait in its queue. The daemon
-accepts there, and passes bytes to and from grpcio's own socket, in a folder that nobody else can enter. Connections whose handshake
-was begun while it came up (handshakes.py) go on here.
+accepts there, and passes bytes to and from grpcio's own socket, in a folder that nobody else can enter. The handshake is begun with
+what accepts (handshakes.py): between the two no death of ours can come, after which a caller would call nobody for a while.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Final
 
 import trio
 
-from lazyfs.containerd.handshakes import Unacknowledged
+from lazyfs.containerd.handshakes import SETTINGS, Unacknowledged
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ async def relay(listener: socket.socket, target: Path, begun: Iterable[socket.so
     async with trio.open_nursery() as nursery:
         for known in begun:
             caller = trio.SocketStream(trio.socket.from_stdlib_socket(known))
-            nursery.start_soon(_serve, caller, target, Unacknowledged().rest)
+            nursery.start_soon(_serve, caller, target)
         while True:
             try:
                 connection, _ = await accepting.accept()
@@ -39,11 +39,18 @@ async def relay(listener: socket.socket, target: Path, begun: Iterable[socket.so
                 _log.warning("a call of containerd has to wait: %s", error)
                 await trio.sleep(_PAUSE)
                 continue
-            nursery.start_soon(_serve, trio.SocketStream(connection), target)
+            caller = trio.SocketStream(connection)
+            try:
+                # Nothing was sent before it: there is room for it, and nobody waits.
+                await connection.send(SETTINGS)
+            except OSError:  # gone already
+                await caller.aclose()
+            else:
+                nursery.start_soon(_serve, caller, target)
 
 
-async def _serve(caller: trio.SocketStream, target: Path, heard: Callable[[bytes], bytes] = bytes) -> None:
-    """`heard`: what is passed on of what the caller says."""
+async def _serve(caller: trio.SocketStream, target: Path) -> None:
+    """One on which the handshake was begun."""
     async with caller:
         try:
             server = await trio.open_unix_socket(str(target))
@@ -51,7 +58,7 @@ async def _serve(caller: trio.SocketStream, target: Path, heard: Callable[[bytes
             _log.warning("a call of containerd cannot be served: %s", error)
             return
         async with server, trio.open_nursery() as nursery:
-            nursery.start_soon(_pass_on, caller, server, nursery.cancel_scope, heard)
+            nursery.start_soon(_pass_on, caller, server, nursery.cancel_scope, Unacknowledged().rest)
             await _pass_on(server, caller, nursery.cancel_scope)
 
 
