@@ -32,6 +32,7 @@ def measure(place: Place) -> list[Figure]:
             outputs = _start_all(running, name, OURS)
             failed.append(CROWD - len(outputs))
             empty.append(statistics.median(outputs))
+            running.collect()
             daemon.wait_until_pulled()
             pulled = pull(running, original, WHOLE)
             place.say(f"crowd, store full: round {number + 1} of {ROUNDS}")

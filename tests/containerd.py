@@ -192,6 +192,11 @@ class Containerd:
         for lease in self.ctr("leases", "ls", "--quiet").stdout.decode().split():
             self.ctr("leases", "rm", "--sync", lease)
 
+    def collect(self) -> None:
+        """Have it take away what nobody needs any more, as the snapshot of a container that was removed: by itself it does now and then."""
+        self.ctr("leases", "create", "--id", "collect")
+        self.ctr("leases", "rm", "--sync", "collect")
+
     def await_snapshotter(self, snapshotter: str) -> None:
         """Until containerd, which has lost the connection to a snapshotter that was stopped, tries its socket again."""
         end = time.monotonic() + PATIENCE_S
