@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench.figure import Bar, Figure
 from bench.place import LAZYFS, Place
-from bench.snapshotters import OURS, containerd, lazyfsd, pull
+from bench.snapshotters import OURS, Lazyfsd, containerd, lazyfsd, pull
 from tests.commands import run
 from tests.containerd import Containerd
 from tests.docker_registry import Request
@@ -21,7 +21,7 @@ from tests.docker_registry import Request
 ROUNDS = 5
 FETCHES = 2
 """Of a layer's metadata: the second where the first guess at its size was too small."""
-Client = Callable[[Place, Containerd, str], None]
+Client = Callable[[Place, Lazyfsd, Containerd, str], None]
 
 
 def measure(place: Place) -> list[Figure]:
@@ -58,17 +58,17 @@ def _measure(place: Place, image: str, bar: Bar) -> list[Figure]:
 def _seconds(place: Place, client: str, reference: str, *, background: bool) -> float:
     with lazyfsd(place, background=background) as daemon, containerd(place, **{OURS: daemon.socket}) as running:
         start = time.perf_counter()
-        CLIENTS[client](place, running, reference)
+        CLIENTS[client](place, daemon, running, reference)
         return time.perf_counter() - start
 
 
-def _rpull(_: Place, running: Containerd, reference: str) -> None:
+def _rpull(_: Place, __: Lazyfsd, running: Containerd, reference: str) -> None:
     pull(running, reference, OURS)
 
 
-def _lazyfs_pull(place: Place, running: Containerd, reference: str) -> None:
-    command: tuple[str | Path, ...] = (LAZYFS, "pull", "--address", running.folder / "socket", "--snapshotter", OURS, reference)
-    run(*command, env=place.environment)
+def _lazyfs_pull(place: Place, daemon: Lazyfsd, running: Containerd, reference: str) -> None:
+    options: tuple[str | Path, ...] = ("--store", daemon.store, "--address", running.folder / "socket", "--snapshotter", OURS)
+    run(LAZYFS, "pull", *options, reference, env=place.environment)
 
 
 def _needless(reference: str, requests: list[Request]) -> list[str]:

@@ -2,7 +2,7 @@
 
 For containerd 1.6 and 1.7, whose `ctr images pull` tells a snapshotter too little for that; later ones can do without this command. A
 layer that cannot be lazy is brought and unpacked as ctr would. Afterwards the image is like any other: ctr run, ctr images rm.
-Killed or failed, it goes on the next time where it was.
+Killed or failed, it goes on the next time where it was. Where the lazyfsd of the state directory runs, it carries the pull out.
 """
 
 from __future__ import annotations
@@ -12,22 +12,17 @@ import json
 import sys
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
-
-import trio
+from typing import TYPE_CHECKING, Final
 
 from lazyfs.cli.importing import importing
-from lazyfs.cli.options import access_of, platform_of
+from lazyfs.cli.options import access_of, add_store, platform_of, store_of
+from lazyfs.daemon.client import Client, DaemonUnreachable
+from lazyfs.daemon.orders import PullOrder, Report
 from lazyfs.errors import UsageError
-from lazyfs.source.open import open_source
 from lazyfs.source.reference import Reference, parse_reference
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
-
-    from lazyfs.format.manifest import Descriptor
-    from lazyfs.pull.layers import PulledLayer
-    from lazyfs.pull.pull import Pulled
 
 _ADDRESS: Final = Path("/run/containerd/containerd.sock")
 
@@ -44,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--complete", action="store_true", help="bring the blobs of lazy layers as well: export, push and check need them"
     )
+    add_store(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object")
 
 
@@ -56,31 +52,73 @@ def run(arguments: argparse.Namespace) -> int:
             hint="Push it to one: lazyfs convert or skopeo copy",
         )
     with _Display() as display:
-        pulled = trio.run(_pull, arguments, reference, display)
+        pulled = None if arguments.creds else _pull_by_lazyfsd(arguments, display)
+        pulled = pulled or _pull_here(arguments, reference, display)
     if arguments.creds:
         print(
             "lazyfs: --creds was for this pull: lazyfsd fetches with what root's docker login left, and layers fall back without it",
             file=sys.stderr,
         )
-    print(json.dumps(_report(arguments, pulled)) if arguments.json else _describe(pulled), flush=True)
+    where = {"namespace": arguments.namespace, "snapshotter": arguments.snapshotter}
+    print(json.dumps({**pulled, **where}) if arguments.json else _describe(pulled), flush=True)
     return 0
 
 
-async def _pull(arguments: argparse.Namespace, reference: Reference, display: _Display) -> Pulled:
+def _pull_by_lazyfsd(arguments: argparse.Namespace, display: _Display) -> Report | None:
+    """None where none runs. lazyfsd has all modules that it takes; what credentials there are, it is to have as well."""
+    order = PullOrder(
+        reference=arguments.reference,
+        platform=str(platform_of(arguments)),
+        address=str(arguments.address.absolute()),
+        namespace=arguments.namespace,
+        snapshotter=arguments.snapshotter,
+        plain_http=arguments.plain_http,
+        complete=arguments.complete,
+    )
+    last: Report = {}
+    try:
+        for last in Client(store_of(arguments)).call(order, start=False):
+            if "layer" in last:
+                display.layer(last["layer"])
+            elif "task" in last:
+                display.received(last["task"], last["done_bytes"], last["total"])
+    except DaemonUnreachable:
+        return None
+    return {name: value for name, value in last.items() if name != "done"}
+
+
+def _pull_here(arguments: argparse.Namespace, reference: Reference, display: _Display) -> Report:
+    with importing():
+        import trio
+    report: Report = trio.run(_pull, arguments, reference, display)
+    return report
+
+
+async def _pull(arguments: argparse.Namespace, reference: Reference, display: _Display) -> Report:
     try:
         with importing():
             from lazyfs.pull.containerd import Containerd
-            from lazyfs.pull.pull import PullOrder, pull
+            from lazyfs.pull.pull import PullOrder as Wanted
+            from lazyfs.pull.pull import pull
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in {"grpc", "google"}:
             raise
         raise UsageError("lazyfs pull needs grpcio and protobuf", hint="Install lazyfs[containerd]") from error
-    order = PullOrder(reference, platform_of(arguments), arguments.snapshotter, arguments.complete)
     with importing():
+        from lazyfs.source.open import open_source
+
         source = open_source(reference, access_of(arguments))
+    wanted = Wanted(reference, platform_of(arguments), arguments.snapshotter, arguments.complete)
     try:
         with Containerd(arguments.address.absolute(), arguments.namespace) as containerd:
-            return await pull(containerd, source, order, display.received, display.layer)
+            pulled = await pull(
+                containerd,
+                source,
+                wanted,
+                lambda blob, count: display.received(blob.digest, count, blob.size),
+                lambda layer: display.layer(layer.report()),
+            )
+        return pulled.report()
     finally:
         await source.aclose()
 
@@ -96,20 +134,20 @@ class _Display(AbstractContextManager["_Display"]):
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def layer(self, layer: PulledLayer) -> None:
+    def layer(self, layer: Report) -> None:
         """Its snapshot is there."""
-        if layer.reason:
-            print(f"lazyfs: layer {layer.digest} {layer.reason}", file=sys.stderr)
+        if layer["reason"]:
+            print(f"lazyfs: layer {layer['digest']} {layer['reason']}", file=sys.stderr)
 
-    def received(self, blob: Descriptor, count: int) -> None:
-        """So many bytes of it are there."""
+    def received(self, digest: str, count: int, size: int) -> None:
+        """So many bytes of a blob are there."""
         if not sys.stderr.isatty():
             return
         if self._bars is None:
             self._bars = self._stack.enter_context(_bars())
-        if blob.digest not in self._tasks:
-            self._tasks[blob.digest] = self._bars.add_task(blob.digest[7:19], total=blob.size)
-        self._bars.update(self._tasks[blob.digest], completed=count)
+        if digest not in self._tasks:
+            self._tasks[digest] = self._bars.add_task(digest[7:19], total=size)
+        self._bars.update(self._tasks[digest], completed=count)
 
 
 def _bars() -> Progress:
@@ -120,20 +158,6 @@ def _bars() -> Progress:
     return Progress(*columns, console=Console(stderr=True))
 
 
-def _report(arguments: argparse.Namespace, pulled: Pulled) -> dict[str, Any]:
-    return {
-        "image": pulled.name,
-        "digest": pulled.digest,
-        "manifest": pulled.manifest_digest,
-        "namespace": arguments.namespace,
-        "snapshotter": arguments.snapshotter,
-        "layers": [
-            {"digest": it.digest, "size": it.size, "chain_id": it.chain_id, "lazy": not it.reason, "reason": it.reason}
-            for it in pulled.layers
-        ],
-    }
-
-
-def _describe(pulled: Pulled) -> str:
-    lazy = sum(not layer.reason for layer in pulled.layers)
-    return f"{pulled.name} {pulled.digest}: {lazy} of {len(pulled.layers)} layers lazy"
+def _describe(pulled: Report) -> str:
+    lazy = sum(layer["lazy"] for layer in pulled["layers"])
+    return f"{pulled['image']} {pulled['digest']}: {lazy} of {len(pulled['layers'])} layers lazy"

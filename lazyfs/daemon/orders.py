@@ -18,7 +18,7 @@ MAX_ORDER: Final = 1 << 20
 
 BackgroundMode = Literal["on", "off", "wait"]
 Report = dict[str, Any]
-"""`{"note": TEXT}` is for the user's eyes; `{"task": TEXT, "done_bytes": N, "total": N}` moves a progress bar;
+"""`{"note": TEXT}` is for the user's eyes; `{"task": TEXT, "done_bytes": N, "total": N}` moves a progress bar; `{"layer": …}` is a pulled one;
 `{"done": true, …}` and `{"error": TEXT, "code": EXIT CODE, "unsupported": BOOL}` are the last."""
 
 
@@ -67,7 +67,21 @@ class PruneOrder(msgspec.Struct, frozen=True, tag="prune"):
     older_than: float = 0.0
 
 
-Order = MountOrder | UnmountOrder | StatusOrder | PruneOrder
+class PullOrder(msgspec.Struct, frozen=True, tag="pull"):
+    """Pull an image into a containerd, with what root's docker configuration has for its registry. See lazyfs/pull/pull.py."""
+
+    reference: str
+    platform: str
+    """`os/architecture[/variant]`."""
+    address: str
+    """The path of containerd's socket."""
+    namespace: str
+    snapshotter: str
+    plain_http: bool = False
+    complete: bool = False
+
+
+Order = MountOrder | UnmountOrder | StatusOrder | PruneOrder | PullOrder
 
 
 class Refused(LazyfsError):

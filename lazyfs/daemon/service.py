@@ -31,7 +31,7 @@ from lazyfs.daemon.holding import LISTENER
 from lazyfs.daemon.images import Images
 from lazyfs.daemon.mounting import Mounting
 from lazyfs.daemon.mounts import Mounts
-from lazyfs.daemon.orders import MountOrder, Order, PruneOrder, Report, StatusOrder, UnmountOrder
+from lazyfs.daemon.orders import MountOrder, Order, PruneOrder, PullOrder, Report, StatusOrder, UnmountOrder
 from lazyfs.daemon.recording import Recordings
 from lazyfs.daemon.refresh import Refresher
 from lazyfs.daemon.revival import Revival
@@ -216,6 +216,10 @@ class Service:
                     return {**await self.mounting.unmount(order), **self._farewell()}
                 case StatusOrder():
                     return await self._describe(order)
+                case PullOrder():
+                    from lazyfs.daemon.pulling import pull_into_containerd
+
+                    return await pull_into_containerd(order, tell)
                 case PruneOrder():
                     return await self.upkeep.prune(everything=order.everything, older_than=order.older_than)
         finally:

@@ -71,23 +71,30 @@ def listed(containerd: Containerd, *command: str, namespace: str = "default") ->
     return [line for line in lines if not line.startswith(("KEY", "REF"))]
 
 
+@pytest.fixture(params=["here", "by lazyfsd"])
+def where(request: pytest.FixtureRequest, containerd: Containerd, lazyfs: Lazyfs, plugin: Plugin) -> tuple[str, ...]:
+    """Options of a pull: which containerd, and who carries it out, the command itself or lazyfsd."""
+    store = lazyfs.store if request.param == "here" else plugin.store
+    return ("--address", str(containerd.folder / "socket"), "--store", str(store))
+
+
 @pytest.fixture
-def pull(containerd: Containerd, lazyfs: Lazyfs) -> Callable[..., Any]:
+def pull(where: tuple[str, ...], lazyfs: Lazyfs) -> Callable[..., Any]:
     """`pull(reference, *options)`: what it prints, and `told`, its lines on stderr."""
 
     def pull(reference: str, *options: str) -> Any:
-        done = lazyfs.run("pull", reference, "--address", containerd.folder / "socket", "--json", *options)
+        done = lazyfs.run("pull", reference, *where, "--json", *options)
         return {**json.loads(done.stdout), "told": done.stderr.decode().splitlines()}
 
     return pull
 
 
 @pytest.fixture
-def refused(containerd: Containerd, lazyfs: Lazyfs) -> Callable[..., str]:
+def refused(where: tuple[str, ...], lazyfs: Lazyfs) -> Callable[..., str]:
     """`refused(code, reference, *options)`: what a pull says that ends with that code."""
 
     def refused(code: int, reference: str, *options: str | Path) -> str:
-        done = lazyfs.run("pull", reference, "--address", containerd.folder / "socket", *options, code=code)
+        done = lazyfs.run("pull", reference, *where, *options, code=code)
         return done.stderr.decode()
 
     return refused
@@ -204,7 +211,13 @@ def test_an_index_is_kept_whole(
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_pull_that_was_cut_off_is_gone_on_with(
-    how: signal.Signals, pull: Callable[..., Any], containerd: Containerd, lazyfs: Lazyfs, small: SmallImage, tmp_path: Path
+    how: signal.Signals,
+    pull: Callable[..., Any],
+    where: tuple[str, ...],
+    containerd: Containerd,
+    lazyfs: Lazyfs,
+    small: SmallImage,
+    tmp_path: Path,
 ) -> None:
     """Killed or interrupted in the middle of a blob: the next one asks for the rest of it, and what the dead one left goes."""
 
@@ -214,7 +227,7 @@ def test_a_pull_that_was_cut_off_is_gone_on_with(
 
     with LyingRegistry(small.original) as registry:
         registry.lie = stall
-        command = [sys.executable, "-m", "lazyfs", "pull", f"{registry.image}:v1", "--address", str(containerd.folder / "socket")]
+        command = [sys.executable, "-m", "lazyfs", "pull", f"{registry.image}:v1", *where]
         with subprocess.Popen(command, env=lazyfs.environment, stderr=subprocess.PIPE) as client:
             for _ in moments():
                 begun = [kind for _, kind in containerd.snapshots(NAME).values()]
@@ -235,10 +248,10 @@ def test_a_pull_that_was_cut_off_is_gone_on_with(
     assert {kind for _, kind in containerd.snapshots(NAME).values()} == {"Committed"}
 
 
-def test_two_pulls_at_once_are_one(containerd: Containerd, lazyfs: Lazyfs, small: SmallImage) -> None:
+def test_two_pulls_at_once_are_one(where: tuple[str, ...], lazyfs: Lazyfs, small: SmallImage) -> None:
     """Neither fails, and each blob moves once."""
     with LyingRegistry(small.original) as registry:
-        command = [sys.executable, "-m", "lazyfs", "pull", f"{registry.image}:v1", "--address", str(containerd.folder / "socket")]
+        command = [sys.executable, "-m", "lazyfs", "pull", f"{registry.image}:v1", *where]
         both = [subprocess.Popen(command, env=lazyfs.environment, stderr=subprocess.DEVNULL) for _ in range(2)]
         assert [client.wait(60) for client in both] == [0, 0]
         assert len(registry.ranges) == 2

@@ -29,7 +29,7 @@ def test_without_grpcio_it_says_what_is_missing(
     for module in [name for name in sys.modules if name.startswith("lazyfs.pull")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "grpc", None)
-    assert main(["pull", "python:3.12", "--address", str(tmp_path / "none")]) == 2
+    assert main(["pull", "python:3.12", "--address", str(tmp_path / "none"), "--store", str(tmp_path / "store")]) == 2
     assert "lazyfs[containerd]" in capsys.readouterr().err
 
 
@@ -38,6 +38,6 @@ def test_layers_that_are_not_lazy_are_told(capsys: pytest.CaptureFixture[str]) -
     layers = tuple(PulledLayer(DIGEST, 5, DIGEST, reason) for reason in ("", "was not converted", ""))
     with pull._Display() as display:
         for layer in layers:
-            display.layer(layer)
+            display.layer(layer.report())
     assert capsys.readouterr().err == f"lazyfs: layer {DIGEST} was not converted\n"
-    assert pull._describe(Pulled("host/repo:v1", DIGEST, DIGEST, layers)) == f"host/repo:v1 {DIGEST}: 2 of 3 layers lazy"
+    assert pull._describe(Pulled("host/repo:v1", DIGEST, DIGEST, layers).report()) == f"host/repo:v1 {DIGEST}: 2 of 3 layers lazy"

@@ -16,9 +16,10 @@ REPORT = {
          "errors": {"Unreachable": 2}, "trouble": "it stands still"},
     ],
     "containerds": [
-        {"name": "one", "snapshots": 30, "active": 1, "views": 0, "roots": 1, "unpacked": 25,
+        {"name": "one", "snapshots": 30, "active": 1, "views": 0, "roots": 1, "unpacked": 25, "trouble": "",
          "lazy": [{"reference": "docker://host/repo", "digest": "sha256:abc", "size": 1, "uses": 1, "trouble": "its TOC is lost"}],
          "refused": [{"key": f"key-{number}", "reason": "was not converted"} for number in range(25)]},
+        {"name": "two", "trouble": "its database is damaged"},
     ],
 }  # fmt: skip
 
@@ -34,6 +35,7 @@ def test_all_of_it_is_told() -> None:
     ]
     assert lines[23] == "  and 5 more that are not lazy (--json lists them)"
     assert lines[24:] == [
+        "containerd two is not served: its database is damaged",
         "fetched 2.0 MB in 4 requests from docker://host/repo; errors: 2 Unreachable; not kept: 1",
         "  it stands still",
         (
