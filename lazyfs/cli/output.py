@@ -1,4 +1,4 @@
-"""Standard output as it may be: a pipe whose reader has gone, a full disk."""
+"""Standard output as it may be: a pipe whose reader has gone, a full disk; and how sizes are written there."""
 
 from __future__ import annotations
 
@@ -31,3 +31,8 @@ def abandon() -> None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
+
+
+def megabytes(size: int) -> str:
+    """Bytes, for a reader."""
+    return f"{size / 1e6:.1f} MB"

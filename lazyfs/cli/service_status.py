@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
+from lazyfs.cli.output import megabytes
 from lazyfs.daemon.orders import Report
 from lazyfs.gate.latency import LatencyStatus
 
@@ -28,11 +29,13 @@ def describe_service(report: Report) -> list[str]:
         f"misses: {gate['published']} put in place{took}; {gate['entries']} served through the gate in {gate['reads']} reads,"
         f" {gate['late']} of them because they were late; {gate['errors']} errors"
     )
-    limit = f" of {_mb(store['limit_bytes'])}" if store["limit_bytes"] else ""
+    limit = f" of {megabytes(store['limit_bytes'])}" if store["limit_bytes"] else ""
     evicted = (
-        f"; {store['evicted_objects']} objects ({_mb(store['evicted_bytes'])}) made room" if store["evicted_objects"] else ""
+        f"; {store['evicted_objects']} objects ({megabytes(store['evicted_bytes'])}) made room"
+        if store["evicted_objects"]
+        else ""
     )
-    lines.append(f"store: {_mb(store['used_bytes'])}{limit} used{evicted}  (process {report['pid']})")
+    lines.append(f"store: {megabytes(store['used_bytes'])}{limit} used{evicted}  (process {report['pid']})")
     return lines
 
 
@@ -53,7 +56,7 @@ def _containerd(told: dict[str, Any]) -> list[str]:
 
 def _repository(told: dict[str, Any]) -> list[str]:
     errors = ", ".join(f"{count} {name}" for name, count in sorted(told["errors"].items()))
-    line = f"fetched {_mb(told['received'])} in {told['requests']} requests from {told['name']}"
+    line = f"fetched {megabytes(told['received'])} in {told['requests']} requests from {told['name']}"
     if errors:
         line += f"; errors: {errors}"
     if told["unkept"]:
@@ -63,7 +66,3 @@ def _repository(told: dict[str, Any]) -> list[str]:
 
 def _time(seconds: float) -> str:
     return f"{seconds * 1e3:.0f} ms" if seconds < 1 else f"{seconds:.0f} s" if seconds != float("inf") else "more than 2 s"
-
-
-def _mb(size: int) -> str:
-    return f"{size / 1e6:.1f} MB"

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from lazyfs.cli.options import add_store, store_of
+from lazyfs.cli.output import megabytes
 from lazyfs.cli.progress import follow
 from lazyfs.cli.service_status import describe_service
 from lazyfs.daemon.client import Client, DaemonUnreachable
@@ -96,15 +97,17 @@ def _describe(status: MountStatus) -> str:
     if status.complete:
         state = "complete: needs no registry"
     else:
-        share = f" of {_mb(status.total_bytes)}" if status.total_bytes else ""
-        state = f"{_mb(status.missing_bytes)}{share} in {status.missing_chunks} chunks missing (background {status.background})"
+        share = f" of {megabytes(status.total_bytes)}" if status.total_bytes else ""
+        state = (
+            f"{megabytes(status.missing_bytes)}{share} in {status.missing_chunks} chunks missing (background {status.background})"
+        )
     lines = [
         f"{status.directory}  {status.image}",
         f"  {status.mode}{f', changes go to {status.upper}' if status.upper else ''}; {state}",
-        f"  fetched {_mb(status.received_bytes)} of {_mb(status.layer_bytes)} in {status.requests} requests  (process {status.pid}, store {status.store})",
+        f"  fetched {megabytes(status.received_bytes)} of {megabytes(status.layer_bytes)} in {status.requests} requests  (process {status.pid}, store {status.store})",
     ]
     lines += [
-        f"  layer {layer.digest} ({_mb(layer.size)}) was fetched whole: {layer.reason}"
+        f"  layer {layer.digest} ({megabytes(layer.size)}) was fetched whole: {layer.reason}"
         for layer in status.layer_states
         if layer.reason
     ]
@@ -118,7 +121,3 @@ def _describe(status: MountStatus) -> str:
     if status.trouble:
         lines.append(f"  {status.trouble}")
     return "\n".join(lines)
-
-
-def _mb(size: int) -> str:
-    return f"{size / 1e6:.1f} MB"
