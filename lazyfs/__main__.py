@@ -1,5 +1,7 @@
 """`python -m lazyfs`."""
 
-from lazyfs.cli.main import script
+import sys
 
-script()
+from lazyfs.cli.main import main
+
+sys.exit(main())

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Sequence
-from typing import Final, NoReturn
+from typing import Final
 
 from lazyfs import __version__
 from lazyfs.cli.importing import importing
@@ -71,13 +70,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = 1  # whoever read our output has gone, as `head` does
     abandon()
     return code
-
-
-def script() -> NoReturn:
-    """`main` as a process of its own, which ends with it: to take apart what was imported takes 12 ms of somebody's pull."""
-    code = main()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def _run(arguments: list[str]) -> int:

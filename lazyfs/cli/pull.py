@@ -2,13 +2,18 @@
 
 For containerd 1.6 and 1.7, whose `ctr images pull` tells a snapshotter too little for that; later ones can do without this command. A
 layer that cannot be lazy is brought and unpacked as ctr would. Afterwards the image is like any other: ctr run, ctr images rm.
-Killed or failed, it goes on the next time where it was. Where the lazyfsd of the state directory runs, it carries the pull out.
+Killed or failed, it goes on the next time where it was.
+
+Where the lazyfsd of the state directory runs, it carries the pull out, which is quicker; not with --creds, nor where the environment names
+proxies, certificates or a docker configuration of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import pwd
 import sys
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -16,15 +21,18 @@ from typing import TYPE_CHECKING, Final
 
 from lazyfs.cli.importing import importing
 from lazyfs.cli.options import access_of, add_store, platform_of, store_of
-from lazyfs.daemon.client import Client, DaemonUnreachable
-from lazyfs.daemon.orders import PullOrder, Report
-from lazyfs.errors import UsageError
+from lazyfs.daemon.client import Client
+from lazyfs.daemon.orders import PullOrder, Refused, Report
+from lazyfs.errors import LocalError, UsageError
 from lazyfs.source.reference import Reference, parse_reference
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 _ADDRESS: Final = Path("/run/containerd/containerd.sock")
+_PATIENCE: Final = 5.0
+"""Seconds for lazyfsd to accept an order: its socket is there also while it does not come up."""
+_ENVIRONMENT: Final = ("DOCKER_CONFIG", "SSL_CERT_FILE", "SSL_CERT_DIR", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
             hint="Push it to one: lazyfs convert or skopeo copy",
         )
     with _Display() as display:
-        pulled = None if arguments.creds else _pull_by_lazyfsd(arguments, display)
+        pulled = None if arguments.creds or _has_a_world_of_its_own() else _pull_by_lazyfsd(arguments, display)
         pulled = pulled or _pull_here(arguments, reference, display)
     if arguments.creds:
         print(
@@ -65,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _pull_by_lazyfsd(arguments: argparse.Namespace, display: _Display) -> Report | None:
-    """None where none runs. lazyfsd has all modules that it takes; what credentials there are, it is to have as well."""
+    """None where it is done here: none runs or comes up, it takes on no more, or is an older one. Raises Refused: it has failed."""
     order = PullOrder(
         reference=arguments.reference,
         platform=str(platform_of(arguments)),
@@ -75,16 +83,31 @@ def _pull_by_lazyfsd(arguments: argparse.Namespace, display: _Display) -> Report
         plain_http=arguments.plain_http,
         complete=arguments.complete,
     )
-    last: Report = {}
+    accepted, last = False, Report()
     try:
-        for last in Client(store_of(arguments)).call(order, start=False):
+        for last in Client(store_of(arguments), _PATIENCE, only_first=True).call(order, start=False):
+            accepted = accepted or "accepted" in last
             if "layer" in last:
                 display.layer(last["layer"])
             elif "task" in last:
                 display.received(last["task"], last["done_bytes"], last["total"])
-    except DaemonUnreachable:
+    except Refused:
+        if accepted:
+            raise
         return None
+    except LocalError:
+        return None
+    for layer in last["layers"]:
+        display.layer(layer)
     return {name: value for name, value in last.items() if name != "done"}
+
+
+def _has_a_world_of_its_own() -> bool:
+    """Whether what this command would go by is not what lazyfsd goes by: proxies, certificates, credentials."""
+    if any(os.environ.get(name) for each in _ENVIRONMENT for name in (each, each.lower())):
+        return True
+    home = Path.home()
+    return home != Path(pwd.getpwuid(os.geteuid()).pw_dir) and (home / ".docker" / "config.json").exists()
 
 
 def _pull_here(arguments: argparse.Namespace, reference: Reference, display: _Display) -> Report:
@@ -130,13 +153,15 @@ class _Display(AbstractContextManager["_Display"]):
         self._stack = ExitStack()
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
+        self._told: set[str] = set()
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def layer(self, layer: Report) -> None:
-        """Its snapshot is there."""
-        if layer["reason"]:
+        """Its snapshot is there. Told once."""
+        if layer["reason"] and layer["digest"] not in self._told:
+            self._told.add(layer["digest"])
             print(f"lazyfs: layer {layer['digest']} {layer['reason']}", file=sys.stderr)
 
     def received(self, digest: str, count: int, size: int) -> None:

@@ -40,7 +40,7 @@ def describe_service(report: Report) -> list[str]:
 
 
 def _containerd(told: dict[str, Any]) -> list[str]:
-    if told["trouble"]:
+    if told.get("trouble"):  # an older lazyfsd has no such thing
         return [f"containerd {told['name']} is not served: {told['trouble']}"]
     lines = [
         f"containerd {told['name']}: {told['snapshots']} snapshots, {len(told['lazy'])} lazy layers, {told['unpacked']} unpacked"

@@ -34,8 +34,6 @@ from lazyfs.snapshots.database import Snapshots
 from lazyfs.snapshots.labels import REMOTE, REMOTE_VALUE, TARGET, Claim, Ordinary, is_extract, read_labels
 from lazyfs.snapshots.snapshot import LazyLayer, Snapshot, shown
 from lazyfs.snapshots.unpacked import strip, usage
-from lazyfs.store.durability import sync
-from lazyfs.store.refusal import refusal
 from lazyfs.store.store import Store
 
 _log = logging.getLogger(__name__)
@@ -82,6 +80,15 @@ class Snapshotter:
     def close(self) -> None:
         """Mounts stay. Blocking."""
         self.snapshots.close()
+
+    def check(self) -> None:
+        """Read all that there is once. Blocking. Raises StoreUnusable: a row of it is damaged."""
+        try:
+            for _ in self.snapshots.pages():
+                pass
+        except BaseException:
+            self.snapshots.close()
+            raise
 
     async def start(self) -> None:
         """What a new process does about what the earlier one left: layers of mounted roots live again, pulls go on, leftovers go."""
@@ -325,16 +332,10 @@ class Snapshotter:
                 strip(fs)
                 # Once this is answered, containerd takes the layer for whole and looks at none of its files again, whatever a power
                 # cut has left of them.
-                self._sync(fs)
+                self._store.durability.sync_all()
             inodes, size = usage(fs)
         self.snapshots.commit(snapshot.key, name, labels, inodes, size)
         self.roots.take_away(snapshot.id)
-
-    def _sync(self, fs: Path) -> None:
-        try:
-            sync(fs)
-        except OSError as error:
-            raise refusal(error, f"what was unpacked into {fs} cannot be synced") from error
 
 
 def lazy_name(target: str, parent: str) -> str:

@@ -60,13 +60,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if len(dict(options.snapshotter)) < len(options.snapshotter):
         parser.error("two --snapshotter have the same NAME: each containerd has its own")
+    start = _Start()
+    code = 1
     try:
-        return _check(Path(options.config or _CONFIG)) if options.check_config else _run(options)
+        code = _check(Path(options.config or _CONFIG)) if options.check_config else _run(options, start)
     except LazyfsError as failure:
         print(f"lazyfsd: {failure}", file=sys.stderr)
-        if not options.check_config:
-            _hold_off()
-        return failure.exit_code
+        code = failure.exit_code
+    finally:
+        if code and not (start.came_up or options.check_config) and os.environ.get("SYSTEMD_EXEC_PID") == str(os.getpid()):
+            # systemd starts it again at once, as it has to when a daemon dies; one that cannot come up would fill the log.
+            time.sleep(_PAUSE)
+    return code
+
+
+class _Start:
+    """How far this one has come."""
+
+    came_up = False
 
 
 def _check(path: Path) -> int:
@@ -77,7 +88,7 @@ def _check(path: Path) -> int:
     return 0
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace, start: _Start) -> int:
     store = Path(options.store).absolute() if options.store else default_directory()
     containerds: dict[str, Path] = dict(options.snapshotter)
     config: Config | None = None
@@ -93,7 +104,7 @@ def _run(options: argparse.Namespace) -> int:
     try:
         adopt(store)  # before anything is written to a place that may be another's
         if options.no_keeper:
-            return _serve(store, config, sockets, service=service)
+            return _serve(store, config, sockets, start, service=service)
         command = [sys.executable, "-P", "-m", "lazyfs.daemon", "--no-keeper", "--store", str(store)]
         command += ["--service"] if service else []
         command += [f"--snapshotter={name}={path}" for name, path in containerds.items()]
@@ -101,12 +112,6 @@ def _run(options: argparse.Namespace) -> int:
         return keep(store, command, sockets)
     except OSError as error:
         raise refusal(error, f"the store {store} cannot be used") from error
-
-
-def _hold_off() -> None:
-    """systemd starts it again at once, as it has to when a daemon dies; one that cannot come up would fill the log."""
-    if "INVOCATION_ID" in os.environ:
-        time.sleep(_PAUSE)
 
 
 def _named_socket(text: str) -> tuple[str, Path]:
@@ -117,7 +122,7 @@ def _named_socket(text: str) -> tuple[str, Path]:
     return name, Path(path).absolute()
 
 
-def _serve(store: Path, config: Config | None, sockets: dict[str, Path], *, service: bool) -> int:
+def _serve(store: Path, config: Config | None, sockets: dict[str, Path], start: _Start, *, service: bool) -> int:
     # What the keeper needs none of is not imported for it.
     import logging
 
@@ -132,7 +137,6 @@ def _serve(store: Path, config: Config | None, sockets: dict[str, Path], *, serv
     config = msgspec.structs.replace(config or Config(), store=store)
     log_to_terminal(config.log_level)
     fds = FdStore.from_environment()
-    code = 1
     try:
         complete(fds, store, sockets)
         with Handshakes(fds.named(LISTENER)) as handshakes:
@@ -140,17 +144,15 @@ def _serve(store: Path, config: Config | None, sockets: dict[str, Path], *, serv
             from lazyfs.daemon.service import Options, run
 
             run(Options(config, service), fds, handshakes)
-        code = 0
     except (LazyfsError, BaseExceptionGroup) as failure:
         error = foremost(failure) if isinstance(failure, BaseExceptionGroup) else failure
         if not isinstance(error, LazyfsError):
             raise
         logging.getLogger("lazyfs.daemon").error("%s", error)
-        code = error.exit_code
+        return error.exit_code
     finally:
-        if code and not fds.is_ready:
-            _hold_off()
-    return code
+        start.came_up = fds.is_ready
+    return 0
 
 
 if __name__ == "__main__":

@@ -35,10 +35,11 @@ class DaemonUnreachable(LocalError):
 class Client:
     """Asks the daemon of one state directory."""
 
-    def __init__(self, store: Path, patience: float | None = None) -> None:
-        """`patience`: seconds that a report may take; None waits for as long as the daemon lives."""
+    def __init__(self, store: Path, patience: float | None = None, *, only_first: bool = False) -> None:
+        """`patience`: seconds that a report may take, or only the first one; None waits for as long as the daemon lives."""
         self._store = store
         self._patience = patience
+        self._only_first = only_first
 
     def is_running(self) -> bool:
         """Whether somebody listens."""
@@ -69,6 +70,8 @@ class Client:
                         yield report
                         if report.get("done"):
                             return
+                        if self._only_first:
+                            connection.settimeout(None)
             time.sleep(_PAUSE)  # it died, or ended just now
         raise DaemonUnreachable(
             f"the lazyfsd of {self._store} ends each time it is asked", hint=f"Its log is {self._store}/logs/lazyfsd.log"
@@ -134,7 +137,7 @@ def _taken_back(connection: socket.socket) -> Iterator[None]:
     """Whoever leaves before the last report tells the daemon so, and waits until it has let go of the order."""
     try:
         yield
-    except (Refused, ConnectionError):
+    except (Refused, ConnectionError, TimeoutError):
         raise
     except BaseException:
         with suppress(OSError):

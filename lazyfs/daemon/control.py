@@ -80,7 +80,10 @@ async def _carried_out(stream: trio.SocketStream, carry: Carry, tell: Tell) -> R
             result = await carry(order, tell)
             nursery.cancel_scope.cancel()
     except Exception as surprise:  # noqa: BLE001  the guard of this border: an order that fails must not end the daemon
-        return _told(order, foremost(surprise) if isinstance(surprise, BaseExceptionGroup) else surprise)
+        cause = foremost(surprise) if isinstance(surprise, BaseExceptionGroup) else surprise
+        if isinstance(cause, (trio.BrokenResourceError, trio.ClosedResourceError)):
+            raise cause from None  # it has gone, and was being told something
+        return _told(order, cause)
     else:
         return {**result, "done": True}
 

@@ -100,8 +100,14 @@ def _containerds(report: Report) -> Iterator[Metric]:
     reasons = GaugeMetricFamily(
         "lazyfs_layer_not_lazy", "Why a layer is not lazy, for some of them.", labels=["containerd", "layer", "reason"]
     )
+    unserved = GaugeMetricFamily(
+        "lazyfs_containerd_unserved", "Containerds whose snapshots cannot be used.", labels=["containerd"]
+    )
     for told in report["containerds"]:
         name = told["name"]
+        unserved.add_metric([name], bool(told["trouble"]))
+        if told["trouble"]:
+            continue
         kinds = {"active": told["active"], "view": told["views"], "lazy": len(told["lazy"]), "unpacked": told["unpacked"]}
         for kind, count in kinds.items():
             snapshots.add_metric([name, kind], count)
@@ -109,7 +115,7 @@ def _containerds(report: Report) -> Iterator[Metric]:
         refused.add_metric([name], len(told["refused"]))
         for layer in told["refused"][:_MOST_REASONS]:
             reasons.add_metric([name, layer["key"], layer["reason"]], 1)
-    yield from (snapshots, roots, refused, reasons)
+    yield from (snapshots, roots, refused, reasons, unserved)
 
 
 def _gate(report: Report) -> Iterator[Metric]:

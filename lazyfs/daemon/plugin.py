@@ -1,7 +1,8 @@
 """The containerds that lazyfsd serves: a listening socket each, and behind it a snapshotter with a database of its own.
 
 Their sockets come from whoever keeps our descriptors, as `snapshots-NAME`; NAME also names the folder of what belongs to that
-containerd, STORE/containerd/NAME. What is imported here costs 40 MB of memory: only a lazyfsd that has such a socket does.
+containerd, STORE/containerd/NAME. What is imported here costs 40 MB of memory: only a lazyfsd that has such a socket does, and one that
+was asked to pull.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ import trio
 
 from lazyfs.containerd.handshakes import Handshakes
 from lazyfs.containerd.lazy_layers import LazyLayers
+from lazyfs.containerd.mounts import Place
 from lazyfs.containerd.relay import relay
 from lazyfs.containerd.resolving import Resolving
+from lazyfs.containerd.roots import detach_in, mounted_in
 from lazyfs.containerd.snapshotter import Snapshotter
 from lazyfs.containerd.status import (
     ContainerdStatus,
@@ -71,6 +74,7 @@ class Plugin:
                 snapshotter = await trio.to_thread.run_sync(
                     Snapshotter, self._store, folder, self.layers, self._resolving, self._mounts, self._nursery
                 )
+                await trio.to_thread.run_sync(snapshotter.check)
             except (StoreUnusable, StoreFull) as error:
                 _log.error("the containerd %s is not served until this service is started again: %s", name, error)
                 self.unserved[name] = str(error)
@@ -87,6 +91,9 @@ class Plugin:
             if not same_gate:
                 await trio.to_thread.run_sync(snapshotter.roots.forsake)
             await snapshotter.start()
+        for name in self.unserved:
+            if not same_gate:  # whoever serves them again would take them for whole
+                await trio.to_thread.run_sync(detach_in, self._place(name))
 
     async def serve(self, listeners: Mapping[str, socket.socket], handshakes: Handshakes, stack: AsyncExitStack) -> None:
         """Answer each containerd at its socket until `stack` is left. Raises StoreUnusable."""
@@ -123,17 +130,23 @@ class Plugin:
         return tuple(told), describe_repositories(self.layers)
 
     async def roots(self) -> list[int]:
-        """The numbers of all snapshots whose root is mounted."""
+        """The numbers of all snapshots whose root is mounted, those of containerds that are not served included."""
         found: list[int] = []
-        for snapshotter in self.snapshotters.values():
-            found += await trio.to_thread.run_sync(snapshotter.roots.mounted)
+        for name in (*self.snapshotters, *self.unserved):
+            found += await trio.to_thread.run_sync(mounted_in, self._place(name))
         return found
+
+    def _place(self, name: str) -> Place:
+        return Place(self._store.directory.path / "containerd" / name / "snapshots")
 
 
 async def _import_ahead() -> None:
     """What pulls, and what speaks to registries: 40 ms."""
     for module in MODULES:
-        await trio.to_thread.run_sync(import_module, module)
+        try:
+            await trio.to_thread.run_sync(import_module, module)
+        except ImportError as error:  # whoever needs it is told
+            _log.info("%s cannot be imported: %s", module, error)
 
 
 @contextmanager

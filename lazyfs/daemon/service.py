@@ -32,6 +32,7 @@ from lazyfs.daemon.images import Images
 from lazyfs.daemon.mounting import Mounting
 from lazyfs.daemon.mounts import Mounts
 from lazyfs.daemon.orders import MountOrder, Order, PruneOrder, PullOrder, Report, StatusOrder, UnmountOrder
+from lazyfs.daemon.pulling import Pulling
 from lazyfs.daemon.recording import Recordings
 from lazyfs.daemon.refresh import Refresher
 from lazyfs.daemon.revival import Revival
@@ -148,6 +149,7 @@ class Service:
         )
         self.mounting = Mounting(store, self.images, self.mounts)
         self.revival = Revival(state, self.images, self.mounts)
+        self.pulling = Pulling()
         self.gate = Gate(store, self.catalog, self.recordings.touched)
         self.operations = GateOperations(self.gate)
         self.plugin: Plugin | None = None
@@ -217,9 +219,7 @@ class Service:
                 case StatusOrder():
                     return await self._describe(order)
                 case PullOrder():
-                    from lazyfs.daemon.pulling import pull_into_containerd
-
-                    return await pull_into_containerd(order, tell)
+                    return await self.pulling.pull(order, tell)
                 case PruneOrder():
                     return await self.upkeep.prune(everything=order.everything, older_than=order.older_than)
         finally:

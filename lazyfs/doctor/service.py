@@ -77,5 +77,5 @@ def _socket(name: str, path: Path) -> Finding:
     finally:
         probe.close()
     if silence:
-        return missing(about, f"the snapshotter for {name} does not answer at {path}: {silence}", _START)
+        return missing(about, f"the snapshotter for {name} does not serve at {path}: {silence}", _START)
     return ok(about, f"the snapshotter for {name} answers at {path}")

@@ -74,6 +74,10 @@ class Containerd:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Blocking: calls under way end."""
         self._channel.close()
 
     async def call(self, method: grpc.UnaryUnaryMultiCallable[Q, A], request: Q, *, deadline: float = DEADLINE) -> A:

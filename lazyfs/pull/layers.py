@@ -33,6 +33,7 @@ from lazyfs.snapshots.labels import REASON, REMOTE, TARGET
 _PREPARING: Final = 120.0
 """Seconds; the snapshotter's own deadline is far below."""
 _UNPACKING: Final = 3600.0
+"""Also for Commit, which waits until what was unpacked is on the disk."""
 _TRIES: Final = 6
 _PAUSE: Final = 1.0
 """Seconds. containerd itself tries a snapshotter that it has lost again after at most 3."""
@@ -138,7 +139,7 @@ class Layers:
             )
         labels = {TARGET: chain_id}
         commit = snapshots_pb2.CommitSnapshotRequest(snapshotter=self._snapshotter, name=chain_id, key=key, labels=labels)
-        if await self._containerd.call_unless("ALREADY_EXISTS", self._service.Commit, commit, deadline=_PREPARING) is None:
+        if await self._containerd.call_unless("ALREADY_EXISTS", self._service.Commit, commit, deadline=_UNPACKING) is None:
             await self._remove(key)
         await self._content.label(layer.digest, lambda _: {UNCOMPRESSED: diff_id})
 

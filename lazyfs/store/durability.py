@@ -21,6 +21,7 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import threading
 from pathlib import Path
 
 from lazyfs.errors import StoreUnusable
@@ -45,6 +46,7 @@ class Durability:
         self._directory = directory
         self._index = index
         self._failed = False
+        self._syncing = threading.Lock()
 
     def is_pending(self) -> bool:
         """Whether something committed is not known to be on disk. A query of 10 µs."""
@@ -72,15 +74,23 @@ class Durability:
         self._index.change(end)
         if not ended:
             return
-        if self._failed:
-            # The kernel tells of a failed write once, and keeps no copy of what it could not write.
-            raise StoreUnusable(f"the disk of the store {self._directory.path} has failed", hint="See the kernel's log.")
-        try:
-            sync(self._directory.path)
-        except OSError as error:
-            self._failed = True
-            raise refusal(error, f"the store {self._directory.path} cannot be synced") from error
+        self.sync_all()
         self._index.change(record)
+
+    def sync_all(self) -> None:
+        """Bring everything on the file system of the store to the disk, whoever has written it. Takes as long as the disk does.
+
+        Raises StoreFull, StoreUnusable; once it has failed, always.
+        """
+        with self._syncing:
+            if self._failed:
+                # The kernel tells of a failed write once, and keeps no copy of what it could not write.
+                raise StoreUnusable(f"the disk of the store {self._directory.path} has failed", hint="See the kernel's log.")
+            try:
+                sync(self._directory.path)
+            except OSError as error:
+                self._failed = True
+                raise refusal(error, f"the store {self._directory.path} cannot be synced") from error
 
 
 def sync(path: Path) -> None:

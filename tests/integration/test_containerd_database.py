@@ -64,7 +64,14 @@ def age(path: Path) -> None:
     version(path, 99)
 
 
-@pytest.mark.parametrize(("harm", "said"), [(damage, "is damaged"), (age, "has format 99")])
+def spoil(path: Path) -> None:
+    """What is in a row, not what sqlite itself knows of."""
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE snapshot SET labels = '{'")
+        db.commit()
+
+
+@pytest.mark.parametrize(("harm", "said"), [(damage, "is damaged"), (age, "has format 99"), (spoil, "is damaged")])
 def test_a_database_that_cannot_be_used(
     harm: Callable[[Path], None], said: str, plugin: Plugin, containerd: Containerd, tool: ToolImage
 ) -> None:
@@ -101,7 +108,10 @@ def test_a_database_that_cannot_be_used(
     plugin.await_empty()
 
 
-def test_a_database_spoilt_under_containers(plugin: Plugin, containerd: Containerd, tool: ToolImage) -> None:
+@pytest.mark.parametrize("restart", [Plugin.kill, Plugin.stop], ids=["killed", "restarted"])
+def test_a_database_spoilt_under_containers(
+    restart: Callable[[Plugin], object], plugin: Plugin, containerd: Containerd, tool: ToolImage
+) -> None:
     """What is here goes on, what is missing is an error and no endless wait, until the file is as it was."""
     path = plugin.store / "containerd" / CONTAINERD / FILE_NAME
     with LyingRegistry.serving(tool.converted) as registry:
@@ -115,8 +125,12 @@ def test_a_database_spoilt_under_containers(plugin: Plugin, containerd: Containe
             assert printed(containerd, sleeper, TOOL, "/files/1").encode() == FILES["files/1"]
             assert printed(containerd, sleeper, TOOL, "/top", code=1) == "/top: EIO\n"
             version(path, FORMAT)
-            plugin.kill()
+            restart(plugin)
+            if restart is Plugin.stop:
+                plugin.start()
             containerd.await_snapshotter(NAME)
-            assert printed(containerd, sleeper, TOOL, "/top").encode() == TOP
+            if restart is Plugin.kill:  # else its connection has ended
+                assert printed(containerd, sleeper, TOOL, "/top").encode() == TOP
+            assert containerd.output(name, TOOL, "/top", snapshotter=NAME).encode() == TOP
     containerd.ctr("images", "rm", "--sync", name)
     plugin.await_empty()

@@ -31,6 +31,11 @@ HELLO = ("python3", "-c", 'print("hello")')
 AWAY = "away"
 """A snapshotter that containerd knows, and that does not run."""
 KUBERNETES = "k8s.io"
+ENVIRONMENT = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+"""With such a one a pull is the command's own."""
+PULLS = "INFO lazyfs.daemon.pulling: pulls "
+CREDS = "private"
+"""In the name of a test that pulls with credentials, which is the command's own as well."""
 PIECE = 1 << 20
 """Bytes that the client brings at a time: what is killed within the first one leaves nothing."""
 
@@ -73,9 +78,14 @@ def listed(containerd: Containerd, *command: str, namespace: str = "default") ->
 
 @pytest.fixture(params=["here", "by lazyfsd"])
 def where(request: pytest.FixtureRequest, containerd: Containerd, lazyfs: Lazyfs, plugin: Plugin) -> tuple[str, ...]:
-    """Options of a pull: which containerd, and who carries it out, the command itself or lazyfsd."""
-    store = lazyfs.store if request.param == "here" else plugin.store
-    return ("--address", str(containerd.folder / "socket"), "--store", str(store))
+    """Options of a pull: which containerd, and who carries it out, the command itself or lazyfsd, which is then not able to itself."""
+    options = ("--address", str(containerd.folder / "socket"))
+    if request.param == "here":
+        return (*options, "--store", str(lazyfs.store))
+    for name in ENVIRONMENT:
+        lazyfs.environment.pop(name, None)
+    plugin.wait_until_ready()
+    return (*options, "--store", str(plugin.store))
 
 
 @pytest.fixture
@@ -98,6 +108,16 @@ def refused(where: tuple[str, ...], lazyfs: Lazyfs) -> Callable[..., str]:
         return done.stderr.decode()
 
     return refused
+
+
+@pytest.fixture(autouse=True)
+def check_who_pulled(request: pytest.FixtureRequest, plugin: Plugin) -> Iterator[None]:
+    """lazyfsd logs what it pulls."""
+    before = plugin.logged().count(PULLS)
+    yield
+    param = request.node.callspec.params.get("where") if hasattr(request.node, "callspec") else None
+    if param is not None and CREDS not in request.node.name:
+        assert (plugin.logged().count(PULLS) > before) == (param == "by lazyfsd")
 
 
 def check_contents(containerd: Containerd, pulled: Any, files: dict[str, bytes], folder: Path) -> None:

@@ -45,11 +45,11 @@ def test_systemd_does_not_start_it_in_a_loop(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "config").write_text("stor = 1")
     waited: list[float] = []
     monkeypatch.setattr("time.sleep", waited.append)
-    monkeypatch.delenv("INVOCATION_ID", raising=False)
+    monkeypatch.setenv("SYSTEMD_EXEC_PID", str(os.getppid()))  # a unit's, not the daemon itself
     commands = (["--store", str(tmp_path)], ["--config", str(tmp_path / "config")])
     assert [main(command) for command in commands] == [5, 2]
     assert not waited
-    monkeypatch.setenv("INVOCATION_ID", "of a unit")
+    monkeypatch.setenv("SYSTEMD_EXEC_PID", str(os.getpid()))
     assert [main(command) for command in commands] == [5, 2]
     assert len(waited) == 2
     assert main(["--check-config", *commands[1]]) == 2

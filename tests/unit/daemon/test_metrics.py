@@ -43,6 +43,7 @@ REPORT: dict[str, Any] = {
         {
             "name": "containerd", "snapshots": 9, "active": 1, "views": 2, "roots": 3, "lazy": [{}, {}], "unpacked": 4,
             "refused": [{"key": f"layer-{number}", "reason": 'says "no"'} for number in range(150)],
+            "trouble": "",
         }
     ],
     "repositories": [REPOSITORY],
