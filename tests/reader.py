@@ -12,6 +12,7 @@ import os
 import pickle
 import random
 import sys
+import time
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -29,6 +30,8 @@ class Report(NamedTuple):
     """Showed a byte that is not theirs, or ended early."""
     away: list[str]
     """Could not be read, or not to their ends; what was read was right."""
+    longest: float = 0.0
+    """Seconds that one of them took at most."""
 
 
 def read(path: str, expected: bytes) -> bool | None:
@@ -56,11 +59,14 @@ def read_all(root: str, truth: dict[str, bytes], seed: object) -> Report:
     names = sorted(truth)
     random.Random(repr(seed)).shuffle(names)
     report = Report([], [], [])
+    longest = 0.0
     for name in names:
+        began = time.monotonic()
         verdict = read(os.path.join(root, name), truth[name])
+        longest = max(longest, time.monotonic() - began)
         (report.away if verdict is None else report.right if verdict else report.wrong).append(name)
         os.write(1, b".\n")
-    return report
+    return report._replace(longest=longest)
 
 
 def main() -> None:

@@ -41,10 +41,11 @@ class Reader:
         said, _ = self._process.communicate(timeout=PATIENCE_S)
         return Report(**json.loads(said.splitlines()[-1]))
 
-    def check(self) -> None:
+    def check(self) -> Report:
         """Every file was read to its end, and was right."""
         report = self.report()
         assert (report.wrong, report.away, len(report.right)) == ([], [], self._count)
+        return report
 
     def close(self) -> None:
         self._process.kill()
