@@ -15,19 +15,18 @@ import json
 import os
 import pwd
 import sys
-from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from lazyfs.cli.importing import importing
 from lazyfs.cli.options import access_of, add_store, platform_of, store_of
+from lazyfs.cli.progress import Display
 from lazyfs.daemon.client import Client
 from lazyfs.daemon.orders import PullOrder, Refused, Report
 from lazyfs.errors import LocalError, UsageError
-from lazyfs.source.reference import Reference, parse_reference
-
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+from lazyfs.registry.access import AccessOptions
+from lazyfs.registry.credentials import config_path
+from lazyfs.source.reference import parse_reference
 
 _ADDRESS: Final = Path("/run/containerd/containerd.sock")
 _PATIENCE: Final = 5.0
@@ -59,9 +58,18 @@ def run(arguments: argparse.Namespace) -> int:
             f"{reference} is no image in a registry: lazyfsd could not fetch what is missing",
             hint="Push it to one: lazyfs convert or skopeo copy",
         )
-    with _Display() as display:
-        pulled = None if arguments.creds or _has_a_world_of_its_own() else _pull_by_lazyfsd(arguments, display)
-        pulled = pulled or _pull_here(arguments, reference, display)
+    order = PullOrder(
+        reference=arguments.reference,
+        platform=str(platform_of(arguments)),
+        address=str(arguments.address.absolute()),
+        namespace=arguments.namespace,
+        snapshotter=arguments.snapshotter,
+        plain_http=arguments.plain_http,
+        complete=arguments.complete,
+    )
+    with Display() as display:
+        pulled = None if arguments.creds or _has_a_world_of_its_own() else _pull_by_lazyfsd(store_of(arguments), order, display)
+        pulled = pulled or _pull_here(order, access_of(arguments), display)
     if arguments.creds:
         print(
             "lazyfs: --creds was for this pull: lazyfsd fetches with what root's docker login left, and layers fall back without it",
@@ -72,115 +80,40 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _pull_by_lazyfsd(arguments: argparse.Namespace, display: _Display) -> Report | None:
+def _pull_by_lazyfsd(store: Path, order: PullOrder, display: Display) -> Report | None:
     """None where it is done here: none runs or comes up, it takes on no more, or is an older one. Raises Refused: it has failed."""
-    order = PullOrder(
-        reference=arguments.reference,
-        platform=str(platform_of(arguments)),
-        address=str(arguments.address.absolute()),
-        namespace=arguments.namespace,
-        snapshotter=arguments.snapshotter,
-        plain_http=arguments.plain_http,
-        complete=arguments.complete,
-    )
-    accepted, last = False, Report()
+    accepted = False
     try:
-        for last in Client(store_of(arguments), _PATIENCE, only_first=True).call(order, start=False):
-            accepted = accepted or "accepted" in last
-            if "layer" in last:
-                display.layer(last["layer"])
-            elif "task" in last:
-                display.received(last["task"], last["done_bytes"], last["total"])
+        for report in Client(store, _PATIENCE, only_first=True).call(order, start=False):
+            if report.pop("done", False):
+                return report
+            accepted = accepted or "accepted" in report
+            display.show(report)
     except Refused:
         if accepted:
             raise
-        return None
     except LocalError:
-        return None
-    for layer in last["layers"]:
-        display.layer(layer)
-    return {name: value for name, value in last.items() if name != "done"}
+        pass
+    return None
 
 
 def _has_a_world_of_its_own() -> bool:
     """Whether what this command would go by is not what lazyfsd goes by: proxies, certificates, credentials."""
     if any(os.environ.get(name) for each in _ENVIRONMENT for name in (each, each.lower())):
         return True
-    home = Path.home()
-    return home != Path(pwd.getpwuid(os.geteuid()).pw_dir) and (home / ".docker" / "config.json").exists()
+    own = config_path()
+    return own.parents[1] != Path(pwd.getpwuid(os.geteuid()).pw_dir) and own.exists()
 
 
-def _pull_here(arguments: argparse.Namespace, reference: Reference, display: _Display) -> Report:
+def _pull_here(order: PullOrder, access: AccessOptions, display: Display) -> Report:
     with importing():
         import trio
-    report: Report = trio.run(_pull, arguments, reference, display)
+
+        from lazyfs.daemon.pulling import import_what_pulls, pull_image
+
+        import_what_pulls()
+    report: Report = trio.run(pull_image, order, access, display.show)
     return report
-
-
-async def _pull(arguments: argparse.Namespace, reference: Reference, display: _Display) -> Report:
-    try:
-        with importing():
-            from lazyfs.pull.containerd import Containerd
-            from lazyfs.pull.pull import PullOrder as Wanted
-            from lazyfs.pull.pull import pull
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in {"grpc", "google"}:
-            raise
-        raise UsageError("lazyfs pull needs grpcio and protobuf", hint="Install lazyfs[containerd]") from error
-    with importing():
-        from lazyfs.source.open import open_source
-
-        source = open_source(reference, access_of(arguments))
-    wanted = Wanted(reference, platform_of(arguments), arguments.snapshotter, arguments.complete)
-    try:
-        with Containerd(arguments.address.absolute(), arguments.namespace) as containerd:
-            pulled = await pull(
-                containerd,
-                source,
-                wanted,
-                lambda blob, count: display.received(blob.digest, count, blob.size),
-                lambda layer: display.layer(layer.report()),
-            )
-        return pulled.report()
-    finally:
-        await source.aclose()
-
-
-class _Display(AbstractContextManager["_Display"]):
-    """What is told on the way: a line for each layer that is not lazy, a bar for each blob, where there is a terminal."""
-
-    def __init__(self) -> None:
-        self._stack = ExitStack()
-        self._bars: Progress | None = None
-        self._tasks: dict[str, TaskID] = {}
-        self._told: set[str] = set()
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def layer(self, layer: Report) -> None:
-        """Its snapshot is there. Told once."""
-        if layer["reason"] and layer["digest"] not in self._told:
-            self._told.add(layer["digest"])
-            print(f"lazyfs: layer {layer['digest']} {layer['reason']}", file=sys.stderr)
-
-    def received(self, digest: str, count: int, size: int) -> None:
-        """So many bytes of a blob are there."""
-        if not sys.stderr.isatty():
-            return
-        if self._bars is None:
-            self._bars = self._stack.enter_context(_bars())
-        if digest not in self._tasks:
-            self._tasks[digest] = self._bars.add_task(digest[7:19], total=size)
-        self._bars.update(self._tasks[digest], completed=count)
-
-
-def _bars() -> Progress:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    return Progress(*columns, console=Console(stderr=True))
 
 
 def _describe(pulled: Report) -> str:

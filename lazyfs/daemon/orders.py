@@ -18,8 +18,8 @@ MAX_ORDER: Final = 1 << 20
 
 BackgroundMode = Literal["on", "off", "wait"]
 Report = dict[str, Any]
-"""`{"note": TEXT}` is for the user's eyes; `{"task": TEXT, "done_bytes": N, "total": N}` moves a progress bar; `{"layer": …}` is a pulled one, and
-`{"accepted": true}` the first report of a pull: before that, who asks may as well do it himself;
+"""`{"note": TEXT}` is for the user's eyes; `{"task": TEXT, "done_bytes": N, "total": N}` moves a progress bar;
+`{"accepted": true}` is the first report of a pull: before that, who asks may as well do it himself;
 `{"done": true, …}` and `{"error": TEXT, "code": EXIT CODE, "unsupported": BOOL}` are the last."""
 
 

@@ -1,4 +1,4 @@
-"""Pulls into containerd that `lazyfs pull` has lazyfsd carry out.
+"""Pulls into containerd that `lazyfs pull` has lazyfsd carry out, or carries out itself in the same way.
 
 Most of what a pull of a lazy image takes is to import Python's modules, and lazyfsd has them. It takes on no more than a few at a time,
 because they share threads with those who start containers: whoever is not told at once that his order is accepted pulls by himself.
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import math
-from contextlib import AsyncExitStack
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -22,6 +22,9 @@ from lazyfs.format.manifest import Descriptor, parse_platform
 from lazyfs.registry.access import AccessOptions
 from lazyfs.source.open import open_source
 from lazyfs.source.reference import parse_reference
+
+if TYPE_CHECKING:
+    from lazyfs.pull.layers import PulledLayer
 
 _log = logging.getLogger(__name__)
 
@@ -37,71 +40,72 @@ class Pulling:
         self._under_way = 0
 
     async def pull(self, order: PullOrder, tell: Tell) -> Report:
-        """What has become of the image: Pulled.report. Each layer is told when its snapshot is there, and how far each blob has come.
-
-        Raises LazyfsError. Cancelled: what has arrived stays for a day, and the next pull goes on from there.
-        """
+        """As `pull_image`; what is shown is told to the client. Raises LazyfsError."""
         if self._under_way >= _AT_ONCE:
             raise UsageError(f"lazyfsd has {_AT_ONCE} pulls under way")
         self._under_way += 1
         try:
-            return await _pull(order, tell)
+            await trio.to_thread.run_sync(import_what_pulls)
+            await tell({"accepted": True})
+            _log.info("pulls %s into %s", order.reference, order.address)
+            sending, receiving = trio.open_memory_channel[Report](math.inf)
+            ended = trio.Event()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_tell_all, receiving, tell, ended)
+                with sending:
+                    report = await pull_image(order, AccessOptions(plain_http=order.plain_http), sending.send_nowait)
+                    ended.set()
+            return report
         finally:
             self._under_way -= 1
 
 
-async def _pull(order: PullOrder, tell: Tell) -> Report:
-    for module in MODULES:
-        await trio.to_thread.run_sync(import_module, module)
+async def _tell_all(reports: trio.MemoryReceiveChannel[Report], tell: Tell, ended: trio.Event) -> None:
+    """To a client who may be slow, or stopped: how far the blobs had come is of no use to him once all are there."""
+    async for report in reports:
+        if "note" in report or not ended.is_set():
+            await tell(report)
+
+
+def import_what_pulls() -> None:
+    """Blocking, 0.1 s the first time. Raises UsageError: grpcio is missing."""
+    try:
+        for module in MODULES:
+            import_module(module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in {"grpc", "google"}:
+            raise
+        raise UsageError("lazyfs pull needs grpcio and protobuf", hint="Install lazyfs[containerd]") from error
+
+
+async def pull_image(order: PullOrder, access: AccessOptions, show: Callable[[Report], None]) -> Report:
+    """What has become of the image: Pulled.report. How far each blob has come is shown, and each layer that is not lazy.
+
+    Raises LazyfsError. Cancelled: what has arrived stays for a day, and the next pull goes on from there.
+    """
     from lazyfs.pull.containerd import Containerd
     from lazyfs.pull.pull import PullOrder as Wanted
     from lazyfs.pull.pull import pull
 
-    await tell({"accepted": True})
-    _log.info("pulls %s into %s", order.reference, order.address)
+    def received(blob: Descriptor, count: int) -> None:
+        show({"task": blob.digest[7:19], "done_bytes": count, "total": blob.size})
+
     reference = parse_reference(order.reference)
     wanted = Wanted(reference, parse_platform(order.platform), order.snapshotter, order.complete)
-    async with AsyncExitStack() as stack:
-        source = open_source(reference, AccessOptions(plain_http=order.plain_http))
-        stack.push_async_callback(source.aclose)
+    source = open_source(reference, access)
+    try:
         # To open and to close it waits for others.
         containerd = await trio.to_thread.run_sync(Containerd, Path(order.address), order.namespace)
-        stack.push_async_callback(trio.to_thread.run_sync, containerd.close)
-        reports = _Reports(tell)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(reports.tell_all)
-            try:
-                pulled = await pull(
-                    containerd, source, wanted, reports.received, lambda layer: reports.add({"layer": layer.report()})
-                )
-            finally:
-                reports.end()
-        return pulled.report()
+        try:
+            return (await pull(containerd, source, wanted, received, lambda layer: show(of_layer(layer)))).report()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(containerd.close)
+    finally:
+        with trio.CancelScope(shield=True):
+            await source.aclose()
 
 
-class _Reports:
-    """On their way to a client who may be slow, or stopped: whatever he has not read when the pull ends, he reads in the last one."""
-
-    def __init__(self, tell: Tell) -> None:
-        self._tell = tell
-        self._sending, self._receiving = trio.open_memory_channel[Report](math.inf)
-        self._ended = False
-
-    def add(self, report: Report) -> None:
-        """It waits for its turn."""
-        self._sending.send_nowait(report)
-
-    def received(self, blob: Descriptor, count: int) -> None:
-        """So many bytes of it are there."""
-        self.add({"task": blob.digest, "done_bytes": count, "total": blob.size})
-
-    def end(self) -> None:
-        """Nothing is told from now on."""
-        self._ended = True
-        self._sending.close()
-
-    async def tell_all(self) -> None:
-        """Until the end."""
-        async for report in self._receiving:
-            if not self._ended:
-                await self._tell(report)
+def of_layer(layer: PulledLayer) -> Report:
+    """What there is to tell of it when its snapshot is there."""
+    return {"note": f"layer {layer.digest} {layer.reason}"} if layer.reason else {}

@@ -229,6 +229,12 @@ def test_an_index_is_kept_whole(
         assert by_digest["image"] == f"{registry.image.removeprefix('docker://')}@{index['digest']}"
 
 
+def stall(request: Request, right: Answer) -> Answer:
+    """A lie: of a blob comes the beginning, and then nothing more."""
+    data = right.data if isinstance(right, Reply) else right
+    return Reply(data[: PIECE * 3 // 2], "silence") if len(data) > PIECE * 3 // 2 else right
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_pull_that_was_cut_off_is_gone_on_with(
     how: signal.Signals,
@@ -240,11 +246,6 @@ def test_a_pull_that_was_cut_off_is_gone_on_with(
     tmp_path: Path,
 ) -> None:
     """Killed or interrupted in the middle of a blob: the next one asks for the rest of it, and what the dead one left goes."""
-
-    def stall(request: Request, right: Answer) -> Answer:
-        data = right.data if isinstance(right, Reply) else right
-        return Reply(data[: PIECE * 3 // 2], "silence") if len(data) > PIECE * 3 // 2 else right
-
     with LyingRegistry(small.original) as registry:
         registry.lie = stall
         command = [sys.executable, "-m", "lazyfs", "pull", f"{registry.image}:v1", *where]
@@ -266,6 +267,31 @@ def test_a_pull_that_was_cut_off_is_gone_on_with(
         assert listed(containerd, "leases", "ls", "-q") == []
     check_contents(containerd, pulled, small.files, tmp_path / "root")
     assert {kind for _, kind in containerd.snapshots(NAME).values()} == {"Committed"}
+
+
+@pytest.mark.parametrize("where", ["by lazyfsd"], indirect=True)
+def test_a_client_that_goes_leaves_nothing_open(
+    where: tuple[str, ...], plugin: Plugin, lazyfs: Lazyfs, small: SmallImage
+) -> None:
+    """Killed while lazyfsd pulls for it: no connection stays, to containerd or to the registry."""
+    with LyingRegistry(small.original) as registry:
+        registry.lie = stall
+        before = plugin.descriptors()
+        for number in range(1, 4):
+            command = [sys.executable, "-m", "lazyfs", "pull", f"{registry.image}:v1", *where]
+            asked = len(registry.ranges)
+            with subprocess.Popen(command, env=lazyfs.environment, stderr=subprocess.PIPE) as client:
+                for _ in moments():
+                    if len(registry.ranges) > asked:
+                        break
+                assert client.poll() is None, number
+                client.kill()
+        for _ in moments():
+            if not (opened := plugin.descriptors() - before):
+                break
+        assert not opened
+        registry.recover()
+        lazyfs.run("pull", f"{registry.image}:v1", *where)
 
 
 def test_two_pulls_at_once_are_one(where: tuple[str, ...], lazyfs: Lazyfs, small: SmallImage) -> None:

@@ -14,6 +14,8 @@ import pytest
 
 from lazyfs.cli import pull
 from lazyfs.cli.main import main
+from lazyfs.cli.progress import Display
+from lazyfs.daemon.pulling import of_layer
 from lazyfs.format.digest import digest_of
 from lazyfs.pull.layers import PulledLayer
 from lazyfs.pull.pull import Pulled
@@ -116,8 +118,8 @@ def test_what_lazyfsd_cannot_know_is_done_here(
 def test_layers_that_are_not_lazy_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     """A line for each at once, and how many in the end."""
     layers = tuple(PulledLayer(DIGEST, 5, DIGEST, reason) for reason in ("", "was not converted", ""))
-    with pull._Display() as display:
+    with Display() as display:
         for layer in layers:
-            display.layer(layer.report())
+            display.show(of_layer(layer))
     assert capsys.readouterr().err == f"lazyfs: layer {DIGEST} was not converted\n"
     assert pull._describe(Pulled("host/repo:v1", DIGEST, DIGEST, layers).report()) == f"host/repo:v1 {DIGEST}: 2 of 3 layers lazy"
