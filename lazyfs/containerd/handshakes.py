@@ -20,15 +20,15 @@ from __future__ import annotations
 import os
 import select
 import socket
-import struct
 import threading
 from collections.abc import Mapping
 from typing import Final, Self
 
-SETTINGS: Final = struct.pack(">I", 0)[1:] + b"\x04\x00" + bytes(4)
+SETTINGS: Final = bytes(3) + b"\x04\x00" + bytes(4)
 """A frame of length 0, type 4, no flags, stream 0: nothing differs from HTTP/2's defaults."""
 ACKNOWLEDGEMENT: Final = SETTINGS[:4] + b"\x01" + bytes(4)
-_PREFACE: Final = len(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+"""What a client begins with."""
 _HEADER: Final = 9
 _PATIENCE: Final = 0.4
 """Seconds that a start may take before it accepts: the second that callers wait may have begun with the death before it."""
@@ -103,7 +103,7 @@ class Unacknowledged:
 
     def __init__(self) -> None:
         self._header = bytearray()
-        self._passing = _PREFACE
+        self._passing = len(PREFACE)
         """Bytes that come before the next frame's header; -1: what was looked for has come."""
 
     def rest(self, data: bytes) -> bytes:

@@ -26,6 +26,11 @@ class Place(NamedTuple):
 
     folder: Path
 
+    @classmethod
+    def of_containerd(cls, folder: Path) -> Place:
+        """In the folder that belongs to one containerd, STORE/containerd/NAME."""
+        return cls(folder / "snapshots")
+
     def of(self, number: int) -> Path:
         """All that belongs to a snapshot."""
         return self.folder / str(number)

@@ -43,7 +43,12 @@ class Roots:
 
     def mounted(self) -> set[int]:
         """The numbers of the snapshots whose root is mounted. Blocking."""
-        return mounted_in(self._place)
+        found = set()
+        for mount in mounts():
+            if mount.path.name == "root" and mount.path.parent.parent == self._place.folder and mount.kind == "overlay":
+                with suppress(ValueError):
+                    found.add(int(mount.path.parent.name))
+        return found
 
     def forsake(self) -> None:
         """The gate behind all that is mounted now is dead. Blocking."""
@@ -127,23 +132,6 @@ class Roots:
             if error.errno not in {errno.EINVAL, errno.ENOENT}:  # not mounted
                 _log.warning("the root of snapshot %d cannot be unmounted: %s", number, error)
         self._dead.discard(number)
-
-
-def mounted_in(place: Place) -> set[int]:
-    """The numbers of the snapshots in a folder whose root is mounted. Blocking."""
-    found = set()
-    for mount in mounts():
-        if mount.path.name == "root" and mount.path.parent.parent == place.folder and mount.kind == "overlay":
-            with suppress(ValueError):
-                found.add(int(mount.path.parent.name))
-    return found
-
-
-def detach_in(place: Place) -> None:
-    """Unmount all roots in a folder; who still uses one keeps it until then. Blocking."""
-    for number in mounted_in(place):
-        with suppress(OSError):
-            unmount(place.root(number), lazy=True)
 
 
 INDEX_OFF: Final = os.path.exists("/sys/module/overlay/parameters/index")

@@ -59,18 +59,24 @@ class Snapshotter:
         mounts: LayerMounts,
         nursery: trio.Nursery,
     ) -> None:
-        """`folder` is its own, STORE/containerd/NAME. Blocking. Raises StoreUnusable."""
+        """`folder` is its own, STORE/containerd/NAME. Blocking. Raises StoreUnusable, also where a row is damaged."""
         self._store = store
         self._layers = layers
         self._resolving = resolving
         self._nursery = nursery
-        self._place = Place(folder / "snapshots")
+        self._place = Place.of_containerd(folder)
         try:
             self._place.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise StoreUnusable(f"{self._place.folder} cannot be made: {error.strerror}") from error
         self._session = str(uuid4())
         self.snapshots = Snapshots(folder, self._session)
+        try:
+            self._found = [snapshot for page in self.snapshots.pages() for snapshot in page]
+            """What an earlier process left, until `start`."""
+        except BaseException:
+            self.snapshots.close()
+            raise
         self.roots = Roots(store.directory.path, self._place, mounts)
         self._unnoted: dict[str, Snapshot] = {}
         """Lazy ones whose objects will be noted in a moment."""
@@ -81,20 +87,12 @@ class Snapshotter:
         """Mounts stay. Blocking."""
         self.snapshots.close()
 
-    def check(self) -> None:
-        """Read all that there is once. Blocking. Raises StoreUnusable: a row of it is damaged."""
-        try:
-            for _ in self.snapshots.pages():
-                pass
-        except BaseException:
-            self.snapshots.close()
-            raise
-
     async def start(self) -> None:
         """What a new process does about what the earlier one left: layers of mounted roots live again, pulls go on, leftovers go."""
         mounted = await trio.to_thread.run_sync(self.roots.mounted)
         wanted: dict[str, LazyLayer] = {}
-        for snapshot in await trio.to_thread.run_sync(lambda: [each for page in self.snapshots.pages() for each in page]):
+        found, self._found = self._found, []
+        for snapshot in found:
             if snapshot.lazy is not None:
                 wanted[name_of(snapshot.lazy)] = snapshot.lazy
                 self._layers.add(snapshot.lazy)

@@ -24,7 +24,7 @@ from lazyfs.containerd.lazy_layers import LazyLayers
 from lazyfs.containerd.mounts import Place
 from lazyfs.containerd.relay import relay
 from lazyfs.containerd.resolving import Resolving
-from lazyfs.containerd.roots import detach_in, mounted_in
+from lazyfs.containerd.roots import Roots
 from lazyfs.containerd.snapshotter import Snapshotter
 from lazyfs.containerd.status import (
     ContainerdStatus,
@@ -62,6 +62,7 @@ class Plugin:
         self.snapshotters: dict[str, Snapshotter] = {}
         self.unserved: dict[str, str] = {}
         """Containerds whose snapshots cannot be used, and why."""
+        self._unserved_roots: list[Roots] = []
 
     async def open(self, names: Sequence[str], stack: AsyncExitStack) -> None:
         """Open what belongs to the containerds of these names.
@@ -74,10 +75,10 @@ class Plugin:
                 snapshotter = await trio.to_thread.run_sync(
                     Snapshotter, self._store, folder, self.layers, self._resolving, self._mounts, self._nursery
                 )
-                await trio.to_thread.run_sync(snapshotter.check)
             except (StoreUnusable, StoreFull) as error:
                 _log.error("the containerd %s is not served until this service is started again: %s", name, error)
                 self.unserved[name] = str(error)
+                self._unserved_roots.append(Roots(self._store.directory.path, Place.of_containerd(folder), self._mounts))
             else:
                 stack.callback(snapshotter.close)
                 self.snapshotters[name] = snapshotter
@@ -91,9 +92,10 @@ class Plugin:
             if not same_gate:
                 await trio.to_thread.run_sync(snapshotter.roots.forsake)
             await snapshotter.start()
-        for name in self.unserved:
-            if not same_gate:  # whoever serves them again would take them for whole
-                await trio.to_thread.run_sync(detach_in, self._place(name))
+        if not same_gate:  # whoever serves them again would take them for whole
+            for roots in self._unserved_roots:
+                for number in await trio.to_thread.run_sync(roots.mounted):
+                    await trio.to_thread.run_sync(roots.take_away, number)
 
     async def serve(self, listeners: Mapping[str, socket.socket], handshakes: Handshakes, stack: AsyncExitStack) -> None:
         """Answer each containerd at its socket until `stack` is left. Raises StoreUnusable."""
@@ -132,12 +134,9 @@ class Plugin:
     async def roots(self) -> list[int]:
         """The numbers of all snapshots whose root is mounted, those of containerds that are not served included."""
         found: list[int] = []
-        for name in (*self.snapshotters, *self.unserved):
-            found += await trio.to_thread.run_sync(mounted_in, self._place(name))
+        for roots in (*(each.roots for each in self.snapshotters.values()), *self._unserved_roots):
+            found += await trio.to_thread.run_sync(roots.mounted)
         return found
-
-    def _place(self, name: str) -> Place:
-        return Place(self._store.directory.path / "containerd" / name / "snapshots")
 
 
 async def _import_ahead() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +22,12 @@ from tests.snapshots_client import SnapshotsClient
 def small(session_folder: Path) -> SmallImage:
     """The small image, built and converted. Its files are not to be changed."""
     return build(session_folder / "small")
+
+
+@pytest.fixture
+def seed() -> str:
+    """Of what a test draws by chance: a failure prints it, and LAZYFS_SEED repeats it."""
+    return os.environ.get("LAZYFS_SEED", "") or str(random.SystemRandom().randrange(10**6))
 
 
 @pytest.fixture

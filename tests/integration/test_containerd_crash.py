@@ -5,7 +5,6 @@ Every moment of a kill is drawn from a seed that a failure prints; LAZYFS_SEED r
 
 from __future__ import annotations
 
-import os
 import random
 import re
 from collections.abc import Iterator
@@ -24,11 +23,6 @@ LATE = 0.02
 """Seconds that each answer of the registry takes: a Prepare is as long as a Commit then."""
 PATIENCE_S = 60
 FILES = {f"files/{number}": bytes([number]) * (33_000 + number) for number in range(1, 40)}
-
-
-@pytest.fixture
-def seed() -> str:
-    return os.environ.get("LAZYFS_SEED", "") or str(random.SystemRandom().randrange(10**6))
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ Every moment of a kill is drawn from a seed that a failure prints; LAZYFS_SEED r
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import random
 import threading
@@ -37,11 +36,6 @@ LONGEST_PAUSE_S = 2.0
 HANDSHAKE_S = 1.0
 """How long containerd's connection waits for the first word of a server. Source: grpc-go, backoff.DefaultConfig."""
 TESTS = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def seed() -> str:
-    return os.environ.get("LAZYFS_SEED", "") or str(random.SystemRandom().randrange(10**6))
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ had written is on its disk. Every moment is drawn from a seed that a failure pri
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import threading
@@ -40,11 +39,6 @@ LAYERS = [
 READ = ("etc/hello", "files/1", "files/20", "files/39", "top/1")
 TRUTH = b"".join(({"etc/hello": b"hello\n"} | LAYERS[0] | LAYERS[1])[name] for name in READ)
 COMMAND = (TOOL, *(f"/{name}" for name in READ))
-
-
-@pytest.fixture
-def seed() -> str:
-    return os.environ.get("LAZYFS_SEED", "") or str(random.SystemRandom().randrange(10**6))
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ Every moment of a kill is drawn from a seed that a failure prints; LAZYFS_SEED r
 
 from __future__ import annotations
 
-import os
 import random
 import subprocess
 import sys
@@ -29,11 +28,6 @@ FILES = 64
 """More than are read from one kill to the next."""
 CALLERS = 300
 LATE = 0.02
-
-
-@pytest.fixture
-def seed() -> str:
-    return os.environ.get("LAZYFS_SEED", "") or str(random.SystemRandom().randrange(10**6))
 
 
 def build_many(folder: Path, count: int) -> SmallImage:

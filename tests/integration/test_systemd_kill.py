@@ -5,7 +5,6 @@ Every moment is drawn from a seed that a failure prints; LAZYFS_SEED repeats it.
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 import time
@@ -33,11 +32,6 @@ READERS = 4
 LATE = 0.02
 LONGEST_PAUSE_S = 2.0
 AT = Path("/mnt")
-
-
-@pytest.fixture
-def seed() -> str:
-    return os.environ.get("LAZYFS_SEED", "") or str(random.SystemRandom().randrange(10**6))
 
 
 @pytest.fixture

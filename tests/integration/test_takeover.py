@@ -40,11 +40,6 @@ def toy(tmp_path: Path) -> Iterator[ToyDaemon]:
         yield daemon
 
 
-@pytest.fixture
-def seed() -> str:
-    return os.environ.get("LAZYFS_SEED", "") or str(random.SystemRandom().randrange(10**6))
-
-
 def test_30_kills_under_readers(tmp_path: Path, seed: str) -> None:
     """30 times kill -9 under 8 readers of files that were never read: no error, every byte right, and requests were in flight."""
     chance = random.Random(seed)

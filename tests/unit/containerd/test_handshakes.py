@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -16,27 +14,11 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.containerd.handshakes import ACKNOWLEDGEMENT, SETTINGS, Handshakes, Unacknowledged
+from lazyfs.containerd.handshakes import ACKNOWLEDGEMENT, PREFACE, SETTINGS, Handshakes, Unacknowledged
 from lazyfs.containerd.relay import relay
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 METHOD = "/test.Echo/Echo"
 PATIENCE_S = 30
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """With a short path: a socket's has at most 107 bytes."""
-    with tempfile.TemporaryDirectory() as name:
-        yield Path(name)
-
-
-@pytest.fixture
-def listener(folder: Path) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(os.fspath(folder / "outer"))
-        listening.listen()
-        yield listening
 
 
 def frame(kind: int, flags: int, payload: bytes) -> bytes:

@@ -6,8 +6,7 @@ import errno
 import os
 import random
 import socket
-import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -16,28 +15,12 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from lazyfs.containerd.handshakes import ACKNOWLEDGEMENT, SETTINGS
+from lazyfs.containerd.handshakes import ACKNOWLEDGEMENT, PREFACE, SETTINGS
 from lazyfs.containerd.relay import relay
 from tests.conftest import LogWatch
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 LARGE = random.Random(1).randbytes(3 << 20)
 Answer = Callable[[trio.SocketStream], Awaitable[None]]
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """With a short path: a socket's has at most 107 bytes."""
-    with tempfile.TemporaryDirectory() as name:
-        yield Path(name)
-
-
-@pytest.fixture
-def listener(folder: Path) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(os.fspath(folder / "outer"))
-        listening.listen()
-        yield listening
 
 
 async def echo(stream: trio.SocketStream) -> None:
