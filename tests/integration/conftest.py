@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.containerd import Containerd
 from tests.lazyfsd import moments
-from tests.plugin import Plugin, plugin_at
+from tests.plugin import NAME, Plugin, plugin_at
 from tests.readers import Readers
 from tests.small_image import SmallImage, build
 from tests.snapshot_lab import Lab
@@ -43,6 +44,21 @@ def snapshotter() -> Iterator[Plugin]:
         for _ in moments():
             if running.socket.exists():
                 break
+        yield running
+
+
+@pytest.fixture
+def plugin() -> Iterator[Plugin]:
+    """A lazyfsd that serves one containerd, for one test. It fetches nothing that nobody has asked for."""
+    with plugin_at(background=False) as running:
+        running.wait_until_ready()
+        yield running
+
+
+@pytest.fixture
+def containerd(plugin: Plugin) -> Iterator[Containerd]:
+    """The one that it serves."""
+    with Containerd(plugin.folder / "c", {NAME: plugin.socket}) as running:
         yield running
 
 

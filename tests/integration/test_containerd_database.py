@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from tests.commands import run
 from tests.containerd import Containerd
 from tests.lazyfsd import moments
 from tests.lying_registry import LyingRegistry
-from tests.plugin import CONTAINERD, NAME, Plugin, plugin_at
+from tests.plugin import CONTAINERD, NAME, Plugin
 from tests.sleepers import printed, sleeping
 from tests.snapshots_client import SnapshotsClient
 from tests.tool_image import TOOL, ToolImage, build_tool
@@ -25,20 +25,6 @@ pytestmark = [pytest.mark.fuse, pytest.mark.containerd, pytest.mark.peer]
 
 FILES = {"files/1": b"of the layer below\n"}
 TOP = b"of the uppermost layer\n"
-
-
-@pytest.fixture
-def plugin() -> Iterator[Plugin]:
-    """It fetches nothing that nobody has asked for."""
-    with plugin_at(background=False) as running:
-        running.wait_until_ready()
-        yield running
-
-
-@pytest.fixture
-def containerd(plugin: Plugin) -> Iterator[Containerd]:
-    with Containerd(plugin.folder / "c", {NAME: plugin.socket}) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pickle
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from tests.containerd import Containerd
 from tests.lazyfsd import PATIENCE_S
 from tests.lying_registry import LyingRegistry
 from tests.mixed_image import join
-from tests.plugin import NAME, Plugin, plugin_at
+from tests.plugin import NAME, Plugin
 from tests.small_image import SmallImage, build_of
 from tests.tool_image import HELLO, build_tool
 
@@ -36,12 +36,6 @@ LONGEST_PAUSE_S = 2.0
 HANDSHAKE_S = 1.0
 """How long containerd's connection waits for the first word of a server. Source: grpc-go, backoff.DefaultConfig."""
 TESTS = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def plugin() -> Iterator[Plugin]:
-    with plugin_at(background=False) as running:
-        yield running
 
 
 class ContainedReader:

@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,20 +30,6 @@ QUICK_S = 5.0
 """Less than a Prepare may wait for the network."""
 FILES = {f"files/{number}": bytes([number]) * (33_000 + number) for number in range(1, 40)}
 TOP = b"of the uppermost layer\n"
-
-
-@pytest.fixture
-def plugin() -> Iterator[Plugin]:
-    """It fetches nothing that nobody has asked for."""
-    with plugin_at(background=False) as running:
-        running.wait_until_ready()
-        yield running
-
-
-@pytest.fixture
-def containerd(plugin: Plugin) -> Iterator[Containerd]:
-    with Containerd(plugin.folder / "c", {NAME: plugin.socket}) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
