@@ -243,9 +243,9 @@ def build_large(path: Path) -> str:
 
 
 def is_scratch(fd: Path, folder: Path) -> bool:
-    """Whether an open file lies, without a name, in `folder`."""
+    """Whether an open file lies, without a name, in `folder`. (tempfile first tries the folder with a file that has one.)"""
     try:
-        return str(fd.readlink()).startswith(str(folder))
+        return str(fd.readlink()).startswith(str(folder)) and str(fd.readlink()).endswith(" (deleted)")
     except OSError:
         return False
 

@@ -180,7 +180,8 @@ def test_stopped_before_the_program_runs(lazyfs: Lazyfs, number: signal.Signals)
 
 def test_terminal(lazyfs: Lazyfs, image: str) -> None:
     """On a terminal the program has one, and Ctrl-C is its own."""
-    script = "trap 'exit 6' INT; tty; stty size; read line"
+    # No `read`: a signal on bash's way into it is heard after a line only.
+    script = "trap 'exit 6' INT; tty; stty size; while :; do sleep 0.01; done"
     with terminal(arguments(lazyfs, image, "bash", "-c", script), env=lazyfs.environment) as it:
         it.until(b"/dev/pts/0\r\n33 99\r\n")
         it.type(b"\x03")
