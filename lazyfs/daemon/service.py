@@ -43,6 +43,7 @@ from lazyfs.daemon.watchdog import feed
 from lazyfs.errors import LazyfsError, MountFailed
 from lazyfs.fuse.connection import Connection, serve_gate
 from lazyfs.fuse.gate_operations import GateOperations
+from lazyfs.gate.caller import Callers
 from lazyfs.gate.catalog import Catalog
 from lazyfs.gate.gate import Gate
 from lazyfs.kernel.ends import Ends
@@ -99,8 +100,9 @@ async def _serve(options: Options, fds: FdStore, handshakes: Handshakes) -> None
         state = stack.enter_context(await trio.to_thread.run_sync(State, options.store))
         ends = Ends()
         stack.callback(ends.close)
+        callers = stack.enter_context(Callers())
         async with trio.open_nursery() as nursery:
-            service = Service(options, store, state, ends, nursery)
+            service = Service(options, store, state, ends, callers, nursery)
             connection: Connection = await nursery.start(service.serve_gate, fds)
             await service.revival.begin(nursery, same_gate=connection.taken_over)
             await service.open_plugin(fds, stack)
@@ -131,7 +133,7 @@ async def _serve(options: Options, fds: FdStore, handshakes: Handshakes) -> None
 class Service:
     """What there is once, and carries orders out."""
 
-    def __init__(self, options: Options, store: Store, state: State, ends: Ends, nursery: trio.Nursery) -> None:
+    def __init__(self, options: Options, store: Store, state: State, ends: Ends, callers: Callers, nursery: trio.Nursery) -> None:
         self._options = options
         self._store = store
         self._nursery = nursery
@@ -150,7 +152,7 @@ class Service:
         self.mounting = Mounting(store, self.images, self.mounts)
         self.revival = Revival(state, self.images, self.mounts)
         self.pulling = Pulling()
-        self.gate = Gate(store, self.catalog, self.recordings.touched)
+        self.gate = Gate(store, self.catalog, self.recordings.touched, callers.changes_metadata_only)
         self.operations = GateOperations(self.gate)
         self.plugin: Plugin | None = None
         """What serves containerds, where there are any."""

@@ -24,12 +24,12 @@ def claim_missing(store: Store, pieces: Sequence[Piece], wanted: Piece | None, g
     """
     claimed: dict[bytes, Piece] = {}
     with ExitStack() as unclaim:
-        for piece in missing_of(store, sorted(pieces, key=lambda piece: (piece.chunk.member, piece.chunk.inner))):
+        for piece in sorted(pieces, key=lambda piece: (piece.chunk.member, piece.chunk.inner)):
             digest = piece.chunk.digest
             if digest not in claimed and store.claim(digest):
                 unclaim.callback(store.release, digest)
                 claimed[digest] = piece
-        # Whoever held a claim before may have kept the chunk since we looked.
+        # Looked for once, when claimed: whoever held the claim before may have kept the chunk until then.
         needed = to_fetch(store, list(claimed.values()))
         if not gaps:
             needed = needed[: _first_gap(needed)]

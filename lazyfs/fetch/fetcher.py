@@ -46,9 +46,16 @@ READ_DEADLINE: Final = 60.0
 """Seconds until a read that waits for the network gives up."""
 _SLOW_LINE: Final = 1_000_000
 """Bytes a second that the network must bring of a layer that comes whole, on top of that: it may have gigabytes."""
-_RUNS: Final = 12
-"""Range requests of readers at once: 64 readers of files that lie strewn, 20 ms away, take 3.3 s with 6, 2.5 s with 12, and no less
-with more (bench/late.py). The background has its own."""
+_RUNS: Final = 32
+"""Range requests of readers at once (the background has its own). 64 readers of 1,280 files that lie strewn, 20 ms away: with 16, their
+round trips alone take 1.6 s (bench/late.py)."""
+_CROWD: Final = 8
+"""Runs on their way, or waiting for their turn, from which on a lone miss brings no neighbours."""
+_LARGE: Final = 512 << 10
+_LARGE_RUNS: Final = 8
+"""Of those at once whose members lie in memory as a whole, of 4 MiB by default."""
+_TURN: Final = 0.1
+"""Seconds that a run waits for its turn before it is looked what of it is here: usually a look costs more than the wait."""
 _UNKEPT_BYTES: Final = 32 << 20
 """What a full store cannot take is remembered in memory this far: the kernel reads a 4 MiB chunk in 4 to 32 requests."""
 _CLAIM_POLL: Final = 0.02
@@ -72,8 +79,13 @@ class Fetcher:
         # threads, so that what is here never queues behind what is arriving.
         self._unpackers = trio.CapacityLimiter((os.cpu_count() or 1) + 1)
         self._readers = trio.CapacityLimiter(16)
+        # The index answers one at a time. More threads that ask would only wake each other.
+        self._claimers = trio.CapacityLimiter(2)
         self._jobs = trio.Semaphore(int(self._unpackers.total_tokens))  # each holds a chunk twice: 8 MiB by default
-        self._slots = trio.CapacityLimiter(_RUNS)
+        self._slots = trio.Semaphore(_RUNS)
+        self._large_slots = trio.Semaphore(_LARGE_RUNS)
+        self._runs = 0
+        """Of readers, on their way or waiting for their turn."""
         self._unkept: OrderedDict[bytes, memoryview] = OrderedDict()
         self._unkept_bytes = 0
         self._counts: Counter[str] = Counter()
@@ -163,6 +175,7 @@ class Fetcher:
             self._board.take_off(each.chunk.digest for each in pieces)
             flight = self._board.get(piece.chunk.digest)
             assert flight is not None
+            self._runs += 1
             self._nursery.start_soon(self._run_for_reader, layer, pieces)
         return await flight.wait()
 
@@ -173,7 +186,7 @@ class Fetcher:
             chosen += [each for each in layer.pieces if each.chunk.digest not in self._board and each != piece]
             return chosen
         windows = self._windows.setdefault(layer.digest, Windows())
-        window = windows.open(piece)
+        window = windows.open(piece, crowded=self._runs >= _CROWD)
         start = piece.chunk.member
         end = own_end = piece.chunk.member_end
         for position in range(layer.position(start), len(layer.pieces)):
@@ -195,11 +208,30 @@ class Fetcher:
             """Somebody waits: no pause."""
             return True
 
-        if not self._slots.available_tokens:
+        large = max(piece.chunk.member_end - piece.chunk.member for piece in pieces) > _LARGE
+        slots = self._large_slots if large else self._slots
+        try:
+            # A semaphore that is free costs a turn of the event loop when it is awaited.
+            try:
+                slots.acquire_nowait()
+            except trio.WouldBlock:
+                pieces = await self._wait_for_turn(slots, pieces)
+            try:
+                if pieces:
+                    await self._run(layer, pieces, never, together=self.sends_ranges(layer))
+            finally:
+                slots.release()
+        finally:
+            self._runs -= 1
+
+    async def _wait_for_turn(self, slots: trio.Semaphore, pieces: list[Piece]) -> list[Piece]:
+        """Acquire a slot for a run. Returns what is left of the run, perhaps nothing."""
+        with trio.move_on_after(_TURN) as soon:
+            await slots.acquire()
+        if soon.cancelled_caught:
             pieces = await self._land_what_is_here(pieces)
-        if pieces:
-            async with self._slots:
-                await self._run(layer, pieces, never, together=self.sends_ranges(layer))
+            await slots.acquire()
+        return pieces
 
     async def _land_what_is_here(self, pieces: list[Piece]) -> list[Piece]:
         """The rest of a run that must wait for its turn: with the source away that lasts, and what is here need not wait.
@@ -274,7 +306,7 @@ class Fetcher:
                 await self._fetch_whole(WholeRun(self._store, self._source, layer.whole, landed, received), pieces, land)
                 return first_bad
             claim = partial(claim_missing, self._store, pieces, pieces[0] if together else None, layer.digest in self._rangeless)
-            claimed = await trio.to_thread.run_sync(claim, limiter=self._readers)
+            claimed = await trio.to_thread.run_sync(claim, limiter=self._claimers)
             wanted = {piece.chunk.digest for piece in claimed}
             for piece in pieces:
                 if piece.chunk.digest not in wanted and not (together and piece is pieces[0]):

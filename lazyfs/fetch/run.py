@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 import trio
 
-from lazyfs.errors import SourceError
+from lazyfs.errors import LazyfsError
 from lazyfs.fetch.piece import LayerBlob, Piece
 from lazyfs.fetch.unpack import Unpacked, unpack
 from lazyfs.source.protocol import ImageSource, RangeStream
@@ -50,24 +50,37 @@ class Run(NamedTuple):
         """
         batches = cut(pieces)
         start, end = (0, self.layer.size) if whole else (batches[0].start, batches[-1].end)
-        failure: SourceError | None = None
-        async with self.source.open_range(self.layer.digest, self.layer.size, start, end) as stream:
-            async with trio.open_nursery() as nursery:
-                try:
+        failure: LazyfsError | None = None
+        async with trio.open_nursery() as nursery:
+            try:
+                async with self.source.open_range(self.layer.digest, self.layer.size, start, end) as stream:
                     position = start
                     for batch in batches:
                         if not await self.pause():
-                            break
+                            return
                         await self._skip(stream, batch.start - position)
                         data = await stream.receive_exactly(batch.end - batch.start)
                         self.received(len(data))
                         position = batch.end
-                        await self.jobs.acquire()
-                        nursery.start_soon(self._unpack, batch, data)
-                except SourceError as error:
-                    failure = error  # raised below, once the jobs of what did arrive are done
+                        if batch is not batches[-1]:
+                            await self._take_job()
+                            nursery.start_soon(self._unpack, batch, data)
+            except LazyfsError as error:
+                failure = error  # raised below, once the jobs of what did arrive are done
+            else:
+                # The sender has done its part: another run can have it while the last bytes are unpacked. No task of its own: most
+                # runs of a crowd are one batch.
+                await self._take_job()
+                await self._unpack(batch, data)
         if failure is not None:
             raise failure
+
+    async def _take_job(self) -> None:
+        # A semaphore that is free costs a turn of the event loop when it is awaited.
+        try:
+            self.jobs.acquire_nowait()
+        except trio.WouldBlock:
+            await self.jobs.acquire()
 
     async def _skip(self, stream: RangeStream, count: int) -> None:
         while count > 0:

@@ -9,6 +9,9 @@ Steps inside of one file and steps from file to file are counted apart. That a p
 binary says nothing about the files behind it (measured: half of what `python3 -c` fetched was such a neighbour);
 `tar` and `cp -r` step from file to file, and soon get long runs.
 
+A lone miss brings nothing where others wait for their turn: with 64 readers of files that lie strewn it is the processor that
+they wait for, and neighbours are most of its work.
+
 Several readers walk through a layer at once, so the last few walks of each layer are remembered.
 """
 
@@ -23,6 +26,8 @@ FIRST: Final = 32 << 10
 LARGEST: Final = 16 << 20
 _GAP: Final = 128 << 10
 """A miss this close behind a walk's end still belongs to it: readers skip small files, and what was here already."""
+_NEAR: Final = 16 << 10
+"""In a crowd: among many readers it is easily chance that one comes close to where another was."""
 _WALKS: Final = 16
 
 
@@ -44,17 +49,17 @@ class Windows:
         self._walks: dict[int, Window] = {}
         """Where a walk goes on -> the window that brought it there; oldest first."""
 
-    def open(self, piece: Piece) -> Window:
-        """What a miss of `piece` may bring. The walk that it belongs to is taken up."""
+    def open(self, piece: Piece, *, crowded: bool = False) -> Window:
+        """What a miss of `piece` may bring. The walk that it belongs to is taken up. `crowded`: it will have to wait for its turn."""
         start, name = piece.chunk.member, piece.content.name
         for end, walk in reversed(self._walks.items()):
-            if end <= start <= end + _GAP:
+            if end <= start <= end + (_NEAR if crowded else _GAP):
                 del self._walks[end]
                 if walk.name == name:
-                    return Window(min(2 * walk.inside, LARGEST), walk.across, name)
-                across = min(2 * walk.across, LARGEST)
+                    return Window(_doubled(walk.inside), walk.across, name)
+                across = _doubled(walk.across)
                 return Window(across, across, name)
-        return Window(FIRST, FIRST, name)
+        return Window(0, 0, name) if crowded else Window(FIRST, FIRST, name)
 
     def asked(self, window: Window, start: int, end: int, same_file: bool) -> None:
         """`[start, end)` is being fetched; a walk may go on at `end`. `same_file`: all of it is the wanted file's."""
@@ -63,3 +68,7 @@ class Windows:
         self._walks[end] = window._replace(inside=inside)
         if len(self._walks) > _WALKS:
             del self._walks[next(iter(self._walks))]
+
+
+def _doubled(size: int) -> int:
+    return min(max(2 * size, FIRST), LARGEST)

@@ -9,7 +9,8 @@ be read.
 from __future__ import annotations
 
 import os
-from typing import Final
+from collections import OrderedDict
+from typing import Final, Self
 
 _X86_64: Final = frozenset(
     {
@@ -33,21 +34,65 @@ _ARM64: Final = frozenset(
         452, 463, 466, 469,
     }
 )  # fmt: skip
+_ENOUGH: Final = 16
+"""Bytes, of which the first field has at most 3."""
 _CALLS: Final = {"x86_64": _X86_64, "aarch64": _ARM64}.get(os.uname().machine, frozenset())
 
 
-def changes_metadata_only(thread: int) -> bool:
-    """Whether the thread with this id is in a call that needs no byte of the file. About 10 µs; never waits."""
-    if not _CALLS or thread <= 0:
-        return False
-    try:
-        descriptor = os.open(f"/proc/{thread}/syscall", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        number = os.read(descriptor, 16).split(b" ", 1)[0]
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-    return number.isdigit() and int(number) in _CALLS
+_OPEN: Final = 64
+"""Threads whose files are kept open: those of a crowd of readers, each of which misses one file after the other."""
+
+
+class Callers:
+    """The threads that look names up. Used as a context manager, for the files that it keeps open.
+
+    Each system call of the event loop lets the threads have the interpreter, and waits until they give it back: opening and closing
+    the file anew each time took 0.15 ms of a miss while others were unpacked.
+    """
+
+    def __init__(self) -> None:
+        self._files: OrderedDict[int, int] = OrderedDict()
+        """By the thread's id, the one used last at the end. A file stays the same thread's, whoever is given its id when it has ended."""
+
+    def changes_metadata_only(self, thread: int) -> bool:
+        """Whether the thread with this id is in a call that needs no byte of the file. 4 to 10 µs; never waits."""
+        if not _CALLS or thread <= 0:
+            return False
+        text = self._read_again(thread) or self._read(thread)
+        number = text.split(b" ", 1)[0]
+        return number.isdigit() and int(number) in _CALLS
+
+    def _read_again(self, thread: int) -> bytes:
+        file = self._files.get(thread)
+        if file is None:
+            return b""
+        try:
+            text = os.pread(file, _ENOUGH, 0)
+        except OSError:  # the thread has ended
+            del self._files[thread]
+            os.close(file)
+            return b""
+        self._files.move_to_end(thread)
+        return text
+
+    def _read(self, thread: int) -> bytes:
+        try:
+            file = os.open(f"/proc/{thread}/syscall", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return b""
+        try:
+            text = os.pread(file, _ENOUGH, 0)
+        except OSError:
+            os.close(file)
+            return b""
+        self._files[thread] = file
+        if len(self._files) > _OPEN:
+            os.close(self._files.popitem(last=False)[1])
+        return text
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._files:
+            os.close(self._files.popitem()[1])

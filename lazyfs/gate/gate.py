@@ -38,7 +38,6 @@ import trio
 
 from lazyfs.errors import LazyfsError, Unreachable
 from lazyfs.gate.answered import Answered
-from lazyfs.gate.caller import changes_metadata_only
 from lazyfs.gate.catalog import Catalog, Supply
 from lazyfs.gate.choice import Choice
 from lazyfs.gate.inode import NOWHERE, OBJECTS, ROOT, inode_of, record_inode, record_number
@@ -76,7 +75,7 @@ class Gate:
         store: Store,
         catalog: Catalog,
         touched: Callable[[int, str], None],
-        is_metadata_call: Callable[[int], bool] = changes_metadata_only,
+        is_metadata_call: Callable[[int], bool],
     ) -> None:
         self._store = store
         self._catalog = catalog

@@ -52,6 +52,9 @@ class Connection:
         """
         try:
             await self._stream.send_all(request)
+            if isinstance(self._stream, trio.SocketStream):
+                # No answer is there already: to try first would be a system call for nothing.
+                await trio.lowlevel.wait_readable(self._socket)
             while True:
                 head = await self._receive_head()
                 if head.status >= 200:

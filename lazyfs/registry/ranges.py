@@ -26,7 +26,7 @@ STALL: Final = 20.0
 """Seconds without a byte after which a sender is given up."""
 MAX_SKIP: Final = 1 << 20
 """Bytes of a whole blob that are read and dropped to get to a range that the server did not grant."""
-MAX_RANGES: Final = 8
+MAX_RANGES: Final = 32
 """Ranges open at a time, and so connections in use."""
 _MAX_SIGNED: Final = 4096
 _SMALL_BODY: Final = 16 << 10
@@ -113,12 +113,20 @@ class Ranges:
     ) -> AsyncIterator[Body]:
         """Bytes `[start, end)` of the blob at `path`; see ImageSource.open_range. `what` names the blob in errors."""
         asked = _Asked(what, self._session.url(path), scope, digest, size, start, end)
-        async with self._slots:  # waited for outside of the deadline: a busy server is not one that does not answer
+        # Waited for outside of the deadline: a busy server is not one that does not answer. Not awaited where it is free: that is a
+        # turn of the event loop.
+        try:
+            self._slots.acquire_nowait()
+        except trio.WouldBlock:
+            await self._slots.acquire()
+        try:
             url, connection, body = await patiently(what, partial(self._try, asked))
             try:
                 yield body
             finally:
                 self._session.pool.release(url, connection, reusable=body.reusable)
+        finally:
+            self._slots.release()
 
     async def _try(self, asked: _Asked) -> tuple[Url, Connection, Body] | Later:
         own = asked.url.origin

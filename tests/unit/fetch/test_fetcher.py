@@ -207,14 +207,55 @@ async def test_what_is_here_is_read_while_all_slots_wait_for_a_dead_source(store
         assert await read_piece(fetcher, layer, 18) == files[18][1]
     source.gate = trio.Event()
     async with open_fetcher(store, source) as fetcher, trio.open_nursery() as nursery:
-        for number in (1, 3, 5, 7, 9, 11):
+        for number in (1, 3, 5, 7, 9, 11, 13, 15):  # as many as may be on their way at once, of this size
             nursery.start_soon(read_piece, fetcher, layer, number)
         await wait_all_tasks_blocked(0.05)
         nursery.start_soon(read_piece, fetcher, layer, 17)  # its run would begin beside what is here
         await wait_all_tasks_blocked(0.05)
+        assert len(source.ranges) == 9
         with trio.fail_after(10):
             assert await read_piece(fetcher, layer, 18) == files[18][1]
         nursery.cancel_scope.cancel()
+
+
+async def test_a_crowd_of_lone_misses_brings_what_is_asked_for(store: Store) -> None:
+    """The first few bring their neighbours; behind them are readers who wait for their turn, and each neighbour would be in their way."""
+    files = [(b"f%05d" % number, RANDOM.randbytes(4000)) for number in range(2000)]
+    layer, blob = make_layer(files)
+    source = ScriptedSource(blob)
+    source.gate = trio.Event()
+    wanted = range(0, 2000, 40)
+    got: dict[int, bytes] = {}
+
+    async def reader(number: int) -> None:
+        got[number] = await read_piece(fetcher, layer, number)
+
+    async with open_fetcher(store, source) as fetcher, trio.open_nursery() as nursery:
+        for number in wanted:
+            nursery.start_soon(reader, number)
+        await wait_all_tasks_blocked(0.05)
+        assert len(source.ranges) == 32
+        source.gate.set()
+    assert got == {number: files[number][1] for number in wanted}
+    assert len(source.ranges) == len(wanted)
+    lengths = [end - start for start, end in source.ranges]
+    assert sum(length > 20_000 for length in lengths) == 8 and sum(length < 5000 for length in lengths) == len(wanted) - 8
+
+
+async def test_a_crowd_that_walks_takes_long_steps(store: Store) -> None:
+    """64 readers who share the files of a layer, in order: neighbours are what the others want next."""
+    layer, blob = make_layer(FILES)
+    source = ScriptedSource(blob)
+    rest = iter(range(len(FILES)))
+
+    async def reader() -> None:
+        for number in rest:
+            assert await read_piece(fetcher, layer, number) == FILES[number][1]
+
+    async with open_fetcher(store, source) as fetcher, trio.open_nursery() as nursery:
+        for _ in range(64):
+            nursery.start_soon(reader)
+    assert len(source.ranges) < 40
 
 
 async def test_an_object_is_brought_although_its_chunk_comes_for_another_file(store: Store) -> None:
@@ -249,7 +290,7 @@ async def test_whoever_waits_for_a_fetcher_that_ends_is_told(store: Store) -> No
                 await fetcher.bring(layer, layer.pieces[number])
 
         async with open_fetcher(store, source) as fetcher:
-            for number in range(0, 400, 20):  # more than there are requests at once
+            for number in range(0, 400, 10):  # more than there are requests at once
                 nursery.start_soon(wait, number)
             await wait_all_tasks_blocked()
         with trio.fail_after(5):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lazyfs.gate.caller import changes_metadata_only
+from lazyfs.gate.caller import Callers
 
 pytestmark = pytest.mark.root
 
@@ -20,6 +21,7 @@ def caught_in(call: Callable[[str], object], tmp_path: Path) -> bool:
 
     ptrace stops it at the entry of each.
     """
+    callers = Callers()
     libc = ctypes.CDLL(None, use_errno=True)
     traceme, syscall, kill = 0, 24, 8
     (tmp_path / "file").touch()
@@ -40,8 +42,9 @@ def caught_in(call: Callable[[str], object], tmp_path: Path) -> bool:
             if os.WIFEXITED(status) or os.WIFSIGNALED(status):
                 child = 0
                 break
-            verdicts.append(changes_metadata_only(child))
+            verdicts.append(callers.changes_metadata_only(child))
     finally:
+        callers.__exit__()
         if child:
             libc.ptrace(kill, child, None, None)
             os.waitpid(child, 0)
@@ -77,6 +80,29 @@ def test_calls_that_may_read(call: Callable[[str], object], tmp_path: Path) -> N
 
 def test_who_cannot_be_looked_at_will_read() -> None:
     """No such thread, or the kernel itself."""
-    assert not changes_metadata_only(0)
-    assert not changes_metadata_only(2**22 + 1)
-    assert not changes_metadata_only(2)
+    with Callers() as callers:
+        assert not callers.changes_metadata_only(0)
+        assert not callers.changes_metadata_only(2**22 + 1)
+        assert not callers.changes_metadata_only(2)
+
+
+def test_a_crowds_files_are_kept_and_given_back() -> None:
+    """Some stay open, whoever asks; that of a thread which has ended goes when it is asked for, and all with the block."""
+    before = len(os.listdir("/proc/self/fd"))
+    end = threading.Event()
+    threads = [threading.Thread(target=end.wait) for _ in range(70)]
+    for thread in threads:
+        thread.start()
+    with Callers() as callers:
+        for _ in range(2):
+            assert not any(callers.changes_metadata_only(thread.native_id or 0) for thread in threads)
+            assert len(os.listdir("/proc/self/fd")) == before + 64
+        end.set()
+        for thread in threads:
+            thread.join()
+            while Path(f"/proc/self/task/{thread.native_id}").exists():
+                """joined a moment before the kernel has done with it"""
+        assert not any(callers.changes_metadata_only(thread.native_id or 0) for thread in threads)
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert not callers.changes_metadata_only(threading.get_native_id())
+    assert len(os.listdir("/proc/self/fd")) == before
