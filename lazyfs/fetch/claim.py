@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import pairwise
-from typing import Final
+from typing import Final, NamedTuple
 
 from lazyfs.errors import LocalError
 from lazyfs.fetch.piece import Piece
@@ -16,30 +16,44 @@ BRIDGE: Final = 16 << 10
 python image 275 requests without this, 98 with it and 0.5 % of the bytes read over), and a request costs more."""
 
 
-def claim_missing(store: Store, pieces: Sequence[Piece], wanted: Piece | None, gaps: bool) -> list[Piece]:
-    """Blocking. Those of `pieces` that must be fetched, claimed for us, in blob order. Whoever gets them releases them.
+class Order(NamedTuple):
+    """What a run would fetch."""
 
-    `wanted`: when this one need not be fetched, none is. Without `gaps` the list ends where more than BRIDGE lies between
-    that is here, or on its way, already: it would be downloaded twice.
-    """
-    claimed: dict[bytes, Piece] = {}
+    pieces: Sequence[Piece]
+    wanted: Piece | None
+    """When this one need not be fetched, none is."""
+    gaps: bool
+    """Without them the run ends where more than BRIDGE lies between that is here, or on its way, already: it would be downloaded twice."""
+
+
+def claim_missing(store: Store, order: Order) -> list[Piece]:
+    """Blocking. Those of the pieces that must be fetched, claimed for us, in blob order. Whoever gets them releases them."""
     with ExitStack() as unclaim:
-        for piece in sorted(pieces, key=lambda piece: (piece.chunk.member, piece.chunk.inner)):
-            digest = piece.chunk.digest
-            if digest not in claimed and store.claim(digest):
-                unclaim.callback(store.release, digest)
-                claimed[digest] = piece
+        claimed = _claim(store, order.pieces, unclaim)
         # Looked for once, when claimed: whoever held the claim before may have kept the chunk until then.
-        needed = to_fetch(store, list(claimed.values()))
-        if not gaps:
-            needed = needed[: _first_gap(needed)]
-        digests = {piece.chunk.digest for piece in needed}
-        if wanted is not None and wanted.chunk.digest not in digests:
-            return []
+        taken = _taken(order, to_fetch(store, claimed))
         unclaim.pop_all()
-    for digest in claimed.keys() - digests:
-        store.release(digest)
-    return needed
+    _release_others(store, claimed, taken)
+    return taken
+
+
+def claim_together(store: Store, orders: Sequence[Order]) -> list[list[Piece] | None]:
+    """Blocking, but only for the index: `claim_missing` for several, in two queries. None for one that takes longer, because some of
+    it lies in another file and wants to be copied: nothing is claimed for it.
+    """
+    answers: list[list[Piece] | None] = []
+    with ExitStack() as unclaim:
+        claimed = [_claim(store, order.pieces, unclaim) for order in orders]
+        missing = {piece.chunk.digest for piece in missing_of(store, [piece for pieces in claimed for piece in pieces])}
+        elsewhere = store.held_anywhere(list(missing))
+        for order, pieces in zip(orders, claimed, strict=True):
+            needed = [piece for piece in pieces if piece.chunk.digest in missing]
+            copied = any(piece.chunk.digest in elsewhere for piece in needed)
+            answers.append(None if copied else _taken(order, needed))
+        unclaim.pop_all()
+    for pieces, answer in zip(claimed, answers, strict=True):
+        _release_others(store, pieces, answer or ())
+    return answers
 
 
 def missing_of(store: Store, pieces: Sequence[Piece]) -> list[Piece]:
@@ -53,6 +67,32 @@ def to_fetch(store: Store, pieces: Sequence[Piece]) -> list[Piece]:
     missing = missing_of(store, pieces)
     elsewhere = store.held_anywhere([piece.chunk.digest for piece in missing])
     return [piece for piece in missing if piece.chunk.digest not in elsewhere or not _copied(store, piece)]
+
+
+def _claim(store: Store, pieces: Sequence[Piece], unclaim: ExitStack) -> list[Piece]:
+    """Those that no other process is bringing, once each, in blob order."""
+    claimed: dict[bytes, Piece] = {}
+    for piece in sorted(pieces, key=lambda piece: (piece.chunk.member, piece.chunk.inner)):
+        digest = piece.chunk.digest
+        if digest not in claimed and store.claim(digest):
+            unclaim.callback(store.release, digest)
+            claimed[digest] = piece
+    return list(claimed.values())
+
+
+def _taken(order: Order, needed: list[Piece]) -> list[Piece]:
+    if not order.gaps:
+        needed = needed[: _first_gap(needed)]
+    if order.wanted is not None and order.wanted.chunk.digest not in {piece.chunk.digest for piece in needed}:
+        return []
+    return needed
+
+
+def _release_others(store: Store, claimed: Sequence[Piece], taken: Sequence[Piece]) -> None:
+    digests = {piece.chunk.digest for piece in taken}
+    for piece in claimed:
+        if piece.chunk.digest not in digests:
+            store.release(piece.chunk.digest)
 
 
 def _first_gap(pieces: Sequence[Piece]) -> int:

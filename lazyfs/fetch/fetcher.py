@@ -28,7 +28,8 @@ from typing import Final
 import trio
 
 from lazyfs.errors import LazyfsError, LocalError, RangeIgnored, SourceError, Unreachable
-from lazyfs.fetch.claim import claim_missing, missing_of
+from lazyfs.fetch.claim import Order, missing_of
+from lazyfs.fetch.claimer import Claimer
 from lazyfs.fetch.flight import Board
 from lazyfs.fetch.piece import LayerBlob, Piece
 from lazyfs.fetch.run import Run
@@ -79,8 +80,7 @@ class Fetcher:
         # threads, so that what is here never queues behind what is arriving.
         self._unpackers = trio.CapacityLimiter((os.cpu_count() or 1) + 1)
         self._readers = trio.CapacityLimiter(16)
-        # The index answers one at a time. More threads that ask would only wake each other.
-        self._claimers = trio.CapacityLimiter(2)
+        self._claimer = Claimer(store, self._readers)
         self._jobs = trio.Semaphore(int(self._unpackers.total_tokens))  # each holds a chunk twice: 8 MiB by default
         self._slots = trio.Semaphore(_RUNS)
         self._large_slots = trio.Semaphore(_LARGE_RUNS)
@@ -305,8 +305,7 @@ class Fetcher:
             if layer.whole is not None:
                 await self._fetch_whole(WholeRun(self._store, self._source, layer.whole, landed, received), pieces, land)
                 return first_bad
-            claim = partial(claim_missing, self._store, pieces, pieces[0] if together else None, layer.digest in self._rangeless)
-            claimed = await trio.to_thread.run_sync(claim, limiter=self._claimers)
+            claimed = await self._claimer.claim(Order(pieces, pieces[0] if together else None, layer.digest in self._rangeless))
             wanted = {piece.chunk.digest for piece in claimed}
             for piece in pieces:
                 if piece.chunk.digest not in wanted and not (together and piece is pieces[0]):

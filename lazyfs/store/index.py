@@ -154,8 +154,10 @@ class Index:
         for name, position, offset, size, digest in self._database.query(schema.SELECT_MANY, (json.dumps(names),)):
             if position not in self._void.get(name, ()):
                 found.setdefault(name, {})[position] = (offset, size, digest)
+        wanted = set(names)
         for row in buffered:
-            found.setdefault(row.object, {})[row.position] = (row.offset, row.size, row.digest)
+            if row.object in wanted:
+                found.setdefault(row.object, {})[row.position] = (row.offset, row.size, row.digest)
         return found
 
     def is_whole(self, name: str) -> bool:
