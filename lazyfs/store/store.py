@@ -288,10 +288,13 @@ class Store:
     def _let_go(self) -> None:
         """After each commit, or none: claims are not kept for what may never be seen."""
         with self._claiming:
-            seen = {digest for digest in self._released if not self.index.is_pending(digest)}
-            for digest in seen:
-                self.directory.claims.release(digest)
-            self._released -= seen
+            released = list(self._released)
+        for digest in released:
+            # One at a time: the event loop, which releases as well, waits for no more than that.
+            with self._claiming:
+                if digest in self._released and not self.index.is_pending(digest):
+                    self._released.discard(digest)
+                    self.directory.claims.release(digest)
 
     def _read_row(self, row: Row, start: int, length: int, *, anew: bool = False) -> bytes | None:
         """Bytes of the chunk that `row` tells of; None when it is not there or damaged: then it is dropped.
