@@ -27,7 +27,9 @@ STALL: Final = 20.0
 MAX_SKIP: Final = 1 << 20
 """Bytes of a whole blob that are read and dropped to get to a range that the server did not grant."""
 MAX_RANGES: Final = 32
-"""Ranges open at a time, and so connections in use."""
+"""Ranges open at a time, and so connections in use: those of a crowd of readers (fetch/), and the background's."""
+MAX_AHEAD: Final = 8
+"""Connections opened before anybody asks for a range: an image's TOCs are read so many at a time."""
 _MAX_SIGNED: Final = 4096
 _SMALL_BODY: Final = 16 << 10
 """A refusal's body up to here is read to keep the connection; a longer one costs it."""
@@ -97,7 +99,7 @@ class Ranges:
         Cancelled: those that are there already stay.
         """
         async with trio.open_nursery() as nursery:
-            for _ in range(min(count, MAX_RANGES)):
+            for _ in range(min(count, MAX_AHEAD)):
                 nursery.start_soon(self._connect_ahead)
 
     async def _connect_ahead(self) -> None:
