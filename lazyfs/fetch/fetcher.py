@@ -28,14 +28,14 @@ from typing import Final
 import trio
 
 from lazyfs.errors import LazyfsError, LocalError, RangeIgnored, SourceError, Unreachable
-from lazyfs.fetch.claim import Order, missing_of
-from lazyfs.fetch.claimer import Claimer
+from lazyfs.fetch.claim import Order, claim_missing, claim_together, missing_of
 from lazyfs.fetch.flight import Board
+from lazyfs.fetch.gather import Gather
 from lazyfs.fetch.piece import LayerBlob, Piece
 from lazyfs.fetch.run import Run
 from lazyfs.fetch.statistics import FetchStatistics
 from lazyfs.fetch.traffic import Traffic
-from lazyfs.fetch.unpack import Unpacked
+from lazyfs.fetch.unpack import Unpacked, unpack_together
 from lazyfs.fetch.whole_run import WholeRun
 from lazyfs.fetch.window import Windows
 from lazyfs.source.protocol import ImageSource
@@ -47,11 +47,13 @@ READ_DEADLINE: Final = 60.0
 """Seconds until a read that waits for the network gives up."""
 _SLOW_LINE: Final = 1_000_000
 """Bytes a second that the network must bring of a layer that comes whole, on top of that: it may have gigabytes."""
-_RUNS: Final = 32
-"""Range requests of readers at once (the background has its own). 64 readers of 1,280 files that lie strewn, 20 ms away: with 16, their
-round trips alone take 1.6 s (bench/late.py)."""
+_RUNS: Final = 48
+"""Range requests of readers at once (the background has its own). 64 readers of 1,280 files that lie strewn, 20 ms away: the round
+trips alone take 1.6 s with 16, and all of it 15 % longer with 32 than with 64 (bench/late.py)."""
 _CROWD: Final = 8
 """Runs on their way, or waiting for their turn, from which on a lone miss brings no neighbours."""
+_FEW: Final = 8
+"""Pieces that are claimed together with those of other runs. Longer runs have a thread of their own: others do not wait for them."""
 _LARGE: Final = 512 << 10
 _LARGE_RUNS: Final = 8
 """Of those at once whose members lie in memory as a whole, of 4 MiB by default."""
@@ -80,7 +82,8 @@ class Fetcher:
         # threads, so that what is here never queues behind what is arriving.
         self._unpackers = trio.CapacityLimiter((os.cpu_count() or 1) + 1)
         self._readers = trio.CapacityLimiter(16)
-        self._claimer = Claimer(store, self._readers)
+        self._claims = Gather(partial(claim_together, store), self._readers)
+        self._small = Gather(partial(unpack_together, store), self._unpackers)
         self._jobs = trio.Semaphore(int(self._unpackers.total_tokens))  # each holds a chunk twice: 8 MiB by default
         self._slots = trio.Semaphore(_RUNS)
         self._large_slots = trio.Semaphore(_LARGE_RUNS)
@@ -305,14 +308,14 @@ class Fetcher:
             if layer.whole is not None:
                 await self._fetch_whole(WholeRun(self._store, self._source, layer.whole, landed, received), pieces, land)
                 return first_bad
-            claimed = await self._claimer.claim(Order(pieces, pieces[0] if together else None, layer.digest in self._rangeless))
+            claimed = await self._claim(Order(pieces, pieces[0] if together else None, layer.digest in self._rangeless))
             wanted = {piece.chunk.digest for piece in claimed}
             for piece in pieces:
                 if piece.chunk.digest not in wanted and not (together and piece is pieces[0]):
                     land(piece.chunk.digest)
             if claimed:
                 self._counts["requests"] += 1
-                run = Run(self._store, self._source, layer, self._unpackers, self._jobs, landed, received, pause)
+                run = Run(self._store, self._source, layer, self._unpackers, self._jobs, self._small, landed, received, pause)
                 await run.fly(claimed, whole=layer.digest in self._rangeless)
             elif together:
                 # It arrived meanwhile, or another process is bringing it: its readers look again, but do not spin.
@@ -329,6 +332,13 @@ class Fetcher:
             for digest in tuple(airborne):
                 land(digest, None, failure)
         return failure or first_bad
+
+    async def _claim(self, order: Order) -> list[Piece]:
+        """See `claim_missing`."""
+        answer = await self._claims.do(order) if len(order.pieces) <= _FEW else None
+        if answer is None:
+            answer = await trio.to_thread.run_sync(partial(claim_missing, self._store, order), limiter=self._readers)
+        return answer
 
     async def _fetch_whole(self, run: WholeRun, pieces: list[Piece], land: Callable[[bytes], None]) -> None:
         missing = await trio.to_thread.run_sync(run.missing, pieces, limiter=self._readers)

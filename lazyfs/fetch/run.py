@@ -13,13 +13,16 @@ from typing import Final, NamedTuple
 import trio
 
 from lazyfs.errors import LazyfsError
+from lazyfs.fetch.gather import Gather
 from lazyfs.fetch.piece import LayerBlob, Piece
-from lazyfs.fetch.unpack import Unpacked, unpack
+from lazyfs.fetch.unpack import Packed, Unpacked, unpack
 from lazyfs.source.protocol import ImageSource, RangeStream
 from lazyfs.store.store import Store
 
 _BATCH: Final = 512 << 10
 """Compressed bytes handed to a thread at once: small files share the price of a hop, large chunks go alone."""
+_SMALL: Final = 256 << 10
+"""Bytes, inflated, of a run that goes to a thread together with others."""
 _SKIP: Final = 1 << 20
 
 
@@ -39,6 +42,8 @@ class Run(NamedTuple):
     layer: LayerBlob
     threads: trio.CapacityLimiter
     jobs: trio.Semaphore
+    small: Gather[Packed, list[Unpacked]]
+    """For runs that are so little that they take no job."""
     landed: Callable[[Unpacked], None]
     received: Callable[[int], None]
     pause: Callable[[], Awaitable[bool]]
@@ -50,6 +55,9 @@ class Run(NamedTuple):
         """
         batches = cut(pieces)
         start, end = (0, self.layer.size) if whole else (batches[0].start, batches[-1].end)
+        if len(batches) == 1:
+            await self._fly_one(batches[0], start, end)
+            return
         failure: LazyfsError | None = None
         async with trio.open_nursery() as nursery:
             try:
@@ -57,30 +65,39 @@ class Run(NamedTuple):
                     position = start
                     for batch in batches:
                         if not await self.pause():
-                            return
-                        await self._skip(stream, batch.start - position)
-                        data = await stream.receive_exactly(batch.end - batch.start)
-                        self.received(len(data))
+                            break
+                        data = await self._receive(stream, position, batch)
                         position = batch.end
-                        if batch is not batches[-1]:
-                            await self._take_job()
-                            nursery.start_soon(self._unpack, batch, data)
+                        await self.jobs.acquire()
+                        nursery.start_soon(self._unpack, batch, data)
             except LazyfsError as error:
                 failure = error  # raised below, once the jobs of what did arrive are done
-            else:
-                # The sender has done its part: another run can have it while the last bytes are unpacked. No task of its own: most
-                # runs of a crowd are one batch.
-                await self._take_job()
-                await self._unpack(batch, data)
         if failure is not None:
             raise failure
 
-    async def _take_job(self) -> None:
-        # A semaphore that is free costs a turn of the event loop when it is awaited.
-        try:
-            self.jobs.acquire_nowait()
-        except trio.WouldBlock:
+    async def _fly_one(self, batch: Batch, start: int, end: int) -> None:
+        """Most misses of a crowd: what they cost the event loop is what the crowd waits for. So without a task of its own, and the
+        sender is let go before its bytes are unpacked.
+        """
+        async with self.source.open_range(self.layer.digest, self.layer.size, start, end) as stream:
+            if not await self.pause():
+                return
+            data = await self._receive(stream, start, batch)
+        if sum(piece.chunk.size for piece in batch.pieces) <= _SMALL:
+            for result in await self.small.do(self._packed(batch, data)):
+                self.landed(result)
+        else:
             await self.jobs.acquire()
+            await self._unpack(batch, data)
+
+    async def _receive(self, stream: RangeStream, position: int, batch: Batch) -> bytes | bytearray | memoryview:
+        await self._skip(stream, batch.start - position)
+        data = await stream.receive_exactly(batch.end - batch.start)
+        self.received(len(data))
+        return data
+
+    def _packed(self, batch: Batch, data: bytes | bytearray | memoryview) -> Packed:
+        return Packed(batch.start, data, batch.pieces, f"layer {self.layer.digest}")
 
     async def _skip(self, stream: RangeStream, count: int) -> None:
         while count > 0:
@@ -91,7 +108,7 @@ class Run(NamedTuple):
 
     async def _unpack(self, batch: Batch, data: bytes | bytearray | memoryview) -> None:
         try:
-            work = partial(unpack, self.store, batch.start, data, batch.pieces, f"layer {self.layer.digest}")
+            work = partial(unpack, self.store, self._packed(batch, data))
             for result in await trio.to_thread.run_sync(work, limiter=self.threads):
                 self.landed(result)
         finally:

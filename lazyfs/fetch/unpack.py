@@ -27,11 +27,27 @@ class Unpacked(NamedTuple):
     """Why the store did not keep it, though it is right."""
 
 
-def unpack(store: Store, start: int, data: bytes | bytearray | memoryview, pieces: Sequence[Piece], what: str) -> list[Unpacked]:
-    """Inflate, verify and keep `pieces`, whose members lie in `data`, which begins at blob offset `start`.
+class Packed(NamedTuple):
+    """Pieces, whose members lie in `data`, which begins at blob offset `start`."""
+
+    start: int
+    data: bytes | bytearray | memoryview
+    pieces: Sequence[Piece]
+    what: str
+    """Names the layer in errors."""
+
+
+def unpack_together(store: Store, packed: Sequence[Packed]) -> list[list[Unpacked]]:
+    """`unpack` for several."""
+    return [unpack(store, each) for each in packed]
+
+
+def unpack(store: Store, packed: Packed) -> list[Unpacked]:
+    """Inflate, verify and keep the pieces.
 
     Blocking, for a thread. A piece that fails takes no other down, but those of the same broken member.
     """
+    start, data, pieces, what = packed
     view = memoryview(data)
     done: list[Unpacked] = []
     position = 0

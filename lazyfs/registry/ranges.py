@@ -26,7 +26,7 @@ STALL: Final = 20.0
 """Seconds without a byte after which a sender is given up."""
 MAX_SKIP: Final = 1 << 20
 """Bytes of a whole blob that are read and dropped to get to a range that the server did not grant."""
-MAX_RANGES: Final = 32
+MAX_RANGES: Final = 48
 """Ranges open at a time, and so connections in use: those of a crowd of readers (fetch/), and the background's."""
 MAX_AHEAD: Final = 8
 """Connections opened before anybody asks for a range: an image's TOCs are read so many at a time."""

@@ -224,7 +224,7 @@ async def test_a_crowd_of_lone_misses_brings_what_is_asked_for(store: Store) -> 
     layer, blob = make_layer(files)
     source = ScriptedSource(blob)
     source.gate = trio.Event()
-    wanted = range(0, 2000, 40)
+    wanted = range(0, 2000, 30)
     got: dict[int, bytes] = {}
 
     async def reader(number: int) -> None:
@@ -234,7 +234,7 @@ async def test_a_crowd_of_lone_misses_brings_what_is_asked_for(store: Store) -> 
         for number in wanted:
             nursery.start_soon(reader, number)
         await wait_all_tasks_blocked(0.05)
-        assert len(source.ranges) == 32
+        assert len(source.ranges) == 48
         source.gate.set()
     assert got == {number: files[number][1] for number in wanted}
     assert len(source.ranges) == len(wanted)
@@ -290,7 +290,7 @@ async def test_whoever_waits_for_a_fetcher_that_ends_is_told(store: Store) -> No
                 await fetcher.bring(layer, layer.pieces[number])
 
         async with open_fetcher(store, source) as fetcher:
-            for number in range(0, 400, 10):  # more than there are requests at once
+            for number in range(0, 400, 5):  # more than there are requests at once
                 nursery.start_soon(wait, number)
             await wait_all_tasks_blocked()
         with trio.fail_after(5):

@@ -1,0 +1,126 @@
+"""What is gathered for a thread: the same as done one by one, in fewer trips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import trio
+
+from lazyfs.errors import LocalError, StoreUnusable
+from lazyfs.fetch.claim import Order, claim_missing, claim_together
+from lazyfs.fetch.gather import Gather
+from lazyfs.fetch.piece import Piece
+from lazyfs.store.store import Store
+from tests.unit.fetch.scripted import FILES, RANDOM, make_layer
+
+
+def keep(store: Store, piece: Piece, content: bytes) -> None:
+    store.keep(piece.content, piece.number, content)
+
+
+def release(store: Store, *answers: Sequence[Piece] | None) -> None:
+    for answer in answers:
+        for piece in answer or ():
+            store.release(piece.chunk.digest)
+
+
+def test_together_is_as_one_by_one(store: Store) -> None:
+    """Of runs in which pieces are here, and gaps, with and without a piece that all depends on."""
+    layer, _ = make_layer(FILES)
+    for number in range(0, 400, 3):
+        keep(store, layer.pieces[number], FILES[number][1])
+    orders = []
+    for first in range(0, 390, 10):
+        pieces = layer.pieces[first : first + 10]
+        wanted = RANDOM.choice([None, *pieces])
+        orders.append(
+            Order(RANDOM.sample(pieces, RANDOM.randrange(1, 10)) + ([wanted] if wanted else []), wanted, RANDOM.random() < 0.5)
+        )
+    together = claim_together(store, orders)
+    release(store, *together)
+    for order, answer in zip(orders, together, strict=True):
+        alone = claim_missing(store, order)
+        release(store, alone)
+        assert answer == alone
+    assert any(together) and not all(together)
+
+
+def test_what_lies_in_another_file_is_left_to_a_run_of_its_own(store: Store) -> None:
+    """To copy it takes longer than to ask, and others wait. Nothing is claimed for it; the others are answered."""
+    shared = RANDOM.randbytes(3000)
+    layer, _ = make_layer([(b"a", shared), (b"b", shared + b"more")], chunk_size=3000)
+    keep(store, layer.pieces[0], shared)
+    copied, lone = layer.pieces[1], layer.pieces[2]
+    orders = [Order([copied], copied, gaps=False), Order([lone], lone, gaps=False)]
+    assert claim_together(store, orders) == [None, [lone]]
+    assert claim_missing(store, orders[0]) == []
+    assert not store.missing(copied.content, 0, 1)
+
+
+class Work:
+    """Doubles numbers; keeps how many went together."""
+
+    def __init__(self) -> None:
+        self.trips: list[int] = []
+        self.fails = False
+
+    def __call__(self, numbers: Sequence[int]) -> list[int]:
+        self.trips.append(len(numbers))
+        if self.fails:
+            raise StoreUnusable("it is closed")
+        return [2 * number for number in numbers]
+
+
+async def test_jobs_that_come_together_go_together() -> None:
+    """The first goes at once; all others go with the second. Each gets what comes of its own."""
+    work = Work()
+    gather = Gather(work, trio.CapacityLimiter(2))
+    got: dict[int, int] = {}
+
+    async def do(number: int) -> None:
+        got[number] = await gather.do(number)
+
+    for _ in range(2):
+        async with trio.open_nursery() as nursery:
+            for number in range(50):
+                nursery.start_soon(do, number)
+        assert got == {number: 2 * number for number in range(50)}
+        got.clear()
+    assert work.trips == [1, 49, 1, 49]
+
+
+async def test_an_error_is_everybodys_who_went_together() -> None:
+    """Nobody waits on; the next one goes again."""
+    work = Work()
+    gather = Gather(work, trio.CapacityLimiter(2))
+    told: list[str] = []
+
+    async def do(number: int) -> None:
+        try:
+            await gather.do(number)
+        except LocalError as error:
+            told.append(str(error))
+
+    work.fails = True
+    async with trio.open_nursery() as nursery:
+        for number in range(5):
+            nursery.start_soon(do, number)
+    assert told == ["it is closed"] * 5
+    work.fails = False
+    assert await gather.do(4) == 8
+
+
+async def test_who_is_cancelled_still_gets_what_comes_of_his_job() -> None:
+    """A claim has to be given back."""
+    gather = Gather(Work(), trio.CapacityLimiter(2))
+    got: list[int] = []
+
+    async def do(number: int) -> None:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            got.append(await gather.do(number))
+
+    async with trio.open_nursery() as nursery:
+        for number in range(3):
+            nursery.start_soon(do, number)
+    assert sorted(got) == [0, 2, 4]
