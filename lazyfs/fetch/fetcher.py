@@ -6,7 +6,8 @@ The order of a miss:
 2. Else choose a run: the chunk, and the missing neighbours behind it that the window allows. All get a flight at once,
    so that no second run can hold them.
 3. In a thread, look again: what arrived meanwhile, what lies in another file of the store (copied, not fetched), what
-   another process is fetching right now (its claim in the store says so) falls out of the run.
+   another process is fetching right now (its claim in the store says so) falls out of the run. Short runs that begin at the same
+   time do this together, and what they bring is unpacked together (gather.py).
 4. One range request; each chunk lands its flight as soon as it is verified and kept.
 
 A layer that is not lazy has no ranges: whatever is missing of it, all of it is fetched, and all that is missing kept.

@@ -9,8 +9,8 @@ Steps inside of one file and steps from file to file are counted apart. That a p
 binary says nothing about the files behind it (measured: half of what `python3 -c` fetched was such a neighbour);
 `tar` and `cp -r` step from file to file, and soon get long runs.
 
-A lone miss brings nothing where others wait for their turn: with 64 readers of files that lie strewn it is the processor that
-they wait for, and neighbours are most of its work.
+A lone miss brings nothing along where many miss at once: with 64 readers of files that lie strewn it is the processor that they
+wait for, and neighbours would be most of its work (measured: 6,077 files brought for 1,280, in 2.2 s instead of 1.2).
 
 Several readers walk through a layer at once, so the last few walks of each layer are remembered.
 """
@@ -50,7 +50,7 @@ class Windows:
         """Where a walk goes on -> the window that brought it there; oldest first."""
 
     def open(self, piece: Piece, *, crowded: bool = False) -> Window:
-        """What a miss of `piece` may bring. The walk that it belongs to is taken up. `crowded`: it will have to wait for its turn."""
+        """What a miss of `piece` may bring. The walk that it belongs to is taken up. `crowded`: many others miss just now."""
         start, name = piece.chunk.member, piece.content.name
         for end, walk in reversed(self._walks.items()):
             if end <= start <= end + (_NEAR if crowded else _GAP):
