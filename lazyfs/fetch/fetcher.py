@@ -5,7 +5,7 @@ The order of a miss:
 1. A flight for the chunk is in the air: wait for it.
 2. Else choose a run: the chunk, and the missing neighbours behind it that the window allows. All get a flight at once,
    so that no second run can hold them.
-3. In a thread, look again: what arrived meanwhile, what lies in another file of the store (copied, not fetched), what
+3. In a thread, claim the run and look again: what arrived meanwhile, what lies in another file of the store (copied, not fetched), what
    another process is fetching right now (its claim in the store says so) falls out of the run. Short runs that begin at the same
    time do this together, and what they bring is unpacked together (gather.py).
 4. One range request; each chunk lands its flight as soon as it is verified and kept.
@@ -49,7 +49,7 @@ READ_DEADLINE: Final = 60.0
 _SLOW_LINE: Final = 1_000_000
 """Bytes a second that the network must bring of a layer that comes whole, on top of that: it may have gigabytes."""
 _RUNS: Final = 48
-"""Range requests of readers at once (the background has its own). 64 readers of 1,280 files that lie strewn, 20 ms away: the round
+"""Range requests of readers at once (the background has its own, and so have runs of large members). 64 readers of 1,280 files that lie strewn, 20 ms away: the round
 trips alone take 1.6 s with 16, and all of it 15 % longer with 32 than with 64 (bench/late.py)."""
 _CROWD: Final = 8
 """Runs on their way, or waiting for their turn, from which on a lone miss brings no neighbours."""
@@ -57,7 +57,7 @@ _FEW: Final = 8
 """Pieces that are claimed together with those of other runs. Longer runs have a thread of their own: others do not wait for them."""
 _LARGE: Final = 512 << 10
 _LARGE_RUNS: Final = 8
-"""Of those at once whose members lie in memory as a whole, of 4 MiB by default."""
+"""Those at once whose members lie in memory as a whole, of 4 MiB by default."""
 _TURN: Final = 0.1
 """Seconds that a run waits for its turn before it is looked what of it is here: usually a look costs more than the wait."""
 _UNKEPT_BYTES: Final = 32 << 20
@@ -83,8 +83,8 @@ class Fetcher:
         # threads, so that what is here never queues behind what is arriving.
         self._unpackers = trio.CapacityLimiter((os.cpu_count() or 1) + 1)
         self._readers = trio.CapacityLimiter(16)
-        self._claims = Gather(partial(claim_together, store), self._readers)
-        self._small = Gather(partial(unpack_together, store), self._unpackers)
+        self._claims = Gather(partial(claim_together, store), self._readers, trips=1)  # the index answers one at a time
+        self._small = Gather(partial(unpack_together, store), self._unpackers, trips=2)  # a disk may be slow
         self._jobs = trio.Semaphore(int(self._unpackers.total_tokens))  # each holds a chunk twice: 8 MiB by default
         self._slots = trio.Semaphore(_RUNS)
         self._large_slots = trio.Semaphore(_LARGE_RUNS)
@@ -215,27 +215,19 @@ class Fetcher:
         large = max(piece.chunk.member_end - piece.chunk.member for piece in pieces) > _LARGE
         slots = self._large_slots if large else self._slots
         try:
-            # A semaphore that is free costs a turn of the event loop when it is awaited.
+            with trio.move_on_after(_TURN) as soon:
+                await _acquire(slots)
+            if soon.cancelled_caught:
+                pieces = await self._land_what_is_here(pieces)
+                if not pieces:
+                    return
+                await slots.acquire()
             try:
-                slots.acquire_nowait()
-            except trio.WouldBlock:
-                pieces = await self._wait_for_turn(slots, pieces)
-            try:
-                if pieces:
-                    await self._run(layer, pieces, never, together=self.sends_ranges(layer))
+                await self._run(layer, pieces, never, together=self.sends_ranges(layer))
             finally:
                 slots.release()
         finally:
             self._runs -= 1
-
-    async def _wait_for_turn(self, slots: trio.Semaphore, pieces: list[Piece]) -> list[Piece]:
-        """Acquire a slot for a run. Returns what is left of the run, perhaps nothing."""
-        with trio.move_on_after(_TURN) as soon:
-            await slots.acquire()
-        if soon.cancelled_caught:
-            pieces = await self._land_what_is_here(pieces)
-            await slots.acquire()
-        return pieces
 
     async def _land_what_is_here(self, pieces: list[Piece]) -> list[Piece]:
         """The rest of a run that must wait for its turn: with the source away that lasts, and what is here need not wait.
@@ -360,6 +352,14 @@ class Fetcher:
             self._unkept_bytes += len(data)
         while self._unkept_bytes > _UNKEPT_BYTES and len(self._unkept) > 1:
             self._unkept_bytes -= len(self._unkept.popitem(last=False)[1])
+
+
+async def _acquire(slots: trio.Semaphore) -> None:
+    # One that is free costs a turn of the event loop when it is awaited.
+    try:
+        slots.acquire_nowait()
+    except trio.WouldBlock:
+        await slots.acquire()
 
 
 def _patience(layer: LayerBlob) -> float:

@@ -1,7 +1,8 @@
 """A run: pieces of one layer that come in one range request.
 
 While the next bytes arrive, the last ones are inflated, verified and kept in a worker thread. Only so many such jobs are
-under way, over all runs, that a slow disk or a slow processor holds the senders back instead of filling memory.
+under way, over all runs, that a slow disk or a slow processor holds the senders back instead of filling memory. (Runs that are
+small take no job: there are only so many runs.)
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ class Run(NamedTuple):
             if not await self.pause():
                 return
             data = await self._receive(stream, start, batch)
-        if sum(piece.chunk.size for piece in batch.pieces) <= _SMALL:
+        # What is inflated, and stays in memory until the trip is over, may be far more than what is wanted of it.
+        if sum(piece.chunk.inner + piece.chunk.size for piece in batch.pieces) <= _SMALL:
             for result in await self.small.do(self._packed(batch, data)):
                 self.landed(result)
         else:

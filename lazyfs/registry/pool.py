@@ -10,8 +10,9 @@ from lazyfs.registry.connection import Connection, connect
 from lazyfs.registry.proxy import Proxies
 from lazyfs.registry.url import Url
 
-MAX_WAITING: Final = 32
-"""Over all hosts: redirects can lead to any number of them."""
+MAX_WAITING: Final = 64
+"""Over all hosts: redirects can lead to any number of them. More than ranges are open at a time (ranges.py), so that a pause of a crowd
+does not cost its connections."""
 
 
 class Pool:

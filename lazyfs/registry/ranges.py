@@ -27,7 +27,10 @@ STALL: Final = 20.0
 MAX_SKIP: Final = 1 << 20
 """Bytes of a whole blob that are read and dropped to get to a range that the server did not grant."""
 MAX_RANGES: Final = 48
-"""Ranges open at a time, and so connections in use: those of a crowd of readers (fetch/), and the background's."""
+"""Ranges open at a time, and so connections in use: those of a crowd of readers (fetch/), whom the background gives way to."""
+CAUTIOUS: Final = 8
+"""The same for a server that has refused one for being too many."""
+_TOO_MANY: Final = {429, 503}
 MAX_AHEAD: Final = 8
 """Connections opened before anybody asks for a range: an image's TOCs are read so many at a time."""
 _MAX_SIGNED: Final = 4096
@@ -92,6 +95,9 @@ class Ranges:
         self._session = session
         self._signed: dict[Digest, Url] = {}
         self._slots = trio.Semaphore(MAX_RANGES)
+        self._withhold = 0
+        """Slots in use that are not to be given back."""
+        self._is_cautious = False
 
     async def connect_ahead(self, count: int) -> None:
         """Open connections to the registry that the next `count` ranges will use: round trips, more of them with TLS.
@@ -128,7 +134,10 @@ class Ranges:
             finally:
                 self._session.pool.release(url, connection, reusable=body.reusable)
         finally:
-            self._slots.release()
+            if self._withhold:
+                self._withhold -= 1
+            else:
+                self._slots.release()
 
     async def _try(self, asked: _Asked) -> tuple[Url, Connection, Body] | Later:
         own = asked.url.origin
@@ -161,6 +170,7 @@ class Ranges:
             elif head.status in REDIRECTS:
                 url = redirected(asked.what, head.status, url, head.headers.get("location", ""), visited)
             elif may_pass(head.status):
+                self._note_refusal(head.status)
                 error = Unreachable(f"{asked.what}: {url.authority} answers {head.status}")
                 return Later(error, retry_after(head.headers.get("retry-after", "")))
             elif remembered and 400 <= head.status < 500:
@@ -169,6 +179,15 @@ class Ranges:
                 url, remembered, visited = asked.url, False, {asked.url}
             else:
                 raise refusal(asked.what, url, head.status)
+
+    def _note_refusal(self, status: int) -> None:
+        # Whoever limits connections or requests would refuse the same crowd again, and a read that is refused each time fails.
+        if status in _TOO_MANY and not self._is_cautious:
+            self._is_cautious = True
+            self._withhold = MAX_RANGES - CAUTIOUS
+            while self._withhold and self._slots.value:
+                self._slots.acquire_nowait()
+                self._withhold -= 1
 
     async def _exchange(self, url: Url, asked: _Asked, authorization: str) -> tuple[Connection, Head]:
         """The caller releases the connection."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,14 @@ import trio.testing
 from trio.testing import wait_all_tasks_blocked
 
 from lazyfs.errors import DigestMismatch, Unreachable
+from lazyfs.fetch import fetcher as module
 from lazyfs.fetch.background import measure_missing
 from lazyfs.fetch.fetcher import READ_DEADLINE, open_fetcher
+from lazyfs.fetch.piece import LayerBlob
+from lazyfs.fetch.unpack import Packed, Unpacked
+from lazyfs.format.digest import digest_of
+from lazyfs.format.entry import Chunk, Entry
+from lazyfs.format.member import compress_member
 from lazyfs.store.store import Store
 from tests.unit.fetch.scripted import FILES, RANDOM, ScriptedSource, make_layer, read_piece
 
@@ -240,6 +248,27 @@ async def test_a_crowd_of_lone_misses_brings_what_is_asked_for(store: Store) -> 
     assert len(source.ranges) == len(wanted)
     lengths = [end - start for start, end in source.ranges]
     assert sum(length > 20_000 for length in lengths) == 8 and sum(length < 5000 for length in lengths) == len(wanted) - 8
+
+
+async def test_a_byte_of_what_inflates_to_much_goes_alone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is gathered for a thread lies in memory together: a hostile TOC makes a chunk of one byte at the end of 64 MiB."""
+    packed = compress_member(bytes(300_000) + b"x")
+    chunk = Chunk(0, 1, hashlib.sha256(b"x").digest(), 0, 300_000, len(packed))
+    layer = LayerBlob(digest_of(packed), len(packed), len(packed), [Entry(b"f", "reg", size=1, chunks=(chunk,))])
+    gathered: list[int] = []
+    unpack_together = module.unpack_together
+
+    def count(store: Store, jobs: Sequence[Packed]) -> list[list[Unpacked]]:
+        gathered.append(len(jobs))
+        return unpack_together(store, jobs)
+
+    monkeypatch.setattr(module, "unpack_together", count)
+    small, blob = make_layer([(b"small", b"few bytes")])
+    async with open_fetcher(store, ScriptedSource(packed, blob)) as fetcher:
+        assert await read_piece(fetcher, layer, 0) == b"x"
+        assert not gathered
+        assert await read_piece(fetcher, small, 0) == b"few bytes"
+    assert gathered == [1]
 
 
 async def test_a_crowd_that_walks_takes_long_steps(store: Store) -> None:

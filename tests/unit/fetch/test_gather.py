@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import trio
@@ -74,7 +75,7 @@ class Work:
 async def test_jobs_that_come_together_go_together() -> None:
     """The first goes at once; all others go with the second. Each gets what comes of its own."""
     work = Work()
-    gather = Gather(work, trio.CapacityLimiter(2))
+    gather = Gather(work, trio.CapacityLimiter(2), trips=1)
     got: dict[int, int] = {}
 
     async def do(number: int) -> None:
@@ -86,13 +87,44 @@ async def test_jobs_that_come_together_go_together() -> None:
                 nursery.start_soon(do, number)
         assert got == {number: 2 * number for number in range(50)}
         got.clear()
-    assert work.trips == [1, 49, 1, 49]
+    assert work.trips == [1, 16, 16, 16, 1] * 2
+
+
+async def test_two_trips_at_a_time() -> None:
+    """Where one stands still, the others go on; then all are free again."""
+    halted, came = threading.Event(), threading.Event()
+
+    def work(numbers: Sequence[int]) -> list[int]:
+        if 0 in numbers:
+            came.set()
+            assert halted.wait(20)
+        return [2 * number for number in numbers]
+
+    gather = Gather(work, trio.CapacityLimiter(2), trips=2)
+    got: dict[int, int] = {}
+
+    async def do(number: int) -> None:
+        got[number] = await gather.do(number)
+
+    for _ in range(2):
+        halted.clear()
+        came.clear()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(do, 0)
+            await trio.to_thread.run_sync(came.wait)
+            async with trio.open_nursery() as others:
+                for number in range(1, 50):
+                    others.start_soon(do, number)
+            assert sorted(got) == list(range(1, 50))
+            halted.set()
+        assert got == {number: 2 * number for number in range(50)}
+        got.clear()
 
 
 async def test_an_error_is_everybodys_who_went_together() -> None:
     """Nobody waits on; the next one goes again."""
     work = Work()
-    gather = Gather(work, trio.CapacityLimiter(2))
+    gather = Gather(work, trio.CapacityLimiter(2), trips=1)
     told: list[str] = []
 
     async def do(number: int) -> None:
@@ -112,7 +144,7 @@ async def test_an_error_is_everybodys_who_went_together() -> None:
 
 async def test_who_is_cancelled_still_gets_what_comes_of_his_job() -> None:
     """A claim has to be given back."""
-    gather = Gather(Work(), trio.CapacityLimiter(2))
+    gather = Gather(Work(), trio.CapacityLimiter(2), trips=1)
     got: list[int] = []
 
     async def do(number: int) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
+
 import pytest
 import trio
 import trio.testing
 
 from lazyfs.errors import BadAnswer, NotFound, RangeIgnored, SourceError, Unauthorized, Unreachable
-from lazyfs.registry.ranges import MAX_AHEAD, MAX_RANGES, MAX_SKIP
+from lazyfs.registry.ranges import CAUTIOUS, MAX_AHEAD, MAX_RANGES, MAX_SKIP
 from tests.unit.registry.one_blob import BLOB, DIGEST, SCOPE, fails, ranged, ranges_of, read, read_from
-from tests.unit.registry.scripted import Reply, Request, Script, Server, reply, serving
+from tests.unit.registry.scripted import Answer, Reply, Request, Script, Server, reply, serving
 
 
 async def test_many_ranges_take_one_connection() -> None:
@@ -64,6 +66,34 @@ async def test_open_ranges_are_bounded() -> None:
             nursery.start_soon(read, ranges, start, start + 9)
     assert len(server.requests) == 2 * MAX_RANGES
     assert server.connections <= MAX_RANGES
+
+
+@pytest.mark.parametrize(("status", "crowd"), [(429, 1), (503, MAX_RANGES)])
+async def test_who_refused_one_for_being_too_many_gets_fewer(status: int, crowd: int) -> None:
+    """Eight at a time from then on, whether the refusal came to one or to one of many; and all are served."""
+    refusals = [reply(status)]
+
+    def script(request: Request) -> Answer:
+        return refusals.pop() if refusals else ranged(request)
+
+    done: list[int] = []
+
+    async def late() -> None:
+        await read(ranges, 0, 10)
+        done.append(1)
+
+    async with serving(Server(script)) as server, ranges_of(server.host) as ranges:
+        async with trio.open_nursery() as nursery:
+            for start in range(crowd):
+                nursery.start_soon(read, ranges, start, start + 9)
+        async with trio.open_nursery() as nursery:
+            async with AsyncExitStack() as stack:
+                for _ in range(CAUTIOUS):
+                    await stack.enter_async_context(ranges.open("blob B", f"r/blobs/{DIGEST}", SCOPE, DIGEST, len(BLOB), 0, 5000))
+                nursery.start_soon(late)
+                await trio.testing.wait_all_tasks_blocked(0.05)
+                assert not done
+    assert done
 
 
 async def test_leaving_early_costs_the_connection_only() -> None:
