@@ -5,9 +5,9 @@ The order of a miss:
 1. A flight for the chunk is in the air: wait for it.
 2. Else choose a run: the chunk, and the missing neighbours behind it that the window allows. All get a flight at once,
    so that no second run can hold them.
-3. In a thread, claim the run and look again: what arrived meanwhile, what lies in another file of the store (copied, not fetched), what
-   another process is fetching right now (its claim in the store says so) falls out of the run. Short runs that begin at the same
-   time do this together, and what they bring is unpacked together (gather.py).
+3. In a thread, claim the run and look again: what arrived meanwhile, what lies in another file of the store (copied, not
+   fetched), what another process is fetching right now (its claim in the store says so) falls out of the run. Short runs
+   that begin at the same time do this together, and what they bring is unpacked together (gather.py).
 4. One range request; each chunk lands its flight as soon as it is verified and kept.
 
 A layer that is not lazy has no ranges: whatever is missing of it, all of it is fetched, and all that is missing kept.
@@ -49,15 +49,16 @@ READ_DEADLINE: Final = 60.0
 _SLOW_LINE: Final = 1_000_000
 """Bytes a second that the network must bring of a layer that comes whole, on top of that: it may have gigabytes."""
 _RUNS: Final = 48
-"""Range requests of readers at once (the background has its own, and so have runs of large members). 64 readers of 1,280 files that lie strewn, 20 ms away: the round
-trips alone take 1.6 s with 16, and all of it 15 % longer with 32 than with 64 (bench/late.py)."""
+"""Range requests of readers at once; the background has its own, and so have runs of large members. 64 readers of 1,280 files that lie
+strewn, 20 ms away: the round trips alone take 1.6 s with 16, and all of it 15 % longer with 32 than with 64 (bench/late.py)."""
 _CROWD: Final = 8
 """Runs on their way, or waiting for their turn, from which on a lone miss brings no neighbours."""
 _FEW: Final = 8
 """Pieces that are claimed together with those of other runs. Longer runs have a thread of their own: others do not wait for them."""
 _LARGE: Final = 512 << 10
+"""Compressed bytes of a member from which on a run is a large one: it lies in memory as a whole until it is unpacked."""
 _LARGE_RUNS: Final = 8
-"""Those at once whose members lie in memory as a whole, of 4 MiB by default."""
+"""Large ones at once, of 4 MiB by default."""
 _TURN: Final = 0.1
 """Seconds that a run waits for its turn before it is looked what of it is here: usually a look costs more than the wait."""
 _UNKEPT_BYTES: Final = 32 << 20

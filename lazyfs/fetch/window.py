@@ -49,7 +49,7 @@ class Windows:
         self._walks: dict[int, Window] = {}
         """Where a walk goes on -> the window that brought it there; oldest first."""
 
-    def open(self, piece: Piece, *, crowded: bool = False) -> Window:
+    def open(self, piece: Piece, *, crowded: bool) -> Window:
         """What a miss of `piece` may bring. The walk that it belongs to is taken up. `crowded`: many others miss just now."""
         start, name = piece.chunk.member, piece.content.name
         for end, walk in reversed(self._walks.items()):

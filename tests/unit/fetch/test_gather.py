@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
+import pytest
 import trio
 
 from lazyfs.errors import LocalError, StoreUnusable
@@ -56,6 +57,24 @@ def test_what_lies_in_another_file_is_left_to_a_run_of_its_own(store: Store) -> 
     assert claim_together(store, orders) == [None, [lone]]
     assert claim_missing(store, orders[0]) == []
     assert not store.missing(copied.content, 0, 1)
+
+
+def test_what_is_here_of_a_long_run_is_not_claimed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All claims of a store are locks on one file, which the kernel goes through for each."""
+    layer, _ = make_layer(FILES)
+    for number in range(1, 400):
+        keep(store, layer.pieces[number], FILES[number][1])
+    claimed: list[bytes] = []
+    claim = store.claim
+
+    def count(digest: bytes) -> bool:
+        claimed.append(digest)
+        return claim(digest)
+
+    monkeypatch.setattr(store, "claim", count)
+    assert claim_missing(store, Order(layer.pieces, layer.pieces[0], gaps=False)) == [layer.pieces[0]]
+    assert claimed == [layer.pieces[0].chunk.digest]
+    release(store, [layer.pieces[0]])
 
 
 class Work:
