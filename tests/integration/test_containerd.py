@@ -91,6 +91,16 @@ def test_a_lazy_image_is_pulled_and_runs(
     remove(containerd, name, plugin)
 
 
+def test_the_plugin_may_have_another_name(converted: Named) -> None:
+    """nerdctl sends the labels that make a layer lazy only to snapshotters whose names it knows: `stargz` is one of them."""
+    with plugin_at() as plugin, Containerd(plugin.folder / "c", {"stargz": plugin.socket}) as containerd:
+        name = containerd.pull_lazily(converted("python"), "stargz")
+        assert [row.lazy is not None for row in plugin.rows().values()] == [True] * 3
+        assert containerd.output(name, *HELLO, snapshotter="stargz") == "hello\n"
+        containerd.prune()
+        plugin.await_empty()
+
+
 @pytest.mark.umoci
 @pytest.mark.parametrize(
     ("image", "which"),
