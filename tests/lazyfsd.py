@@ -133,6 +133,14 @@ def await_end(process: int, patience: float = PATIENCE_S) -> None:
             os.close(descriptor)
 
 
+def remains(store: Path) -> list[str]:
+    """What stays of `traces`. lazyfsd's last act is to write to the disk what is dirty: `lazyfs umount` waits for 10 s of it."""
+    for _ in moments():
+        if not (left := traces(store)):
+            break
+    return left
+
+
 def traces(store: Path) -> list[str]:
     """What of a store's native mounts is still there: mounts, processes, loop devices."""
     left = [f"mount {mount.path}" for mount in mounts() if str(store) in f"{mount.path} {mount.source} {mount.options}"]

@@ -169,11 +169,12 @@ def plugin_folder() -> Iterator[Path]:
 
 @contextmanager
 def plugin_at(*names: str, background: bool = True) -> Iterator[Plugin]:
-    """One that runs, in a folder that goes with it. As Plugin."""
+    """One that is ready, in a folder that goes with it. As Plugin."""
     with plugin_folder() as folder:
         plugin = Plugin(folder, *names, background=background)
         plugin.start()
         try:
+            plugin.wait_until_ready()
             yield plugin
         finally:
             plugin.tidy_up()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,12 @@ def tree(pid: int) -> Iterator[int]:
             continue
         for child in found:
             yield from tree(int(child))
+
+
+def is_pending(pid: int, number: signal.Signals) -> bool:
+    """Whether a signal has been sent to a process that it has not taken yet."""
+    pending = re.findall(r"^S(?:ig|hd)Pnd:\t([0-9a-f]+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return any(int(mask, 16) >> (number - 1) & 1 for mask in pending)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import subprocess
 import time
@@ -21,17 +22,17 @@ class Pulls:
     def __init__(self, containerd: Containerd, plugin: Plugin, registry: LyingRegistry) -> None:
         self.containerd, self.plugin = containerd, plugin
         self._reference = f"{registry.image}:v1"
+        self._lasts = math.inf
+        """Seconds that one takes, where nothing is in its way, and what is asked of a registry once is here already."""
         self.check()
-        began = time.monotonic()
-        self.containerd.pull_lazily(self._reference, NAME)
-        self._lasts = time.monotonic() - began
-        """Seconds that one takes, where what is asked of a registry once is here already."""
         self.check()
         self._opened = plugin.descriptors()
 
     def check(self) -> None:
         """A pull and a run work; what they leave goes with the image."""
+        began = time.monotonic()
         name = self.containerd.pull_lazily(self._reference, NAME)
+        self._lasts = min(self._lasts, time.monotonic() - began)
         assert self.containerd.output(name, *HELLO, snapshotter=NAME) == "hello\n"
         self.containerd.prune()
         self.plugin.await_empty()

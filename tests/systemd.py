@@ -134,6 +134,9 @@ class Systemd:
 
     def _await_boot(self) -> None:
         for _ in _moments():
+            # Before, its root is still this machine's, whose own systemd would answer.
+            if Path(f"/proc/{self.process}/comm").read_text() != "systemd\n":
+                continue
             state = run(*self._enter, "systemctl", "is-system-running", code=None).stdout.strip()
             if state in {b"running", b"degraded"}:
                 return

@@ -21,6 +21,7 @@ import os
 import select
 import socket
 import threading
+import time
 from collections.abc import Mapping
 from typing import Final, Self
 
@@ -30,19 +31,19 @@ ACKNOWLEDGEMENT: Final = SETTINGS[:4] + b"\x01" + bytes(4)
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """What a client begins with."""
 _HEADER: Final = 9
-_PATIENCE: Final = 0.4
-"""Seconds that a start may take before it accepts: the second that callers wait may have begun with the death before it."""
+_PATIENCE: Final = 0.5
+"""Seconds of this process's life before it accepts: the second that callers wait may have begun with the death of the one before."""
 _PAUSE: Final = 0.1
 
 
 class Handshakes:
     """Begins with callers of some listening sockets until it is stopped. `with` it, or `stop` it; for one thread."""
 
-    def __init__(self, listeners: Mapping[str, int], patience: float = _PATIENCE) -> None:
-        """`listeners`: descriptors by name, which stay the caller's. `patience`: seconds until the first is accepted."""
+    def __init__(self, listeners: Mapping[str, int], patience: float | None = None) -> None:
+        """`listeners`: descriptors by name, which stay the caller's. `patience`: seconds until the first is accepted, if not _PATIENCE."""
         self._listeners = {name: socket.socket(fileno=os.dup(descriptor)) for name, descriptor in listeners.items()}
         self._begun: dict[str, list[socket.socket]] = {name: [] for name in listeners}
-        self._patience = patience
+        self._patience = max(0.0, _PATIENCE - _age()) if patience is None else patience
         self._ending = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._run, name="lazyfs-handshakes", daemon=True)
         if listeners:
@@ -96,6 +97,13 @@ class Handshakes:
         connection, _ = self._listeners[name].accept()
         self._begun[name].append(connection)
         connection.sendall(SETTINGS)
+
+
+def _age() -> float:
+    """Seconds since this process was begun, to a hundredth: what Python itself took to come up among them. Source: proc(5), starttime."""
+    with open("/proc/self/stat", "rb") as stat:
+        begun = int(stat.read().rpartition(b")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - begun
 
 
 class Unacknowledged:

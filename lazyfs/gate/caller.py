@@ -54,11 +54,17 @@ class Callers:
         self._files: OrderedDict[int, int] = OrderedDict()
         """By the thread's id, the one used last at the end. A file stays the same thread's, whoever is given its id when it has ended."""
 
-    def changes_metadata_only(self, thread: int) -> bool:
-        """Whether the thread with this id is in a call that needs no byte of the file. 4 to 10 µs; never waits."""
+    def changes_metadata_only(self, thread: int) -> bool | None:
+        """Whether the thread with this id is in a call that needs no byte of the file. 4 to 10 µs; never waits.
+
+        None: it is running, and the kernel tells the call of one that sleeps only. Who has asked for something and does not wait for
+        the answer yet, because another was given the processor in between, will a moment later.
+        """
         if not _CALLS or thread <= 0:
             return False
         text = self._read_again(thread) or self._read(thread)
+        if text.startswith(b"running"):
+            return None
         number = text.split(b" ", 1)[0]
         return number.isdigit() and int(number) in _CALLS
 

@@ -52,6 +52,9 @@ PATIENCE: Final = 2.0
 _LOOKUP_HOPE: Final = PATIENCE / 2
 _READ_HOPE: Final = 5.0
 """Seconds for which a silent source is waited for while there is another one."""
+_LOOKS: Final = 4
+_LOOK_PAUSE: Final = 0.001
+"""Seconds in which a caller that has asked falls asleep, once it is given a processor."""
 _CATALOG_DEADLINE: Final = 60.0
 """Seconds that a read waits for an image to be indexed."""
 _DIRECTORIES: Final = {"objects": OBJECTS, "nowhere": NOWHERE}
@@ -75,8 +78,9 @@ class Gate:
         store: Store,
         catalog: Catalog,
         touched: Callable[[int, str], None],
-        is_metadata_call: Callable[[int], bool],
+        is_metadata_call: Callable[[int], bool | None],
     ) -> None:
+        """`is_metadata_call`: of a thread; None where that cannot be told just now."""
         self._store = store
         self._catalog = catalog
         self._touched = touched
@@ -110,7 +114,7 @@ class Gate:
         if not is_name(text):
             return None
         number = record_number(directory)
-        if number is not None and not self._is_metadata_call(thread):
+        if number is not None and not await self._reads_nothing(thread):
             self._touched(number, text)
         inode = inode_of(text)
         self.answered.note(text)
@@ -121,7 +125,7 @@ class Gate:
             # An object that was published since overlayfs looked, or that a recording mount does not look for under objects/.
             if os.path.exists(self._store.directory.objects + text) and await self._publish(supplies[0]):
                 return None
-            if self._is_metadata_call(thread):
+            if await self._reads_nothing(thread):
                 return self._entry(inode, supplies[0])
             if len(supplies[0].pieces) == 1:
                 began = trio.current_time()
@@ -162,6 +166,15 @@ class Gate:
         except LazyfsError:
             self.counts["errors"] += 1
             raise
+
+    async def _reads_nothing(self, thread: int) -> bool:
+        """Whether the caller changes metadata only; where that cannot be told, it will read."""
+        for _ in range(_LOOKS):
+            told = self._is_metadata_call(thread)
+            if told is not None:
+                return told
+            await trio.sleep(_LOOK_PAUSE)
+        return False
 
     async def _bring(self, supplies: list[Supply]) -> bool:
         try:

@@ -68,6 +68,7 @@ class Upkeep:
         self._evicted = evicted
         self._alone = alone
         self._has_right = False
+        self._is_survivable = True
         self._removing = trio.Lock()
         self.scrub = Scrub(store, answered)
         self.evicted_objects = 0
@@ -125,7 +126,12 @@ class Upkeep:
         try:
             await trio.to_thread.run_sync(self._store.durability.make_durable)
         except LazyfsError as error:
-            _log.warning("what has arrived would not survive a power cut: %s", error)
+            # Once, however often it is tried: a full disk stays full.
+            if self._is_survivable:
+                _log.warning("what has arrived would not survive a power cut: %s", error)
+            self._is_survivable = False
+        else:
+            self._is_survivable = True
 
     async def _keep_the_limit(self, stack: ExitStack) -> None:
         kept, measured = -1, -_LONG_LOOK_PAUSE

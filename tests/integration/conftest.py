@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from tests.containerd import Containerd
-from tests.lazyfsd import moments
 from tests.plugin import NAME, Plugin, plugin_at
 from tests.readers import Readers
 from tests.small_image import SmallImage, build
@@ -41,9 +40,6 @@ def reader(tmp_path: Path) -> Readers:
 def snapshotter() -> Iterator[Plugin]:
     """A lazyfsd that serves a containerd: one for a file's tests."""
     with plugin_at() as running:
-        for _ in moments():
-            if running.socket.exists():
-                break
         yield running
 
 
@@ -51,7 +47,6 @@ def snapshotter() -> Iterator[Plugin]:
 def plugin() -> Iterator[Plugin]:
     """A lazyfsd that serves one containerd, for one test. It fetches nothing that nobody has asked for."""
     with plugin_at(background=False) as running:
-        running.wait_until_ready()
         yield running
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import Lazyfs
-from tests.lazyfsd import PATIENCE_S, Lazyfsd, moments, traces
+from tests.lazyfsd import PATIENCE_S, Lazyfsd, moments, remains
 from tests.small_image import SmallImage, small_file
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
@@ -38,10 +38,7 @@ def test_what_nobody_serves_is_given_up(lazyfs: Lazyfs, small: SmallImage, tmp_p
     finally:
         os.kill(keeper, signal.SIGKILL)
     assert not at.is_mount()
-    for _ in moments():
-        if not traces(lazyfs.store):
-            break
-    assert traces(lazyfs.store) == []
+    assert remains(lazyfs.store) == []
     with lazyfs.mounted(small.converted, "--background", "off", mode="native") as root:
         assert (root / small_file(1)).read_bytes() == small.files[small_file(1)]
 

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 from tests.commands import Done, run, umoci_unpack
+from tests.lazyfsd import moments
+from tests.processes import is_pending
 from tests.terminal import terminal
 
 pytestmark = [pytest.mark.images, pytest.mark.umoci, pytest.mark.containerd]
@@ -219,6 +221,8 @@ def test_interrupt_from_the_terminal_comes_once(bundle: Path) -> None:
         it.until(b"ready\r\n")
         it.type(b"\x03")
         it.until(b"interrupt 1\r\n")
+        # A signal that comes while the one before it is pending is one with it.
+        assert any(not is_pending(it.process.pid, signal.SIGINT) for _ in moments())
         it.process.send_signal(signal.SIGINT)
         it.until(b"interrupt 2\r\n")
         it.process.send_signal(signal.SIGTERM)

@@ -13,7 +13,7 @@ import pytest
 
 from tests.bad.oci import Oci
 from tests.commands import Lazyfs, run
-from tests.containerd import Containerd
+from tests.containerd import PYTHON_HELLO, Containerd
 from tests.docker_registry import Registry
 from tests.lazyfsd import moments, object_name
 from tests.mixed_image import join, mix
@@ -24,7 +24,6 @@ from tests.tree import Record, compare, walk
 
 pytestmark = [pytest.mark.fuse, pytest.mark.containerd, pytest.mark.peer, pytest.mark.images]
 
-HELLO = ("python3", "-c", 'print("hello")')
 OWN_NAMES = (b"stargz.index.json", b".no.prefetch.landmark", b".prefetch.landmark")
 Named = Callable[[str], str]
 
@@ -87,7 +86,7 @@ def test_a_lazy_image_is_pulled_and_runs(
     asked = [request for request in shared_registry.requests()[before:] if request.agent != "lazyfs"]
     assert len([request for request in asked if request.is_blob]) == 1, "containerd asks for the config, and for no layer"
     assert [kind for _, kind in containerd.snapshots(NAME).values()] == ["Committed"] * 3
-    assert containerd.output(name, *HELLO, snapshotter=NAME) == "hello\n"
+    assert containerd.output(name, *PYTHON_HELLO, snapshotter=NAME) == "hello\n"
     remove(containerd, name, plugin)
 
 
@@ -96,7 +95,7 @@ def test_the_plugin_may_have_another_name(converted: Named) -> None:
     with plugin_at() as plugin, Containerd(plugin.folder / "c", {"stargz": plugin.socket}) as containerd:
         name = containerd.pull_lazily(converted("python"), "stargz")
         assert [row.lazy is not None for row in plugin.rows().values()] == [True] * 3
-        assert containerd.output(name, *HELLO, snapshotter="stargz") == "hello\n"
+        assert containerd.output(name, *PYTHON_HELLO, snapshotter="stargz") == "hello\n"
         containerd.prune()
         plugin.await_empty()
 
@@ -130,17 +129,18 @@ def test_mixed_images_show_the_unpacked_tree(
     remove(containerd, name, plugin)
 
 
-def test_users_are_found_in_a_lazy_root(containerd: Containerd, plugin: Plugin, mixed: Callable[..., str]) -> None:
+def test_users_are_found_in_a_lazy_root(mixed: Callable[..., str]) -> None:
     """An image's USER is looked up in its own passwd; with ids mapped, every file belongs to somebody else, and none is fetched."""
-    name = containerd.pull_lazily(mixed("python", "lll", "www-data"), NAME)
-    run_as = ["run", "--rm", "--snapshotter", NAME]
-    assert b"uid=33(www-data)" in containerd.ctr(*run_as, name, "user", "id").stdout
-    before = plugin.kept()
-    maps = ["--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536"]
-    script = "id -u; stat -c %u:%g /etc/passwd; python3 -c 'print(1)'"
-    assert containerd.ctr(*run_as, *maps, name, "mapped", "sh", "-c", script).stdout == b"33\n0:0\n1\n"
-    assert plugin.kept() - before < 1000, "a chown of 9,000 files brings none of them"
-    remove(containerd, name, plugin)
+    with plugin_at(background=False) as plugin, Containerd(plugin.folder / "c", {NAME: plugin.socket}) as containerd:
+        name = containerd.pull_lazily(mixed("python", "lll", "www-data"), NAME)
+        run_as = ["run", "--rm", "--snapshotter", NAME]
+        assert b"uid=33(www-data)" in containerd.ctr(*run_as, name, "user", "sh", "-c", "id; sleep 0.1").stdout
+        before = plugin.kept()
+        maps = ["--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536"]
+        script = "id -u; stat -c %u:%g /etc/passwd; python3 -c 'print(1)'; sleep 0.1"
+        assert containerd.ctr(*run_as, *maps, name, "mapped", "sh", "-c", script).stdout == b"33\n0:0\n1\n"
+        assert plugin.kept() - before < 1000, "a chown of 9,000 files brings none of them"
+        remove(containerd, name, plugin)
 
 
 def test_what_a_container_changed_can_be_committed(containerd: Containerd, plugin: Plugin, converted: Named) -> None:
@@ -159,7 +159,7 @@ def test_what_a_container_changed_can_be_committed(containerd: Containerd, plugi
         assert (root / "etc/issue").read_text() == "changed\n"
         assert (root / "usr/share/documents/base-files").is_dir()
         assert (root / "usr/bin/python3.11").stat().st_mode & 0o777 == 0o700
-        assert run("chroot", root, *HELLO).stdout == b"hello\n"
+        assert run("chroot", root, *PYTHON_HELLO).stdout == b"hello\n"
     containerd.ctr(*snapshots, "rm", "changed")
     remove(containerd, name, plugin)
 

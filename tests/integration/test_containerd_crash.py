@@ -74,7 +74,7 @@ def test_lazyfsd_killed(pulls: Pulls, kills: int, seed: str) -> None:
             _, said = pull.communicate(timeout=PATIENCE_S)
         if pull.returncode:
             assert re.search(rb"unavailable|Unavailable|reading from server|connection", said), said
-            pulls.containerd.await_snapshotter(NAME)
+        pulls.containerd.await_snapshotter(NAME)
         pulls.check()
     assert cut
     pulls.check_descriptors(kills)

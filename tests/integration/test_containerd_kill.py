@@ -29,7 +29,7 @@ from tests.tool_image import HELLO, build_tool
 pytestmark = [pytest.mark.fuse, pytest.mark.containerd, pytest.mark.peer, pytest.mark.images]
 
 READERS = 4
-FILES = 120
+FILES = 160
 """More than are read from one kill to the next."""
 LATE = 0.02
 LONGEST_PAUSE_S = 2.0
@@ -52,8 +52,8 @@ class ContainedReader:
             f"type=bind,src={source},dst={target},options=rbind:ro" for source, target in ((TESTS, "/mnt"), (told, "/media"))
         ]
         arguments = [argument for mount in mounts for argument in ("--mount", mount)]
-        # ctr does not tell a container that its input has ended.
-        script = "head -n 1 | python3 /mnt/reader.py"
+        # ctr does not tell a container that its input has ended, and may lose the output of what ends at once.
+        script = "head -n 1 | python3 /mnt/reader.py; code=$?; sleep 0.1; exit $code"
         command = ["run", "--snapshotter", NAME, *arguments, image, self._name, "sh", "-c", script]
         self._process = containerd.start(*command)
         assert self._process.stdin is not None

@@ -20,6 +20,7 @@ import pytest
 from tests.commands import run
 from tests.containerd import Containerd
 from tests.disk import commit_names, cut, make_disk, mounted
+from tests.lazyfsd import moments
 from tests.lying_registry import LyingRegistry
 from tests.plugin import NAME, Plugin, plugin_folder
 from tests.processes import stopped, tree
@@ -149,6 +150,9 @@ def test_power_cuts(which: str, cuts: int, tool: ToolImage, seed: str, monkeypat
                             elif chance.random() < 0.5:
                                 commit_names(at / name)
                             cut(at / name, live / name, copy / name)
+                for _ in moments():
+                    if machine.used:
+                        break
             finally:
                 enough.set()
                 user.join()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.containerd import Containerd
+from tests.containerd import PYTHON_HELLO, Containerd
 from tests.cri.client import Cri
 from tests.cri.pause import push_pause
 from tests.docker_registry import Registry
@@ -14,8 +14,6 @@ from tests.lazyfsd import moments
 from tests.plugin import NAME, Plugin, plugin_at
 
 pytestmark = [pytest.mark.fuse, pytest.mark.containerd, pytest.mark.images]
-
-HELLO = ("python3", "-c", 'print("hello")')
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +40,9 @@ def test_a_pod_runs_of_a_lazy_image(cri: Cri, plugin: Plugin, shared_registry: R
     assert [row.reason for row in plugin.rows().values()] == [""] * 3
     assert all(row.lazy for row in plugin.rows().values())
     with cri.pod() as pod:  # its own image is an ordinary one
-        assert pod.run(name, *HELLO).stdout == "hello\n"
-        assert pod.run(name, "id", "-un", user="www-data").stdout == "www-data\n"
-        assert pod.run(name, "id", "-u", uid=1234).stdout == "1234\n"
+        assert pod.run(name, *PYTHON_HELLO).stdout == "hello\n"
+        assert pod.run(name, "sh", "-c", "id -un; sleep 0.1", user="www-data").stdout == "www-data\n"
+        assert pod.run(name, "sh", "-c", "id -u; sleep 0.1", uid=1234).stdout == "1234\n"
     cri.remove_image(name)
     for image in cri.list_images():
         cri.remove_image(image.id)

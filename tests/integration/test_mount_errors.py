@@ -190,8 +190,9 @@ def test_disk_full(lazyfs: Lazyfs, small: SmallImage, tiny_disk: Callable[[int],
             Path("/proc/sys/vm/drop_caches").write_text("1")
         status = lazyfs.json("status", root)
         assert status["unkept"] and not status["complete"]
-        (line,) = log_lines(lazyfs, root)
-        assert "is served, but not kept" in line and "Make room" in line
+        # Others may follow: that what has arrived would not survive a power cut.
+        (line,) = (line for line in log_lines(lazyfs, root) if "is served, but not kept" in line)
+        assert "Make room" in line
 
 
 @pytest.mark.root

@@ -13,7 +13,7 @@ import pytest
 from lazyfs.daemon.holding import SOCKET_NAME
 from tests.commands import Lazyfs, run
 from tests.docker_registry import Registry
-from tests.lazyfsd import moments, traces
+from tests.lazyfsd import moments, remains, traces
 from tests.small_image import SmallImage, build, build_of, large_file, small_file
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
@@ -55,7 +55,7 @@ def test_all_files_read_back(lazyfs: Lazyfs, small: SmallImage) -> None:
     with lazyfs.mounted(small.converted, "--background", "off", mode="native") as root:
         assert not wrong_files(root, small)
         assert lazyfs.json("status", root)["requests"] == 0
-    assert traces(lazyfs.store) == []
+    assert remains(lazyfs.store) == []
 
 
 def test_a_walk_asks_nobody(lazyfs: Lazyfs, small: SmallImage) -> None:
@@ -97,7 +97,7 @@ def test_large_files_become_local(lazyfs: Lazyfs, small: SmallImage) -> None:
 
 def wait_until_local(lazyfs: Lazyfs, root: Path, names: list[str]) -> None:
     """Read `names`, whole and uncached, until that passes the gate no more. AssertionError if it always does."""
-    for _ in range(100):
+    for _ in moments():
         before = counts(lazyfs, root)
         for name in names:
             descriptor = os.open(root / name, os.O_RDONLY)
@@ -108,7 +108,6 @@ def wait_until_local(lazyfs: Lazyfs, root: Path, names: list[str]) -> None:
         after = counts(lazyfs, root)
         if after == before:
             return
-        subprocess.run(["sleep", "0.1"], check=True)
     raise AssertionError("they are still read through the gate")
 
 
@@ -169,22 +168,14 @@ def test_busy_mounts_are_left(lazyfs: Lazyfs, small: SmallImage) -> None:
             with open(os.open(small_file(9), os.O_RDONLY, dir_fd=descriptor), "rb") as file:
                 assert file.read() == small.files[small_file(9)]
             os.close(descriptor)
-    for _ in range(100):
-        if not traces(lazyfs.store):
-            break
-        subprocess.run(["sleep", "0.1"], check=True)
-    assert traces(lazyfs.store) == []
+    assert remains(lazyfs.store) == []
 
 
 def test_umount_of_others_is_noticed(lazyfs: Lazyfs, small: SmallImage) -> None:
     """umount(8) behind lazyfsd's back ends the mount as well, and with the last one lazyfsd."""
     with lazyfs.mounted(small.converted, mode="native") as root:
         run("umount", root)
-    for _ in range(100):
-        if not traces(lazyfs.store):
-            break
-        subprocess.run(["sleep", "0.1"], check=True)
-    assert traces(lazyfs.store) == []
+    assert remains(lazyfs.store) == []
 
 
 def test_private_to_root(lazyfs: Lazyfs, small: SmallImage) -> None:
@@ -205,7 +196,7 @@ def test_mode_is_told(lazyfs: Lazyfs, small: SmallImage, tmp_path: Path) -> None
     assert told == ["native", "native", "portable"]
     for number in range(3):
         lazyfs.run("umount", tmp_path / str(number))
-    assert traces(lazyfs.store) == []
+    assert remains(lazyfs.store) == []
 
 
 def test_paths_that_are_not_utf8_are_mounted_portably(lazyfs: Lazyfs, small: SmallImage, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.commands import Lazyfs
-from tests.lazyfsd import Lazyfsd, moments, traces
+from tests.lazyfsd import Lazyfsd, moments, remains
 from tests.readers import Readers
 from tests.small_image import LARGE, SmallImage, build, large_file
 
@@ -88,4 +88,4 @@ def test_four_images_in_a_store_for_two(lazyfs: Lazyfs, images: list[SmallImage]
             lazyfs.run("prune", "--all", "--store", lazyfs.store)
         for holder in holders:
             holder.check()
-    assert traces(lazyfs.store) == []
+    assert remains(lazyfs.store) == []

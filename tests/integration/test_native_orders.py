@@ -16,7 +16,7 @@ from lazyfs.daemon.orders import MountOrder
 from lazyfs.format.manifest import this_platform
 from lazyfs.kernel.mountinfo import mounted_at
 from tests.commands import Lazyfs
-from tests.lazyfsd import Lazyfsd, moments, traces
+from tests.lazyfsd import Lazyfsd, moments, remains
 from tests.lying_registry import LyingRegistry
 from tests.small_image import SmallImage
 from tests.unit.registry.scripted import Answer, Reply, Request
@@ -49,7 +49,7 @@ def test_an_upper_directory_has_one_mount(lazyfs: Lazyfs, small: SmallImage, tmp
     (other / "new").write_text("of the second mount")
     lazyfs.run("umount", other)
     assert sorted(os.listdir(upper)) == ["held", "new"]
-    assert traces(lazyfs.store) == []
+    assert remains(lazyfs.store) == []
 
 
 def test_whoever_gives_up_waiting_leaves_no_mount(lazyfs: Lazyfs, small: SmallImage, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from lazyfs.source.reference import parse_reference
 from lazyfs.store.store import Store
 from tests.commands import Lazyfs, run
 from tests.images.table import IMAGES
+from tests.lazyfsd import moments
 from tests.native_stack import Workshop, regular, workshop
 from tests.tree import Record, compare, walk
 
@@ -97,7 +98,8 @@ def test_many_layers(folder: Path | None, tmp_path: Path) -> None:
             assert len(loops) == (128 if folder else 0)
             unmount_stack(at)
             place.layers.drop_unused()
-            assert not place.left()
+            # Where udev runs, it opens each new loop device for a look, and the device goes after that.
+            assert any(not place.left() for _ in moments()), place.left()
             assert not list((place.store / "layers").iterdir())
 
 

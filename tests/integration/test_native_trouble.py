@@ -14,7 +14,7 @@ import pytest
 
 from lazyfs.native.stack import reconfigure
 from tests.commands import Lazyfs, run
-from tests.lazyfsd import Lazyfsd, await_end, moments, object_name, traces
+from tests.lazyfsd import Lazyfsd, await_end, moments, object_name, remains
 from tests.lying_registry import Lie, LyingRegistry, silent
 from tests.readers import Readers
 from tests.small_image import LARGE, SmallImage, build, build_of, large_file, small_file
@@ -114,8 +114,9 @@ def test_one_registry_does_not_stop_another(lazyfs: Lazyfs, small: SmallImage, r
             lazyfsd = Lazyfsd(lazyfs.store)
             assert any(lazyfsd.waiting() >= STUCK for _ in moments()), lazyfsd.waiting()
             reader(alive, small.files).check()
+            # At most for a moment, in which their lookups become reads, they are fewer.
+            assert any(lazyfsd.waiting() >= STUCK for _ in moments()), lazyfsd.waiting()
             assert readers.poll() is None, "one of them has ended"
-            assert lazyfsd.waiting() >= STUCK
         first.recover()
         reader(dead, stuck.files).check()
 
@@ -190,10 +191,11 @@ def test_a_full_disk(lazyfs: Lazyfs, reader: Readers, full_disk: Path, tmp_path:
             reader(root, image.files).check()
         lazyfsd = Lazyfsd(lazyfs.store)
         assert lazyfsd.count(root, "unkept")
-        assert os.statvfs(full_disk).f_bavail * 4096 < 200_000
+        room = os.statvfs(full_disk)
+        assert room.f_bavail * room.f_frsize < 200_000
         for path in (lazyfs.store / "objects").iterdir():
             assert path.stat().st_size in {len(data) for data in files.values()}
-    assert traces(lazyfs.store) == []
+    assert remains(lazyfs.store) == []
 
 
 def test_a_disk_that_is_full_from_the_start(lazyfs: Lazyfs, small: SmallImage, full_disk: Path, tmp_path: Path) -> None:
@@ -212,4 +214,4 @@ def test_a_disk_that_is_full_from_the_start(lazyfs: Lazyfs, small: SmallImage, f
     done = lazyfs.run("mount", small.converted, root, "--store", lazyfs.store, "--mode", "native", code=5)
     assert b"space" in done.stderr.lower() or b"full" in done.stderr.lower()
     assert not root.is_mount()
-    assert any(not traces(lazyfs.store) for _ in moments()), traces(lazyfs.store)
+    assert remains(lazyfs.store) == []

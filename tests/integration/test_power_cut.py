@@ -14,7 +14,7 @@ import pytest
 
 from tests.commands import Lazyfs
 from tests.disk import commit_names, cut, make_disk, mounted
-from tests.lazyfsd import moments, traces
+from tests.lazyfsd import moments, remains
 from tests.small_image import SmallImage, build
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
@@ -62,7 +62,7 @@ def test_ten_power_cuts(image: SmallImage, tmp_path: Path) -> None:
                 kept += len(before & after)
                 assert not wrong_files(root, image)
                 assert not wrong_files(root, image)
-            assert traces(lazyfs.store) == []
+            assert remains(lazyfs.store) == []
         copy.unlink()
     assert dropped, "no cut came between a name and its bytes: this has tested nothing"
     assert kept

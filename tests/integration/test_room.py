@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.commands import Lazyfs
-from tests.lazyfsd import moments, traces
+from tests.lazyfsd import moments, remains
 from tests.small_image import SmallImage, build, large_file
 
 pytestmark = pytest.mark.fuse
@@ -56,7 +56,7 @@ def test_prune_leaves_what_is_mounted(lazyfs: Lazyfs, small: SmallImage, other: 
         assert not wrong_files(root, small)
     lazyfs.run("prune", "--store", lazyfs.store)
     assert objects(lazyfs) == set()
-    assert traces(lazyfs.store) == []
+    assert remains(lazyfs.store) == []
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -65,7 +65,7 @@ def test_a_store_that_is_too_small(lazyfs: Lazyfs, small: SmallImage, other: Sma
     with lazyfs.mounted(other.converted, "--background", "wait", mode=mode):
         used = info(lazyfs)["used_bytes"]
     with lazyfs.mounted(small.converted, "--background", "wait", "--store-size", str(used), mode=mode) as root:
-        for _ in range(100):
+        for _ in moments():
             told = info(lazyfs)
             if told["used_bytes"] <= used:
                 break
@@ -80,7 +80,7 @@ def test_a_store_that_is_too_small(lazyfs: Lazyfs, small: SmallImage, other: Sma
     with lazyfs.mounted(other.converted, "--background", "off", mode=mode) as root:
         assert info(lazyfs)["limit_bytes"] == used
         assert not wrong_files(root, other)
-    assert traces(lazyfs.store) == []
+    assert remains(lazyfs.store) == []
 
 
 @pytest.mark.root
@@ -106,6 +106,6 @@ def test_what_lazyfsd_leaves_is_on_the_disk(lazyfs: Lazyfs, session_folder: Path
         for _ in moments():
             if objects(lazyfs):
                 break
-    assert traces(lazyfs.store) == []
+    assert remains(lazyfs.store) == []
     assert objects(lazyfs)
     assert info(lazyfs)["durable"]

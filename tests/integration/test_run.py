@@ -19,7 +19,7 @@ from converter.prioritize import read_list
 from lazyfs.daemon.containers import sweep
 from lazyfs.kernel.mountinfo import mounted_at
 from tests.commands import Done, Lazyfs, run
-from tests.lazyfsd import await_end, moments, traces
+from tests.lazyfsd import await_end, moments, remains, traces
 from tests.terminal import PATIENCE_S, terminal
 
 pytestmark = [pytest.mark.images, pytest.mark.registry, pytest.mark.containerd, pytest.mark.fuse]
@@ -39,10 +39,7 @@ def lazyfs(session_folder: Path) -> Iterator[Lazyfs]:
         if (process := re.match(r"process (\d+):.*--no-keeper", trace)) is not None:
             os.kill(int(process[1]), signal.SIGTERM)
             await_end(int(process[1]))
-    for _ in moments():
-        if not traces(command.store):
-            break
-    assert traces(command.store) == []
+    assert remains(command.store) == []
 
 
 @pytest.fixture(scope="module")

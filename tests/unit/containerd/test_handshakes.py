@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -70,6 +72,14 @@ def test_nobody_is_accepted_early(folder: Path, listener: socket.socket) -> None
         with listener.accept()[0] as accepted:
             accepted.sendall(b"a server")
             assert early.recv(100) == b"a server"
+
+
+def test_a_process_of_some_age_accepts_at_once(folder: Path, listener: socket.socket) -> None:
+    """Callers have waited for Python to come up, too."""
+    program = "import sys, time; from lazyfs.containerd.handshakes import Handshakes; time.sleep(0.6); "
+    program += "handshakes = Handshakes({'name': int(sys.argv[1])}); print(handshakes._patience); handshakes.stop()"
+    command = [sys.executable, "-c", program, str(listener.fileno())]
+    assert subprocess.run(command, pass_fds=[listener.fileno()], capture_output=True, check=True).stdout == b"0.0\n"
 
 
 def test_left_without_a_server_they_end(folder: Path, listener: socket.socket) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lazyfs.gate.caller import Callers
+from tests.lazyfsd import moments
 
 pytestmark = pytest.mark.root
 
@@ -84,6 +86,15 @@ def test_who_cannot_be_looked_at_will_read() -> None:
         assert not callers.changes_metadata_only(0)
         assert not callers.changes_metadata_only(2**22 + 1)
         assert not callers.changes_metadata_only(2)
+
+
+def test_of_who_is_running_nothing_is_told() -> None:
+    """It is in no system call, or in one that the kernel does not tell until it sleeps."""
+    with Callers() as callers, subprocess.Popen(["sh", "-c", "while :; do :; done"]) as spinning:
+        try:
+            assert any(callers.changes_metadata_only(spinning.pid) is None for _ in moments())
+        finally:
+            spinning.kill()
 
 
 def test_a_crowds_files_are_kept_and_given_back() -> None:

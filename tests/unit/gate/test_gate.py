@@ -45,7 +45,15 @@ class Setting:
         self.catalog.begin()
         self.metadata_threads: set[int] = set()
         self.touched: list[tuple[int, str]] = []
-        self.gate = Gate(store, self.catalog, lambda *touch: self.touched.append(touch), self.metadata_threads.__contains__)
+        self.running = 0
+        """How often nothing can be told of a thread, at first."""
+        self.gate = Gate(store, self.catalog, lambda *touch: self.touched.append(touch), self._is_metadata_call)
+
+    def _is_metadata_call(self, thread: int) -> bool | None:
+        if self.running:
+            self.running -= 1
+            return None
+        return thread in self.metadata_threads
 
     def name(self, number: int) -> bytes:
         """Of the object of the layer's n-th piece."""
@@ -106,6 +114,18 @@ async def test_who_changes_metadata_fetches_nothing(store: Store) -> None:
         assert shown is not None and not it.source.ranges
         assert bytes(await it.gate.read(shown.ino, 0, 1 << 20)) == SMALL[3][1]
         assert await it.gate.lookup(OBJECTS, it.name(3), 42) is None, "it is here now, whoever asks"
+
+
+async def test_a_caller_that_does_not_wait_yet_is_looked_at_again(store: Store) -> None:
+    """A few times, for a moment; who then still cannot be looked at will read."""
+    async with open_gate(store) as it:
+        it.metadata_threads.add(42)
+        it.running = 2
+        assert await it.gate.lookup(OBJECTS, it.name(3), 42) is not None
+        assert not it.source.ranges
+        it.running = 1000
+        assert await it.gate.lookup(OBJECTS, it.name(3), 42) is None
+        assert it.source.ranges and it.running
 
 
 async def test_names_that_are_no_objects_are_not_there(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,13 +93,15 @@ class Server:
                 if reply.then == "drip":
                     await self.drip(stream, reply.data)
                     continue
-                await stream.send_all(reply.data)
                 if reply.then == "silence":
                     with trio.CancelScope() as silence:
+                        # Before the other side can know of it.
                         self.silences.append(silence)
+                        await stream.send_all(reply.data)
                         while await stream.receive_some(65536):
                             pass
                     return
+                await stream.send_all(reply.data)
                 if reply.then == "close":
                     return
         except (trio.BrokenResourceError, trio.ClosedResourceError):
