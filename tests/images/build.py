@@ -130,6 +130,8 @@ class Builder:
         if layer.scratch:
             self._layer(layer.parent, say)
         start = time.monotonic()
+        if (home / "mount").is_mount():  # of a run that was killed
+            subprocess.run(["umount", str(home / "mount")], check=True)
         shutil.rmtree(home, ignore_errors=True)
         upper = home / "upper"
         upper.mkdir(parents=True)
@@ -144,7 +146,9 @@ class Builder:
             for path in upper.glob(pattern):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         blob = self.layout.add_layer(write)
-        done.write_text(json.dumps(blob._asdict()))
+        written = home / "blob.json.partial"
+        written.write_text(json.dumps(blob._asdict()))
+        written.rename(done)
         say(f"layer {name}: {blob.size / 1e6:.1f} MB, {blob.tar_size / 1e6:.1f} MB of tar, {time.monotonic() - start:.1f} s")
         return blob
 

@@ -19,6 +19,7 @@ from lazyfs.daemon.pulling import of_layer
 from lazyfs.format.digest import digest_of
 from lazyfs.pull.layers import PulledLayer
 from lazyfs.pull.pull import Pulled
+from tests.lazyfsd import moments
 
 DIGEST = digest_of(b"")
 
@@ -94,9 +95,10 @@ def test_a_pull_by_lazyfsd(
     """Who does not accept the order leaves it to the command; who has accepted it tells how it went."""
     for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(pull, "_PATIENCE", 0.2)
+    monkeypatch.setattr(pull, "_PATIENCE", 60 if said else 0.2)
     with closing(Daemon(tmp_path / "store", *said)) as daemon:
         assert main(["pull", "python:3.12", "--address", str(tmp_path / "none"), "--store", str(tmp_path / "store")]) == code
+        assert any(daemon.asked for _ in moments())
     assert words in capsys.readouterr().err
     assert b'"reference":"python:3.12"' in daemon.asked[0]
 

@@ -206,8 +206,8 @@ def _ask(state: Path, question: bytes) -> bytes:
 def test_told_to_end(kept: Kept) -> None:
     """SIGTERM and SIGINT reach the daemon as SIGTERM; the keeper waits for it."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        process = kept.start("signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); fds.notify('READY=1'); time.sleep(1000)")
         start = f"start-{kept.starts()}"
+        process = kept.start("signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); fds.notify('READY=1'); time.sleep(1000)")
         kept.await_file(start)
         process.send_signal(number)
         assert process.wait(PATIENCE_S) == 0

@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
 import trio
 from trio.testing import MockClock
 
@@ -18,13 +17,6 @@ from lazyfs.gate.gate import Gate
 from lazyfs.gate.inode import OBJECTS, inode_of
 from lazyfs.store.store import Store
 from tests.unit.fetch.scripted import ScriptedSource, make_layer
-
-
-@pytest.fixture
-def patient_clock(autojump_clock: MockClock) -> MockClock:
-    """Virtual time that leaves threads a moment: what they look at is on disk."""
-    autojump_clock.autojump_threshold = 0.02
-    return autojump_clock
 
 
 class Setting:
@@ -55,7 +47,7 @@ async def watching(tmp_path: Path) -> AsyncIterator[Setting]:
             nursery.cancel_scope.cancel()
 
 
-async def test_what_has_become_whole_is_looked_for_again_once(tmp_path: Path, patient_clock: MockClock) -> None:
+async def test_what_has_become_whole_is_looked_for_again_once(tmp_path: Path, jumping: MockClock) -> None:
     """As soon as an object that went through the gate is whole, and not again while nobody opens it there."""
     async with watching(tmp_path) as it:
         await it.arrive()
@@ -66,7 +58,7 @@ async def test_what_has_become_whole_is_looked_for_again_once(tmp_path: Path, pa
         assert it.refresher.rounds == 1
 
 
-async def test_what_was_held_is_looked_for_when_it_is_opened_again(tmp_path: Path, patient_clock: MockClock) -> None:
+async def test_what_was_held_is_looked_for_when_it_is_opened_again(tmp_path: Path, jumping: MockClock) -> None:
     """A file that was held open when the overlays looked again goes on through the gate: its next open makes them look once more."""
     async with watching(tmp_path) as it:
         await it.arrive()
@@ -77,7 +69,7 @@ async def test_what_was_held_is_looked_for_when_it_is_opened_again(tmp_path: Pat
         assert not it.gate.reopened
 
 
-async def test_names_of_images_that_have_gone_are_forgotten(tmp_path: Path, patient_clock: MockClock) -> None:
+async def test_names_of_images_that_have_gone_are_forgotten(tmp_path: Path, jumping: MockClock) -> None:
     """A chown of a whole image leaves nothing behind when the image has gone."""
     async with watching(tmp_path) as it:
         assert await it.gate.lookup(OBJECTS, it.name.encode(), 1) is not None

@@ -65,7 +65,7 @@ async def test_fed_when_all_have_answered(tmp_path: Path, notify: socket.socket,
 
 
 async def test_not_fed_when_the_service_is_silent(
-    tmp_path: Path, notify: socket.socket, service: Path, expect_log: LogWatch
+    tmp_path: Path, notify: socket.socket, service: Path, expect_log: LogWatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A socket that takes calls and never answers: nothing is told, and the log says who is silent."""
     expect_log("systemd is told nothing: no answer from .*the service for stuck")
@@ -73,8 +73,12 @@ async def test_not_fed_when_the_service_is_silent(
     with socket.socket(socket.AF_UNIX) as stuck:
         stuck.bind(str(tmp_path / "stuck.sock"))
         stuck.listen()
-        with trio.move_on_after(1.5 * SHORT):
-            await feed(fds, tmp_path, {"one": service, "stuck": Path(stuck.getsockname())}, describe)
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(feed, fds, tmp_path, {"one": service, "stuck": Path(stuck.getsockname())}, describe)
+                while "no answer" not in caplog.text:  # noqa: ASYNC110  logging knows no events
+                    await trio.sleep(0.05)
+                nursery.cancel_scope.cancel()
     notify.setblocking(False)
     with pytest.raises(BlockingIOError):
         notify.recv(1000)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
 import trio
@@ -53,6 +53,13 @@ def make_layer(files: Iterable[tuple[bytes, bytes]], chunk_size: int = 1 << 20) 
     end = len(blob)
     blob += b"the TOC"
     return LayerBlob(digest_of(bytes(blob)), len(blob), end, entries), bytes(blob)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Until it is so. That all tasks are blocked says nothing of threads, which a busy machine keeps waiting."""
+    with trio.fail_after(30):
+        while not condition():
+            await trio.lowlevel.checkpoint()
 
 
 class ScriptedSource:

@@ -12,7 +12,7 @@ from lazyfs.fetch.background import Background, Wanted, measure_missing
 from lazyfs.fetch.fetcher import open_fetcher
 from lazyfs.store.content import Content
 from lazyfs.store.store import Store
-from tests.unit.fetch.scripted import FILES, RANDOM, ScriptedSource, make_layer, read_piece
+from tests.unit.fetch.scripted import FILES, RANDOM, ScriptedSource, make_layer, read_piece, until
 
 
 async def test_background_brings_everything_and_the_prefix_first(store: Store) -> None:
@@ -67,7 +67,7 @@ async def test_background_waits_for_readers(store: Store) -> None:
         background = Background(store, fetcher, [Wanted(layer, 0)])
         async with trio.open_nursery() as nursery:
             nursery.start_soon(read_piece, fetcher, slow, 0)
-            await wait_all_tasks_blocked(0.05)
+            await until(lambda: stuck.ranges)
             nursery.start_soon(background.run)
             await wait_all_tasks_blocked(0.05)
             assert fetcher.statistics().chunks == 0
@@ -155,6 +155,7 @@ async def test_paused_background_does_not_hold_up_other_processes(store: Store, 
         ):
             source.gate = trio.Event()
             nursery.start_soon(ours.fetch, layer, layer.pieces[5:])
+            await until(lambda: source.ranges)
             await wait_all_tasks_blocked(0.05)  # everything behind the middle is claimed
             opened, source.gate = source.gate, trio.Event()
             nursery.start_soon(read_piece, ours, layer, 0)

@@ -22,7 +22,7 @@ from lazyfs.format.digest import digest_of
 from lazyfs.format.entry import Chunk, Entry
 from lazyfs.format.member import compress_member
 from lazyfs.store.store import Store
-from tests.unit.fetch.scripted import FILES, RANDOM, ScriptedSource, make_layer, read_piece
+from tests.unit.fetch.scripted import FILES, RANDOM, ScriptedSource, make_layer, read_piece, until
 
 
 async def test_read_brings_the_right_bytes_and_keeps_them(store: Store) -> None:
@@ -151,7 +151,7 @@ async def test_who_joined_a_failing_run_gets_a_try_of_its_own(store: Store) -> N
 
     async with open_fetcher(store, source) as fetcher, trio.open_nursery() as nursery:
         nursery.start_soon(first)
-        await wait_all_tasks_blocked(0.05)
+        await until(lambda: source.ranges)
         nursery.start_soon(joined)
         await wait_all_tasks_blocked(0.05)
         source.gate.set()
@@ -217,7 +217,7 @@ async def test_what_is_here_is_read_while_all_slots_wait_for_a_dead_source(store
     async with open_fetcher(store, source) as fetcher, trio.open_nursery() as nursery:
         for number in (1, 3, 5, 7, 9, 11, 13, 15):  # as many as may be on their way at once, of this size
             nursery.start_soon(read_piece, fetcher, layer, number)
-        await wait_all_tasks_blocked(0.05)
+        await until(lambda: len(source.ranges) >= 9)
         nursery.start_soon(read_piece, fetcher, layer, 17)  # its run would begin beside what is here
         await wait_all_tasks_blocked(0.05)
         assert len(source.ranges) == 9
@@ -241,6 +241,7 @@ async def test_a_crowd_of_lone_misses_brings_what_is_asked_for(store: Store) -> 
     async with open_fetcher(store, source) as fetcher, trio.open_nursery() as nursery:
         for number in wanted:
             nursery.start_soon(reader, number)
+        await until(lambda: len(source.ranges) >= 48)
         await wait_all_tasks_blocked(0.05)
         assert len(source.ranges) == 48
         source.gate.set()
