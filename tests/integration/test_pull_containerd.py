@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -228,10 +229,10 @@ def test_an_index_is_kept_whole(
         assert by_digest["image"] == f"{registry.image.removeprefix('docker://')}@{index['digest']}"
 
 
-def stall(request: Request, right: Answer) -> Answer:
-    """A lie: of a blob comes the beginning, and then nothing more."""
+def stall(_: Request, right: Answer, *, after: int = PIECE * 3 // 2) -> Answer:
+    """A lie: of a large blob come so many bytes, and then nothing more."""
     data = right.data if isinstance(right, Reply) else right
-    return Reply(data[: PIECE * 3 // 2], "silence") if len(data) > PIECE * 3 // 2 else right
+    return Reply(data[:after], "silence") if len(data) > PIECE * 3 // 2 else right
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
@@ -276,7 +277,8 @@ def test_a_client_that_goes_leaves_nothing_open(
 ) -> None:
     """Killed while lazyfsd pulls for it: no connection stays, to containerd or to the registry."""
     with LyingRegistry(small.original) as registry:
-        registry.lie = stall
+        # Nothing is kept, so that none of them comes to an end.
+        registry.lie = partial(stall, after=PIECE // 2)
         before = plugin.descriptors()
         for number in range(1, 4):
             command = [sys.executable, "-m", "lazyfs", "pull", f"{registry.image}:v1", *where]
