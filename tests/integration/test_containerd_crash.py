@@ -33,7 +33,6 @@ def tool(tmp_path_factory: pytest.TempPathFactory) -> ToolImage:
 @pytest.fixture
 def plugin() -> Iterator[Plugin]:
     with plugin_at() as running:
-        running.wait_until_ready()
         yield running
 
 

@@ -84,7 +84,6 @@ def where(request: pytest.FixtureRequest, containerd: Containerd, lazyfs: Lazyfs
         return (*options, "--store", str(lazyfs.store))
     for name in ENVIRONMENT:
         lazyfs.environment.pop(name, None)
-    plugin.wait_until_ready()
     return (*options, "--store", str(plugin.store))
 
 

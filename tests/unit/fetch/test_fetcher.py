@@ -186,8 +186,7 @@ async def test_read_gives_up_at_its_deadline(store: Store, autojump_clock: trio.
 
     async with open_fetcher(store, source) as fetcher, trio.open_nursery() as nursery:
         nursery.start_soon(reader)
-        while not source.ranges:
-            await trio.lowlevel.checkpoint()
+        await until(lambda: source.ranges)
         await wait_all_tasks_blocked()
         autojump_clock.jump(READ_DEADLINE - 1)
         await wait_all_tasks_blocked()
