@@ -22,6 +22,7 @@ from lazyfs.format.manifest import OCI_LAYER_GZIP, OCI_LAYER_TAR, OCI_LAYER_ZSTD
 from lazyfs.format.toc import parse_toc
 from lazyfs.image.image import resolve_image
 from lazyfs.image.layer import Layer
+from lazyfs.store import index as store_index
 from lazyfs.store.content import content_of
 from lazyfs.store.store import Store
 from lazyfs.vfs.tree import Tree
@@ -265,3 +266,15 @@ def test_whole_layers_show_what_is_unpacked(layers: list[list[Item]]) -> None:
         for layer in found:
             for entry in layer.entries:
                 assert all(hashlib.sha256(content(store, entry)).digest() == chunk.digest for chunk in entry.chunks)
+
+
+async def test_another_process_that_finds_the_note_finds_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows of a layer's files are committed before the note that leads to them, not when the next commit is due."""
+    monkeypatch.setattr(store_index, "_COMMIT_DELAY", 3600)
+    place = Place()
+    place.add_image(tar_of([(Entry(b"file", "reg", size=5), b"hello")]))
+    with Store.open(tmp_path / "store") as store, Store.open(tmp_path / "store") as other:
+        await load(place, store)
+        layers = await load(place, other)
+        assert asks_for_layers(place) == []
+        assert here(other, layers)
