@@ -22,12 +22,16 @@
         └── BadSnapshot         EINVAL: a key, a parent, a label or a filter that is none
 
 Every message says what happened, to what, and (`hint`) what to do about it.
+
+Messages quote text that others wrote: names in a tar, a field of a manifest, a registry's answer. `show` quotes one bounded
+line of it. What a message forgets to quote so, LazyfsError itself shortens and escapes: a message is one line of at most
+MAX_MESSAGE characters, whatever the input was.
 """
 
 from __future__ import annotations
 
 import errno as _errno
-from typing import ClassVar
+from typing import ClassVar, Final
 
 __all__ = [
     "BadAnswer",
@@ -56,7 +60,12 @@ __all__ = [
     "Unreachable",
     "UsageError",
     "foremost",
+    "show",
 ]
+
+MAX_MESSAGE: Final = 1024
+"""Characters of a message, and of a hint."""
+_MAX_QUOTED: Final = 200
 
 
 class LazyfsError(Exception):
@@ -66,9 +75,9 @@ class LazyfsError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = _line(message)
+        self.hint = _line(hint)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message}. {self.hint}" if self.hint else self.message
@@ -206,3 +215,45 @@ def foremost(group: BaseExceptionGroup[BaseException]) -> BaseException:
             leaves.append(error)
     leaves.sort(key=lambda error: (not isinstance(error, KeyboardInterrupt), isinstance(error, LazyfsError)))
     return leaves[0]
+
+
+def show(value: object, limit: int = _MAX_QUOTED) -> str:
+    """Foreign text, or any other value of foreign JSON, for a message: quoted, printable, one line of at most `limit` characters.
+
+    Costs no more than the part that is shown, however large the value is.
+    """
+    if isinstance(value, bytes | bytearray | memoryview):
+        if len(value) > 8 * limit:
+            value = bytes(value[: 4 * limit]) + bytes(value[-4 * limit :])  # the middle would not be shown
+        value = bytes(value).decode("utf-8", "backslashreplace")
+    if isinstance(value, str):
+        if len(value) > 2 * limit:
+            value = value[:limit] + value[-limit:]
+        return _shortened(repr(value), limit)
+    if isinstance(value, dict):
+        return "a JSON object"
+    if isinstance(value, list | tuple):
+        return "a list"
+    if isinstance(value, int) and value.bit_length() > 512:
+        return f"a number of {value.bit_length()} bits"
+    return _shortened(repr(value), limit)
+
+
+def _line(text: str) -> str:
+    """`text` as one line of at most MAX_MESSAGE characters, what is not printable escaped."""
+    if len(text) > 2 * MAX_MESSAGE:
+        text = text[:MAX_MESSAGE] + text[-MAX_MESSAGE:]
+    if not text.isprintable():
+        text = "".join(char if char.isprintable() else _escaped(char) for char in text)
+    return _shortened(text, MAX_MESSAGE)
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode()
+
+
+def _shortened(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    tail = limit // 5
+    return text[: limit - tail - 1] + "…" + text[-tail:]

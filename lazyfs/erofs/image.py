@@ -44,9 +44,8 @@ from lazyfs.erofs.ondisk import (
 )
 from lazyfs.erofs.outline import Directory, Inode, Outline
 from lazyfs.erofs.xattrs import OPAQUE, WITH_WHITEOUTS, data_at, xattr_body
-from lazyfs.errors import InvalidToc
+from lazyfs.errors import InvalidToc, show
 from lazyfs.format.entry import Entry
-from lazyfs.format.toc import show
 from lazyfs.store.content import content_of
 
 WRITER_VERSION: Final = 2

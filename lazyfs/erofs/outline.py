@@ -21,9 +21,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from lazyfs.errors import InvalidToc
+from lazyfs.errors import InvalidToc, show
 from lazyfs.format.entry import OPAQUE_MARKER, OWN_NAMES, WHITEOUT_PREFIX, Entry, base_of, parent_of
-from lazyfs.format.toc import show
 from lazyfs.store.content import SEVERAL, SINGLE
 
 _AUFS_PREFIX: Final = b".wh..wh."

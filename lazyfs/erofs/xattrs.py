@@ -19,8 +19,7 @@ from lazyfs.erofs.ondisk import (
     XATTR_VALUE_MAX,
     XATTR_WHOLE_NAMES,
 )
-from lazyfs.errors import InvalidToc
-from lazyfs.format.toc import show
+from lazyfs.errors import InvalidToc, show
 
 _HINT: Final = "A portable mount (--mode portable) shows it."
 OVERLAY: Final = b"trusted.overlay."

@@ -16,12 +16,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-from lazyfs.errors import InvalidTar
+from lazyfs.errors import InvalidTar, show
 from lazyfs.format.entry import Entry, EntryType
 from lazyfs.format.pax import XATTR_PREFIX, parse_number, parse_records, parse_time
 from lazyfs.format.sparse import Extent, parse_data_map, parse_old_map, parse_records_map, place
 from lazyfs.format.tar_header import BLOCK, HEADER, header_number
-from lazyfs.format.toc import MAX_ENTRIES, MAX_NAME, show
+from lazyfs.format.toc import MAX_ENTRIES, MAX_NAME
 
 MAX_SPARSE_SIZE: Final = 64 << 30
 MAX_SPARSE_RATIO: Final = 1000

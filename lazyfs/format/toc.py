@@ -18,7 +18,7 @@ from typing import Final, cast, get_args
 
 import msgspec
 
-from lazyfs.errors import InvalidToc
+from lazyfs.errors import InvalidToc, show
 from lazyfs.format.entry import Chunk, Entry, EntryType
 
 MAX_TOC_SIZE: Final = 256 << 20
@@ -187,12 +187,6 @@ def clean_name(raw: bytes, what: str) -> bytes:
     if len(name) > MAX_NAME:
         raise InvalidToc(f"{what}: the name {show(raw)} has more than {MAX_NAME} bytes")
     return name
-
-
-def show(name: bytes | str) -> str:
-    """A name, or whatever else a layer says, for a message: printable, quoted, and not longer than a line."""
-    text = repr(name if isinstance(name, str) else name.decode("utf-8", "backslashreplace"))
-    return text if len(text) <= 200 else text[:150] + "…" + text[-40:]
 
 
 def _chunks(head: _RawEntry, more: list[_RawEntry], ends: dict[int, int], what: str) -> tuple[Chunk, ...]:

@@ -9,11 +9,10 @@ from typing import NamedTuple
 
 import trio
 
-from lazyfs.errors import InvalidInput
+from lazyfs.errors import InvalidInput, show
 from lazyfs.format.digest import Digest
 from lazyfs.format.entry import Entry
 from lazyfs.format.manifest import Descriptor, layer_kind
-from lazyfs.format.toc import show
 from lazyfs.image.image import Image
 from lazyfs.image.spool import Spool, unpack
 from lazyfs.source.protocol import ImageSource

@@ -14,13 +14,13 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from lazyfs.errors import LazyfsError
+from lazyfs.errors import LazyfsError, show
 from lazyfs.format.digest import check
 from lazyfs.format.entry import OPAQUE_MARKER, TOC_NAME, WHITEOUT_PREFIX, Entry, base_of, parent_of
 from lazyfs.format.footer import FOOTER_SIZE, parse_footer
 from lazyfs.format.manifest import Descriptor
 from lazyfs.format.tar import TarMember, read_tar
-from lazyfs.format.toc import check_parents, parse_toc, show
+from lazyfs.format.toc import check_parents, parse_toc
 from lazyfs.image.layer import TOC_DIGEST, claimed_toc_digest, read_toc_member
 from lazyfs.image.spool import Spool
 

@@ -14,10 +14,9 @@ from typing import Final, NamedTuple
 import msgspec
 import trio
 
-from lazyfs.errors import LazyfsError
+from lazyfs.errors import LazyfsError, show
 from lazyfs.fetch.fetcher import Fetcher
 from lazyfs.fetch.piece import LayerBlob, Piece, pieces_of
-from lazyfs.format.toc import show
 from lazyfs.image.layer import Layer
 from lazyfs.vfs.tree import Node, Tree
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from lazyfs.errors import LazyfsError, NotFound
-from lazyfs.format.toc import show
+from lazyfs.errors import LazyfsError, NotFound, show
 from lazyfs.vfs.tree import Node, Tree
 
 _MOST_LINKS: Final = 40

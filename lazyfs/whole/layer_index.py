@@ -12,11 +12,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from lazyfs.errors import InvalidTar
+from lazyfs.errors import InvalidTar, show
 from lazyfs.format.entry import OPAQUE_MARKER, OWN_NAMES, WHITEOUT_PREFIX, Entry, base_of, parent_of
 from lazyfs.format.sparse import Extent
 from lazyfs.format.tar import TarMember
-from lazyfs.format.toc import show
 from lazyfs.whole.tree import Node, Tree
 
 

@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from lazyfs.errors import InvalidTar
+from lazyfs.errors import InvalidTar, show
 from lazyfs.format.entry import OPAQUE_MARKER, OWN_NAMES, WHITEOUT_PREFIX, Entry
-from lazyfs.format.toc import show
 
 _MAX_LINKS = 255
 """As many symbolic links on one way as the SecureJoin of Go's runtimes follows."""

@@ -1,0 +1,127 @@
+"""JSON that others wrote, read as Go's encoding/json reads it: containerd, skopeo, umoci and registries are written in Go.
+
+- `null` means that the field is absent.
+- The case of a field's name does not matter; of two fields of one name, the last counts.
+- What is not UTF-8, and half of a surrogate pair, is read as U+FFFD. Numbers that we do not look at may have any size.
+
+A byte order mark and anything behind the document's end are errors there, and so they are here.
+
+Memory: `decode` builds Python objects, at most some 120 bytes for each of MAX_VALUES values and the text itself. A TOC has
+millions of values; it is decoded into structs of its own, after `without_nulls` where it needs that.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, NoReturn, TypeVar
+
+import msgspec
+
+MAX_VALUES: Final = 500_000
+"""Values in one document, about. The largest real configs have thousands."""
+
+_NULL: Final = rb'(?<!\\)"(?:%s)"(?=\s*:\s*null[\s,}])'
+_LARGEST_NUMBER: Final = 400
+"""Digits of a number that we read as such."""
+
+T = TypeVar("T")
+
+
+def decode(data: bytes | str) -> Any:
+    """The value in `data`, objects as dicts, `null` as None. Raises msgspec.DecodeError for what Go would refuse as well."""
+    raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
+    if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > MAX_VALUES:
+        raise msgspec.DecodeError(f"it has more than {MAX_VALUES} values")
+    try:
+        return msgspec.json.decode(raw)
+    except RecursionError:
+        raise msgspec.DecodeError("it is nested too deeply") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        try:
+            return _decode_patiently(raw)
+        except (ValueError, RecursionError):
+            raise msgspec.DecodeError(str(error)) from None
+
+
+def decode_as(data: bytes | str, kind: type[T]) -> T:
+    """The value in `data` as a `kind`, in which a field that is `null` has its default. Raises msgspec.DecodeError."""
+    return msgspec.convert(drop_nulls(decode(data)), kind)
+
+
+def drop_nulls(value: Any) -> Any:
+    """`value` itself, fresh from `decode`, without the fields that are None, at any depth."""
+    pending = [value]
+    while pending:
+        found = pending.pop()
+        if isinstance(found, dict):
+            for name in [name for name, held in found.items() if held is None]:
+                del found[name]
+            pending += found.values()
+        elif isinstance(found, list):
+            pending += found
+    return value
+
+
+def fields(raw: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Those fields of the object `raw` that are called one of `names`, under these names. What is None is absent."""
+    known = {name.casefold(): name for name in names}
+    found: dict[str, Any] = {}
+    for spelled, value in raw.items():
+        name = known.get(spelled.casefold())
+        if name is None:
+            continue
+        if value is None:
+            found.pop(name, None)
+        else:
+            found[name] = value
+    return found
+
+
+def replaced(raw: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The object `raw` with the fields `new` in the place of its own, however those are spelled. All others stay as they are."""
+    spelled = {name.casefold() for name in new}
+    return {name: value for name, value in raw.items() if name.casefold() not in spelled} | dict(new)
+
+
+def without_nulls(data: bytes, names: Iterable[str]) -> bytes | bytearray:
+    """The JSON `data`, in which the fields `names` that are `null` have no name any more: a struct decoder skips them.
+
+    The result is as long as `data` and the only copy made: for documents too large for `decode`. A map in which one of these names
+    is a key loses it in the same way.
+    """
+    if b"null" not in data:
+        return data
+    pattern = re.compile(_NULL % b"|".join(re.escape(name.encode()) for name in names))
+    copy: bytearray | None = None
+    for match in pattern.finditer(data):
+        if copy is None:
+            copy = bytearray(data)
+        start, end = match.span()
+        copy[start:end] = b'""'.ljust(end - start)
+    return data if copy is None else copy
+
+
+def _decode_patiently(raw: bytes) -> Any:
+    """What msgspec refuses and Go does not: several times slower, for the few documents that need it."""
+    text = raw.decode("utf-8", "replace")
+    return _without_surrogates(json.loads(text, parse_int=_number, parse_constant=_refuse))
+
+
+def _number(digits: str) -> int | float:
+    return int(digits) if len(digits) <= _LARGEST_NUMBER else float(digits)
+
+
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _without_surrogates(value: Any) -> Any:
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_without_surrogates(item) for item in value]
+    if isinstance(value, dict):
+        return {_without_surrogates(name): _without_surrogates(held) for name, held in value.items()}
+    return value

@@ -1,0 +1,109 @@
+"""JSON is read as Go's encoding/json reads it, which is what containerd, skopeo and umoci do."""
+
+from __future__ import annotations
+
+import tracemalloc
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lazyfs.format import foreign_json as j
+
+KEYS = ["size", "name"]
+
+
+class _Answer(msgspec.Struct):
+    token: str = ""
+    life: int | None = None
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b'{"a": null, "b": [null, {"c": null}]}', {"a": None, "b": [None, {"c": None}]}),
+        (b'{"a": 1, "a": 2}', {"a": 2}),
+        (b'{"a": "\xff"}', {"a": "\ufffd"}),
+        (b'{"a": "\\ud800x\\udc00"}', {"a": "\ufffdx\ufffd"}),
+        (b'{"a": "\\ud83d\\ude00"}', {"a": "\U0001f600"}),
+        (b'{"a": 1e400, "b": 1}', {"a": float("inf"), "b": 1}),
+        (b'{"a": ' + b"9" * 5000 + b"}", {"a": float("inf")}),
+        (b' \n{"a": 1}\r\n\t ', {"a": 1}),
+    ],
+)
+def test_what_go_reads_is_read(data: bytes, expected: Any) -> None:
+    """Odd text and odd numbers are read; the fields beside them count."""
+    assert j.decode(data) == expected
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xef\xbb\xbf{}",
+        b"{} {}",
+        b'{"a": NaN}',
+        b'{"a": "\x01"}',
+        b"[" * 3000 + b"]" * 3000,
+        b"[" + b"0," * 600_000 + b"0]",
+    ],
+    ids=["empty", "byte order mark", "two documents", "NaN", "control character", "depth", "values"],
+)
+def test_what_go_refuses_is_refused(data: bytes) -> None:
+    """One error for all of it, whichever parser found it; so are depth and count, which have bounds."""
+    with pytest.raises(msgspec.DecodeError):
+        j.decode(data)
+
+
+def test_null_is_the_default() -> None:
+    """A null in a typed document means the same as no such field."""
+    assert j.decode_as(b'{"token": null, "life": null}', _Answer) == _Answer()
+    assert j.decode_as(b'{"token": "x"}', _Answer) == _Answer("x")
+
+
+def test_fields_by_any_case() -> None:
+    """Go does not mind the case of a name, takes the last of several, and a null as nothing."""
+    assert j.fields({"Size": 1, "SIZE": 2, "other": 3}, KEYS) == {"size": 2}
+    assert j.fields({"size": 1, "NAME": None}, KEYS) == {"size": 1}
+    assert j.fields({"Size": 1, "size": None}, KEYS) == {}
+
+
+def test_a_replaced_field_has_one_spelling() -> None:
+    """What replaces a field leaves no other spelling of it, which a reader might take instead."""
+    assert j.replaced({"Size": 1, "sIze": 2, "x": None}, {"size": 3}) == {"x": None, "size": 3}
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers(0, 9) | st.text('\\"aé:null{}', max_size=12),
+        lambda inner: (
+            st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["size", "sizes", '"size', "name", "a"]), inner)
+        ),
+        max_leaves=12,
+    )
+)
+def test_names_of_nulls_are_blanked(value: Any) -> None:
+    """Whatever stands around them, fields that are null lose their names, and nothing else changes."""
+
+    def expected(found: Any) -> Any:
+        if isinstance(found, dict):
+            return {name if held is not None or name not in KEYS else "": expected(held) for name, held in found.items()}
+        return [expected(item) for item in found] if isinstance(found, list) else found
+
+    data = msgspec.json.encode(value)
+    blanked = j.without_nulls(data, KEYS)
+    assert len(blanked) == len(data)
+    assert msgspec.json.decode(blanked) == expected(value)
+
+
+def test_blanking_costs_one_copy() -> None:
+    """A large document full of nulls takes twice its own memory, not a list of millions of pieces."""
+    data = b"[" + b'{"size":null},' * 300_000 + b"{}]"
+    tracemalloc.start()
+    try:
+        j.without_nulls(data, KEYS)
+        assert tracemalloc.get_traced_memory()[1] < 1.2 * len(data)
+    finally:
+        tracemalloc.stop()

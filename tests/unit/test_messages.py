@@ -1,0 +1,66 @@
+"""Messages of errors: one bounded line each, whatever foreign text they quote."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lazyfs.errors import MAX_MESSAGE, InvalidInput, LazyfsError, show
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("plain", "'plain'"),
+        ("two\nlines\x1b[31m\u202e", "'two\\nlines\\x1b[31m\\u202e'"),
+        (b"caf\xe9\n", "'caf\\\\xe9\\n'"),
+        (None, "None"),
+        (12, "12"),
+        (1.5, "1.5"),
+        pytest.param(10**5000, "a number of 16610 bits", id="huge"),
+        ({"a": "b" * 5000}, "a JSON object"),
+        (["b" * 5000], "a list"),
+    ],
+)
+def test_show(value: object, expected: str) -> None:
+    """A value is quoted as one printable line; what has no short form is named by its kind."""
+    assert show(value) == expected
+
+
+@pytest.mark.parametrize("large", ["x" * (8 << 20), b"\xff" * (8 << 20), "\n" * (8 << 20)], ids=["text", "bytes", "lines"])
+def test_a_large_value_is_cut_in_the_middle(large: str | bytes) -> None:
+    """Eight megabytes make two hundred characters, and cost no copy of themselves."""
+    tracemalloc.start()
+    try:
+        text = show(large)
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
+    assert len(text) == 200
+    assert "…" in text
+
+
+@given(st.text() | st.binary(), st.integers(20, 300))
+def test_show_is_one_line_of_its_limit(value: str | bytes, limit: int) -> None:
+    """For any text."""
+    text = show(value, limit)
+    assert text.isprintable()
+    assert len(text) <= limit
+
+
+@given(st.text(max_size=40), st.sampled_from([1, 100]), st.text(max_size=40))
+def test_any_message_is_one_bounded_line(message: str, times: int, hint: str) -> None:
+    """What forgets to quote foreign text does no harm: the error itself keeps its message short and printable."""
+    error = InvalidInput(message * times, hint=hint * times)
+    for text in (error.message, error.hint, *error.args):
+        assert text.isprintable()
+        assert len(text) <= MAX_MESSAGE
+
+
+def test_a_plain_message_is_left_as_it_is() -> None:
+    """Nothing happens to what is short and printable."""
+    error = LazyfsError("layer 'é' is bad", hint="Do this")
+    assert (error.message, error.hint, str(error)) == ("layer 'é' is bad", "Do this", "layer 'é' is bad. Do this")
