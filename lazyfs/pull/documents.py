@@ -54,6 +54,10 @@ class Documents:
         """See ImageSource."""
         return self._source.open_range(digest, size, start, end)
 
+    def distrust(self, digest: Digest) -> None:
+        """See ImageSource."""
+        self._source.distrust(digest)
+
     async def aclose(self) -> None:
         """See ImageSource."""
         await self._source.aclose()

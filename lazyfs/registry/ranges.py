@@ -56,6 +56,8 @@ class Body:
         self._connection = connection
         self._left = length
         self._keep_alive = keep_alive
+        self.received = 0
+        """See RangeStream."""
 
     @property
     def reusable(self) -> bool:
@@ -76,6 +78,7 @@ class Body:
                     if not got:
                         raise Unreachable(f"{self._what}: the sender broke off with {self._left - done} bytes to come")
                     done += got
+                    self.received += got
                     scope.deadline = trio.current_time() + STALL
         except trio.TooSlowError:
             raise Unreachable(f"{self._what}: nothing came for {STALL:g} s") from None
@@ -138,6 +141,11 @@ class Ranges:
                 self._withhold -= 1
             else:
                 self._slots.release()
+
+    def distrust(self, digest: Digest) -> None:
+        """See ImageSource."""
+        self._signed.pop(digest, None)
+        self._session.pool.close()  # whichever of them brought the bytes waits there by now
 
     async def _try(self, asked: _Asked) -> tuple[Url, Connection, Body] | Later:
         own = asked.url.origin

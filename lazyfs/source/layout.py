@@ -42,8 +42,14 @@ class FileRange:
     def __init__(self, fd: int, what: str, start: int, end: int) -> None:
         self._fd = fd
         self._what = what
+        self._start = start
         self._position = start
         self._end = end
+
+    @property
+    def received(self) -> int:
+        """See RangeStream."""
+        return self._position - self._start
 
     async def receive_exactly(self, count: int) -> bytearray:
         """See RangeStream."""
@@ -102,6 +108,9 @@ class Layout:
             yield FileRange(fd, what, start, end)
         finally:
             os.close(fd)
+
+    def distrust(self, digest: Digest) -> None:
+        """See ImageSource: the file is read again."""
 
     async def has_blob(self, digest: Digest, size: int) -> bool:
         """See ImageSink. A file of another size counts as missing, and is replaced when the blob comes."""

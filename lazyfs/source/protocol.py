@@ -23,8 +23,8 @@ class Document(NamedTuple):
     data: bytes
 
 
-class RangeStream(Protocol):
-    """The bytes of one range, in order, at the reader's pace (a reader that waits holds the sender back)."""
+class ByteStream(Protocol):
+    """Bytes in order, at the reader's pace (a reader that waits holds the sender back)."""
 
     async def receive_exactly(self, count: int) -> bytes | bytearray | memoryview:
         """The next `count` bytes, in a buffer of the caller's own.
@@ -32,6 +32,15 @@ class RangeStream(Protocol):
         Raises Unreachable when the sender stalls or breaks off, BadAnswer when it ends before `count` bytes.
         Cancelled: the stream is unusable and must be left.
         """
+        ...
+
+
+class RangeStream(ByteStream, Protocol):
+    """The bytes of one range."""
+
+    @property
+    def received(self) -> int:
+        """How many bytes have come so far, those of a `receive_exactly` that is still waiting included. It costs nothing to ask."""
         ...
 
 
@@ -70,6 +79,10 @@ class ImageSource(Protocol):
         whole blob instead and `start` is over 1 MiB in (less is skipped over). A range that starts at 0 and ends at `size` is
         never refused so. Leaving early is allowed, and costs the connection.
         """
+        ...
+
+    def distrust(self, digest: Digest) -> None:
+        """Bytes of this blob were wrong: the next request for it uses no connection and no signed URL that may have brought them."""
         ...
 
     async def aclose(self) -> None:

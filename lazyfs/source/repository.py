@@ -72,6 +72,10 @@ class Repository:
         async with self._ranges.open(f"blob {digest} of {self.name}", path, self.pull, digest, size, start, end) as body:
             yield body
 
+    def distrust(self, digest: Digest) -> None:
+        """See ImageSource."""
+        self._ranges.distrust(digest)
+
     async def has_blob(self, digest: Digest, size: int) -> bool:
         """See ImageSink. A blob of another size is none of ours: BadAnswer."""
         what = f"blob {digest} of {self.name}"

@@ -23,7 +23,7 @@ _TRIES: Final = 3
 
 
 class BlobReader:
-    """A RangeStream of one blob, from its first byte to its last. Its ranges live in `nursery`."""
+    """A ByteStream of one blob, from its first byte to its last. Its ranges live in `nursery`."""
 
     def __init__(self, source: ImageSource, blob: Descriptor, nursery: trio.Nursery) -> None:
         self._source = source

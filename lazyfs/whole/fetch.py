@@ -12,7 +12,7 @@ from lazyfs.errors import LazyfsError, RangeIgnored
 from lazyfs.format.manifest import Descriptor
 from lazyfs.image.layer import Whole
 from lazyfs.image.spool import Spool, unpack
-from lazyfs.source.protocol import ImageSource, RangeStream
+from lazyfs.source.protocol import ByteStream, ImageSource
 from lazyfs.whole.blob import RANGE, BlobReader
 
 
@@ -57,7 +57,7 @@ async def _fetch_in_parallel(
         raise failure
 
 
-async def _unpack(spool: Spool, stream: RangeStream, blob: Descriptor, whole: Whole, progress: Callable[[int], None]) -> None:
+async def _unpack(spool: Spool, stream: ByteStream, blob: Descriptor, whole: Whole, progress: Callable[[int], None]) -> None:
     def pull(count: int) -> bytes | bytearray | memoryview:
         return trio.from_thread.run(stream.receive_exactly, count)
 

@@ -48,6 +48,9 @@ class Place:
         self.done.append(f"read {digest}")
         yield Stream(self.blobs[digest][start:end])
 
+    def distrust(self, digest: Digest) -> None:
+        self.done.append(f"distrust {digest}")
+
     async def has_blob(self, digest: Digest, size: int) -> bool:
         return digest in self.blobs
 
@@ -129,6 +132,10 @@ class Stream:
 
     def __init__(self, data: bytes) -> None:
         self._file = io.BytesIO(data)
+
+    @property
+    def received(self) -> int:
+        return self._file.tell()
 
     async def receive_exactly(self, count: int) -> bytes:
         data = self._file.read(count)

@@ -77,6 +77,8 @@ class ScriptedSource:
         self.fails = 0
         """How many of the next ranges break off."""
         self.ignores_ranges = False
+        self.distrusted: list[Digest] = []
+        """Blobs whose bytes were found wrong."""
         self.connected = 0
         """Connections that were wanted ahead of ranges."""
 
@@ -99,6 +101,9 @@ class ScriptedSource:
         self.fails -= failing
         yield _Stream(self.blobs[digest][start:end], failing)
 
+    def distrust(self, digest: Digest) -> None:
+        self.distrusted.append(digest)
+
     async def aclose(self) -> None:
         """Nothing to close."""
 
@@ -107,6 +112,7 @@ class _Stream:
     def __init__(self, data: bytes, failing: bool) -> None:
         self._data = data
         self._failing = failing
+        self.received = 0
 
     async def receive_exactly(self, count: int) -> bytes:
         await trio.lowlevel.checkpoint()
@@ -114,6 +120,7 @@ class _Stream:
             raise Unreachable("the source has gone away")
         data, self._data = self._data[:count], self._data[count:]
         assert len(data) == count
+        self.received += count
         return data
 
 

@@ -47,6 +47,9 @@ class MemorySource:
         self._ask(f"range {digest} {start} {end}")
         yield _Stream(io.BytesIO(self.blobs[digest][start:end]))
 
+    def distrust(self, digest: Digest) -> None:
+        self._ask(f"distrust {digest}")
+
     async def aclose(self) -> None:
         """Nothing to close."""
 
@@ -91,6 +94,10 @@ class MemorySource:
 class _Stream:
     def __init__(self, data: io.BytesIO) -> None:
         self._data = data
+
+    @property
+    def received(self) -> int:
+        return self._data.tell()
 
     async def receive_exactly(self, count: int) -> bytes:
         return self._data.read(count)

@@ -6,7 +6,7 @@ import pytest
 import trio.testing
 
 from lazyfs.errors import BadAnswer, SourceError
-from tests.unit.registry.one_blob import BLOB, fails, ranged, ranges_of, read, read_from
+from tests.unit.registry.one_blob import BLOB, DIGEST, fails, ranged, ranges_of, read, read_from
 from tests.unit.registry.scripted import Request, Server, reply, serving
 
 
@@ -53,6 +53,19 @@ async def test_a_store_that_went_away_is_resolved_again(autojump_clock: trio.tes
         async with serving(Server(ranged)) as other:
             server.script = [reply(307, location=f"http://{other.host}/b")]
             assert await read(ranges, 5, 9) == BLOB[5:9]
+
+
+async def test_what_brought_wrong_bytes_is_not_used_again() -> None:
+    """Neither the signed URL nor the connection: a cache on the way, or a connection out of step, would bring the same again."""
+    async with serving(Server(ranged)) as store, serving(Server([])) as server, ranges_of(server.host) as ranges:
+        server.script = [reply(307, location=f"http://{store.host}/{name}") for name in ("one", "two")]
+        for start in (0, 5):
+            await read(ranges, start, start + 5)
+        assert store.connections == 1
+        ranges.distrust(DIGEST)
+        assert await read(ranges, 10, 15) == BLOB[10:15]
+        assert [request.target for request in store.requests] == ["/one", "/one", "/two"]
+        assert store.connections == server.connections == 2
 
 
 async def test_redirects_in_a_circle_end() -> None:
