@@ -7,8 +7,10 @@
     │   ├── InvalidToc · InvalidTar · InvalidManifest
     │   └── NotLazy             a layer that nothing vouches for, or that has no TOC
     ├── SourceError             exit 4: a registry or a layout did not give what was asked (may pass)
-    │   ├── NotFound · Unauthorized · Unreachable · BadAnswer
-    │   └── RangeIgnored        a 200 to a range request, too far from what was asked to skip to it
+    │   ├── NotFound · Unauthorized · BadAnswer
+    │   ├── Unreachable
+    │   │   └── HeldOff         the host asked not to be asked before a time that comes too late
+    │   └── RangeIgnored        the server does not serve ranges of this blob, only all of it
     ├── LocalError              exit 5: this machine
     │   ├── StoreFull           ENOSPC
     │   ├── StoreUnusable
@@ -38,6 +40,7 @@ __all__ = [
     "BadSnapshot",
     "ContainerdFailed",
     "DigestMismatch",
+    "HeldOff",
     "InvalidInput",
     "InvalidManifest",
     "InvalidTar",
@@ -134,12 +137,24 @@ class Unreachable(SourceError):
     """No connection, no answer before the deadline, or a connection that broke off."""
 
 
+class HeldOff(Unreachable):
+    """A host answered 429 or 503 with Retry-After, and the caller's deadline ends before it may be asked again."""
+
+    def __init__(self, message: str, until: float, *, hint: str = "") -> None:
+        """`until`: when the host may be asked again, on trio's clock."""
+        super().__init__(message, hint=hint)
+        self.until = until
+
+
 class BadAnswer(SourceError):
     """An answer that HTTP or the distribution specification does not allow here."""
 
 
 class RangeIgnored(SourceError):
-    """A server answered 200 to a range request, and the range begins too far in to skip to it."""
+    """The server does not serve ranges of this blob: it answers them with all of it (200), or refuses them and serves the whole.
+
+    Raised for ranges that begin too far in to skip to them; what begins near the start of the blob is read from the whole.
+    """
 
 
 class LocalError(LazyfsError):

@@ -17,7 +17,8 @@ from lazyfs.errors import BadAnswer, RangeIgnored, SourceError, Unreachable
 from lazyfs.format.digest import Digest
 from lazyfs.registry.connection import Connection
 from lazyfs.registry.head import Head
-from lazyfs.registry.retry import Later, may_pass, patiently, retry_after
+from lazyfs.registry.rangeless import Rangeless, may_refuse_the_range
+from lazyfs.registry.retry import Later, may_pass, patiently
 from lazyfs.registry.session import REDIRECTS, Session, redirected, refusal
 from lazyfs.registry.tokens import Scope
 from lazyfs.registry.url import Url
@@ -97,6 +98,7 @@ class Ranges:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._signed: dict[Digest, Url] = {}
+        self._rangeless = Rangeless()
         self._slots = trio.Semaphore(MAX_RANGES)
         self._withhold = 0
         """Slots in use that are not to be given back."""
@@ -147,7 +149,12 @@ class Ranges:
         self._signed.pop(digest, None)
         self._session.pool.close()  # whichever of them brought the bytes waits there by now
 
-    async def _try(self, asked: _Asked) -> tuple[Url, Connection, Body] | Later:
+    async def _try(self, asked: _Asked, *, whole: bool = False) -> tuple[Url, Connection, Body] | Later:
+        """`whole`: ask for all of the blob, without a range."""
+        if self._rangeless.holds(asked.digest):
+            if asked.start > MAX_SKIP:
+                raise RangeIgnored(f"{asked.what}: {asked.url.authority} refuses ranges of it")
+            whole = True
         own = asked.url.origin
         url = self._signed.get(asked.digest, asked.url)
         remembered = url is not asked.url
@@ -156,7 +163,7 @@ class Ranges:
         while True:
             authorization = self._session.tokens.header(asked.scope) if url.origin == own else ""
             try:
-                connection, head = await self._exchange(url, asked, authorization)
+                connection, head = await self._exchange(url, asked, authorization, ranged=not whole)
             except Unreachable:
                 if remembered:  # the registry may know a store that can be reached
                     self._forget(asked.digest, url)
@@ -179,14 +186,24 @@ class Ranges:
                 url = redirected(asked.what, head.status, url, head.headers.get("location", ""), visited)
             elif may_pass(head.status):
                 self._note_refusal(head.status)
-                error = Unreachable(f"{asked.what}: {url.authority} answers {head.status}")
-                return Later(error, retry_after(head.headers.get("retry-after", "")))
+                self._session.holdoffs.note(url, head.status, head.headers.get("retry-after", ""))
+                return Later(Unreachable(f"{asked.what}: {url.authority} answers {head.status}"))
             elif remembered and 400 <= head.status < 500:
                 # Stores say in different ways that a signature has expired: 401, 403, 404, and Google's 400.
                 self._forget(asked.digest, url)
                 url, remembered, visited = asked.url, False, {asked.url}
+            elif not whole and may_refuse_the_range(head.status):
+                return await self._try_whole(asked, refusal(asked.what, url, head.status))
             else:
                 raise refusal(asked.what, url, head.status)
+
+    async def _try_whole(self, asked: _Asked, error: SourceError) -> tuple[Url, Connection, Body] | Later:
+        """The range was answered with `error`; the whole blob may be served."""
+        async with self._rangeless.trial(asked.digest, error):
+            outcome = await self._try(asked, whole=True)
+            if isinstance(outcome, Later):
+                raise outcome.error
+            return outcome
 
     def _note_refusal(self, status: int) -> None:
         # Whoever limits connections or requests would refuse the same crowd again, and a read that is refused each time fails.
@@ -197,12 +214,14 @@ class Ranges:
                 self._slots.acquire_nowait()
                 self._withhold -= 1
 
-    async def _exchange(self, url: Url, asked: _Asked, authorization: str) -> tuple[Connection, Head]:
-        """The caller releases the connection."""
+    async def _exchange(self, url: Url, asked: _Asked, authorization: str, *, ranged: bool) -> tuple[Connection, Head]:
+        """The caller releases the connection. `ranged`: ask for the range, not for the whole blob."""
+        if self._session.holdoffs.holds(url):
+            await self._session.holdoffs.wait(asked.what, url)
         connection = await self._session.pool.acquire(url)
         stale = connection.used
         try:
-            return connection, await connection.exchange(_request(url, asked, authorization, connection))
+            return connection, await connection.exchange(_request(url, asked, authorization, connection, ranged=ranged))
         except Unreachable:
             self._session.pool.release(url, connection, reusable=False)
             if not stale:
@@ -213,7 +232,7 @@ class Ranges:
         # The server had closed it while it waited: no failure of this request, and not counted as one.
         connection = await self._session.pool.acquire(url, fresh=True)
         try:
-            return connection, await connection.exchange(_request(url, asked, authorization, connection))
+            return connection, await connection.exchange(_request(url, asked, authorization, connection, ranged=ranged))
         except BaseException:
             self._session.pool.release(url, connection, reusable=False)
             raise
@@ -228,16 +247,17 @@ class Ranges:
             del self._signed[digest]
 
 
-def _request(url: Url, asked: _Asked, authorization: str, connection: Connection) -> bytes:
+def _request(url: Url, asked: _Asked, authorization: str, connection: Connection, *, ranged: bool) -> bytes:
     proxy = connection.forward_proxy
     lines = [
         f"GET {url if proxy else url.target} HTTP/1.1",
         f"Host: {url.authority}",
-        f"Range: bytes={asked.start}-{asked.end - 1}",
         "Accept: */*",
         "Accept-Encoding: identity",
         "User-Agent: lazyfs",
     ]
+    if ranged:
+        lines.append(f"Range: bytes={asked.start}-{asked.end - 1}")
     if authorization:
         lines.append(f"Authorization: {authorization}")
     if proxy and proxy.authorization:

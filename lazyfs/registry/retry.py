@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, TypeVar
 
 import trio
 
-from lazyfs.errors import SourceError, Unreachable
+from lazyfs.errors import HeldOff, SourceError, Unreachable
 
 DEADLINE: Final = 30.0
 """Seconds from asking to the first byte of the answer: tokens, redirects and tries included."""
@@ -64,6 +64,8 @@ async def patiently(
                 outcome = await attempt()
         except trio.TooSlowError:
             raise Unreachable(f"{what} did not answer within {deadline:g} s") from error
+        except HeldOff:
+            raise  # it is known that no try of ours will be in time
         except Unreachable as raised:
             outcome = Later(raised)
         if not isinstance(outcome, Later):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
-from functools import partial
+from functools import cached_property, partial
 from typing import Final
 
 import msgspec
 
 from lazyfs.errors import BadAnswer, NotFound, SourceError, Unauthorized, Unreachable
 from lazyfs.registry.access import AccessOptions, api_url
+from lazyfs.registry.holdoff import Holdoffs, holdoffs_of_this_run
 from lazyfs.registry.http import Answer, Http
 from lazyfs.registry.pool import Pool
 from lazyfs.registry.proxy import from_environment
@@ -38,6 +39,11 @@ class Session:
         self.http = Http(proxies)
         self.tokens = Tokens(host, self.root, options, self.http)
         self.pool = Pool(proxies, system_context)
+
+    @cached_property
+    def holdoffs(self) -> Holdoffs:
+        """The hosts that asked to be left alone, which all sessions know of. Only within trio."""
+        return holdoffs_of_this_run()
 
     def url(self, path: str) -> Url:
         """The URL of `path` below /v2/."""

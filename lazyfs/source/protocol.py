@@ -75,8 +75,8 @@ class ImageSource(Protocol):
     def open_range(self, digest: Digest, size: int, start: int, end: int) -> AbstractAsyncContextManager[RangeStream]:
         """Bytes `[start, end)` of a blob of `size` bytes, 0 <= start < end <= size.
 
-        Entering raises NotFound, Unauthorized, Unreachable, BadAnswer, and RangeIgnored where the server sends the
-        whole blob instead and `start` is over 1 MiB in (less is skipped over). A range that starts at 0 and ends at `size` is
+        Entering raises NotFound, Unauthorized, Unreachable, BadAnswer, and RangeIgnored where the server sends only the
+        whole blob, and `start` is over 1 MiB in (less is skipped over). A range that starts at 0 and ends at `size` is
         never refused so. Leaving early is allowed, and costs the connection.
         """
         ...

@@ -16,7 +16,7 @@ from lazyfs.registry import retry, tls
 from tests.bad import make
 from tests.bad.oci import DATA, Oci
 from tests.lying_registry import Hosted, Lie, LyingRegistry
-from tests.unit.registry.scripted import Proxy, Reply, Request, reply
+from tests.unit.registry.scripted import Answer, Proxy, Reply, Request, reply
 
 HEAD_END = b"\r\n\r\n"
 
@@ -24,6 +24,18 @@ HEAD_END = b"\r\n\r\n"
 def on_ranges(lie: Lie) -> Lie:
     """A lie about bytes of layers only."""
     return lambda request, right: lie(request, right) if "range" in request.headers else right
+
+
+def on_layers(lie: Lie) -> Lie:
+    """A lie about layers, also when all of one is asked for after a range of it."""
+    layers: set[str] = set()
+
+    def about_layers(request: Request, right: bytes) -> Answer:
+        if "range" in request.headers:
+            layers.add(request.target)
+        return lie(request, right) if request.target in layers else right
+
+    return about_layers
 
 
 def on_manifests(lie: Lie) -> Lie:
@@ -77,7 +89,7 @@ TABLE = [
     Bad("wants a password", "ls", lambda request, right: reply(401, www_authenticate='Basic realm="x"'), 4, ("HOST",)),
     Bad("wants what we cannot give", "ls", lambda request, right: reply(401, www_authenticate="Negotiate"), 4, ("HOST", "neither Basic nor Bearer")),
     Bad("forbidden", "ls", lambda request, right: reply(403), 4, ("docker://HOST/image:v1", "403")),
-    Bad("forbidden blobs", "ls", on_ranges(lambda request, right: reply(403)), 4, ("blob LAYER of docker://HOST/image", "403")),
+    Bad("forbidden blobs", "ls", on_layers(lambda request, right: reply(403)), 4, ("blob LAYER of docker://HOST/image", "403")),
     Bad("gone", "ls", lambda request, right: reply(404), 4, ("docker://HOST/image:v1", "404")),
     Bad("gone blobs", "ls", on_ranges(lambda request, right: reply(404)), 4, ("blob LAYER of docker://HOST/image", "404")),
     Bad("too many requests", "ls", lambda request, right: reply(429), 4, ("docker://HOST/image:v1", "429")),

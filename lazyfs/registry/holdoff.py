@@ -1,0 +1,84 @@
+"""Hosts that asked to be left alone: an answer of 429 or 503 with Retry-After holds back every request to that host.
+
+All sessions of a process share one record, because lazyfsd has a session for each repository and many repositories share a registry.
+It is kept by origin (scheme, host and port): a busy store behind signed URLs does not stop requests to the registry.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from typing import Final
+
+import trio
+
+from lazyfs.errors import HeldOff
+from lazyfs.registry.retry import retry_after
+from lazyfs.registry.url import Url
+
+_log = logging.getLogger(__name__)
+
+MAX_HOLDOFF: Final = 60.0
+"""Seconds. A host that asks for more is asked again after this long."""
+_SPREAD: Final = 0.2
+"""Requests that wait for one host start again spread over this part of its holdoff, so that it does not meet them all at once."""
+_MAX_HOSTS: Final = 256
+"""Redirects can lead to any number of hosts; the oldest record goes first."""
+
+_Origin = tuple[str, str, int]
+
+
+class Holdoffs:
+    """For each host that asked for it: when it may be asked again."""
+
+    def __init__(self) -> None:
+        self._until: dict[_Origin, float] = {}
+        self._status: dict[_Origin, int] = {}
+        """Every host that ever asked: it is logged once."""
+
+    def note(self, url: Url, status: int, value: str) -> None:
+        """Record an answer of `url`'s host: its status, and the value of its Retry-After header (empty: none)."""
+        if status not in {429, 503} or not (seconds := min(retry_after(value), MAX_HOLDOFF)):
+            return
+        if url.origin not in self._status:
+            _log.warning("%s answers %d: it is not asked again for %.0f s", url.authority, status, seconds)
+        for record in (self._until, self._status):
+            if len(record) >= _MAX_HOSTS and url.origin not in record:
+                del record[next(iter(record))]
+        self._status[url.origin] = status
+        self._until[url.origin] = max(self._until.get(url.origin, 0.0), trio.current_time() + seconds)
+
+    def holds(self, url: Url) -> bool:
+        """Whether `wait` has to be called before a request to `url`. Costs next to nothing while no host is held off."""
+        return bool(self._until) and url.origin in self._until
+
+    async def wait(self, what: str, url: Url) -> None:
+        """Wait until `url`'s host may be asked for `what`. A checkpoint only if there is something to wait for.
+
+        Raises HeldOff at once where the caller's deadline (that of the cancel scopes around it) ends before that. Cancelled: nothing
+        has changed.
+        """
+        while (until := self._until.get(url.origin)) is not None:
+            now = trio.current_time()
+            if until <= now:
+                del self._until[url.origin]
+                return
+            deadline = trio.current_effective_deadline()
+            if deadline <= until:
+                status = self._status.get(url.origin, 503)
+                raise HeldOff(f"{what}: {url.authority} answers {status}, and may be asked again in {until - now:.0f} s", until)
+            late = until + random.uniform(0.0, _SPREAD) * (until - now)
+            await trio.sleep_until(late if late < deadline else until)
+
+
+_of_this_run: Final = trio.lowlevel.RunVar[Holdoffs]("holdoffs")
+
+
+def holdoffs_of_this_run() -> Holdoffs:
+    """The record that everything in this run of trio shares."""
+    try:
+        return _of_this_run.get()
+    except LookupError:
+        found = Holdoffs()
+        _of_this_run.set(found)
+        return found

@@ -1,0 +1,71 @@
+"""Blobs of which a server serves no ranges: it refuses a request that has a Range header, and may answer one that has none.
+
+Some registries answer ranges with 403 (a signature that does not cover the header), 416 or 501. The same statuses mean a real refusal
+elsewhere, so a blob is asked for once without a range, and what came of it is remembered as long as the session lives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import trio
+
+from lazyfs.errors import RangeIgnored, SourceError, Unreachable
+from lazyfs.format.digest import Digest
+
+_MAX_BLOBS: Final = 4096
+_PLAIN: Final = frozenset({401, 404, 407, 408, 410, 429, 451})
+"""What does not depend on the Range header."""
+
+
+def may_refuse_the_range(status: int) -> bool:
+    """Whether an answer of this status may mean the Range header, and not the blob."""
+    return (400 <= status < 500 and status not in _PLAIN) or status == 501
+
+
+class Rangeless:
+    """What is known of the blobs of one repository."""
+
+    def __init__(self) -> None:
+        self._is_served: dict[Digest, bool] = {}
+        """Of blobs whose ranges were refused: whether all of it is served."""
+        self._trials: dict[Digest, trio.Lock] = {}
+
+    def holds(self, digest: Digest) -> bool:
+        """Whether this blob is to be asked for without a range."""
+        return bool(self._is_served) and self._is_served.get(digest, False)
+
+    @asynccontextmanager
+    async def trial(self, digest: Digest, refusal: SourceError) -> AsyncIterator[None]:
+        """Around a request for all of a blob whose range was answered with `refusal`.
+
+        Raises `refusal` where that was tried before in vain. One caller at a time tries; the others wait for what comes of it. An answer
+        that says nothing about the blob (Unreachable) leaves it to the next. Cancelled: the same.
+        """
+        lock = self._trials.setdefault(digest, trio.Lock())
+        async with lock:
+            served = self._is_served.get(digest)
+            if served is None:
+                try:
+                    yield
+                except Unreachable:
+                    raise
+                except RangeIgnored:
+                    self._learn(digest, is_served=True)
+                    raise
+                except SourceError:
+                    self._learn(digest, is_served=False)
+                    raise
+                self._learn(digest, is_served=True)
+                return
+        if not served:
+            raise refusal
+        yield
+
+    def _learn(self, digest: Digest, *, is_served: bool) -> None:
+        self._trials.pop(digest, None)
+        if len(self._is_served) >= _MAX_BLOBS:
+            del self._is_served[next(iter(self._is_served))]
+        self._is_served[digest] = is_served

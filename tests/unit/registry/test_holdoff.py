@@ -1,0 +1,118 @@
+"""Retry-After: nobody asks before it, and who cannot wait so long is told at once."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from lazyfs.errors import HeldOff
+from lazyfs.registry.holdoff import MAX_HOLDOFF, Holdoffs, holdoffs_of_this_run
+from lazyfs.registry.url import parse_url
+from tests.conftest import LogWatch
+from tests.unit.registry.one_blob import BLOB, ranged, ranges_of, read, read_from
+from tests.unit.registry.scripted import Answer, Request, Server, reply, serving
+
+REGISTRY = parse_url("https://registry.test/v2/", "it")
+STORE = parse_url("https://store.test/", "it")
+
+
+async def test_retry_after_is_obeyed(autojump_clock: trio.testing.MockClock, expect_log: LogWatch) -> None:
+    """Within the deadline the host's wish is waited for; a read whose deadline ends earlier fails at once, and says when."""
+    expect_log("answers 429: it is not asked again for 7 s")
+    good = reply(206, BLOB[10:20], content_range=f"bytes 10-19/{len(BLOB)}")
+    started = trio.current_time()
+    await read_from([reply(429, retry_after="7"), good], 10, 20)
+    assert 7 <= trio.current_time() - started <= 9
+    expect_log("answers 503: it is not asked again for 60 s")
+    started = trio.current_time()
+    with pytest.raises(HeldOff, match=r"answers 503, and may be asked again in (59|60) s") as caught:
+        await read_from([reply(503, retry_after="3600")], 10, 20)
+    assert trio.current_time() - started < 1
+    assert caught.value.until == pytest.approx(started + MAX_HOLDOFF, abs=1)
+
+
+async def test_nobody_asks_a_host_that_is_held_off(autojump_clock: trio.testing.MockClock, expect_log: LogWatch) -> None:
+    """Ten readers of two sessions; logged once, however often the host asks for it."""
+    expect_log("is not asked again")
+    times: list[float] = []
+    refusals = [reply(429, retry_after="9"), reply(429, retry_after="9")]
+
+    def script(request: Request) -> Answer:
+        times.append(trio.current_time() - started)
+        return refusals.pop() if refusals else ranged(request)
+
+    started = trio.current_time()
+    async with serving(Server(script)) as server, ranges_of(server.host) as one, ranges_of(server.host) as two:
+
+        async def late(number: int) -> None:
+            await trio.sleep(number / 2)
+            assert await read((one, two)[number % 2], 10, 20) == BLOB[10:20]
+
+        async with trio.open_nursery() as nursery:
+            for number in range(10):
+                nursery.start_soon(late, number)
+    assert times[0] == 0 and 9 <= times[1] < 11
+    assert all(when >= times[1] + 9 for when in times[2:])
+    assert len(times) == 12
+
+
+async def test_a_store_that_is_held_off_does_not_stop_the_registry(
+    autojump_clock: trio.testing.MockClock, expect_log: LogWatch
+) -> None:
+    """It goes by host and port: other blobs come from elsewhere meanwhile."""
+    expect_log("is not asked again")
+    async with serving(Server([reply(503, retry_after="3600")])) as store, serving(Server([])) as server:
+        async with ranges_of(server.host) as ranges:
+            server.script = [reply(307, location=f"http://{store.host}/a")] * 2
+            with pytest.raises(HeldOff, match=store.host):
+                await read(ranges, 0, 5)
+            server.script = ranged
+            assert await read(ranges, 0, 5) == BLOB[:5]
+    assert len(store.requests) == 1
+
+
+async def test_the_callers_deadline_counts(autojump_clock: trio.testing.MockClock, expect_log: LogWatch) -> None:
+    """A deadline around the call ends a wait that would be in vain before it begins; one that suffices does not."""
+    expect_log("is not asked again")
+    holdoffs = Holdoffs()
+    holdoffs.note(REGISTRY, 429, "20")
+    started = trio.current_time()
+    with pytest.raises(HeldOff, match=r"blob B: registry\.test answers 429, and may be asked again in 20 s"), trio.fail_after(19):
+        await holdoffs.wait("blob B", REGISTRY)
+    assert trio.current_time() == started
+    with trio.fail_after(20.001):
+        await holdoffs.wait("blob B", REGISTRY)
+    assert trio.current_time() >= started + 20
+    assert not holdoffs.holds(REGISTRY)
+
+
+async def test_what_holds_nobody_off(autojump_clock: trio.testing.MockClock, expect_log: LogWatch) -> None:
+    """Other statuses, no Retry-After, one that cannot be read, and other hosts. A shorter wish does not undo a longer one."""
+    holdoffs = Holdoffs()
+    for status, value in ((429, ""), (503, "soon"), (429, "0"), (500, "9"), (200, "9"), (403, "9")):
+        holdoffs.note(REGISTRY, status, value)
+    assert not holdoffs.holds(REGISTRY)
+    expect_log("is not asked again")
+    holdoffs.note(REGISTRY, 429, "20")
+    holdoffs.note(REGISTRY, 429, "2")
+    assert holdoffs.holds(REGISTRY) and not holdoffs.holds(STORE)
+    started = trio.current_time()
+    await holdoffs.wait("it", STORE)
+    assert trio.current_time() == started
+    await holdoffs.wait("it", REGISTRY)
+    assert trio.current_time() >= started + 20
+
+
+async def test_the_record_is_bounded(expect_log: LogWatch) -> None:
+    """Redirects may lead to any number of hosts."""
+    expect_log("is not asked again")
+    holdoffs = Holdoffs()
+    for number in range(1000):
+        holdoffs.note(parse_url(f"https://h{number}.test/", "it"), 429, "20")
+    assert len(holdoffs._until) == len(holdoffs._status) == 256
+
+
+async def test_one_record_for_all_sessions() -> None:
+    """Of one run of trio."""
+    assert holdoffs_of_this_run() is holdoffs_of_this_run()
