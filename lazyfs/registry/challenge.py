@@ -10,9 +10,10 @@ from lazyfs.errors import BadAnswer
 MAX_HEADER: Final = 16 << 10
 
 _WORD: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_ITEM = re.compile(r'[^",]*(?:"(?:[^"\\]|\\.)*"[^",]*)*')
-_PARAMETER = re.compile(rf'({_WORD})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|({_WORD}))\Z')
-_SCHEME = re.compile(rf"({_WORD})(?:\s+(.*))?\Z")
+_SEPARATORS = re.compile(r"[\s,;]*")
+_PARAMETER = re.compile(rf'({_WORD})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s",;]*)(?=[\s,;]|\Z))')
+_SCHEME = re.compile(rf"({_WORD})(?=[\s,]|\Z)")
+_TOKEN68 = re.compile(r"\s+[0-9A-Za-z._~+/-]+=*\s*(?=,|\Z)")
 
 
 class Challenge(NamedTuple):
@@ -24,28 +25,29 @@ class Challenge(NamedTuple):
 
 
 def parse_challenges(header: str) -> list[Challenge]:
-    """All challenges in a header's value (several headers joined by commas). Raises BadAnswer."""
+    """The challenges in a header's value (several headers joined by commas), as far as they can be read.
+
+    What breaks the grammar ends the reading, and what stands before it counts: parameters without commas between them, and rubbish
+    behind them, occur. Linear in the header's length. Raises BadAnswer for one that is too long.
+    """
     if len(header) > MAX_HEADER:
         raise BadAnswer(f"the registry's WWW-Authenticate header has {len(header)} characters")
     found: list[Challenge] = []
     position = 0
-    while position < len(header):
-        item = _ITEM.match(header, position)
-        assert item is not None, "the pattern matches the empty text"
-        if item.end() < len(header) and header[item.end()] != ",":
-            raise BadAnswer("the registry's WWW-Authenticate header has a quote that does not end")
-        position = item.end() + 1
-        text = item[0].strip()
-        if not text:
-            continue
-        parameter = _PARAMETER.match(text)
-        if parameter is None:
-            scheme = _SCHEME.match(text)
-            if scheme is None:
-                raise BadAnswer("the registry's WWW-Authenticate header breaks HTTP's grammar")
-            found.append(Challenge(scheme[1].lower(), {}))
-            parameter = _PARAMETER.match(scheme[2] or "")  # else the scheme stands alone, or has a token that we cannot use
+    while True:
+        separators = _SEPARATORS.match(header, position)
+        assert separators is not None, "the pattern matches the empty text"
+        position = separators.end()
+        parameter = _PARAMETER.match(header, position)
         if parameter is not None and found:
             name, quoted, plain = parameter.groups()
             found[-1].parameters[name.lower()] = plain if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
-    return found
+            position = parameter.end()
+            continue
+        scheme = _SCHEME.match(header, position)
+        if scheme is None:
+            return found
+        found.append(Challenge(scheme[1].lower(), {}))
+        # A scheme that we cannot use may have one long token instead of parameters.
+        token = _TOKEN68.match(header, scheme.end())
+        position = token.end() if token else scheme.end()

@@ -11,10 +11,12 @@ import ssl
 from collections.abc import AsyncIterator, Mapping
 from typing import Final, NamedTuple
 
+import h11
 import httpx
 import trio
 
 from lazyfs.errors import BadAnswer, Unreachable
+from lazyfs.registry.encoding import inflated
 from lazyfs.registry.proxy import Proxies, Proxy
 from lazyfs.registry.tls import system_context
 from lazyfs.registry.url import Url
@@ -52,16 +54,18 @@ class Http:
     ) -> Answer:
         """Send one request; follow nothing, retry nothing.
 
-        Raises Unreachable; BadAnswer for a body of over `limit` bytes. Cancelled: the answer is lost, the server may have
+        Raises Unreachable, also for a body that breaks off; BadAnswer for a body of over `limit` bytes, inflated or not. Cancelled: the answer is lost, the server may have
         acted on the request.
         """
         clients = self._clients
         clients.users += 1
+        answered = False
         try:
             client = clients.get(url.scheme, self._proxies.for_url(url))
             async with client.stream(method, str(url), headers=headers, content=content) as response:
-                if response.headers.get("content-encoding", "identity") != "identity":
-                    raise BadAnswer(f"{url.authority} answers in an encoding that was not asked for")
+                # What a field's bytes mean is for those to say who use it: as Latin-1 they all survive.
+                response.headers.encoding = "latin-1"
+                answered = True
                 body = bytearray()
                 # Leaving the loop would abandon httpx's nested generators to the garbage collector: cancellation unwinds them.
                 with trio.CancelScope() as reading:
@@ -72,9 +76,10 @@ class Http:
                 if len(body) > limit:
                     self._retire(clients)
                     raise BadAnswer(f"{url.authority} sends over {limit} bytes where no more are allowed")
-                return Answer(url, response.status_code, response.headers, bytes(body))
+            data = await inflated(bytes(body), response.headers.get("content-encoding", ""), limit, url.authority)
+            return Answer(url, response.status_code, response.headers, data)
         except (httpx.TransportError, httpx.InvalidURL) as error:
-            raise _error(url, error) from error
+            raise _error(url, error, in_body=answered) from error
         except BadAnswer:
             raise
         except BaseException:  # cancelled, alone or in a group
@@ -130,17 +135,24 @@ def _proxy(proxy: Proxy, context: ssl.SSLContext) -> httpx.Proxy:
     return httpx.Proxy(str(proxy.url), auth=auth, ssl_context=context if proxy.url.scheme == "https" else None)
 
 
-def _error(url: Url, error: Exception) -> Unreachable | BadAnswer:
+def _error(url: Url, error: Exception, *, in_body: bool) -> Unreachable | BadAnswer:
     cause: BaseException | None = error
+    grammar = isinstance(error, httpx.InvalidURL)
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return BadAnswer(
                 f"the certificate of {url.host} does not verify: {cause.verify_message}",
                 hint="If the registry has a CA of its own, add it to the system's or name it in SSL_CERT_FILE",
             )
+        # A head that breaks off is httpcore's own error and has no cause; h11 refuses what breaks HTTP's grammar. In a body h11 says
+        # the same of both, and of most bodies only that they break off. The framing of chunks can also be wrong: then a few
+        # tries are wasted.
+        grammar = grammar or (isinstance(cause, h11.RemoteProtocolError) and not in_body)
         cause = cause.__cause__ or cause.__context__
-    if isinstance(error, httpx.RemoteProtocolError | httpx.InvalidURL) and "disconnected" not in str(error):
+    if grammar:
         return BadAnswer(f"{url.authority} breaks HTTP: {error}")
     if isinstance(error, httpx.ProxyError):
         return BadAnswer(f"the proxy refuses a connection to {url.authority}: {error}")
+    if isinstance(error, httpx.RemoteProtocolError) and in_body:
+        return Unreachable(f"{url.authority} broke off in the middle of its answer")
     return Unreachable(f"cannot reach {url.authority}: {str(error) or type(error).__name__}")

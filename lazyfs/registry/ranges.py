@@ -18,8 +18,9 @@ from lazyfs.format.digest import Digest
 from lazyfs.registry.connection import Connection
 from lazyfs.registry.head import Head
 from lazyfs.registry.rangeless import Rangeless, may_refuse_the_range
+from lazyfs.registry.redirects import REDIRECTS, redirected
 from lazyfs.registry.retry import Later, may_pass, patiently
-from lazyfs.registry.session import REDIRECTS, Session, redirected, refusal
+from lazyfs.registry.session import Session, refusal
 from lazyfs.registry.tokens import Scope
 from lazyfs.registry.url import Url
 

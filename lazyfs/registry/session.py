@@ -15,13 +15,12 @@ from lazyfs.registry.holdoff import Holdoffs, holdoffs_of_this_run
 from lazyfs.registry.http import Answer, Http
 from lazyfs.registry.pool import Pool
 from lazyfs.registry.proxy import from_environment
+from lazyfs.registry.redirects import REDIRECTS, redirected
 from lazyfs.registry.retry import DEADLINE, TRIES, Later, may_pass, patiently, retry_after
 from lazyfs.registry.tls import system_context
 from lazyfs.registry.tokens import Scope, Tokens
-from lazyfs.registry.url import Url, follow
+from lazyfs.registry.url import Url
 
-MAX_REDIRECTS: Final = 5
-REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 MAX_ERROR: Final = 64 << 10
 """Bytes of an answer that only says why not."""
 
@@ -97,19 +96,6 @@ class Session:
                 )
             else:
                 return answer
-
-
-def redirected(what: str, status: int, url: Url, location: str, visited: set[Url]) -> Url:
-    """Where a redirect from `url` leads, noted in `visited`. Raises BadAnswer for circles, long ways, and ways down to http."""
-    if not location:
-        raise BadAnswer(f"{what}: {url.authority} answers {status} without saying where to")
-    target = follow(url, location, "the redirect")
-    if target in visited:
-        raise BadAnswer(f"{what}: {url.authority} redirects in a circle")
-    if len(visited) > MAX_REDIRECTS:
-        raise BadAnswer(f"{what}: redirected more than {MAX_REDIRECTS} times, at last by {url.authority}")
-    visited.add(target)
-    return target
 
 
 def refusal(what: str, url: Url, status: int, body: bytes = b"") -> SourceError:

@@ -5,17 +5,20 @@ Nothing is sent before the registry has asked for it. What it then accepted is s
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+import re
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
 
 import msgspec
 import trio
 
 from lazyfs.errors import BadAnswer, Unauthorized, Unreachable
+from lazyfs.format.foreign_json import decode, fields
 from lazyfs.registry.access import AccessOptions
 from lazyfs.registry.challenge import Challenge, parse_challenges
 from lazyfs.registry.credentials import Credentials, configured
 from lazyfs.registry.http import Answer, Http
+from lazyfs.registry.redirects import REDIRECTS, redirected
 from lazyfs.registry.retry import may_pass
 from lazyfs.registry.url import Url, parse_url
 
@@ -25,6 +28,8 @@ Scope = tuple[str, ...]
 _MAX_ANSWER: Final = 1 << 20
 _MAX_TOKEN: Final = 32 << 10
 _DEFAULT_LIFE: Final = 60.0
+_LONGEST_LIFE: Final = 1e9
+_TOKEN = re.compile(r"[\x21-\x7e]+\Z")
 _MARGIN: Final = 0.1
 """The last part of a token's life in which it is not used any more: it must still be good when it arrives."""
 
@@ -35,12 +40,6 @@ class _Token(NamedTuple):
 
     def __repr__(self) -> str:
         return "_Token(…)"
-
-
-class _TokenAnswer(msgspec.Struct):
-    token: str = ""
-    access_token: str = ""
-    expires_in: float | None = None
 
 
 class Tokens:
@@ -96,14 +95,14 @@ class Tokens:
             raise Unreachable(f"{realm.authority}, which gives tokens for {self._host}, answers {answer.status}")
         if answer.status in {400, 401, 403}:
             raise self._unauthorized(credentials)
-        try:
-            found = msgspec.json.decode(answer.body, type=_TokenAnswer) if answer.status == 200 else _TokenAnswer()
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            found = _TokenAnswer()
-        token = found.token or found.access_token
-        if not token or len(token) > _MAX_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
-            raise BadAnswer(f"{realm.authority}, which gives tokens for {self._host}, answers {answer.status} without a token")
-        life = max(_DEFAULT_LIFE if found.expires_in is None else found.expires_in, _DEFAULT_LIFE)
+        found = _fields(answer.body) if answer.status == 200 else {}
+        token = found.get("token") or found.get("access_token")
+        if not isinstance(token, str) or len(token) > _MAX_TOKEN or not _TOKEN.match(token):
+            raise BadAnswer(
+                f"{answer.url.authority}, which gives tokens for {self._host}, answers {answer.status} without a token"
+            )
+        life = found.get("expires_in")
+        life = min(max(life, _DEFAULT_LIFE), _LONGEST_LIFE) if isinstance(life, int | float) else _DEFAULT_LIFE
         return _Token(f"Bearer {token}", asked + life * (1 - _MARGIN))
 
     async def _ask(self, realm: Url, query: list[tuple[str, str]], credentials: Credentials | None) -> Answer:
@@ -112,13 +111,45 @@ class Tokens:
             form += [pair for pair in query if pair[0] != "scope"]
             form.append(("scope", " ".join(value for name, value in query if name == "scope")))
             headers = {"Content-Type": "application/x-www-form-urlencoded"}
-            return await self._http.exchange("POST", realm, headers, _MAX_ANSWER, urlencode(form).encode())
+            return await self._follow("POST", realm, headers, urlencode(form).encode())
         headers = {} if credentials is None else {"Authorization": credentials.basic}
         joint = "&" if "?" in realm.target else "?"
-        url = realm._replace(target=realm.target + joint + urlencode(query))
-        return await self._http.exchange("GET", url, headers, _MAX_ANSWER)
+        return await self._follow("GET", realm._replace(target=realm.target + joint + urlencode(query)), headers, b"")
+
+    async def _follow(self, method: str, url: Url, headers: dict[str, str], content: bytes) -> Answer:
+        """The answer, redirects followed. Another host learns neither the password nor the identity token."""
+        what = f"the token realm of {self._host}"
+        visited = {url}
+        while True:
+            answer = await self._http.exchange(method, url, headers, _MAX_ANSWER, content)
+            if answer.status not in REDIRECTS:
+                return answer
+            target = redirected(what, answer.status, url, answer.headers.get("location", ""), visited)
+            if answer.status not in {307, 308}:
+                method, content = "GET", b""  # what a browser makes of a form, and Go
+            if not _is_same_place(url, target):
+                if content:
+                    raise BadAnswer(
+                        f"{what}, {url.authority}, redirects to {target.authority}, which must not have the identity token",
+                        hint="Log in with a user name and a password instead",
+                    )
+                headers = {}  # for good, wherever it leads from there
+            url = target
 
     def _unauthorized(self, credentials: Credentials | None) -> Unauthorized:
         if credentials is None:
             return Unauthorized(f"{self._host} wants credentials, and there are none", hint="Run docker login, or use --creds")
         return Unauthorized(f"{self._host} refuses the credentials of {credentials.user or 'the identity token'!r}")
+
+
+def _is_same_place(url: Url, target: Url) -> bool:
+    """Whether credentials for `url` may go to `target` as well: the same server, or the same host with TLS in its stead."""
+    return target.origin == url.origin or (target.host == url.host and (url.scheme, target.scheme) == ("http", "https"))
+
+
+def _fields(body: bytes) -> dict[str, Any]:
+    try:
+        raw = decode(body)
+    except msgspec.DecodeError:
+        return {}
+    return fields(raw, ("token", "access_token", "expires_in")) if isinstance(raw, dict) else {}

@@ -17,6 +17,7 @@ MAX_URL: Final = 16 << 10
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 _CLEAN = re.compile(r"[\x21-\x7e]+\Z")
+_UNESCAPED = re.compile(r"[ \x80-\xff]")
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_.])?\Z")
 
 
@@ -68,7 +69,11 @@ def parse_url(text: str, what: str) -> Url:
 
 
 def follow(url: Url, location: str, what: str) -> Url:
-    """Where `location`, in an answer from `url`, leads. Raises BadAnswer, also for a way from https to http."""
+    """Where `location`, in an answer from `url`, leads. Raises BadAnswer, also for a way from https to http.
+
+    `location` is the field's bytes as Latin-1. Blanks and bytes beyond ASCII, which no URL has, are escaped.
+    """
+    location = _UNESCAPED.sub(lambda found: f"%{ord(found[0]):02X}", location[: MAX_URL + 1].strip(" \t"))
     if len(location) > MAX_URL or not _CLEAN.match(location):
         raise BadAnswer(f"{what} of {url.authority} is no URL: it is empty, too long, or holds blanks or control characters")
     try:

@@ -39,6 +39,15 @@ from lazyfs.registry.challenge import MAX_HEADER, parse_challenges
         ("Negotiate YWJj==, Basic realm=x", [("negotiate", {}), ("basic", {"realm": "x"})]),
         (',, Basic realm="a,b" ,', [("basic", {"realm": "a,b"})]),
         ('Basic realm=""', [("basic", {"realm": ""})]),
+        ('Bearer realm="x" service="y"', [("bearer", {"realm": "x", "service": "y"})]),
+        ('Bearer realm="x"service="y"', [("bearer", {"realm": "x", "service": "y"})]),
+        ('Bearer\trealm="x";service=y', [("bearer", {"realm": "x", "service": "y"})]),
+        ('Bearer ,realm="x",,service="y",', [("bearer", {"realm": "x", "service": "y"})]),
+        ('Bearer realm=https://h/token,service="y"', [("bearer", {"realm": "https://h/token", "service": "y"})]),
+        ('Bearer realm="x",odd', [("bearer", {"realm": "x"}), ("odd", {})]),
+        ('Bearer realm="x",@,service="y"', [("bearer", {"realm": "x"})]),
+        ('Bearer realm="x",service="y', [("bearer", {"realm": "x"})]),
+        ("@", []),
     ],
 )
 def test_challenges(header: str, expected: list[tuple[str, dict[str, str]]]) -> None:
@@ -46,11 +55,10 @@ def test_challenges(header: str, expected: list[tuple[str, dict[str, str]]]) -> 
     assert parse_challenges(header) == expected
 
 
-@pytest.mark.parametrize("header", ['Bearer realm="x', "@", "x" * (MAX_HEADER + 1)])
-def test_broken_headers_are_refused(header: str) -> None:
-    """A quote without end, no scheme, too long."""
+def test_a_long_header_is_refused() -> None:
+    """Before it is read."""
     with pytest.raises(BadAnswer):
-        parse_challenges(header)
+        parse_challenges("x" * (MAX_HEADER + 1))
 
 
 @given(st.text(alphabet='Bearer=", \\/xyz', max_size=60))

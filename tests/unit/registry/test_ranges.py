@@ -128,7 +128,7 @@ async def test_leaving_early_costs_the_connection_only() -> None:
         (reply(302), "without saying where"),
         (reply(302, location="ftp://x/"), "no plain http"),
         (reply(302, location="http://u:p@x/"), "no plain http"),
-        (reply(302, location="http://x/ y"), "no URL"),
+        (reply(302, location="http://x/\ty"), "no URL"),
         (b"HTTP/2 200\r\n\r\n", "not HTTP/1.1"),
         (b"220 smtp.example.org\r\n\r\n", "not HTTP/1.1"),
         (b"HTTP/1.1 200 OK\r\nx: " + b"a" * 70_000, "headers of over 65536 bytes"),

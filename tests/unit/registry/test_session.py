@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -68,12 +69,58 @@ async def test_redirects_are_bounded() -> None:
 
 
 async def test_answers_are_bounded() -> None:
-    """A body over the limit, and one in an encoding that could be a bomb."""
-    async with asking([reply(200, bytes(1001)), reply(200, b"\x1f\x8b", content_encoding="gzip")]) as (_, session):
+    """A body over the limit, and one that inflates to more."""
+    bomb = reply(200, gzip.compress(bytes(1001)), content_encoding="gzip")
+    async with asking([reply(200, bytes(1001)), bomb]) as (_, session):
         with pytest.raises(BadAnswer, match="over 1000 bytes"):
             await get(session)
-        with pytest.raises(BadAnswer, match="encoding"):
+        with pytest.raises(BadAnswer, match="inflates to over 1000 bytes"):
             await get(session)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "Identity", "aws-chunked"])
+async def test_encodings_that_nobody_asked_for(encoding: str) -> None:
+    """Inflated where it is one, ignored where it is none."""
+    body = gzip.compress(b"x") if encoding == "gzip" else b"x"
+    async with asking([reply(200, body, content_encoding=encoding)]) as (server, session):
+        assert await get(session) == b"x"
+    assert server.requests[0].headers["accept-encoding"] == "identity"
+
+
+HEAD = b"HTTP/1.1 200 OK\r\n"
+CUT = {
+    "before the head": b"",
+    "in the head": HEAD + b"Content-Le",
+    "in the body": HEAD + b"Content-Length: 5\r\n\r\nhal",
+    "in a chunk": HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhal",
+    "between chunks": HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\nh\r\n",
+}
+
+
+@pytest.mark.parametrize("answer", CUT.values(), ids=CUT)
+async def test_a_cut_answer_is_asked_for_again(answer: bytes, autojump_clock: trio.testing.MockClock) -> None:
+    """Wherever it breaks off; and when it does each time, it is the connection's fault, not the grammar's."""
+    async with asking([Reply(answer, "close"), Reply(answer, "close"), reply(200, b"whole")]) as (server, session):
+        assert await get(session) == b"whole"
+        server.script = [Reply(answer, "close")] * 5
+        with pytest.raises(Unreachable):
+            await get(session)
+        assert not server.script
+
+
+async def test_a_body_that_ends_by_closing_is_whole() -> None:
+    """Without a length nobody can know better; digests do."""
+    async with asking([Reply(HEAD + b"\r\nwhole", "close")]) as (_, session):
+        assert await get(session) == b"whole"
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/2 200\r\n\r\n", HEAD + b"A : b\r\n\r\n", HEAD + b"Content-Length: x\r\n\r\n"])
+async def test_a_breach_of_the_grammar_is_not_repeated(answer: bytes) -> None:
+    """The same would come again."""
+    async with asking([Reply(answer, "close")]) as (server, session):
+        with pytest.raises(BadAnswer, match="breaks HTTP"):
+            await get(session)
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,11 @@ import trio
 import trio.testing
 
 from lazyfs.errors import BadAnswer, SourceError, Unauthorized, UsageError
+from lazyfs.registry import tokens
 from lazyfs.registry.access import AccessOptions
 from lazyfs.registry.credentials import Credentials
 from lazyfs.registry.session import Session
-from lazyfs.registry.url import Url
+from lazyfs.registry.url import Url, parse_url
 from tests.unit.registry.scripted import Request, Server, reply, serving
 
 PULL = ("repository:a/b:pull",)
@@ -163,7 +164,8 @@ async def test_an_identity_token_is_posted() -> None:
         (reply(401, b"secret"), Unauthorized),
         (reply(403), Unauthorized),
         (reply(404), BadAnswer),
-        (reply(302, location="http://elsewhere/"), BadAnswer),
+        (reply(302, location="ftp://elsewhere/"), BadAnswer),
+        (reply(302), BadAnswer),
         (reply(200, b"{}"), BadAnswer),
         (reply(200, b"<html>"), BadAnswer),
         (reply(200, b"\xff"), BadAnswer),
@@ -183,6 +185,92 @@ async def test_what_is_no_token(answer: bytes, kind: type[SourceError]) -> None:
         with pytest.raises(kind) as caught:
             await get(session)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b'{"token": "T", "access_token": null}',
+        b'{"token": null, "access_token": "T", "expires_in": null}',
+        b'{"Token": "T", "odd": "\\ud800", "more": "\xff"}',
+        b'{"token": "T", "expires_in": "300"}',
+        b'{"token": "T", "expires_in": 1e999}',
+        b'{"token": "T", "expires_in": ' + b"9" * 399 + b"}",
+        b' \n{"access_token": "T"}\n',
+    ],
+)
+async def test_answers_as_go_reads_them(answer: bytes) -> None:
+    """What containerd and skopeo take for a token; a life that is no number is none."""
+    async with guarded() as (both, session):
+        both.tokens.script = [reply(200, answer)]
+        both.accepted = {"Bearer T"}
+        assert await get(session) == 200
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_realm_may_redirect(status: int) -> None:
+    """On the same server, with the same credentials."""
+    async with guarded() as (both, session):
+        both.tokens.script = [reply(status, location="/elsewhere?y=1"), reply(200, b'{"token": "T"}')]
+        both.accepted = {"Bearer T"}
+        assert await get(session) == 200
+        first, second = both.tokens.requests
+    assert (second.method, second.target) == ("GET", "/elsewhere?y=1")
+    assert first.headers["authorization"] == second.headers["authorization"] == "Basic bWU6c2VjcmV0"
+
+
+@pytest.mark.parametrize("status", [302, 307])
+async def test_another_host_gets_no_password(status: int) -> None:
+    """Neither that one nor those that it leads to; a token from there is as good as any."""
+    async with serving(Server([])) as other, guarded() as (both, session):
+        other.script = [reply(302, location="/next"), reply(302, location=f"http://{both.tokens.host}/back")]
+        both.tokens.script = [reply(status, location=f"http://{other.host}/token"), reply(200, b'{"token": "T"}')]
+        both.accepted = {"Bearer T"}
+        assert await get(session) == 200
+    assert len(other.requests) == 2
+    assert not any("authorization" in request.headers for request in [*other.requests, both.tokens.requests[-1]])
+
+
+@pytest.mark.parametrize("status", [307, 308])
+async def test_an_identity_token_goes_nowhere_else(status: int) -> None:
+    """These redirects repeat the form: on the same server that is right, elsewhere it would give the token away."""
+    async with serving(Server([])) as other, guarded(Credentials("", "", "refresh me")) as (both, session):
+        both.tokens.script = [reply(status, location="/elsewhere"), reply(200, b'{"token": "T"}')]
+        both.accepted = {"Bearer T"}
+        assert await get(session) == 200
+        assert both.tokens.requests[1].method == "POST" and b"refresh+me" in both.tokens.requests[1].body
+        both.accepted.clear()
+        both.tokens.script = [reply(status, location=f"http://{other.host}/token")]
+        with pytest.raises(BadAnswer, match="must not have the identity token"):
+            await get(session)
+    assert not other.requests
+
+
+async def test_a_form_that_is_redirected_otherwise_is_not_repeated() -> None:
+    """302 makes a GET of it, everywhere: another host learns nothing."""
+    async with serving(Server([])) as other, guarded(Credentials("", "", "refresh me")) as (both, session):
+        other.script = [reply(200, b'{"token": "T"}')]
+        both.tokens.script = [reply(302, location=f"http://{other.host}/token")]
+        both.accepted = {"Bearer T"}
+        assert await get(session) == 200
+    (request,) = other.requests
+    assert (request.method, request.body) == ("GET", b"") and "refresh" not in request.target
+
+
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [
+        ("https://host/x", True),
+        ("https://host:5001/x", True),
+        ("http://host:5000/x", True),
+        ("http://host:5001/x", False),
+        ("https://host.evil/x", False),
+    ],
+)
+def test_where_credentials_may_go_along(location: str, expected: bool) -> None:
+    """The same server, or TLS on the same host."""
+    realm = parse_url("http://host:5000/token", "it")
+    assert tokens._is_same_place(realm, parse_url(location, "it")) is expected
 
 
 async def test_no_credentials_where_some_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,10 +58,14 @@ def test_what_we_do_not_follow(text: str) -> None:
         ("z", "https://registry.example/v2/a/blobs/z"),
         ("?n=2", "https://registry.example/v2/a/blobs/x?n=2"),
         ("//other/x", "https://other/x"),
+        (" /a ", "https://registry.example/a"),
+        ("/a b?c=d e", "https://registry.example/a%20b?c=d%20e"),
+        ("/caf\xc3\xa9?x=\xe9#part", "https://registry.example/caf%C3%A9?x=%E9"),
+        ("HTTPS://Other/A", "https://other/A"),
     ],
 )
 def test_locations_may_be_relative(location: str, expected: str) -> None:
-    """As RFC 3986 resolves them."""
+    """As RFC 3986 resolves them; what no URL may hold is escaped, as Go's clients do."""
     assert str(follow(HERE, location, "the redirect")) == expected
 
 
