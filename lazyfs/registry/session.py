@@ -16,7 +16,7 @@ from lazyfs.registry.http import Answer, Http
 from lazyfs.registry.pool import Pool
 from lazyfs.registry.proxy import from_environment
 from lazyfs.registry.redirects import REDIRECTS, redirected
-from lazyfs.registry.retry import DEADLINE, TRIES, Later, may_pass, patiently, retry_after
+from lazyfs.registry.retry import DEADLINE, TRIES, Later, may_pass, patiently
 from lazyfs.registry.tls import system_context
 from lazyfs.registry.tokens import Scope, Tokens
 from lazyfs.registry.url import Url
@@ -83,6 +83,8 @@ class Session:
             own = url.origin == self.root.origin
             authorization = self.tokens.header(scope) if own else ""
             sent = {**headers, "Authorization": authorization} if authorization else headers
+            if self.holdoffs.holds(url):
+                await self.holdoffs.wait(what, url)
             answer = await self.http.exchange(method, url, sent, limit, content if isinstance(content, bytes) else content())
             if answer.status == 401 and own and not renewed:
                 await self.tokens.renew(scope, answer.headers.get("www-authenticate", ""), authorization)
@@ -90,10 +92,8 @@ class Session:
             elif answer.status in REDIRECTS and method in {"GET", "HEAD"}:
                 url = redirected(what, answer.status, url, answer.headers.get("location", ""), visited)
             elif may_pass(answer.status):
-                return Later(
-                    Unreachable(f"{what}: {url.authority} answers {answer.status}{_reason(answer.body)}"),
-                    retry_after(answer.headers.get("retry-after", "")),
-                )
+                self.holdoffs.note(url, answer.status, answer.headers.get("retry-after", ""))
+                return Later(Unreachable(f"{what}: {url.authority} answers {answer.status}{_reason(answer.body)}"))
             else:
                 return answer
 

@@ -17,6 +17,7 @@ from lazyfs.format.foreign_json import decode, fields
 from lazyfs.registry.access import AccessOptions
 from lazyfs.registry.challenge import Challenge, parse_challenges
 from lazyfs.registry.credentials import Credentials, configured
+from lazyfs.registry.holdoff import holdoffs_of_this_run
 from lazyfs.registry.http import Answer, Http
 from lazyfs.registry.redirects import REDIRECTS, redirected
 from lazyfs.registry.retry import may_pass
@@ -119,10 +120,14 @@ class Tokens:
     async def _follow(self, method: str, url: Url, headers: dict[str, str], content: bytes) -> Answer:
         """The answer, redirects followed. Another host learns neither the password nor the identity token."""
         what = f"the token realm of {self._host}"
+        holdoffs = holdoffs_of_this_run()
         visited = {url}
         while True:
+            if holdoffs.holds(url):
+                await holdoffs.wait(what, url)
             answer = await self._http.exchange(method, url, headers, _MAX_ANSWER, content)
             if answer.status not in REDIRECTS:
+                holdoffs.note(url, answer.status, answer.headers.get("retry-after", ""))
                 return answer
             target = redirected(what, answer.status, url, answer.headers.get("location", ""), visited)
             if answer.status not in {307, 308}:

@@ -10,13 +10,14 @@ import pytest
 import trio
 import trio.testing
 
-from lazyfs.errors import BadAnswer, NotFound, SourceError, Unauthorized, Unreachable
+from lazyfs.errors import BadAnswer, HeldOff, NotFound, SourceError, Unauthorized, Unreachable
 from lazyfs.registry.access import AccessOptions
 from lazyfs.registry.credentials import Credentials
 from lazyfs.registry.http import MAX_CONNECTIONS
 from lazyfs.registry.session import Session, refusal
 from lazyfs.registry.url import parse_url
-from tests.unit.registry.scripted import Reply, Script, Server, reply, serving
+from tests.conftest import LogWatch
+from tests.unit.registry.scripted import Reply, Request, Script, Server, reply, serving
 
 SCOPE = ("repository:a:pull",)
 
@@ -139,6 +140,26 @@ async def test_trouble_is_tried_again(autojump_clock: trio.testing.MockClock) ->
     async with asking([reply(503), Reply(b"", "close"), reply(200, b"x")]) as (server, session):
         assert await get(session) == b"x"
     assert len(server.requests) == 3
+
+
+async def test_a_host_that_wants_to_be_left_alone_is(autojump_clock: trio.testing.MockClock, expect_log: LogWatch) -> None:
+    """By every document, and by those whose deadline ends earlier at once."""
+    expect_log("answers 429: it is not asked again for 20 s")
+    asked: list[float] = []
+
+    def script(_: Request) -> bytes:
+        asked.append(trio.current_time())
+        return reply(429, retry_after="20") if len(asked) == 1 else reply(200, b"x")
+
+    async with asking(script) as (_, session):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(get, session)
+            await trio.sleep(1)
+            nursery.start_soon(get, session)
+            with pytest.raises(HeldOff, match="may be asked again in 19 s"):
+                await session.ask("it", "GET", session.url("y"), SCOPE, deadline=5)
+            assert len(asked) == 1
+    assert len(asked) == 3 and min(asked[1:]) - asked[0] >= 20
 
 
 async def test_the_error_code_of_the_specification_is_told(autojump_clock: trio.testing.MockClock) -> None:

@@ -18,6 +18,7 @@ from lazyfs.registry.access import AccessOptions
 from lazyfs.registry.credentials import Credentials
 from lazyfs.registry.session import Session
 from lazyfs.registry.url import Url, parse_url
+from tests.conftest import LogWatch
 from tests.unit.registry.scripted import Request, Server, reply, serving
 
 PULL = ("repository:a/b:pull",)
@@ -309,6 +310,19 @@ async def test_a_token_server_in_trouble_is_tried_again(autojump_clock: trio.tes
         both.tokens.script = [reply(503), reply(503), reply(200, b'{"token": "T"}')]
         both.accepted = {"Bearer T"}
         assert await get(session) == 200
+
+
+async def test_a_token_server_is_left_alone_when_it_asks_for_that(
+    autojump_clock: trio.testing.MockClock, expect_log: LogWatch
+) -> None:
+    """Also by those who want a token for something else."""
+    expect_log("is not asked again for 9 s")
+    async with guarded() as (both, session):
+        both.tokens.script = [reply(429, retry_after="9"), reply(200, b'{"token": "T"}')]
+        both.accepted = {"Bearer T"}
+        start = trio.current_time()
+        assert await get(session) == 200
+        assert trio.current_time() - start >= 9
 
 
 async def test_tokens_have_no_readable_repr() -> None:
