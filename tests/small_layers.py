@@ -25,7 +25,17 @@ part = st.one_of(st.sampled_from([b"a", b"b"]), st.sampled_from([b"-", b"\xff", 
 leaf = st.one_of(part, part, part.map(lambda name: b".wh." + name), st.just(b".wh..wh..opq"), st.just(b".wh..wh.plnk"))
 path = st.builds(lambda parents, name: b"/".join([*parents, name]), st.lists(part, max_size=3), leaf)
 xattrs = st.dictionaries(
-    st.sampled_from([b"user.a", b"trusted.overlay.opaque", b"trusted.overlay.metacopy", b"trusted.overlay.overlay.redirect"]),
+    st.sampled_from(
+        [
+            b"user.a",
+            b"security.a",
+            b"system.other",
+            b"lone",
+            b"trusted.overlay.opaque",
+            b"trusted.overlay.metacopy",
+            b"trusted.overlay.overlay.redirect",
+        ]
+    ),
     st.sampled_from([b"", b"y", b"v" * 300]),
     max_size=2,
 ).map(lambda found: tuple(sorted(found.items())))
@@ -45,16 +55,17 @@ def layers_of_entries(draw: st.DrawFn) -> list[Entry]:
         if name.rpartition(b"/")[2].startswith(b".wh."):
             entries[name] = Entry(name, "reg")
         elif kind == "hardlink":
-            files = [other for other, entry in entries.items() if entry.type in ("reg", "symlink")]
+            files = [other for other, entry in entries.items() if entry.type in ("reg", "symlink", "char")]
             entries[name] = Entry(name, "hardlink", link=draw(st.sampled_from(files))) if files else Entry(name, "dir")
         elif kind == "reg":
             entries[name] = file(name, draw(st.sampled_from(CONTENTS)), xattrs=draw(xattrs), **shown)
         elif kind == "symlink":
-            entries[name] = Entry(name, "symlink", link=b"nowhere", **shown | {"mode": 0o777})  # type: ignore[arg-type]
+            entries[name] = Entry(name, "symlink", link=b"nowhere", xattrs=draw(xattrs), **shown)  # type: ignore[arg-type]
         elif kind == "char":
-            entries[name] = Entry(name, "char", major=1, minor=draw(st.integers(3, 700)), **shown)  # type: ignore[arg-type]
+            numbers = {"major": draw(st.integers(0, 1)), "minor": draw(st.sampled_from([0, 3, 700]))}
+            entries[name] = Entry(name, "char", **shown | numbers)  # type: ignore[arg-type]
         else:
-            entries[name] = Entry(name, kind, xattrs=draw(xattrs) if kind == "dir" else (), **shown)  # type: ignore[arg-type]
+            entries[name] = Entry(name, kind, xattrs=draw(xattrs), **shown)  # type: ignore[arg-type]
     if draw(st.booleans()):
         entries[b""] = Entry(b"", "dir", mode=draw(st.integers(0, 0o7777)), mtime_ns=draw(st.integers(0, 9)))
     kept = dict(entries)

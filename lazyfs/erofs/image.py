@@ -46,9 +46,10 @@ from lazyfs.erofs.outline import Directory, Inode, Outline
 from lazyfs.erofs.xattrs import OPAQUE, WITH_WHITEOUTS, data_at, xattr_body
 from lazyfs.errors import InvalidToc, show
 from lazyfs.format.entry import Entry
+from lazyfs.format.whiteout import device_of
 from lazyfs.store.content import content_of
 
-WRITER_VERSION: Final = 2
+WRITER_VERSION: Final = 3
 """Raised whenever the same entries give another image: it is part of every image's name."""
 
 _FILE_TYPES: Final = {
@@ -167,7 +168,7 @@ class _Layout:
     ) -> None:
         assert directory.entry is not None
         own = (OPAQUE if directory.opaque else b"") + (WITH_WHITEOUTS if whiteouts else b"")
-        xattrs = xattr_body(own, directory.entry.xattrs, directory.path)
+        xattrs = xattr_body(own, directory.entry)
         if any(len(name) > 255 for name in names):
             raise InvalidToc(f"{show(directory.path)} holds a name of more than 255 bytes")
         extent = extent_of(names)
@@ -187,13 +188,13 @@ class _Layout:
         if kind == "reg":
             if entry.size:
                 holes = NULL_ADDRESS * -(-entry.size // _CHUNK)
-                xattrs = xattr_body(data_at(_object_name(entry)), entry.xattrs, entry.name)
+                xattrs = xattr_body(data_at(_object_name(entry)), entry)
                 layout, size, special, tail = CHUNK_BASED, entry.size, CHUNK_BITS_MAX, holes
             else:
-                xattrs = xattr_body(b"", entry.xattrs, entry.name)
+                xattrs = xattr_body(b"", entry)
                 layout, size, special, tail = FLAT_PLAIN, 0, 0, b""
         else:
-            xattrs = xattr_body(b"", entry.xattrs, entry.name)
+            xattrs = xattr_body(b"", entry)
             layout, size, special, tail = FLAT_PLAIN, 0, 0, b""
             if kind == "symlink":
                 size, tail = len(entry.link), entry.link
@@ -247,10 +248,12 @@ def _directory_inode(listing: _Listing, address: int) -> bytes:
 
 def _inode(entry: Entry, layout: int, file_type: int, xattrs: bytes, size: int, special: int, ino: int, nlink: int) -> bytes:
     seconds, nanoseconds = divmod(entry.mtime_ns, _SECOND)
+    # Whatever a layer says of a symbolic link's mode, Linux keeps none of it.
+    mode = 0o777 if file_type == stat.S_IFLNK else entry.mode & 0o7777
     return INODE.pack(
         layout,
         (len(xattrs) - len(XATTR_HEADER)) // 4 + 1 if xattrs else 0,
-        file_type | entry.mode & 0o7777,
+        file_type | mode,
         0,
         size,
         special,
@@ -274,10 +277,9 @@ def _object_name(entry: Entry) -> str:
 
 
 def _device(entry: Entry) -> int:
-    """As the kernel's new_encode_dev has it: 12 bits of major, 20 of minor number."""
-    if entry.major >= 1 << 12 or entry.minor >= 1 << 20:
-        raise InvalidToc(f"{show(entry.name)} is the device {entry.major}:{entry.minor}, which Linux cannot have")
-    return (entry.minor & 0xFF) | entry.major << 8 | (entry.minor & ~0xFF) << 12
+    """As the kernel's new_encode_dev has it."""
+    major, minor = device_of(entry)
+    return (minor & 0xFF) | major << 8 | (minor & ~0xFF) << 12
 
 
 def _superblock(root: int, inodes: int, blocks: int) -> bytes:

@@ -23,9 +23,9 @@ from typing import Final
 
 from lazyfs.errors import InvalidToc, show
 from lazyfs.format.entry import OPAQUE_MARKER, OWN_NAMES, WHITEOUT_PREFIX, Entry, base_of, parent_of
+from lazyfs.format.whiteout import AUFS_PREFIX, is_whiteout_device
 from lazyfs.store.content import SEVERAL, SINGLE
 
-_AUFS_PREFIX: Final = b".wh..wh."
 _OBJECTS: Final = (SINGLE.encode(), SEVERAL.encode())
 
 
@@ -162,7 +162,7 @@ class Outline:
                 elif entry.link in devices_0_0:
                     directory.whiteouts.add(name)
                 # else its target is a landmark or a whiteout, which shows nothing: parse_toc admits no other
-            elif kind == "char" and not entry.major and not entry.minor:
+            elif is_whiteout_device(kind, entry.major, entry.minor):
                 devices_0_0.add(path)
                 directory.whiteouts.add(name)
             else:
@@ -179,7 +179,7 @@ class Outline:
     def _mark(self, parent: bytes, name: bytes) -> None:
         if name == OPAQUE_MARKER:
             self._markers.append((parent, b""))
-        elif not name.startswith(_AUFS_PREFIX):
+        elif not name.startswith(AUFS_PREFIX):
             hidden = name[len(WHITEOUT_PREFIX) :]
             if hidden not in (b"", b".", b".."):
                 self._markers.append((parent, hidden))

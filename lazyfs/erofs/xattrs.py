@@ -8,7 +8,6 @@ not be undone: it stays.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Final
 
 from lazyfs.erofs.ondisk import (
@@ -20,6 +19,8 @@ from lazyfs.erofs.ondisk import (
     XATTR_WHOLE_NAMES,
 )
 from lazyfs.errors import InvalidToc, show
+from lazyfs.format.entry import Entry
+from lazyfs.format.xattr import shown_xattrs
 
 _HINT: Final = "A portable mount (--mode portable) shows it."
 OVERLAY: Final = b"trusted.overlay."
@@ -27,14 +28,15 @@ _ESCAPED: Final = OVERLAY + b"overlay."
 _NAME_MAX: Final = 255
 
 
-def xattr_body(own: bytes, entry_xattrs: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes:
-    """The bytes between an inode and its data: `own` (encoded, for overlayfs), then the layer's. Empty where there is none.
+def xattr_body(own: bytes, entry: Entry) -> bytes:
+    """The bytes between an inode and its data: `own` (encoded, for overlayfs), then those of `entry` that a mount shows. Empty where
+    there is none.
 
-    Names outside of user, trusted, security and POSIX ACLs are left out: no file system takes them, and unpackers pass over
-    them as well. Raises InvalidToc, naming the entry `name`, for what is too large for EROFS.
+    Raises InvalidToc, naming the entry, for what is too large for EROFS.
     """
+    name = entry.name
     body = own
-    for key, value in entry_xattrs:
+    for key, value in shown_xattrs(entry):
         escaped = _ESCAPED + key[len(OVERLAY) :] if key.startswith(OVERLAY) else key
         # overlayfs cannot escape what would grow beyond a name's limit: to it, that attribute does not exist.
         if len(escaped) > _NAME_MAX:

@@ -16,16 +16,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
+import msgspec
+
 from lazyfs.errors import InvalidTar, show
 from lazyfs.format.entry import Entry, EntryType
 from lazyfs.format.pax import XATTR_PREFIX, parse_number, parse_records, parse_time
 from lazyfs.format.sparse import Extent, parse_data_map, parse_old_map, parse_records_map, place
 from lazyfs.format.tar_header import BLOCK, HEADER, header_number
 from lazyfs.format.toc import MAX_ENTRIES, MAX_NAME
+from lazyfs.format.whiteout import LeftOut, link_key, place_of, whiteout
 
 MAX_SPARSE_SIZE: Final = 64 << 30
 MAX_SPARSE_RATIO: Final = 1000
 """A file with holes becomes zeros in the layer that we write: no more of them than this many times the blob."""
+MIN_COPIED: Final = 256 << 20
+"""Bytes that copies of one file may have in sum, whatever the blob's size; else MAX_SPARSE_RATIO bounds them too."""
 
 _WINDOW: Final = 64 << 10
 """One read for many small files; little enough to waste behind each large one."""
@@ -59,30 +64,65 @@ class TarMember(NamedTuple):
     extents: tuple[Extent, ...]
 
 
-def read_tar(read_at: ReadAt, size: int, blob_size: int, what: str) -> Iterator[TarMember]:
+def read_tar(read_at: ReadAt, size: int, blob_size: int, what: str, left_out: LeftOut | None = None) -> Iterator[TarMember]:
     """The entries of a tar of `size` bytes, in its order, whiteouts and repeated names included.
 
     `blob_size` is what the layer weighs compressed, which bounds what its holes may become; `what` names the layer in errors.
+    Entries that nobody shows (format/whiteout.py) are counted in `left_out`, and a hard link to one comes as a file of its own.
     Raises InvalidTar when the reader gets to the part that is wrong.
     """
     reader = _Reader(read_at, size, what)
     max_sparse = min(MAX_SPARSE_SIZE, MAX_SPARSE_RATIO * blob_size)
     files: set[bytes] = set()
+    hidden = _Hidden(max(MIN_COPIED, MAX_SPARSE_RATIO * blob_size), what)
     count = 0
     while (member := reader.next_member(max_sparse)) is not None:
         entry = member.entry
         count += 1
         if count > MAX_ENTRIES:
             raise InvalidTar(f"{what}: the tar has more than {MAX_ENTRIES} entries")
-        if entry.type == "dir":
+        place_here = place_of(entry.name)
+        if place_here == "whiteout":
+            member = TarMember(whiteout(entry), ())
+        elif place_here != "shown":
+            hidden.add(member)
+            if left_out is not None:
+                left_out.add(entry.name, place_here)
+            continue
+        elif entry.type == "dir":
             files.discard(entry.name)
         else:
             if entry.type == "hardlink" and (entry.link not in files or entry.link == entry.name):
-                raise InvalidTar(
-                    f"{what}: {show(entry.name)} is a hard link to {show(entry.link)}, which is no earlier file of its layer"
-                )
+                member = hidden.copy(entry)
             files.add(entry.name)
         yield member
+
+
+class _Hidden:
+    """Files that nobody shows, for the hard links that name them. Each of these becomes a file of its own, as in containerd, so
+    that a small tar could become any number of bytes: the sum of them is bounded."""
+
+    def __init__(self, most: int, what: str) -> None:
+        self._files: dict[bytes, TarMember] = {}
+        self._most = most
+        self._copied = 0
+        self._what = what
+
+    def add(self, member: TarMember) -> None:
+        if member.entry.type not in ("dir", "hardlink"):
+            self._files[link_key(member.entry.name)] = member
+
+    def copy(self, link: Entry) -> TarMember:
+        """What `link` is, which names none of the layer's other files. Raises InvalidTar."""
+        held = self._files.get(link_key(link.link))
+        if held is None:
+            raise InvalidTar(
+                f"{self._what}: {show(link.name)} is a hard link to {show(link.link)}, which is no earlier file of its layer"
+            )
+        self._copied += held.entry.size
+        if self._copied > self._most:
+            raise InvalidTar(f"{self._what}: its hard links to files of AUFS would become more than {self._most} bytes")
+        return TarMember(msgspec.structs.replace(held.entry, name=link.name), held.extents)
 
 
 def clean_name(raw: bytes, what: str) -> bytes:
@@ -294,9 +334,9 @@ class _Reader:
 
     def _device(self, field: bytes, what: str) -> int:
         number = header_number(field, self._what)
-        if not 0 <= number <= _MAX_DEVICE:
+        if number < 0:
             raise InvalidTar(f"{what} is a device of the number {number}, which there is not")
-        return number
+        return number & _MAX_DEVICE  # as in Go; mknod(2) keeps still less
 
 
 def _checksum_right(block: bytes) -> bool:

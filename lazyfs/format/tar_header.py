@@ -126,16 +126,21 @@ def _block(
     prefix: bytes,
 ) -> bytes:
     before = b"%b%07o\0%07o\0%07o\0%011o\0%011o\0" % (name.ljust(100, b"\0"), mode, uid, gid, size, mtime)
-    after = b"%b%b%b%b%07o\0%07o\0%b" % (
+    after = b"%b%b%b%b%b%b%b" % (
         flag,
         link.ljust(100, b"\0"),
         _MAGIC,
         bytes(64),
-        major,
-        minor,
+        _device_number(major),
+        _device_number(minor),
         prefix.ljust(167, b"\0"),
     )
     return b"%b%06o\0 %b" % (before, sum(before) + sum(after) + sum(_BLANK_CHECKSUM), after)
+
+
+def _device_number(number: int) -> bytes:
+    """Octal where that fits; else base 256, because PAX has no record for device numbers that all readers know."""
+    return b"%07o\0" % number if number <= _MAX_OCTAL_7 else b"\x80" + number.to_bytes(7, "big")
 
 
 def _split(name: bytes) -> tuple[bytes, bytes]:

@@ -20,6 +20,7 @@ import msgspec
 
 from lazyfs.errors import InvalidToc, show
 from lazyfs.format.entry import Chunk, Entry, EntryType
+from lazyfs.format.whiteout import LeftOut, link_key, place_of, whiteout
 
 MAX_TOC_SIZE: Final = 256 << 20
 MAX_ENTRIES: Final = 2_000_000
@@ -67,15 +68,17 @@ class _RawToc(msgspec.Struct, gc=False):
 _decoder = msgspec.json.Decoder(_RawToc)
 
 
-def parse_toc(data: bytes, toc_offset: int, what: str) -> tuple[Entry, ...]:
+def parse_toc(data: bytes, toc_offset: int, what: str, left_out: LeftOut | None = None) -> tuple[Entry, ...]:
     """The entries of a TOC, in its order, clean and complete.
 
     `data` is the JSON; `toc_offset` the blob offset of the TOC's own member, which ends the last chunk; `what` names the layer in
-    errors. Duplicate names: the last wins. Parents that no entry names are not made up here. Raises InvalidToc.
+    errors. Duplicate names: the last wins. Parents that no entry names are not made up here. Entries that nobody shows
+    (format/whiteout.py) are counted in `left_out`, and a hard link to one comes as a file of its own. Raises InvalidToc.
     """
     raw = _decode(data, what)
     ends = _member_ends(raw, toc_offset, what)
     names: dict[bytes, Entry] = {}
+    hidden: dict[bytes, Entry] = {}
     times: dict[str, int] = {}
     position = heads = 0
     while position < len(raw):
@@ -84,7 +87,16 @@ def parse_toc(data: bytes, toc_offset: int, what: str) -> tuple[Entry, ...]:
         while after < len(raw) and raw[after].type == "chunk":
             after += 1
         entry = _entry(head, raw[position + 1 : after], ends, times, what)
-        _place(entry, names, what)
+        place = place_of(entry.name)
+        if place == "shown":
+            _place(entry, names, hidden, what)
+        elif place == "whiteout":
+            names.pop(entry.name, None)
+            names[entry.name] = whiteout(entry)
+        else:
+            _hide(entry, names, hidden)
+            if left_out is not None:
+                left_out.add(entry.name, place)
         position = after
         heads += 1
     check_parents(names, what)
@@ -270,12 +282,22 @@ def _parse_time(text: str, name: str, what: str) -> int:
     return seconds * 10**9 + int((match[2] or "").ljust(9, "0"))
 
 
-def _place(entry: Entry, names: dict[bytes, Entry], what: str) -> None:
+def _hide(entry: Entry, names: Mapping[bytes, Entry], hidden: dict[bytes, Entry]) -> None:
+    """Keep a file that nobody shows for the hard links that may name it."""
+    file = names.get(entry.link) or hidden.get(link_key(entry.link)) if entry.type == "hardlink" else entry
+    if file is not None and file.type != "dir":
+        hidden[link_key(entry.name)] = file
+
+
+def _place(entry: Entry, names: dict[bytes, Entry], hidden: Mapping[bytes, Entry], what: str) -> None:
     earlier = names.pop(entry.name, None)
     if earlier is not None and (earlier.type == "dir") != (entry.type == "dir"):
         raise InvalidToc(
             f"{what}: {show(entry.name)} is both a directory and a {earlier.type if entry.type == 'dir' else entry.type}"
         )
+    held = hidden.get(link_key(entry.link)) if hidden and entry.type == "hardlink" and entry.link not in names else None
+    if held is not None:
+        entry = msgspec.structs.replace(held, name=entry.name)
     if entry.type == "hardlink":
         target = names.get(entry.link)
         if target is not None and target.type == "hardlink":

@@ -17,6 +17,7 @@ import trio
 from lazyfs.errors import LazyfsError, show
 from lazyfs.fetch.fetcher import Fetcher
 from lazyfs.fetch.piece import LayerBlob, Piece, pieces_of
+from lazyfs.format.whiteout import device_of
 from lazyfs.image.layer import Layer
 from lazyfs.vfs.tree import Node, Tree
 
@@ -137,7 +138,7 @@ def attributes(node: Node) -> Attributes:
         node.nlink,
         entry.uid,
         entry.gid,
-        (entry.major & 0xFFF, entry.minor & 0xFFFFF),  # what mknod keeps of them
+        device_of(entry),
         size,
         entry.mtime_ns,
     )

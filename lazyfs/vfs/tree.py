@@ -5,7 +5,7 @@ files with different owners are two inodes (the kernel would show one's owner fo
 same layers derives the same numbers. The root is 1; directories that no layer names come behind all the others.
 
 Within a layer, whiteouts and opaque markers speak about the layers below, whatever their place in the TOC; what the
-layer itself brings stays.
+layer itself brings stays. A character device 0:0 hides the name that it has, and is not shown: to overlayfs it is a whiteout.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Final
 import msgspec
 
 from lazyfs.format.entry import OPAQUE_MARKER, OWN_NAMES, WHITEOUT_PREFIX, Entry, base_of, parent_of
+from lazyfs.format.whiteout import AUFS_PREFIX, is_whiteout_device
+from lazyfs.format.xattr import shown_xattrs
 
 ROOT_INO: Final = 1
-_AUFS_PREFIX: Final = b".wh..wh."
 _OVERLAY_XATTRS: Final = b"trusted.overlay."
 
 
@@ -38,12 +39,17 @@ class Node:
         self.nlink = 0
 
 
-def _without_overlay(entry: Entry) -> Entry:
-    """overlayfs never shows its own xattrs, and obeys them in its layers: an image must not redirect one that is put upon us."""
+def _shown(entry: Entry) -> Entry:
+    """`entry` with the xattrs that a mount shows. overlayfs never shows its own, and obeys them in its layers: an image must not
+    redirect one that is stacked on this mount."""
     if not entry.xattrs:
         return entry
-    xattrs = tuple(item for item in entry.xattrs if not item[0].startswith(_OVERLAY_XATTRS))
+    xattrs = tuple(item for item in shown_xattrs(entry) if not item[0].startswith(_OVERLAY_XATTRS))
     return msgspec.structs.replace(entry, xattrs=xattrs)
+
+
+def _is_hiding(entry: Entry) -> bool:
+    return is_whiteout_device(entry.type, entry.major, entry.minor)
 
 
 class Tree:
@@ -89,7 +95,7 @@ class Tree:
         self._hide(layer, index)
         directories: dict[bytes, Node] = {b"": self.root}
         named: dict[bytes, Node] = {}
-        for position, entry in enumerate(map(_without_overlay, layer)):
+        for position, entry in enumerate(map(_shown, layer)):
             parent_name, _, name = entry.name.rpartition(b"/")
             if name.startswith(WHITEOUT_PREFIX) or entry.name in OWN_NAMES:
                 continue
@@ -112,14 +118,20 @@ class Tree:
                 if target is None:
                     continue  # parse_toc admits none such; a landmark or a whiteout as a target shows nothing
                 node = target
+            elif _is_hiding(entry):
+                continue
             else:
                 node = Node(base + position, entry, index, None)
             named[entry.name] = node
             parent.children[name] = node
 
     def _hide(self, layer: Sequence[Entry], index: int) -> None:
+        devices: set[bytes] = set()
         for entry in layer:
             parent_name, _, name = entry.name.rpartition(b"/")
+            if _is_hiding(entry) if entry.type == "char" else entry.type == "hardlink" and entry.link in devices:
+                devices.add(entry.name)
+                self._remove(entry.name)
             if not name.startswith(WHITEOUT_PREFIX):
                 continue
             parent = self.find(parent_name)
@@ -129,8 +141,13 @@ class Tree:
                 continue
             if name == OPAQUE_MARKER:
                 parent.children.clear()
-            elif not name.startswith(_AUFS_PREFIX):
+            elif not name.startswith(AUFS_PREFIX):
                 parent.children.pop(name[len(WHITEOUT_PREFIX) :], None)
+
+    def _remove(self, name: bytes) -> None:
+        parent = self.find(parent_of(name))
+        if parent is not None and parent.children is not None:
+            parent.children.pop(base_of(name), None)
 
     def _directory(self, path: bytes, directories: dict[bytes, Node], index: int) -> Node:
         """The directory at `path` that a layer implies: the one from below, else one made up (0755, root's)."""

@@ -16,6 +16,7 @@ from lazyfs.errors import InvalidTar, show
 from lazyfs.format.entry import OPAQUE_MARKER, OWN_NAMES, WHITEOUT_PREFIX, Entry, base_of, parent_of
 from lazyfs.format.sparse import Extent
 from lazyfs.format.tar import TarMember
+from lazyfs.format.whiteout import LeftOut, is_whiteout_device, place_of
 from lazyfs.whole.tree import Node, Tree
 
 
@@ -39,21 +40,25 @@ class LayerIndex(msgspec.Struct, frozen=True):
     """By directory: its whiteouts, the opaque marker first."""
 
 
-def index_layer(tree: Tree, members: Sequence[TarMember], layer: int, what: str) -> LayerIndex:
+def index_layer(tree: Tree, members: Sequence[TarMember], layer: int, what: str, left_out: LeftOut | None = None) -> LayerIndex:
     """Index a layer and put it on `tree`, which held the layers below it.
 
-    `layer` is its number, `what` names it in errors. Raises InvalidTar for what no runtime would unpack alike.
+    `layer` is its number, `what` names it in errors. What a symbolic link leads below a whiteout's name is counted in `left_out`.
+    Raises InvalidTar for what no runtime would unpack alike.
     """
-    return _Placing(tree, layer, what).place_all(members)
+    return _Placing(tree, layer, what, left_out or LeftOut()).place_all(members)
 
 
 class _Placing:
-    def __init__(self, tree: Tree, layer: int, what: str) -> None:
+    def __init__(self, tree: Tree, layer: int, what: str, left_out: LeftOut) -> None:
         self._tree = tree
         self._layer = layer
         self._what = what
+        self._left_out = left_out
         self._inodes: dict[bytes, Inode] = {}
-        self._directories: dict[bytes, tuple[bytes, Node]] = {}
+        self._own: dict[bytes, Inode] = {}
+        """What has a name of the format's own. It is left out, but hard links to it are files like others."""
+        self._directories: dict[bytes, tuple[bytes, Node] | None] = {}
         """Of each directory as the tar spells it: its real name and its node. Emptied when that may have changed."""
         self._emptied: set[bytes] = set()
         """Directories in whose place something else was for a while. What the layers below had in them is gone."""
@@ -68,6 +73,7 @@ class _Placing:
             else:
                 self._place(member)
         markers = self._standing_markers()
+        self._hide_devices()
         for name, inode in reversed(self._inodes.items()):
             inode.name = name  # the first name of each remains
         return LayerIndex(self._inodes, markers)
@@ -77,6 +83,8 @@ class _Placing:
         if way.node is None or way.node.children is None:
             return  # it hides nothing, and writing it would make its directory
         base = base_of(entry.name)
+        if place_of(_join(way.name, base)) != "whiteout":
+            return
         if base == OPAQUE_MARKER:
             self._hide_below(way.name, way.node)
         else:
@@ -118,7 +126,14 @@ class _Placing:
             self._tree.root.entry = entry
             self._tree.root.layer = self._layer
             return
-        real_parent, directory = self._directory(parent_of(entry.name))
+        if entry.name.partition(b"/")[0] in OWN_NAMES:
+            self._own[entry.name] = self._link_target(entry) if entry.type == "hardlink" else Inode(entry, member.extents)
+            return
+        found = self._directory(parent_of(entry.name))
+        if found is None:
+            self._left_out.add(entry.name, "below")
+            return
+        real_parent, directory = found
         base = base_of(entry.name)
         name = _join(real_parent, base)
         if name in OWN_NAMES:
@@ -143,11 +158,12 @@ class _Placing:
             children[base] = Node(entry, self._layer)
         self._inodes[name] = inode
 
-    def _directory(self, path: bytes) -> tuple[bytes, Node]:
-        """The directory that `path` leads to, made or described here as far as this layer does not name it."""
-        known = self._directories.get(path)
-        if known is None:
-            known = self._directories[path] = self._tree.make(path, self._layer, self._what)
+    def _directory(self, path: bytes) -> tuple[bytes, Node] | None:
+        """The directory that `path` leads to, made or described here as far as this layer does not name it; None: nobody shows it."""
+        if path in self._directories:
+            return self._directories[path]
+        known = self._directories[path] = self._tree.make(path, self._layer, self._what)
+        if known is not None:
             self._describe(known[0])
         return known
 
@@ -164,7 +180,7 @@ class _Placing:
     def _link_target(self, entry: Entry) -> Inode:
         way = self._tree.follow(parent_of(entry.link))
         name = _join(way.name, base_of(entry.link))
-        target = self._inodes.get(name) if way.node else None
+        target = (self._inodes.get(name) or self._own.get(name)) if way.node else None
         if target is None or target.entry.type == "dir" or name == entry.name:
             raise InvalidTar(
                 f"{self._what}: {show(entry.name)} is a hard link to {show(entry.link)}, which is no earlier file of its layer"
@@ -183,6 +199,16 @@ class _Placing:
             self._emptied.add(name)
         if node.children is not None or node.entry.type == "symlink":
             self._directories.clear()
+
+    def _hide_devices(self) -> None:
+        """Take out of the tree what the layers above do not see: overlayfs takes such a device for a whiteout."""
+        for name, inode in self._inodes.items():
+            entry = inode.entry
+            if entry.type == "char" and is_whiteout_device("char", entry.major, entry.minor):
+                directory = self._tree.follow(parent_of(name)).node
+                assert directory is not None
+                assert directory.children is not None
+                directory.children.pop(base_of(name), None)
 
     def _standing_markers(self) -> dict[bytes, tuple[Entry, ...]]:
         """The whiteouts by their directories, which are described; those whose directory went away later have gone with it."""

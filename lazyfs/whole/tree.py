@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from lazyfs.errors import InvalidTar, show
 from lazyfs.format.entry import OPAQUE_MARKER, OWN_NAMES, WHITEOUT_PREFIX, Entry
+from lazyfs.format.whiteout import is_whiteout_device, place_of
 
 _MAX_LINKS = 255
 """As many symbolic links on one way as the SecureJoin of Go's runtimes follows."""
@@ -80,16 +81,19 @@ class Tree:
             nodes.append(child)
         return Way(b"/".join(names), nodes[-1], tuple(links))
 
-    def make(self, path: bytes, layer: int, what: str) -> tuple[bytes, Node]:
+    def make(self, path: bytes, layer: int, what: str) -> tuple[bytes, Node] | None:
         """The directory that `path` leads to, under its real name; made where it is missing, with its parents: root's, 0755.
 
-        Raises InvalidTar, naming `what`, where something else stands in the way.
+        None where that name lies below a whiteout's: nobody would show it. Raises InvalidTar, naming `what`, where something else
+        stands in the way.
         """
         way = self.follow(path)
         if len(way.links) > _MAX_LINKS:
             raise InvalidTar(f"{what}: {show(path)} leads through more than {_MAX_LINKS} symbolic links")
         if way.node is not None and way.node.children is not None:
             return way.name, way.node
+        if place_of(way.name) != "shown":
+            return None
         node = self.root
         done: list[bytes] = []
         for part in way.name.split(b"/"):
@@ -97,8 +101,6 @@ class Tree:
             assert node.children is not None
             child = node.children.get(part)
             if child is None:
-                if part.startswith(WHITEOUT_PREFIX):
-                    raise InvalidTar(f"{what}: {show(path)} lies in a whiteout")
                 child = node.children[part] = Node(Entry(b"/".join(done), "dir"), layer)
             elif child.children is None:
                 raise InvalidTar(
@@ -130,6 +132,9 @@ class Tree:
             named[entry.name] = shown
             children = self._make_here(parent, layer).children
             assert children is not None
+            if is_whiteout_device(shown.type, shown.major, shown.minor):
+                children.pop(base, None)
+                continue
             below = children.get(base)
             node = children[base] = Node(shown, layer)
             if node.children is not None and below is not None and below.children is not None:

@@ -59,17 +59,21 @@ def _record(node: Node, said: list[dict[bytes, Entry]], layers: Sequence[Sequenc
     content = next((one for one in CONTENTS if file(b"", one).chunks == entry.chunks), b"")
     return Record(
         type=entry.type,
-        mode=entry.mode,
+        mode=0o777 if entry.type == "symlink" else entry.mode,
         uid=entry.uid,
         gid=entry.gid,
         size=len(entry.link) if entry.type == "symlink" else entry.size,
         mtime_ns=entry.mtime_ns,
         link=entry.link,
         nlink=0 if entry.type == "dir" else 1 + len(links),
-        xattrs=tuple((key.decode(), value) for key, value in (named.xattrs if named else ())),
+        xattrs=tuple((key.decode(), value) for key, value in (named.xattrs if named else ()) if _is_kept(key, entry.type)),
         rdev=(entry.major, entry.minor),
         sha256=hashlib.sha256(content).hexdigest() if entry.type == "reg" else "",
     )
+
+
+def _is_kept(key: bytes, kind: str) -> bool:
+    return key.startswith((b"security.", b"trusted.")) or (key.startswith(b"user.") and kind in {"reg", "dir"})
 
 
 @pytest.mark.erofs

@@ -229,6 +229,8 @@ def test_every_truncation_is_noticed() -> None:
         (pax((b"linkpath", b"x\0y")) + header(b"l", b"2") + END, "no path"),
         (header(b"a", uid=b"\xff" * 8) + END, "belongs to -1"),
         (pax((b"uid", b"4294967295")) + header() + END, "belongs to 4294967295"),
+        (pax((b"gid", b"4294967295")) + header() + END, "belongs to 4294967295"),
+        (header(b"a", uid=b"\x80\0\0\0\xff\xff\xff\xff") + END, "belongs to 4294967295"),
         (pax((b"gid", b"-1")) + header() + END, "no number"),
         (header(b"a", size_field=b"\xff" * 12) + END, "has -1 bytes"),
         (header(b"a", size_field=b"\x80" + b"\xff" * 11) + END, "the tar ends"),

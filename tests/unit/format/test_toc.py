@@ -151,6 +151,24 @@ def test_hard_links_lead_to_the_file_itself() -> None:
         )
 
 
+@pytest.mark.parametrize("field", ["uid", "gid"])
+@pytest.mark.parametrize("number", [2**32 - 1, 2**32, -1])
+def test_ids_are_those_that_chown_takes(field: str, number: int) -> None:
+    """2^32-1 is "leave it as it is" to chown(2): a file would keep whatever owner it had."""
+    assert getattr(parse({"name": "a", "type": "reg", field: 2**32 - 2})[0], field) == 2**32 - 2
+    with pytest.raises(InvalidToc, match="'a' belongs to"):
+        parse({"name": "a", "type": "reg", field: number})
+
+
+@pytest.mark.parametrize("name", ["..", "../a", "a/..", "a/../b", "./..", "a/b/../../../c"])
+def test_names_do_not_climb(name: str) -> None:
+    """Neither a name nor what a hard link names; a symbolic link may say what it likes."""
+    for entry in ({"name": name, "type": "reg"}, {"name": "l", "type": "hardlink", "linkName": name}):
+        with pytest.raises(InvalidToc, match=r"climbs out with '\.\.'"):
+            parse({"name": "a/b", "type": "reg"}, entry)
+    assert parse({"name": "l", "type": "symlink", "linkName": name})[0].link == name.encode()
+
+
 _KEYS = st.sampled_from(
     [
         "name",

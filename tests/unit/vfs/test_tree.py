@@ -98,6 +98,15 @@ def test_format_entries_are_hidden() -> None:
     assert set(shown(Tree([own]))) == {b"d", b"d/stargz.index.json"}
 
 
+def test_a_device_0_0_is_a_whiteout() -> None:
+    """It hides the name below and is not shown, nor is a hard link to it; its parent is there. mknod keeps 12 and 20 bits."""
+    lower = [file(b"a", 1), file(b"b", 1), file(b"c", 1), file(b"e/x", 1)]
+    devices = [Entry(b"a", "char"), Entry(b"b", "hardlink", link=b"a"), Entry(b"e", "char", major=1 << 12, minor=1 << 20)]
+    upper = [*devices, Entry(b"d/x", "char"), Entry(b"zero", "block")]
+    assert shown(Tree([lower, upper])) == {b"c": ("reg", 1), b"d": ("dir", 0), b"zero": ("block", 0)}
+    assert shown(Tree([lower, upper, [file(b"e/y", 2)]]))[b"e/y"] == ("reg", 2)
+
+
 def test_inodes_are_a_function_of_layer_and_position() -> None:
     """Equal files are different inodes, two merges agree, and no number is used twice."""
     layers = [[Entry(b"d", "dir"), file(b"d/a", 1), file(b"d/b", 1)], [file(b"i/c", 1), Entry(b"e", "dir")]]
@@ -171,6 +180,18 @@ def test_merge_equals_a_model_of_paths(layers: list[list[tuple[str, bytes]]]) ->
                 remove(entry.name)
                 model[entry.name] = (entry.type, entry.size)
     assert shown(Tree(entries)) == model
+
+
+def test_xattrs_that_no_full_pull_could_set_are_not_shown() -> None:
+    """Of unknown namespaces, on anything; user.* but on files and directories; access lists of symbolic links."""
+    names = (b"btrfs.x", b"security.x", b"system.nfs4_acl", b"system.posix_acl_access", b"trusted.x", b"user.", b"user.x", b"x")
+    xattrs = tuple((name, b"v") for name in names)
+    tree = Tree([[Entry(kind.encode(), kind, link=b"x", xattrs=xattrs) for kind in ("dir", "reg", "symlink", "fifo", "block")]])
+    found = {path: [key for key, _ in node.entry.xattrs] for path, node in tree.walk() if path}
+    everywhere = [b"security.x", b"system.posix_acl_access", b"trusted.x"]
+    assert found[b"dir"] == found[b"reg"] == [*everywhere, b"user.x"]
+    assert found[b"fifo"] == found[b"block"] == everywhere
+    assert found[b"symlink"] == [b"security.x", b"trusted.x"]
 
 
 def test_overlay_xattrs_are_not_shown() -> None:

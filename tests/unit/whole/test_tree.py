@@ -16,7 +16,9 @@ def tree_of(*entries: Entry) -> Tree:
     tree = Tree()
     for entry in entries:
         parent, _, base = entry.name.rpartition(b"/")
-        children = tree.make(parent, 0, "t")[1].children
+        made = tree.make(parent, 0, "t")
+        assert made is not None
+        children = made[1].children
         assert children is not None
         children[base] = Node(entry, 0)
     return tree
@@ -82,13 +84,18 @@ def test_what_a_path_steps_back_from_is_not_made() -> None:
         (b"usr/lib/f", "'usr/lib/f' should be a directory, and 'usr/lib/f' is a reg"),
         (b"usr/lib/f/x", "'usr/lib/f/x' should be a directory, and 'usr/lib/f' is a reg"),
         (b"loop", "more than 255 symbolic links"),
-        (b"usr/.wh.x", "lies in a whiteout"),
     ],
 )
 def test_what_cannot_be_made(path: bytes, message: str) -> None:
     """Something stands in the way."""
     with pytest.raises(InvalidTar, match=f"^t: .*{message}"):
         LINKS.make(path, 0, "t")
+
+
+def test_nothing_is_made_below_a_whiteout() -> None:
+    """Nobody would show it."""
+    assert LINKS.make(b"usr/.wh.x/y", 0, "t") is None
+    assert LINKS.follow(b"usr/.wh.x").node is None
 
 
 def shown(tree: Tree) -> dict[bytes, tuple[str, int, bytes]]:
