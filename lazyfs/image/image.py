@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import trio
 
-from lazyfs.errors import InvalidManifest, LazyfsError, NotLazy, SourceError
+from lazyfs.errors import InvalidManifest, LazyfsError, NotLazy, RangeIgnored, SourceError
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import (
     MAX_CONFIG,
@@ -78,14 +78,20 @@ async def resolve_manifest(
 
 
 async def load_layers(source: ImageSource, store: Store | None, image: Image) -> tuple[Layer, ...]:
-    """All layers of `image`, in parallel. Raises what the lowest layer that fails raises, its position named."""
+    """All layers of `image`, in parallel, each lazy. Raises what the lowest layer that fails raises, its position named.
+
+    NotLazy also where the registry serves no ranges of a layer.
+    """
     loads = [partial(load_layer, source, store, descriptor) for descriptor in image.layers]
     results = await all_of(loads)
     for number, result in enumerate(results, 1):
-        if isinstance(result, NotLazy):
+        if isinstance(result, NotLazy | RangeIgnored):
+            which = f"(layer {number} of {len(results)})"
             raise NotLazy(
-                f"{image.name} cannot be mounted lazily: {result.message} (layer {number} of {len(results)})",
-                hint=f"Convert it first: lazyfs convert {source.name} DST",
+                f"{image.name} cannot be mounted lazily: {result.message} {which}",
+                hint=f"Convert it first: lazyfs convert {source.name} DST"
+                if isinstance(result, NotLazy)
+                else "A registry that serves byte ranges is needed, and no proxy before it that drops them",
             )
         if isinstance(result, LazyfsError):
             raise result

@@ -101,7 +101,8 @@ async def load_layer(source: ImageSource, store: Store | None, descriptor: Descr
 async def load_toc(source: ImageSource, store: Store | None, descriptor: Descriptor) -> Toc:
     """The TOC of a layer from the store, or from the source, where it takes one range request, seldom two; it is in the store then.
 
-    Raises NotLazy with the reason where the layer cannot be lazy, InvalidManifest, InvalidToc, DigestMismatch, SourceError.
+    Raises NotLazy with the reason where the layer cannot be lazy, RangeIgnored where only this source keeps it from being lazy;
+    InvalidManifest, InvalidToc, DigestMismatch, SourceError.
     """
     what = _named(descriptor)
     kind = layer_kind(descriptor)  # first: what is no layer of an image would not become one by being converted

@@ -12,7 +12,7 @@ from functools import partial
 
 import trio
 
-from lazyfs.errors import LazyfsError, NotLazy
+from lazyfs.errors import LazyfsError, NotLazy, RangeIgnored
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import layer_kind
 from lazyfs.image.image import Image, all_of, load_layers
@@ -30,6 +30,8 @@ async def load_image_layers(
 ) -> tuple[Layer, ...]:
     """All layers of `image`, the lowest first; those that are not lazy are fetched whole, unless they are here.
 
+    So are lazy ones of which the registry serves no ranges. Whole is what they stay in this store.
+
     `progress` gets a note for each of those, and how far they are. With `lazy_only` they are refused: NotLazy. Raises
     InvalidInput, SourceError, LocalError. Cancelled: files that have arrived are kept, and the rest is as if not begun.
     """
@@ -38,23 +40,30 @@ async def load_image_layers(
     keys = keys_of(image)
     layers: dict[int, Layer] = {}
     wanted: dict[int, Whole] = {}
+    ordinary: set[int] = set()
     loads = [partial(_load, source, store, image, number, key) for number, key in enumerate(keys)]
     for number, found in enumerate(await all_of(loads)):
-        if isinstance(found, NotLazy):
+        if isinstance(found, NotLazy | RangeIgnored):
             descriptor = image.layers[number]
             reason = found.message.removeprefix(f"layer {descriptor.digest} ")
+            if isinstance(found, RangeIgnored):
+                reason = f"cannot be fetched in ranges: {found.message}"
+            else:
+                ordinary.add(number)
             wanted[number] = Whole(reason, layer_kind(descriptor), image.config.diff_ids[number])
         elif isinstance(found, LazyfsError):
             raise found
         else:
             layers[number] = found
     if wanted:
+        notes = {number: _note(image, number, whole, convert=number in ordinary) for number, whole in wanted.items()}
 
         async def waiting(digest: Digest) -> None:
             await progress({"note": f"waiting for layer {digest[:19]}, which is being fetched for another mount"})
 
         async with turn(store, (image.layers[number].digest for number in wanted), waiting) as let_go:
-            layers |= await _fetch(Place(source, store, image, keys, Bars(progress), let_go), layers, wanted, progress)
+            place = Place(source, store, image, keys, Bars(progress), let_go)
+            layers |= await _fetch(place, layers, wanted, notes, progress)
     return tuple(layers[number] for number in range(len(image.layers)))
 
 
@@ -67,7 +76,9 @@ async def _recall(store: Store, image: Image, number: int, key: str) -> Layer | 
     return await trio.to_thread.run_sync(recall, store, key, image.layers[number], image.config.diff_ids[number])
 
 
-async def _fetch(place: Place, known: Mapping[int, Layer], wanted: Mapping[int, Whole], tell: Tell) -> dict[int, Layer]:
+async def _fetch(
+    place: Place, known: Mapping[int, Layer], wanted: Mapping[int, Whole], notes: Mapping[int, str], tell: Tell
+) -> dict[int, Layer]:
     """The layers `wanted`. Whoever had the turn before may have brought some of them."""
     image = place.image
     brought = {}
@@ -76,17 +87,19 @@ async def _fetch(place: Place, known: Mapping[int, Layer], wanted: Mapping[int, 
         if layer is not None:
             brought[number] = layer
     missing = {number: whole for number, whole in wanted.items() if number not in brought}
-    for number, whole in missing.items():
-        await tell({"note": _note(image, number, whole)})
+    for number in missing:
+        await tell({"note": notes[number]})
     if missing:
         brought |= await bring(place, {**known, **brought}, missing)
     return brought
 
 
-def _note(image: Image, number: int, whole: Whole) -> str:
+def _note(image: Image, number: int, whole: Whole, *, convert: bool) -> str:
+    """`convert`: a conversion would make it lazy."""
     descriptor = image.layers[number]
     size = f"{descriptor.size / 1e6:.1f} MB" if descriptor.size >= 100_000 else f"{descriptor.size} bytes"
-    return (
+    note = (
         f"layer {number + 1} of {len(image.layers)} ({descriptor.digest[:19]}) is not lazy (it {whole.reason}):"
-        f" its {size} are fetched whole, which `lazyfs convert {image.name} DST` would save"
+        f" its {size} are fetched whole"
     )
+    return f"{note}, which `lazyfs convert {image.name} DST` would save" if convert else note

@@ -225,6 +225,30 @@ async def test_server_that_sends_whole_blobs_only(store: Store, monkeypatch: pyt
     assert len(asks_for_layers(place)) == 2
 
 
+async def test_registry_without_ranges_gives_its_lazy_layers_whole(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verified as any whole layer, with a note that says why and proposes no conversion; --lazy-only refuses. Once here, it stays."""
+    place, target, told = Place(), Place(), Told()
+    place.add_image(tar_of(BASE), tar_of(APP))
+    await converted(place, target, request(chunk_size=4 << 20))
+    right = target.open_range
+
+    def refuse(digest: Digest, size: int, start: int, end: int) -> Any:
+        if start:
+            raise RangeIgnored("blob B: registry.test answers a request for its end with the whole blob")
+        return right(digest, size, start, end)
+
+    monkeypatch.setattr(target, "open_range", refuse)
+    with pytest.raises(NotLazy, match=r"cannot be mounted lazily: blob B.*whole blob \(layer 1 of 2\).*serves byte ranges"):
+        await load(target, store, lazy_only=True)
+    large, small = await load(target, store, told)
+    assert here(store, (large,)) and LARGE in [content(store, entry) for entry in large.entries]
+    assert large.reason.endswith("in ranges: blob B: registry.test answers a request for its end with the whole blob")
+    assert not small.reason, "its end is all of it"
+    assert len(told.notes) == 1 and "lazyfs convert" not in told.notes[0]
+    target.done.clear()
+    assert await load(target, store) == (large, small) and not asks_for_layers(target)
+
+
 async def test_cancelled_it_leaves_nothing_under_way(store: Store) -> None:
     """Temporary space is given back, and the next one has its turn."""
     place = Place()
