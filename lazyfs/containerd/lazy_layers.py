@@ -20,11 +20,13 @@ from typing import Final
 import trio
 
 from lazyfs.containerd.lull import Lull
-from lazyfs.containerd.repository import LiveRepository, Uses
+from lazyfs.containerd.repository import LiveRepository
+from lazyfs.containerd.uses import Uses
 from lazyfs.errors import LazyfsError
 from lazyfs.fetch.background import Background, Wanted
 from lazyfs.fetch.fetcher import open_fetcher
 from lazyfs.fetch.piece import LayerBlob
+from lazyfs.fetch.tasks import Tasks
 from lazyfs.fetch.traffic import Traffic
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import Descriptor
@@ -93,7 +95,7 @@ class LazyLayers:
     """Those that live. Not for threads."""
 
     def __init__(
-        self, store: Store, catalog: Catalog, nursery: trio.Nursery, open_source: OpenSource, *, background: bool = True
+        self, store: Store, catalog: Catalog, nursery: Tasks, open_source: OpenSource, *, background: bool = True
     ) -> None:
         """Without `background` nothing of a layer is fetched ahead but its landmark's prefix."""
         self._background = background

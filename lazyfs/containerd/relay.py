@@ -18,6 +18,7 @@ from typing import Final
 import trio
 
 from lazyfs.containerd.handshakes import SETTINGS, Unacknowledged
+from lazyfs.fetch.tasks import Guarded
 
 _log = logging.getLogger(__name__)
 
@@ -29,9 +30,10 @@ async def relay(listener: socket.socket, target: Path, begun: Iterable[socket.so
     """Accept until cancelled; connections end then, and with them those that were `begun` by Handshakes."""
     accepting = trio.socket.from_stdlib_socket(listener)
     async with trio.open_nursery() as nursery:
+        callers = Guarded(nursery)
         for known in begun:
             caller = trio.SocketStream(trio.socket.from_stdlib_socket(known))
-            nursery.start_soon(_serve, caller, target)
+            callers.start_soon(_serve, caller, target)
         while True:
             try:
                 connection, _ = await accepting.accept()
@@ -46,7 +48,7 @@ async def relay(listener: socket.socket, target: Path, begun: Iterable[socket.so
             except OSError:  # gone already
                 await caller.aclose()
             else:
-                nursery.start_soon(_serve, caller, target)
+                callers.start_soon(_serve, caller, target)
 
 
 async def _serve(caller: trio.SocketStream, target: Path) -> None:

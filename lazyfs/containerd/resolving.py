@@ -24,6 +24,7 @@ import trio
 from lazyfs.containerd.lazy_layers import Index, LazyLayers, descriptor_of
 from lazyfs.containerd.repository import LiveRepository
 from lazyfs.errors import BadAnswer, LazyfsError, Unreachable, UsageError
+from lazyfs.fetch.tasks import Tasks
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor, this_platform
 from lazyfs.image.image import resolve_manifest
@@ -109,7 +110,7 @@ class _Load:
 class Resolving:
     """Resolves layers, each once. Not for threads."""
 
-    def __init__(self, store: Store, layers: LazyLayers, nursery: trio.Nursery) -> None:
+    def __init__(self, store: Store, layers: LazyLayers, nursery: Tasks) -> None:
         self._store = store
         self._layers = layers
         self._nursery = nursery

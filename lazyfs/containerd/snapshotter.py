@@ -28,6 +28,7 @@ from lazyfs.containerd.roots import INDEX_OFF, Roots
 from lazyfs.erofs.reader import inherited_from
 from lazyfs.errors import LazyfsError, LocalError, SnapshotBusy, SnapshotExists, SnapshotNotFound, StoreUnusable
 from lazyfs.fetch.piece import LayerBlob, Piece
+from lazyfs.fetch.tasks import Tasks, keep_running
 from lazyfs.format.digest import digest_of
 from lazyfs.native.layers import LayerMounts
 from lazyfs.snapshots.database import Snapshots
@@ -57,7 +58,7 @@ class Snapshotter:
         layers: LazyLayers,
         resolving: Resolving,
         mounts: LayerMounts,
-        nursery: trio.Nursery,
+        nursery: Tasks,
     ) -> None:
         """`folder` is its own, STORE/containerd/NAME. Blocking. Raises StoreUnusable, also where a row is damaged."""
         self._store = store
@@ -101,7 +102,7 @@ class Snapshotter:
         self._nursery.start_soon(self._layers.resume, wanted.values())
         for snapshot in await trio.to_thread.run_sync(self.snapshots.unnoted):
             self._nursery.start_soon(self._note_later, snapshot)
-        self._nursery.start_soon(self.cleanup)
+        self._nursery.start_soon(keep_running, "the removal of what an earlier process left", self.cleanup)
 
     async def prepare(
         self, key: str, parent: str, labels: Mapping[str, str], kind: Literal["active", "view"] = "active"

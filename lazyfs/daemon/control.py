@@ -16,8 +16,10 @@ from typing import Final
 import msgspec
 import trio
 
+from lazyfs.containerd.uses import Uses
 from lazyfs.daemon.orders import MAX_ORDER, Order, Report, decode_order, encode
 from lazyfs.errors import LazyfsError, NotNative, foremost
+from lazyfs.fetch.tasks import Guarded
 
 _log = logging.getLogger(__name__)
 
@@ -25,6 +27,8 @@ _ORDER_DEADLINE: Final = 10.0
 """Seconds that a client has to say what it wants."""
 _ANSWER_DEADLINE: Final = 30.0
 """Seconds that a client may leave a report unread: one that is stopped (Ctrl-Z) must not hold an order up for ever."""
+_ACCEPT_PAUSE: Final = 1.0
+"""Seconds until the next client is accepted, after one could not be."""
 _PEER: Final = struct.Struct("3i")
 
 Tell = Callable[[Report], Awaitable[None]]
@@ -32,16 +36,30 @@ Carry = Callable[[Order, Tell], Awaitable[Report]]
 """Carries an order out, telling how it goes; returns the last report without its `done`. Raises LazyfsError."""
 
 
-async def serve_control(listener: socket.socket, user: int, carry: Carry) -> None:
-    """Accept until cancelled; orders under way are cancelled then."""
+async def serve_control(listener: socket.socket, user: int, carry: Carry, uses: Uses) -> None:
+    """Accept until cancelled; orders under way are cancelled then.
+
+    Each client counts as one of `uses` from its connection to its last report: an order is under way as long as that.
+    """
     async with trio.open_nursery() as nursery:
+        clients = Guarded(nursery)
         accepting = trio.socket.from_stdlib_socket(listener)
         while True:
-            connection, _ = await accepting.accept()
-            nursery.start_soon(_serve, trio.SocketStream(connection), user, carry)
+            try:
+                connection, _ = await accepting.accept()
+            except OSError as error:  # no descriptors left, for example: clients wait in the queue
+                _log.warning("an order has to wait: %s", error)
+                await trio.sleep(_ACCEPT_PAUSE)
+                continue
+            clients.start_soon(_serve, trio.SocketStream(connection), user, carry, uses)
 
 
-async def _serve(stream: trio.SocketStream, user: int, carry: Carry) -> None:
+async def _serve(stream: trio.SocketStream, user: int, carry: Carry, uses: Uses) -> None:
+    with uses.in_use():
+        await _serve_counted(stream, user, carry)
+
+
+async def _serve_counted(stream: trio.SocketStream, user: int, carry: Carry) -> None:
     async with stream:
         peer = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
         if _PEER.unpack(peer)[1] != user:

@@ -11,6 +11,7 @@ from typing import Final
 
 import trio
 
+from lazyfs.fetch.tasks import Tasks
 from lazyfs.native import first_look
 
 _log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ _AT_ONCE: Final = 1
 class FirstLooks:
     """Those that are under way, in a nursery."""
 
-    def __init__(self, nursery: trio.Nursery) -> None:
+    def __init__(self, nursery: Tasks) -> None:
         self._nursery = nursery
         self._turns = trio.CapacityLimiter(_AT_ONCE)
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import logging
 from contextlib import AsyncExitStack
-from typing import Final
 
 import trio
 
+from lazyfs.containerd.uses import Uses
 from lazyfs.daemon.control import Tell
 from lazyfs.daemon.orders import MountOrder
 from lazyfs.daemon.state import Mount
-from lazyfs.errors import LazyfsError
+from lazyfs.errors import foremost
 from lazyfs.fetch.background import Background, Wanted
 from lazyfs.fetch.fetcher import Fetcher, open_fetcher
 from lazyfs.fetch.piece import LayerBlob
+from lazyfs.fetch.tasks import Tasks, keep_running
 from lazyfs.format.manifest import parse_platform
 from lazyfs.gate.catalog import Catalog, LayerObjects, key_of
 from lazyfs.image.image import Image, resolve_image
@@ -31,9 +32,6 @@ from lazyfs.store.store import Store
 from lazyfs.whole.image import load_image_layers
 
 _log = logging.getLogger(__name__)
-
-_LINGER: Final = 30.0
-"""Seconds for which an image that nothing mounts any more stays indexed."""
 
 
 class LiveImage:
@@ -52,18 +50,20 @@ class LiveImage:
         """Set when the gate knows its objects."""
         self.rest_ended = trio.Event()
         """Set when the background fetch has brought all that it can."""
-        self._mounts = 0
-        self._changed = trio.Event()
+        self.failure = ""
+        """Why the gate does not know its objects, where a try to make them known has failed."""
+        self.uses = Uses()
+        """By mounts."""
 
     @property
     def mounts(self) -> int:
         """How many live."""
-        return self._mounts
+        return self.uses.count
 
     @property
     def trouble(self) -> str:
         """Why the background fetch stands still, or gave something up; empty while all is well."""
-        return self.background.trouble if self.background else ""
+        return self.failure or (self.background.trouble if self.background else "")
 
     @property
     def blobs(self) -> list[LayerBlob]:
@@ -72,35 +72,19 @@ class LiveImage:
 
     def use(self, *, background: bool) -> None:
         """One mount more."""
-        self._count(1)
+        self.uses.change(+1)
         if background:
             self.wants_background.set()
 
     def leave(self) -> None:
         """One mount less."""
-        self._count(-1)
-
-    def _count(self, change: int) -> None:
-        self._mounts += change
-        self._changed.set()
-        self._changed = trio.Event()
-
-    async def wait_until_unused(self) -> None:
-        """Until nothing has mounted it for a while."""
-        while True:
-            while self._mounts:
-                await self._changed.wait()
-            with trio.move_on_after(_LINGER) as patience:
-                while not self._mounts:
-                    await self._changed.wait()
-            if patience.cancelled_caught and not self._mounts:
-                return
+        self.uses.change(-1)
 
 
 class Images:
     """All live images, by name. Not for threads."""
 
-    def __init__(self, store: Store, catalog: Catalog, nursery: trio.Nursery) -> None:
+    def __init__(self, store: Store, catalog: Catalog, nursery: Tasks) -> None:
         self._store = store
         self._catalog = catalog
         self._nursery = nursery
@@ -136,23 +120,31 @@ class Images:
         return live
 
     async def _run(self, live: LiveImage) -> None:
-        name = live.image.name
         try:
-            async with AsyncExitStack() as stack:
-                stack.push_async_callback(live.source.aclose)
-                fetcher = live.fetcher = await stack.enter_async_context(open_fetcher(self._store, live.source))
+            await keep_running(f"what brings the files of {live.image.name}", self._live, live)
+        finally:
+            self._forget(live)
+            await _close(live.source)
+
+    async def _live(self, live: LiveImage) -> None:
+        """Until nothing has mounted it for a while. What goes wrong is told to those who ask, until another try succeeds."""
+        if live.failure and not live.mounts:
+            return
+        try:
+            async with open_fetcher(self._store, live.source) as live.fetcher:
                 live.objects = tuple([await self._index(layer) for layer in live.layers])
-                self._catalog.add(name, fetcher, live.objects)
+                self._catalog.add(live.image.name, live.fetcher, live.objects)
+                live.failure = ""
                 live.indexed.set()
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._fetch_rest, live)
-                    await live.wait_until_unused()
+                    await live.uses.wait_until_unused()
                     self._forget(live)  # at once: what is being closed must not be found by the next mount
                     nursery.cancel_scope.cancel()
-        except LazyfsError as error:
-            _log.warning("%s can bring nothing any more: %s", name, error)
-        finally:
-            self._forget(live)
+        except Exception as error:
+            cause = foremost(error) if isinstance(error, BaseExceptionGroup) else error
+            live.failure = f"what is missing cannot be had: {cause}"
+            raise
 
     def _forget(self, live: LiveImage) -> None:
         """Nothing, where it is forgotten already: its name may be another one's by now."""

@@ -69,7 +69,7 @@ class _Told(Collector):
     def collect(self) -> Iterator[Metric]:
         try:
             report = trio.from_thread.run(partial(_within, self._measure), trio_token=self._token)
-        except (trio.RunFinishedError, trio.Cancelled, trio.TooSlowError, LazyfsError) as error:
+        except (trio.RunFinishedError, trio.Cancelled, trio.TooSlowError, LazyfsError, OSError) as error:
             _log.warning("metrics are not told: %s", str(error) or "it would take too long")
             return
         yield from families(report)

@@ -171,7 +171,11 @@ def _pinned(order: MountOrder, live: LiveImage) -> Mount:
 
 async def _follow(live: LiveImage, store: Store, tell: Tell) -> None:
     """Until all of the image is here. Raises SourceError: what is left cannot be had."""
-    await live.indexed.wait()
+    while not live.indexed.is_set():
+        with trio.move_on_after(_REPORT_PAUSE):
+            await live.indexed.wait()
+        if live.failure:
+            raise Unreachable(f"{live.image.name} is mounted, but {live.failure}")
     total = (await trio.to_thread.run_sync(measure_missing, store, live.blobs)).size
     fetcher = live.fetcher
     assert fetcher is not None

@@ -23,10 +23,11 @@ import trio
 
 from lazyfs.daemon.first_looks import FirstLooks
 from lazyfs.daemon.images import Images, LiveImage
+from lazyfs.daemon.life import Life
 from lazyfs.daemon.overlays import Overlays
 from lazyfs.daemon.recording import Recordings
 from lazyfs.daemon.state import Mount, Phase, Row, State
-from lazyfs.errors import LocalError, MountFailed
+from lazyfs.errors import LazyfsError, LocalError, MountFailed
 from lazyfs.gate.catalog import Catalog
 from lazyfs.kernel.ends import Ends
 from lazyfs.mount.table import our_mounts
@@ -61,22 +62,22 @@ class Mounts:
         ends: Ends,
         looks: FirstLooks,
         layers: LayerMounts,
+        life: Life,
     ) -> None:
+        """`life` counts those whose end will be heard of."""
         self._state = state
         self._catalog = catalog
         self._images = images
         self._recordings = recordings
         self._ends = ends
         self._looks = looks
+        self._life = life
         self._overlays = Overlays(store.directory.path, layers)
         self._watches: dict[int, int] = {}
         """Number of a watch: number of a mount."""
         # One mount(2) at a time: they share the mount points of layers.
         self._mounting = trio.Lock()
         self.live: dict[int, LiveMount] = {}
-        self.last_was_volatile = False
-        """Of the mount that ended last: what it was for will probably be wanted again."""
-        self.changed = trio.Event()
 
     @property
     def is_used(self) -> bool:
@@ -103,10 +104,9 @@ class Mounts:
                     await self._begin_look(images)
             if mount.record:
                 self._recordings.begin(row.number, Path(mount.record), live.image, live.layers)
-            self.live[row.number] = LiveMount(row, live.image.name, False, trio.Event(), live)
+            self._begin(LiveMount(row, live.image.name, False, trio.Event(), live))
             await self.mark(row.number, "mounted")
             await self.listen(row)
-            self._announce()
         return row
 
     async def _begin_look(self, images: tuple[Path, ...]) -> None:
@@ -134,8 +134,12 @@ class Mounts:
     def found(self, row: Row, *, attached: bool) -> None:
         """A mount of an earlier process, which is there or may be in use; its image comes to life later."""
         self._catalog.expect(row.mount.image)
-        self.live[row.number] = LiveMount(row, row.mount.image, not attached, trio.Event())
-        self._announce()
+        self._begin(LiveMount(row, row.mount.image, not attached, trio.Event()))
+
+    def _begin(self, mount: LiveMount) -> None:
+        self.live[mount.row.number] = mount
+        if not mount.is_lost:
+            self._life.uses.change(+1)
 
     def has_image(self, number: int, live: LiveImage) -> None:
         """The image of a found mount lives, and is counted as used by it; by nobody, where the mount has ended meanwhile."""
@@ -165,7 +169,12 @@ class Mounts:
         except OSError as error:
             _log.warning("nobody will tell of the end of the mount at %s: %s", row.mount.directory, error)
         # Where it has ended before it was listened to, what is watched is something else.
-        if not any(str(mounted.path) == row.mount.directory for mounted in await trio.to_thread.run_sync(our_mounts)):
+        try:
+            is_there = any(str(mounted.path) == row.mount.directory for mounted in await trio.to_thread.run_sync(our_mounts))
+        except OSError as error:  # no descriptors left, for example
+            _log.warning("whether the mount at %s is still there is not known: %s", row.mount.directory, error)
+            is_there = True
+        if not is_there:
             await self.end(row.number)
 
     async def end(self, number: int) -> None:
@@ -174,17 +183,26 @@ class Mounts:
         if mount is None:
             return
         with trio.CancelScope(shield=True):
-            await self._recordings.end(number)
-            await self.forget([number])
-            await trio.to_thread.run_sync(self._overlays.clear_up, mount.row)
-            if mount.live is not None:
-                mount.live.leave()
-            elif mount.image not in self._images.live and all(mount.image != other.image for other in self.live.values()):
-                self._catalog.remove(mount.image)  # it was expected
-            await self.drop_layers()
-        self.last_was_volatile = mount.row.mount.volatile
-        mount.ended.set()
-        self._announce()
+            try:
+                await self._clear_up(mount)
+            except (LazyfsError, OSError) as error:
+                _log.warning("something of the mount at %s is left: %s", mount.row.mount.directory, error)
+            finally:
+                mount.ended.set()
+                self._life.last_was_volatile = mount.row.mount.volatile
+                if not mount.is_lost:
+                    self._life.uses.change(-1)  # last: all of this is to be over before the daemon ends
+
+    async def _clear_up(self, mount: LiveMount) -> None:
+        number = mount.row.number
+        await self._recordings.end(number)
+        await self.forget([number])
+        if mount.live is not None:
+            mount.live.leave()
+        elif mount.image not in self._images.live and all(mount.image != other.image for other in self.live.values()):
+            self._catalog.remove(mount.image)  # it was expected
+        await trio.to_thread.run_sync(self._overlays.clear_up, mount.row)
+        await self.drop_layers()
 
     async def drop_layers(self) -> None:
         """Unmount the EROFS images that no overlay is stacked on any more."""
@@ -210,10 +228,6 @@ class Mounts:
         """Rows without a mount."""
         with _logged(numbers):
             await trio.to_thread.run_sync(self._state.remove, numbers)
-
-    def _announce(self) -> None:
-        self.changed.set()
-        self.changed = trio.Event()
 
 
 @contextmanager

@@ -36,6 +36,7 @@ from lazyfs.containerd.status import (
 from lazyfs.daemon.config import Config
 from lazyfs.daemon.pulling import MODULES
 from lazyfs.errors import StoreFull, StoreUnusable
+from lazyfs.fetch.tasks import Tasks, keep_running
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.gate.catalog import Catalog
 from lazyfs.native.layers import LayerMounts
@@ -53,7 +54,7 @@ _RUN: Final = Path("/run")
 class Plugin:
     """All of them."""
 
-    def __init__(self, config: Config, store: Store, catalog: Catalog, mounts: LayerMounts, nursery: trio.Nursery) -> None:
+    def __init__(self, config: Config, store: Store, catalog: Catalog, mounts: LayerMounts, nursery: Tasks) -> None:
         self._store = store
         self._mounts = mounts
         self._nursery = nursery
@@ -113,7 +114,9 @@ class Plugin:
             await stack.enter_async_context(answers)
         begun = handshakes.stop()
         for name, listener in listeners.items():
-            self._nursery.start_soon(relay, listener, private / name, begun.get(name, ()))
+            self._nursery.start_soon(
+                keep_running, f"the relay for {name}", relay, listener, private / name, iter(begun.get(name, ()))
+            )
 
     def roots_on(self, layers: set[str]) -> list[Path]:
         """Where roots are mounted that are stacked on any of these live layers."""

@@ -17,6 +17,7 @@ from lazyfs.daemon.mounts import Mounts
 from lazyfs.daemon.orders import Report
 from lazyfs.daemon.state import Row, State
 from lazyfs.errors import LazyfsError, MountFailed
+from lazyfs.fetch.tasks import Tasks, keep_running
 from lazyfs.mount.table import our_mounts
 from lazyfs.native.stack import SOURCE_PREFIX, source_of
 
@@ -33,10 +34,10 @@ class Revival:
         self._images = images
         self._mounts = mounts
 
-    async def begin(self, nursery: trio.Nursery, *, same_gate: bool) -> None:
+    async def begin(self, tasks: Tasks, *, same_gate: bool) -> None:
         """After a start: find the mounts that the state tells of. Without `same_gate` theirs is dead, and they are made anew.
 
-        Touches none of them; what takes time goes on in `nursery`.
+        Touches none of them; what takes time goes on in `tasks`.
         """
         rows = await trio.to_thread.run_sync(self._state.rows)
         seen = {str(mounted.path): mounted for mounted in await trio.to_thread.run_sync(our_mounts)}
@@ -52,7 +53,7 @@ class Revival:
             )
             if here or (row.phase == "detached" and same_gate):
                 self._mounts.found(row, attached=here)
-                nursery.start_soon(self._revive, row, here, same_gate)
+                tasks.start_soon(keep_running, f"the revival of {row.mount.directory}", self._revive, row, here, same_gate)
             else:
                 gone.append(row.number)
         if gone:

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-from collections.abc import AsyncIterator
+import socket
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -29,6 +28,7 @@ from lazyfs.daemon.fdstore import FdStore
 from lazyfs.daemon.first_looks import FirstLooks
 from lazyfs.daemon.holding import LISTENER
 from lazyfs.daemon.images import Images
+from lazyfs.daemon.life import Life
 from lazyfs.daemon.mounting import Mounting
 from lazyfs.daemon.mounts import Mounts
 from lazyfs.daemon.orders import MountOrder, Order, PruneOrder, PullOrder, Report, StatusOrder, UnmountOrder
@@ -40,7 +40,8 @@ from lazyfs.daemon.stacks import write_stacks_on_signal
 from lazyfs.daemon.state import State
 from lazyfs.daemon.status import describe_mount
 from lazyfs.daemon.watchdog import feed
-from lazyfs.errors import LazyfsError, MountFailed
+from lazyfs.errors import LazyfsError
+from lazyfs.fetch.tasks import Guarded, keep_running
 from lazyfs.fuse.connection import Connection, serve_gate
 from lazyfs.fuse.gate_operations import GateOperations
 from lazyfs.gate.caller import Callers
@@ -59,11 +60,6 @@ if TYPE_CHECKING:
     from lazyfs.daemon.plugin import Plugin
 
 _log = logging.getLogger(__name__)
-
-_LINGER: Final = 10.0
-"""Seconds for which it stays after the last throw-away mount, because one container is often followed by another; and for the
-first order, which is why it was started."""
-
 
 _NO_MOUNT: Final = "/"
 """Where nothing is mounted by us: a status without mounts costs little."""
@@ -95,16 +91,17 @@ def run(options: Options, fds: FdStore, handshakes: Handshakes) -> None:
 async def _serve(options: Options, fds: FdStore, handshakes: Handshakes) -> None:
     async with AsyncExitStack() as stack:
         listener = stack.enter_context(fds.listener("control"))
-        signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
+        life = Life(service=options.service)
+        stack.enter_context(life.told_by_signals())
         store = stack.enter_context(await trio.to_thread.run_sync(Store.open, options.store))
         state = stack.enter_context(await trio.to_thread.run_sync(State, options.store))
         ends = Ends()
         stack.callback(ends.close)
         callers = stack.enter_context(Callers())
         async with trio.open_nursery() as nursery:
-            service = Service(options, store, state, ends, callers, nursery)
+            service = Service(options, store, state, ends, callers, nursery, life)
             connection: Connection = await nursery.start(service.serve_gate, fds)
-            await service.revival.begin(nursery, same_gate=connection.taken_over)
+            await service.revival.begin(service.tasks, same_gate=connection.taken_over)
             await service.open_plugin(fds, stack)
             if service.plugin is not None:
                 await service.plugin.start(same_gate=connection.taken_over)
@@ -112,17 +109,16 @@ async def _serve(options: Options, fds: FdStore, handshakes: Handshakes) -> None
             sockets = await service.serve_containerds(fds, handshakes, stack)
             if options.config.store_size >= 0:
                 await trio.to_thread.run_sync(store.eviction.set_limit, options.config.store_size)
-            nursery.start_soon(serve_control, listener, os.geteuid(), service.carry)
-            nursery.start_soon(service.mounts.watch)
-            nursery.start_soon(service.refresher.run)
+            nursery.start_soon(service.serve_clients, listener)
+            nursery.start_soon(keep_running, "the watch over mounts", service.mounts.watch)
+            nursery.start_soon(keep_running, "the refreshing of overlays", service.refresher.run)
             nursery.start_soon(service.upkeep.run)
-            nursery.start_soon(service.sweep_containers)
-            nursery.start_soon(service.end_on_signal, signals)
+            nursery.start_soon(keep_running, "the removal of dead containers", service.sweep_containers)
             if options.config.metrics is not None:
                 await service.tell_metrics(options.config.metrics, stack)
-            nursery.start_soon(feed, fds, connection.directory, sockets, service.summary)
+            nursery.start_soon(keep_running, "the watchdog", feed, fds, connection.directory, sockets, service.summary)
             fds.notify(f"READY=1\nSTATUS={await service.summary()}")
-            await service.wait_until_unused()
+            await life.wait_for_end()
             fds.notify("STOPPING=1\nSTATUS=ending")
             await service.stop()
             await service.leave(connection)
@@ -133,21 +129,20 @@ async def _serve(options: Options, fds: FdStore, handshakes: Handshakes) -> None
 class Service:
     """What there is once, and carries orders out."""
 
-    def __init__(self, options: Options, store: Store, state: State, ends: Ends, callers: Callers, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, options: Options, store: Store, state: State, ends: Ends, callers: Callers, nursery: trio.Nursery, life: Life
+    ) -> None:
         self._options = options
         self._store = store
-        self._nursery = nursery
+        self.tasks = Guarded(nursery)
         self._layer_mounts = LayerMounts(store.directory.path)
-        self._orders = 0
-        self._was_asked = False
-        self._ending = trio.Event()
-        self._gate_ended = trio.Event()
-        self._changed = trio.Event()
+        self._life = life
+        self._clients = trio.CancelScope()
         self.catalog = Catalog()
         self.recordings = Recordings()
-        self.images = Images(store, self.catalog, nursery)
+        self.images = Images(store, self.catalog, self.tasks)
         self.mounts = Mounts(
-            store, state, self.catalog, self.images, self.recordings, ends, FirstLooks(nursery), self._layer_mounts
+            store, state, self.catalog, self.images, self.recordings, ends, FirstLooks(self.tasks), self._layer_mounts, life
         )
         self.mounting = Mounting(store, self.images, self.mounts)
         self.revival = Revival(state, self.images, self.mounts)
@@ -180,7 +175,7 @@ class Service:
             return
         from lazyfs.daemon.plugin import Plugin
 
-        self.plugin = Plugin(self._options.config, self._store, self.catalog, self._layer_mounts, self._nursery)
+        self.plugin = Plugin(self._options.config, self._store, self.catalog, self._layer_mounts, self.tasks)
         await self.plugin.open(names, stack)
 
     async def serve_containerds(self, fds: FdStore, handshakes: Handshakes, stack: AsyncExitStack) -> dict[str, Path]:
@@ -204,30 +199,32 @@ class Service:
     async def serve_gate(self, fds: FdStore, *, task_status: trio.TaskStatus[Connection]) -> None:
         """Answer the kernel until the connection has ended."""
         await serve_gate(self.operations, self._options.store, fds, task_status=task_status)
-        self._gate_ended.set()
+        self._life.gate_ended.set()
 
     async def carry(self, order: Order, tell: Tell) -> Report:
         """Carry out an order. Raises LazyfsError."""
-        self._orders += 1
-        self._was_asked = True
-        try:
-            match order:
-                case MountOrder():
-                    if order.store_size >= 0:
-                        await trio.to_thread.run_sync(self._store.eviction.set_limit, order.store_size)
-                    return await self.mounting.mount(order, tell)
-                case UnmountOrder():
-                    return {**await self.mounting.unmount(order), **self._farewell()}
-                case StatusOrder():
-                    return await self._describe(order)
-                case PullOrder():
-                    return await self.pulling.pull(order, tell)
-                case PruneOrder():
-                    return await self.upkeep.prune(everything=order.everything, older_than=order.older_than)
-        finally:
-            self._orders -= 1
-            self._changed.set()
-            self._changed = trio.Event()
+        self._life.was_asked = True
+        match order:
+            case MountOrder():
+                if self._life.is_over:
+                    # Its client asks again when this process has gone, and the next one carries it out.
+                    await trio.sleep(_END_DEADLINE)
+                if order.store_size >= 0:
+                    await trio.to_thread.run_sync(self._store.eviction.set_limit, order.store_size)
+                return await self.mounting.mount(order, tell)
+            case UnmountOrder():
+                return {**await self.mounting.unmount(order), **self._farewell()}
+            case StatusOrder():
+                return await self._describe(order)
+            case PullOrder():
+                return await self.pulling.pull(order, tell)
+            case PruneOrder():
+                return await self.upkeep.prune(everything=order.everything, older_than=order.older_than)
+
+    async def serve_clients(self, listener: socket.socket) -> None:
+        """Carry orders out until the daemon is told to end: their clients then ask the next one."""
+        with self._clients:
+            await keep_running("the control socket", serve_control, listener, os.geteuid(), self.carry, self._life.uses)
 
     async def _describe(self, order: StatusOrder) -> Report:
         chosen = [mount for mount in self.mounts.live.values() if order.directory in ("", mount.row.mount.directory)]
@@ -262,25 +259,8 @@ class Service:
 
     def _farewell(self) -> Report:
         """Whose end a client may wait for: with the last mount, this daemon goes as well."""
-        return {} if self._options.service or self.mounts.is_used else {"ending": os.getppid()}
-
-    async def wait_until_unused(self) -> None:
-        """Until it is to end: nothing is mounted, nothing asked; or told so."""
-        while not self._ending.is_set():
-            idle = not (self.mounts.is_used or self._orders or self._options.service)
-            linger = _LINGER if self.mounts.last_was_volatile or not self._was_asked else 0.0
-            with trio.move_on_after(linger if idle else float("inf")) as waiting:
-                await self._wait_for_change()
-            if waiting.cancelled_caught:
-                return
-            if self._gate_ended.is_set():
-                # The next process, which the keeper starts at once, makes a new one, and all mounts anew.
-                raise MountFailed("the gate's connection was ended from outside", hint="What is mounted is made anew")
-
-    async def _wait_for_change(self) -> None:
-        async with trio.open_nursery() as nursery:
-            for event in (self._changed, self.mounts.changed, self._ending, self._gate_ended):
-                nursery.start_soon(_first, event, nursery.cancel_scope)
+        alone = self._life.uses.count == 1  # who asks is one
+        return {"ending": os.getppid()} if alone and not self.mounts.is_used else {}
 
     async def sweep_containers(self) -> None:
         """Until cancelled: clear up behind every `lazyfs run` that was killed."""
@@ -290,27 +270,29 @@ class Service:
                 _log.info("removed what was left of %s", ", ".join(swept))
             await trio.sleep(_SWEEP_PAUSE)
 
-    async def end_on_signal(self, signals: AsyncIterator[int]) -> None:
-        """SIGTERM and SIGINT: a service leaves its mounts to the process that follows; else they go with it, busy ones lazily."""
-        async for number in signals:
-            _log.info("told to end by %s", signal.Signals(number).name)
-            if not self._options.service:
-                await self._unmount_all()
-            self._ending.set()
-
     async def _unmount_all(self) -> None:
-        for mount in list(self.mounts.live.values()):
-            for lazy in (False, True):
-                try:
-                    await self.mounting.unmount(UnmountOrder(mount.row.mount.directory, lazy=lazy))
-                except LazyfsError as error:
-                    _log.warning("asked to end: %s", error)
-                else:
-                    break
+        async with trio.open_nursery() as nursery:
+            for mount in list(self.mounts.live.values()):
+                nursery.start_soon(self._unmount, mount.row.mount.directory)
+
+    async def _unmount(self, directory: str) -> None:
+        for lazy in (False, True):
+            try:
+                await self.mounting.unmount(UnmountOrder(directory, lazy=lazy))
+            except LazyfsError as error:
+                _log.warning("asked to end: %s", error)
+            else:
+                return
 
     async def stop(self) -> None:
-        """What must be safe before the process ends."""
+        """What must be safe before the process ends. Told to end, orders are given up, and what has arrived is made durable while the
+        mounts are taken away, busy ones lazily; a service leaves its mounts to the process that follows."""
         with trio.CancelScope(shield=True):
+            if self._life.told.is_set():
+                self._clients.cancel()
+                self.tasks.start_soon(self.upkeep.stop)
+                if not self._options.service:
+                    await self._unmount_all()
             await self.recordings.end_all()
             await self.mounts.drop_layers()
 
@@ -320,8 +302,8 @@ class Service:
             return
         await connection.unmount()
         self.mounting.has_gate = False
-        with trio.move_on_after(_END_DEADLINE if self._ending.is_set() else float("inf")) as patience:
-            await self._gate_ended.wait()
+        with trio.move_on_after(_END_DEADLINE if self._life.told.is_set() else float("inf")) as patience:
+            await self._life.gate_ended.wait()
         if patience.cancelled_caught:
             _log.warning("files that are missing in mounts that are still in use cannot be had any more")
 
@@ -330,8 +312,3 @@ def _take_away(root: Path) -> None:
     """Raises OSError: somebody is in it."""
     if mounted_at(root) is not None:
         unmount_stack(root)
-
-
-async def _first(event: trio.Event, others: trio.CancelScope) -> None:
-    await event.wait()
-    others.cancel()

@@ -22,6 +22,7 @@ from typing import Final
 import trio
 
 from lazyfs.daemon.fdstore import FdStore
+from lazyfs.errors import LazyfsError
 
 _log = logging.getLogger(__name__)
 
@@ -58,8 +59,16 @@ async def feed(fds: FdStore, gate: Path, sockets: Mapping[str, Path], describe: 
         if silent:
             _log.warning("systemd is told nothing: no answer from %s", ", ".join(sorted(silent)))
         else:
-            fds.notify(f"WATCHDOG=1\nSTATUS={await describe()}")
+            fds.notify(f"WATCHDOG=1\nSTATUS={await _described(describe)}")
         await trio.sleep(pause)
+
+
+async def _described(describe: Callable[[], Awaitable[str]]) -> str:
+    """One that answers is alive, whether or not there is a descriptor left to count its mounts with."""
+    try:
+        return await describe()
+    except (LazyfsError, OSError) as error:
+        return f"what is served cannot be counted: {error}"
 
 
 async def _note(look: Callable[[], Awaitable[bool]], name: str, silent: set[str]) -> None:

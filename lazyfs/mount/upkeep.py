@@ -13,6 +13,7 @@ from typing import Any, Final
 import trio
 
 from lazyfs.errors import LazyfsError, StoreUnusable
+from lazyfs.fetch.tasks import keep_running
 from lazyfs.store.eviction import Freed
 from lazyfs.store.in_use import InUse
 from lazyfs.store.scrub import Scrub
@@ -78,10 +79,10 @@ class Upkeep:
         """Until cancelled: what is under way in a thread then ends in peace."""
         with ExitStack() as stack:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._make_durable_now_and_then)
-                nursery.start_soon(self._scrub_slowly)
-                nursery.start_soon(self._release_now_and_then)
-                nursery.start_soon(self._keep_the_limit, stack)
+                nursery.start_soon(keep_running, "the syncing of the store", self._make_durable_now_and_then)
+                nursery.start_soon(keep_running, "the scrub of the store", self._scrub_slowly)
+                nursery.start_soon(keep_running, "the release of removed files", self._release_now_and_then)
+                nursery.start_soon(keep_running, "the bound of the store", self._keep_the_limit, stack)
 
     async def stop(self) -> None:
         """Before the process ends: all is made durable."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
 
+from lazyfs.containerd.uses import Uses
 from lazyfs.daemon.client import Client, DaemonUnreachable
 from lazyfs.daemon.control import Carry, Tell, serve_control
 from lazyfs.daemon.holding import SOCKET_NAME
@@ -19,7 +22,7 @@ from lazyfs.errors import MountFailed, NotNative
 
 
 @asynccontextmanager
-async def listening(folder: Path, carry: Carry, user: int = os.geteuid()) -> AsyncIterator[Client]:
+async def listening(folder: Path, carry: Carry, user: int = os.geteuid(), uses: Uses | None = None) -> AsyncIterator[Client]:
     """A daemon's socket in `folder`, whatever the length of its path, and a client for it."""
     with socket.socket(socket.AF_UNIX) as listener:
         descriptor = os.open(folder, os.O_PATH)
@@ -27,7 +30,7 @@ async def listening(folder: Path, carry: Carry, user: int = os.geteuid()) -> Asy
         os.close(descriptor)
         listener.listen()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(serve_control, listener, user, carry)
+            nursery.start_soon(serve_control, listener, user, carry, uses or Uses())
             yield Client(folder)
             nursery.cancel_scope.cancel()
 
@@ -98,6 +101,75 @@ async def test_a_client_that_goes_cancels_its_order(tmp_path: Path) -> None:
         await stream.aclose()
         with trio.fail_after(5):
             await cancelled.wait()
+
+
+async def test_an_order_counts_from_the_connection_to_its_last_report(tmp_path: Path) -> None:
+    """As long as that, the daemon does not end for want of users."""
+    uses = Uses()
+    counted: list[int] = []
+
+    async def carry(order: Order, tell: Tell) -> Report:
+        counted.append(uses.count)
+        return {}
+
+    async with listening(tmp_path, carry, uses=uses) as client:
+        stream = await trio.open_unix_socket(str(tmp_path / SOCKET_NAME))
+        with trio.fail_after(5):
+            while uses.count < 1:
+                await trio.lowlevel.checkpoint()
+        await call(client, StatusOrder())
+        assert counted == [2]
+        await stream.aclose()
+        with trio.fail_after(5):
+            while uses.count:
+                await trio.lowlevel.checkpoint()
+
+
+async def test_half_an_order_is_waited_for_ten_seconds(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Not for ever: a client that is stopped would keep the daemon from its end."""
+
+    async def carry(order: Order, tell: Tell) -> Report:
+        raise AssertionError("it was carried out")
+
+    uses = Uses()
+    async with listening(tmp_path, carry, uses=uses):
+        stream = await trio.open_unix_socket(str(tmp_path / SOCKET_NAME))
+        began = trio.current_time()
+        await stream.send_all(b'{"type": "sta')
+        assert b"did not come whole" in await stream.receive_some()
+        assert trio.current_time() - began == pytest.approx(10)
+        assert await stream.receive_some() == b""
+        await wait_all_tasks_blocked()
+        assert not uses.count
+        await stream.aclose()
+
+
+@contextmanager
+def without_descriptors() -> Iterator[None]:
+    """No file can be opened in this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_no_descriptor_for_a_client(tmp_path: Path, autojump_clock: MockClock, expect_log: Callable[[str], None]) -> None:
+    """EMFILE passes: the client waits in the queue meanwhile, and the daemon goes on."""
+    expect_log("an order has to wait.*Too many open files")
+
+    async def carry(order: Order, tell: Tell) -> Report:
+        return {"answer": 42}
+
+    async with listening(tmp_path, carry):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / SOCKET_NAME))  # and nothing else can run before the last descriptor has gone
+            with without_descriptors():
+                await trio.sleep(5)
+            stream = trio.SocketStream(trio.socket.from_stdlib_socket(client))
+            await stream.send_all(b'{"type": "status"}\n')
+            assert b"42" in await stream.receive_some()
 
 
 async def test_other_users_are_not_answered(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import errno
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -10,17 +11,19 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from lazyfs.daemon import images
 from lazyfs.daemon.images import Images, LiveImage
+from lazyfs.fetch.piece import LayerBlob
 from lazyfs.format.digest import digest_of
 from lazyfs.format.entry import Chunk, Entry
 from lazyfs.format.manifest import Descriptor, ImageConfig, Manifest
-from lazyfs.gate.catalog import Catalog
+from lazyfs.gate.catalog import Catalog, LayerObjects, key_of
 from lazyfs.gate.inode import inode_of
 from lazyfs.image.image import Image
 from lazyfs.image.layer import Layer
 from lazyfs.store.content import content_of
 from lazyfs.store.store import Store
-from tests.unit.fetch.scripted import ScriptedSource
+from tests.unit.fetch.scripted import ScriptedSource, until
 
 DIGEST = digest_of(b"")
 BLOB = Descriptor("", DIGEST, 0, {}, None, {})
@@ -99,4 +102,27 @@ async def test_an_image_that_is_ending_is_not_mounted_again(store: Store, autoju
         source.may_close.set()
         await wait_all_tasks_blocked()
         assert it.images.live == {IMAGE.name: new}
+        assert it.catalog.images_with(INODE) == {IMAGE.name}
+
+
+async def test_an_image_that_cannot_be_indexed_is_tried_again(
+    store: Store, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, expect_log: Callable[[str], None]
+) -> None:
+    """Nobody waits for ever, and the daemon goes on: who asks is told why, until it succeeds."""
+    expect_log("No space left")
+    tries: list[Layer] = []
+
+    def index(layer: Layer) -> LayerObjects:
+        tries.append(layer)
+        if len(tries) < 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return LayerObjects(key_of(layer), LayerBlob.of(layer))
+
+    monkeypatch.setattr(images, "_index_layer", index)
+    async with open_images(store) as it:
+        live = it.add(ScriptedSource())
+        await until(lambda: live.failure)
+        assert "No space left" in live.trouble and not live.indexed.is_set()
+        await live.indexed.wait()
+        assert not live.trouble
         assert it.catalog.images_with(INODE) == {IMAGE.name}

@@ -1,0 +1,139 @@
+"""How long a daemon lives, in virtual time; and its last resort, in a process."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from lazyfs.daemon.life import LINGER, Life
+from lazyfs.errors import MountFailed
+
+_STUBBORN = """
+import signal, sys, threading, time, trio
+from lazyfs.daemon import life
+
+def never(): time.sleep(1000)
+
+async def main():
+    one = life.Life(service=False)
+    with one.told_by_signals():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, never)
+            threading.Thread(target=never).start()
+            print("up", flush=True)
+            {wait}
+            nursery.cancel_scope.cancel()
+
+life.LastResort.__init__.__defaults__ = (0.2,)
+trio.run(main)
+"""
+
+
+@asynccontextmanager
+async def living(life: Life) -> AsyncIterator[Callable[[], bool]]:
+    """A daemon's wait for its end; what is yielded tells whether it is over."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(life.wait_for_end)
+        await wait_all_tasks_blocked()
+        yield lambda: life.is_over
+        nursery.cancel_scope.cancel()
+
+
+async def test_first_order_is_waited_for(autojump_clock: MockClock) -> None:
+    """And nobody waits longer where it does not come."""
+    async with living(Life(service=False)) as is_over:
+        await trio.sleep(LINGER - 0.1)
+        assert not is_over()
+        await trio.sleep(0.2)
+        assert is_over()
+
+
+@pytest.mark.parametrize("volatile", [False, True])
+async def test_order_that_begins_at_the_end_of_a_linger(volatile: bool, autojump_clock: MockClock) -> None:
+    """At 9.5 s, the first one or one after a `lazyfs run`: it is never cut, however long it takes, and the linger begins again."""
+    life = Life(service=False)
+    life.last_was_volatile = volatile
+    async with living(life) as is_over:
+        await trio.sleep(9.5)
+        with life.uses.in_use():
+            life.was_asked = volatile
+            await trio.sleep(1000)
+            assert not is_over()
+        await trio.sleep(9.5)
+        assert not is_over()
+        await trio.sleep(1)
+        assert is_over()
+
+
+async def test_order_that_takes_no_time_begins_the_linger_again(autojump_clock: MockClock) -> None:
+    """It has come and gone before whoever waits could look."""
+    life = Life(service=False)
+    async with living(life) as is_over:
+        await trio.sleep(9.5)
+        life.uses.change(+1)
+        life.uses.change(-1)
+        await trio.sleep(9.5)
+        assert not is_over()
+
+
+async def test_orders_beside_the_last_mount(autojump_clock: MockClock) -> None:
+    """What begins just before the last unmount goes on after it; the daemon ends with the last of both, at once."""
+    life = Life(service=False)
+    life.was_asked = True
+    life.uses.change(+1)
+    async with living(life) as is_over:
+        await trio.sleep(100)
+        with life.uses.in_use():
+            life.uses.change(-1)
+            await trio.sleep(100)
+            assert not is_over()
+        await wait_all_tasks_blocked()
+        assert is_over()
+
+
+async def test_a_service_stays_until_it_is_told(autojump_clock: MockClock) -> None:
+    """Whatever it does not do."""
+    life = Life(service=True)
+    async with living(life) as is_over:
+        await trio.sleep(10_000)
+        assert not is_over()
+        life.told.set()
+        await wait_all_tasks_blocked()
+        assert is_over()
+
+
+async def test_end_of_the_gate(autojump_clock: MockClock) -> None:
+    """Is an error, for the keeper to start another daemon; not where the daemon was told to end."""
+    for told in (False, True):
+        life = Life(service=True)
+        life.gate_ended.set()
+        if told:
+            life.told.set()
+            await life.wait_for_end()
+        else:
+            with pytest.raises(MountFailed, match="from outside"):
+                await life.wait_for_end()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("wait", ["await one.told.wait()", "time.sleep(1000)"])
+def test_whoever_is_told_to_end_ends(wait: str, number: int) -> None:
+    """With 0, whatever its threads are doing, the event loop's included."""
+    command = [sys.executable, "-c", _STUBBORN.format(wait=wait)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"up\n"
+            process.send_signal(number)
+            _, said = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert process.returncode == 0, said.decode()
+    assert b"ends now" in said
