@@ -19,6 +19,8 @@ from isal import igzip_lib
 from lazyfs.errors import InvalidInput
 
 DEFAULT_LEVEL: Final = 6
+MAX_RATIO: Final = 1032
+"""Deflate's own limit: 258 bytes out of two bits."""
 _HEADER: Final = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
 _SLACK: Final = 1 << 20
 """How far a member may run on behind its last chunk and still be inflated whole (measured: 123 kB at most)."""
@@ -35,8 +37,10 @@ def inflate_member(member: bytes | bytearray | memoryview, length: int, what: st
     """The first `length` uncompressed bytes (or a little more) of the gzip member that `member` begins with.
 
     Costs at most `length` + 1 MiB of memory and of inflating, whatever the member claims. Raises InvalidInput, naming
-    `what`, for anything that is not gzip or ends early.
+    `what`, for anything that is not gzip or ends early, and at once for a length that no such member can have.
     """
+    if not 0 <= length <= MAX_RATIO * len(member):
+        raise InvalidInput(f"{what}: the gzip member of {len(member)} bytes cannot inflate to {length} bytes")
     room = int.from_bytes(member[-4:], "little")
     if length <= room <= length + _SLACK:
         try:

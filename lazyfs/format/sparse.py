@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from lazyfs.errors import InvalidTar
+from lazyfs.format.bounds import EXTENT, Bounds
 from lazyfs.format.pax import parse_number
 from lazyfs.format.tar_header import BLOCK, header_number
 
@@ -29,29 +30,33 @@ class Extent(NamedTuple):
 Pieces = list[tuple[int, int]]
 
 
-def parse_old_map(header: bytes, block_at: Callable[[int], bytes], offset: int, what: str) -> tuple[Pieces, int]:
+def parse_old_map(header: bytes, block_at: Callable[[int], bytes], offset: int, bounds: Bounds, what: str) -> tuple[Pieces, int]:
     """Old GNU: the pieces from an `S` header and the continuation blocks at `offset`; and the offset behind those."""
     pieces = _old_pieces(header[386:482], what)
     extended = header[482]
     while extended:
         block = block_at(offset)
         offset += BLOCK
-        pieces += _old_pieces(block[:504], what)
+        more = _old_pieces(block[:504], what)
+        bounds.describe(BLOCK + EXTENT * len(more))  # the block, because one without pieces may be followed by another
+        pieces += more
         _bound(len(pieces), what)
         extended = block[504]
     return pieces, offset
 
 
-def parse_records_map(records: list[tuple[bytes, bytes]], what: str) -> Pieces:
+def parse_records_map(records: list[tuple[bytes, bytes]], bounds: Bounds, what: str) -> Pieces:
     """PAX 0.0 and 0.1: the pieces that the records of one extended header tell."""
     offsets: list[int] = []
     lengths: list[int] = []
     for key, value in records:
         if key == b"GNU.sparse.offset":
+            bounds.describe(EXTENT)
             offsets.append(parse_number(value, what))
         elif key == b"GNU.sparse.numbytes":
             lengths.append(parse_number(value, what))
         elif key == b"GNU.sparse.map":
+            bounds.describe(EXTENT // 2 * value.count(b","))
             numbers = [parse_number(number, what) for number in value.split(b",")] if value else []
             offsets, lengths = numbers[0::2], numbers[1::2]
     if len(offsets) != len(lengths):
@@ -59,7 +64,7 @@ def parse_records_map(records: list[tuple[bytes, bytes]], what: str) -> Pieces:
     return list(zip(offsets, lengths, strict=True))
 
 
-def parse_data_map(block_at: Callable[[int], bytes], offset: int, what: str) -> tuple[Pieces, int]:
+def parse_data_map(block_at: Callable[[int], bytes], offset: int, bounds: Bounds, what: str) -> tuple[Pieces, int]:
     """PAX 1.0: the pieces from the decimal lines in front of the data; and the offset behind them."""
     text = block_at(offset)
     offset += BLOCK
@@ -77,6 +82,7 @@ def parse_data_map(block_at: Callable[[int], bytes], offset: int, what: str) -> 
         text = rest
         if len(numbers) == 1:
             _bound(numbers[0], what)
+            bounds.describe(EXTENT * numbers[0])
             wanted = 1 + 2 * numbers[0]
     return list(zip(numbers[1::2], numbers[2::2], strict=True)), offset
 

@@ -8,7 +8,7 @@ files in all their forms and contiguous files, because what they mean is plain.
 
 The tar is hostile input. Names come out clean, or not at all: `..`, NUL, components over 255 bytes and names over 4095 are refused; so are broken
 checksums, a file that ends early, a hard link to what is no earlier file, and what would take more than a bounded
-amount of memory (extended headers over 1 MiB, 2,000,000 entries) or disk (holes).
+amount of memory (extended headers over 1 MiB, 2,000,000 entries, the bounds in format/bounds.py) or disk (holes).
 """
 
 from __future__ import annotations
@@ -19,18 +19,13 @@ from typing import Final, NamedTuple
 import msgspec
 
 from lazyfs.errors import InvalidTar, show
+from lazyfs.format.bounds import ATTRIBUTE, ENTRY, RECORD, ZEROS, ZEROS_RATIO, Bounds
 from lazyfs.format.entry import Entry, EntryType
 from lazyfs.format.pax import XATTR_PREFIX, parse_number, parse_records, parse_time
 from lazyfs.format.sparse import Extent, parse_data_map, parse_old_map, parse_records_map, place
 from lazyfs.format.tar_header import BLOCK, HEADER, header_number
 from lazyfs.format.toc import MAX_ENTRIES, MAX_NAME
 from lazyfs.format.whiteout import LeftOut, link_key, place_of, whiteout
-
-MAX_SPARSE_SIZE: Final = 64 << 30
-MAX_SPARSE_RATIO: Final = 1000
-"""A file with holes becomes zeros in the layer that we write: no more of them than this many times the blob."""
-MIN_COPIED: Final = 256 << 20
-"""Bytes that copies of one file may have in sum, whatever the blob's size; else MAX_SPARSE_RATIO bounds them too."""
 
 _WINDOW: Final = 64 << 10
 """One read for many small files; little enough to waste behind each large one."""
@@ -64,19 +59,21 @@ class TarMember(NamedTuple):
     extents: tuple[Extent, ...]
 
 
-def read_tar(read_at: ReadAt, size: int, blob_size: int, what: str, left_out: LeftOut | None = None) -> Iterator[TarMember]:
+def read_tar(
+    read_at: ReadAt, size: int, blob_size: int, what: str, left_out: LeftOut | None = None, *, bounds: Bounds | None = None
+) -> Iterator[TarMember]:
     """The entries of a tar of `size` bytes, in its order, whiteouts and repeated names included.
 
-    `blob_size` is what the layer weighs compressed, which bounds what its holes may become; `what` names the layer in errors.
+    `blob_size` is what the layer weighs compressed, which bounds what its entries and holes may cost (format/bounds.py), on the account
+    `bounds` where there is one; `what` names the layer in errors.
     Entries that nobody shows (format/whiteout.py) are counted in `left_out`, and a hard link to one comes as a file of its own.
     Raises InvalidTar when the reader gets to the part that is wrong.
     """
-    reader = _Reader(read_at, size, what)
-    max_sparse = min(MAX_SPARSE_SIZE, MAX_SPARSE_RATIO * blob_size)
+    reader = _Reader(read_at, size, what, bounds or Bounds(blob_size, what, InvalidTar))
     files: set[bytes] = set()
-    hidden = _Hidden(max(MIN_COPIED, MAX_SPARSE_RATIO * blob_size), what)
+    hidden = _Hidden(max(ZEROS, ZEROS_RATIO * blob_size), what)
     count = 0
-    while (member := reader.next_member(max_sparse)) is not None:
+    while (member := reader.next_member()) is not None:
         entry = member.entry
         count += 1
         if count > MAX_ENTRIES:
@@ -145,15 +142,16 @@ def clean_name(raw: bytes, what: str) -> bytes:
 class _Reader:
     """The walk from header to header, and what extended headers say about the next one."""
 
-    def __init__(self, read_at: ReadAt, size: int, what: str) -> None:
+    def __init__(self, read_at: ReadAt, size: int, what: str, bounds: Bounds) -> None:
         self._read_at = read_at
         self._size = size
         self._what = what
+        self._bounds = bounds
         self._offset = 0
         self._window = b""
         self._window_at = 0
 
-    def next_member(self, max_sparse: int) -> TarMember | None:
+    def next_member(self) -> TarMember | None:
         records: list[tuple[bytes, bytes]] = []
         long_name = b""
         long_link = b""
@@ -165,12 +163,14 @@ class _Reader:
                     raise InvalidTar(f"{self._what}: the tar ends after an extended header", hint="It is cut short")
                 return None
             special = True
+            self._bounds.describe(ENTRY)
             flag = header[156:157]
             if flag in _TYPES:
-                return self._member(header, flag, records, long_name, long_link, max_sparse)
+                return self._member(header, flag, records, long_name, long_link)
             data = self._special_data(header, flag)
             if flag in b"xX":
                 records = parse_records(data, self._what)
+                self._bounds.describe(RECORD * len(records))
             elif flag == b"g":
                 parse_records(data, self._what)
                 special = False
@@ -205,6 +205,7 @@ class _Reader:
         size = header_number(header[124:136], self._what)
         if not 0 <= size <= _MAX_EXTENDED:
             raise InvalidTar(f"{self._what}: an extended header has {size} bytes, more than {_MAX_EXTENDED}")
+        self._bounds.describe(size)
         data = self._bytes_at(self._offset, size)
         self._skip(size)
         return data
@@ -216,7 +217,6 @@ class _Reader:
         records: list[tuple[bytes, bytes]],
         long_name: bytes,
         long_link: bytes,
-        max_sparse: int,
     ) -> TarMember:
         (name, mode, uid, gid, size, mtime, _, _, link, magic, _, _, major, minor, prefix, rest) = HEADER.unpack(header)
         name = name.partition(b"\0")[0]
@@ -238,21 +238,27 @@ class _Reader:
         if stored < 0 or stored > self._size - self._offset:
             raise InvalidTar(f"{what} has {stored} bytes, and the tar ends {self._size - self._offset} behind its header")
         real_size, extents = self._extents(header, flag, records, pax, stored, what) if kind == "reg" else (0, ())
-        if real_size > stored and real_size > max_sparse:
-            raise InvalidTar(f"{what} has holes and would become {real_size} bytes, more than {max_sparse}")
+        holes = real_size - sum(extent.size for extent in extents)
+        if holes:
+            self._bounds.fill(holes, what, real_size)
+        clean = self._name(raw_name, kind)
+        link = self._link(kind, long_link or pax.get(b"linkpath") or link.partition(b"\0")[0], what)
+        xattrs = _xattrs(pax, what) if pax else ()
+        # What extended headers hold of it is counted already.
+        self._bounds.describe(len(clean) + len(link) + ATTRIBUTE * len(xattrs), 1 + clean.count(b"/") + link.count(b"/"))
         return TarMember(
             Entry(
-                name=self._name(raw_name, kind),
+                name=clean,
                 type=kind,
                 mode=header_number(mode, self._what) & 0o7777,
                 uid=self._id(uid, pax.get(b"uid"), what),
                 gid=self._id(gid, pax.get(b"gid"), what),
                 mtime_ns=parse_time(pax[b"mtime"], what) if pax.get(b"mtime") else header_number(mtime, self._what) * 10**9,
                 size=real_size,
-                link=self._link(kind, long_link or pax.get(b"linkpath") or link.partition(b"\0")[0], what),
+                link=link,
                 major=self._device(major, what) if kind in ("char", "block") else 0,
                 minor=self._device(minor, what) if kind in ("char", "block") else 0,
-                xattrs=_xattrs(pax, what) if pax else (),
+                xattrs=xattrs,
             ),
             extents,
         )
@@ -266,16 +272,16 @@ class _Reader:
         pieces = None
         if flag == b"S":
             size = header_number(header[483:495], self._what)
-            pieces, begin = parse_old_map(header, self._block_at, begin, what)
+            pieces, begin = parse_old_map(header, self._block_at, begin, self._bounds, what)
             self._offset = begin
         elif pax.get(b"GNU.sparse.major") == b"1":
             size = parse_number(pax.get(b"GNU.sparse.realsize", b""), what)
-            pieces, begin = parse_data_map(self._block_at, begin, what)
+            pieces, begin = parse_data_map(self._block_at, begin, self._bounds, what)
             stored -= begin - self._offset
             self._offset = begin
         elif b"GNU.sparse.map" in pax or b"GNU.sparse.numblocks" in pax:
             size = parse_number(pax.get(b"GNU.sparse.size", b""), what)
-            pieces = parse_records_map(records, what)
+            pieces = parse_records_map(records, self._bounds, what)
         if stored < 0 or stored > self._size - begin:
             raise InvalidTar(f"{what}: the sparse map and its data do not fit into the tar")
         self._skip(stored)

@@ -12,14 +12,16 @@ JSON; `lazyfsMtime` holds nanoseconds that RFC 3339 cannot spell.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import Final, cast, get_args
+from typing import Final, get_args
 
 import msgspec
 
 from lazyfs.errors import InvalidToc, show
+from lazyfs.format.bounds import ATTRIBUTE, ENTRY, Bounds, never
 from lazyfs.format.entry import Chunk, Entry, EntryType
+from lazyfs.format.toc_chunks import Chunks
 from lazyfs.format.whiteout import LeftOut, link_key, place_of, whiteout
 
 MAX_TOC_SIZE: Final = 256 << 20
@@ -28,12 +30,17 @@ MAX_CHUNK_SIZE: Final = 64 << 20
 """A chunk is held in memory while it is verified; the format's default is 4 MiB."""
 MAX_NAME: Final = 4095
 """PATH_MAX: what no runtime could unpack is no name. It bounds depth as well."""
+_MAX_ENTRY: Final = 4 << 20
+"""Bytes of JSON. A name or an attribute is at most 64 KiB, and it is decoded before that can be seen."""
 MAX_ID: Final = 2**32 - 2
 """2^32-1 is "leave it as it is" to chown."""
 
-_TYPES: Final = frozenset(get_args(EntryType))
+_TYPES: Final[dict[str, EntryType]] = {kind: kind for kind in get_args(EntryType)}
 _TIME: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9})\d*)?(Z|[+-]\d\d:\d\d)\Z")
 _EPOCH: Final = datetime(1970, 1, 1)
+
+
+_NONE: Final = msgspec.Raw()
 
 
 class _RawEntry(msgspec.Struct, gc=False, rename="camel"):
@@ -49,44 +56,69 @@ class _RawEntry(msgspec.Struct, gc=False, rename="camel"):
     inner_offset: int = 0
     dev_major: int = 0
     dev_minor: int = 0
-    xattrs: dict[str, bytes | None] | None = None
+    xattrs: msgspec.Raw = _NONE
     digest: str = ""
     chunk_offset: int = 0
     chunk_size: int = 0
     chunk_digest: str = ""
     lazyfs_name: bytes | None = None
     lazyfs_link_name: bytes | None = None
-    lazyfs_xattr_keys: dict[str, bytes] | None = None
+    lazyfs_xattr_keys: msgspec.Raw = _NONE
     lazyfs_mtime: str = ""
 
 
 class _RawToc(msgspec.Struct, gc=False):
     version: int
-    entries: list[_RawEntry]
+    entries: list[msgspec.Raw]
 
 
-_decoder = msgspec.json.Decoder(_RawToc)
+_decode_toc = msgspec.json.Decoder(_RawToc).decode
+_decode_entry = msgspec.json.Decoder(_RawEntry).decode
+_decode_xattrs = msgspec.json.Decoder(dict[str, bytes | None] | None).decode
+_decode_keys = msgspec.json.Decoder(dict[str, bytes] | None).decode
 
 
-def parse_toc(data: bytes, toc_offset: int, what: str, left_out: LeftOut | None = None) -> tuple[Entry, ...]:
+def parse_toc(
+    data: bytes | bytearray,
+    toc_offset: int,
+    what: str,
+    left_out: LeftOut | None = None,
+    *,
+    arrived: int | None = None,
+    accepted: bool = False,
+    check_cancelled: Callable[[], None] = never,
+) -> tuple[Entry, ...]:
     """The entries of a TOC, in its order, clean and complete.
 
     `data` is the JSON; `toc_offset` the blob offset of the TOC's own member, which ends the last chunk; `what` names the layer in
     errors. Duplicate names: the last wins. Parents that no entry names are not made up here. Entries that nobody shows
-    (format/whiteout.py) are counted in `left_out`, and a hard link to one comes as a file of its own. Raises InvalidToc.
+    (format/whiteout.py) are counted in `left_out`, and a hard link to one comes as a file of its own.
+
+    `arrived` is the size of the TOC's compressed member, which bounds what its entries may cost (format/bounds.py); without it that
+    of `data`. `accepted` is for a TOC that was parsed before, perhaps by an earlier version that had fewer bounds, and may be mounted:
+    those of format/bounds.py are not applied to it. Raises InvalidToc, and what `check_cancelled` raises.
     """
-    raw = _decode(data, what)
-    ends = _member_ends(raw, toc_offset, what)
+    bounds = Bounds(len(data) if arrived is None else arrived, what, InvalidToc, check_cancelled, enforced=not accepted)
+    raw = _decode(data, bounds, what)
     names: dict[bytes, Entry] = {}
     hidden: dict[bytes, Entry] = {}
     times: dict[str, int] = {}
-    position = heads = 0
-    while position < len(raw):
-        head = raw[position]
-        after = position + 1
-        while after < len(raw) and raw[after].type == "chunk":
-            after += 1
-        entry = _entry(head, raw[position + 1 : after], ends, times, what)
+    files = Chunks(toc_offset, what, enforced=not accepted)
+    heads = 0
+    following = next(raw, None)
+    if following is not None and following.type == "chunk":
+        raise InvalidToc(f"{what}: the TOC begins with a chunk of no file")
+    while following is not None:
+        head = following
+        more: list[_RawEntry] = []
+        for following in raw:
+            if following.type != "chunk":
+                break
+            bounds.describe(ENTRY)
+            more.append(following)
+        else:
+            following = None
+        entry = _entry(head, more, files, times, bounds, what)
         place = place_of(entry.name)
         if place == "shown":
             _place(entry, names, hidden, what)
@@ -97,79 +129,87 @@ def parse_toc(data: bytes, toc_offset: int, what: str, left_out: LeftOut | None 
             _hide(entry, names, hidden)
             if left_out is not None:
                 left_out.add(entry.name, place)
-        position = after
         heads += 1
-    check_parents(names, what)
+    files.finish()
+    check_parents(names, what, bounds)
     if len(names) < heads:
         _check_links(names, what)
     return tuple(names.values())
 
 
-def _decode(data: bytes, what: str) -> list[_RawEntry]:
-    if len(data) > MAX_TOC_SIZE:
-        raise InvalidToc(f"{what}: the TOC has {len(data)} bytes, more than {MAX_TOC_SIZE}")
-    # Every entry is an object with at most two more inside it: this bounds what decoding allocates.
-    if data.count(b"{") > 3 * MAX_ENTRIES:
-        raise InvalidToc(f"{what}: the TOC has more than {MAX_ENTRIES} entries")
+def _decode(data: bytes | bytearray, bounds: Bounds, what: str) -> Iterator[_RawEntry]:
+    """The entries one after the other, so that the text is in memory once and never all of it as strings."""
+    if len(data) > min(MAX_TOC_SIZE, bounds.limit):
+        raise InvalidToc(f"{what}: the TOC has {len(data)} bytes, more than {min(MAX_TOC_SIZE, bounds.limit)}")
+    # Before anything is made of the text. An entry is an object with at most two more inside it, and has less than 16 fields.
+    entries = min(bounds.limit // ENTRY, MAX_ENTRIES)
+    objects = data.count(b"{") - 1
+    if objects > 3 * entries or data.count(b",") > 16 * entries:
+        most = MAX_ENTRIES if objects > MAX_ENTRIES else entries
+        raise InvalidToc(
+            f"{what}: the TOC has about {objects} entries, more than {most} entries, the limit for one that came in"
+            f" {bounds.arrived} bytes"
+        )
     try:
-        toc = _decoder.decode(data)
+        toc = _decode_toc(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidToc(f"{what}: the TOC is not the JSON that the format asks for ({error})") from None
+        raise _no_toc(error, what) from None
     if toc.version != 1:
         raise InvalidToc(f"{what}: the TOC has version {toc.version}, and only version 1 is known")
     if len(toc.entries) > MAX_ENTRIES:
         raise InvalidToc(f"{what}: the TOC has {len(toc.entries)} entries, more than {MAX_ENTRIES}")
-    if toc.entries and toc.entries[0].type == "chunk":
-        raise InvalidToc(f"{what}: the TOC begins with a chunk of no file")
-    return toc.entries
+    return _decoded(toc.entries, what)
 
 
-def _member_ends(raw: list[_RawEntry], toc_offset: int, what: str) -> dict[int, int]:
-    """For each offset at which data begins, the next one."""
-    starts = set()
-    for entry in raw:
-        if entry.type == "chunk" or (entry.type == "reg" and entry.size > 0):
-            if not 0 <= entry.offset < toc_offset:
-                raise InvalidToc(
-                    f"{what}: {show(entry.name)} lies at offset {entry.offset}, outside the blob's data (0 to {toc_offset})"
-                )
-            starts.add(entry.offset)
-    ordered = sorted(starts)
-    return dict(zip(ordered, [*ordered[1:], toc_offset], strict=False))  # no data, no ends
+def _decoded(entries: Iterable[msgspec.Raw], what: str) -> Iterator[_RawEntry]:
+    for raw in entries:
+        if len(raw) > _MAX_ENTRY:
+            raise InvalidToc(f"{what}: the TOC has an entry of {len(raw)} bytes, more than {_MAX_ENTRY}")
+        try:
+            yield _decode_entry(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise _no_toc(error, what) from None
 
 
-def _entry(head: _RawEntry, more: list[_RawEntry], ends: dict[int, int], times: dict[str, int], what: str) -> Entry:
-    if head.type not in _TYPES:
+def _no_toc(error: Exception, what: str) -> InvalidToc:
+    return InvalidToc(f"{what}: the TOC is not the JSON that the format asks for ({error})")
+
+
+def _entry(head: _RawEntry, more: list[_RawEntry], files: Chunks, times: dict[str, int], bounds: Bounds, what: str) -> Entry:
+    kind = _TYPES.get(head.type)
+    if kind is None:
         raise InvalidToc(f"{what}: {show(head.name)} is of the unknown type {show(head.type)}")
     name = clean_name(_raw(head.name, head.lazyfs_name, what), what)
-    if more and head.type != "reg":
+    if more and kind != "reg":
         raise InvalidToc(f"{what}: {show(head.name)} is no regular file and yet has chunks")
-    if not name and head.type != "dir":
-        raise InvalidToc(f"{what}: the root is a {head.type}")
+    if not name and kind != "dir":
+        raise InvalidToc(f"{what}: the root is a {kind}")
     if not (0 <= head.uid <= MAX_ID and 0 <= head.gid <= MAX_ID):
-        raise InvalidToc(f"{what}: {show(head.name)} belongs to {head.uid}:{head.gid}, which are no ids")
+        raise InvalidToc(f"{what}: {show(head.name)} belongs to {show(head.uid)}:{show(head.gid)}, which are no ids")
     if not (0 <= head.dev_major < 1 << 32 and 0 <= head.dev_minor < 1 << 32):
-        raise InvalidToc(f"{what}: {show(head.name)} is the device {head.dev_major}:{head.dev_minor}, which is none")
+        raise InvalidToc(f"{what}: {show(head.name)} is the device {show(head.dev_major)}:{show(head.dev_minor)}, which is none")
     link = b""
-    if head.type in ("symlink", "hardlink"):
+    if kind in ("symlink", "hardlink"):
         link = _raw(head.link_name, head.lazyfs_link_name, what)
-        if head.type == "hardlink":
+        if kind == "hardlink":
             link = clean_name(link, what)
         elif not link or b"\0" in link or len(link) > 4095:
             raise InvalidToc(f"{what}: {show(head.name)} is a symbolic link to what is no path")
+    # Before the chunks and attributes are made. Every component of a name is a step for whoever walks there.
+    bounds.describe(ENTRY + len(name) + len(link), 1 + name.count(b"/") + link.count(b"/") if link else 1 + name.count(b"/"))
     return Entry(
         name=name,
-        type=cast(EntryType, head.type),
+        type=kind,
         mode=head.mode & 0o7777,
         uid=head.uid,
         gid=head.gid,
         mtime_ns=_mtime(head, times, what),
-        size=head.size if head.type == "reg" else 0,
+        size=head.size if kind == "reg" else 0,
         link=link,
         major=head.dev_major,
         minor=head.dev_minor,
-        xattrs=_xattrs(head, what) if head.xattrs else (),
-        chunks=_chunks(head, more, ends, what) if head.type == "reg" else (),
+        xattrs=_xattrs(head, bounds, what) if head.xattrs else (),
+        chunks=_chunks(head, more, files, what) if kind == "reg" else (),
     )
 
 
@@ -193,7 +233,7 @@ def clean_name(raw: bytes, what: str) -> bytes:
     parts = [part for part in raw.split(b"/") if part not in (b"", b".")]
     if b".." in parts:
         raise InvalidToc(f"{what}: the name {show(raw)} climbs out with '..'")
-    if any(len(part) > 255 for part in parts):
+    if len(raw) > 255 and any(len(part) > 255 for part in parts):
         raise InvalidToc(f"{what}: the name {show(raw)} has a component of more than 255 bytes")
     name = b"/".join(parts)
     if len(name) > MAX_NAME:
@@ -201,7 +241,7 @@ def clean_name(raw: bytes, what: str) -> bytes:
     return name
 
 
-def _chunks(head: _RawEntry, more: list[_RawEntry], ends: dict[int, int], what: str) -> tuple[Chunk, ...]:
+def _chunks(head: _RawEntry, more: list[_RawEntry], files: Chunks, what: str) -> tuple[Chunk, ...]:
     size = head.size
     if not 0 <= size < 1 << 62:
         raise InvalidToc(f"{what}: {show(head.name)} has the size {size}")
@@ -223,9 +263,7 @@ def _chunks(head: _RawEntry, more: list[_RawEntry], ends: dict[int, int], what: 
         if not 0 <= inner <= MAX_CHUNK_SIZE - length:
             raise InvalidToc(f"{what}: {show(head.name)} has the innerOffset {inner}")
         digest = raw.chunk_digest or (head.digest if not more and raw is head else "")
-        # deflate can make data longer, but no honest writer doubles it: what lies further is not read for this chunk.
-        end = min(ends[raw.offset], raw.offset + 2 * (inner + length) + (1 << 20))
-        chunks.append(Chunk(expected, length, _raw_digest(digest, head.name, what), raw.offset, inner, end))
+        chunks.append(files.make(expected, length, _raw_digest(digest, head.name, what), raw.offset, inner, head.name))
         expected += length
     if expected != size:
         raise InvalidToc(f"{what}: the chunks of {show(head.name)} end at {expected} of {size} bytes")
@@ -242,14 +280,21 @@ def _raw_digest(text: str, name: str, what: str) -> bytes:
     raise InvalidToc(f"{what}: {show(name)} has a chunk that no sha256 digest vouches for (chunkDigest {show(text)})")
 
 
-def _xattrs(head: _RawEntry, what: str) -> tuple[tuple[bytes, bytes], ...]:
-    raw_keys = head.lazyfs_xattr_keys or {}
+def _xattrs(head: _RawEntry, bounds: Bounds, what: str) -> tuple[tuple[bytes, bytes], ...]:
+    # Each has a colon: counted before they become objects.
+    bounds.describe(ATTRIBUTE * bytes(head.xattrs).count(b":"))
+    try:
+        xattrs = _decode_xattrs(head.xattrs) or {}
+        raw_keys = _decode_keys(head.lazyfs_xattr_keys) or {} if head.lazyfs_xattr_keys else {}
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _no_toc(error, what) from None
     found: dict[bytes, bytes] = {}
-    for key, value in (head.xattrs or {}).items():
+    for key, value in xattrs.items():
         raw_key = _raw(key, raw_keys.get(key), what)
         if not raw_key or b"\0" in raw_key or len(raw_key) > 255 or len(value or b"") > 65536:
             raise InvalidToc(f"{what}: {show(head.name)} has an extended attribute {show(key)} that no kernel would take")
         found[raw_key] = value or b""
+        bounds.describe(len(raw_key) + len(found[raw_key]))
     return tuple(sorted(found.items()))
 
 
@@ -309,21 +354,20 @@ def _place(entry: Entry, names: dict[bytes, Entry], hidden: Mapping[bytes, Entry
     names[entry.name] = entry
 
 
-def check_parents(names: Mapping[bytes, Entry], what: str) -> None:
+def check_parents(names: Mapping[bytes, Entry], what: str, bounds: Bounds) -> None:
     """Raise InvalidToc where a layer's names need a file to be a directory, or imply more directories than anybody could hold."""
     good: set[bytes] = {b""}
-    implied = 0
     for name in names:
         parent = name.rpartition(b"/")[0]
         while parent not in good:
             held = names.get(parent)
-            if held is not None and held.type != "dir":
-                raise InvalidToc(f"{what}: {show(parent)} is both a directory and a {held.type}")
             if held is None:
                 # A few names can imply thousands of directories each, and every one becomes a node of the tree.
-                implied += len(parent)
-                if implied > MAX_TOC_SIZE or len(good) > MAX_ENTRIES:
-                    raise InvalidToc(f"{what}: it implies more directories than there may be entries")
+                if not bounds.has_room(ENTRY + len(parent)):
+                    raise InvalidToc(f"{what}: it implies more directories than the {bounds.limit} bytes of its names may hold")
+                bounds.describe(ENTRY + len(parent))
+            elif held.type != "dir":
+                raise InvalidToc(f"{what}: {show(parent)} is both a directory and a {held.type}")
             good.add(parent)
             parent = parent.rpartition(b"/")[0]
 

@@ -63,7 +63,7 @@ async def _verify_layer(
                 await trio.to_thread.run_sync(partial(unpack, spool, pull, descriptor, kind, diff_id, progress))
             except InvalidInput as error:
                 return LayerFindings(False, (), 0, (error.message,))
-        return await trio.to_thread.run_sync(verify_layer, spool, descriptor)
+        return await trio.to_thread.run_sync(verify_layer, spool, descriptor, trio.from_thread.check_cancelled)
 
 
 def _shadowed(layers: list[tuple[Entry, ...]]) -> list[str]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
 import msgspec
 
-from lazyfs.errors import LazyfsError, show
+from lazyfs.errors import InvalidTar, LazyfsError, show
+from lazyfs.format.bounds import Bounds, never
 from lazyfs.format.digest import check
 from lazyfs.format.entry import OPAQUE_MARKER, TOC_NAME, WHITEOUT_PREFIX, Entry, base_of, parent_of
 from lazyfs.format.footer import FOOTER_SIZE, parse_footer
@@ -39,15 +40,16 @@ class LayerFindings(NamedTuple):
     problems: tuple[str, ...]
 
 
-def verify_layer(spool: Spool, descriptor: Descriptor) -> LayerFindings:
+def verify_layer(spool: Spool, descriptor: Descriptor, check_cancelled: Callable[[], None] = never) -> LayerFindings:
     """Blocking. Hold the TOC of a layer against its tar, and each chunk against both.
 
     `spool` holds the unpacked layer (blob digest and diff ID have been verified) and its blob.
     """
     what = f"layer {descriptor.digest}"
     try:
-        unpacked = _last_of_each_name(read_tar(spool.read_at, spool.size, descriptor.size, what))
-        check_parents({name: member.entry for name, member in unpacked.items()}, what)
+        bounds = Bounds(descriptor.size, what, InvalidTar, check_cancelled)
+        unpacked = _last_of_each_name(read_tar(spool.read_at, spool.size, descriptor.size, what, bounds=bounds))
+        check_parents({name: member.entry for name, member in unpacked.items()}, what, bounds)
     except LazyfsError as error:
         return LayerFindings(False, (), 0, (error.message,))
     if TOC_DIGEST not in descriptor.annotations:

@@ -112,18 +112,21 @@ def test_a_map_that_lies_is_refused(data: bytes) -> None:
         read(data + END)
 
 
-@pytest.mark.parametrize("real", [65 << 30, 2_000_000])
-def test_holes_do_not_make_bombs(real: int) -> None:
-    """64 GiB, or 1000 times the blob, is the most that a hole may become."""
-    data = old(3, real, (10, 3)) + padded(b"abc") + END
-    with pytest.raises(InvalidTar, match="has holes and would become"):
-        read(data, blob_size=1999 if real < 1 << 30 else 1 << 40)
+@pytest.mark.parametrize(
+    ("real", "count", "blob"), [(65 << 30, 1, 1 << 40), (257 << 20, 1, 1999), (2 << 20, 150, 1999), (2_000_000, 200, 300_000)]
+)
+def test_holes_do_not_make_bombs(real: int, count: int, blob: int) -> None:
+    """64 GiB, or 1000 times the blob, or 256 MiB, is the most that all holes of a layer may become."""
+    data = (old(3, real, (10, 3)) + padded(b"abc")) * count + END
+    with pytest.raises(InvalidTar, match=f"^layer 1: 's' has holes and would become {real} bytes: .*, which is the limit for a"):
+        read(data, blob_size=blob)
 
 
 def test_a_thousand_times_the_blob_is_allowed() -> None:
-    """The bound itself is inside."""
-    data = old(3, 2_000_000, (10, 3)) + padded(b"abc") + END
-    assert read(data, blob_size=2000)[0].entry.size == 2_000_000
+    """The bounds themselves are inside."""
+    data = old(3, (256 << 20) + 3, (10, 3)) + padded(b"abc")
+    assert read(data + END, blob_size=1)[0].entry.size == (256 << 20) + 3
+    assert len(read(2 * data + END, blob_size=(2 << 28) // 1000 + 1)) == 2
 
 
 def test_places_are_in_the_tar() -> None:

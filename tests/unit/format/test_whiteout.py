@@ -134,7 +134,7 @@ def test_a_toc_that_links_to_nothing_is_refused() -> None:
 
 def test_copies_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kilobyte of hard links to one large file would fill any disk."""
-    monkeypatch.setattr("lazyfs.format.tar.MIN_COPIED", 2500)
+    monkeypatch.setattr("lazyfs.format.tar.ZEROS", 2500)
     links = [header(b"l%d" % number, b"1", 0, b".wh..wh.plnk/f") for number in range(3)]
     tar = file(b".wh..wh.plnk/f", b"x" * 1000)
     assert len(members(tar + b"".join(links[:2]) + END, blob_size=1)) == 2
