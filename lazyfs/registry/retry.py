@@ -49,6 +49,12 @@ def retry_after(value: str) -> float:
     return max(0.0, ((when if when.tzinfo else when.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds())
 
 
+def pause_after(number: int) -> float:
+    """Seconds to wait after try `number`, the first being 0, before the next one."""
+    # A part of it is chance, so that clients which failed together do not come back together.
+    return _FIRST_PAUSE * float(2**number) * random.uniform(1.0, 1.5)
+
+
 async def patiently(
     what: str, attempt: Callable[[], Awaitable[T | Later]], *, deadline: float = DEADLINE, tries: int = TRIES
 ) -> T:
@@ -71,8 +77,7 @@ async def patiently(
         if not isinstance(outcome, Later):
             return outcome
         error = outcome.error
-        # Half of the pause is chance, so that clients which failed together do not come back together.
-        pause = max(outcome.after, _FIRST_PAUSE * 2**number) * random.uniform(1.0, 1.5)
+        pause = max(outcome.after, pause_after(number))
         if number == tries - 1 or trio.current_time() + pause >= end:
             break
         await trio.sleep(pause)

@@ -1,23 +1,26 @@
 """Pushing a blob (distribution-spec, "Pushing blobs"): whole in one PUT, or in pieces where the registry wants that.
 
-Nothing is visible under the digest before the closing PUT, which carries the digest for the registry to check.
+An upload that breaks off goes on where the registry says that it stopped: GET on its location answers with the range of what is there.
+A registry that does not say gets all of it again. Nothing is visible under the digest before the closing PUT, which carries the
+digest for the registry to check.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import urlencode
 
 import trio
 
-from lazyfs.errors import BadAnswer
+from lazyfs.errors import BadAnswer, Unreachable
 from lazyfs.format.digest import Digest
 from lazyfs.registry.http import Answer
-from lazyfs.registry.retry import DEADLINE, patiently
+from lazyfs.registry.retry import DEADLINE, patiently, pause_after
 from lazyfs.registry.session import Session, refusal
 from lazyfs.registry.tokens import Scope
 from lazyfs.registry.url import Url, follow
@@ -27,10 +30,26 @@ LARGE: Final = 1 << 30
 PIECE: Final = 64 << 20
 MAX_PIECE: Final = 1 << 30
 _READ_SIZE: Final = 1 << 20
+_STEP: Final = 64 << 10
+"""Bytes sent at a time. httpx gives each of these 20 s, so this is also what decides how slow a line may be."""
 _TRIES: Final = 3
-_SLOWEST: Final = 64 << 10
+"""Uploads of one blob, each from its first byte."""
+_RESUMES: Final = 5
+"""Times that an upload is taken up without any progress in between."""
+_SLOWEST: Final = _STEP / 20
 """Bytes per second below which an upload is given up."""
 _WANTS_PIECES: Final = frozenset({400, 405, 411, 413, 501})
+_KEPT: Final = frozenset({200, 201, 204})
+_OUT_OF_ORDER: Final = 416
+_RANGE = re.compile(r"(?:bytes[= ])?\s*0-([0-9]{1,18})\Z")
+
+
+class _There(NamedTuple):
+    """What the registry has of an upload."""
+
+    location: Url
+    kept: int
+    """Its first bytes, so many of them."""
 
 
 class Upload:
@@ -39,6 +58,7 @@ class Upload:
     def __init__(self, session: Session, repository: str, scope: Scope, digest: Digest, path: Path) -> None:
         self._session = session
         self._start = session.url(f"{repository}/blobs/uploads/")
+        self._blob = session.url(f"{repository}/blobs/{digest}")
         self._scope = scope
         self._digest = digest
         self._path = path
@@ -55,31 +75,88 @@ class Upload:
         patience = _TRIES * (DEADLINE + size / _SLOWEST)
         for way in ways:
             answer = await patiently(self._what, partial(way, size, meter), deadline=patience, tries=_TRIES)
-            if answer.status in {201, 204}:
+            if answer.status in _KEPT:
                 return self._check(answer)
             if answer.status not in _WANTS_PIECES:
                 break
         raise refusal(self._what, answer.url, answer.status, answer.body)
 
     async def _whole(self, size: int, meter: _Meter) -> Answer:
-        meter.undo()
-        location, _ = await self._begin()
-        return await self._send("PUT", self._closing(location), 0, size, {}, meter)
+        meter.set(0)
+        location, smallest = await self._begin()
+        try:
+            return await self._close(location, 0, size, meter)
+        except Unreachable:
+            there = await self._there(location, size)
+            if there is None or not there.kept:
+                raise
+            return await self._send_pieces(there, size, smallest, meter)
 
     async def _in_pieces(self, size: int, meter: _Meter) -> Answer:
-        meter.undo()
         location, smallest = await self._begin()
+        return await self._send_pieces(_There(location, 0), size, smallest, meter)
+
+    async def _send_pieces(self, there: _There, size: int, smallest: int, meter: _Meter) -> Answer:
+        """The rest of an upload, and its end. A piece that comes to nothing is followed by what the registry then lacks."""
         step = max(PIECE, smallest)
-        for start in range(0, size, step):
-            end = min(start + step, size)
-            answer = await self._send("PATCH", location, start, end, {"Content-Range": f"{start}-{end - 1}"}, meter)
-            if answer.status not in {201, 202, 204}:
+        fruitless = 0
+        most = there.kept
+        while there.kept < size:
+            meter.set(there.kept)
+            end = min(there.kept + step, size)
+            try:
+                answer = await self._send(
+                    "PATCH", there.location, there.kept, end, {"Content-Range": f"{there.kept}-{end - 1}"}, meter
+                )
+                failure = None
+            except Unreachable as error:
+                failure = error
+            if failure is None and answer.status in {200, 201, 202, 204}:
+                # What its Range says is not read: some registries say nothing true there, and a piece out of order is refused.
+                there = _There(self._location(answer, there.location), end)
+                if end > most:
+                    most, fruitless = end, 0
+                continue
+            if failure is None and answer.status != _OUT_OF_ORDER:
                 return answer
-            kept = answer.headers.get("range", f"0-{end - 1}").removeprefix("bytes=")
-            if kept != f"0-{end - 1}":
-                raise BadAnswer(f"{self._what}: of {end} bytes sent, the registry says it has {kept[:40]!r}")
-            location = self._location(answer)
-        return await self._send("PUT", self._closing(location), 0, 0, {}, meter)
+            failure = failure or Unreachable(f"{self._what}: {answer.url.authority} answers {answer.status} to a piece of it")
+            found = await self._there(there.location, size)
+            if found is None:
+                raise failure
+            there = found
+            if there.kept > most:
+                most, fruitless = there.kept, 0
+            else:
+                fruitless += 1
+                if fruitless == _RESUMES:
+                    raise failure
+            await trio.sleep(pause_after(fruitless))
+        meter.set(size)
+        return await self._close(there.location, size, size, meter)
+
+    async def _close(self, location: Url, start: int, size: int, meter: _Meter) -> Answer:
+        """The PUT that ends an upload, with the bytes from `start` on."""
+        joint = "&" if "?" in location.target else "?"
+        url = location._replace(target=f"{location.target}{joint}{urlencode({'digest': self._digest})}")
+        try:
+            return await self._send("PUT", url, start, size, {}, meter)
+        except Unreachable:
+            # The answer may be all that was lost.
+            answer = await self._session.ask(self._what, "HEAD", self._blob, self._scope)
+            if answer.status != 200:
+                raise
+            meter.set(size)
+            return answer
+
+    async def _there(self, location: Url, size: int) -> _There | None:
+        """What the registry has of an upload, and where it goes on; None where it does not say. Raises as `run`."""
+        answer = await self._session.ask(self._what, "GET", location, self._scope)
+        found = _RANGE.match(answer.headers.get("range", "").strip())
+        if answer.status not in {200, 202, 204} or found is None:
+            return None
+        # Docker's registry says 0-0 of an upload that has nothing. A single byte is sent again.
+        count = int(found[1]) + 1 if found[1] != "0" else 0
+        return _There(self._location(answer, location), count) if count <= size else None
 
     async def _begin(self) -> tuple[Url, int]:
         """Where to send to, and the least that a piece (but the last) may hold."""
@@ -89,14 +166,14 @@ class Upload:
         smallest = answer.headers.get("oci-chunk-min-length", "0")
         if not (smallest.isascii() and smallest.isdigit() and len(smallest) < 12 and int(smallest) <= MAX_PIECE):
             raise BadAnswer(f"{self._what}: the registry wants pieces of at least {smallest[:40]!r} bytes")
-        return self._location(answer), int(smallest)
+        return self._location(answer, None), int(smallest)
 
     async def _send(self, method: str, url: Url, start: int, end: int, headers: Mapping[str, str], meter: _Meter) -> Answer:
         """Bytes `[start, end)` of the file. One try: what the registry made of a broken one, nobody knows."""
         mark = meter.sent
 
         def content() -> AsyncIterator[bytes]:
-            meter.undo(to=mark)
+            meter.set(mark)
             return _read(self._path, start, end, meter)
 
         return await self._session.ask(
@@ -110,15 +187,13 @@ class Upload:
             deadline=DEADLINE + (end - start) / _SLOWEST,
         )
 
-    def _location(self, answer: Answer) -> Url:
-        return follow(answer.url, answer.headers.get("location", ""), "the upload location")
-
-    def _closing(self, location: Url) -> Url:
-        joint = "&" if "?" in location.target else "?"
-        return location._replace(target=f"{location.target}{joint}{urlencode({'digest': self._digest})}")
+    def _location(self, answer: Answer, last: Url | None) -> Url:
+        """Where the upload goes on: `last` where the answer does not say."""
+        location = answer.headers.get("location", "")
+        return last if last and not location else follow(answer.url, location, "the upload location")
 
     def _check(self, answer: Answer) -> None:
-        got = answer.headers.get("docker-content-digest", self._digest)
+        got = answer.headers.get("docker-content-digest") or self._digest
         if got != self._digest:
             raise BadAnswer(f"{self._what}: the registry says it has kept {got[:80]!r}")
 
@@ -132,7 +207,8 @@ class _Meter:
         self.sent += count
         self._progress(count)
 
-    def undo(self, to: int = 0) -> None:
+    def set(self, to: int) -> None:
+        """So much is there, whatever was sent."""
         if self.sent != to:
             self.add(to - self.sent)
 
@@ -144,6 +220,7 @@ async def _read(path: Path, start: int, end: int, meter: _Meter) -> AsyncIterato
             piece = await trio.to_thread.run_sync(os.pread, file.fileno(), min(_READ_SIZE, end - start), start)
             if not piece:
                 raise BadAnswer(f"{path} became shorter while it was sent")
-            yield piece
-            meter.add(len(piece))
+            for at in range(0, len(piece), _STEP):
+                yield piece[at : at + _STEP]
+                meter.add(len(piece[at : at + _STEP]))
             start += len(piece)

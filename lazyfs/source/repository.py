@@ -117,9 +117,9 @@ class Repository:
         answer = await self.session.ask(
             what, "PUT", url, self.push, headers={"Content-Type": document.media_type}, content=document.data
         )
-        if answer.status not in {201, 204}:
+        if answer.status not in {200, 201, 204}:
             raise refusal(what, answer.url, answer.status, answer.body)
-        got = answer.headers.get("docker-content-digest", document.digest)
+        got = answer.headers.get("docker-content-digest") or document.digest
         if got != document.digest:
             raise BadAnswer(f"{what}: the registry says it has kept {got[:80]!r} instead of {document.digest}")
 

@@ -31,8 +31,14 @@ class Receiving:
         self.chunk_min = chunk_min
         self.uploads: dict[int, bytes] = {}
         self.blobs: dict[str, bytes] = {}
+        self.keeps: list[int] = []
+        """Of the next bodies: how many bytes arrive before the connection breaks."""
+        self.tells = True
+        """GET on an upload says what is there."""
 
     def __call__(self, request: Request) -> Answer:
+        if request.method == "HEAD":
+            return reply(200 if request.target.removeprefix("/v2/r/blobs/") in self.blobs else 404)
         if request.method == "POST":
             number = len(self.uploads)
             self.uploads[number] = b""
@@ -41,10 +47,18 @@ class Receiving:
         found = re.fullmatch(r"/v2/r/blobs/uploads/(\d+)\?state=(\d+)(?:&digest=(\S+))?", request.target)
         assert found, request.target
         number, state, digest = int(found[1]), int(found[2]), found[3]
+        if request.method == "GET":
+            kept = len(self.uploads[number])
+            if not self.tells:
+                return reply(404)
+            return reply(204, location=f"/v2/r/blobs/uploads/{number}?state={kept}", range=f"0-{max(0, kept - 1)}")
         if request.method == "PUT" and not state and self.whole != 201:
             return reply(self.whole)
         if state != len(self.uploads[number]):
             return reply(416)
+        if request.body and self.keeps:
+            self.uploads[number] += request.body[: self.keeps.pop(0)]
+            return Reply(b"", "close")
         self.uploads[number] += request.body
         if request.method == "PATCH":
             start, end = map(int, request.headers["content-range"].split("-"))
@@ -110,7 +124,7 @@ async def test_a_large_blob_goes_in_pieces_at_once(tmp_path: Path, monkeypatch: 
     assert [len(request.body) for request in server.requests if request.method == "PATCH"] == [6000, 4240]
 
 
-async def test_a_broken_upload_starts_anew(tmp_path: Path, impatient: None) -> None:
+async def test_a_broken_upload_of_which_nothing_came_starts_again(tmp_path: Path, impatient: None) -> None:
     """The connection breaks in the middle, then 503; what had been sent is taken back from the progress."""
     registry = Receiving()
     trouble: list[Answer] = [Reply(b"", "close"), reply(503)]
@@ -122,8 +136,115 @@ async def test_a_broken_upload_starts_anew(tmp_path: Path, impatient: None) -> N
     async with sending(script, tmp_path) as (server, upload):
         await upload.run(steps.append)
     assert registry.blobs == {DIGEST: BLOB}
-    assert [request.method for request in server.requests] == ["POST", "PUT"] * 3
-    assert (sum(steps), min(steps)) == (len(BLOB), -len(BLOB))
+    assert [request.method for request in server.requests if request.method in {"POST", "PUT"}] == ["POST", "PUT"] * 3
+    assert sum(steps) == len(BLOB)
+
+
+@pytest.mark.parametrize("whole", [201, 413])
+async def test_a_broken_upload_goes_on_where_the_registry_says(
+    whole: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, impatient: None
+) -> None:
+    """Whole or in pieces: no byte that has arrived is sent again, and the progress says what is there."""
+    monkeypatch.setattr(uploads, "PIECE", 4000)
+    registry = Receiving(whole=whole)
+    registry.keeps = [3000, 2500, 0, 10, 0, 0, 0, 0, 1500]
+    steps: list[int] = []
+    async with sending(registry, tmp_path) as (server, upload):
+        await upload.run(steps.append)
+    assert registry.blobs == {DIGEST: BLOB}
+    assert sum(request.method == "POST" for request in server.requests) == (1 if whole == 201 else 2)
+    pieces = [request.headers["content-range"] for request in server.requests if request.method == "PATCH"]
+    first = [] if whole == 201 else ["0-3999"]
+    assert pieces == [*first, "3000-6999", "5500-9499", "5500-9499", *["5510-9509"] * 5, "7010-10239"]
+    assert sum(steps) == len(BLOB)
+
+
+async def test_a_registry_that_does_not_say_what_it_has_gets_all_of_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, impatient: None
+) -> None:
+    """Three times in all."""
+    monkeypatch.setattr(uploads, "LARGE", 0)
+    monkeypatch.setattr(uploads, "PIECE", 8000)
+    registry = Receiving()
+    registry.tells, registry.keeps = False, [5000, 5000]
+    async with sending(registry, tmp_path) as (server, upload):
+        await upload.run(lambda _: None)
+    assert registry.blobs == {DIGEST: BLOB}
+    assert sum(request.method == "POST" for request in server.requests) == 3
+    registry.blobs.clear()
+    registry.keeps = [5000] * 3
+    async with sending(registry, tmp_path) as (_, upload):
+        with pytest.raises(Unreachable):
+            await upload.run(lambda _: None)
+    assert not registry.blobs and not registry.keeps
+
+
+async def test_an_upload_without_progress_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, impatient: None) -> None:
+    """Five times from one place, three times from the beginning."""
+    monkeypatch.setattr(uploads, "LARGE", 0)
+    registry = Receiving()
+    registry.keeps = [0] * 100
+    async with sending(registry, tmp_path) as (server, upload):
+        with pytest.raises(Unreachable):
+            await upload.run(lambda _: None)
+    assert sum(request.method == "PATCH" for request in server.requests) == 15
+
+
+async def test_an_upload_whose_last_answer_is_lost_is_complete(tmp_path: Path) -> None:
+    """The blob is looked for before it is sent again."""
+    registry = Receiving()
+
+    def script(request: Request) -> Answer:
+        answer = registry(request)
+        return Reply(b"", "close") if request.method == "PUT" else answer
+
+    steps: list[int] = []
+    async with sending(script, tmp_path) as (server, upload):
+        await upload.run(steps.append)
+    assert [request.method for request in server.requests] == ["POST", "PUT", "HEAD"]
+    assert sum(steps) == len(BLOB)
+
+
+async def test_a_piece_out_of_order_is_followed_by_what_is_lacking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registry that takes less of a piece than it says refuses the next one with 416, and says what it has."""
+    monkeypatch.setattr(uploads, "LARGE", 0)
+    monkeypatch.setattr(uploads, "PIECE", 4000)
+    registry = Receiving()
+    lost = [1000]
+
+    def script(request: Request) -> Answer:
+        if request.method == "PATCH" and lost:
+            request = request._replace(body=request.body[: -lost.pop()])
+            registry.uploads[0] = request.body
+            return reply(202, location="/v2/r/blobs/uploads/0?state=4000", range="0-3999")
+        return registry(request)
+
+    async with sending(script, tmp_path) as (server, upload):
+        await upload.run(lambda _: None)
+    assert registry.blobs == {DIGEST: BLOB}
+    pieces = [request.headers["content-range"] for request in server.requests if request.method == "PATCH"]
+    assert pieces == ["0-3999", "4000-7999", "3000-6999", "7000-10239"]
+
+
+@pytest.mark.parametrize("told", ["", "0-5", "bytes=0-99999", "nonsense"])
+async def test_what_a_registry_says_of_a_piece_that_it_took_is_not_read(
+    told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """skopeo and containerd do not read it either."""
+    monkeypatch.setattr(uploads, "LARGE", 0)
+    monkeypatch.setattr(uploads, "PIECE", 4000)
+    registry = Receiving()
+
+    def script(request: Request) -> Answer:
+        answer = registry(request)
+        if request.method == "PATCH":
+            state = int(request.headers["content-range"].rpartition("-")[2]) + 1
+            return reply(202, location=f"/v2/r/blobs/uploads/0?state={state}", range=told)
+        return answer
+
+    async with sending(script, tmp_path) as (_, upload):
+        await upload.run(lambda _: None)
+    assert registry.blobs == {DIGEST: BLOB}
 
 
 async def test_trouble_without_end_ends(tmp_path: Path, impatient: None) -> None:
@@ -149,11 +270,6 @@ async def test_trouble_without_end_ends(tmp_path: Path, impatient: None) -> None
         ([reply(202, location="/u", oci_chunk_min_length="99999999999")], BadAnswer, "pieces of at least"),
         ([reply(202, location="/u"), reply(201, docker_content_digest="sha256:" + "0" * 64)], BadAnswer, "says it has kept"),
         ([reply(202, location="/u"), reply(302, location="/v")], BadAnswer, "answers 302"),
-        (
-            [reply(202, location="/u"), reply(400), reply(202, location="/u"), reply(202, location="/u", range="0-5")],
-            BadAnswer,
-            "says it has '0-5'",
-        ),
         ([reply(202, location="/u"), reply(413), reply(202, location="/u"), reply(413)], BadAnswer, "answers 413"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
