@@ -60,6 +60,8 @@ def main(argv: Sequence[str]) -> int:
             report = trio.run(_convert, source, destination, accesses, choice, request, progress)
         except BaseExceptionGroup as group:
             raise foremost(group) from group
+    for remark in dict.fromkeys(remark for image in report.images for remark in image.left_out):
+        print(f"lazyfs: warning: {remark}", file=sys.stderr)
     if arguments.json:
         print(msgspec.json.format(msgspec.json.encode(report)).decode())
     else:

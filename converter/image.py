@@ -53,4 +53,7 @@ async def convert_image(line: Line, image: OldImage, last: bool) -> NewImage:
     document = rewrite_manifest(image.manifest, image.digest, config, layers)
     not_found = tuple(path.decode("utf-8", "backslashreplace") for path in missing)
     reports = tuple(layer_report(one) for one in finished)
-    return NewImage(document, ImageReport(str(image.config.platform), image.digest, document.digest, reports, not_found))
+    left_out = tuple(remark for one in finished for remark in one.left_out)
+    return NewImage(
+        document, ImageReport(str(image.config.platform), image.digest, document.digest, reports, not_found, left_out)
+    )

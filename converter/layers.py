@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Final, NamedTuple
 
 import trio
@@ -23,9 +24,11 @@ from converter.uploads import Uploads
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import Descriptor, LayerKind
 from lazyfs.format.tar import TarMember, read_tar
+from lazyfs.format.whiteout import LeftOut
 from lazyfs.image.spool import Spool, unpack
 from lazyfs.source.protocol import ImageSource
 from lazyfs.whole.layer_index import LayerIndex, index_layer
+from lazyfs.whole.own import own_files, own_note
 from lazyfs.whole.plan import Planned, plan_layer
 from lazyfs.whole.tree import Tree
 
@@ -56,6 +59,24 @@ class Finished(NamedTuple):
     old: OldLayer
     new: NewLayer
     seconds: float
+    left_out: tuple[str, ...] = ()
+    """What of the source is not in it, in words."""
+
+
+class _Read(NamedTuple):
+    """A tar, read."""
+
+    members: Sequence[TarMember]
+    left_out: LeftOut
+    own: tuple[bytes, ...]
+    """Names of the format's that the image has files under (whole/own.py)."""
+
+    @classmethod
+    def of(cls, spool: Spool, descriptor: Descriptor, what: str) -> _Read:
+        """Blocking. Raises InvalidTar."""
+        left_out = LeftOut()
+        members = tuple(read_tar(spool.read_at, spool.size, descriptor.size, what, left_out))
+        return cls(members, left_out, own_files(members, spool.read_at))
 
 
 class Line:
@@ -77,7 +98,7 @@ class Line:
         self.progress = progress
         self.remember = remember
         """Whether more images follow, which may hold the same blobs."""
-        self.members: dict[Digest, Sequence[TarMember]] = {}
+        self.read: dict[Digest, _Read] = {}
         self.finished: dict[Digest, list[tuple[Sequence[Planned], NewLayer]]] = {}
 
 
@@ -146,8 +167,9 @@ class _Job:
         self._title = f"{number + 1:3} {layer.descriptor.digest[7:19]}"
         self._fetched = trio.Event()
         self._spool: Spool | None = None
-        self._members: Sequence[TarMember] = ()
+        self._read: _Read | None = None
         self._index: LayerIndex | None = None
+        self._led_below = LeftOut()
 
     def close(self) -> None:
         """Give back the disk space."""
@@ -158,22 +180,20 @@ class _Job:
     async def fetch(self) -> None:
         """Bring the layer's tar to this disk, and read what is in it."""
         descriptor = self._layer.descriptor
-        known = self._line.members.get(descriptor.digest)
-        if known is None:
+        self._read = self._line.read.get(descriptor.digest)
+        if self._read is None:
             spool = await self._bring()
-            self._members = await trio.to_thread.run_sync(
-                lambda: tuple(read_tar(spool.read_at, spool.size, descriptor.size, self._what))
-            )
+            self._read = await trio.to_thread.run_sync(_Read.of, spool, descriptor, self._what)
             if self._line.remember:
-                self._line.members[descriptor.digest] = self._members
-        else:
-            self._members = known
+                self._line.read[descriptor.digest] = self._read
         self._fetched.set()
 
     async def index(self, tree: Tree) -> None:
         """Wait for the layer, and put it on `tree`."""
         await self._fetched.wait()
-        self._index = await trio.to_thread.run_sync(index_layer, tree, self._members, self.number, self._what)
+        assert self._read is not None
+        place = partial(index_layer, tree, self._read.members, self.number, self._what, self._led_below)
+        self._index = await trio.to_thread.run_sync(place)
 
     async def write(self, prioritized: Sequence[bytes]) -> Finished:
         """Write the layer, unless that is done already, and have it sent."""
@@ -187,7 +207,12 @@ class _Job:
             if self._line.remember:
                 self._line.finished.setdefault(digest, []).append((plan, done))
         self.close()
-        return Finished(self._layer, done, trio.current_time() - began)
+        return Finished(self._layer, done, trio.current_time() - began, self._left_out())
+
+    def _left_out(self) -> tuple[str, ...]:
+        assert self._read is not None
+        notes = (self._read.left_out.note, self._led_below.note, own_note(self._read.own))
+        return tuple(f"{self._what}: {note}" for note in notes if note)
 
     async def _bring(self) -> Spool:
         descriptor, kind, diff_id = self._layer
@@ -211,7 +236,11 @@ class _Job:
         descriptor = self._layer.descriptor
         spool = self._spool or await self._bring()
         style = line.request.style
-        count = await trio.to_thread.run_sync(chunks_if_as_asked, plan, self._members, spool, descriptor, style.chunk_size)
+        read = self._read
+        assert read is not None
+        count = None
+        if not read.left_out:  # else a new conversion would not write what this layer holds
+            count = await trio.to_thread.run_sync(chunks_if_as_asked, plan, read.members, spool, descriptor, style.chunk_size)
         if count is not None and spool.blob is not None:
             toc_digest = Digest(descriptor.annotations[TOC_DIGEST])
             new = NewLayer(

@@ -35,6 +35,8 @@ class ImageReport(msgspec.Struct, frozen=True):
     layers: tuple[LayerReport, ...]
     not_found: tuple[str, ...]
     """Prioritised paths that no layer shows."""
+    left_out: tuple[str, ...] = ()
+    """What of the source's layers is not in the new ones."""
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -53,7 +55,7 @@ class Report(msgspec.Struct, frozen=True):
 
 def layer_report(finished: Finished) -> LayerReport:
     """The figures of one layer."""
-    old, new, seconds = finished
+    old, new, seconds, _ = finished
     return LayerReport(
         old.descriptor.digest,
         old.descriptor.size,

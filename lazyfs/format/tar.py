@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from lazyfs.errors import InvalidTar, show
-from lazyfs.format.bounds import ATTRIBUTE, ENTRY, RECORD, ZEROS, ZEROS_RATIO, Bounds
+from lazyfs.format.bounds import ATTRIBUTE, ENTRY, RECORD, Bounds
 from lazyfs.format.entry import Entry, EntryType
 from lazyfs.format.pax import XATTR_PREFIX, parse_number, parse_records, parse_time
 from lazyfs.format.sparse import Extent, parse_data_map, parse_old_map, parse_records_map, place
@@ -66,12 +66,12 @@ def read_tar(
 
     `blob_size` is what the layer weighs compressed, which bounds what its entries and holes may cost (format/bounds.py), on the account
     `bounds` where there is one; `what` names the layer in errors.
-    Entries that nobody shows (format/whiteout.py) are counted in `left_out`, and a hard link to one comes as a file of its own.
+    Entries that nobody shows (format/whiteout.py) are counted in `left_out`; the first hard link to one comes as that file.
     Raises InvalidTar when the reader gets to the part that is wrong.
     """
     reader = _Reader(read_at, size, what, bounds or Bounds(blob_size, what, InvalidTar))
     files: set[bytes] = set()
-    hidden = _Hidden(max(ZEROS, ZEROS_RATIO * blob_size), what)
+    hidden = _Hidden()
     count = 0
     while (member := reader.next_member()) is not None:
         entry = member.entry
@@ -88,38 +88,54 @@ def read_tar(
             continue
         elif entry.type == "dir":
             files.discard(entry.name)
+            hidden.replaced(entry.name)
         else:
             if entry.type == "hardlink" and (entry.link not in files or entry.link == entry.name):
-                member = hidden.copy(entry)
+                found = hidden.linked(entry)
+                if found is None:
+                    raise InvalidTar(
+                        f"{what}: {show(entry.name)} is a hard link to {show(entry.link)}, which is no earlier file of its layer"
+                    )
+                member = found
+            else:
+                hidden.replaced(entry.name)
             files.add(entry.name)
         yield member
 
 
 class _Hidden:
-    """Files that nobody shows, for the hard links that name them. Each of these becomes a file of its own, as in containerd, so
-    that a small tar could become any number of bytes: the sum of them is bounded."""
+    """Files that nobody shows, for the hard links that name them: the first becomes the file, and the others are links to that one."""
 
-    def __init__(self, most: int, what: str) -> None:
+    def __init__(self) -> None:
         self._files: dict[bytes, TarMember] = {}
-        self._most = most
-        self._copied = 0
-        self._what = what
+        self._shown: dict[bytes, bytes] = {}
+        """Key of a file to the name that it is shown under, and back."""
+        self._keys: dict[bytes, bytes] = {}
 
     def add(self, member: TarMember) -> None:
         if member.entry.type not in ("dir", "hardlink"):
-            self._files[link_key(member.entry.name)] = member
+            key = link_key(member.entry.name)
+            self._files[key] = member
+            self._shown.pop(key, None)
 
-    def copy(self, link: Entry) -> TarMember:
-        """What `link` is, which names none of the layer's other files. Raises InvalidTar."""
-        held = self._files.get(link_key(link.link))
+    def linked(self, link: Entry) -> TarMember | None:
+        """What `link` is, which names none of the layer's other files."""
+        key = link_key(link.link)
+        held = self._files.get(key)
         if held is None:
-            raise InvalidTar(
-                f"{self._what}: {show(link.name)} is a hard link to {show(link.link)}, which is no earlier file of its layer"
-            )
-        self._copied += held.entry.size
-        if self._copied > self._most:
-            raise InvalidTar(f"{self._what}: its hard links to files of AUFS would become more than {self._most} bytes")
-        return TarMember(msgspec.structs.replace(held.entry, name=link.name), held.extents)
+            return None
+        name = self._shown.get(key, link.name)
+        if name != link.name:
+            self.replaced(link.name)
+            return TarMember(msgspec.structs.replace(link, link=name), ())
+        self._shown[key], self._keys[name] = name, key
+        return TarMember(msgspec.structs.replace(held.entry, name=name), held.extents)
+
+    def replaced(self, name: bytes) -> None:
+        """Something else has this name from now on: no later link may lead to it."""
+        key = self._keys.pop(name, None) if self._keys else None
+        if key is not None and self._shown.get(key) == name:
+            del self._shown[key]
 
 
 def clean_name(raw: bytes, what: str) -> bytes:

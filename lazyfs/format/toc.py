@@ -92,7 +92,7 @@ def parse_toc(
 
     `data` is the JSON; `toc_offset` the blob offset of the TOC's own member, which ends the last chunk; `what` names the layer in
     errors. Duplicate names: the last wins. Parents that no entry names are not made up here. Entries that nobody shows
-    (format/whiteout.py) are counted in `left_out`, and a hard link to one comes as a file of its own.
+    (format/whiteout.py) are counted in `left_out`; the first hard link to one comes as that file.
 
     `arrived` is the size of the TOC's compressed member, which bounds what its entries may cost (format/bounds.py); without it that
     of `data`. `accepted` is for a TOC that was parsed before, perhaps by an earlier version that had fewer bounds, and may be mounted:
@@ -101,7 +101,7 @@ def parse_toc(
     bounds = Bounds(len(data) if arrived is None else arrived, what, InvalidToc, check_cancelled, enforced=not accepted)
     raw = _decode(data, bounds, what)
     names: dict[bytes, Entry] = {}
-    hidden: dict[bytes, Entry] = {}
+    hidden = _Hidden()
     times: dict[str, int] = {}
     files = Chunks(toc_offset, what, enforced=not accepted)
     heads = 0
@@ -126,7 +126,7 @@ def parse_toc(
             names.pop(entry.name, None)
             names[entry.name] = whiteout(entry)
         else:
-            _hide(entry, names, hidden)
+            hidden.add(entry, names)
             if left_out is not None:
                 left_out.add(entry.name, place)
         heads += 1
@@ -327,22 +327,43 @@ def _parse_time(text: str, name: str, what: str) -> int:
     return seconds * 10**9 + int((match[2] or "").ljust(9, "0"))
 
 
-def _hide(entry: Entry, names: Mapping[bytes, Entry], hidden: dict[bytes, Entry]) -> None:
-    """Keep a file that nobody shows for the hard links that may name it."""
-    file = names.get(entry.link) or hidden.get(link_key(entry.link)) if entry.type == "hardlink" else entry
-    if file is not None and file.type != "dir":
-        hidden[link_key(entry.name)] = file
+class _Hidden:
+    """Files that nobody shows, for the hard links that name them: the first becomes the file, and the others are links to that one."""
+
+    def __init__(self) -> None:
+        self._files: dict[bytes, Entry] = {}
+        self._shown: dict[bytes, Entry] = {}
+
+    def add(self, entry: Entry, names: Mapping[bytes, Entry]) -> None:
+        file: Entry | None = entry
+        if entry.type == "hardlink":
+            file = names.get(entry.link) or self._files.get(link_key(entry.link))
+        if file is not None and file.type != "dir":
+            key = link_key(entry.name)
+            self._files[key] = file
+            self._shown.pop(key, None)
+
+    def resolved(self, link: Entry, names: Mapping[bytes, Entry]) -> Entry:
+        """`link`, or what it is where it names a file that nobody shows."""
+        key = link_key(link.link)
+        file = self._files.get(key)
+        if file is None or link.link in names:
+            return link
+        shown = self._shown.get(key)
+        if shown is not None and names.get(shown.name) is shown:
+            return msgspec.structs.replace(link, link=shown.name)
+        found = self._shown[key] = msgspec.structs.replace(file, name=link.name)
+        return found
 
 
-def _place(entry: Entry, names: dict[bytes, Entry], hidden: Mapping[bytes, Entry], what: str) -> None:
+def _place(entry: Entry, names: dict[bytes, Entry], hidden: _Hidden, what: str) -> None:
     earlier = names.pop(entry.name, None)
     if earlier is not None and (earlier.type == "dir") != (entry.type == "dir"):
         raise InvalidToc(
             f"{what}: {show(entry.name)} is both a directory and a {earlier.type if entry.type == 'dir' else entry.type}"
         )
-    held = hidden.get(link_key(entry.link)) if hidden and entry.type == "hardlink" and entry.link not in names else None
-    if held is not None:
-        entry = msgspec.structs.replace(held, name=entry.name)
+    if entry.type == "hardlink":
+        entry = hidden.resolved(entry, names)
     if entry.type == "hardlink":
         target = names.get(entry.link)
         if target is not None and target.type == "hardlink":

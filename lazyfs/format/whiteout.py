@@ -3,11 +3,12 @@
     .wh.NAME                  a whiteout: hides NAME of the layers below. Only its name counts; its type, link and data do not
     .wh..wh..opq              hides all that the layers below have in this directory
     .wh..wh.* in the root     metadata that AUFS keeps of a branch: not part of the image, with everything below it. A hard link to a
-                              file in `/.wh..wh.plnk` is a file of its own, with that one's contents and attributes
-    anything below .wh.*      a name that overlayfs could not tell from a whiteout's. It is left out
+                              file in `/.wh..wh.plnk` is that file
+    anything below .wh.*      is left out
 
-Source: the OCI image specification, layer.md; containerd, pkg/archive/tar.go (applyNaive), which Docker's own reader agrees with. Only
-the last line differs from what they do: they show such entries, in a directory that is named like a whiteout. So it is noted.
+Source: the OCI image specification, layer.md; for AUFS Docker's reader (moby, pkg/archive/diff.go). containerd and umoci know no AUFS:
+they show `/.wh..wh.plnk`, and both show what lies below a whiteout's name, in a directory of that name. Only the latter can be part of
+an image that somebody made on purpose, so it is noted.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def whiteout(entry: Entry) -> Entry:
 
 
 def link_key(name: bytes) -> bytes:
-    """What a file that is not shown is found by when a hard link names it. As in containerd, only the base name counts for AUFS' links."""
+    """What a file that is not shown is found by when a hard link names it. As in Docker, only the base name counts for AUFS' links."""
     return _AUFS_LINKS + b"/" + base_of(name) if name.startswith(_AUFS_LINKS) else name
 
 
@@ -70,6 +71,9 @@ class LeftOut:
         self.first = b""
         """The first one of those."""
 
+    def __bool__(self) -> bool:
+        return bool(self.aufs or self.below)
+
     def add(self, name: bytes, place: Place) -> None:
         """Count an entry that is `aufs` or `below`."""
         if place == "aufs":
@@ -80,8 +84,8 @@ class LeftOut:
 
     @property
     def note(self) -> str:
-        """What a user should know, as the end of a sentence about the layer; empty where a full pull shows no more than we do."""
+        """What a user should know of the layer; empty where a full pull shows no more than we do."""
         if not self.below:
             return ""
-        entries = "an entry" if self.below == 1 else f"{self.below} entries, the first"
-        return f"holds {entries} {show(self.first)} below a name that begins with .wh.: not shown, and a full pull would show it"
+        entries = "one entry" if self.below == 1 else f"{self.below} entries"
+        return f"left out {entries} below names that begin with .wh., which a full pull shows: {show(self.first)}"

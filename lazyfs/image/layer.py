@@ -22,6 +22,7 @@ from lazyfs.format.footer import FOOTER_SIZE, parse_footer
 from lazyfs.format.manifest import Descriptor, LayerKind, layer_kind
 from lazyfs.format.member import inflate_member
 from lazyfs.format.toc import MAX_TOC_SIZE, parse_toc
+from lazyfs.format.whiteout import LeftOut
 from lazyfs.image.keeping import keep
 from lazyfs.source.protocol import ImageSource
 
@@ -53,6 +54,8 @@ class Layer(NamedTuple):
     entries: tuple[Entry, ...]
     whole: Whole | None = None
     """For a layer that is not lazy: no chunk of it can be fetched alone."""
+    note: str = ""
+    """What a full pull would show and this layer does not, in words; empty where there is nothing."""
 
     @property
     def digest(self) -> Digest:
@@ -90,7 +93,9 @@ class Toc(NamedTuple):
 
     def layer(self) -> Layer:
         """Blocking. Parsed: 4 µs an entry. Raises InvalidToc."""
-        return Layer(self.descriptor, self.digest, self.offset, parse_toc(self.data, self.offset, _named(self.descriptor)))
+        left_out = LeftOut()
+        entries = parse_toc(self.data, self.offset, _named(self.descriptor), left_out)
+        return Layer(self.descriptor, self.digest, self.offset, entries, note=left_out.note)
 
 
 async def load_layer(source: ImageSource, store: Store | None, descriptor: Descriptor) -> Layer:

@@ -36,7 +36,7 @@ async def load_image_layers(
     InvalidInput, SourceError, LocalError. Cancelled: files that have arrived are kept, and the rest is as if not begun.
     """
     if lazy_only:
-        return await load_layers(source, store, image)
+        return await _noted(await load_layers(source, store, image), progress)
     keys = keys_of(image)
     layers: dict[int, Layer] = {}
     wanted: dict[int, Whole] = {}
@@ -64,7 +64,15 @@ async def load_image_layers(
         async with turn(store, (image.layers[number].digest for number in wanted), waiting) as let_go:
             place = Place(source, store, image, keys, Bars(progress), let_go)
             layers |= await _fetch(place, layers, wanted, notes, progress)
-    return tuple(layers[number] for number in range(len(image.layers)))
+    return await _noted(tuple(layers[number] for number in range(len(image.layers))), progress)
+
+
+async def _noted(layers: tuple[Layer, ...], tell: Tell) -> tuple[Layer, ...]:
+    """`layers`; where one shows less than a full pull, it is told."""
+    for layer in layers:
+        if layer.note:
+            await tell({"note": f"layer {layer.digest[:19]}: {layer.note}"})
+    return layers
 
 
 async def _load(source: ImageSource, store: Store, image: Image, number: int, key: str) -> Layer:

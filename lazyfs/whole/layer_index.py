@@ -46,7 +46,7 @@ def index_layer(tree: Tree, members: Sequence[TarMember], layer: int, what: str,
     `layer` is its number, `what` names it in errors. What a symbolic link leads below a whiteout's name is counted in `left_out`.
     Raises InvalidTar for what no runtime would unpack alike.
     """
-    return _Placing(tree, layer, what, left_out or LeftOut()).place_all(members)
+    return _Placing(tree, layer, what, LeftOut() if left_out is None else left_out).place_all(members)
 
 
 class _Placing:

@@ -18,6 +18,7 @@ from lazyfs.errors import LazyfsError, foremost
 from lazyfs.format.digest import Digest
 from lazyfs.format.entry import Chunk
 from lazyfs.format.tar import TarMember, read_tar
+from lazyfs.format.whiteout import LeftOut
 from lazyfs.image.image import Image
 from lazyfs.image.layer import Layer, Whole
 from lazyfs.image.spool import Spool
@@ -27,6 +28,7 @@ from lazyfs.whole.document import describe, starts_of
 from lazyfs.whole.fetch import fetch_tar
 from lazyfs.whole.files import batches, keep_file
 from lazyfs.whole.layer_index import index_layer
+from lazyfs.whole.own import own_files, own_note
 from lazyfs.whole.plan import Planned, plan_layer
 from lazyfs.whole.progress import Bars
 from lazyfs.whole.tree import Tree
@@ -104,6 +106,8 @@ class _Job:
         self._what = f"layer {self._descriptor.digest}"
         self._title = f"layer {number + 1} of {len(place.image.layers)}"
         self._members: tuple[TarMember, ...] = ()
+        self._left_out = LeftOut()
+        self._own: tuple[bytes, ...] = ()
         self._plan: tuple[Planned, ...] = ()
         self._read = trio.Event()
         self._placed = trio.Event()
@@ -116,7 +120,7 @@ class _Job:
         self._placed.set()
 
     def _put_on(self, tree: Tree) -> tuple[Planned, ...]:
-        return plan_layer(index_layer(tree, self._members, self._number, self._what), landmark=False)
+        return plan_layer(index_layer(tree, self._members, self._number, self._what, self._left_out), landmark=False)
 
     async def run(self) -> None:
         """All that becomes of it. `put_on` is called meanwhile."""
@@ -131,10 +135,13 @@ class _Job:
         self.layer = await trio.to_thread.run_sync(
             describe, place.store, place.keys[self._number], self._descriptor, self._whole, self._plan, chunks
         )
+        self.layer = self.layer._replace(note="; ".join(filter(None, (self._left_out.note, own_note(self._own)))))
         place.let_go(self._descriptor.digest)
 
     def _read_tar(self, spool: Spool) -> tuple[TarMember, ...]:
-        return tuple(read_tar(spool.read_at, spool.size, self._descriptor.size, self._what))
+        members = tuple(read_tar(spool.read_at, spool.size, self._descriptor.size, self._what, self._left_out))
+        self._own = own_files(members, spool.read_at)
+        return members
 
     async def _keep(self, spool: Spool) -> list[tuple[Chunk, ...]]:
         store, plan = self._place.store, self._plan

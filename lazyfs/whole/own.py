@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
+from lazyfs.errors import show
 from lazyfs.format.entry import LANDMARK_CONTENT, OWN_NAMES, TOC_NAME
 from lazyfs.format.tar import ReadAt, TarMember
 from lazyfs.whole.content import read_content
@@ -24,6 +25,15 @@ def own_files(members: Sequence[TarMember], read_at: ReadAt) -> tuple[bytes, ...
     """Blocking. The names, sorted, that are left out of the layer of `members` although the format has not put them there."""
     found = {member.entry.name: member for member in members if member.entry.name.partition(b"/")[0] in OWN_NAMES}
     return tuple(sorted(name for name, member in found.items() if not _is_of_the_format(member, read_at)))
+
+
+def own_note(names: Sequence[bytes]) -> str:
+    """What a user should know of the layer; empty where there are none."""
+    if not names:
+        return ""
+    return (
+        f"left out what the image has under names that belong to the format: {', '.join(show(b'/' + name) for name in names[:3])}"
+    )
 
 
 def _is_of_the_format(member: TarMember, read_at: ReadAt) -> bool:
