@@ -16,16 +16,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-import msgspec
-
 from lazyfs.errors import InvalidTar, show
 from lazyfs.format.bounds import ATTRIBUTE, ENTRY, RECORD, Bounds
 from lazyfs.format.entry import Entry, EntryType
+from lazyfs.format.hidden import HiddenFiles
 from lazyfs.format.pax import XATTR_PREFIX, parse_number, parse_records, parse_time
 from lazyfs.format.sparse import Extent, parse_data_map, parse_old_map, parse_records_map, place
 from lazyfs.format.tar_header import BLOCK, HEADER, header_number
 from lazyfs.format.toc import MAX_ENTRIES, MAX_NAME
-from lazyfs.format.whiteout import LeftOut, link_key, place_of, whiteout
+from lazyfs.format.whiteout import LeftOut, place_of, whiteout
 
 _WINDOW: Final = 64 << 10
 """One read for many small files; little enough to waste behind each large one."""
@@ -71,7 +70,7 @@ def read_tar(
     """
     reader = _Reader(read_at, size, what, bounds or Bounds(blob_size, what, InvalidTar))
     files: set[bytes] = set()
-    hidden = _Hidden()
+    hidden = HiddenFiles()
     count = 0
     while (member := reader.next_member()) is not None:
         entry = member.entry
@@ -82,7 +81,7 @@ def read_tar(
         if place_here == "whiteout":
             member = TarMember(whiteout(entry), ())
         elif place_here != "shown":
-            hidden.add(member)
+            hidden.add(entry, member.extents)
             if left_out is not None:
                 left_out.add(entry.name, place_here)
             continue
@@ -96,46 +95,11 @@ def read_tar(
                     raise InvalidTar(
                         f"{what}: {show(entry.name)} is a hard link to {show(entry.link)}, which is no earlier file of its layer"
                     )
-                member = found
+                member = TarMember(*found)
             else:
                 hidden.replaced(entry.name)
             files.add(entry.name)
         yield member
-
-
-class _Hidden:
-    """Files that nobody shows, for the hard links that name them: the first becomes the file, and the others are links to that one."""
-
-    def __init__(self) -> None:
-        self._files: dict[bytes, TarMember] = {}
-        self._shown: dict[bytes, bytes] = {}
-        """Key of a file to the name that it is shown under, and back."""
-        self._keys: dict[bytes, bytes] = {}
-
-    def add(self, member: TarMember) -> None:
-        if member.entry.type not in ("dir", "hardlink"):
-            key = link_key(member.entry.name)
-            self._files[key] = member
-            self._shown.pop(key, None)
-
-    def linked(self, link: Entry) -> TarMember | None:
-        """What `link` is, which names none of the layer's other files."""
-        key = link_key(link.link)
-        held = self._files.get(key)
-        if held is None:
-            return None
-        name = self._shown.get(key, link.name)
-        if name != link.name:
-            self.replaced(link.name)
-            return TarMember(msgspec.structs.replace(link, link=name), ())
-        self._shown[key], self._keys[name] = name, key
-        return TarMember(msgspec.structs.replace(held.entry, name=name), held.extents)
-
-    def replaced(self, name: bytes) -> None:
-        """Something else has this name from now on: no later link may lead to it."""
-        key = self._keys.pop(name, None) if self._keys else None
-        if key is not None and self._shown.get(key) == name:
-            del self._shown[key]
 
 
 def clean_name(raw: bytes, what: str) -> bytes:

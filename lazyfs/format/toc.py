@@ -21,8 +21,9 @@ import msgspec
 from lazyfs.errors import InvalidToc, show
 from lazyfs.format.bounds import ATTRIBUTE, ENTRY, Bounds, never
 from lazyfs.format.entry import Chunk, Entry, EntryType
+from lazyfs.format.hidden import HiddenFiles
 from lazyfs.format.toc_chunks import Chunks
-from lazyfs.format.whiteout import LeftOut, link_key, place_of, whiteout
+from lazyfs.format.whiteout import LeftOut, place_of, whiteout
 
 MAX_TOC_SIZE: Final = 256 << 20
 MAX_ENTRIES: Final = 2_000_000
@@ -101,7 +102,7 @@ def parse_toc(
     bounds = Bounds(len(data) if arrived is None else arrived, what, InvalidToc, check_cancelled, enforced=not accepted)
     raw = _decode(data, bounds, what)
     names: dict[bytes, Entry] = {}
-    hidden = _Hidden()
+    hidden = HiddenFiles()
     times: dict[str, int] = {}
     files = Chunks(toc_offset, what, enforced=not accepted)
     heads = 0
@@ -126,7 +127,7 @@ def parse_toc(
             names.pop(entry.name, None)
             names[entry.name] = whiteout(entry)
         else:
-            hidden.add(entry, names)
+            hidden.add(entry)
             if left_out is not None:
                 left_out.add(entry.name, place)
         heads += 1
@@ -327,43 +328,17 @@ def _parse_time(text: str, name: str, what: str) -> int:
     return seconds * 10**9 + int((match[2] or "").ljust(9, "0"))
 
 
-class _Hidden:
-    """Files that nobody shows, for the hard links that name them: the first becomes the file, and the others are links to that one."""
-
-    def __init__(self) -> None:
-        self._files: dict[bytes, Entry] = {}
-        self._shown: dict[bytes, Entry] = {}
-
-    def add(self, entry: Entry, names: Mapping[bytes, Entry]) -> None:
-        file: Entry | None = entry
-        if entry.type == "hardlink":
-            file = names.get(entry.link) or self._files.get(link_key(entry.link))
-        if file is not None and file.type != "dir":
-            key = link_key(entry.name)
-            self._files[key] = file
-            self._shown.pop(key, None)
-
-    def resolved(self, link: Entry, names: Mapping[bytes, Entry]) -> Entry:
-        """`link`, or what it is where it names a file that nobody shows."""
-        key = link_key(link.link)
-        file = self._files.get(key)
-        if file is None or link.link in names:
-            return link
-        shown = self._shown.get(key)
-        if shown is not None and names.get(shown.name) is shown:
-            return msgspec.structs.replace(link, link=shown.name)
-        found = self._shown[key] = msgspec.structs.replace(file, name=link.name)
-        return found
-
-
-def _place(entry: Entry, names: dict[bytes, Entry], hidden: _Hidden, what: str) -> None:
+def _place(entry: Entry, names: dict[bytes, Entry], hidden: HiddenFiles, what: str) -> None:
     earlier = names.pop(entry.name, None)
     if earlier is not None and (earlier.type == "dir") != (entry.type == "dir"):
         raise InvalidToc(
             f"{what}: {show(entry.name)} is both a directory and a {earlier.type if entry.type == 'dir' else entry.type}"
         )
-    if entry.type == "hardlink":
-        entry = hidden.resolved(entry, names)
+    found = hidden.linked(entry) if entry.type == "hardlink" and entry.link not in names else None
+    if found is not None:
+        entry = found[0]
+    else:
+        hidden.replaced(entry.name)
     if entry.type == "hardlink":
         target = names.get(entry.link)
         if target is not None and target.type == "hardlink":
