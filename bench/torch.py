@@ -20,7 +20,7 @@ from bench.container import build_reader, root_of, write_bundle
 from bench.figure import Bar, Baseline, Figure
 from bench.place import Place
 from bench.roots import lazy_root
-from lazyfs.format.manifest import parse_platform
+from lazyfs.format.platform import parse_platform
 from lazyfs.image.image import load_layers, resolve_image
 from lazyfs.image.layer import Layer
 from lazyfs.source.open import AccessOptions, open_source

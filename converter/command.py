@@ -20,8 +20,8 @@ from converter.prioritize import read_list
 from converter.progress import Progress
 from converter.report import Report, table
 from lazyfs.errors import UsageError, foremost
-from lazyfs.format.manifest import parse_platform, this_platform
 from lazyfs.format.member import DEFAULT_LEVEL
+from lazyfs.format.platform import parse_platform, this_platform
 from lazyfs.format.toc import MAX_CHUNK_SIZE
 from lazyfs.source.open import AccessOptions, open_sink, open_source, parse_creds
 from lazyfs.source.reference import Reference, parse_reference

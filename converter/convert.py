@@ -20,7 +20,18 @@ from converter.rewrite import rewrite_attestation, rewrite_index
 from converter.uploads import Uploads
 from lazyfs.errors import InvalidManifest, NotFound
 from lazyfs.format.digest import Digest
-from lazyfs.format.manifest import Index, Manifest, Platform, choose_platform, is_attestation, parse_document
+from lazyfs.format.manifest import (
+    MAX_CONFIG,
+    MAX_DESCRIPTORS,
+    Descriptor,
+    Index,
+    Manifest,
+    is_attestation,
+    is_image,
+    parse_document,
+)
+from lazyfs.format.platform import Platform
+from lazyfs.image.choice import MAX_DEPTH, choose
 from lazyfs.source.protocol import Document, ImageSink, ImageSource
 
 
@@ -37,7 +48,10 @@ class _Input(NamedTuple):
     whole: Index | None
     """Where all of an index is wanted."""
     images: dict[Digest, OldImage]
-    attestations: dict[Digest, Manifest]
+    others: dict[Digest, Manifest]
+    """What is no image: attestations, and artifacts of other kinds. Copied as they are."""
+    indexes: dict[Digest, Index]
+    """Those inside of `whole`, the innermost first."""
 
 
 async def convert(
@@ -61,8 +75,8 @@ async def convert(
 
             nursery.start_soon(look_for_attached)
             uploads = Uploads(source, sink, nursery)
-            for attestation in given.attestations.values():
-                for blob in (attestation.config, *attestation.layers):
+            for other in given.others.values():
+                for blob in (other.config, *other.layers):
                     await uploads.copy(blob)
             line = Line(source, uploads, request, threads, progress, remember=len(given.images) > 1)
             for number, (digest, image) in enumerate(given.images.items(), 1):
@@ -71,8 +85,8 @@ async def convert(
     written = await _write_documents(sink, tag, given, documents)
     lost: tuple[str, ...] = ()
     if written.digest != given.document.digest:
-        old = [image.manifest for image in given.images.values()] + ([given.whole] if given.whole else [])
-        lost = (*inherent_losses(old, len(given.attestations)), *attached)
+        old = [image.manifest for image in given.images.values()] + list(given.indexes.values())
+        lost = (*inherent_losses([*old, given.whole] if given.whole else old, len(given.others)), *attached)
     return Report(
         f"{source.name}@{given.document.digest}",
         f"{sink.name}:{tag}" if tag else sink.name,
@@ -91,31 +105,56 @@ async def _read(source: ImageSource, selector: str, choice: Choice) -> _Input:
     if isinstance(parsed, Manifest):
         image = await read_image(source, document.digest, parsed)
         _check_platform(image, source, choice)
-        return _Input(document, None, {document.digest: image}, {})
+        return _Input(document, None, {document.digest: image}, {}, {})
+    reading = _Reading(source)
     if choice.platform is not None:
-        chosen = choose_platform(parsed, choice.platform, name)
-        document, manifest = await _manifest(source, chosen.digest, chosen.media_type)
-        return _Input(document, None, {document.digest: await read_image(source, document.digest, manifest)}, {})
-    images: dict[Digest, OldImage] = {}
-    attestations: dict[Digest, Manifest] = {}
-    for entry in parsed.manifests:
-        _, manifest = await _manifest(source, entry.digest, entry.media_type)
-        if is_attestation(entry):
-            attestations[entry.digest] = manifest
-        elif entry.digest not in images:
-            images[entry.digest] = await read_image(source, entry.digest, manifest)
-    if not images:
+        digest, manifest = await choose(reading, parsed, choice.platform, name)
+        chosen = Document(manifest.media_type, digest, manifest.data)
+        return _Input(chosen, None, {digest: await read_image(source, digest, manifest)}, {}, {})
+    await reading.read_all(parsed, name, 1)
+    if not reading.images:
         raise InvalidManifest(f"{name} is an index without an image")
-    return _Input(document, parsed, images, attestations)
+    return _Input(document, parsed, reading.images, reading.others, reading.indexes)
 
 
-async def _manifest(source: ImageSource, digest: Digest, media_type: str) -> tuple[Document, Manifest]:
-    document = await source.document(digest)
-    name = f"{source.name}@{digest}"
-    parsed = parse_document(document.media_type or media_type, document.data, name)
-    if not isinstance(parsed, Manifest):
-        raise InvalidManifest(f"{name} is an index inside an index", hint="Convert it by its own digest")
-    return document, parsed
+class _Reading:
+    """What an index leads to."""
+
+    def __init__(self, source: ImageSource) -> None:
+        self._source = source
+        self._seen: set[Digest] = set()
+        self.images: dict[Digest, OldImage] = {}
+        self.others: dict[Digest, Manifest] = {}
+        self.indexes: dict[Digest, Index] = {}
+
+    async def get(self, reference: str, media_type: str) -> tuple[Digest, Manifest | Index]:
+        """See lazyfs.image.choice."""
+        document = await self._source.document(reference)
+        name = f"{self._source.name}@{document.digest}"
+        return document.digest, parse_document(document.media_type or media_type, document.data, name)
+
+    async def blob(self, descriptor: Descriptor) -> bytes:
+        """See lazyfs.image.choice."""
+        return await self._source.small_blob(descriptor.digest, MAX_CONFIG)
+
+    async def read_all(self, index: Index, name: str, depth: int) -> None:
+        """Every manifest and index that `index` names, which `depth` indexes lead to, itself included."""
+        if depth > MAX_DEPTH:
+            raise InvalidManifest(f"{name} is inside of more than {MAX_DEPTH - 1} indexes", hint="Convert it by its own digest")
+        for entry in index.manifests:
+            if entry.digest in self._seen:
+                continue
+            self._seen.add(entry.digest)
+            if len(self._seen) > MAX_DESCRIPTORS:
+                raise InvalidManifest(f"{self._source.name}: an index leads to more than {MAX_DESCRIPTORS} documents")
+            digest, document = await self.get(entry.digest, entry.media_type)
+            if isinstance(document, Index):
+                await self.read_all(document, f"{self._source.name}@{digest}", depth + 1)
+                self.indexes[digest] = document  # behind those that it names
+            elif is_attestation(entry) or not is_image(document):
+                self.others[digest] = document
+            else:
+                self.images[digest] = await read_image(self._source, digest, document)
 
 
 def _check_platform(image: OldImage, source: ImageSource, choice: Choice) -> None:
@@ -130,8 +169,10 @@ async def _write_documents(sink: ImageSink, tag: str, given: _Input, images: Map
         (document,) = images.values()
     else:
         documents = dict(images)
-        for digest, attestation in given.attestations.items():
-            documents[digest] = rewrite_attestation(attestation, digest, images)
+        for digest, other in given.others.items():
+            documents[digest] = rewrite_attestation(other, digest, images)
+        for digest, index in given.indexes.items():
+            documents[digest] = rewrite_index(index, digest, documents)
         for document in dict.fromkeys(documents.values()):
             await sink.put_document(document.digest, document)
         document = rewrite_index(given.whole, given.document.digest, documents)

@@ -9,7 +9,7 @@ from converter.report import ImageReport, layer_report
 from converter.rewrite import rewrite_config, rewrite_manifest
 from lazyfs.errors import InvalidManifest
 from lazyfs.format.digest import Digest
-from lazyfs.format.manifest import MAX_CONFIG, ImageConfig, Manifest, layer_kind, parse_config
+from lazyfs.format.manifest import MAX_CONFIG, ImageConfig, Manifest, check_layer_type, parse_config
 from lazyfs.source.protocol import Document, ImageSource
 
 
@@ -32,7 +32,8 @@ class NewImage(NamedTuple):
 
 async def read_image(source: ImageSource, digest: Digest, manifest: Manifest) -> OldImage:
     """Read the config, and check that it fits the manifest. Raises LazyfsError."""
-    kinds = [layer_kind(layer) for layer in manifest.layers]
+    for layer in manifest.layers:
+        check_layer_type(layer)  # what is no layer is found before anything is fetched
     data = await source.small_blob(manifest.config.digest, MAX_CONFIG)
     config = parse_config(data, f"the config of {source.name}@{digest}")
     if len(config.diff_ids) != len(manifest.layers):
@@ -40,7 +41,7 @@ async def read_image(source: ImageSource, digest: Digest, manifest: Manifest) ->
             f"{source.name}@{digest} has {len(manifest.layers)} layers, and its config {len(config.diff_ids)} diff IDs",
             hint="The image was built or copied wrongly: no runtime would unpack it",
         )
-    layers = tuple(OldLayer(*facts) for facts in zip(manifest.layers, kinds, config.diff_ids, strict=True))
+    layers = tuple(OldLayer(*facts) for facts in zip(manifest.layers, config.diff_ids, strict=True))
     return OldImage(digest, manifest, config, data, layers)
 
 

@@ -22,7 +22,7 @@ from converter.prioritize import Prioritized, find
 from converter.progress import Progress, Step
 from converter.uploads import Uploads
 from lazyfs.format.digest import Digest
-from lazyfs.format.manifest import Descriptor, LayerKind
+from lazyfs.format.manifest import Descriptor
 from lazyfs.format.tar import TarMember, read_tar
 from lazyfs.format.whiteout import LeftOut
 from lazyfs.image.spool import Spool, unpack
@@ -49,7 +49,6 @@ class OldLayer(NamedTuple):
     """A layer of the source, as its manifest and config tell of it."""
 
     descriptor: Descriptor
-    kind: LayerKind
     diff_id: Digest
 
 
@@ -215,20 +214,20 @@ class _Job:
         return tuple(f"{self._what}: {note}" for note in notes if note)
 
     async def _bring(self) -> Spool:
-        descriptor, kind, diff_id = self._layer
+        descriptor, diff_id = self._layer
         line = self._line
-        keep = line.request.keep and kind == "gzip" and TOC_DIGEST in descriptor.annotations
+        keep = line.request.keep and TOC_DIGEST in descriptor.annotations
         spool = self._spool = Spool(keep)
         step = _cancellable(line.progress.phase(self._title, "fetch", descriptor.size))
         if not descriptor.size:
-            await trio.to_thread.run_sync(unpack, spool, _no_bytes, descriptor, kind, diff_id, step)
+            await trio.to_thread.run_sync(unpack, spool, _no_bytes, descriptor, diff_id, step)
             return spool
         async with line.source.open_range(descriptor.digest, descriptor.size, 0, descriptor.size) as stream:
 
             def pull(count: int) -> bytes | bytearray | memoryview:
                 return trio.from_thread.run(stream.receive_exactly, count)
 
-            await trio.to_thread.run_sync(unpack, spool, pull, descriptor, kind, diff_id, step)
+            await trio.to_thread.run_sync(unpack, spool, pull, descriptor, diff_id, step)
         return spool
 
     async def _keep_or_write(self, plan: Sequence[Planned]) -> NewLayer:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from lazyfs.errors import LazyfsError
+from lazyfs.errors import LazyfsError, show
 from lazyfs.format.digest import Digest
+from lazyfs.format.foreign_json import fields
 from lazyfs.format.manifest import Index, Manifest
 from lazyfs.source.protocol import ImageSource
 
@@ -34,9 +35,9 @@ async def find_attached(source: ImageSource, digests: Iterable[Digest]) -> tuple
 def inherent_losses(documents: Iterable[Manifest | Index], attestations: int) -> tuple[str, ...]:
     """What the documents themselves say and the new ones cannot."""
     lost = [
-        f"the subject {document.raw['subject']['digest']}, which the source says it refers to"
+        f"the subject {show(subject)}, which the source says it refers to"
         for document in documents
-        if _refers(document)
+        if (subject := _subject(document)) is not None
     ]
     if attestations:
         lost.append(
@@ -45,6 +46,7 @@ def inherent_losses(documents: Iterable[Manifest | Index], attestations: int) ->
     return tuple(lost)
 
 
-def _refers(document: Manifest | Index) -> bool:
-    subject = document.raw.get("subject")
-    return isinstance(subject, dict) and "digest" in subject
+def _subject(document: Manifest | Index) -> object:
+    """The digest, if there is one."""
+    subject = fields(document.raw, ("subject",)).get("subject")
+    return fields(subject, ("digest",)).get("digest") if isinstance(subject, dict) else None

@@ -15,6 +15,7 @@ import msgspec
 from converter.kept import TOC_DIGEST, UNCOMPRESSED_SIZE
 from converter.layer import NewLayer
 from lazyfs.format.digest import Digest, digest_of
+from lazyfs.format.foreign_json import fields, replaced
 from lazyfs.format.manifest import (
     OCI_CONFIG,
     OCI_INDEX,
@@ -41,22 +42,24 @@ def rewrite_config(config: ImageConfig, data: bytes, layers: Sequence[NewLayer])
     new_ids = [layer.diff_id for layer in layers]
     if tuple(new_ids) == config.diff_ids:
         return data
-    raw = dict(config.raw)
-    raw["rootfs"] = {**raw["rootfs"], "diff_ids": new_ids}
-    inner = raw.get("config")
-    if isinstance(inner, dict) and isinstance(inner.get("Labels"), dict):
+    rootfs = replaced(_object(config.raw, "rootfs"), {"type": "layers", "diff_ids": new_ids})
+    raw = replaced(config.raw, {"rootfs": rootfs})
+    inner = _object(raw, "config")
+    labels = _object(inner, "Labels")
+    if labels:
         renamed: dict[str, str] = dict(zip(config.diff_ids, new_ids, strict=True))
-        raw["config"] = {**inner, "Labels": {key: _renamed(value, renamed) for key, value in inner["Labels"].items()}}
+        renewed = {key: _renamed(value, renamed) for key, value in labels.items()}
+        raw = replaced(raw, {"config": replaced(inner, {"Labels": renewed})})
     return msgspec.json.encode(raw)
 
 
 def rewrite_manifest(manifest: Manifest, source: Digest, config: bytes, layers: Sequence[NewLayer]) -> Document:
     """The manifest of the new image; the source's own document where nothing has changed."""
-    raw: dict[str, Any] = {**manifest.raw, "schemaVersion": 2, "mediaType": OCI_MANIFEST}
-    raw["config"] = _descriptor(manifest.config, OCI_CONFIG, digest_of(config), len(config))
-    raw["layers"] = [_layer(old, new) for old, new in zip(manifest.layers, layers, strict=True)]
-    raw.pop("subject", None)
-    return _document(raw, manifest, OCI_MANIFEST, source)
+    new = {
+        "config": _descriptor(manifest.config, OCI_CONFIG, digest_of(config), len(config)),
+        "layers": [_layer(old, new) for old, new in zip(manifest.layers, layers, strict=True)],
+    }
+    return _document(new, manifest, OCI_MANIFEST, source)
 
 
 def rewrite_index(index: Index, source: Digest, documents: Mapping[Digest, Document]) -> Document:
@@ -67,31 +70,30 @@ def rewrite_index(index: Index, source: Digest, documents: Mapping[Digest, Docum
         entry = _descriptor(old, new.media_type, new.digest, len(new.data))
         about = old.annotations.get(REFERENCE_DIGEST, "")
         if about in documents:
-            entry["annotations"] = {**old.annotations, REFERENCE_DIGEST: documents[Digest(about)].digest}
+            entry = replaced(entry, {"annotations": {**old.annotations, REFERENCE_DIGEST: documents[Digest(about)].digest}})
         entries.append(entry)
-    raw = {**index.raw, "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
-    raw.pop("subject", None)
-    return _document(raw, index, OCI_INDEX, source)
+    return _document({"manifests": entries}, index, OCI_INDEX, source)
 
 
 def rewrite_attestation(manifest: Manifest, source: Digest, documents: Mapping[Digest, Document]) -> Document:
     """An attestation's manifest: as it is, unless it names its image as its subject."""
-    subject = manifest.raw.get("subject")
-    new = documents.get(subject.get("digest", Digest(""))) if isinstance(subject, dict) else None
+    subject = _object(manifest.raw, "subject")
+    digest = fields(subject, ("digest",)).get("digest")
+    new = documents.get(Digest(digest)) if isinstance(digest, str) else None
     if new is None:
         return Document(manifest.media_type, source, manifest.data)
-    raw = {
-        **manifest.raw,
-        "subject": {**manifest.raw["subject"], "mediaType": new.media_type, "digest": new.digest, "size": len(new.data)},
-    }
-    data = msgspec.json.encode(raw)
+    changed = {"mediaType": new.media_type, "digest": new.digest, "size": len(new.data)}
+    data = msgspec.json.encode(replaced(manifest.raw, {"subject": replaced(subject, changed)}))
     return Document(manifest.media_type, digest_of(data), data)
 
 
-def _document(raw: dict[str, Any], old: Manifest | Index, media_type: str, source: Digest) -> Document:
-    if old.media_type == media_type and raw == {"mediaType": media_type, **old.raw}:
+def _document(new: Mapping[str, Any], old: Manifest | Index, media_type: str, source: Digest) -> Document:
+    """`old` with the fields `new`; its own bytes where that changes nothing."""
+    raw = replaced(old.raw, {"schemaVersion": 2, "mediaType": media_type, **new})
+    raw = {name: value for name, value in raw.items() if name.casefold() != "subject"}
+    if old.media_type == media_type and raw == {"schemaVersion": 2, "mediaType": media_type, **old.raw}:
         return Document(media_type, source, old.data)
-    raw["annotations"] = {**(raw.get("annotations") or {}), SOURCE_DIGEST: source}
+    raw = replaced(raw, {"annotations": {**old.annotations, SOURCE_DIGEST: source}})
     encoded = msgspec.json.encode(raw)
     return Document(media_type, digest_of(encoded), encoded)
 
@@ -100,16 +102,23 @@ def _layer(old: Descriptor, new: NewLayer) -> dict[str, Any]:
     descriptor = _descriptor(old, OCI_LAYER_GZIP, new.digest, new.size)
     if not new.kept:
         others = {key: value for key, value in old.annotations.items() if not key.startswith(_FOREIGN)}
-        descriptor["annotations"] = {**others, TOC_DIGEST: new.toc_digest, UNCOMPRESSED_SIZE: str(new.tar_size)}
+        descriptor = replaced(
+            descriptor, {"annotations": {**others, TOC_DIGEST: new.toc_digest, UNCOMPRESSED_SIZE: str(new.tar_size)}}
+        )
     return descriptor
 
 
 def _descriptor(old: Descriptor, media_type: str, digest: Digest, size: int) -> dict[str, Any]:
-    raw = {**old.raw, "mediaType": media_type, "digest": digest, "size": size}
-    if digest != old.digest:
-        raw.pop("data", None)  # they would bring other bytes
-        raw.pop("urls", None)
-    return raw
+    raw = replaced(old.raw, {"mediaType": media_type, "digest": digest, "size": size})
+    if digest == old.digest:
+        return raw
+    return {name: value for name, value in raw.items() if name.casefold() not in {"data", "urls"}}  # they would bring other bytes
+
+
+def _object(raw: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The object in a field; empty where there is none."""
+    found = fields(raw, (name,)).get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _renamed(value: Any, renamed: Mapping[str, str]) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from lazyfs.errors import UsageError
-from lazyfs.format.manifest import Platform, parse_platform, this_platform
+from lazyfs.format.platform import Platform, parse_platform, this_platform
 from lazyfs.registry.access import AccessOptions, parse_creds
 from lazyfs.source.reference import Reference, parse_reference
 from lazyfs.store.location import default_directory

@@ -26,7 +26,8 @@ from lazyfs.containerd.repository import LiveRepository
 from lazyfs.errors import BadAnswer, LazyfsError, Unreachable, UsageError
 from lazyfs.fetch.tasks import Tasks
 from lazyfs.format.digest import Digest
-from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor, this_platform
+from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor
+from lazyfs.format.platform import this_platform
 from lazyfs.image.image import resolve_manifest
 from lazyfs.image.layer import TOC_DIGEST, claimed_toc_digest, load_toc
 from lazyfs.native.metadata import GrowingStack, LayerMetadata, ensure_metadata

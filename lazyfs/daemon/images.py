@@ -20,7 +20,7 @@ from lazyfs.fetch.background import Background, Wanted
 from lazyfs.fetch.fetcher import Fetcher, open_fetcher
 from lazyfs.fetch.piece import LayerBlob
 from lazyfs.fetch.tasks import Tasks, keep_running
-from lazyfs.format.manifest import parse_platform
+from lazyfs.format.platform import parse_platform
 from lazyfs.gate.catalog import Catalog, LayerObjects, key_of
 from lazyfs.image.image import Image, resolve_image
 from lazyfs.image.layer import Layer

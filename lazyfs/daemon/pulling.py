@@ -18,7 +18,8 @@ import trio
 from lazyfs.daemon.control import Tell
 from lazyfs.daemon.orders import PullOrder, Report
 from lazyfs.errors import UsageError
-from lazyfs.format.manifest import Descriptor, parse_platform
+from lazyfs.format.manifest import Descriptor
+from lazyfs.format.platform import parse_platform
 from lazyfs.registry.access import AccessOptions
 from lazyfs.source.open import open_source
 from lazyfs.source.reference import parse_reference

@@ -10,7 +10,7 @@ import hashlib
 import re
 from typing import NewType
 
-from lazyfs.errors import DigestMismatch, InvalidManifest
+from lazyfs.errors import DigestMismatch, InvalidManifest, show
 
 Digest = NewType("Digest", str)
 """`sha256:<64 lower-case hex digits>`, already checked."""
@@ -21,7 +21,7 @@ _PATTERN = re.compile(r"sha256:[0-9a-f]{64}\Z")
 def parse_digest(text: object, what: str = "digest") -> Digest:
     """The digest that `text` spells. Raises InvalidManifest, naming `what`, for anything else."""
     if not isinstance(text, str) or not _PATTERN.match(text):
-        raise InvalidManifest(f"{what} is {text!r}, which is not a sha256 digest")
+        raise InvalidManifest(f"{what} is {show(text)}, which is not a sha256 digest")
     return Digest(text)
 
 

@@ -81,8 +81,9 @@ def fields(raw: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 def replaced(raw: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """The object `raw` with the fields `new` in the place of its own, however those are spelled. All others stay as they are."""
-    spelled = {name.casefold() for name in new}
-    return {name: value for name, value in raw.items() if name.casefold() not in spelled} | dict(new)
+    spelled = {name.casefold(): name for name in new}
+    kept = {spelled.get(name.casefold(), name): value for name, value in raw.items()}
+    return {**kept, **new}
 
 
 def without_nulls(data: bytes, names: Iterable[str]) -> bytes | bytearray:

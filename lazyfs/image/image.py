@@ -16,11 +16,11 @@ from lazyfs.format.manifest import (
     ImageConfig,
     Index,
     Manifest,
-    Platform,
-    choose_platform,
     parse_config,
     parse_document,
 )
+from lazyfs.format.platform import Platform
+from lazyfs.image.choice import choose
 from lazyfs.image.keeping import keep
 from lazyfs.image.layer import Layer, load_layer
 from lazyfs.source.protocol import ImageSource
@@ -70,10 +70,7 @@ async def resolve_manifest(
     documents = _Documents(source, store)
     digest, document = await documents.get(reference, "")
     if isinstance(document, Index):
-        chosen = choose_platform(document, platform, f"{source.name}@{digest}")
-        digest, document = await documents.get(chosen.digest, chosen.media_type)
-        if isinstance(document, Index):
-            raise InvalidManifest(f"{source.name}@{chosen.digest} is an index inside an index: no image can be chosen from it")
+        return await choose(documents, document, platform, f"{source.name}@{digest}")
     return digest, document
 
 

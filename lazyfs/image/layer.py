@@ -19,7 +19,7 @@ from lazyfs.errors import InvalidToc, NotLazy
 from lazyfs.format.digest import Digest, check, parse_digest
 from lazyfs.format.entry import NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, TOC_NAME, Entry
 from lazyfs.format.footer import FOOTER_SIZE, parse_footer
-from lazyfs.format.manifest import Descriptor, LayerKind, layer_kind
+from lazyfs.format.manifest import Descriptor, check_layer_type
 from lazyfs.format.member import inflate_member
 from lazyfs.format.toc import MAX_TOC_SIZE, parse_toc
 from lazyfs.format.whiteout import LeftOut
@@ -40,7 +40,6 @@ class Whole(NamedTuple):
 
     reason: str
     """Why it is not lazy, as the end of a sentence that begins with the layer."""
-    kind: LayerKind
     diff_id: Digest
 
 
@@ -110,10 +109,9 @@ async def load_toc(source: ImageSource, store: Store | None, descriptor: Descrip
     InvalidManifest, InvalidToc, DigestMismatch, SourceError.
     """
     what = _named(descriptor)
-    kind = layer_kind(descriptor)  # first: what is no layer of an image would not become one by being converted
+    check_layer_type(descriptor)  # first: what is no layer of an image would not become one by being converted
+    # Whatever compression the media type names: where there is a footer and the TOC that is vouched for, it is eStargz.
     toc_digest = claimed_toc_digest(descriptor.annotations, what)
-    if kind != "gzip":
-        raise NotLazy(f"{what} is of the type {descriptor.media_type}, which this version cannot mount lazily")
     kept = await trio.to_thread.run_sync(partial(_recall, store, source.authority, descriptor, toc_digest)) if store else None
     if kept is not None:
         return kept

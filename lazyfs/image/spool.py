@@ -3,6 +3,9 @@
 The file has no name from the start, so that nothing is left behind whatever ends the process. Reading the tar by offset is
 what makes the rest simple: entries are indexed first, then ordered, then read in the new order.
 
+How the tar is compressed, the blob's first bytes say, as in containerd: its media type may be wrong, and the diff ID is checked
+either way.
+
 Decompression is bounded: a layer that grows beyond 1032 times its blob (deflate's own limit) and 1 GiB is refused, and
 no step inflates more than a few MiB at once, so memory does not depend on what the blob claims.
 """
@@ -15,14 +18,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Final, Self, cast
+from typing import IO, TYPE_CHECKING, Final, Literal, Self, cast
 
 import zstandard
 from isal import isal_zlib
 
 from lazyfs.errors import DigestMismatch, InvalidInput, LocalError
 from lazyfs.format.digest import Digest
-from lazyfs.format.manifest import Descriptor, LayerKind
+from lazyfs.format.manifest import Descriptor
 from lazyfs.store.refusal import refusal
 
 if TYPE_CHECKING:
@@ -35,6 +38,14 @@ thousands of members."""
 _INFLATE: Final = 4 << 20
 _MAX_RATIO: Final = 1032
 _MIN_LIMIT: Final = 1 << 30
+
+PEEK: Final = 4
+_GZIP: Final = b"\x1f\x8b\x08"
+_ZSTD: Final = b"\x28\xb5\x2f\xfd"
+_ZSTD_SKIPPABLE: Final = b"\x2a\x4d\x18"
+"""Behind a byte from 0x50 to 0x5f: a frame without content, with which zstd may begin as well."""
+
+LayerKind = Literal["gzip", "zstd", "tar"]
 
 Pull = Callable[[int], bytes | bytearray | memoryview]
 """The next `count` bytes of the blob, exactly."""
@@ -96,9 +107,7 @@ def write(file: IO[bytes], data: bytes | memoryview, folder: str | None = None) 
         raise _no_room(error, folder) from error
 
 
-def unpack(
-    spool: Spool, pull: Pull, layer: Descriptor, kind: LayerKind, diff_id: Digest, progress: Callable[[int], None]
-) -> None:
+def unpack(spool: Spool, pull: Pull, layer: Descriptor, diff_id: Digest, progress: Callable[[int], None]) -> None:
     """Fill `spool` with the tar in the blob that `pull` brings, and verify both the blob's digest and the tar's.
 
     `progress` gets the count of blob bytes of each step. Runs in a thread. Raises what `pull` raises, InvalidInput,
@@ -108,6 +117,7 @@ def unpack(
     blob = _Blob(pull, layer.size, spool.blob, progress)
     tar_hash = hashlib.sha256()
     limit = max(_MAX_RATIO * layer.size, _MIN_LIMIT)
+    kind = kind_of(blob.peek(PEEK))
     try:
         for data in _decompressed(blob, kind, spool):
             tar_hash.update(data)
@@ -117,11 +127,22 @@ def unpack(
     except (isal_zlib.error, zstandard.ZstdError, EOFError) as error:  # type: ignore[misc]  # the stub gives it no class
         blob.drain()
         blob.check(layer.digest, what)
-        raise InvalidInput(f"{what} is no {kind}: {error}", hint="Its media type is wrong, or it was pushed broken") from None
+        raise InvalidInput(f"{what} is broken {kind}: {error}", hint="It was pushed broken: push the image again") from None
     blob.drain()
     blob.check(layer.digest, what)
     if tar_hash.hexdigest() != diff_id[7:]:
-        raise DigestMismatch(f"{what} unpacks to sha256:{tar_hash.hexdigest()}, and the config's diff ID is {diff_id}")
+        raise DigestMismatch(
+            f"{what}, read as {kind}, unpacks to sha256:{tar_hash.hexdigest()}, and the config's diff ID is {diff_id}"
+        )
+
+
+def kind_of(start: bytes) -> LayerKind:
+    """How a blob that begins with these bytes, at least PEEK of them where it has as many, is compressed."""
+    if start.startswith(_GZIP):
+        return "gzip"
+    if start.startswith(_ZSTD) or (start[1:4] == _ZSTD_SKIPPABLE and start[0] & 0xF0 == 0x50):
+        return "zstd"
+    return "tar"
 
 
 class _Blob:
@@ -133,8 +154,19 @@ class _Blob:
         self._copy = copy
         self._progress = progress
         self._hash = hashlib.sha256()
+        self._peeked = b""
+
+    def peek(self, size: int) -> bytes:
+        """The first `size` bytes, fewer where there are fewer. The next read gives them again."""
+        self._peeked = self.read(size)
+        return self._peeked
 
     def read(self, size: int = -1) -> bytes:
+        if self._peeked and size:
+            data, self._peeked = self._peeked, b""
+            if 0 <= size < len(data):
+                data, self._peeked = data[:size], data[size:]
+            return data
         wanted = min(self._rest, _PULL)
         if not wanted:
             return b""

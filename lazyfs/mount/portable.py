@@ -23,7 +23,7 @@ import trio
 from lazyfs.errors import LocalError, MountFailed
 from lazyfs.fetch.background import Background, Wanted, measure_missing
 from lazyfs.fetch.fetcher import Fetcher, open_fetcher
-from lazyfs.format.manifest import Platform
+from lazyfs.format.platform import Platform
 from lazyfs.fuse.loop import serve as serve_kernel
 from lazyfs.fuse.operations import Operations
 from lazyfs.image.image import Image, resolve_image

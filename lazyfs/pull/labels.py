@@ -13,7 +13,16 @@ from typing import Final
 
 from lazyfs.errors import InvalidManifest
 from lazyfs.format.digest import Digest, digest_of, parse_digest
-from lazyfs.format.manifest import DOCKER_CONFIG, INDEX_TYPES, MANIFEST_TYPES, OCI_CONFIG, Descriptor, Index, Manifest, layer_kind
+from lazyfs.format.manifest import (
+    DOCKER_CONFIG,
+    INDEX_TYPES,
+    MANIFEST_TYPES,
+    OCI_CONFIG,
+    Descriptor,
+    Index,
+    Manifest,
+    check_layer_type,
+)
 from lazyfs.image.layer import TOC_DIGEST
 from lazyfs.snapshots.labels import FOLLOWING, IMAGE, LAYER, LAYERS, MANIFEST, MAX_LABEL, SIZE, TARGET
 from lazyfs.source.reference import Reference
@@ -86,8 +95,7 @@ def not_lazy(layer: Descriptor) -> str:
 
     Raises InvalidManifest for what is no layer.
     """
-    if layer_kind(layer) != "gzip":
-        return f"is of the type {layer.media_type}, which cannot be lazy"
+    check_layer_type(layer)
     if TOC_DIGEST not in layer.annotations:
         return f"has no annotation {TOC_DIGEST}: it was not converted"
     try:

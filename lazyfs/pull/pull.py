@@ -16,7 +16,8 @@ from lazyfs.api.services.images.v1 import images_pb2
 from lazyfs.api.types import descriptor_pb2
 from lazyfs.errors import ContainerdFailed
 from lazyfs.format.digest import Digest
-from lazyfs.format.manifest import Platform, parse_document
+from lazyfs.format.manifest import parse_document
+from lazyfs.format.platform import Platform
 from lazyfs.image.image import Image, resolve_image
 from lazyfs.pull.containerd import Containerd
 from lazyfs.pull.content import Content, Labels

@@ -12,7 +12,7 @@ import trio
 from lazyfs.errors import InvalidInput, show
 from lazyfs.format.digest import Digest
 from lazyfs.format.entry import Entry
-from lazyfs.format.manifest import Descriptor, layer_kind
+from lazyfs.format.manifest import Descriptor, check_layer_type
 from lazyfs.image.image import Image
 from lazyfs.image.spool import Spool, unpack
 from lazyfs.source.protocol import ImageSource
@@ -51,7 +51,7 @@ async def verify_image(source: ImageSource, image: Image, progress: Callable[[in
 async def _verify_layer(
     source: ImageSource, descriptor: Descriptor, diff_id: Digest, progress: Callable[[int], None]
 ) -> LayerFindings:
-    kind = layer_kind(descriptor)
+    check_layer_type(descriptor)
     with ExitStack() as stack:
         spool = stack.enter_context(Spool(keep_blob=True))
         async with source.open_range(descriptor.digest, descriptor.size, 0, descriptor.size) as stream:
@@ -60,7 +60,7 @@ async def _verify_layer(
                 return trio.from_thread.run(stream.receive_exactly, count)
 
             try:
-                await trio.to_thread.run_sync(partial(unpack, spool, pull, descriptor, kind, diff_id, progress))
+                await trio.to_thread.run_sync(partial(unpack, spool, pull, descriptor, diff_id, progress))
             except InvalidInput as error:
                 return LayerFindings(False, (), 0, (error.message,))
         return await trio.to_thread.run_sync(verify_layer, spool, descriptor, trio.from_thread.check_cancelled)

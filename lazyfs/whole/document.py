@@ -17,7 +17,7 @@ import msgspec
 
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.format.entry import Chunk
-from lazyfs.format.manifest import Descriptor, layer_kind
+from lazyfs.format.manifest import Descriptor
 from lazyfs.format.toc import parse_toc
 from lazyfs.format.toc_json import encode_toc
 from lazyfs.image.image import Image
@@ -85,5 +85,5 @@ def recall(store: Store, key: str, descriptor: Descriptor, diff_id: Digest) -> L
         Digest(digest),
         int(offset),
         parse_toc(data, int(offset), what),
-        Whole(reason, layer_kind(descriptor), diff_id),
+        Whole(reason, diff_id),
     )

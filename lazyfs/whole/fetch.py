@@ -65,7 +65,7 @@ async def _unpack(spool: Spool, stream: ByteStream, blob: Descriptor, whole: Who
         trio.from_thread.check_cancelled()
         progress(count)
 
-    await trio.to_thread.run_sync(partial(unpack, spool, pull, blob, whole.kind, whole.diff_id, checked))
+    await trio.to_thread.run_sync(partial(unpack, spool, pull, blob, whole.diff_id, checked))
 
 
 class _Nothing:

@@ -14,7 +14,6 @@ import trio
 
 from lazyfs.errors import LazyfsError, NotLazy, RangeIgnored
 from lazyfs.format.digest import Digest
-from lazyfs.format.manifest import layer_kind
 from lazyfs.image.image import Image, all_of, load_layers
 from lazyfs.image.layer import Layer, Whole, load_layer
 from lazyfs.source.protocol import ImageSource
@@ -50,7 +49,7 @@ async def load_image_layers(
                 reason = f"cannot be fetched in ranges: {found.message}"
             else:
                 ordinary.add(number)
-            wanted[number] = Whole(reason, layer_kind(descriptor), image.config.diff_ids[number])
+            wanted[number] = Whole(reason, image.config.diff_ids[number])
         elif isinstance(found, LazyfsError):
             raise found
         else:

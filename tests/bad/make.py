@@ -185,9 +185,11 @@ def manifest_over_4_mib(it: Oci) -> Json:
     return it.image(it.lazy([file()]), annotations={"long": (4 << 20) * "x"})
 
 
-def index_in_itself(it: Oci) -> Json:
-    inner = it.document({"schemaVersion": 2, "mediaType": INDEX, "manifests": [sound(it)]}, INDEX)
-    return it.tag(it.document({"schemaVersion": 2, "mediaType": INDEX, "manifests": [inner]}, INDEX))
+def indexes_too_deep(it: Oci) -> Json:
+    inner = sound(it)
+    for _ in range(6):
+        inner = it.document({"schemaVersion": 2, "mediaType": INDEX, "manifests": [inner]}, INDEX)
+    return it.tag(inner)
 
 
 def layer_size_negative(it: Oci) -> Json:
@@ -225,12 +227,17 @@ def layers_without_diff_ids(it: Oci) -> Json:
 
 
 encrypted_layer = layer_type(GZIP_LAYER + "+encrypted")
-foreign_layer = layer_type("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip")
-nondistributable_layer = layer_type("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip")
+
+
+def foreign_layer_elsewhere(it: Oci) -> Json:
+    kind = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+    layer = it.plain(tar_of(named("file")), kind, urls=["http://127.0.0.1:9/layer"])
+    it.blob_path(layer["digest"]).unlink()
+    return it.image(layer)
 
 
 def zstd_layer(it: Oci) -> Json:
-    return it.image(it.lazy([file()], mediaType=ZSTD_LAYER))
+    return it.image(it.blob(b"\x28\xb5\x2f\xfd" + bytes(100), ZSTD_LAYER, annotations={TOC_DIGEST: NOTHING}))
 
 
 def layout_without_marker(it: Oci) -> Json:

@@ -13,7 +13,7 @@ import pytest
 
 from lazyfs.daemon.client import Client
 from lazyfs.daemon.orders import MountOrder
-from lazyfs.format.manifest import this_platform
+from lazyfs.format.platform import this_platform
 from lazyfs.kernel.mountinfo import mounted_at
 from tests.commands import Lazyfs
 from tests.lazyfsd import Lazyfsd, moments, remains

@@ -16,7 +16,7 @@ import trio
 from lazyfs.containerd.mounts import Place
 from lazyfs.containerd.roots import Roots
 from lazyfs.format.entry import Entry
-from lazyfs.format.manifest import parse_platform
+from lazyfs.format.platform import parse_platform
 from lazyfs.image.image import load_layers, resolve_image
 from lazyfs.kernel.mountinfo import mounted_at
 from lazyfs.kernel.mounting import unmount

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,13 +22,15 @@ from lazyfs.format.footer import FOOTER_SIZE, parse_footer
 from lazyfs.format.manifest import (
     DOCKER_LAYER_GZIP,
     DOCKER_LIST,
+    DOCKER_MANIFEST,
     OCI_INDEX,
     OCI_LAYER_GZIP,
     OCI_LAYER_TAR,
     OCI_LAYER_ZSTD,
     OCI_MANIFEST,
-    Platform,
 )
+from lazyfs.format.platform import Platform
+from lazyfs.image.choice import MAX_DEPTH
 from tests.tars import END
 from tests.unit.converter.making import Item, items_of, tar_of
 from tests.unit.converter.places import AMD64, ARM64, Json, Place, converted, request
@@ -296,7 +299,6 @@ LINK_TO_NOTHING = tar_of([(Entry(b"l", "hardlink", link=b"nothing"), b"")])
         (gzip.compress(LINK_TO_NOTHING), OCI_LAYER_GZIP, digest_of(LINK_TO_NOTHING), InvalidTar),
         (b"{}", "application/vnd.cncf.helm.chart.content.v1.tar+gzip", digest_of(b"{}"), InvalidManifest),
         (b"x", OCI_LAYER_GZIP + "+encrypted", digest_of(b"x"), InvalidManifest),
-        (b"x", "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", digest_of(b"x"), InvalidManifest),
     ],
 )
 async def test_bad_input_leaves_the_destination_alone(
@@ -334,13 +336,76 @@ async def test_a_config_that_does_not_fit_is_refused() -> None:
     assert isinstance(await refused(source, Place()), InvalidManifest)
 
 
-async def test_an_index_inside_an_index_is_refused() -> None:
-    """It has no platform of its own; the user may name it."""
-    source = Place()
+async def test_indexes_inside_an_index_are_kept() -> None:
+    """The nesting stays, each entry leads to what its image or index became, and whatever is no image is there, too."""
+    source, sink = Place(), Place()
+    image = source.add_image(TAR)
+    statement = source.add_manifest([source.add_blob(b"{}", "application/vnd.in-toto+json")], [], subject=image)
+    artifact = source.add_document(
+        {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": source.add_blob(b"{}", "application/x"), "layers": []}
+    )
+    unknown = {"os": "unknown", "architecture": "unknown"}
+    inner = source.add_index({**image, "platform": AMD64}, {**statement, "platform": unknown}, artifact)
+    middle = source.add_index({**inner, "annotations": {"a": "b"}})
+    source.add_index(middle, inner)
+    report = await converted(source, sink)
+    body = sink.body()
+    assert [len(report.images), len(body["manifests"])] == [1, 2]
+    assert {entry["mediaType"] for entry in body["manifests"]} == {OCI_INDEX}
+    below = sink.body(body["manifests"][0]["digest"])["manifests"][0]
+    assert below["annotations"] == {"a": "b"}
+    assert below["digest"] == body["manifests"][1]["digest"]
+    new, attestation, other = sink.body(below["digest"])["manifests"]
+    assert new["digest"] == report.images[0].digest
+    assert attestation["platform"] == unknown
+    assert sink.body(attestation["digest"])["subject"]["digest"] == new["digest"]
+    assert other == artifact
+
+
+async def test_one_image_out_of_nested_indexes() -> None:
+    """Without --all-platforms the way to it is gone through as a mount goes through it."""
+    source, sink = Place(), Place()
     inner = source.add_index({**source.add_image(TAR), "platform": AMD64})
-    source.add_index({**inner, "platform": AMD64})
-    error = await refused(source, Place())
-    assert "an index inside an index" in str(error)
+    source.add_index(inner)
+    await converted(source, sink, None, Choice(Platform("linux", "amd64"), named=False))
+    assert len(sink.body()["layers"]) == 1
+
+
+async def test_indexes_too_deep_are_refused() -> None:
+    """A bound, so that nobody follows a chain of documents for ever."""
+    source = Place()
+    index = source.add_index({**source.add_image(TAR), "platform": AMD64})
+    for _ in range(MAX_DEPTH):
+        index = source.add_index(index)
+    for choice in (None, Choice(Platform("linux", "amd64"), named=False)):
+        assert isinstance(await refused(source, Place(), None, choice), InvalidManifest)
+
+
+@pytest.mark.parametrize(
+    ("said", "pack"), [(OCI_LAYER_TAR, gzip.compress), (DOCKER_LAYER_GZIP, zstandard.compress), (OCI_LAYER_ZSTD, bytes)]
+)
+async def test_the_new_media_types_are_true(said: str, pack: Callable[[bytes], bytes]) -> None:
+    """Also where the source's manifest names another compression, or another kind of manifest, than is there."""
+    source, sink = Place(), Place()
+    layer = source.add_blob(pack(TAR), said)
+    source.add_manifest([layer], [digest_of(TAR)], mediaType=DOCKER_MANIFEST)
+    await converted(source, sink)
+    assert sink.body()["mediaType"] == OCI_MANIFEST
+    assert [layer["mediaType"] for layer in sink.body()["layers"]] == [OCI_LAYER_GZIP]
+    assert sink.layers()[0].startswith(b"\x1f\x8b")
+
+
+async def test_a_layer_that_stays_gets_a_true_type() -> None:
+    """A lazy layer that is named a plain tar is kept, and named gzip from then on."""
+    source, sink = Place(), Place()
+    source.add_image(TAR)
+    await converted(source, source)
+    body = source.body()
+    body["layers"][0]["mediaType"] = OCI_LAYER_TAR
+    source.add_document(body, "v1")
+    report = await converted(source, sink)
+    assert report.images[0].layers[0].kept
+    assert sink.body()["layers"][0]["mediaType"] == OCI_LAYER_GZIP
 
 
 async def test_an_upload_that_fails_ends_the_conversion() -> None:

@@ -46,7 +46,7 @@ def kept(blob: bytes, toc_digest: str | None, style: Style = STYLE, prioritized:
         return blob[position - count : position]
 
     with Spool(keep_blob=True) as spool:
-        unpack(spool, pull, layer, "gzip", digest_of(tar), lambda _count: None)
+        unpack(spool, pull, layer, digest_of(tar), lambda _count: None)
         members = read(tar)
         plan = plan_layer(index_layer(Tree(), members, 0, "layer"), prioritized)
         return chunks_if_as_asked(plan, members, spool, layer, style.chunk_size)

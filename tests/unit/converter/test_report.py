@@ -13,7 +13,7 @@ OLD, NEW, OTHER = digest_of(b"old"), digest_of(b"new"), digest_of(b"other")
 
 def finished(size: int, new_size: int, kept: bool, seconds: float) -> Finished:
     descriptor = Descriptor(OCI_LAYER_GZIP, OLD, size, {}, None, {})
-    return Finished(OldLayer(descriptor, "gzip", OLD), NewLayer(NEW, new_size, OTHER, OTHER, 5, 10, 20, kept), seconds)
+    return Finished(OldLayer(descriptor, OLD), NewLayer(NEW, new_size, OTHER, OTHER, 5, 10, 20, kept), seconds)
 
 
 def report(*layers: Finished, not_found: tuple[str, ...] = (), lost: tuple[str, ...] = ()) -> Report:

@@ -71,12 +71,13 @@ class MemorySource:
             self.documents[reference] = document
         return document.digest
 
-    def put_image(self, *layers: bytes, tag: str = "v1", vouch: bool = True) -> Digest:
-        """Hold an image of these layers (blobs), each of which it vouches for, or not."""
+    def put_image(self, *layers: bytes, tag: str = "v1", vouch: bool = True, **changes: Any) -> Digest:
+        """Hold an image of these layers (blobs), each of which it vouches for, or not; `changes` are the config's."""
         config = {
             "architecture": "amd64",
             "os": "linux",
             "rootfs": {"type": "layers", "diff_ids": [digest_of(b"")] * len(layers)},
+            **changes,
         }
         described = [
             {"mediaType": OCI_LAYER_GZIP, **self.put(blob), "annotations": {TOC_DIGEST: digest_of(toc_of(blob))} if vouch else {}}

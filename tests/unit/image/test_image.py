@@ -12,8 +12,10 @@ import pytest
 from lazyfs.errors import DigestMismatch, InvalidManifest, InvalidToc, NotFound, NotLazy, StoreFull, Unreachable
 from lazyfs.format.digest import digest_of
 from lazyfs.format.footer import build_footer
-from lazyfs.format.manifest import OCI_INDEX, OCI_MANIFEST, Platform
+from lazyfs.format.manifest import OCI_INDEX, OCI_MANIFEST
 from lazyfs.format.member import compress_member, inflate_member
+from lazyfs.format.platform import Platform
+from lazyfs.image.choice import MAX_DEPTH, MAX_DOCUMENTS
 from lazyfs.image.image import load_layers, resolve_image
 from lazyfs.image.layer import first_guess, load_layer
 from lazyfs.store.store import Store
@@ -93,18 +95,64 @@ async def test_without_a_store_everything_is_asked_for() -> None:
     assert [what.split()[0] for what in source.asked] == ["document", "blob", "range"]
 
 
-async def test_index_leads_to_this_platform_and_no_further(store: Store) -> None:
-    """The entry for the platform is taken; an index in an index is refused."""
+def put_index(source: MemorySource, tag: str, *entries: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """The descriptor of an index."""
+    body = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": list(entries), **more}
+    digest = source.put_document(OCI_INDEX, body, tag)
+    return {"mediaType": OCI_INDEX, "digest": digest, "size": 1}
+
+
+async def test_an_index_leads_to_this_platform(store: Store) -> None:
+    """The entry for the platform is taken, also through indexes inside of the index; the others are listed."""
     source = MemorySource()
     digest = source.put_image(make_blob(TOC), tag="inner")
     entry = {"mediaType": OCI_MANIFEST, "digest": digest, "size": 1, "platform": {"os": "linux", "architecture": "amd64"}}
-    inner = source.put_document(OCI_INDEX, {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]}, "v2")
+    inner = put_index(source, "v2", entry)
     assert (await resolve_image(source, "v2", AMD64, store)).digest == digest
-    with pytest.raises(NotFound, match="arm64"):
+    with pytest.raises(NotFound, match="its platforms: linux/amd64"):
         await resolve_image(source, "v2", Platform("linux", "arm64"), store)
-    nested = {**entry, "mediaType": OCI_INDEX, "digest": inner}
-    source.put_document(OCI_INDEX, {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [nested]}, "v3")
-    with pytest.raises(InvalidManifest, match="index inside an index"):
+    empty = put_index(source, "v3")
+    put_index(source, "v4", empty, inner)
+    put_index(source, "v5", {**empty, "platform": entry["platform"]}, {**inner, "platform": entry["platform"]})
+    for tag in ("v4", "v5"):
+        assert (await resolve_image(source, tag, AMD64, store)).digest == digest
+    with pytest.raises(NotFound, match="its platforms: linux/amd64"):
+        await resolve_image(source, "v4", Platform("linux", "arm64"), store)
+
+
+async def test_indexes_are_followed_so_far_and_no_further(store: Store) -> None:
+    """Depth and number of documents are bounded; each is asked for once."""
+    source = MemorySource()
+    deep = put_index(source, "v1")
+    for _ in range(MAX_DEPTH):
+        deep = put_index(source, "v1", deep)
+    with pytest.raises(InvalidManifest, match="deep"):
+        await resolve_image(source, "v1", AMD64, store)
+    many = [put_index(source, f"n{number}", annotations={"n": str(number)}) for number in range(2)]
+    put_index(source, "v2", *many, *many)
+    source.asked.clear()
+    with pytest.raises(NotFound, match="none"):
+        await resolve_image(source, "v2", AMD64, store)
+    assert len(source.asked) == len(set(source.asked))
+    put_index(source, "v3", *(put_index(source, "n", annotations={"n": str(number)}) for number in range(MAX_DOCUMENTS + 1)))
+    with pytest.raises(InvalidManifest, match="by its own digest"):
+        await resolve_image(source, "v3", AMD64, store)
+
+
+async def test_an_image_without_platform_is_known_by_its_config(store: Store) -> None:
+    """One of several is the one whose config says so; what is no image at all is passed over. A single one needs to say nothing."""
+    source = MemorySource()
+    right = source.put_image(make_blob(TOC), tag="right")
+    wrong = source.put_image(make_blob(TOC), tag="wrong", architecture="arm64")
+    artifact = source.put_image(tag="artifact", rootfs=None)
+    entries = [{"mediaType": OCI_MANIFEST, "digest": digest, "size": 1} for digest in (artifact, wrong, right)]
+    unknown = {**entries[0], "platform": {"os": "unknown", "architecture": "unknown"}}
+    put_index(source, "v1", *entries, unknown)
+    assert (await resolve_image(source, "v1", AMD64, store)).digest == right
+    put_index(source, "v2", entries[1], unknown)
+    assert (await resolve_image(source, "v2", AMD64, store)).digest == wrong
+    put_index(source, "v3", *entries[:2])
+    with pytest.raises(NotFound, match="its platforms: linux/arm64"):
         await resolve_image(source, "v3", AMD64, store)
 
 

@@ -74,7 +74,7 @@ def verify(blob: bytes, toc_digest: str | None = None) -> LayerFindings:
     source = io.BytesIO(blob)
     diff_id = Digest("sha256:" + hashlib.sha256(gzip.decompress(blob)).hexdigest())
     with Spool(keep_blob=True) as spool:
-        unpack(spool, source.read, descriptor, "gzip", diff_id, lambda count: None)
+        unpack(spool, source.read, descriptor, diff_id, lambda count: None)
         return verify_layer(spool, descriptor)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from lazyfs.fetch.background import measure_missing
 from lazyfs.fetch.piece import LayerBlob
 from lazyfs.format.entry import Entry
-from lazyfs.format.manifest import Platform
+from lazyfs.format.platform import Platform
 from lazyfs.image.image import resolve_image
 from lazyfs.image.layer import Layer
 from lazyfs.store.content import content_of

@@ -1,0 +1,98 @@
+"""Which image of an index: the one for a platform, through indexes inside the index.
+
+As containerd does, an entry without a platform is looked into: a manifest's config says what it is for. Unlike there, not only
+the first of them. Hostile indexes are bounded in depth and in the documents that they make us fetch.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple, Protocol
+
+from lazyfs.errors import InvalidManifest, NotFound
+from lazyfs.format.digest import Digest
+from lazyfs.format.manifest import Descriptor, Index, Manifest, candidates, parse_config
+from lazyfs.format.platform import Platform, runnable
+
+MAX_DEPTH: Final = 5
+"""Indexes on the way to an image, the outermost included."""
+MAX_DOCUMENTS: Final = 32
+"""Manifests and indexes fetched on the way to one image."""
+
+
+class Documents(Protocol):
+    """Where documents come from, verified."""
+
+    async def get(self, reference: str, media_type: str) -> tuple[Digest, Manifest | Index]:
+        """The manifest or index under a digest; `media_type` is what its descriptor says. Raises SourceError, InvalidInput."""
+        ...
+
+    async def blob(self, descriptor: Descriptor) -> bytes:
+        """A config. Raises SourceError, InvalidInput."""
+        ...
+
+
+class Chosen(NamedTuple):
+    """An image of an index."""
+
+    digest: Digest
+    """The manifest's."""
+    manifest: Manifest
+
+
+async def choose(documents: Documents, index: Index, platform: Platform, what: str) -> Chosen:
+    """The image of `index` that runs best on `platform`; `what` names the index in errors.
+
+    Raises NotFound, listing the platforms that there are, InvalidManifest for an index over the bounds, and what `documents` raises.
+    """
+    search = _Search(documents, platform, what)
+    found = await search.within(index, 1)
+    if found is None:
+        there = ", ".join(sorted(search.platforms)) or "none"
+        raise NotFound(f"{what} has nothing for {platform}; its platforms: {there}", hint="Name one of them with --platform")
+    return found
+
+
+class _Search:
+    def __init__(self, documents: Documents, platform: Platform, what: str) -> None:
+        self._documents = documents
+        self._platform = platform
+        self._what = what
+        self._seen: set[Digest] = set()
+        self.platforms: set[str] = set()
+        """Those that were there, for whoever has to choose one of them."""
+
+    async def within(self, index: Index, depth: int) -> Chosen | None:
+        """The first image, best first, of an index that `depth` indexes lead to, itself included."""
+        if depth > MAX_DEPTH:
+            raise InvalidManifest(f"{self._what} holds indexes inside indexes, more than {MAX_DEPTH} deep")
+        self.platforms |= {str(entry.platform) for entry in index.manifests if entry.platform is not None}
+        entries = candidates(index, self._platform)
+        for entry in entries:
+            if entry.digest in self._seen:
+                continue
+            self._seen.add(entry.digest)
+            if len(self._seen) > MAX_DOCUMENTS:
+                raise InvalidManifest(
+                    f"{self._what} does not say which of its images is for {self._platform}, and {MAX_DOCUMENTS} of them are not",
+                    hint="Name the image by its own digest",
+                )
+            digest, document = await self._documents.get(entry.digest, entry.media_type)
+            if isinstance(document, Index):
+                found = await self.within(document, depth + 1)
+                if found is not None:
+                    return found
+            elif entry.platform is not None or len(entries) == 1 or await self._runs(digest, document):
+                return Chosen(digest, document)
+        return None
+
+    async def _runs(self, digest: Digest, manifest: Manifest) -> bool:
+        """Whether an image that only its config tells of is one for the platform."""
+        data = await self._documents.blob(manifest.config)
+        try:
+            found = parse_config(data, f"the config of {digest}").platform
+        except InvalidManifest:
+            return False  # no image: a signature, a chart
+        if not (found.os or found.architecture):
+            return True
+        self.platforms.add(str(found))
+        return found in runnable(self._platform)
