@@ -12,38 +12,28 @@ import pytest
 import trio
 import zstandard
 
-from converter.convert import Choice
 from converter.kept import TOC_DIGEST
 from converter.rewrite import SOURCE_DIGEST
-from lazyfs.errors import DigestMismatch, InvalidInput, InvalidManifest, InvalidTar, LazyfsError, NotFound, Unreachable
+from lazyfs.errors import DigestMismatch, InvalidInput, InvalidManifest, InvalidTar, LazyfsError, Unreachable
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.format.entry import Entry
 from lazyfs.format.footer import FOOTER_SIZE, parse_footer
 from lazyfs.format.manifest import (
     DOCKER_LAYER_GZIP,
-    DOCKER_LIST,
     DOCKER_MANIFEST,
-    OCI_INDEX,
     OCI_LAYER_GZIP,
     OCI_LAYER_TAR,
     OCI_LAYER_ZSTD,
     OCI_MANIFEST,
 )
 from lazyfs.format.platform import Platform
-from lazyfs.image.choice import MAX_DEPTH
 from tests.tars import END
 from tests.unit.converter.making import Item, items_of, tar_of
 from tests.unit.converter.places import AMD64, ARM64, Json, Place, converted, request
+from tests.unit.converter.refusing import APP, BASE, TAR, leaf, refused, with_layer
 
-BASE: list[Item] = [
-    (Entry(b"bin", "dir"), b""),
-    (Entry(b"bin/sh", "reg", 0o755, size=10000), os.urandom(10000)),
-    (Entry(b"etc", "dir", 0o700, 33), b""),
-    (Entry(b"etc/conf", "reg", size=3), b"old"),
-    (Entry(b"sh", "symlink", link=b"bin/sh"), b""),
-]
-APP: list[Item] = [(Entry(b"etc/.wh.conf", "reg"), b""), (Entry(b"app", "reg", size=2), b"hi")]
 LINUX = Platform("linux", "amd64")
+LINK_TO_NOTHING = tar_of([(Entry(b"l", "hardlink", link=b"nothing"), b"")])
 
 
 def tocs(place: Place, reference: str = "v1") -> list[Json]:
@@ -55,24 +45,6 @@ def tocs(place: Place, reference: str = "v1") -> list[Json]:
         assert parse_footer(blob[-FOOTER_SIZE:], len(blob), "layer") > 0
         found.append(json.loads(toc))
     return found
-
-
-def leaf(error: BaseException) -> BaseException:
-    """The one error in a group."""
-    while isinstance(error, BaseExceptionGroup):
-        (error,) = error.exceptions
-    return error
-
-
-async def refused(source: Place, sink: Place, *arguments: Any) -> LazyfsError:
-    """What a conversion ends with, which leaves the sink as it was."""
-    before = (dict(sink.blobs), dict(sink.documents))
-    with pytest.raises((LazyfsError, BaseExceptionGroup)) as caught:
-        await converted(source, sink, *arguments)
-    assert (sink.blobs, sink.documents) == before
-    error = leaf(caught.value)
-    assert isinstance(error, LazyfsError)
-    return error
 
 
 async def test_an_image_becomes_estargz() -> None:
@@ -187,35 +159,6 @@ async def test_nothing_but_the_input_shows(monkeypatch: pytest.MonkeyPatch, tmp_
     assert len(digests) == 1
 
 
-async def test_an_index_survives_as_a_whole() -> None:
-    """All platforms, the attestation that follows its image, and a blob that two images share is converted once."""
-    source, sink = Place(), Place()
-    images = [source.add_image(tar_of(BASE), tar_of(APP), config=platform) for platform in (AMD64, ARM64)]
-    about = {"vnd.docker.reference.type": "attestation-manifest", "vnd.docker.reference.digest": images[0]["digest"]}
-    statement = source.add_blob(b'{"in-toto": 1}', "application/vnd.in-toto+json")
-    attestation = source.add_manifest([statement], [statement["digest"]], tag="attestation")
-    unknown = {"os": "unknown", "architecture": "unknown"}
-    source.add_index(
-        {**images[0], "platform": AMD64},
-        {**images[1], "platform": ARM64},
-        {**attestation, "platform": unknown, "annotations": about},
-    )
-    report = await converted(source, sink)
-    index = sink.body()
-    assert [entry["platform"] for entry in index["manifests"]] == [AMD64, ARM64, unknown]
-    new = [entry["digest"] for entry in index["manifests"]]
-    assert index["manifests"][2]["annotations"]["vnd.docker.reference.digest"] == new[0]
-    assert new[2] == attestation["digest"]
-    assert sink.blobs[statement["digest"]] == b'{"in-toto": 1}'
-    assert [image.platform for image in report.images] == ["linux/amd64", "linux/arm64"]
-    assert sink.layers(new[0]) == sink.layers(new[1])
-    for layer in source.body(images[0]["digest"])["layers"]:
-        assert source.done.count(f"read {layer['digest']}") == 1
-    assert any("1 attestations" in loss for loss in report.lost)
-    again = await converted(sink, Place())
-    assert again.digest == report.digest
-
-
 async def test_a_shared_blob_in_another_place_is_another_layer() -> None:
     """What a layer implies depends on what is below it."""
     source, sink = Place(), Place()
@@ -229,43 +172,6 @@ async def test_a_shared_blob_in_another_place_is_another_layer() -> None:
     assert modes == [0o700, 0o711]
 
 
-async def test_one_platform_of_an_index_stands_alone() -> None:
-    """The destination is that manifest."""
-    source, sink = Place(), Place()
-    images = [source.add_image(tar_of(APP), config=platform) for platform in (AMD64, ARM64)]
-    source.add_index(*({**image, "platform": platform} for image, platform in zip(images, (AMD64, ARM64), strict=True)))
-    report = await converted(source, sink, None, Choice(Platform("linux", "arm64"), named=True))
-    assert "layers" in sink.body()
-    assert sink.config()["architecture"] == "arm64"
-    assert [image.platform for image in report.images] == ["linux/arm64"]
-
-
-async def test_docker_lists_become_indexes() -> None:
-    """With OCI's types all the way down."""
-    source, sink = Place(), Place()
-    image = source.add_image(tar_of(APP))
-    body = {"schemaVersion": 2, "mediaType": DOCKER_LIST, "manifests": [{**image, "platform": AMD64}]}
-    source.add_document(body, "v1", media_type=DOCKER_LIST)
-    await converted(source, sink)
-    assert sink.body()["mediaType"] == OCI_INDEX
-    assert sink.documents["v1"].media_type == OCI_INDEX
-
-
-async def test_a_platform_that_is_not_there() -> None:
-    """Named with what there is, in an index and in a single image; a default is no demand."""
-    source, sink = Place(), Place()
-    image = source.add_image(tar_of(APP))
-    arm = Choice(Platform("linux", "arm64"), named=True)
-    error = await refused(source, sink, None, arm)
-    assert isinstance(error, NotFound)
-    assert "linux/amd64" in str(error)
-    await converted(source, Place(), None, Choice(Platform("linux", "arm64"), named=False))
-    source.add_index({**image, "platform": AMD64})
-    error = await refused(source, sink, None, arm)
-    assert isinstance(error, NotFound)
-    assert "linux/amd64" in str(error)
-
-
 async def test_what_cannot_follow_is_named() -> None:
     """Signatures under cosign's tags, a subject; only where the digest changes."""
     source, sink = Place(), Place()
@@ -277,17 +183,6 @@ async def test_what_cannot_follow_is_named() -> None:
     assert any(f"a signature of {image['digest']}" in loss for loss in report.lost)
     sink.documents[report.digest.replace(":", "-") + ".sig"] = sink.documents["v1"]
     assert (await converted(sink, Place())).lost == ()
-
-
-def with_layer(source: Place, blob: bytes, media_type: str, diff_id: str) -> None:
-    """An image whose first layer is good, and whose second is this."""
-    tar = tar_of(BASE)
-    layers = [source.add_blob(gzip.compress(tar), OCI_LAYER_GZIP), source.add_blob(blob, media_type)]
-    source.add_manifest(layers, [digest_of(tar), diff_id])
-
-
-TAR = tar_of(APP)
-LINK_TO_NOTHING = tar_of([(Entry(b"l", "hardlink", link=b"nothing"), b"")])
 
 
 @pytest.mark.parametrize(
@@ -312,16 +207,6 @@ async def test_bad_input_leaves_the_destination_alone(
     assert digest_of(blob) in str(error)
 
 
-async def test_a_bad_image_of_an_index_stops_the_others() -> None:
-    """Nothing of the good one is at the destination either."""
-    source = Place()
-    good = source.add_image(tar_of(BASE))
-    with_layer(source, gzip.compress(b"rubbish" * 100), OCI_LAYER_GZIP, digest_of(b"rubbish" * 100))
-    bad = {"mediaType": OCI_MANIFEST, "digest": source.documents["v1"].digest, "size": len(source.documents["v1"].data)}
-    source.add_index({**good, "platform": AMD64}, {**bad, "platform": ARM64})
-    assert isinstance(await refused(source, Place()), InvalidTar)
-
-
 async def test_a_config_that_does_not_fit_is_refused() -> None:
     """Another number of diff IDs than layers; no image config at all; an index of nothing."""
     source = Place()
@@ -334,51 +219,6 @@ async def test_a_config_that_does_not_fit_is_refused() -> None:
     assert isinstance(await refused(source, Place()), InvalidManifest)
     source.add_index()
     assert isinstance(await refused(source, Place()), InvalidManifest)
-
-
-async def test_indexes_inside_an_index_are_kept() -> None:
-    """The nesting stays, each entry leads to what its image or index became, and whatever is no image is there, too."""
-    source, sink = Place(), Place()
-    image = source.add_image(TAR)
-    statement = source.add_manifest([source.add_blob(b"{}", "application/vnd.in-toto+json")], [], subject=image)
-    artifact = source.add_document(
-        {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": source.add_blob(b"{}", "application/x"), "layers": []}
-    )
-    unknown = {"os": "unknown", "architecture": "unknown"}
-    inner = source.add_index({**image, "platform": AMD64}, {**statement, "platform": unknown}, artifact)
-    middle = source.add_index({**inner, "annotations": {"a": "b"}})
-    source.add_index(middle, inner)
-    report = await converted(source, sink)
-    body = sink.body()
-    assert [len(report.images), len(body["manifests"])] == [1, 2]
-    assert {entry["mediaType"] for entry in body["manifests"]} == {OCI_INDEX}
-    below = sink.body(body["manifests"][0]["digest"])["manifests"][0]
-    assert below["annotations"] == {"a": "b"}
-    assert below["digest"] == body["manifests"][1]["digest"]
-    new, attestation, other = sink.body(below["digest"])["manifests"]
-    assert new["digest"] == report.images[0].digest
-    assert attestation["platform"] == unknown
-    assert sink.body(attestation["digest"])["subject"]["digest"] == new["digest"]
-    assert other == artifact
-
-
-async def test_one_image_out_of_nested_indexes() -> None:
-    """Without --all-platforms the way to it is gone through as a mount goes through it."""
-    source, sink = Place(), Place()
-    inner = source.add_index({**source.add_image(TAR), "platform": AMD64})
-    source.add_index(inner)
-    await converted(source, sink, None, Choice(Platform("linux", "amd64"), named=False))
-    assert len(sink.body()["layers"]) == 1
-
-
-async def test_indexes_too_deep_are_refused() -> None:
-    """A bound, so that nobody follows a chain of documents for ever."""
-    source = Place()
-    index = source.add_index({**source.add_image(TAR), "platform": AMD64})
-    for _ in range(MAX_DEPTH):
-        index = source.add_index(index)
-    for choice in (None, Choice(Platform("linux", "amd64"), named=False)):
-        assert isinstance(await refused(source, Place(), None, choice), InvalidManifest)
 
 
 @pytest.mark.parametrize(
