@@ -55,7 +55,7 @@ class Refresher:
             names = set(self._gate.through)
             if began >= patience:
                 patience = began + _HELD_PAUSE
-                self._forget_the_gone()
+                await self._forget_the_gone()
                 names |= self._gate.reopened
             ripe = await trio.to_thread.run_sync(self._ripe, names)
             if ripe:
@@ -71,20 +71,20 @@ class Refresher:
         self.rounds += 1
         await trio.to_thread.run_sync(_reconfigure, self._overlays_on(images))
 
-    def _forget_the_gone(self) -> None:
+    async def _forget_the_gone(self) -> None:
         """Names that no mounted image has any more."""
         for names in (self._gate.through, self._gate.reopened):
-            names.difference_update([name for name in names if not self._catalog.images_with(inode_of(name))])
+            names.difference_update(await trio.to_thread.run_sync(self._gone, tuple(names)))
 
     def _ripe(self, names: Iterable[str]) -> list[str]:
         objects = self._store.directory.objects
         return [name for name in names if os.path.exists(objects + name)]
 
+    def _gone(self, names: Iterable[str]) -> list[str]:
+        return [name for name in names if name not in self._catalog]
+
     def _images_of(self, names: Iterable[str]) -> set[str]:
-        images: set[str] = set()
-        for name in names:
-            images |= self._catalog.images_with(inode_of(name))
-        return images
+        return self._catalog.images_with(map(inode_of, names))
 
 
 def _reconfigure(directories: Sequence[Path]) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Container, Iterable, Sequence
-from functools import partial
 from typing import Final, NamedTuple
 
 import trio
@@ -19,12 +18,15 @@ from lazyfs.errors import InvalidInput, LocalError
 from lazyfs.fetch.claim import BRIDGE
 from lazyfs.fetch.fetcher import Fetcher
 from lazyfs.fetch.piece import LayerBlob, Piece
+from lazyfs.store.content import Content
 from lazyfs.store.store import Store
 
 _log = logging.getLogger(__name__)
 
 RUN_BYTES: Final = 16 << 20
 """Compressed bytes a request: long enough that a round trip is nothing beside it."""
+RUN_PIECES: Final = 4096
+"""Each is claimed, and what a claim costs the kernel grows with the number of claims: 35 µs with so many, 300 µs with 20,000."""
 _SLOWEST: Final = 60.0
 
 
@@ -33,6 +35,17 @@ class Wanted(NamedTuple):
 
     layer: LayerBlob
     prefetch_end: int
+
+
+class _Pause:
+    """Between tries that brought nothing."""
+
+    def __init__(self) -> None:
+        self._seconds = 1.0
+
+    async def sleep(self) -> None:
+        await trio.sleep(self._seconds * random.uniform(0.8, 1.2))  # jitter, not a secret
+        self._seconds = min(2 * self._seconds, _SLOWEST)
 
 
 class Missing(NamedTuple):
@@ -72,42 +85,62 @@ class Background:
                 self.finished.set()
 
     async def _bring(self, layer: LayerBlob, pieces: Sequence[Piece]) -> bool:
-        """True where a piece had to be given up."""
+        """True where a piece had to be given up. All pieces are looked at once a pass, and a pass ends only with its last run."""
         bad: set[bytes] = set()
         doubtful: set[bytes] = set()  # of runs in which something was wrong: each alone, to see what
         before = -1
-        pause = 1.0
-        full = False
+        pause = _Pause()
         while True:
-            look = partial(missing_pieces, self._store, pieces)
-            missing = [piece for piece in await trio.to_thread.run_sync(look) if piece.chunk.digest not in bad]
+            missing = [piece for piece in await self._missing(pieces) if piece.chunk.digest not in bad]
             if not missing:
                 return bool(bad)
             if len(missing) == before:
-                # The source is away, the store is full, or readers and other processes are at what is left.
-                await trio.sleep(pause * random.uniform(0.8, 1.2))  # jitter, not a secret
-                pause = min(2 * pause, _SLOWEST)
+                await pause.sleep()  # readers and other processes are at what is left
             else:
-                pause = 1.0
+                pause = _Pause()
             before = len(missing)
             ranges = self._fetcher.sends_ranges(layer)
-            runs = cut_runs(missing, doubtful) if ranges else [missing]
-            if full:
-                runs = [missing[:1]]  # one chunk finds out whether there is room again; a run would be downloaded for nothing
-                full = False
-            for run in runs:
+            for run in cut_runs(missing, doubtful) if ranges else [missing]:
                 if ranges and not self._fetcher.sends_ranges(layer):
                     break  # each of the runs would be a stream of the whole blob
-                failure = await self._fetcher.fetch(layer, run)
+                failure = await self._bring_run(layer, run)
+                if isinstance(failure, LocalError):
+                    return True
                 if failure is not None:
-                    self._report(layer, failure)
-                    full = isinstance(failure, LocalError)
-                    if full and layer.whole is not None:
-                        return True  # to find out whether there is room again would be to download all of it again
-                    if not isinstance(failure, InvalidInput):
-                        break
                     (doubtful if ranges and len(run) > 1 else bad).update(piece.chunk.digest for piece in run)
                     before = -1
+
+    async def _bring_run(self, layer: LayerBlob, run: Sequence[Piece]) -> InvalidInput | LocalError | None:
+        """Until all of a run is here, or others are at what is left of it. Returns what no further try would mend; while the source is
+        away or the store is full, it tries again, ever slower.
+        """
+        pause = _Pause()
+        tried = run
+        while True:
+            failure = await self._fetcher.fetch(layer, tried)
+            if failure is not None:
+                self._report(layer, failure)
+            if isinstance(failure, InvalidInput):
+                return failure
+            full = isinstance(failure, LocalError)
+            if isinstance(failure, LocalError) and layer.whole is not None:
+                return failure  # to find out whether there is room again would be to download all of it again
+            if failure is None and len({piece.chunk.digest for piece in run}) == len(run) == len(tried):
+                return None
+            # A chunk that the run has in several places is fetched for one of them, and copied to the others afterwards.
+            left = await self._missing(run)
+            if not left or (failure is None and len(left) == len(run)):
+                return None
+            if len(left) == len(run):
+                await pause.sleep()
+            else:
+                pause = _Pause()
+            run = left
+            # One chunk finds out whether there is room again; a run would be downloaded for nothing.
+            tried = left[:1] if full else left
+
+    async def _missing(self, pieces: Sequence[Piece]) -> list[Piece]:
+        return await trio.to_thread.run_sync(missing_pieces, self._store, pieces)
 
     def _report(self, layer: LayerBlob, failure: Exception) -> None:
         trouble = f"the background fetch of layer {layer.digest} stands still: {failure}"
@@ -119,15 +152,25 @@ class Background:
 def missing_pieces(store: Store, pieces: Iterable[Piece]) -> list[Piece]:
     """Blocking. Those that are not in the store, in the order given; each place in a content once: equal chunks have several."""
     pieces = list(pieces)
-    contents = list({piece.content.name: piece.content for piece in pieces}.values())
-    missing = {
-        (content.name, number)
-        for content, numbers in zip(contents, store.missing_many(contents), strict=True)
-        for number in numbers
-    }
-    return list({slot: piece for piece in reversed(pieces) if (slot := (piece.content.name, piece.number)) in missing}.values())[
-        ::-1
-    ]
+    contents: dict[str, Content] = {}
+    wanted: dict[str, int] = {}
+    for piece in pieces:
+        contents[piece.content.name] = piece.content
+        wanted[piece.content.name] = wanted.get(piece.content.name, 0) + 1
+    # A run may be a small part of a large file.
+    few = [piece for piece in pieces if 4 * wanted[piece.content.name] < len(piece.content.digests)]
+    most = [content for name, content in contents.items() if 4 * wanted[name] >= len(content.digests)]
+    missing = {content.name: set(numbers) for content, numbers in zip(most, store.missing_many(most), strict=True)}
+    for piece, lacks in zip(few, store.lacking([(piece.content, piece.number) for piece in few]), strict=True):
+        if lacks:
+            missing.setdefault(piece.content.name, set()).add(piece.number)
+    found = []
+    for piece in pieces:
+        numbers = missing.get(piece.content.name)
+        if numbers and piece.number in numbers:
+            numbers.discard(piece.number)
+            found.append(piece)
+    return found
 
 
 def measure_missing(store: Store, layers: Iterable[LayerBlob]) -> Missing:
@@ -138,7 +181,7 @@ def measure_missing(store: Store, layers: Iterable[LayerBlob]) -> Missing:
 
 
 def cut_runs(pieces: Sequence[Piece], alone: Container[bytes] = ()) -> list[list[Piece]]:
-    """Runs of at most RUN_BYTES; a new one wherever something that is here lies between. Of one piece for the digests `alone`."""
+    """Runs of at most RUN_BYTES and RUN_PIECES; a new one wherever something that is here lies between. Of one piece for the digests `alone`."""
     runs: list[list[Piece]] = []
     for piece in pieces:
         last = runs[-1] if runs else None
@@ -149,6 +192,7 @@ def cut_runs(pieces: Sequence[Piece], alone: Container[bytes] = ()) -> list[list
             and last[-1].chunk.digest not in alone
             and chunk.member <= last[-1].chunk.member_end + BRIDGE
             and chunk.member_end - last[0].chunk.member <= RUN_BYTES
+            and len(last) < RUN_PIECES
         ):
             last.append(piece)
         else:

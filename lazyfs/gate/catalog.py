@@ -6,8 +6,9 @@ is indexed by inode number: 100 bytes an object beside its pieces, and a layer t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, overload
 
 import trio
 
@@ -19,12 +20,35 @@ from lazyfs.image.layer import Layer
 _EARLIER = "what an earlier process had mounted"
 
 
+class Pieces(Sequence[Piece]):
+    """The chunks of one object, in order. Nothing is copied: made for every lookup and every read, whatever the object's size."""
+
+    __slots__ = ("_layer", "_places")
+
+    def __init__(self, layer: LayerBlob, places: Sequence[int]) -> None:
+        """`places`: of each chunk, its index among the layer's pieces."""
+        self._layer = layer
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> Piece: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Piece]: ...
+    def __getitem__(self, index: int | slice) -> Piece | Sequence[Piece]:
+        if isinstance(index, slice):
+            return Pieces(self._layer, self._places[index])
+        return self._layer.pieces[self._places[index]]
+
+
 class Supply(NamedTuple):
     """One way to an object: a layer that holds it, and who fetches from there."""
 
     fetcher: Fetcher
     layer: LayerBlob
-    pieces: tuple[Piece, ...]
+    pieces: Sequence[Piece]
     """Its chunks, in order."""
 
 
@@ -40,34 +64,42 @@ class LayerObjects:
     def __init__(self, key: str, layer: LayerBlob) -> None:
         self.key = key
         self.layer = layer
-        places: dict[int, int | list[int]] = {}
+        places: dict[int, int | array[int]] = {}
         """By inode: the index of the only piece, or of each, in order."""
+        open_places: dict[str, array[int]] = {}
         for index, piece in enumerate(layer.pieces):
             content = piece.content
-            inode = inode_of(content.name)
             if len(content.digests) == 1:
-                places.setdefault(inode, index)
+                places.setdefault(inode_of(content.name), index)
                 continue
-            several = places.setdefault(inode, [-1] * len(content.digests))
+            several = open_places.get(content.name)
+            if several is None:
+                several = open_places[content.name] = array("q", [-1]) * len(content.digests)
             # Equal files are equal objects: the first place of each chunk is as good as the others.
-            if isinstance(several, list) and len(several) == len(content.digests) and several[piece.number] < 0:
+            if several[piece.number] < 0:
                 several[piece.number] = index
+        for name, several in open_places.items():
+            # Where two numbers collide, on purpose, one object has the number and the other none: they are never mixed.
+            if min(several) >= 0:
+                places.setdefault(inode_of(name), several)
         self._places = places
 
     def __len__(self) -> int:
         return len(self._places)
 
-    def find(self, inode: int) -> tuple[Piece, ...]:
-        """The pieces of the object with this inode number; empty where the layer has none, or none that is whole."""
+    def find(self, inode: int) -> Sequence[Piece]:
+        """The pieces of the object with this inode number; empty where the layer has none, or none that is whole. The same cost for
+        any number of them."""
         places = self._places.get(inode)
         if places is None:
             return ()
         if isinstance(places, int):
             return (self.layer.pieces[places],)
-        pieces = tuple(self.layer.pieces[place] for place in places if place >= 0)
-        # A collision of numbers, made on purpose, must not mix two objects.
-        sound = len(pieces) == len(places) and len({piece.content.name for piece in pieces}) == 1
-        return pieces if sound else ()
+        return Pieces(self.layer, places)
+
+    def has(self, inode: int) -> bool:
+        """Whether the layer has the object with this inode number."""
+        return inode in self._places
 
     def names(self) -> Iterator[str]:
         """Every object's name."""
@@ -84,11 +116,16 @@ class Source(NamedTuple):
 
 
 class Catalog:
-    """All objects of all mounted images. An image is `expected` from its mount on, and `added` when its layers are indexed."""
+    """All objects of all mounted images. An image is `expected` from its mount on, and `added` when its layers are indexed.
+
+    Threads may ask what it holds, for its dictionaries are replaced and never changed; all else is for the event loop.
+    """
 
     def __init__(self) -> None:
         self._layers: dict[str, LayerObjects] = {}
         self._images: dict[str, Source] = {}
+        self._fetchers: dict[str, tuple[Fetcher, ...]] = {}
+        """By layer: of the images that have it."""
         self._expected: set[str] = {_EARLIER}
         self._change = trio.Event()
 
@@ -108,20 +145,27 @@ class Catalog:
 
     def add(self, image: str, fetcher: Fetcher, layers: tuple[LayerObjects, ...]) -> None:
         """Objects of `image` can be asked for; `fetcher` brings them."""
-        for objects in layers:
-            self._layers.setdefault(objects.key, objects)
-        self._images[image] = Source(fetcher, tuple(objects.key for objects in layers))
+        source = Source(fetcher, tuple(objects.key for objects in layers))
+        new = {objects.key: objects for objects in layers if objects.key not in self._layers}
+        self._replace(self._layers | new, self._images | {image: source})
         self._expected.discard(image)
         self._announce()
 
     def remove(self, image: str) -> None:
         """No mount of `image` lives any more."""
-        self._images.pop(image, None)
+        self._replace(self._layers, {name: source for name, source in self._images.items() if name != image})
         self._expected.discard(image)
-        used = {key for source in self._images.values() for key in source.layers}
-        for key in self._layers.keys() - used:
-            del self._layers[key]
         self._announce()
+
+    def _replace(self, layers: dict[str, LayerObjects], images: dict[str, Source]) -> None:
+        """Cost: the layers of all images."""
+        fetchers: dict[str, list[Fetcher]] = {}
+        for source in images.values():
+            for key in dict.fromkeys(source.layers):
+                fetchers.setdefault(key, []).append(source.fetcher)
+        self._images = images
+        self._layers = {key: objects for key, objects in layers.items() if key in fetchers}
+        self._fetchers = {key: tuple(those) for key, those in fetchers.items()}
 
     @property
     def is_complete(self) -> bool:
@@ -134,25 +178,28 @@ class Catalog:
 
     def find(self, inode: int) -> list[Supply]:
         """Every way to the object with this inode number."""
-        found = []
+        found: list[Supply] = []
         for key, objects in self._layers.items():
             pieces = objects.find(inode)
-            if pieces:
-                found += [
-                    Supply(source.fetcher, objects.layer, pieces) for source in self._images.values() if key in source.layers
-                ]
-        # One name, whatever collides: the first found decides.
-        return [supply for supply in found if supply.pieces[0].content == found[0].pieces[0].content]
+            # One name, whatever collides: the first found decides. It is a hash of all that the content is.
+            if pieces and (not found or pieces[0].content.name == found[0].pieces[0].content.name):
+                found += [Supply(fetcher, objects.layer, pieces) for fetcher in self._fetchers[key]]
+        return found
 
-    def images_with(self, inode: int) -> set[str]:
-        """The images that hold an object."""
-        layers = {key for key, objects in self._layers.items() if objects.find(inode)}
-        return {image for image, source in self._images.items() if layers & set(source.layers)}
+    def images_with(self, inodes: Iterable[int]) -> set[str]:
+        """The images that hold one of these objects."""
+        wanted, images = set(inodes), self._images
+        layers = {key for key, objects in self._layers.items() if any(map(objects.has, wanted))}
+        return {image for image, source in images.items() if not layers.isdisjoint(source.layers)}
 
-    def names(self) -> Iterator[str]:
-        """Every object's name, of all images; those of several layers more than once."""
-        for objects in self._layers.values():
-            yield from objects.names()
+    def __contains__(self, name: object) -> bool:
+        """Whether an image holds the object of this name."""
+        if not isinstance(name, str):
+            return False
+        inode = inode_of(name)
+        return any(
+            pieces and pieces[0].content.name == name for pieces in (objects.find(inode) for objects in self._layers.values())
+        )
 
     def _announce(self) -> None:
         self._change.set()

@@ -51,6 +51,13 @@ class Buffer:
         """A row of a chunk, wherever it lies."""
         return self._by_digest.get(digest)
 
+    def rows_of(self, name: str, first: int, last: int) -> list[Row]:
+        """Those of positions [first, last) of one object."""
+        if last - first > len(self._rows):
+            return [row for row in self.rows() if row.object == name and first <= row.position < last]
+        found = (self._rows.get((name, position)) for position in range(first, last))
+        return [row for row in found if row is not None]
+
     def rows(self) -> list[Row]:
         """All rows, in the order in which they came."""
         with self._lock:

@@ -51,9 +51,13 @@ SELECT_KNOWN = f"SELECT DISTINCT digest FROM chunk WHERE digest IN ({', '.join('
 SELECT_HELD = "SELECT position, offset, size, digest FROM chunk WHERE object = ? AND position >= ? AND position < ?"
 SELECT_LIST = "SELECT size, digest FROM chunk WHERE object = ? ORDER BY position"
 SELECT_MANY = "SELECT object, position, offset, size, digest FROM json_each(?) JOIN chunk ON object = json_each.value"
+SELECT_SPANS = """SELECT object, position, offset, size, digest FROM json_each(?) AS span JOIN chunk
+    ON object = json_extract(span.value, '$[0]')
+    AND position >= json_extract(span.value, '$[1]') AND position < json_extract(span.value, '$[2]')"""
+SELECT_POSITIONS = "SELECT position FROM chunk WHERE object = ? AND position >= ? AND position < ? ORDER BY position"
 SELECT_YOUNGER = """SELECT DISTINCT object FROM chunk
     WHERE generation > (SELECT value FROM fact WHERE name = 'durable') LIMIT ?"""
-COUNT = "SELECT count(*) FROM chunk WHERE object = ?"
+SELECT_ANY = "SELECT 1 FROM chunk WHERE object = ? LIMIT 1"
 SELECT_ARRIVALS = """SELECT generation, object, position FROM chunk WHERE (generation, object, position) > (?, ?, ?)
     ORDER BY generation, object, position LIMIT ?"""
 SUM_BLOCKS_OF = """SELECT count(DISTINCT object), total((size + 4095) / 4096 * 4096) FROM json_each(?)

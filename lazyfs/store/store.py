@@ -24,8 +24,9 @@ from lazyfs.store.documents import Documents
 from lazyfs.store.durability import Durability, settle
 from lazyfs.store.eviction import Eviction
 from lazyfs.store.files import Files
-from lazyfs.store.index import Held, Index
+from lazyfs.store.index import Index
 from lazyfs.store.losses import Losses
+from lazyfs.store.missing import absent, lacking, missing_many
 from lazyfs.store.notes import Notes
 from lazyfs.store.readers import OpenFile, OpenFiles
 from lazyfs.store.refusal import refusal
@@ -36,7 +37,6 @@ _log = logging.getLogger("lazyfs.store")
 
 _STRIPES = 64
 _TRIES = 3
-_NAMES_A_QUERY = 1000
 
 
 class Store:
@@ -118,18 +118,16 @@ class Store:
 
     def missing(self, content: Content, first: int, last: int) -> list[int]:
         """The chunks in [first, last) that are not here, by the index: nothing is read."""
-        return _absent(content, range(first, last), self.index.held(content.name, first, last))
+        return absent(content, range(first, last), self.index.held(content.name, first, last))
 
     def missing_many(self, contents: Sequence[Content]) -> list[list[int]]:
         """For each content, the chunks that are not here: `missing` for a whole image, 3 µs a content."""
-        nothing: dict[int, Held] = {}
-        absent: list[list[int]] = []
-        # Some at a time: a reader of one chunk does not wait for the whole answer, whose rows would take 20 MB for 30,000 files.
-        for at in range(0, len(contents), _NAMES_A_QUERY):
-            some = contents[at : at + _NAMES_A_QUERY]
-            held = self.index.held_many([content.name for content in some])
-            absent += [_absent(content, range(len(content.digests)), held.get(content.name, nothing)) for content in some]
-        return absent
+        return missing_many(self.index, contents)
+
+    def lacking(self, chunks: Sequence[tuple[Content, int]]) -> list[bool]:
+        """For each chunk, given as (content, index), whether it is not here, by the index: nothing is read. 5 µs a chunk, however
+        many others its content has."""
+        return lacking(self.index, chunks)
 
     def held_anywhere(self, digests: Sequence[bytes]) -> set[bytes]:
         """Those of the chunks that some file of the store has, by the index: `copy_local` may find them."""
@@ -259,7 +257,7 @@ class Store:
         name = content.name
         try:
             size = self.files.published(name)
-            if size is None and not self.missing(content, 0, len(content.digests)):
+            if size is None and not self._has_gap(content):
                 self.index.change()
                 self.index.complete(name)
                 size = self.files.published(name)
@@ -268,6 +266,17 @@ class Store:
         except OSError as error:
             raise refusal(error, f"{name} cannot be published") from error
         return size == content.size
+
+    def _has_gap(self, content: Content) -> bool:
+        """Whether some of it is not here. One row is looked at where the first gap is known: a large file that is under way is asked
+        for often."""
+        name, count = content.name, len(content.digests)
+        if count > 1 and self.index.has_gap(name, count):
+            return True
+        missing = self.missing(content, 0, count)
+        if missing:
+            self.index.found_gap(name, missing[0])
+        return bool(missing)
 
     def drop(self, row: Row, inode: int | None, cause: str) -> bool:
         """A chunk was found damaged in the file `inode` (None: there is no file). False if the name holds another one now."""
@@ -333,15 +342,6 @@ class Store:
         if data is not None:
             self._open.mark(file, row.position)
         return data
-
-
-def _absent(content: Content, indexes: range, held: dict[int, Held]) -> list[int]:
-    """The chunks that have no row, or one that does not fit: of a damaged index, or of a content that lies about its size."""
-    return [
-        index
-        for index in indexes
-        if held.get(index) != (content.offsets[index], content.chunk_size(index), content.digests[index])
-    ]
 
 
 def _fits(row: Row, content: Content, index: int) -> bool:

@@ -83,7 +83,7 @@ async def test_an_image_lingers_and_ends(store: Store, autojump_clock: MockClock
         live.leave()
         await trio.sleep(100)
         assert not it.images.live
-        assert not it.catalog.images_with(INODE)
+        assert not it.catalog.images_with([INODE])
 
 
 async def test_an_image_that_is_ending_is_not_mounted_again(store: Store, autojump_clock: MockClock) -> None:
@@ -102,7 +102,7 @@ async def test_an_image_that_is_ending_is_not_mounted_again(store: Store, autoju
         source.may_close.set()
         await wait_all_tasks_blocked()
         assert it.images.live == {IMAGE.name: new}
-        assert it.catalog.images_with(INODE) == {IMAGE.name}
+        assert it.catalog.images_with([INODE]) == {IMAGE.name}
 
 
 async def test_an_image_that_cannot_be_indexed_is_tried_again(
@@ -125,4 +125,4 @@ async def test_an_image_that_cannot_be_indexed_is_tried_again(
         assert "No space left" in live.trouble and not live.indexed.is_set()
         await live.indexed.wait()
         assert not live.trouble
-        assert it.catalog.images_with(INODE) == {IMAGE.name}
+        assert it.catalog.images_with([INODE]) == {IMAGE.name}

@@ -1,0 +1,75 @@
+"""Which chunks are not here, by the index: nothing is read.
+
+A row counts only where it fits the content it is asked for. One of a damaged index does not, nor does any for a content that lies about
+its size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+from lazyfs.store.content import Content
+from lazyfs.store.view import Held, View
+
+_NAMES_A_QUERY: Final = 1000
+"""A reader of one chunk does not wait for the whole answer, whose rows would take 20 MB for 30,000 files."""
+_BRIDGE: Final = 8
+"""Chunks that nobody asked for and that are read over, rather than asking twice."""
+
+
+def missing_many(view: View, contents: Sequence[Content]) -> list[list[int]]:
+    """For each content, the chunks that are not here; 3 µs a content."""
+    nothing: dict[int, Held] = {}
+    found: list[list[int]] = []
+    for at in range(0, len(contents), _NAMES_A_QUERY):
+        some = contents[at : at + _NAMES_A_QUERY]
+        held = view.held_many([content.name for content in some])
+        found += [absent(content, range(len(content.digests)), held.get(content.name, nothing)) for content in some]
+    return found
+
+
+def lacking(view: View, chunks: Sequence[tuple[Content, int]]) -> list[bool]:
+    """For each chunk, given as (content, index), whether it is not here; 5 µs a chunk, however many others its content has."""
+    if all(len(content.digests) == 1 for content, _ in chunks):  # most misses are of small files, and a crowd waits for this
+        return [bool(indexes) for indexes in missing_many(view, [content for content, _ in chunks])]
+    wanted: dict[str, tuple[Content, set[int]]] = {}
+    for content, index in chunks:
+        wanted.setdefault(content.name, (content, set()))[1].add(index)
+    whole: list[str] = []
+    spans: list[tuple[str, int, int]] = []
+    for name, (content, indexes) in wanted.items():
+        if len(indexes) == len(content.digests):
+            whole.append(name)
+        else:
+            spans.extend(_spans(name, indexes))
+    held: dict[str, dict[int, Held]] = {}
+    for at in range(0, len(whole), _NAMES_A_QUERY):
+        held.update(view.held_many(whole[at : at + _NAMES_A_QUERY]))
+    for at in range(0, len(spans), _NAMES_A_QUERY):
+        for name, found in view.held_spans(spans[at : at + _NAMES_A_QUERY]).items():
+            held.setdefault(name, {}).update(found)
+    nothing: dict[int, Held] = {}
+    missing = {name: set(absent(content, indexes, held.get(name, nothing))) for name, (content, indexes) in wanted.items()}
+    return [index in missing[content.name] for content, index in chunks]
+
+
+def absent(content: Content, indexes: Iterable[int], held: dict[int, Held]) -> list[int]:
+    """Those of the indexes that have no row among `held`, or one that does not fit."""
+    return [
+        index
+        for index in indexes
+        if held.get(index) != (content.offsets[index], content.chunk_size(index), content.digests[index])
+    ]
+
+
+def _spans(name: str, indexes: Iterable[int]) -> Iterator[tuple[str, int, int]]:
+    """Ranges of positions, as (name, first, last), that cover the indexes and little else."""
+    first = last = -1
+    for index in sorted(indexes):
+        if first < 0 or index > last + _BRIDGE:
+            if first >= 0:
+                yield name, first, last
+            first = index
+        last = index + 1
+    yield name, first, last

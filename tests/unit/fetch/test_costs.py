@@ -1,0 +1,134 @@
+"""What a chunk costs, however many chunks its file has: counted in steps of sqlite, because a busy machine makes times meaningless."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+from lazyfs.fetch.background import Background, Wanted, cut_runs, missing_pieces
+from lazyfs.fetch.claim import Order, claim_missing
+from lazyfs.fetch.fetcher import Fetcher, open_fetcher
+from lazyfs.fetch.piece import LayerBlob
+from lazyfs.store.store import Store
+from tests.unit.fetch.scripted import RANDOM, ScriptedSource, make_layer, read_piece
+
+FEW, MANY = 150, 1500
+UNIT = 10
+"""Instructions of sqlite's virtual machine that are counted as one step."""
+
+Work = Callable[[Store, Fetcher, LayerBlob], Awaitable[None]]
+
+
+class Steps:
+    """Counts what sqlite does for a store."""
+
+    def __init__(self, store: Store) -> None:
+        self.count = 0
+        database = store.index._database
+        for connection in (database._reader, database._writer):
+            assert connection is not None
+            connection.set_progress_handler(self._step, UNIT)
+
+    def _step(self) -> int:
+        self.count += 1
+        return 0
+
+
+async def bring(store: Store, fetcher: Fetcher, layer: LayerBlob) -> None:
+    await Background(store, fetcher, [Wanted(layer, 0)]).run()
+
+
+async def walk(store: Store, fetcher: Fetcher, layer: LayerBlob) -> None:
+    for number in range(len(layer.pieces)):
+        await read_piece(fetcher, layer, number)
+
+
+async def walk_back(store: Store, fetcher: Fetcher, layer: LayerBlob) -> None:
+    for number in reversed(range(len(layer.pieces))):
+        await read_piece(fetcher, layer, number)
+
+
+async def look_up(store: Store, fetcher: Fetcher, layer: LayerBlob) -> None:
+    """As a gate does for each lookup of a file that is half here."""
+    content = layer.pieces[0].content
+    for number in range(len(layer.pieces) // 2):
+        store.keep(content, number, bytes(content.chunk_size(number)))
+    for _ in layer.pieces:
+        assert not await trio.to_thread.run_sync(store.publish, content)
+
+
+async def cost(folder: Path, work: Work, data: bytes) -> float:
+    """Steps a chunk, of a file in chunks of 10 bytes."""
+    layer, blob = make_layer([(b"large", data)], chunk_size=10)
+    with Store.open(folder) as store:
+        steps = Steps(store)
+        async with open_fetcher(store, ScriptedSource(blob)) as fetcher:
+            await work(store, fetcher, layer)
+        if work is not look_up:
+            assert not missing_pieces(store, layer.pieces)
+            store.index.change()
+            assert store.publish(layer.pieces[0].content)
+        return steps.count / len(layer.pieces)
+
+
+@pytest.mark.parametrize("work", [bring, walk, walk_back, look_up], ids=lambda work: work.__name__)
+async def test_a_chunk_of_a_large_file_costs_what_one_of_a_small_file_does(
+    tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten times as many chunks, and no chunk costs more: nothing is counted, listed or looked for once a chunk over all chunks."""
+    monkeypatch.setattr("lazyfs.fetch.window.FIRST", 200)  # as if the chunks were large
+    data = RANDOM.randbytes(10 * MANY)
+    few = await cost(tmp_path / "few", work, data[: 10 * FEW])
+    many = await cost(tmp_path / "many", work, data)
+    assert many < 1.5 * few + 20
+
+
+async def test_equal_chunks_cost_no_more(tmp_path: Path) -> None:
+    """A sparse file is one chunk in many places: it is fetched once, and not one place a pass over all of them is filled."""
+    few = await cost(tmp_path / "few", bring, bytes(10 * FEW))
+    many = await cost(tmp_path / "many", bring, bytes(10 * MANY))
+    assert many < 1.5 * few + 20
+
+
+async def test_a_source_that_fails_often_costs_no_more(
+    store: Store, autojump_clock: object, monkeypatch: pytest.MonkeyPatch, expect_log: Callable[[str], None]
+) -> None:
+    """A run that failed is tried again by itself: what is behind it is not looked at each time."""
+    expect_log("stands still: the source has gone away")
+    monkeypatch.setattr("lazyfs.fetch.background.RUN_PIECES", 10)
+    layer, blob = make_layer([(b"large", RANDOM.randbytes(10_000))], chunk_size=10)
+    source = ScriptedSource(blob)
+    looks: list[int] = []
+
+    def look(store: Store, pieces: list[object]) -> object:
+        looks.append(len(pieces))
+        return missing_pieces(store, pieces)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("lazyfs.fetch.background.missing_pieces", look)
+    async with open_fetcher(store, source) as fetcher:
+        source.fails = 50
+        await Background(store, fetcher, [Wanted(layer, 0)]).run()
+    assert not missing_pieces(store, layer.pieces)
+    assert len(looks) >= 50 and sum(looks) < 4 * len(layer.pieces)
+
+
+def test_runs_are_of_so_many_chunks(store: Store) -> None:
+    """A claim is a lock, and a lock costs more the more there are: of a million tiny chunks, some are claimed at a time."""
+    layer, _ = make_layer([(b"tiny", RANDOM.randbytes(10_000))], chunk_size=1)
+    runs = cut_runs(layer.pieces)
+    assert [len(run) for run in runs] == [4096, 4096, 1808]
+    assert [piece for run in runs for piece in run] == list(layer.pieces)
+
+
+def test_some_is_copied_and_then_the_run_goes_on_its_way(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one thread copies before a request is bounded; the reader's own chunk comes first."""
+    monkeypatch.setattr("lazyfs.fetch.claim._COPIED", 25)
+    zeros, _ = make_layer([(b"one", bytes(10))])
+    store.keep(zeros.pieces[0].content, 0, bytes(10))
+    layer, _ = make_layer([(b"sparse", bytes(100))], chunk_size=10)
+    assert not claim_missing(store, Order(layer.pieces, layer.pieces[7], True))
+    missing = store.missing(layer.pieces[0].content, 0, 10)
+    assert len(missing) == 7 and 7 not in missing
