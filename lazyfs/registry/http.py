@@ -22,13 +22,15 @@ from lazyfs.registry.tls import system_context
 from lazyfs.registry.url import Url
 
 MAX_CONNECTIONS: Final = 16
+MAX_ERROR: Final = 64 << 10
+"""Bytes that are read of an answer that only says why not."""
 
 # Each bounds one step on the wire, not the request: that is the caller's deadline.
 _TIMEOUT = httpx.Timeout(20.0, connect=10.0, pool=None)
 
 
 class Answer(NamedTuple):
-    """A whole response."""
+    """A response: all of it, or the beginning of one that is not a success."""
 
     url: Url
     status: int
@@ -54,8 +56,9 @@ class Http:
     ) -> Answer:
         """Send one request; follow nothing, retry nothing.
 
-        Raises Unreachable, also for a body that breaks off; BadAnswer for a body of over `limit` bytes, inflated or not. Cancelled: the answer is lost, the server may have
-        acted on the request.
+        The body of an answer that is not a success is cut short, for it only says why not. Raises Unreachable, also for a body that
+        breaks off; BadAnswer for one of over `limit` bytes, inflated or not. Cancelled: the answer is lost, the server may have acted
+        on the request.
         """
         clients = self._clients
         clients.users += 1
@@ -66,17 +69,23 @@ class Http:
                 # What a field's bytes mean is for those to say who use it: as Latin-1 they all survive.
                 response.headers.encoding = "latin-1"
                 answered = True
+                success = response.status_code < 300
+                most = limit if success else MAX_ERROR
                 body = bytearray()
                 # Leaving the loop would abandon httpx's nested generators to the garbage collector: cancellation unwinds them.
                 with trio.CancelScope() as reading:
                     async for piece in response.aiter_raw():
                         body += piece
-                        if len(body) > limit:
+                        if len(body) > most:
                             reading.cancel()
-                if len(body) > limit:
+                if len(body) > most:
                     self._retire(clients)
-                    raise BadAnswer(f"{url.authority} sends over {limit} bytes where no more are allowed")
-            data = await inflated(bytes(body), response.headers.get("content-encoding", ""), limit, url.authority)
+                    if success:
+                        raise BadAnswer(f"{url.authority} sends over {limit} bytes where no more are allowed")
+                    del body[most:]
+            data = bytes(body)
+            if success:
+                data = await inflated(data, response.headers.get("content-encoding", ""), limit, url.authority)
             return Answer(url, response.status_code, response.headers, data)
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise _error(url, error, in_body=answered) from error

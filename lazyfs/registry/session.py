@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import cached_property, partial
-from typing import Final
 
 import msgspec
 
 from lazyfs.errors import BadAnswer, NotFound, SourceError, Unauthorized, Unreachable
 from lazyfs.registry.access import AccessOptions, api_url
 from lazyfs.registry.holdoff import Holdoffs, holdoffs_of_this_run
-from lazyfs.registry.http import Answer, Http
+from lazyfs.registry.http import MAX_ERROR, Answer, Http
 from lazyfs.registry.pool import Pool
 from lazyfs.registry.proxy import from_environment
 from lazyfs.registry.redirects import REDIRECTS, redirected
@@ -20,9 +19,6 @@ from lazyfs.registry.retry import DEADLINE, TRIES, Later, may_pass, patiently
 from lazyfs.registry.tls import system_context
 from lazyfs.registry.tokens import Scope, Tokens
 from lazyfs.registry.url import Url
-
-MAX_ERROR: Final = 64 << 10
-"""Bytes of an answer that only says why not."""
 
 Content = bytes | Callable[[], AsyncIterator[bytes]]
 """A request's body; made anew for each try."""

@@ -79,6 +79,20 @@ async def test_answers_are_bounded() -> None:
             await get(session)
 
 
+@pytest.mark.parametrize("size", [2000, 100_000])
+async def test_a_long_refusal_is_a_refusal(size: int, autojump_clock: trio.testing.MockClock) -> None:
+    """A page that says why not may be longer than what was asked for: each status keeps its meaning."""
+    page = b" " * size
+    challenge = reply(401, page, www_authenticate="Basic realm=x")
+    async with asking([reply(404, page), reply(503, page), challenge, reply(302, page, location="/x"), reply(200, b"x")]) as (
+        server,
+        session,
+    ):
+        assert (await session.ask("it", "GET", session.url("x"), SCOPE, limit=1000)).status == 404
+        assert await get(session) == b"x"
+        assert not server.script
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "Identity", "aws-chunked"])
 async def test_encodings_that_nobody_asked_for(encoding: str) -> None:
     """Inflated where it is one, ignored where it is none."""
