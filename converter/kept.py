@@ -64,7 +64,7 @@ def _toc_entries(toc: TarMember, spool: Spool, layer: Descriptor, what: str) -> 
     data = read_content(Planned(toc.entry, toc.extents), 0, toc.entry.size, spool.read_at)
     if digest_of(data) != layer.annotations.get(TOC_DIGEST):
         raise InvalidInput(f"{what}: the TOC is another than the manifest's")
-    return parse_toc(data, toc_offset, what)
+    return parse_toc(data, toc_offset, what, arrived=layer.size - FOOTER_SIZE - toc_offset)
 
 
 def _chunks_right(entry: Entry, member: TarMember, spool: Spool, chunk_size: int) -> bool:

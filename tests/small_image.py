@@ -17,7 +17,7 @@ from lazyfs.cli.main import main
 from lazyfs.format.entry import Entry
 from lazyfs.format.footer import FOOTER_SIZE, parse_footer
 from lazyfs.format.toc import parse_toc
-from lazyfs.image.layer import read_toc_member
+from lazyfs.image.toc_member import read_toc_member
 from tests.bad.oci import Oci
 
 CHUNK_SIZE = 64 << 10

@@ -271,7 +271,7 @@ class LazyLayers:
             try:
                 known = await trio.to_thread.run_sync(recall, self._store, lazy)
                 if known is None:
-                    known = await load_layer(live.repository.source, self._store, descriptor_of(lazy))
+                    known = await load_layer(live.repository.source, self._store, descriptor_of(lazy), accepted=True)
             except LazyfsError as error:
                 if str(error) != live.trouble:
                     _log.warning("what is missing of layer %s cannot be had: %s", lazy.digest, error)
@@ -335,11 +335,11 @@ def descriptor_of(lazy: LazyLayer) -> Descriptor:
 
 
 def recall(store: Store, lazy: LazyLayer) -> Layer | None:
-    """Blocking. The layer, if its TOC is in the store."""
+    """Blocking. The layer, if its TOC is in the store. It is a snapshot, so an earlier version may have accepted it."""
     data = store.document(lazy.toc_digest)
     if data is None:
         return None
-    entries = parse_toc(data, lazy.toc_offset, f"layer {lazy.digest}")
+    entries = parse_toc(data, lazy.toc_offset, f"layer {lazy.digest}", accepted=True)
     return Layer(descriptor_of(lazy), lazy.toc_digest, lazy.toc_offset, entries)
 
 

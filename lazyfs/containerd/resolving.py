@@ -13,7 +13,8 @@ import logging
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import CancelledError, Future
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -29,7 +30,7 @@ from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor
 from lazyfs.format.platform import this_platform
 from lazyfs.image.image import resolve_manifest
-from lazyfs.image.layer import TOC_DIGEST, claimed_toc_digest, load_toc
+from lazyfs.image.layer import TOC_DIGEST, Toc, claimed_toc_digest, load_layer
 from lazyfs.native.metadata import GrowingStack, LayerMetadata, ensure_metadata
 from lazyfs.snapshots.labels import Claim
 from lazyfs.snapshots.snapshot import LazyLayer
@@ -46,7 +47,8 @@ _PATIENCE: Final = 60.0
 """Seconds for a manifest, and for a TOC: what one Prepare may wait for is bounded there."""
 _BRIEFLY: Final = 0.5
 """Seconds that a layer gets when another one of its image has been waited for in vain: it may be in the store."""
-
+_AT_ONCE: Final = 8
+"""TOCs of one image under way, as in image/image.py."""
 
 _Expect = Callable[[Sequence[Digest]], None]
 """Takes digests of TOCs that will come."""
@@ -78,6 +80,8 @@ class _Image:
         self.known = trio.Event()
         """Its layers are known, or the manifest cannot be had."""
         self.loads: dict[str, _Load] = {}
+        self.places = trio.CapacityLimiter(_AT_ONCE)
+        """For those that are under way: a manifest may name a thousand layers."""
         self.ahead: list[_Load] = []
         """From the lowest layer up, those whose EROFS images are not begun yet."""
         self.growing: GrowingStack | None = None
@@ -196,7 +200,8 @@ class Resolving:
         for lazy in lost:
             _log.warning("the TOC of layer %s is not in the store any more: it is fetched again", lazy.digest)
             loads.append(_Load())
-            self._nursery.start_soon(self._bring, loads[-1], lazy.reference, descriptor_of(lazy))
+            bring = partial(self._bring, loads[-1], lazy.reference, descriptor_of(lazy), accepted=True)
+            self._nursery.start_soon(bring)
         with trio.move_on_after(DEADLINE) as patience:
             for load in loads:
                 await load.ended.wait()
@@ -273,14 +278,19 @@ class Resolving:
             self._nursery.start_soon(self._bring, load, repository, descriptor, image)
         return load
 
-    async def _bring(self, load: _Load, repository: str, descriptor: Descriptor, image: _Image | None = None) -> None:
+    async def _bring(
+        self, load: _Load, repository: str, descriptor: Descriptor, image: _Image | None = None, *, accepted: bool = False
+    ) -> None:
+        def in_store(toc: Toc) -> None:
+            if image is not None:
+                load.toc = LayerMetadata(toc.digest, toc.offset, toc.arrived)
+                image.begin()  # which reads it, too, on another processor
+
         try:
-            with self._layers.repository(repository).in_use() as live, trio.fail_after(_PATIENCE):
-                toc = await load_toc(live.source, self._store, descriptor)
-                if image is not None:
-                    load.toc = LayerMetadata(toc.digest, toc.offset)
-                    image.begin()  # which reads it, too, on another processor
-                load.index = Index(await trio.to_thread.run_sync(toc.layer))
+            async with image.places if image is not None else nullcontext():
+                with self._layers.repository(repository).in_use() as live, trio.fail_after(_PATIENCE):
+                    layer = await load_layer(live.source, self._store, descriptor, accepted=accepted, in_store=in_store)
+                    load.index = Index(layer)
         except trio.TooSlowError:
             load.failure = Unreachable(
                 f"{repository} did not bring the TOC of layer {descriptor.digest} within {_PATIENCE:.0f} s"

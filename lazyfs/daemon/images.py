@@ -93,6 +93,8 @@ class Images:
     async def bring_to_life(self, mount: MountOrder | Mount, creds: str, tell: Tell, *, lazy_only: bool) -> LiveImage:
         """The image of a mount, counted as used by it. Raises LazyfsError.
 
+        One that is mounted already, which its row in the state says, was accepted: no bound of this version's refuses it.
+
         Cancelled: what has arrived of a layer that is not lazy is thrown away.
         """
         reference = parse_reference(mount.reference)
@@ -103,7 +105,9 @@ class Images:
             image = await resolve_image(source, reference.selector, parse_platform(mount.platform), self._store)
             known = self.live.get(image.name)
             if known is None:
-                layers = await load_image_layers(source, self._store, image, lazy_only=lazy_only, progress=tell)
+                layers = await load_image_layers(
+                    source, self._store, image, lazy_only=lazy_only, progress=tell, accepted=isinstance(mount, Mount)
+                )
                 known = self.live.get(image.name)  # another order may have been quicker
                 if known is None:
                     stack.pop_all()

@@ -29,6 +29,8 @@ class Read(msgspec.Struct, frozen=True, tag=True):
     digest: Digest
     offset: int
     """Where the TOC begins in its blob (`parse_toc`)."""
+    arrived: int | None = None
+    """Bytes of its compressed member; None for a TOC that was parsed and accepted before."""
 
 
 class Told(msgspec.Struct, frozen=True, tag=True):
@@ -86,7 +88,9 @@ class Worker:
                 hint="Mount the image again to fetch it.",
             ) from error
         check(data, read.digest, f"the stored document {read.path}")
-        entries = parse_toc(data, read.offset, f"the layer with the TOC {read.digest}")
+        entries = parse_toc(
+            data, read.offset, f"the layer with the TOC {read.digest}", arrived=read.arrived, accepted=read.arrived is None
+        )
         self._outline = Outline(entries)
         implied = self._outline.implied()
         if sum(map(len, implied)) > _MOST_IMPLIED:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-def keep(store: Store, digest: Digest, data: bytes, note: str = "", value: str = "") -> None:
+def keep(store: Store, digest: Digest, data: bytes | bytearray, note: str = "", value: str = "") -> None:
     """Blocking. Keep a document and, under the key `note`, a note. Without room it is used unkept, like everything else.
 
     Raises StoreUnusable.

@@ -9,21 +9,22 @@ this sees one kind of layer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
-from lazyfs.errors import InvalidToc, NotLazy
+from lazyfs.errors import NotLazy
 from lazyfs.format.digest import Digest, check, parse_digest
-from lazyfs.format.entry import NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, TOC_NAME, Entry
-from lazyfs.format.footer import FOOTER_SIZE, parse_footer
+from lazyfs.format.entry import NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, Entry
+from lazyfs.format.footer import FOOTER_SIZE
 from lazyfs.format.manifest import Descriptor, check_layer_type
-from lazyfs.format.member import inflate_member
-from lazyfs.format.toc import MAX_TOC_SIZE, parse_toc
+from lazyfs.format.toc import parse_toc
 from lazyfs.format.whiteout import LeftOut
 from lazyfs.image.keeping import keep
+from lazyfs.image.room import TOC_WEIGHT, parsing_room
+from lazyfs.image.toc_member import TocMember, fetch_toc_member
 from lazyfs.source.protocol import ImageSource
 
 if TYPE_CHECKING:
@@ -31,8 +32,10 @@ if TYPE_CHECKING:
 
 TOC_DIGEST: Final = "containerd.io/snapshot/stargz/toc.digest"
 """The annotation of a layer's descriptor that vouches for its TOC."""
-_BLOCK: Final = 512
-_LARGEST_GUESS: Final = 4 << 20
+
+
+_UNKNOWN: Final = 16 << 20
+"""Bytes that a TOC is taken to have of which that was not noted."""
 
 
 class Whole(NamedTuple):
@@ -87,36 +90,66 @@ class Toc(NamedTuple):
     digest: Digest
     offset: int
     """Where it is in the blob."""
-    data: bytes
+    arrived: int
+    """Bytes of its compressed member."""
+    data: bytes | bytearray
     """JSON."""
 
-    def layer(self) -> Layer:
-        """Blocking. Parsed: 4 µs an entry. Raises InvalidToc."""
+    def layer(self, *, accepted: bool = False) -> Layer:
+        """Blocking, in a thread of trio's, which ends where its caller is cancelled. Parsed: 7 µs an entry. Raises InvalidToc."""
         left_out = LeftOut()
-        entries = parse_toc(self.data, self.offset, _named(self.descriptor), left_out)
+        entries = parse_toc(
+            self.data,
+            self.offset,
+            _named(self.descriptor),
+            left_out,
+            arrived=self.arrived,
+            accepted=accepted,
+            check_cancelled=trio.from_thread.check_cancelled,
+        )
         return Layer(self.descriptor, self.digest, self.offset, entries, note=left_out.note)
 
 
-async def load_layer(source: ImageSource, store: Store | None, descriptor: Descriptor) -> Layer:
-    """The layer of `descriptor`, with its TOC: see `load_toc`. Raises InvalidToc as well."""
-    return await trio.to_thread.run_sync((await load_toc(source, store, descriptor)).layer)
+async def load_layer(
+    source: ImageSource,
+    store: Store | None,
+    descriptor: Descriptor,
+    *,
+    accepted: bool = False,
+    in_store: Callable[[Toc], None] | None = None,
+) -> Layer:
+    """The layer of `descriptor`, its TOC from the store, or from the source, where it takes one range request, seldom two.
 
-
-async def load_toc(source: ImageSource, store: Store | None, descriptor: Descriptor) -> Toc:
-    """The TOC of a layer from the store, or from the source, where it takes one range request, seldom two; it is in the store then.
+    `accepted`: an earlier version may have mounted the layer, so bounds that are new are not applied (format/toc.py). `in_store` is
+    told when the TOC is in the store, before it is parsed: somebody else may read it there at the same time.
 
     Raises NotLazy with the reason where the layer cannot be lazy, RangeIgnored where only this source keeps it from being lazy;
-    InvalidManifest, InvalidToc, DigestMismatch, SourceError.
+    InvalidManifest, InvalidToc, DigestMismatch, SourceError. Cancelled: the TOC may be in the store.
     """
     what = _named(descriptor)
     check_layer_type(descriptor)  # first: what is no layer of an image would not become one by being converted
     # Whatever compression the media type names: where there is a footer and the TOC that is vouched for, it is eStargz.
     toc_digest = claimed_toc_digest(descriptor.annotations, what)
-    kept = await trio.to_thread.run_sync(partial(_recall, store, source.authority, descriptor, toc_digest)) if store else None
-    if kept is not None:
-        return kept
-    offset, member = await fetch_toc_member(source, descriptor, what)
-    return await trio.to_thread.run_sync(partial(_accept, store, source.authority, descriptor, toc_digest, offset, member))
+
+    async def parsed(json_size: int, read: Callable[[], Toc | None]) -> Layer | None:
+        async with parsing_room().hold(TOC_WEIGHT * json_size):
+            toc = await trio.to_thread.run_sync(read)
+            if toc is None:
+                return None
+            if in_store is not None:
+                in_store(toc)
+            return await trio.to_thread.run_sync(partial(toc.layer, accepted=accepted))
+
+    hint = await trio.to_thread.run_sync(_hint, store, source.authority, descriptor) if store else None
+    if store is not None and hint is not None:
+        known = await parsed(hint.json_size, partial(_recall, store, descriptor, toc_digest, hint))
+        if known is not None:
+            return known
+    async with fetch_toc_member(source, descriptor, what, store.directory.temporary if store else None) as member:
+        accept = partial(_accept, store, source.authority, descriptor, toc_digest, member)
+        layer = await parsed(member.json_size, accept)
+        assert layer is not None
+        return layer
 
 
 def claimed_toc_digest(annotations: Mapping[str, str], what: str) -> Digest:
@@ -127,60 +160,38 @@ def claimed_toc_digest(annotations: Mapping[str, str], what: str) -> Digest:
     return parse_digest(text, f"the TOC digest of {what}")
 
 
-async def fetch_toc_member(source: ImageSource, descriptor: Descriptor, what: str) -> tuple[int, bytes]:
-    """(blob offset, compressed bytes) of the TOC's gzip member. One range for most blobs, two for those with a large TOC."""
-    size = descriptor.size
-    if size <= FOOTER_SIZE:
-        raise NotLazy(f"{what} is an ordinary layer without an eStargz footer")
-    start = max(0, size - first_guess(size))
-    async with source.open_range(descriptor.digest, size, start, size) as stream:
-        tail = bytes(await stream.receive_exactly(size - start))
-    offset = parse_footer(tail[-FOOTER_SIZE:], size, what)
-    if size - offset > MAX_TOC_SIZE:
-        raise InvalidToc(f"{what}: the compressed TOC has {size - offset} bytes, more than {MAX_TOC_SIZE}")
-    member = tail[max(0, offset - start) : -FOOTER_SIZE]
-    if offset < start:
-        async with source.open_range(descriptor.digest, size, offset, start) as stream:
-            member = bytes(await stream.receive_exactly(start - offset)) + member
-    return offset, member
+class _Hint(NamedTuple):
+    """What the store notes of a TOC."""
+
+    offset: int
+    arrived: int
+    json_size: int
 
 
-def first_guess(size: int) -> int:
-    """How much of a blob's end to ask for at first. TOCs measured 0.4 to 0.7 % of their blob; a guess too small costs a
-    round trip, one too large costs bytes: a layer of large files has a small TOC, and `size` is only a claim."""
-    return min(size, max(32 << 10, size // 100), _LARGEST_GUESS)
-
-
-def read_toc_member(member: bytes, what: str) -> bytes:
-    """The TOC's JSON out of its gzip member, which holds a tar entry. Raises InvalidToc, InvalidInput."""
-    header = memoryview(inflate_member(member, _BLOCK, f"the TOC of {what}"))[:_BLOCK]
-    name = bytes(header[:100]).rstrip(b"\0")
-    if name != TOC_NAME:
-        raise InvalidToc(f"{what}: where the TOC should be there is the tar entry {name!r}")
-    try:
-        size = int(bytes(header[124:136]).strip(b"\0 ") or b"0", 8)
-    except ValueError:
-        raise InvalidToc(f"{what}: the TOC's tar header has a broken size") from None
-    if size > MAX_TOC_SIZE:
-        raise InvalidToc(f"{what}: the TOC has {size} bytes, more than {MAX_TOC_SIZE}")
-    return bytes(memoryview(inflate_member(member, _BLOCK + size, f"the TOC of {what}"))[_BLOCK : _BLOCK + size])
-
-
-def _accept(store: Store | None, authority: str, descriptor: Descriptor, toc_digest: Digest, offset: int, member: bytes) -> Toc:
-    what = _named(descriptor)
-    data = read_toc_member(member, what)
-    check(data, toc_digest, f"the TOC of {what}")
+def _accept(store: Store | None, authority: str, descriptor: Descriptor, toc_digest: Digest, member: TocMember) -> Toc:
+    data = member.json()
+    check(data, toc_digest, f"the TOC of {_named(descriptor)}")
     if store is not None:
-        keep(store, toc_digest, data, _note(authority, descriptor), str(offset))
-    return Toc(descriptor, toc_digest, offset, data)
+        hint = f"{member.offset} {member.size} {member.json_size}"
+        keep(store, toc_digest, data, _note(authority, descriptor), hint)
+    return Toc(descriptor, toc_digest, member.offset, member.size, data)
 
 
-def _recall(store: Store, authority: str, descriptor: Descriptor, toc_digest: Digest) -> Toc | None:
-    note = store.note(_note(authority, descriptor))
-    data = store.document(toc_digest)
-    if note is None or data is None or not note.isdecimal():
+def _hint(store: Store, authority: str, descriptor: Descriptor) -> _Hint | None:
+    """Blocking. What the store's note says; None where there is none."""
+    numbers = (store.note(_note(authority, descriptor)) or "").split(" ")
+    if not all(number.isdecimal() and len(number) < 20 for number in numbers):
         return None
-    return Toc(descriptor, toc_digest, int(note), data)
+    if len(numbers) == 1:  # an earlier version's, which did not say what came
+        return _Hint(int(numbers[0]), max(descriptor.size - FOOTER_SIZE - int(numbers[0]), 0), _UNKNOWN)
+    return _Hint(*map(int, numbers)) if len(numbers) == 3 else None
+
+
+def _recall(store: Store, descriptor: Descriptor, toc_digest: Digest, hint: _Hint) -> Toc | None:
+    data = store.document(toc_digest)
+    if data is None:
+        return None
+    return Toc(descriptor, toc_digest, hint.offset, min(hint.arrived, len(data)), data)
 
 
 def _named(descriptor: Descriptor) -> str:

@@ -40,6 +40,8 @@ class LayerMetadata(NamedTuple):
     toc_digest: Digest
     """Its TOC's, which the store has among its documents; for a layer that is not lazy the one of our own making."""
     toc_offset: int
+    arrived: int | None = None
+    """Bytes of the TOC's compressed member; None for a TOC that was parsed and accepted before."""
 
 
 def ensure_metadata(store_directory: Path, layers: Sequence[LayerMetadata | Path]) -> tuple[Path, ...]:
@@ -136,7 +138,7 @@ class _Stack:
             if image is not None:
                 return image
         builder = builders.mine()
-        told = builder.ask(Read(str(self._documents / layer.toc_digest[7:]), layer.toc_digest, layer.toc_offset), Told)
+        told = builder.ask(Read(str(self._documents / layer.toc_digest[7:]), *layer), Told)
         if self._recall(layer) is None:
             self._remember(layer, told)
         inherited = inherited_from([result.result() for result in below], told.implied)

@@ -40,7 +40,7 @@ class Documents:
             return None
         return data
 
-    def keep(self, digest: Digest, data: bytes) -> None:
+    def keep(self, digest: Digest, data: bytes | bytearray) -> None:
         """Keep a document that hashes to `digest`. Raises StoreFull, StoreUnusable: nothing is left then."""
         temporary = self._directory.new_temporary()
         try:

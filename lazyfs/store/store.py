@@ -104,7 +104,7 @@ class Store:
         """A manifest, config or TOC, verified; None when it is not here, or was damaged."""
         return self.documents.document(digest)
 
-    def keep_document(self, digest: Digest, data: bytes) -> None:
+    def keep_document(self, digest: Digest, data: bytes | bytearray) -> None:
         """Keep a document that hashes to `digest`. Raises StoreFull, StoreUnusable."""
         self.documents.keep(digest, data)
 

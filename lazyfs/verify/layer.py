@@ -22,8 +22,9 @@ from lazyfs.format.footer import FOOTER_SIZE, parse_footer
 from lazyfs.format.manifest import Descriptor
 from lazyfs.format.tar import TarMember, read_tar
 from lazyfs.format.toc import check_parents, parse_toc
-from lazyfs.image.layer import TOC_DIGEST, claimed_toc_digest, read_toc_member
+from lazyfs.image.layer import TOC_DIGEST, claimed_toc_digest
 from lazyfs.image.spool import Spool
+from lazyfs.image.toc_member import read_toc_member
 
 _STEP: Final = 4 << 20
 _SECOND: Final = 10**9
@@ -91,7 +92,7 @@ def _read_toc(spool: Spool, descriptor: Descriptor, what: str) -> tuple[Entry, .
     offset = parse_footer(footer, size, what)
     data = read_toc_member(os.pread(blob.fileno(), size - FOOTER_SIZE - offset, offset), what)
     check(data, digest, f"the TOC of {what}")
-    return parse_toc(data, offset, what)
+    return parse_toc(data, offset, what, arrived=size - FOOTER_SIZE - offset)
 
 
 def _compare_trees(listed: dict[bytes, Entry], unpacked: dict[bytes, TarMember]) -> Iterator[str]:

@@ -63,7 +63,7 @@ def describe(
     offset = sum(planned.entry.size for planned in plan)
     data = encode_toc(entries, None)
     digest = digest_of(data)
-    listed = parse_toc(data, offset, f"layer {descriptor.digest}")  # what it says when it is read again, bounds included
+    listed = parse_toc(data, offset, f"layer {descriptor.digest}", accepted=True)  # what it says when it is read again
     store.index.change()  # whoever finds the note, in another process, must find the files as well
     keep(store, digest, data, key, f"{digest} {offset} {whole.reason}")
     return Layer(descriptor, digest, offset, listed, whole)
@@ -84,6 +84,6 @@ def recall(store: Store, key: str, descriptor: Descriptor, diff_id: Digest) -> L
         descriptor,
         Digest(digest),
         int(offset),
-        parse_toc(data, int(offset), what),
+        parse_toc(data, int(offset), what, accepted=True),
         Whole(reason, diff_id),
     )

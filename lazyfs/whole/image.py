@@ -25,12 +25,13 @@ from lazyfs.whole.turn import turn
 
 
 async def load_image_layers(
-    source: ImageSource, store: Store, image: Image, *, lazy_only: bool, progress: Tell
+    source: ImageSource, store: Store, image: Image, *, lazy_only: bool, progress: Tell, accepted: bool = False
 ) -> tuple[Layer, ...]:
     """All layers of `image`, the lowest first; those that are not lazy are fetched whole, unless they are here.
 
     So are lazy ones of which the registry serves no ranges. Whole is what they stay in this store.
 
+    `accepted`: the image is mounted, perhaps since an earlier version, so bounds that are new are not applied to its lazy layers.
     `progress` gets a note for each of those, and how far they are. With `lazy_only` they are refused: NotLazy. Raises
     InvalidInput, SourceError, LocalError. Cancelled: files that have arrived are kept, and the rest is as if not begun.
     """
@@ -40,7 +41,7 @@ async def load_image_layers(
     layers: dict[int, Layer] = {}
     wanted: dict[int, Whole] = {}
     ordinary: set[int] = set()
-    loads = [partial(_load, source, store, image, number, key) for number, key in enumerate(keys)]
+    loads = [partial(_load, source, store, image, number, key, accepted=accepted) for number, key in enumerate(keys)]
     for number, found in enumerate(await all_of(loads)):
         if isinstance(found, NotLazy | RangeIgnored):
             descriptor = image.layers[number]
@@ -74,9 +75,9 @@ async def _noted(layers: tuple[Layer, ...], tell: Tell) -> tuple[Layer, ...]:
     return layers
 
 
-async def _load(source: ImageSource, store: Store, image: Image, number: int, key: str) -> Layer:
+async def _load(source: ImageSource, store: Store, image: Image, number: int, key: str, *, accepted: bool) -> Layer:
     known = await _recall(store, image, number, key)
-    return known or await load_layer(source, store, image.layers[number])
+    return known or await load_layer(source, store, image.layers[number], accepted=accepted)
 
 
 async def _recall(store: Store, image: Image, number: int, key: str) -> Layer | None:

@@ -17,7 +17,8 @@ from lazyfs.format.footer import FOOTER_SIZE, parse_footer
 from lazyfs.format.manifest import OCI_LAYER_GZIP
 from lazyfs.format.member import compress_member
 from lazyfs.format.toc import parse_toc
-from lazyfs.image.layer import TOC_DIGEST, read_toc_member
+from lazyfs.image.layer import TOC_DIGEST
+from lazyfs.image.toc_member import read_toc_member
 from lazyfs.snapshots.labels import Claim
 from lazyfs.snapshots.snapshot import LazyLayer
 from lazyfs.source.protocol import Document

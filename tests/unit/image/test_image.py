@@ -17,7 +17,8 @@ from lazyfs.format.member import compress_member, inflate_member
 from lazyfs.format.platform import Platform
 from lazyfs.image.choice import MAX_DEPTH, MAX_DOCUMENTS
 from lazyfs.image.image import load_layers, resolve_image
-from lazyfs.image.layer import first_guess, load_layer
+from lazyfs.image.layer import load_layer
+from lazyfs.image.toc_member import first_guess
 from lazyfs.store.store import Store
 from tests.unit.image.memory import MemorySource, make_blob
 

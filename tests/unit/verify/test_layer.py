@@ -19,8 +19,9 @@ from lazyfs.format.footer import FOOTER_SIZE, build_footer, parse_footer
 from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor
 from lazyfs.format.member import compress_member, inflate_member
 from lazyfs.format.tar import read_tar
-from lazyfs.image.layer import TOC_DIGEST, read_toc_member
+from lazyfs.image.layer import TOC_DIGEST
 from lazyfs.image.spool import Spool, unpack
+from lazyfs.image.toc_member import read_toc_member
 from lazyfs.verify.layer import LayerFindings, verify_layer
 from lazyfs.whole.layer_index import index_layer
 from lazyfs.whole.plan import plan_layer

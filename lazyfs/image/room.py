@@ -1,0 +1,77 @@
+"""Memory for parsing, which all layers of one process share.
+
+What a layer may cost is bounded (format/bounds.py), and so is what one needs while it is parsed. But a process has many images, and
+parsing all their layers at once would take the sum of that. So whoever parses holds room for it first, and waits where there is
+none. It is held for the time that a thread works, never while a registry is waited for: nobody can keep others from it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import trio
+
+PARSING: Final = 192 << 20
+"""Bytes: the TOCs of four layers of torch's size at a time."""
+TOC_WEIGHT: Final = 3
+"""What parsing a TOC takes at the most, in bytes for each byte of its JSON: the text, and the entries."""
+
+
+class Room:
+    """So many bytes. First come, first served, so that a large layer's turn comes as well; one layer always fits."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._held = 0
+        self._waiting: deque[tuple[int, trio.Event]] = deque()
+
+    @asynccontextmanager
+    async def hold(self, size: int) -> AsyncIterator[None]:
+        """Hold `size` bytes; wait until they are free. Cancelled: none are held."""
+        if self._waiting or not self._fits(size):
+            await self._wait(size)
+        else:
+            self._held += size
+        try:
+            yield
+        finally:
+            self._held -= size
+            self._admit()
+
+    async def _wait(self, size: int) -> None:
+        turn = size, trio.Event()
+        self._waiting.append(turn)
+        try:
+            await turn[1].wait()
+        except trio.Cancelled:
+            if turn[1].is_set():
+                self._held -= size
+            else:
+                self._waiting.remove(turn)
+            self._admit()
+            raise
+
+    def _fits(self, size: int) -> bool:
+        return not self._held or self._held + size <= self._size
+
+    def _admit(self) -> None:
+        while self._waiting and self._fits(self._waiting[0][0]):
+            size, turn = self._waiting.popleft()
+            self._held += size
+            turn.set()
+
+
+_parsing: trio.lowlevel.RunVar[Room] = trio.lowlevel.RunVar("lazyfs parsing room")
+
+
+def parsing_room() -> Room:
+    """The room of this process, or to be exact of this run of trio."""
+    try:
+        return _parsing.get()
+    except LookupError:
+        room = Room(PARSING)
+        _parsing.set(room)
+        return room

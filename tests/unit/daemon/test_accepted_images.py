@@ -1,0 +1,43 @@
+"""A layer that an earlier version accepted, and that breaks a bound of this one: mounted it stays, and is not mounted again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from lazyfs.daemon.images import Images
+from lazyfs.daemon.orders import MountOrder
+from lazyfs.daemon.state import Mount
+from lazyfs.errors import InvalidToc
+from lazyfs.format.platform import this_platform
+from lazyfs.gate.catalog import Catalog
+from lazyfs.store.store import Store
+from tests.bad.oci import Oci, file
+
+
+async def nothing(_: object) -> None:
+    """Nobody listens."""
+
+
+async def test_a_mounted_layer_is_served_after_an_upgrade(tmp_path: Path) -> None:
+    """Revival goes by the state's row; an order for the same image is refused, and the mount does not notice."""
+    it = Oci(tmp_path / "src")
+    it.image(it.lazy([file(), file("slice", innerOffset=1)]))
+    reference, platform = f"oci:{it.path}:v1", str(this_platform())
+    order = MountOrder("t", reference, "/mnt", platform, background="off")
+    row = Mount("/mnt", "t", "", reference, platform, False, "off", "", False, "")
+    with Store.open(tmp_path / "store") as store:
+        catalog = Catalog()
+        catalog.begin()
+        async with trio.open_nursery() as nursery:
+            images = Images(store, catalog, nursery)
+            with pytest.raises(InvalidToc, match="two chunks of the member at offset 0 overlap"):
+                await images.bring_to_life(order, "", nothing, lazy_only=True)
+            live = await images.bring_to_life(row, "", nothing, lazy_only=False)
+            await live.indexed.wait()
+            with pytest.raises(InvalidToc, match="overlap"):
+                await Images(store, catalog, nursery).bring_to_life(order, "", nothing, lazy_only=True)
+            assert [entry.name for entry in live.layers[0].entries] == [b"file", b"slice"]
+            nursery.cancel_scope.cancel()

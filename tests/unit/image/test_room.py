@@ -1,0 +1,80 @@
+"""Room for parsing: shared, first come first served, and nobody is too large for it."""
+
+from __future__ import annotations
+
+import trio
+import trio.testing
+
+from lazyfs.image.room import Room, parsing_room
+
+
+class Holder:
+    """One who holds room until it is let go."""
+
+    def __init__(self, room: Room, size: int) -> None:
+        self.room, self.size = room, size
+        self.held, self.go = trio.Event(), trio.Event()
+        self.scope = trio.CancelScope()
+
+    async def run(self) -> None:
+        with self.scope:
+            async with self.room.hold(self.size):
+                self.held.set()
+                await self.go.wait()
+
+
+async def test_whoever_does_not_fit_waits(autojump_clock: trio.testing.MockClock) -> None:
+    """Two fit; the third comes when there is room, and the fourth, which would fit, does not pass it."""
+    room = Room(100)
+    holders = [Holder(room, size) for size in (40, 60, 50, 10)]
+    async with trio.open_nursery() as nursery:
+        for holder in holders:
+            nursery.start_soon(holder.run)
+            await trio.testing.wait_all_tasks_blocked()
+        assert [holder.held.is_set() for holder in holders] == [True, True, False, False]
+        holders[0].go.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert [holder.held.is_set() for holder in holders] == [True, True, False, False]
+        holders[1].go.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert all(holder.held.is_set() for holder in holders)
+        for holder in holders:
+            holder.go.set()
+
+
+async def test_one_always_fits(autojump_clock: trio.testing.MockClock) -> None:
+    """What is larger than all room has it alone; the next waits for it."""
+    room = Room(100)
+    large, small = Holder(room, 1000), Holder(room, 1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(large.run)
+        await large.held.wait()
+        nursery.start_soon(small.run)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not small.held.is_set()
+        large.go.set()
+        await small.held.wait()
+        small.go.set()
+
+
+async def test_who_is_cancelled_holds_none(autojump_clock: trio.testing.MockClock) -> None:
+    """While it waits, and at the moment when its turn has come: whoever is next gets the room."""
+    room = Room(100)
+    first, waits, late, last = (Holder(room, 100) for _ in range(4))
+    async with trio.open_nursery() as nursery:
+        for holder in (first, waits, late, last):
+            nursery.start_soon(holder.run)
+            await trio.testing.wait_all_tasks_blocked()
+        waits.scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        first.go.set()
+        late.scope.cancel()  # its turn comes in the same moment
+        await last.held.wait()
+        last.go.set()
+    async with room.hold(100):
+        pass
+
+
+async def test_a_process_has_one_room() -> None:
+    """Whoever asks."""
+    assert parsing_room() is parsing_room()
