@@ -1,7 +1,7 @@
 """One keep-alive connection for byte ranges: plain TCP read straight into the reader's buffer, or TLS.
 
 httpx spends 1.9 ms of CPU on a request and copies every byte several times; a start-up is hundreds of requests. This
-does one thing: a GET, its head, its body by Content-Length.
+does one thing: a GET, its head, its body by Content-Length. What is unusual has files of its own (odd_head.py, decoded.py).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import trio
 
 from lazyfs.errors import BadAnswer, SourceError, Unreachable
 from lazyfs.registry.head import END, MAX_HEAD, Head, parse_head
+from lazyfs.registry.odd_head import end_of_head, read_odd_head
 from lazyfs.registry.proxy import Proxy
 from lazyfs.registry.url import Url
 
@@ -95,7 +96,7 @@ class Connection:
     async def _receive_head(self) -> Head:
         data = bytearray(self._spare)
         searched = 0
-        while (end := data.find(END, searched)) < 0:
+        while (end := data.find(END, searched)) < 0 and not end_of_head(data, searched):
             searched = max(0, len(data) - len(END))
             if len(data) > MAX_HEAD:
                 raise BadAnswer(f"{self._name} sends headers of over {MAX_HEAD} bytes")
@@ -103,8 +104,14 @@ class Connection:
             if not more:
                 raise Unreachable(f"{self._name} closed the connection before it answered")
             data += more
+        try:
+            head = parse_head(bytes(data[: max(0, end)]))
+        except BadAnswer as refusal:
+            end = end_of_head(data)  # perhaps before what was found, which may be in the body
+            self._spare = bytes(data[end:])
+            return read_odd_head(bytes(data[:end]), refusal)
         self._spare = bytes(data[end + len(END) :])
-        return parse_head(bytes(data[:end]))
+        return head
 
     def _broken(self, error: BaseException) -> SourceError:
         return Unreachable(f"the connection to {self._name} broke off: {error.__cause__ or error}")

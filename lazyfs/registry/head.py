@@ -1,7 +1,8 @@
 """The head of an HTTP/1.1 response: just what a range reader needs, and strict (RFC 9112 §4 to §6).
 
 Two readers of one head must not differ about where the body ends, so whatever leaves that open is refused: line feeds
-alone, folded lines, blanks before a colon, lengths that contradict each other.
+alone, folded lines, blanks before a colon, lengths that contradict each other. What is refused here gets a second, slower
+reading (odd_head.py).
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ END: Final = b"\r\n\r\n"
 _STATUS = re.compile(r"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [^\r\n\0]*)?\Z")
 _FIELD = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]*?)[ \t]*\Z")
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})\Z")
+_ODD_CONTENT_RANGE = re.compile(
+    r"(?i:bytes)[ \t=:]*([0-9]{1,19})[ \t]*-[ \t]*([0-9]{1,19})[ \t]*(?:/[ \t]*(?:([0-9]{1,19})|\*))?\Z"
+)
+"""What servers make of it: another case, other blanks, `bytes=` as in a request, no total."""
 _SINGLE: Final = frozenset({"content-length", "content-range", "transfer-encoding", "location"})
 
 
@@ -35,10 +40,11 @@ class Head(NamedTuple):
         return int(value) if value is not None and "transfer-encoding" not in self.headers else None
 
     @property
-    def content_range(self) -> tuple[int, int, int] | None:
-        """`(start, end, total)`, the end exclusive."""
-        found = _CONTENT_RANGE.match(self.headers.get("content-range", ""))
-        return (int(found[1]), int(found[2]) + 1, int(found[3])) if found else None
+    def content_range(self) -> tuple[int, int, int | None] | None:
+        """`(start, end, total)`, the end exclusive; no total where the server does not tell it."""
+        value = self.headers.get("content-range", "")
+        found = _CONTENT_RANGE.match(value) or _ODD_CONTENT_RANGE.match(value)
+        return (int(found[1]), int(found[2]) + 1, int(found[3]) if found[3] else None) if found else None
 
 
 def parse_head(data: bytes) -> Head:
@@ -57,10 +63,12 @@ def parse_head(data: bytes) -> Head:
             headers[name] = value
         elif name not in _SINGLE:
             headers[name] += ", " + value
-        elif headers[name] != value:
-            raise BadAnswer(f"the answer has two different {name} headers")
+        elif headers[name] != value or name == "transfer-encoding":
+            raise BadAnswer(f"the answer has two {name} headers")
     length = headers.get("content-length", "0")
     if not (length.isascii() and length.isdigit() and len(length) < 20):
         raise BadAnswer("the answer's Content-Length is no number")
+    if status[1] == "0":
+        headers.pop("transfer-encoding", None)  # HTTP/1.0 has no chunks: as Go has it
     options = {option.strip() for option in headers.get("connection", "").lower().split(",")}
     return Head(int(status[2]), headers, status[1] == "1" and "close" not in options)

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final
 
 import trio
 
-from lazyfs.errors import BadAnswer, RangeIgnored, SourceError, Unreachable
+from lazyfs.errors import RangeIgnored, SourceError, Unreachable
 from lazyfs.format.digest import Digest
+from lazyfs.registry.answer import MAX_SKIP, Answer, Asked, accept
+from lazyfs.registry.body import Body
 from lazyfs.registry.connection import Connection
 from lazyfs.registry.head import Head
 from lazyfs.registry.rangeless import Rangeless, may_refuse_the_range
@@ -24,10 +26,6 @@ from lazyfs.registry.session import Session, refusal
 from lazyfs.registry.tokens import Scope
 from lazyfs.registry.url import Url
 
-STALL: Final = 20.0
-"""Seconds without a byte after which a sender is given up."""
-MAX_SKIP: Final = 1 << 20
-"""Bytes of a whole blob that are read and dropped to get to a range that the server did not grant."""
 MAX_RANGES: Final = 48
 """Ranges open at a time, and so connections in use: those of a crowd of readers (fetch/), whom the background gives way to."""
 CAUTIOUS: Final = 8
@@ -37,60 +35,8 @@ MAX_AHEAD: Final = 8
 """Connections opened before anybody asks for a range: an image's TOCs are read so many at a time."""
 _MAX_SIGNED: Final = 4096
 _SMALL_BODY: Final = 16 << 10
-"""A refusal's body up to here is read to keep the connection; a longer one costs it."""
-
-
-class _Asked(NamedTuple):
-    what: str
-    url: Url
-    scope: Scope
-    digest: Digest
-    size: int
-    start: int
-    end: int
-
-
-class Body:
-    """The bytes of one answer, in order."""
-
-    def __init__(self, what: str, connection: Connection, length: int, *, keep_alive: bool) -> None:
-        self._what = what
-        self._connection = connection
-        self._left = length
-        self._keep_alive = keep_alive
-        self.received = 0
-        """See RangeStream."""
-
-    @property
-    def reusable(self) -> bool:
-        """Whether the connection is at the end of this body, and the server will take another request on it."""
-        return self._keep_alive and self._left == 0
-
-    async def receive_exactly(self, count: int) -> bytearray:
-        """See RangeStream."""
-        if count > self._left:
-            raise BadAnswer(f"{self._what}: the range ends {count - self._left} bytes before what is wanted from it")
-        buffer = bytearray(count)
-        view = memoryview(buffer)
-        done = 0
-        try:
-            with trio.fail_after(STALL) as scope:
-                while done < count:
-                    got = await self._connection.receive_into(view[done:])
-                    if not got:
-                        raise Unreachable(f"{self._what}: the sender broke off with {self._left - done} bytes to come")
-                    done += got
-                    self.received += got
-                    scope.deadline = trio.current_time() + STALL
-        except trio.TooSlowError:
-            raise Unreachable(f"{self._what}: nothing came for {STALL:g} s") from None
-        self._left -= count
-        return buffer
-
-    async def skip(self, count: int) -> None:
-        """Drop the next `count` bytes."""
-        while count:
-            count -= len(await self.receive_exactly(min(count, 256 << 10)))
+"""A refusal's body up to here is read to keep the connection; a longer one costs it, and so does one that takes longer than this:"""
+_PROMPTLY: Final = 5.0
 
 
 class Ranges:
@@ -126,7 +72,7 @@ class Ranges:
         self, what: str, path: str, scope: Scope, digest: Digest, size: int, start: int, end: int
     ) -> AsyncIterator[Body]:
         """Bytes `[start, end)` of the blob at `path`; see ImageSource.open_range. `what` names the blob in errors."""
-        asked = _Asked(what, self._session.url(path), scope, digest, size, start, end)
+        asked = Asked(what, self._session.url(path), scope, digest, size, start, end, start)
         # Waited for outside of the deadline: a busy server is not one that does not answer. Not awaited where it is free: that is a
         # turn of the event loop.
         try:
@@ -134,26 +80,32 @@ class Ranges:
         except trio.WouldBlock:
             await self._slots.acquire()
         try:
-            url, connection, body = await patiently(what, partial(self._try, asked))
+            body = Body(asked, await self._ask(asked), self._ask, self._release)
             try:
                 yield body
             finally:
-                self._session.pool.release(url, connection, reusable=body.reusable)
+                body.close()
         finally:
             if self._withhold:
                 self._withhold -= 1
             else:
                 self._slots.release()
 
+    async def _ask(self, asked: Asked) -> Answer:
+        return await patiently(asked.what, partial(self._try, asked))
+
+    def _release(self, answer: Answer, reusable: bool) -> None:
+        self._session.pool.release(answer.url, answer.connection, reusable=reusable)
+
     def distrust(self, digest: Digest) -> None:
         """See ImageSource."""
         self._signed.pop(digest, None)
         self._session.pool.close()  # whichever of them brought the bytes waits there by now
 
-    async def _try(self, asked: _Asked, *, whole: bool = False) -> tuple[Url, Connection, Body] | Later:
+    async def _try(self, asked: Asked, *, whole: bool = False) -> Answer | Later:
         """`whole`: ask for all of the blob, without a range."""
         if self._rangeless.holds(asked.digest):
-            if asked.start > MAX_SKIP:
+            if asked.first > MAX_SKIP:
                 raise RangeIgnored(f"{asked.what}: {asked.url.authority} refuses ranges of it")
             whole = True
         own = asked.url.origin
@@ -171,10 +123,10 @@ class Ranges:
                 raise
             try:
                 if head.status in {200, 206}:
-                    body = await _body(asked, url, connection, head)
+                    answer = accept(asked, url, connection, head)
                     if url is not asked.url:
                         self._remember(asked.digest, url)
-                    return url, connection, body
+                    return answer
                 reusable = await _drain(connection, head)
             except BaseException:
                 self._session.pool.release(url, connection, reusable=False)
@@ -198,7 +150,7 @@ class Ranges:
             else:
                 raise refusal(asked.what, url, head.status)
 
-    async def _try_whole(self, asked: _Asked, error: SourceError) -> tuple[Url, Connection, Body] | Later:
+    async def _try_whole(self, asked: Asked, error: SourceError) -> Answer | Later:
         """The range was answered with `error`; the whole blob may be served."""
         async with self._rangeless.trial(asked.digest, error):
             outcome = await self._try(asked, whole=True)
@@ -215,7 +167,7 @@ class Ranges:
                 self._slots.acquire_nowait()
                 self._withhold -= 1
 
-    async def _exchange(self, url: Url, asked: _Asked, authorization: str, *, ranged: bool) -> tuple[Connection, Head]:
+    async def _exchange(self, url: Url, asked: Asked, authorization: str, *, ranged: bool) -> tuple[Connection, Head]:
         """The caller releases the connection. `ranged`: ask for the range, not for the whole blob."""
         if self._session.holdoffs.holds(url):
             await self._session.holdoffs.wait(asked.what, url)
@@ -248,7 +200,7 @@ class Ranges:
             del self._signed[digest]
 
 
-def _request(url: Url, asked: _Asked, authorization: str, connection: Connection, *, ranged: bool) -> bytes:
+def _request(url: Url, asked: Asked, authorization: str, connection: Connection, *, ranged: bool) -> bytes:
     proxy = connection.forward_proxy
     lines = [
         f"GET {url if proxy else url.target} HTTP/1.1",
@@ -266,37 +218,15 @@ def _request(url: Url, asked: _Asked, authorization: str, connection: Connection
     return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")
 
 
-async def _body(asked: _Asked, url: Url, connection: Connection, head: Head) -> Body:
-    """What follows a 206, or a 200 that is near enough, positioned at `asked.start`."""
-    what = f"{asked.what}: {url.authority}"
-    if head.headers.get("content-encoding", "identity") != "identity":
-        raise BadAnswer(f"{what} answers in an encoding that was not asked for")
-    wanted = f"bytes {asked.start} to {asked.end} of {asked.size}"
-    if head.status == 206:
-        if head.headers.get("content-type", "").startswith("multipart/"):
-            raise BadAnswer(f"{what} answers a request for {wanted} with several ranges")
-        if head.content_range != (asked.start, asked.end, asked.size):
-            raise BadAnswer(f"{what} answers a request for {wanted} with {head.headers.get('content-range', 'no range')[:80]!r}")
-        if head.length != asked.end - asked.start:
-            raise BadAnswer(f"{what} answers a request for {wanted} with a body of {_told(head)}")
-        return Body(asked.what, connection, asked.end - asked.start, keep_alive=head.keep_alive)
-    if head.length != asked.size:
-        raise BadAnswer(f"{what} answers a request for {wanted} with a whole blob of {_told(head)}")
-    if asked.start > MAX_SKIP:
-        raise RangeIgnored(f"{what} answers a request for {wanted} with the whole blob")
-    body = Body(asked.what, connection, asked.end, keep_alive=head.keep_alive and asked.end == asked.size)
-    await body.skip(asked.start)
-    return body
-
-
-def _told(head: Head) -> str:
-    return "unknown length" if head.length is None else f"{head.length} bytes"
-
-
 async def _drain(connection: Connection, head: Head) -> bool:
     """Read the body of an answer that is not wanted, if that is cheap; whether the connection can be used again."""
-    if not head.keep_alive or (head.status not in {204, 304} and (head.length is None or head.length > _SMALL_BODY)):
+    left = 0 if head.status in {204, 304} else head.length
+    if not head.keep_alive or left is None or left > _SMALL_BODY:
         return False
-    body = Body("an answer", connection, head.length or 0, keep_alive=True)
-    await body.skip(head.length or 0)
-    return body.reusable
+    view = memoryview(bytearray(left))
+    with trio.move_on_after(_PROMPTLY):
+        while left:
+            left -= (got := await connection.receive_into(view[:left]))
+            if not got:
+                break
+    return not left

@@ -29,7 +29,9 @@ class ByteStream(Protocol):
     async def receive_exactly(self, count: int) -> bytes | bytearray | memoryview:
         """The next `count` bytes, in a buffer of the caller's own.
 
-        Raises Unreachable when the sender stalls or breaks off, BadAnswer when it ends before `count` bytes.
+        What breaks off or trickles goes on from another connection, and is no error before five tries in a row have brought nothing.
+
+        Raises Unreachable then, BadAnswer when the range ends before `count` bytes, and what `open_range` raises when the rest is asked for.
         Cancelled: the stream is unusable and must be left.
         """
         ...

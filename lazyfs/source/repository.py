@@ -11,7 +11,8 @@ from lazyfs.errors import BadAnswer, InvalidManifest
 from lazyfs.format.digest import Digest, check, digest_of
 from lazyfs.format.manifest import DOCUMENT_TYPES, MAX_DOCUMENT
 from lazyfs.registry.access import AccessOptions
-from lazyfs.registry.ranges import Body, Ranges
+from lazyfs.registry.body import Body
+from lazyfs.registry.ranges import Ranges
 from lazyfs.registry.session import Session, refusal
 from lazyfs.registry.uploads import Upload
 from lazyfs.source.protocol import Document, ImageSource

@@ -12,7 +12,7 @@ import pytest
 import trustme
 
 from lazyfs.cli.main import main
-from lazyfs.registry import retry, tls
+from lazyfs.registry import body, retry, tls
 from tests.bad import make
 from tests.bad.oci import DATA, Oci
 from tests.lying_registry import Hosted, Lie, LyingRegistry
@@ -43,7 +43,7 @@ def on_manifests(lie: Lie) -> Lie:
     return lambda request, right: lie(request, right) if "/manifests/" in request.target else right
 
 
-def body(right: bytes) -> bytes:
+def body_of(right: bytes) -> bytes:
     return right.partition(HEAD_END)[2]
 
 
@@ -113,15 +113,14 @@ TABLE = [
     # Ranges
     Bad("another range", "ls", on_ranges(shifted), 4, ("LAYER", "HOST answers a request for bytes")),
     Bad("a range of a larger blob", "ls", on_ranges(resized), 4, ("LAYER", "HOST answers a request for bytes")),
-    Bad("a range that it does not name", "ls", on_ranges(lambda request, right: reply(206, body(right))), 4, ("LAYER", "'no range'")),
+    Bad("a range that it does not name", "ls", on_ranges(lambda request, right: reply(206, body_of(right))), 4, ("LAYER", "'no range'")),
     Bad("several ranges", "ls", on_ranges(lambda request, right: reply(206, b"x", content_type="multipart/byteranges; boundary=x")), 4, ("LAYER", "several ranges")),
-    Bad("too little, and says so", "ls", on_ranges(lambda request, right: reply(206, body(right)[:-1], content_range=content_range(right))), 4, ("LAYER", "with a body of")),
-    Bad("too much, and says so", "ls", on_ranges(lambda request, right: reply(206, body(right) + b"x", content_range=content_range(right))), 4, ("LAYER", "with a body of")),
+    Bad("too little, and says so", "ls", on_ranges(lambda request, right: reply(206, body_of(right)[:-1], content_range=content_range(right))), 4, ("LAYER", "with a body of")),
+    Bad("too much, and says so", "ls", on_ranges(lambda request, right: reply(206, body_of(right) + b"x", content_range=content_range(right))), 4, ("LAYER", "with a body of")),
     Bad("too little, and hangs up", "ls", on_ranges(lambda request, right: Reply(right[:-1], "close")), 4, ("LAYER", "the sender broke off with 1 bytes to come")),
-    Bad("an encoded range", "ls", on_ranges(lambda request, right: right.replace(b"\r\n", b"\r\ncontent-encoding: gzip\r\n", 1)), 4, ("LAYER", "an encoding that was not asked for")),
     Bad("another whole blob", "ls", on_ranges(lambda request, right: reply(200, b"something else")), 4, ("LAYER", "with a whole blob of 14 bytes")),
     Bad("other bytes", "ls", on_ranges(zeros), 3, ("LAYER", "without an eStargz footer")),
-    Bad("two lengths", "ls", on_ranges(lambda request, right: right.replace(b"\r\n", b"\r\ncontent-length: 1\r\n", 1)), 4, ("two different content-length",)),
+    Bad("two lengths", "ls", on_ranges(lambda request, right: right.replace(b"\r\n", b"\r\ncontent-length: 1\r\n", 1)), 4, ("two content-length",)),
 ]  # fmt: skip
 
 
@@ -129,6 +128,7 @@ TABLE = [
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tries follow each other at once."""
     monkeypatch.setattr(retry, "_FIRST_PAUSE", 0.0001)
+    monkeypatch.setattr(body, "_PAUSE", 0.0001)
 
 
 @pytest.fixture

@@ -30,6 +30,12 @@ class Reply(NamedTuple):
 
     data: bytes
     then: str = "keep"
+    drops: int = 4
+    """How many bytes of the end drip."""
+    pause: float = DRIP
+    """Seconds before each of them."""
+    drop: int = 1
+    """Bytes at a time."""
 
 
 Answer = Reply | bytes
@@ -91,7 +97,7 @@ class Server:
                 if self.late:
                     await trio.sleep(self.late)
                 if reply.then == "drip":
-                    await self.drip(stream, reply.data)
+                    await self.drip(stream, reply)
                     continue
                 if reply.then == "silence":
                     with trio.CancelScope() as silence:
@@ -110,12 +116,13 @@ class Server:
             self.open -= 1
             await trio.aclose_forcefully(stream)
 
-    async def drip(self, stream: trio.abc.Stream, data: bytes) -> None:
-        """The last four bytes come one by one."""
-        await stream.send_all(data[:-4])
-        for byte in data[-4:]:
-            await trio.sleep(DRIP)
-            await stream.send_all(bytes([byte]))
+    async def drip(self, stream: trio.abc.Stream, reply: Reply) -> None:
+        """The last bytes come one by one."""
+        data = reply.data
+        await stream.send_all(data[: len(data) - reply.drops])
+        for start in range(len(data) - reply.drops, len(data), reply.drop):
+            await trio.sleep(reply.pause)
+            await stream.send_all(data[start : min(start + reply.drop, len(data))])
 
     async def tunnel(self, stream: trio.abc.Stream, request: Request) -> bool:
         """Whether this server is a proxy that took the CONNECT over."""

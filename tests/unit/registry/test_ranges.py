@@ -112,18 +112,16 @@ async def test_leaving_early_costs_the_connection_only() -> None:
     [
         (reply(206, BLOB[10:20], content_range=f"bytes 11-20/{len(BLOB)}"), "with 'bytes 11-20"),
         (reply(206, BLOB[10:20], content_range=f"bytes 10-19/{len(BLOB) + 1}"), "with 'bytes 10-19/10241"),
-        (reply(206, BLOB[10:20], content_range="bytes 10-19/*"), "with 'bytes 10-19"),
         (reply(206, BLOB[10:20]), "no range"),
-        (reply(206, BLOB[10:19], content_range=f"bytes 10-19/{len(BLOB)}"), "a body of 9 bytes"),
+        (reply(206, b"", content_range=f"bytes 10-19/{len(BLOB)}"), "a body of 0 bytes"),
+        (reply(206, BLOB[10:25], content_range=f"bytes 10-24/{len(BLOB)}"), "with 'bytes 10-24"),
+        (reply(206, BLOB[10:20], content_range=f"bytes 10-19/{len(BLOB) - 1}"), "with 'bytes 10-19/10239"),
+        (reply(206, b"", content_range=f"bytes 10-9/{len(BLOB)}"), "with 'bytes 10-9/"),
+        (reply(206, b"x", content_range=f"bytes 10-19/{len(BLOB)}", transfer_encoding="gzip"), "transfer encoding"),
+        (reply(206, b"zz\r\n", content_range=f"bytes 10-19/{len(BLOB)}", transfer_encoding="chunked"), "grammar of chunks"),
         (reply(206, BLOB[10:21], content_range=f"bytes 10-19/{len(BLOB)}"), "a body of 11 bytes"),
-        (
-            reply(206, b"a", content_length="", content_range=f"bytes 10-19/{len(BLOB)}", transfer_encoding="chunked"),
-            "unknown length",
-        ),
         (reply(206, b"--x", content_type="multipart/byteranges; boundary=x"), "several ranges"),
-        (reply(206, BLOB[10:20], content_range=f"bytes 10-19/{len(BLOB)}", content_encoding="gzip"), "encoding"),
         (reply(200, BLOB[:-1]), "whole blob of 10239 bytes"),
-        (reply(200, BLOB, content_length=""), "whole blob of unknown length"),
         (reply(204), "answers 204"),
         (reply(302), "without saying where"),
         (reply(302, location="ftp://x/"), "no plain http"),
@@ -132,9 +130,9 @@ async def test_leaving_early_costs_the_connection_only() -> None:
         (b"HTTP/2 200\r\n\r\n", "not HTTP/1.1"),
         (b"220 smtp.example.org\r\n\r\n", "not HTTP/1.1"),
         (b"HTTP/1.1 200 OK\r\nx: " + b"a" * 70_000, "headers of over 65536 bytes"),
-        (b"HTTP/1.1 206 OK\r\nContent-Length: 10\r\nContent-Length: 11\r\n\r\n", "two different"),
+        (b"HTTP/1.1 206 OK\r\nContent-Length: 10\r\nContent-Length: 11\r\n\r\n", "two content-length"),
         (b"HTTP/1.1 206 OK\r\nContent-Length: -1\r\n\r\n", "no number"),
-        (b"HTTP/1.1 206 OK\r\nContent-Length : 1\r\n\r\n", "grammar"),
+        (b"HTTP/1.1 206 OK\r\n: 1\r\n\r\n", "grammar"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -188,14 +186,6 @@ async def test_a_200_too_far_from_the_range_is_not_read() -> None:
     assert got == blob
 
 
-async def test_too_little_is_unreachable() -> None:
-    """The sender closes in the middle of the body."""
-    answer = reply(206, BLOB[10:15], content_length="10", content_range=f"bytes 10-19/{len(BLOB)}")
-    error = await fails([Reply(answer, "close")])
-    assert isinstance(error, Unreachable)
-    assert "5 bytes to come" in str(error)
-
-
 async def test_too_much_never_reaches_the_next_reader() -> None:
     """Bytes after the body cost the connection, and are not taken for an answer."""
     forged = reply(206, b"EVIL", content_range=f"bytes 20-23/{len(BLOB)}")
@@ -207,23 +197,6 @@ async def test_too_much_never_reaches_the_next_reader() -> None:
         assert await read(ranges, 10, 20) == BLOB[10:20]
         assert await read(ranges, 20, 24) == BLOB[20:24]
     assert server.connections == 2
-
-
-async def test_a_stalled_sender_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
-    """Half a body, then nothing: 20 seconds later it is over."""
-    answer = reply(206, BLOB[10:15], content_length="10", content_range=f"bytes 10-19/{len(BLOB)}")
-    started = trio.current_time()
-    error = await fails([Reply(answer, "silence")])
-    assert isinstance(error, Unreachable)
-    assert "nothing came for 20 s" in str(error)
-    assert 20 <= trio.current_time() - started < 21
-
-
-async def test_a_slow_sender_is_waited_for(autojump_clock: trio.testing.MockClock) -> None:
-    """A minute for one range, but never 20 seconds without a byte."""
-    answer = reply(206, BLOB[10:20], content_range=f"bytes 10-19/{len(BLOB)}")
-    got, _ = await read_from([Reply(answer, "drip")], 10, 20)
-    assert got == BLOB[10:20]
 
 
 async def test_a_server_that_never_answers_is_given_up(autojump_clock: trio.testing.MockClock) -> None:

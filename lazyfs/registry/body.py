@@ -1,0 +1,172 @@
+"""The bytes of one range, however many answers it takes: what breaks off, stalls or is cut short goes on where it stopped.
+
+Callers see one stream and one error. A body is given up when five tries in a row brought nothing, or when it takes so many answers that
+they carry under 4 KiB each; or the caller's deadline ends it, which covers asking again as it covers waiting.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import trio
+
+from lazyfs.errors import BadAnswer, HeldOff, Unreachable
+from lazyfs.registry.answer import Answer, Asked
+from lazyfs.registry.decoded import Decoded
+
+STALL: Final = 20.0
+"""Seconds of waiting in which a sender has to bring FLOOR bytes, or all that is wanted. Time in which nobody reads does not count."""
+FLOOR: Final = 4 << 10
+"""Bytes. Less than this in STALL seconds is a connection that does not get well again; another one may."""
+TRIES: Final = 5
+"""In a row that may bring nothing."""
+_SLACK: Final = 0.5
+"""Seconds by which a deadline may be late, so that it is moved seldom: that costs more than a receive."""
+_FREE: Final = 64
+"""Answers that one body may take, however little they bring; beyond those each has to bring FLOOR bytes."""
+_PAUSE: Final = 0.2
+_SCRATCH: Final = 64 << 10
+
+
+class Body:
+    """See RangeStream. To be closed by its owner."""
+
+    def __init__(
+        self,
+        asked: Asked,
+        answer: Answer,
+        ask_again: Callable[[Asked], Awaitable[Answer]],
+        release: Callable[[Answer, bool], None],
+    ) -> None:
+        """`ask_again` gets what is still missing; `release` the answer that is done with, and whether its connection can be used again."""
+        self._asked = asked
+        self._ask_again = ask_again
+        self._release = release
+        self._position = asked.start
+        """Offset in the blob of the next byte for the reader."""
+        self._answer: Answer | None = answer
+        self._stream = answer.stream
+        self._skip = asked.start - answer.start
+        """Bytes of the answer before that."""
+        self._left = answer.end - asked.start
+        """Bytes of the answer from there on."""
+        self._patience = STALL
+        """Seconds of waiting in which the sender has to bring `_due` bytes."""
+        self._due = FLOOR
+        self._gained = 0
+        """Bytes for the reader that this answer has brought."""
+        self._vain = 0
+        self._answers = 1
+        self.received = 0
+        """See RangeStream."""
+
+    def close(self) -> None:
+        """Give back the connection."""
+        if self._answer is not None:
+            self._end(reusable=True)
+
+    async def receive_exactly(self, count: int) -> bytearray:
+        """See RangeStream."""
+        missing = self._asked.end - self._position
+        if count > missing:
+            raise BadAnswer(f"{self._asked.what}: the range ends {count - missing} bytes before what is wanted from it")
+        buffer = bytearray(count)
+        view = memoryview(buffer)
+        done = 0
+        while True:
+            begun = done
+            stop = min(count, done + self._left)
+            failure: Unreachable | None = None
+            slow = False
+            try:
+                with trio.fail_after(self._patience) as scope:
+                    if self._skip:
+                        await self._pass_over(scope)
+                    while done < stop:
+                        got = await self._stream.receive_into(view[done:stop])
+                        if not got:
+                            raise Unreachable(
+                                f"{self._asked.what}: the sender broke off with {self._left - done + begun} bytes to come"
+                            )
+                        done += got
+                        self.received += got
+                        self._due -= got
+                        if self._due <= 0:
+                            self._met(scope)
+            except trio.TooSlowError:
+                slow = True
+                failure = Unreachable(f"{self._asked.what}: under {FLOOR} bytes came in {STALL:g} s")
+            except Unreachable as error:
+                failure = error
+            self._left -= done - begun
+            self._gained += done - begun
+            self._position += done - begun
+            if done == count:
+                if self._left:  # else nobody waits for this answer again
+                    self._patience = max(0.0, scope.deadline - trio.current_time())
+                return buffer
+            await self._go_on(failure, slow=slow)
+
+    async def _pass_over(self, scope: trio.CancelScope) -> None:
+        scratch = memoryview(bytearray(min(self._skip, _SCRATCH)))
+        while self._skip:
+            got = await self._stream.receive_into(scratch[: self._skip])
+            if not got:
+                raise Unreachable(f"{self._asked.what}: the sender broke off with {self._skip + self._left} bytes to come")
+            self._skip -= got
+            self.received += got
+            self._due -= got
+            if self._due <= 0:
+                self._met(scope)
+
+    def _met(self, scope: trio.CancelScope) -> None:
+        """The sender has brought what was due: the next FLOOR bytes are."""
+        self._due = FLOOR
+        now = trio.current_time()
+        if scope.deadline < now + STALL:
+            scope.deadline = now + STALL + _SLACK
+
+    async def _go_on(self, failure: Unreachable | None, *, slow: bool) -> None:
+        """Ask for what is missing until it is being answered. `failure`: why the last answer has ended, None where it was short.
+
+        Raises the last failure where going on is of no use, and what Ranges.open raises.
+        """
+        while True:
+            if self._answer is not None:
+                self._end(reusable=failure is None)
+            self._vain = 0 if self._gained >= (FLOOR if slow else 1) else self._vain + 1
+            self._answers += 1
+            too_many = self._answers > _FREE + (self._position - self._asked.start) // FLOOR
+            if failure is not None and (too_many or self._vain >= TRIES):
+                raise failure
+            if too_many:
+                raise BadAnswer(f"{self._asked.what}: its server answers with pieces of under {FLOOR} bytes")
+            if self._vain and not slow:
+                await trio.sleep(_PAUSE * 2 ** (self._vain - 1) * random.uniform(1.0, 1.5))
+            try:
+                answer = await self._ask_again(self._asked._replace(start=self._position))
+            except HeldOff:
+                raise
+            except Unreachable as error:
+                failure, slow, self._gained = error, False, 0
+            else:
+                self._begin(answer)
+                return
+
+    def _begin(self, answer: Answer) -> None:
+        self._answer = answer
+        self._stream = answer.stream
+        self._skip = self._position - answer.start
+        self._left = answer.end - self._position
+        self._patience, self._due, self._gained = STALL, FLOOR, 0
+
+    def _end(self, *, reusable: bool) -> None:
+        answer = self._answer
+        assert answer is not None
+        self._answer = None
+        reusable = reusable and answer.keep_alive and not self._left and not self._skip
+        if reusable and isinstance(answer.stream, Decoded):
+            reusable = answer.stream.is_over
+        self._release(answer, reusable)

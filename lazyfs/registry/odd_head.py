@@ -1,0 +1,81 @@
+"""Heads that bend HTTP's grammar, and that the fast parser (head.py) refuses: h11 reads them.
+
+The measure is Go's net/http, because containerd and skopeo are built on it: what it accepts is accepted here. h11 takes most of that as it
+is (bare line feeds, folded lines, odd versions); `_repaired` rewrites the little that it does not. A connection whose head needed this is
+not used again, so no two readings of one head can disagree about where the next answer begins.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import h11
+
+from lazyfs.errors import BadAnswer
+from lazyfs.registry.head import MAX_HEAD, Head
+
+_END = re.compile(rb"\n\r?\n")
+_STATUS = re.compile(rb"(HTTP/[0-9]\.[0-9]) +")
+_FOLD = re.compile(rb"\r?\n[ \t]+")
+_FIELD = re.compile(rb"([^:]*):[ \t]*([^\r\n]*)")
+_FIRST_COUNTS: Final = frozenset({"content-range", "location"})
+"""Of several different ones Go takes the first."""
+
+
+def end_of_head(data: bytes | bytearray, searched: int = 0) -> int:
+    """Where the head in `data` ends, its empty line included, whatever its lines end in; 0 where it does not end yet.
+
+    It does not end before `searched`.
+    """
+    found = _END.search(data, searched)
+    return found.end() if found else 0
+
+
+def read_odd_head(data: bytes, refusal: BadAnswer) -> Head:
+    """The head in `data`, which ends with its empty line. Raises `refusal`, the fast parser's, where h11 refuses it as well."""
+    reader = awaiting_answer()
+    try:
+        reader.receive_data(_repaired(data))
+        event = reader.next_event()
+    except h11.RemoteProtocolError as error:
+        raise refusal from error
+    if not isinstance(event, h11.Response | h11.InformationalResponse):
+        raise refusal
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in event.headers:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        if name not in headers:
+            headers[name] = value
+        elif name not in _FIRST_COUNTS:
+            headers[name] += ", " + value
+    return Head(event.status_code, headers, keep_alive=False)
+
+
+def awaiting_answer() -> h11.Connection:
+    """h11's parser, at the beginning of the answer to a GET."""
+    reader = h11.Connection(h11.CLIENT, max_incomplete_event_size=2 * MAX_HEAD)
+    reader.send(h11.Request(method="GET", target="/", headers=[("Host", "x")]))
+    reader.send(h11.EndOfMessage())
+    return reader
+
+
+def _repaired(data: bytes) -> bytes:
+    """`data` as Go understands it, in a form that h11 accepts."""
+    first, _, rest = data.partition(b"\n")
+    found = _STATUS.match(first)
+    if not found:
+        return data
+    kept = [found[1] + b" " + first[found.end() :].removesuffix(b"\r")]
+    for line in _FOLD.sub(b" ", rest).split(b"\n"):
+        field = _FIELD.match(line)
+        name, value = (field[1].lower(), field[2].rstrip(b" \t")) if field else (b"", b"")
+        if b" " in name and not name.startswith(b" "):
+            continue  # Go keeps such a field under a name that nobody asks for
+        if name == b"transfer-encoding" and found[1] == b"HTTP/1.0":
+            continue  # Go ignores it: HTTP/1.0 has no chunks
+        if name == b"content-length" and value.isdigit():
+            kept.append(b"Content-Length: " + (value.lstrip(b"0") or b"0"))
+        else:
+            kept.append(line.removesuffix(b"\r"))
+    return b"\r\n".join(kept)
