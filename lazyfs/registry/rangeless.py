@@ -1,7 +1,8 @@
 """Blobs of which a server serves no ranges: it refuses a request that has a Range header, and may answer one that has none.
 
 Some registries answer ranges with 403 (a signature that does not cover the header), 416 or 501. The same statuses mean a real refusal
-elsewhere, so a blob is asked for once without a range, and what came of it is remembered as long as the session lives.
+elsewhere, so a blob is asked for once without a range, and what came of it is remembered: that it is refused as long as the session lives, that
+its ranges are for ten minutes, because a session of lazyfsd may live for weeks, and a proxy may have come to its senses.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from lazyfs.errors import RangeIgnored, SourceError, Unreachable
 from lazyfs.format.digest import Digest
 
 _MAX_BLOBS: Final = 4096
+_MEMORY: Final = 600.0
+"""Seconds for which a blob is asked for without ranges."""
 _PLAIN: Final = frozenset({401, 404, 407, 408, 410, 429, 451})
 """What does not depend on the Range header."""
 
@@ -31,11 +34,18 @@ class Rangeless:
     def __init__(self) -> None:
         self._is_served: dict[Digest, bool] = {}
         """Of blobs whose ranges were refused: whether all of it is served."""
+        self._until: dict[Digest, float] = {}
+        """When the ranges of those that are will be tried again."""
         self._trials: dict[Digest, trio.Lock] = {}
 
     def holds(self, digest: Digest) -> bool:
         """Whether this blob is to be asked for without a range."""
-        return bool(self._is_served) and self._is_served.get(digest, False)
+        if not self._is_served or not self._is_served.get(digest, False):
+            return False
+        if trio.current_time() < self._until[digest]:
+            return True
+        self._forget(digest)
+        return False
 
     @asynccontextmanager
     async def trial(self, digest: Digest, refusal: SourceError) -> AsyncIterator[None]:
@@ -67,5 +77,9 @@ class Rangeless:
     def _learn(self, digest: Digest, *, is_served: bool) -> None:
         self._trials.pop(digest, None)
         if len(self._is_served) >= _MAX_BLOBS:
-            del self._is_served[next(iter(self._is_served))]
+            self._forget(next(iter(self._is_served)))
         self._is_served[digest] = is_served
+        self._until[digest] = trio.current_time() + _MEMORY
+
+    def _forget(self, digest: Digest) -> None:
+        del self._is_served[digest], self._until[digest]

@@ -7,7 +7,7 @@ import trio
 
 from lazyfs.errors import BadAnswer, NotFound, RangeIgnored, SourceError, Unauthorized
 from lazyfs.registry.ranges import MAX_SKIP
-from tests.unit.registry.one_blob import BLOB, fails, ranges_of, read, read_from
+from tests.unit.registry.one_blob import BLOB, fails, ranged, ranges_of, read, read_from
 from tests.unit.registry.scripted import Answer, Request, Server, reply, serving
 
 LONG = bytes(MAX_SKIP) + BLOB
@@ -55,6 +55,22 @@ async def test_a_real_refusal_costs_one_more_request_a_blob(status: int, error: 
         await one(20)
     assert len(server.requests) == 12
     assert sum("range" not in request.headers for request in server.requests) == 1
+
+
+async def test_ranges_that_were_refused_are_tried_again_after_a_while(autojump_clock: trio.testing.MockClock) -> None:
+    """A session of lazyfsd lives long, and a proxy that refused them may be gone; a blob that is refused as a whole stays refused."""
+    async with serving(no_ranges(403)) as server, ranges_of(server.host) as ranges:
+        assert await read(ranges, 0, 9) == await read(ranges, 0, 9)
+        await trio.sleep(601)
+        server.script = ranged
+        assert await read(ranges, 100, 200) == BLOB[100:200]
+        assert ["range" in request.headers for request in server.requests] == [True, False, False, True]
+    async with serving(Server(lambda _: reply(403))) as server, ranges_of(server.host) as ranges:
+        for _ in range(2):
+            with pytest.raises(Unauthorized):
+                await read(ranges, 0, 9)
+            await trio.sleep(601)
+    assert ["range" in request.headers for request in server.requests] == [True, False, True]
 
 
 async def test_many_refused_ranges_wait_for_one_answer() -> None:
