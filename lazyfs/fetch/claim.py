@@ -27,6 +27,8 @@ class Order(NamedTuple):
     """When this one need not be fetched, none is."""
     gaps: bool
     """Without them the run ends where more than BRIDGE lies between that is here, or on its way, already: it would be downloaded twice."""
+    insist: bool = False
+    """`wanted` is taken although another process has claimed it. That costs a second download at worst: both keep the same bytes."""
 
 
 def claim_missing(store: Store, order: Order) -> list[Piece]:
@@ -37,7 +39,7 @@ def claim_missing(store: Store, order: Order) -> list[Piece]:
     with ExitStack() as unclaim:
         # Not all pieces of a long run: 5,000 locks on one file cost the kernel 0.1 s.
         missing = missing_of(store, order.pieces)
-        claimed = _claim(store, missing, unclaim)
+        claimed = _claim(store, order, missing, unclaim)
         ours = {piece.chunk.digest for piece in claimed}
         # Whoever held a claim before may have kept the chunk since we looked.
         needed = _copy_some(store, [piece for piece in missing if piece.chunk.digest in ours], order.wanted)
@@ -53,7 +55,7 @@ def claim_together(store: Store, orders: Sequence[Order]) -> list[list[Piece] | 
     """
     answers: list[list[Piece] | None] = []
     with ExitStack() as unclaim:
-        claimed = [_claim(store, order.pieces, unclaim) for order in orders]
+        claimed = [_claim(store, order, order.pieces, unclaim) for order in orders]
         # Looked for once, when claimed: these are few, and usually missing.
         missing = {piece.chunk.digest for piece in missing_of(store, [piece for pieces in claimed for piece in pieces])}
         elsewhere = store.held_anywhere(list(missing))
@@ -98,12 +100,13 @@ def _copy_some(store: Store, pieces: Sequence[Piece], first: Piece | None) -> se
     return needed
 
 
-def _claim(store: Store, pieces: Sequence[Piece], unclaim: ExitStack) -> list[Piece]:
+def _claim(store: Store, order: Order, pieces: Sequence[Piece], unclaim: ExitStack) -> list[Piece]:
     """Those that no other process is bringing, once each, in blob order."""
     claimed: dict[bytes, Piece] = {}
+    insisted = order.wanted.chunk.digest if order.wanted is not None and order.insist else None
     for piece in sorted(pieces, key=lambda piece: (piece.chunk.member, piece.chunk.inner)):
         digest = piece.chunk.digest
-        if digest not in claimed and store.claim(digest):
+        if digest not in claimed and (store.claim(digest) or digest == insisted):
             unclaim.callback(store.release, digest)
             claimed[digest] = piece
     return list(claimed.values())

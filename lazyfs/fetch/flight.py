@@ -1,6 +1,9 @@
-"""One chunk on its way, and everybody who waits for it.
+"""Chunks on their way, and everybody who waits for them.
 
 The first who misses a chunk starts its flight; the others join it. That is what makes 64 readers one request.
+
+Every flight belongs to a run, and a run lands only its own: when one has been given up, the next run may have a flight for the same
+chunk on the board while the first is still ending.
 """
 
 from __future__ import annotations
@@ -9,33 +12,90 @@ from collections.abc import Iterable
 
 import trio
 
+from lazyfs.fetch.progress import Progress
+
 
 class Flight:
     """Lands once: with the chunk's bytes, with an error, or empty-handed ("look again: the store may have it now")."""
 
-    def __init__(self) -> None:
-        self.waiting = 0
-        """Readers who wait right now."""
+    __slots__ = ("_data", "_error", "_landed", "_waiting", "run")
+
+    def __init__(self, run: Flights) -> None:
+        self.run = run
+        self._waiting = 0
         self._landed = trio.Event()
         self._data: memoryview | None = None
         self._error: Exception | None = None
 
     def land(self, data: memoryview | None, error: Exception | None) -> None:
         """Wake everybody."""
-        self._data = data if self.waiting else None
+        self._data = data if self._waiting else None
         self._error = error
         self._landed.set()
 
     async def wait(self) -> memoryview | None:
         """The chunk's bytes, or None: look again. Raises the error that ended the flight. Cancelled: the flight goes on."""
-        self.waiting += 1
+        self._waiting += 1
+        self.run.waiting += 1
         try:
             await self._landed.wait()
         finally:
-            self.waiting -= 1
+            self._waiting -= 1
+            self.run.waiting -= 1
         if self._error is not None:
             raise self._error
         return self._data
+
+
+class Flights:
+    """The flights of one run. Made by `Board.take_off`."""
+
+    __slots__ = ("_air", "_board", "progress", "scope", "waiting")
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._air: dict[bytes, Flight] = {}
+        self.waiting = 0
+        """Readers who wait for one of them right now."""
+        self.progress = Progress()
+        self.scope = trio.CancelScope()
+        """The run's."""
+
+    def __len__(self) -> int:
+        return len(self._air)
+
+    def __contains__(self, digest: bytes) -> bool:
+        return digest in self._air
+
+    def take_off(self, digest: bytes) -> Flight:
+        """The chunk's flight, made and put on the board if it has none."""
+        flight = self._board.get(digest)
+        if flight is None:
+            flight = self._air[digest] = Flight(self)
+            self._board.put(digest, flight)
+        return flight
+
+    def land(self, digest: bytes, data: memoryview | None = None, error: Exception | None = None) -> None:
+        """End a flight and take it off the board, so that the next reader asks the store. Nothing happens where it is not ours."""
+        flight = self._air.pop(digest, None)
+        if flight is not None:
+            self._board.take_away(digest)
+            flight.land(data, error)
+
+    def land_all(self, error: Exception | None = None) -> None:
+        """End those that are left."""
+        for digest in list(self._air):
+            self.land(digest, None, error)
+
+    def land_others(self, digests: set[bytes]) -> None:
+        """End all but these, empty-handed."""
+        for digest in [each for each in self._air if each not in digests]:
+            self.land(digest)
+
+    def give_up(self) -> None:
+        """The run brings nothing any more: it is ended, and whoever waits looks again, and begins another one."""
+        self.scope.cancel()
+        self.land_all()
 
 
 class Board:
@@ -51,22 +111,22 @@ class Board:
         """The flight to join, if there is one."""
         return self._flights.get(digest)
 
-    def take_off(self, digests: Iterable[bytes]) -> None:
-        """Announce flights for chunks that have none."""
+    def take_off(self, digests: Iterable[bytes]) -> Flights:
+        """Announce a run: flights for those of the chunks that have none."""
+        run = Flights(self)
         for digest in digests:
-            self._flights.setdefault(digest, Flight())
-
-    def land(self, digest: bytes, data: memoryview | None = None, error: Exception | None = None) -> None:
-        """End a flight and take it off the board, so that the next reader asks the store. One landing too many is harmless."""
-        flight = self._flights.pop(digest, None)
-        if flight is not None:
-            flight.land(data, error)
+            run.take_off(digest)
+        return run
 
     def land_all(self, error: Exception) -> None:
         """End every flight: nothing comes any more."""
-        for digest in list(self._flights):
-            self.land(digest, None, error)
+        for digest, flight in list(self._flights.items()):
+            flight.run.land(digest, None, error)
 
-    def awaited(self, digests: Iterable[bytes]) -> bool:
-        """Whether somebody waits for one of these."""
-        return any(flight.waiting for digest in digests if (flight := self._flights.get(digest)) is not None)
+    def put(self, digest: bytes, flight: Flight) -> None:
+        """For `Flights`."""
+        self._flights[digest] = flight
+
+    def take_away(self, digest: bytes) -> None:
+        """For `Flights`, which knows that the flight on the board is its own: none is put there before the last one has gone."""
+        del self._flights[digest]

@@ -1,134 +1,243 @@
-"""A run: pieces of one layer that come in one range request.
+"""A run: pieces of one layer that are fetched together, from their claims to the landing of the last of their flights.
 
-While the next bytes arrive, the last ones are inflated, verified and kept in a worker thread. Only so many such jobs are
-under way, over all runs, that a slow disk or a slow processor holds the senders back instead of filling memory. (Runs that are
-small take no job: there are only so many runs.)
+A run belongs to the fetcher, not to the reader who caused it: a reader that is cancelled or misses its deadline stops waiting, and the
+bytes under way are kept for the next one. Only where it makes no progress any more is it given up (flight.py), and its flights land
+empty-handed, so that those who wait begin another one.
+
+Bytes that are not what the TOC promised are fetched a second time, by another way, before anybody is told: a cache on the way or a
+connection out of step is no reason for an error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import logging
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final
 
 import trio
 
-from lazyfs.errors import LazyfsError
-from lazyfs.fetch.gather import Gather
+from lazyfs.errors import InvalidInput, RangeIgnored, Unreachable
+from lazyfs.fetch.claim import Order, claim_missing, missing_of
+from lazyfs.fetch.flight import Flight
 from lazyfs.fetch.piece import LayerBlob, Piece
-from lazyfs.fetch.unpack import Packed, Unpacked, unpack
-from lazyfs.source.protocol import ImageSource, RangeStream
-from lazyfs.store.store import Store
+from lazyfs.fetch.shared import Shared
+from lazyfs.fetch.slots import Slots
+from lazyfs.fetch.transfer import Transfer
+from lazyfs.fetch.unpack import Unpacked
+from lazyfs.fetch.whole_run import WholeRun
+from lazyfs.image.layer import Layer
 
-_BATCH: Final = 512 << 10
-"""Compressed bytes handed to a thread at once: small files share the price of a hop, large chunks go alone."""
-_SMALL: Final = 256 << 10
-"""Bytes, inflated, of a run that goes to a thread together with others."""
-_SKIP: Final = 1 << 20
+_log = logging.getLogger(__name__)
 
-
-class Batch(NamedTuple):
-    """Pieces whose members follow each other without a gap: blob bytes `[start, end)`."""
-
-    start: int
-    end: int
-    pieces: list[Piece]
+_FEW: Final = 8
+"""Pieces that are claimed together with those of other runs. Longer runs have a thread of their own: others do not wait for them."""
+_TURN: Final = 0.1
+"""Seconds that a run waits for its turn before it is looked what of it is here: usually a look costs more than the wait."""
+_CLAIM_POLL: Final = 0.02
 
 
-class Run(NamedTuple):
-    """What `fly` needs. `landed` hears of every piece, in the event loop; `pause` is awaited before each batch, and says whether to go on."""
+async def go_on() -> bool:
+    """The pause of a run that somebody waits for: none."""
+    return True
 
-    store: Store
-    source: ImageSource
-    layer: LayerBlob
-    threads: trio.CapacityLimiter
-    jobs: trio.Semaphore
-    small: Gather[Packed, list[Unpacked]]
-    """For runs that are so little that they take no job."""
-    landed: Callable[[Unpacked], None]
-    received: Callable[[int], None]
-    pause: Callable[[], Awaitable[bool]]
 
-    async def fly(self, pieces: Sequence[Piece], *, whole: bool = False) -> None:
-        """Fetch `pieces`, which stand in blob order; `whole` asks for the whole blob and skips what is not wanted.
+class Run:
+    """One run. Its flights are on the board as soon as it is made; `fly` lands them, whatever happens."""
 
-        Raises SourceError when the source failed; what had arrived is kept and was told to `landed`. Cancelled: the same.
+    def __init__(
+        self,
+        shared: Shared,
+        layer: LayerBlob,
+        pieces: list[Piece],
+        *,
+        wanted: Piece | None,
+        insist: bool = False,
+        rest: bool = False,
+    ) -> None:
+        """`wanted`: nothing is fetched but with this piece. `insist`: it is fetched although another process has claimed it.
+
+        `rest`: a layer without ranges comes as a whole, and all that is missing of it is kept; `pieces` are those that are waited for.
         """
-        batches = cut(pieces)
-        start, end = (0, self.layer.size) if whole else (batches[0].start, batches[-1].end)
-        if len(batches) == 1:
-            await self._fly_one(batches[0], start, end)
-            return
-        failure: LazyfsError | None = None
-        async with trio.open_nursery() as nursery:
-            try:
-                async with self.source.open_range(self.layer.digest, self.layer.size, start, end) as stream:
-                    position = start
-                    for batch in batches:
-                        if not await self.pause():
-                            break
-                        data = await self._receive(stream, position, batch)
-                        position = batch.end
-                        await self.jobs.acquire()
-                        nursery.start_soon(self._unpack, batch, data)
-            except LazyfsError as error:
-                failure = error  # raised below, once the jobs of what did arrive are done
-        if failure is not None:
-            raise failure
+        self._shared = shared
+        self._layer = layer
+        self._pieces = pieces
+        self._wanted = wanted
+        self._insist = insist
+        self._rest = rest
+        self._coming: set[bytes] | None = None
+        """Chunks that are still to land, as soon as that is known."""
+        self._claimed: list[Piece] = []
+        self._wrong: list[Piece] = []
+        """What came wrong at the first try."""
+        self._is_last_try = layer.whole is not None
+        self._first_bad: Exception | None = None
+        self.flights = shared.board.take_off(piece.chunk.digest for piece in pieces)
+        self.ended = trio.Event()
 
-    async def _fly_one(self, batch: Batch, start: int, end: int) -> None:
-        """Most misses of a crowd: what they cost the event loop is what the crowd waits for. So without a task of its own, and the
-        sender is let go before its bytes are unpacked.
+    def join(self, piece: Piece) -> Flight | None:
+        """The flight of a further piece of a layer that comes as a whole; None where this run does not bring it any more."""
+        digest = piece.chunk.digest
+        gone = self.ended.is_set() or self.flights.scope.cancel_called
+        if gone or (self._coming is not None and digest not in self._coming):
+            return None
+        if self._coming is None:
+            self._pieces.append(piece)
+        return self.flights.take_off(digest)
+
+    async def fly(self, pause: Callable[[], Awaitable[bool]] = go_on, slots: Slots | None = None) -> Exception | None:
+        """Bring the pieces, in turn where there are `slots`. Returns what went wrong, if something did.
+
+        Cancelled: what had arrived is kept, and whoever waits looks again.
         """
-        async with self.source.open_range(self.layer.digest, self.layer.size, start, end) as stream:
-            if not await self.pause():
-                return
-            data = await self._receive(stream, start, batch)
-        # What is inflated, and stays in memory until the trip is over, may be far more than what is wanted of it.
-        if sum(piece.chunk.inner + piece.chunk.size for piece in batch.pieces) <= _SMALL:
-            for result in await self.small.do(self._packed(batch, data)):
-                self.landed(result)
-        else:
-            await self.jobs.acquire()
-            await self._unpack(batch, data)
-
-    async def _receive(self, stream: RangeStream, position: int, batch: Batch) -> bytes | bytearray | memoryview:
-        await self._skip(stream, batch.start - position)
-        data = await stream.receive_exactly(batch.end - batch.start)
-        self.received(len(data))
-        return data
-
-    def _packed(self, batch: Batch, data: bytes | bytearray | memoryview) -> Packed:
-        return Packed(batch.start, data, batch.pieces, f"layer {self.layer.digest}")
-
-    async def _skip(self, stream: RangeStream, count: int) -> None:
-        while count > 0:
-            step = min(count, _SKIP)
-            await stream.receive_exactly(step)
-            self.received(step)
-            count -= step
-
-    async def _unpack(self, batch: Batch, data: bytes | bytearray | memoryview) -> None:
+        failure: Exception | None = None
+        scope = self.flights.scope
         try:
-            work = partial(unpack, self.store, self._packed(batch, data))
-            for result in await trio.to_thread.run_sync(work, limiter=self.threads):
-                self.landed(result)
+            with scope:
+                if slots is None:
+                    await self._bring(pause)
+                elif await self._turn(slots):
+                    try:
+                        await self._bring(pause)
+                    finally:
+                        slots.release(self.flights.progress)
+            if scope.cancelled_caught:
+                raise Unreachable(f"{self._shared.source.name} brings nothing more of layer {self._layer.digest}")
+        except RangeIgnored:
+            self._shared.rangeless.add(self._layer.digest)
+            _log.info(
+                "%s answers ranges with whole blobs: layer %s is streamed once instead",
+                self._shared.source.name,
+                self._layer.digest,
+            )
+        except Exception as error:  # noqa: BLE001  # not swallowed: it goes to those who asked, and on to their guard
+            failure = error
+            self._shared.errors[type(error).__name__] += 1
         finally:
-            self.jobs.release()
+            for piece in self._claimed:
+                self._shared.store.release(piece.chunk.digest)
+            self.ended.set()
+            self.flights.land_all(failure)
+        return failure or self._first_bad
 
+    async def _turn(self, slots: Slots) -> bool:
+        """Take a slot. False, and none is taken: what was wanted is here."""
+        progress = self.flights.progress
+        if slots.try_acquire(progress):
+            return True
+        with trio.move_on_after(_TURN):
+            await slots.acquire(progress)
+            return True
+        await self._land_what_is_here()
+        if not self._pieces:
+            return False
+        await slots.acquire(progress)
+        return True
 
-def cut(pieces: Sequence[Piece]) -> list[Batch]:
-    """Batches for the threads. The first member goes alone, because somebody waits for it."""
-    batches: list[Batch] = []
-    for piece in pieces:
-        chunk = piece.chunk
-        last = batches[-1] if batches else None
-        if last is not None and last.pieces[-1].chunk.member == chunk.member:
-            last.pieces.append(piece)
-            batches[-1] = last._replace(end=max(last.end, chunk.member_end))
-        elif last is not None and len(batches) > 1 and last.end == chunk.member and chunk.member_end - last.start <= _BATCH:
-            last.pieces.append(piece)
-            batches[-1] = last._replace(end=chunk.member_end)
+    async def _land_what_is_here(self) -> None:
+        """While a run waits for its turn: with the source away that lasts, and what is here need not wait.
+
+        All of it, where the wanted piece is here: it was the reason for the run.
+        """
+        pieces, wanted = list(self._pieces), self._wanted
+        missing = {piece.chunk.digest for piece in await self._in_thread(partial(missing_of, self._shared.store, pieces))}
+        if wanted is not None and wanted.chunk.digest not in missing:
+            # Its own readers would find nothing otherwise, even where an equal chunk of another file is here.
+            missing.clear()
+        for piece in pieces:
+            if piece.chunk.digest not in missing:
+                self.flights.land(piece.chunk.digest)
+        self._pieces = [piece for piece in self._pieces if piece.chunk.digest in self.flights]
+
+    async def _bring(self, pause: Callable[[], Awaitable[bool]]) -> None:
+        if self._layer.whole is not None:
+            await self._bring_whole(self._layer.whole)
+            return
+        rangeless = self._layer.digest in self._shared.rangeless
+        await self._claim(gaps=rangeless)
+        coming = {piece.chunk.digest for piece in self._claimed}
+        if self._claimed:
+            self._expect(coming)
+            transfer = Transfer(self._shared, self._layer, self.flights.progress, self._landed, pause)
+            await transfer.fly(self._claimed, whole=rangeless)
+            if self._wrong:
+                self._is_last_try = True
+                self._note_wrong(f"a part of layer {self._layer.digest}")
+                self._wrong.sort(key=lambda piece: (piece.chunk.member, piece.chunk.inner))
+                await transfer.fly(self._wrong, whole=rangeless)
+        elif self._wanted is not None:
+            self._expect({self._wanted.chunk.digest})
+            # It arrived meanwhile, or another process is bringing it: its readers look again, but do not spin.
+            await trio.sleep(_CLAIM_POLL)
+
+    async def _claim(self, *, gaps: bool) -> None:
+        """Claim what has to be fetched."""
+        order = Order(self._pieces, self._wanted, gaps, self._insist)
+        claimed = await self._shared.claims.do(order) if len(order.pieces) <= _FEW else None
+        if claimed is None:
+            claimed = await self._in_thread(partial(claim_missing, self._shared.store, order))
+        self._claimed = claimed
+        if self._rest and claimed:
+            # Asked for only now: it is a look at all of the layer.
+            order = order._replace(pieces=self._layer.pieces)
+            self._claimed = await self._in_thread(partial(claim_missing, self._shared.store, order))
+
+    def _expect(self, coming: set[bytes]) -> None:
+        """These are still to land. Whoever waits for anything else looks again: it is here, or another process's business."""
+        self._coming = coming
+        self.flights.land_others(coming)
+
+    def _landed(self, result: Unpacked) -> None:
+        piece, data, error, refusal = result
+        digest = piece.chunk.digest
+        shared = self._shared
+        if error is None:
+            shared.counts["chunks"] += 1
+            shared.counts["unpacked"] += piece.chunk.size
+        elif not self._is_last_try:
+            self._wrong.append(piece)
+            return
         else:
-            batches.append(Batch(chunk.member, chunk.member_end, [piece]))
-    return batches
+            self._first_bad = self._first_bad or error
+            shared.errors[type(error).__name__] += 1
+        if data is not None and refusal is not None:
+            self._first_bad = self._first_bad or refusal
+            shared.unkept.remember(digest, data, refusal)
+        if self._coming is not None:
+            self._coming.discard(digest)
+        self.flights.land(digest, data, error)
+
+    async def _bring_whole(self, layer: Layer) -> None:
+        shared, progress = self._shared, self.flights.progress
+
+        def asked() -> list[Piece]:
+            return [piece for piece in self._pieces if piece.chunk.digest in self.flights]
+
+        def received(count: int) -> None:
+            shared.counts["received"] += count
+            progress.count(count)
+
+        run = WholeRun(shared.store, shared.source, layer, self._landed, received, progress.holds)
+        missing = {piece.chunk.digest for piece in await self._in_thread(partial(run.missing, asked()))}
+        if not missing:
+            return
+        self.flights.land_others(missing)
+        pieces = self._layer.pieces if self._rest else None
+        shared.counts["requests"] += 1
+        try:
+            await run.fly(asked, pieces, self._expect)
+        except InvalidInput as error:
+            self._note_wrong(f"layer {self._layer.digest}: {error}")
+            shared.counts["requests"] += 1
+            await run.fly(asked, pieces, self._expect)
+
+    def _note_wrong(self, what: str) -> None:
+        shared = self._shared
+        shared.source.distrust(self._layer.digest)
+        shared.counts["wrong"] += 1
+        if self._layer.digest not in shared.doubted:
+            shared.doubted.add(self._layer.digest)
+            _log.info("%s came wrong from %s, and is fetched once more", what, shared.source.name)
+
+    async def _in_thread(self, work: Callable[[], list[Piece]]) -> list[Piece]:
+        return await trio.to_thread.run_sync(work, limiter=self._shared.readers)

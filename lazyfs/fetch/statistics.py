@@ -18,5 +18,7 @@ class FetchStatistics(NamedTuple):
     """Their bytes."""
     unkept: int
     """Chunks that the store had no room for."""
+    wrong: int
+    """Runs in which something came that was not what the TOC or the manifest promises, and was fetched once more."""
     errors: dict[str, int]
     """Failures by the name of their cause."""

@@ -33,30 +33,34 @@ _BATCH: Final = 8 << 20
 
 
 class WholeRun(NamedTuple):
-    """What `fly` needs. `landed` and `received` hear of pieces and of blob bytes, in the event loop."""
+    """What `fly` needs. `landed` hears of pieces, `received` of blob bytes, `unpacked` that all of them are here; in the event loop."""
 
     store: Store
     source: ImageSource
     layer: Layer
     landed: Callable[[Unpacked], None]
     received: Callable[[int], None]
+    unpacked: Callable[[], None]
 
     def missing(self, pieces: Sequence[Piece]) -> list[Piece]:
         """Blocking. Those of `pieces` that are not here, in no file of the store."""
         return to_fetch(self.store, pieces)
 
-    async def fly(self, pieces: Sequence[Piece]) -> None:
-        """Bring `pieces`, as far as they are not here when it is our turn: those are not told of.
+    async def fly(
+        self, asked: Callable[[], Sequence[Piece]], pieces: Sequence[Piece] | None, coming: Callable[[set[bytes]], None]
+    ) -> None:
+        """Bring `pieces` (None: those that are `asked` for), as far as they are not here: those are not told of.
 
-        Raises SourceError, InvalidInput (the blob is not what it was), LocalError. Cancelled: what was told is kept.
+        Where it is our turn and nothing is missing of what is asked for then, nothing is fetched. `coming` is told the digests of what
+        `landed` will hear of. Raises SourceError, InvalidInput (the blob is not what it was), LocalError. Cancelled: what was told
+        is kept.
         """
         layer = self.layer
         assert layer.whole is not None
         async with turn(self.store, [layer.digest]):
-            wanted: dict[bytes, list[Piece]] = {}
-            for piece in await trio.to_thread.run_sync(self.missing, pieces):
-                wanted.setdefault(piece.chunk.digest, []).append(piece)
-            if not wanted:
+            missing = await trio.to_thread.run_sync(self.missing, asked())
+            if not missing:
+                coming(set())
                 return
 
             def arrived(count: int) -> None:
@@ -64,6 +68,14 @@ class WholeRun(NamedTuple):
 
             folder = self.store.directory.temporary
             async with fetch_tar(self.source, layer.descriptor, layer.whole, folder, arrived) as spool:
+                self.unpacked()
+                # Looked for only now: with the source away, that would be all of a large layer for each read that fails.
+                if pieces is not None:
+                    missing = await trio.to_thread.run_sync(self.missing, pieces)
+                wanted: dict[bytes, list[Piece]] = {}
+                for piece in missing:
+                    wanted.setdefault(piece.chunk.digest, []).append(piece)
+                coming(set(wanted))
                 found = self._find(spool, wanted)
                 while some := await trio.to_thread.run_sync(_take, found):
                     for result in some:

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from lazyfs.fetch.piece import Piece
+from lazyfs.fetch.flight import Board
+from lazyfs.fetch.piece import LayerBlob, Piece
 
 FIRST: Final = 32 << 10
 """Compressed bytes that a lone miss brings along: a 10 Mbit link needs 25 ms for them, about one round trip."""
@@ -68,6 +69,27 @@ class Windows:
         self._walks[end] = window._replace(inside=inside)
         if len(self._walks) > _WALKS:
             del self._walks[next(iter(self._walks))]
+
+
+def choose(layer: LayerBlob, piece: Piece, windows: Windows, board: Board, *, crowded: bool) -> list[Piece]:
+    """The run for a miss of `piece`, which stands first: the rest of its member, and what the window allows behind it."""
+    chosen = [piece]
+    window = windows.open(piece, crowded=crowded)
+    start = piece.chunk.member
+    end = own_end = piece.chunk.member_end
+    for position in range(layer.position(start), len(layer.pieces)):
+        each = layer.pieces[position]
+        chunk = each.chunk
+        own = each.content.name == window.name
+        if chunk.member != start and chunk.member_end > (start + window.inside if own else own_end + window.across):
+            break
+        if own:
+            own_end = max(own_end, chunk.member_end)
+        if chunk.digest not in board and each != piece:
+            chosen.append(each)
+            end = chunk.member_end
+    windows.asked(window, start, end, end == own_end)
+    return chosen
 
 
 def _doubled(size: int) -> int:

@@ -1,16 +1,20 @@
 """Which of several ways to an object is taken, where more than one mounted image has it.
 
 Images share files, and so depend on each other's registries, unless care is taken: one that fails is passed over for the next, and
-so is one whose bytes are not what they should be. One that is silent is not waited for while another may answer, and for a
-while the others are asked first. Silent is not slow: a source from which anything at all arrives is waited for, or two images on
-a slow link would fetch everything twice.
+so is one whose bytes are not what they should be. One that is silent is not waited for alone while another may answer, and for a
+while the others are asked first.
+
+Silent is not slow: two images on a slow link would fetch everything twice. A sign of life is a byte of the run that brings what is
+wanted, or, while that run waits for its turn, of the runs before it. Other bytes of the same image are none, and a source that
+trickles gets no more than _WINDOWS times the hoped-for time: an image may be hostile, and hold up what it shares with another.
+
+What was begun is not cancelled when the next source is asked. Whichever comes first is taken.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, TypeVar
+from typing import Final, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 import trio
@@ -20,42 +24,93 @@ from lazyfs.fetch.fetcher import Fetcher
 from lazyfs.gate.catalog import Supply
 
 _MEMORY: Final = 30.0
-"""Seconds for which a silent source is asked last."""
+"""Seconds for which a source that was passed over is asked last."""
+_WINDOWS: Final = 3
 T = TypeVar("T")
 
 
 class Choice:
-    """Takes one way after the other, and remembers who was silent."""
+    """Takes one way after the other, and remembers which were passed over."""
 
     def __init__(self) -> None:
-        self._silent: WeakKeyDictionary[Fetcher, float] = WeakKeyDictionary()
+        self._passed: WeakKeyDictionary[Fetcher, float] = WeakKeyDictionary()
 
-    async def take(self, supplies: Sequence[Supply], work: Callable[[Supply], Awaitable[T]], hope: float) -> T:
-        """What `work` makes of the first supply that it can be made of, each given `hope` seconds of silence while there are others.
+    async def take(self, supplies: Sequence[Supply], wanted: slice, work: Callable[[Supply], Awaitable[T]], hope: float) -> T:
+        """What `work` makes of one of the supplies. Each has `hope` seconds for a sign of life while there are others.
 
-        `work` can be cancelled and begun again at no cost. Raises the first LazyfsError when there is no other way left.
+        `wanted`: the supply's pieces that `work` waits for. `work` can be cancelled and begun again at no cost. Raises the first
+        LazyfsError when no way is left. Cancelled: what is under way arrives all the same.
         """
+        ways = self._in_order(supplies)
         failure: LazyfsError | None = None
-        ways = deque((supply, False) for supply in self._in_order(supplies))
-        while ways:
-            supply, was_silent = ways.popleft()
+        for number, supply in enumerate(ways[:-1]):
+            before = _signs(supply, wanted)
             try:
-                while True:
-                    before = supply.fetcher.statistics().received
-                    with trio.move_on_after(float("inf") if was_silent or not ways else hope):
-                        return await work(supply)
-                    if supply.fetcher.statistics().received == before:
-                        break
+                with trio.move_on_after(hope):
+                    return await work(supply)
             except LazyfsError as error:
                 failure = failure or error
-            else:
-                self._silent[supply.fetcher] = trio.current_time()
-                ways.append((supply, True))
-        assert failure is not None
-        raise failure
+                continue
+            race = _Race(work, wanted, hope, failure)
+            return await race.run(ways[number:], self._passed, alive=_signs(supply, wanted) != before)
+        try:
+            return await work(ways[-1])
+        except LazyfsError as error:
+            raise failure or error from None
 
     def _in_order(self, supplies: Sequence[Supply]) -> Sequence[Supply]:
-        if len(supplies) < 2 or not self._silent:
+        if len(supplies) < 2 or not self._passed:
             return supplies
         since = trio.current_time() - _MEMORY
-        return sorted(supplies, key=lambda supply: self._silent.get(supply.fetcher, since) > since)
+        return sorted(supplies, key=lambda supply: self._passed.get(supply.fetcher, since) > since)
+
+
+class _Race(Generic[T]):
+    """Several sources are asked, one after the other, and all are waited for."""
+
+    def __init__(self, work: Callable[[Supply], Awaitable[T]], wanted: slice, hope: float, failure: LazyfsError | None) -> None:
+        self._work = work
+        self._wanted = wanted
+        self._hope = hope
+        self._failure = failure
+        self._won: list[T] = []
+
+    async def run(self, ways: Sequence[Supply], passed: WeakKeyDictionary[Fetcher, float], *, alive: bool) -> T:
+        """The first of `ways` has been waited for once; `alive`: it has given a sign of life."""
+        windows = _WINDOWS - 1 if alive else 0
+        async with trio.open_nursery() as nursery:
+            for supply in ways:
+                failed = trio.Event()
+                nursery.start_soon(self._try, supply, failed, nursery.cancel_scope)
+                if supply is not ways[-1] and not await self._fails(supply, failed, windows):
+                    passed[supply.fetcher] = trio.current_time()
+                windows = _WINDOWS
+        if self._won:
+            return self._won[0]
+        assert self._failure is not None
+        raise self._failure
+
+    async def _try(self, supply: Supply, failed: trio.Event, all_of_us: trio.CancelScope) -> None:
+        try:
+            result = await self._work(supply)
+        except LazyfsError as error:
+            self._failure = self._failure or error
+            failed.set()
+        else:
+            self._won.append(result)
+            all_of_us.cancel()
+
+    async def _fails(self, supply: Supply, failed: trio.Event, windows: int) -> bool:
+        """Wait until `supply` has failed, or for as long as it is waited for alone."""
+        for _ in range(windows):
+            before = _signs(supply, self._wanted)
+            with trio.move_on_after(self._hope):
+                await failed.wait()
+                return True
+            if _signs(supply, self._wanted) == before:
+                break
+        return False
+
+
+def _signs(supply: Supply, wanted: slice) -> int:
+    return supply.fetcher.signs_of_life(supply.pieces[wanted])

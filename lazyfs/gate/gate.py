@@ -161,8 +161,15 @@ class Gate:
         """
         self.counts["reads"] += 1
         supplies = await self._known(inode)
+        pieces = supplies[0].pieces
+        end = min(offset + size, pieces[0].content.size)
+        if offset >= end:
+            return b""
+        # Contents of one name are cut alike, whichever layer they come from.
+        first, last = (bisect_right(pieces, byte, key=lambda piece: piece.chunk.file_offset) for byte in (offset, end - 1))
+        wanted = slice(first - 1, last)
         try:
-            return await self._choice.take(supplies, partial(_read, offset=offset, size=size), _READ_HOPE)
+            return await self._choice.take(supplies, wanted, partial(_read, wanted=wanted, offset=offset, end=end), _READ_HOPE)
         except LazyfsError:
             self.counts["errors"] += 1
             raise
@@ -178,7 +185,7 @@ class Gate:
 
     async def _bring(self, supplies: list[Supply]) -> bool:
         try:
-            return await self._choice.take(supplies, _bring, _LOOKUP_HOPE)
+            return await self._choice.take(supplies, slice(1), _bring, _LOOKUP_HOPE)
         except LazyfsError as error:
             # Its reader will ask again, and be told.
             _log.info("%s is served through the gate: %s", supplies[0].pieces[0].content.name, error)
@@ -214,20 +221,14 @@ async def _bring(supply: Supply) -> bool:
     return await supply.fetcher.bring(supply.layer, supply.pieces[0])
 
 
-async def _read(supply: Supply, offset: int, size: int) -> bytes | memoryview:
-    pieces = supply.pieces
-    end = min(offset + size, pieces[0].content.size)
-    if offset >= end:
-        return b""
+async def _read(supply: Supply, wanted: slice, offset: int, end: int) -> bytes | memoryview:
+    """Bytes `[offset, end)` of the object, which lie in the pieces `wanted`."""
     parts: list[bytes | memoryview] = []
-    index = bisect_right(pieces, offset, key=lambda piece: piece.chunk.file_offset) - 1
-    while offset < end:
-        piece = pieces[index]
+    for piece in supply.pieces[wanted]:
         start = offset - piece.chunk.file_offset
         length = min(end - offset, piece.chunk.size - start)
         parts.append(await supply.fetcher.read(supply.layer, piece, start, length))
         offset += length
-        index += 1
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 

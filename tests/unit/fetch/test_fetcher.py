@@ -13,7 +13,7 @@ import trio.testing
 from trio.testing import wait_all_tasks_blocked
 
 from lazyfs.errors import DigestMismatch, Unreachable
-from lazyfs.fetch import fetcher as module
+from lazyfs.fetch import shared as module
 from lazyfs.fetch.background import measure_missing
 from lazyfs.fetch.fetcher import READ_DEADLINE, open_fetcher
 from lazyfs.fetch.piece import LayerBlob

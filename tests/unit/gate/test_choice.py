@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from collections.abc import Sequence
+from typing import cast
 
 import pytest
 import trio
@@ -10,28 +11,23 @@ from trio.testing import MockClock
 
 from lazyfs.errors import DigestMismatch, LazyfsError, Unreachable
 from lazyfs.fetch.fetcher import Fetcher
+from lazyfs.fetch.piece import Piece
 from lazyfs.gate.catalog import Supply
 from lazyfs.gate.choice import Choice
 
 HOPE = 1.0
 
 
-class Received(NamedTuple):
-    """What a fetcher tells of itself, as far as it matters here."""
-
-    received: int
-
-
 class Source:
-    """Stands for a fetcher: brings after so many seconds, or fails then; a busy one receives something all the while."""
+    """Stands for a fetcher: brings after so many seconds, or fails then. Until `busy` it shows signs of life."""
 
-    def __init__(self, seconds: float, error: LazyfsError | None = None, *, busy: bool = False) -> None:
+    def __init__(self, seconds: float, error: LazyfsError | None = None, *, busy: float = 0) -> None:
         self.seconds, self.error, self.busy = seconds, error, busy
         self.asked = 0
         self.began = -1.0
 
-    def statistics(self) -> Received:
-        return Received(int(trio.current_time() * 100) if self.busy else 0)
+    def signs_of_life(self, pieces: Sequence[Piece]) -> int:
+        return int(100 * min(trio.current_time() - self.began, self.busy)) if self.asked else 0
 
     async def bring(self) -> str:
         self.asked += 1
@@ -51,20 +47,24 @@ async def bring(supply: Supply) -> str:
     return await cast("Source", supply.fetcher).bring()
 
 
+async def take(choice: Choice, *sources: Source) -> str:
+    return await choice.take(supplies(*sources), slice(1), bring, HOPE)
+
+
 async def test_the_first_is_enough(autojump_clock: MockClock) -> None:
     """The others are not asked; the only one is waited for as long as it takes."""
     quick, other, slow = Source(0.9), Source(0), Source(100)
-    assert await Choice().take(supplies(quick, other), bring, HOPE) == "after 0.9 s"
+    assert await take(Choice(), quick, other) == "after 0.9 s"
     assert not other.asked
-    assert await Choice().take(supplies(slow), bring, HOPE) == "after 100 s"
+    assert await take(Choice(), slow) == "after 100 s"
 
 
 async def test_failure_is_passed_over(autojump_clock: MockClock) -> None:
     """Whether it is a registry that is away or one that lies. The first error is told where all fail."""
     bad = [Source(0.1, Unreachable("away")), Source(0.1, DigestMismatch("lies"))]
-    assert await Choice().take(supplies(*bad, Source(0.5)), bring, HOPE) == "after 0.5 s"
+    assert await take(Choice(), *bad, Source(0.5)) == "after 0.5 s"
     with pytest.raises(Unreachable, match="away"):
-        await Choice().take(supplies(*bad), bring, HOPE)
+        await take(Choice(), *bad)
 
 
 async def test_silence_is_passed_over_and_remembered(autojump_clock: MockClock) -> None:
@@ -72,22 +72,51 @@ async def test_silence_is_passed_over_and_remembered(autojump_clock: MockClock) 
     choice, silent, other = Choice(), Source(1e9), Source(0)
     began = trio.current_time()
     for _ in range(5):
-        assert await choice.take(supplies(silent, other), bring, HOPE) == "after 0 s"
+        assert await take(choice, silent, other) == "after 0 s"
     assert trio.current_time() - began == pytest.approx(HOPE)
-    assert silent.asked == 1
+    asked = silent.asked
     await trio.sleep(60)
-    await choice.take(supplies(silent, other), bring, HOPE)
-    assert silent.asked == 2
+    await take(choice, silent, other)
+    assert silent.asked > asked
 
 
 async def test_slow_is_not_silent(autojump_clock: MockClock) -> None:
-    """As long as anything arrives from it, it is waited for."""
-    slow, other = Source(10, busy=True), Source(0)
-    assert await Choice().take(supplies(slow, other), bring, HOPE) == "after 10 s"
+    """A source that shows signs of life is waited for alone three times as long."""
+    slow, other = Source(2.5 * HOPE, busy=10), Source(0)
+    assert await take(Choice(), slow, other) == "after 2.5 s"
     assert not other.asked
+
+
+@pytest.mark.parametrize(("busy", "patience"), [(1000, 3 * HOPE), (1.5 * HOPE, 3 * HOPE), (0.5 * HOPE, 2 * HOPE)])
+async def test_a_source_that_trickles_holds_up_nobody_for_long(autojump_clock: MockClock, busy: float, patience: float) -> None:
+    """A hostile image: the other source is asked after three times the hoped-for time, or when a window passes without a sign."""
+    trickle, other = Source(1000, busy=busy), Source(1)
+    choice, began = Choice(), trio.current_time()
+    assert await take(choice, trickle, other) == "after 1 s"
+    assert trio.current_time() - began == pytest.approx(patience + 1)
+    await take(choice, trickle, other)
+    assert trio.current_time() - began == pytest.approx(patience + 1), "it is remembered"
+
+
+async def test_the_first_is_still_waited_for(autojump_clock: MockClock) -> None:
+    """To ask a second source cancels nothing: whichever comes first is taken, and a failure of one is not the end."""
+    began = trio.current_time()
+    for other in (Source(1e9), Source(0.5, Unreachable("away"))):
+        assert await take(Choice(), Source(1.5 * HOPE), other) == "after 1.5 s"
+    assert trio.current_time() - began == pytest.approx(3 * HOPE)
+    with pytest.raises(DigestMismatch, match="lies"):
+        await take(Choice(), Source(5, Unreachable("away")), Source(2, DigestMismatch("lies")))
+
+
+async def test_every_source_gets_its_turn(autojump_clock: MockClock) -> None:
+    """Of four, three of which are silent, the last answers after three waits."""
+    began = trio.current_time()
+    assert await take(Choice(), Source(1e9), Source(1e9), Source(1e9), Source(0.5)) == "after 0.5 s"
+    # The second and third were never waited for before the race, and have a window each.
+    assert trio.current_time() - began == pytest.approx(3 * HOPE + 0.5)
 
 
 async def test_the_silent_one_after_all(autojump_clock: MockClock) -> None:
     """Where the others fail or are silent too, it is waited for."""
     for other in (Source(0.5, Unreachable("away")), Source(1e9)):
-        assert await Choice().take(supplies(Source(20), other), bring, HOPE) == "after 20 s"
+        assert await take(Choice(), Source(20), other) == "after 20 s"

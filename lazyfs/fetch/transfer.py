@@ -1,0 +1,139 @@
+"""A transfer: the bytes of a run come in one range request, and are unpacked.
+
+While the next bytes arrive, the last ones are inflated, verified and kept in a worker thread. Only so many such jobs are
+under way, over all runs, that a slow disk or a slow processor holds the senders back instead of filling memory. (Runs that are
+small take no job: there are only so many runs.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Final, NamedTuple
+
+import trio
+
+from lazyfs.errors import LazyfsError
+from lazyfs.fetch.piece import LayerBlob, Piece
+from lazyfs.fetch.progress import Progress
+from lazyfs.fetch.shared import Shared
+from lazyfs.fetch.unpack import Packed, Unpacked, unpack
+from lazyfs.source.protocol import RangeStream
+
+_BATCH: Final = 512 << 10
+"""Compressed bytes handed to a thread at once: small files share the price of a hop, large chunks go alone."""
+_SMALL: Final = 256 << 10
+"""Bytes, inflated, of a run that goes to a thread together with others."""
+_SKIP: Final = 1 << 20
+
+
+class Batch(NamedTuple):
+    """Pieces whose members follow each other without a gap: blob bytes `[start, end)`."""
+
+    start: int
+    end: int
+    pieces: list[Piece]
+
+
+class Transfer(NamedTuple):
+    """What `fly` needs. `landed` hears of every piece, in the event loop; `pause` is awaited before each batch, and says whether to go on."""
+
+    shared: Shared
+    layer: LayerBlob
+    progress: Progress
+    landed: Callable[[Unpacked], None]
+    pause: Callable[[], Awaitable[bool]]
+
+    async def fly(self, pieces: Sequence[Piece], *, whole: bool = False) -> None:
+        """Fetch `pieces`, which stand in blob order; `whole` asks for the whole blob and skips what is not wanted.
+
+        Raises SourceError when the source failed; what had arrived is kept and was told to `landed`. Cancelled: the same.
+        """
+        batches = cut(pieces)
+        start, end = (0, self.layer.size) if whole else (batches[0].start, batches[-1].end)
+        self.shared.counts["requests"] += 1
+        try:
+            if len(batches) == 1:
+                await self._fly_one(batches[0], start, end)
+            else:
+                await self._fly_all(batches, start, end)
+        finally:
+            self.progress.leaves()
+
+    async def _fly_all(self, batches: Sequence[Batch], start: int, end: int) -> None:
+        failure: LazyfsError | None = None
+        async with trio.open_nursery() as nursery:
+            try:
+                async with self.shared.source.open_range(self.layer.digest, self.layer.size, start, end) as stream:
+                    position = start
+                    for batch in batches:
+                        if not await self.pause():
+                            break
+                        data = await self._receive(stream, position, batch)
+                        position = batch.end
+                        self.progress.holds()
+                        await self.shared.jobs.acquire()
+                        nursery.start_soon(self._unpack, batch, data)
+            except LazyfsError as error:
+                failure = error  # raised below, once the jobs of what did arrive are done
+        if failure is not None:
+            raise failure
+
+    async def _fly_one(self, batch: Batch, start: int, end: int) -> None:
+        """Most misses of a crowd: what they cost the event loop is what the crowd waits for. So without a task of its own, and the
+        sender is let go before its bytes are unpacked.
+        """
+        async with self.shared.source.open_range(self.layer.digest, self.layer.size, start, end) as stream:
+            if not await self.pause():
+                return
+            data = await self._receive(stream, start, batch)
+            self.progress.leaves()
+        # What is inflated, and stays in memory until the trip is over, may be far more than what is wanted of it.
+        if sum(piece.chunk.inner + piece.chunk.size for piece in batch.pieces) <= _SMALL:
+            for result in await self.shared.small.do(self._packed(batch, data)):
+                self.landed(result)
+        else:
+            await self.shared.jobs.acquire()
+            await self._unpack(batch, data)
+
+    async def _receive(self, stream: RangeStream, position: int, batch: Batch) -> bytes | bytearray | memoryview:
+        self.progress.waits(stream)
+        await self._skip(stream, batch.start - position)
+        data = await stream.receive_exactly(batch.end - batch.start)
+        self.shared.counts["received"] += len(data)
+        return data
+
+    def _packed(self, batch: Batch, data: bytes | bytearray | memoryview) -> Packed:
+        return Packed(batch.start, data, batch.pieces, f"layer {self.layer.digest}")
+
+    async def _skip(self, stream: RangeStream, count: int) -> None:
+        while count > 0:
+            step = min(count, _SKIP)
+            await stream.receive_exactly(step)
+            self.shared.counts["received"] += step
+            count -= step
+
+    async def _unpack(self, batch: Batch, data: bytes | bytearray | memoryview) -> None:
+        try:
+            work = partial(unpack, self.shared.store, self._packed(batch, data))
+            for result in await trio.to_thread.run_sync(work, limiter=self.shared.unpackers):
+                self.landed(result)
+        finally:
+            self.shared.jobs.release()
+
+
+def cut(pieces: Sequence[Piece]) -> list[Batch]:
+    """Batches for the threads. The first member goes alone, because somebody waits for it."""
+    batches: list[Batch] = []
+    for piece in pieces:
+        chunk = piece.chunk
+        last = batches[-1] if batches else None
+        if last is not None and last.pieces[-1].chunk.member == chunk.member:
+            last.pieces.append(piece)
+            batches[-1] = last._replace(end=max(last.end, chunk.member_end))
+        elif last is not None and len(batches) > 1 and last.end == chunk.member and chunk.member_end - last.start <= _BATCH:
+            last.pieces.append(piece)
+            batches[-1] = last._replace(end=chunk.member_end)
+        else:
+            batches.append(Batch(chunk.member, chunk.member_end, [piece]))
+    return batches
