@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
 import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from lazyfs.errors import RangeIgnored, Unreachable
 from lazyfs.fetch.fetcher import Fetcher
@@ -71,11 +72,18 @@ class ScriptedSource:
         self.blobs = {digest_of(blob): blob for blob in blobs}
         self.ranges: list[tuple[int, int]] = []
         """What was asked for, in order."""
+        self.streams: list[_Stream] = []
         self.gate = trio.Event()
         """Ranges wait for it before their first byte."""
         self.gate.set()
         self.fails = 0
         """How many of the next ranges break off."""
+        self.rate: int | None = None
+        """Bytes a second of ranges that are opened from now on; None: all at once."""
+        self.lies = 0
+        """How many of the next ranges bring other bytes."""
+        self.sent = 0
+        """Bytes of all ranges so far."""
         self.ignores_ranges = False
         self.distrusted: list[Digest] = []
         """Blobs whose bytes were found wrong."""
@@ -97,9 +105,12 @@ class ScriptedSource:
         await self.gate.wait()
         if self.ignores_ranges and (start, end) != (0, size):
             raise RangeIgnored("a 200 to a range")
-        failing = self.fails > 0
+        failing, lying = self.fails > 0, self.lies > 0
         self.fails -= failing
-        yield _Stream(self.blobs[digest][start:end], failing)
+        self.lies -= lying
+        data = self.blobs[digest][start:end]
+        self.streams.append(_Stream(self, bytes(byte ^ 1 for byte in data) if lying else data, failing, self.rate))
+        yield self.streams[-1]
 
     def distrust(self, digest: Digest) -> None:
         self.distrusted.append(digest)
@@ -109,9 +120,11 @@ class ScriptedSource:
 
 
 class _Stream:
-    def __init__(self, data: bytes, failing: bool) -> None:
+    def __init__(self, source: ScriptedSource, data: bytes, failing: bool, rate: int | None) -> None:
+        self._source = source
         self._data = data
         self._failing = failing
+        self.rate = rate
         self.received = 0
 
     async def receive_exactly(self, count: int) -> bytes:
@@ -120,8 +133,33 @@ class _Stream:
             raise Unreachable("the source has gone away")
         data, self._data = self._data[:count], self._data[count:]
         assert len(data) == count
-        self.received += count
+        left = count
+        while left:
+            if self.rate is not None:
+                await trio.sleep(1)
+            step = min(self.rate or left, left)
+            left -= step
+            self.received += step
+            self._source.sent += step
         return data
+
+
+async def pass_time(clock: MockClock, fetcher: Fetcher, seconds: float) -> None:
+    """Let virtual time go by, second by second. Whatever threads do takes none of it."""
+    for _ in range(int(seconds)):
+        await settle(fetcher)
+        clock.jump(1)
+    await settle(fetcher)
+
+
+async def settle(fetcher: Fetcher) -> None:
+    """Until everybody waits for the source or for time to pass."""
+    limiters = (fetcher._shared.readers, fetcher._shared.unpackers)
+    with trio.fail_after(1e6):
+        while True:
+            await wait_all_tasks_blocked()
+            if not any(limiter.borrowed_tokens for limiter in limiters):
+                return
 
 
 def piece_of(layer: LayerBlob, number: int) -> Piece:
