@@ -6,14 +6,12 @@ Progress is counted per run: that other bytes of the image arrive says nothing a
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import Final
 
 import trio
 
 from lazyfs.source.protocol import RangeStream
-
-if TYPE_CHECKING:
-    from lazyfs.fetch.slots import Slots
 
 FLOOR: Final = 4 << 10
 """Bytes in FLOOR_TIME below which a run makes no progress."""
@@ -24,7 +22,7 @@ FLOOR_TIME: Final = 20.0
 class Progress:
     """One run's. Read and written on the event loop; each call is O(1)."""
 
-    __slots__ = ("_before", "_since", "_stream", "behind")
+    __slots__ = ("_before", "_since", "_stream", "ahead")
 
     def __init__(self) -> None:
         self._before = 0
@@ -33,8 +31,8 @@ class Progress:
         self._since = math.inf
         """When the run began to wait for bytes that have been promised: an answer has begun. Never, while it waits for something else:
         its turn, an answer (which has a deadline of its own), a thread, a pause."""
-        self.behind: Slots | None = None
-        """The slots that it waits for."""
+        self.ahead: Callable[[], int] | None = None
+        """While it waits for its turn: how many bytes the runs before it have received."""
 
     @property
     def received(self) -> int:
@@ -44,7 +42,7 @@ class Progress:
     @property
     def signs(self) -> int:
         """Changes with every sign of life: a byte of the run, or, while it waits for its turn, of the runs before it."""
-        return self.received if self.behind is None else self.behind.received
+        return self.received if self.ahead is None else self.ahead()
 
     def waits(self, stream: RangeStream | None = None) -> None:
         """From now on the run waits for bytes, of `stream` where there is one."""

@@ -16,7 +16,6 @@ class Slots:
         self._before = 0
         """Bytes of runs that have ended."""
 
-    @property
     def received(self) -> int:
         """Bytes of all runs that have had their turn. Costs a look at each that is under way."""
         return self._before + sum(progress.received for progress in self._under_way)
@@ -32,11 +31,11 @@ class Slots:
 
     async def acquire(self, progress: Progress) -> None:
         """Take a slot, in order. Cancelled: none is taken."""
-        progress.behind = self
+        progress.ahead = self.received
         try:
             await self._free.acquire()
         finally:
-            progress.behind = None
+            progress.ahead = None
         self._under_way.add(progress)
 
     def release(self, progress: Progress) -> None:
