@@ -21,10 +21,13 @@ from converter.layer import NewLayer, Style, write_layer
 from converter.prioritize import Prioritized, find
 from converter.progress import Progress, Step
 from converter.uploads import Uploads
+from lazyfs.errors import InvalidTar
+from lazyfs.format.bounds import Bounds
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import Descriptor
 from lazyfs.format.tar import TarMember, read_tar
 from lazyfs.format.whiteout import LeftOut
+from lazyfs.image.room import PARSING, parsing_room
 from lazyfs.image.spool import Spool, unpack
 from lazyfs.source.protocol import ImageSource
 from lazyfs.whole.layer_index import LayerIndex, index_layer
@@ -72,10 +75,16 @@ class _Read(NamedTuple):
 
     @classmethod
     def of(cls, spool: Spool, descriptor: Descriptor, what: str) -> _Read:
-        """Blocking. Raises InvalidTar."""
+        """Blocking, in a thread of trio's, which ends where its caller is cancelled. Raises InvalidTar."""
         left_out = LeftOut()
-        members = tuple(read_tar(spool.read_at, spool.size, descriptor.size, what, left_out))
+        bounds = _account(descriptor, what)
+        members = tuple(read_tar(spool.read_at, spool.size, descriptor.size, what, left_out, bounds=bounds))
         return cls(members, left_out, own_files(members, spool.read_at))
+
+
+def _account(descriptor: Descriptor, what: str) -> Bounds:
+    """What the layer may cost, for a thread of trio's."""
+    return Bounds(descriptor.size, what, InvalidTar, trio.from_thread.check_cancelled)
 
 
 class Line:
@@ -182,7 +191,8 @@ class _Job:
         self._read = self._line.read.get(descriptor.digest)
         if self._read is None:
             spool = await self._bring()
-            self._read = await trio.to_thread.run_sync(_Read.of, spool, descriptor, self._what)
+            async with parsing_room().hold(PARSING):  # one at a time: what is wrong with one ends all
+                self._read = await trio.to_thread.run_sync(_Read.of, spool, descriptor, self._what)
             if self._line.remember:
                 self._line.read[descriptor.digest] = self._read
         self._fetched.set()
@@ -191,8 +201,11 @@ class _Job:
         """Wait for the layer, and put it on `tree`."""
         await self._fetched.wait()
         assert self._read is not None
-        place = partial(index_layer, tree, self._read.members, self.number, self._what, self._led_below)
+        bounds = _account(self._layer.descriptor, self._what)
+        place = partial(index_layer, tree, self._read.members, self.number, self._what, self._led_below, bounds)
         self._index = await trio.to_thread.run_sync(place)
+        if self._spool is not None and self._spool.blob is None:
+            self._read = self._read._replace(members=())  # only a layer that may stay is compared with its tar again
 
     async def write(self, prioritized: Sequence[bytes]) -> Finished:
         """Write the layer, unless that is done already, and have it sent."""
@@ -206,6 +219,7 @@ class _Job:
             if self._line.remember:
                 self._line.finished.setdefault(digest, []).append((plan, done))
         self.close()
+        self._index = None
         return Finished(self._layer, done, trio.current_time() - began, self._left_out())
 
     def _left_out(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from lazyfs.errors import UsageError
+from lazyfs.format.bounds import Bounds
 from lazyfs.whole.tree import Tree
 
 _MAX_LIST: Final = 64 << 20
@@ -48,8 +49,9 @@ def find(paths: Sequence[bytes], tree: Tree) -> Prioritized:
     """Where `paths` lead in the merged tree of all layers."""
     layers: dict[int, list[bytes]] = {}
     missing = []
+    bounds = Bounds(0, "the list of paths to prioritize")
     for path in paths:
-        way = tree.follow(path)
+        way = tree.follow(path, bounds)
         if way.node is None:
             missing.append(path)
             continue

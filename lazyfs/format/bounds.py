@@ -105,3 +105,7 @@ class Bounds:
             f"{self._what}: its names, links and attributes, with {ENTRY} bytes for each entry, take more than {self.limit} bytes,"
             f" which is the limit for {self.arrived} bytes of input"
         )
+
+
+UNBOUNDED: Final = Bounds(0, "", enforced=False)
+"""The account of what is not a layer's."""

@@ -2,7 +2,7 @@
 
 What a layer may cost is bounded (format/bounds.py), and so is what one needs while it is parsed. But a process has many images, and
 parsing all their layers at once would take the sum of that. So whoever parses holds room for it first, and waits where there is
-none. It is held for the time that a thread works, never while a registry is waited for: nobody can keep others from it.
+none. It is held while threads work, never while a registry is waited for: nobody can keep others from it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,21 @@ PARSING: Final = 192 << 20
 """Bytes: the TOCs of four layers of torch's size at a time."""
 TOC_WEIGHT: Final = 3
 """What parsing a TOC takes at the most, in bytes for each byte of its JSON: the text, and the entries."""
+TAR_WEIGHT: Final = 4
+"""What a layer that is fetched whole takes, in bytes for each byte of its description (format/bounds.py), until its TOC is written."""
+
+
+class Held:
+    """Room that somebody holds."""
+
+    def __init__(self, room: Room, size: int) -> None:
+        self._room = room
+        self.size = size
+
+    def shrink(self, size: int) -> None:
+        """Hold only `size` bytes from now on, if that is less."""
+        self._room.give_back(max(0, self.size - size))
+        self.size = min(self.size, size)
 
 
 class Room:
@@ -29,17 +44,22 @@ class Room:
         self._waiting: deque[tuple[int, trio.Event]] = deque()
 
     @asynccontextmanager
-    async def hold(self, size: int) -> AsyncIterator[None]:
+    async def hold(self, size: int) -> AsyncIterator[Held]:
         """Hold `size` bytes; wait until they are free. Cancelled: none are held."""
         if self._waiting or not self._fits(size):
             await self._wait(size)
         else:
             self._held += size
+        held = Held(self, size)
         try:
-            yield
+            yield held
         finally:
-            self._held -= size
-            self._admit()
+            self.give_back(held.size)
+
+    def give_back(self, size: int) -> None:
+        """`size` bytes of what is held are free."""
+        self._held -= size
+        self._admit()
 
     async def _wait(self, size: int) -> None:
         turn = size, trio.Event()
@@ -48,10 +68,10 @@ class Room:
             await turn[1].wait()
         except trio.Cancelled:
             if turn[1].is_set():
-                self._held -= size
+                self.give_back(size)
             else:
                 self._waiting.remove(turn)
-            self._admit()
+                self._admit()
             raise
 
     def _fits(self, size: int) -> bool:

@@ -8,11 +8,12 @@ below and never what the same layer brings, before them or after. It is all done
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import msgspec
 
 from lazyfs.errors import InvalidTar, show
+from lazyfs.format.bounds import ENTRY, Bounds
 from lazyfs.format.entry import OPAQUE_MARKER, OWN_NAMES, WHITEOUT_PREFIX, Entry, base_of, parent_of
 from lazyfs.format.sparse import Extent
 from lazyfs.format.tar import TarMember
@@ -40,21 +41,30 @@ class LayerIndex(msgspec.Struct, frozen=True):
     """By directory: its whiteouts, the opaque marker first."""
 
 
-def index_layer(tree: Tree, members: Sequence[TarMember], layer: int, what: str, left_out: LeftOut | None = None) -> LayerIndex:
+def index_layer(
+    tree: Tree,
+    members: Iterable[TarMember],
+    layer: int,
+    what: str,
+    left_out: LeftOut | None = None,
+    bounds: Bounds | None = None,
+) -> LayerIndex:
     """Index a layer and put it on `tree`, which held the layers below it.
 
-    `layer` is its number, `what` names it in errors. What a symbolic link leads below a whiteout's name is counted in `left_out`.
+    `layer` is its number, `what` names it in errors, `bounds` is its account, also while it was read. What a symbolic link leads below a whiteout's name is counted in `left_out`.
     Raises InvalidTar for what no runtime would unpack alike.
     """
-    return _Placing(tree, layer, what, LeftOut() if left_out is None else left_out).place_all(members)
+    account = Bounds(0, what, InvalidTar) if bounds is None else bounds
+    return _Placing(tree, layer, what, LeftOut() if left_out is None else left_out, account).place_all(members)
 
 
 class _Placing:
-    def __init__(self, tree: Tree, layer: int, what: str, left_out: LeftOut) -> None:
+    def __init__(self, tree: Tree, layer: int, what: str, left_out: LeftOut, bounds: Bounds) -> None:
         self._tree = tree
         self._layer = layer
         self._what = what
         self._left_out = left_out
+        self._bounds = bounds
         self._inodes: dict[bytes, Inode] = {}
         self._own: dict[bytes, Inode] = {}
         """What has a name of the format's own. It is left out, but hard links to it are files like others."""
@@ -66,7 +76,7 @@ class _Placing:
         self._markers: dict[bytes, dict[bytes, Entry]] = {}
         """By real directory and base name."""
 
-    def place_all(self, members: Sequence[TarMember]) -> LayerIndex:
+    def place_all(self, members: Iterable[TarMember]) -> LayerIndex:
         for member in members:
             if base_of(member.entry.name).startswith(WHITEOUT_PREFIX):
                 self._white_out(member.entry)
@@ -79,7 +89,7 @@ class _Placing:
         return LayerIndex(self._inodes, markers)
 
     def _white_out(self, entry: Entry) -> None:
-        way = self._tree.follow(parent_of(entry.name))
+        way = self._tree.follow(parent_of(entry.name), self._bounds)
         if way.node is None or way.node.children is None:
             return  # it hides nothing, and writing it would make its directory
         base = base_of(entry.name)
@@ -111,6 +121,7 @@ class _Placing:
             if path in self._hidden_below or here.children is None:
                 continue
             self._hidden_below.add(path)
+            self._bounds.step(len(here.children))
             for base, child in list(here.children.items()):
                 inside = _join(path, base)
                 if inside in self._inodes:
@@ -162,7 +173,7 @@ class _Placing:
         """The directory that `path` leads to, made or described here as far as this layer does not name it; None: nobody shows it."""
         if path in self._directories:
             return self._directories[path]
-        known = self._directories[path] = self._tree.make(path, self._layer, self._what)
+        known = self._directories[path] = self._tree.make(path, self._layer, self._what, self._bounds)
         if known is not None:
             self._describe(known[0])
         return known
@@ -172,13 +183,18 @@ class _Placing:
         while directory and directory not in self._inodes:
             missing.append(directory)
             directory = parent_of(directory)
+        if not missing:
+            return
+        node = self._tree.follow(directory, self._bounds).node
         for name in reversed(missing):
-            node = self._tree.follow(name).node
+            self._bounds.describe(ENTRY + len(name))
             assert node is not None
+            assert node.children is not None
+            node = node.children[base_of(name)]
             self._inodes[name] = Inode(msgspec.structs.replace(node.entry, name=name), ())
 
     def _link_target(self, entry: Entry) -> Inode:
-        way = self._tree.follow(parent_of(entry.link))
+        way = self._tree.follow(parent_of(entry.link), self._bounds)
         name = _join(way.name, base_of(entry.link))
         target = (self._inodes.get(name) or self._own.get(name)) if way.node else None
         if target is None or target.entry.type == "dir" or name == entry.name:
@@ -193,6 +209,7 @@ class _Placing:
         while pending:
             path, here = pending.pop()
             self._inodes.pop(path, None)
+            self._bounds.step()
             for base, child in (here.children or {}).items():
                 pending.append((_join(path, base), child))
         if node.children is not None:
@@ -205,7 +222,7 @@ class _Placing:
         for name, inode in self._inodes.items():
             entry = inode.entry
             if entry.type == "char" and is_whiteout_device("char", entry.major, entry.minor):
-                directory = self._tree.follow(parent_of(name)).node
+                directory = self._tree.follow(parent_of(name), self._bounds).node
                 assert directory is not None
                 assert directory.children is not None
                 directory.children.pop(base_of(name), None)
@@ -223,7 +240,7 @@ class _Placing:
                 self._markers.setdefault(name, {}).setdefault(OPAQUE_MARKER, marker)
         standing = {}
         for directory, markers in self._markers.items():
-            way = self._tree.follow(directory)
+            way = self._tree.follow(directory, self._bounds)
             if way.name == directory and way.node is not None and way.node.children is not None:
                 self._describe(directory)
                 standing[directory] = tuple(sorted(markers.values(), key=lambda entry: base_of(entry.name) != OPAQUE_MARKER))

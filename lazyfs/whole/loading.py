@@ -1,7 +1,8 @@
 """Layers that are not lazy, on their way into the store.
 
-fetch    two at a time: downloaded in parallel ranges, verified, unpacked to a tar, read as one
-place    one after the other from the lowest up, because each needs what the ones below show
+fetch    two at a time: downloaded in parallel ranges, verified, unpacked to a tar
+place    one after the other from the lowest up, because each needs what the ones below show: read as a tar, when there is room for
+         what that takes (image/room.py), and put on the tree
 keep     its files hashed and kept, with all cores; what is here already is not written again
 describe its entries, with the chunks of its files, as a document of the store
 """
@@ -14,13 +15,15 @@ from typing import Final, NamedTuple
 
 import trio
 
-from lazyfs.errors import LazyfsError, foremost
+from lazyfs.errors import InvalidTar, LazyfsError, foremost
+from lazyfs.format.bounds import Bounds
 from lazyfs.format.digest import Digest
 from lazyfs.format.entry import Chunk
-from lazyfs.format.tar import TarMember, read_tar
+from lazyfs.format.tar import read_tar
 from lazyfs.format.whiteout import LeftOut
 from lazyfs.image.image import Image
 from lazyfs.image.layer import Layer, Whole
+from lazyfs.image.room import PARSING, TAR_WEIGHT, parsing_room
 from lazyfs.image.spool import Spool
 from lazyfs.source.protocol import ImageSource
 from lazyfs.store.store import Store
@@ -105,22 +108,18 @@ class _Job:
         self._descriptor = place.image.layers[number]
         self._what = f"layer {self._descriptor.digest}"
         self._title = f"layer {number + 1} of {len(place.image.layers)}"
-        self._members: tuple[TarMember, ...] = ()
         self._left_out = LeftOut()
         self._own: tuple[bytes, ...] = ()
-        self._plan: tuple[Planned, ...] = ()
-        self._read = trio.Event()
+        self._tree: Tree | None = None
+        self._its_turn = trio.Event()
         self._placed = trio.Event()
 
     async def put_on(self, tree: Tree) -> None:
-        """Wait for the layer, and put it on `tree`, which holds the layers below."""
-        await self._read.wait()
-        self._plan = await trio.to_thread.run_sync(self._put_on, tree)
-        self._members = ()
-        self._placed.set()
-
-    def _put_on(self, tree: Tree) -> tuple[Planned, ...]:
-        return plan_layer(index_layer(tree, self._members, self._number, self._what, self._left_out), landmark=False)
+        """Have the layer put on `tree`, which holds the layers below. `run` does it, and raises what goes wrong."""
+        self._tree = tree
+        self._its_turn.set()
+        await self._placed.wait()
+        self._tree = None
 
     async def run(self) -> None:
         """All that becomes of it. `put_on` is called meanwhile."""
@@ -128,23 +127,30 @@ class _Job:
         step = place.bars.begin(f"{self._title}: fetching", self._descriptor.size)
         folder = place.store.directory.temporary
         async with fetch_tar(place.source, self._descriptor, self._whole, folder, step) as spool:
-            self._members = await trio.to_thread.run_sync(self._read_tar, spool)
-            self._read.set()
-            await self._placed.wait()
-            chunks = await self._keep(spool)
-        self.layer = await trio.to_thread.run_sync(
-            describe, place.store, place.keys[self._number], self._descriptor, self._whole, self._plan, chunks
-        )
+            await self._its_turn.wait()  # on disk: what is in it takes memory from here on
+            async with parsing_room().hold(PARSING) as held:
+                plan, described = await trio.to_thread.run_sync(self._read_and_place, spool)
+                held.shrink(TAR_WEIGHT * described)
+                self._placed.set()
+                chunks = await self._keep(spool, plan)
+                self.layer = await trio.to_thread.run_sync(
+                    describe, place.store, place.keys[self._number], self._descriptor, self._whole, plan, chunks
+                )
         self.layer = self.layer._replace(note="; ".join(filter(None, (self._left_out.note, own_note(self._own)))))
         place.let_go(self._descriptor.digest)
 
-    def _read_tar(self, spool: Spool) -> tuple[TarMember, ...]:
-        members = tuple(read_tar(spool.read_at, spool.size, self._descriptor.size, self._what, self._left_out))
+    def _read_and_place(self, spool: Spool) -> tuple[tuple[Planned, ...], int]:
+        """The plan, and how many bytes of description the layer has."""
+        assert self._tree is not None
+        size = self._descriptor.size
+        bounds = Bounds(size, self._what, InvalidTar, trio.from_thread.check_cancelled)
+        members = tuple(read_tar(spool.read_at, spool.size, size, self._what, self._left_out, bounds=bounds))
         self._own = own_files(members, spool.read_at)
-        return members
+        index = index_layer(self._tree, members, self._number, self._what, self._left_out, bounds)
+        return plan_layer(index, landmark=False), bounds.described
 
-    async def _keep(self, spool: Spool) -> list[tuple[Chunk, ...]]:
-        store, plan = self._place.store, self._plan
+    async def _keep(self, spool: Spool, plan: Sequence[Planned]) -> list[tuple[Chunk, ...]]:
+        store = self._place.store
         starts = starts_of(plan)
         chunks: list[tuple[Chunk, ...]] = [()] * len(plan)
         step = self._place.bars.begin(f"{self._title}: unpacking", starts[-1])

@@ -12,7 +12,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from lazyfs.errors import InvalidTar, show
+from lazyfs.format.bounds import ENTRY, UNBOUNDED, Bounds
 from lazyfs.format.entry import OPAQUE_MARKER, OWN_NAMES, WHITEOUT_PREFIX, Entry
+from lazyfs.format.toc import MAX_NAME
 from lazyfs.format.whiteout import is_whiteout_device, place_of
 
 _MAX_LINKS = 255
@@ -47,11 +49,12 @@ class Tree:
     def __init__(self) -> None:
         self.root = Node(Entry(b"", "dir"), -1)
 
-    def follow(self, path: bytes) -> Way:
-        """Where `path` leads, its last component followed as well; a circle leads nowhere.
+    def follow(self, path: bytes, bounds: Bounds = UNBOUNDED) -> Way:
+        """Where `path` leads, its last component followed as well; a circle leads nowhere. The steps are counted in `bounds`.
 
         As in Go's runtimes: nothing climbs above the root, and `..` goes back from what is missing, too.
         """
+        bounds.step(1 + path.count(b"/"))
         names: list[bytes] = []
         nodes: list[Node | None] = [self.root]
         links: list[tuple[bytes, Node]] = []
@@ -68,10 +71,11 @@ class Tree:
             here = nodes[-1]
             child = here.children.get(part) if here is not None and here.children is not None else None
             if child is not None and child.entry.type == "symlink":
+                target = child.entry.link
+                bounds.step(1 + len(names) + target.count(b"/"))
                 links.append((b"/".join([*names, part]), child))
                 if len(links) > _MAX_LINKS:
                     return Way(path, None, tuple(links))
-                target = child.entry.link
                 if target.startswith(b"/"):
                     names.clear()
                     del nodes[1:]
@@ -81,19 +85,21 @@ class Tree:
             nodes.append(child)
         return Way(b"/".join(names), nodes[-1], tuple(links))
 
-    def make(self, path: bytes, layer: int, what: str) -> tuple[bytes, Node] | None:
+    def make(self, path: bytes, layer: int, what: str, bounds: Bounds = UNBOUNDED) -> tuple[bytes, Node] | None:
         """The directory that `path` leads to, under its real name; made where it is missing, with its parents: root's, 0755.
 
         None where that name lies below a whiteout's: nobody would show it. Raises InvalidTar, naming `what`, where something else
-        stands in the way.
+        stands in the way, and where the name is longer than a path can be.
         """
-        way = self.follow(path)
+        way = self.follow(path, bounds)
         if len(way.links) > _MAX_LINKS:
             raise InvalidTar(f"{what}: {show(path)} leads through more than {_MAX_LINKS} symbolic links")
         if way.node is not None and way.node.children is not None:
             return way.name, way.node
         if place_of(way.name) != "shown":
             return None
+        if len(way.name) > MAX_NAME:
+            raise InvalidTar(f"{what}: {show(path)} leads to a name of {len(way.name)} bytes, more than {MAX_NAME}")
         node = self.root
         done: list[bytes] = []
         for part in way.name.split(b"/"):
@@ -101,7 +107,9 @@ class Tree:
             assert node.children is not None
             child = node.children.get(part)
             if child is None:
-                child = node.children[part] = Node(Entry(b"/".join(done), "dir"), layer)
+                name = b"/".join(done)
+                bounds.describe(ENTRY + len(name))
+                child = node.children[part] = Node(Entry(name, "dir"), layer)
             elif child.children is None:
                 raise InvalidTar(
                     f"{what}: {show(path)} should be a directory, and {show(child.entry.name)} is a {child.entry.type}"

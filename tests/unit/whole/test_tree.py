@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 
 from lazyfs.errors import InvalidTar
+from lazyfs.format.bounds import Bounds
 from lazyfs.format.entry import Entry
 from lazyfs.vfs.tree import Tree as MergedTree
 from lazyfs.whole.tree import Node, Tree
@@ -140,3 +141,31 @@ def test_names_are_taken_as_they_are() -> None:
         b"f": "dir",
         b"f/y": "dir",
     }
+
+
+def test_ways_are_counted() -> None:
+    """3,000 directories, each reached through 255 links of 200 components: minutes, if nobody counts."""
+    tree = Tree()
+    entries = [Entry(b"l%d" % number, "symlink", link=b"x/../" * 100 + b"l%d" % (number + 1)) for number in range(255)]
+    tree.put([*entries, Entry(b"l255", "dir")], 0)
+    bounds = Bounds(0, "layer 1", InvalidTar)
+    with pytest.raises(InvalidTar, match=r"^layer 1: its names and links take more than 10000000 steps to follow"):
+        for number in range(3000):
+            tree.make(b"l0/d%d" % number, 1, "layer 1", bounds)
+
+
+def test_a_way_to_a_name_that_no_path_can_have() -> None:
+    """Each link adds to what is missing; the directories would be made, each with all of its name."""
+    tree = Tree()
+    tree.put([Entry(b"l%d" % number, "symlink", link=b"a/" * 1000 + b"../" * 1000 + b"a/" * 1000) for number in range(3)], 0)
+    with pytest.raises(InvalidTar, match=r"leads to a name of \d+ bytes, more than 4095"):
+        tree.make(b"l0/" + b"b/" * 1500 + b"c", 1, "layer 1")
+
+
+def test_directories_that_names_imply_are_counted() -> None:
+    """A hundred names of 4,000 bytes imply 200,000 directories."""
+    tree = Tree()
+    bounds = Bounds(0, "layer 1", InvalidTar)
+    with pytest.raises(InvalidTar, match=r"^layer 1: its names, links and attributes"):
+        for number in range(100):
+            tree.make(b"%d/" % number + b"d/" * 2000 + b"e", 1, "layer 1", bounds)
