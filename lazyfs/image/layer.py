@@ -9,13 +9,14 @@ this sees one kind of layer.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
-from lazyfs.errors import NotLazy
+from lazyfs.errors import InvalidInput, NotLazy
 from lazyfs.format.digest import Digest, check, parse_digest
 from lazyfs.format.entry import NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, Entry
 from lazyfs.format.footer import FOOTER_SIZE
@@ -29,6 +30,8 @@ from lazyfs.source.protocol import ImageSource
 
 if TYPE_CHECKING:
     from lazyfs.store.store import Store
+
+_log = logging.getLogger(__name__)
 
 TOC_DIGEST: Final = "containerd.io/snapshot/stargz/toc.digest"
 """The annotation of a layer's descriptor that vouches for its TOC."""
@@ -145,11 +148,29 @@ async def load_layer(
         known = await parsed(hint.json_size, partial(_recall, store, descriptor, toc_digest, hint))
         if known is not None:
             return known
-    async with fetch_toc_member(source, descriptor, what, store.directory.temporary if store else None) as member:
-        accept = partial(_accept, store, source.authority, descriptor, toc_digest, member)
-        layer = await parsed(member.json_size, accept)
-        assert layer is not None
-        return layer
+    verified = False
+
+    def accept(member: TocMember) -> Toc:
+        nonlocal verified
+        toc = _accept(store, source.authority, descriptor, toc_digest, member)
+        verified = True
+        return toc
+
+    async def fetched() -> Layer:
+        async with fetch_toc_member(source, descriptor, what, store.directory.temporary if store else None) as member:
+            layer = await parsed(member.json_size, partial(accept, member))
+            assert layer is not None
+            return layer
+
+    try:
+        return await fetched()
+    except InvalidInput as error:
+        if verified or descriptor.size <= FOOTER_SIZE:
+            raise
+        # The manifest vouches for a TOC, and these bytes are not it: they may have been changed on the way.
+        _log.info("%s: %s: its TOC is fetched once more", source.name, error)
+        source.distrust(descriptor.digest)
+    return await fetched()
 
 
 def claimed_toc_digest(annotations: Mapping[str, str], what: str) -> Digest:

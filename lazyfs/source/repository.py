@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
-from lazyfs.errors import BadAnswer, InvalidManifest
+from lazyfs.errors import BadAnswer, DigestMismatch, InvalidManifest
 from lazyfs.format.digest import Digest, check, digest_of
 from lazyfs.format.manifest import DOCUMENT_TYPES, MAX_DOCUMENT
 from lazyfs.registry.access import AccessOptions
 from lazyfs.registry.body import Body
+from lazyfs.registry.http import Answer
 from lazyfs.registry.ranges import Ranges
 from lazyfs.registry.session import Session, refusal
 from lazyfs.registry.uploads import Upload
+from lazyfs.registry.url import Url
 from lazyfs.source.protocol import Document, ImageSource
+
+_log = logging.getLogger(__name__)
 
 _ACCEPT: Final = ", ".join(DOCUMENT_TYPES)
 
@@ -45,22 +50,35 @@ class Repository:
         """See ImageSource."""
         what = f"{self.name}{'@' if ':' in reference else ':'}{reference}"
         url = self.session.url(f"{self.repository}/manifests/{reference}")
-        answer = await self.session.ask(what, "GET", url, self.pull, headers={"Accept": _ACCEPT}, limit=MAX_DOCUMENT)
-        if answer.status != 200:
-            raise refusal(what, answer.url, answer.status, answer.body)
-        if ":" in reference:
-            check(answer.body, Digest(reference), what)
+        digest = Digest(reference) if ":" in reference else None
+        answer = await self._get(what, url, digest, MAX_DOCUMENT, headers={"Accept": _ACCEPT})
         return Document(answer.headers.get("content-type", ""), digest_of(answer.body), answer.body)
 
     async def small_blob(self, digest: Digest, limit: int) -> bytes:
         """See ImageSource."""
         what = f"blob {digest} of {self.name}"
         url = self.session.url(f"{self.repository}/blobs/{digest}")
-        answer = await self.session.ask(what, "GET", url, self.pull, limit=limit)
-        if answer.status != 200:
-            raise refusal(what, answer.url, answer.status, answer.body)
-        check(answer.body, digest, what)
-        return answer.body
+        return (await self._get(what, url, digest, limit)).body
+
+    async def _get(
+        self, what: str, url: Url, digest: Digest | None, limit: int, headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        """What is at `url`, verified where there is a digest for it. What comes wrong is asked for once more."""
+        is_last_try = False
+        while True:
+            answer = await self.session.ask(what, "GET", url, self.pull, headers=headers, limit=limit)
+            if answer.status != 200:
+                raise refusal(what, answer.url, answer.status, answer.body)
+            try:
+                if digest is not None:
+                    check(answer.body, digest, what)
+            except DigestMismatch as error:
+                if is_last_try:
+                    raise
+                _log.info("%s: it is asked for once more", error)
+                is_last_try = True
+            else:
+                return answer
 
     async def connect_ahead(self, count: int) -> None:
         """See ImageSource."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lazyfs.errors import DigestMismatch, InvalidManifest, InvalidToc, NotFound, NotLazy, StoreFull, Unreachable
-from lazyfs.format.digest import digest_of
+from lazyfs.format.digest import Digest, digest_of
 from lazyfs.format.footer import build_footer
 from lazyfs.format.manifest import OCI_INDEX, OCI_MANIFEST
 from lazyfs.format.member import compress_member, inflate_member
@@ -198,6 +198,41 @@ async def test_toc_that_another_digest_vouches_for_is_refused(store: Store) -> N
     with pytest.raises(DigestMismatch, match="the TOC of layer"):
         await load_layer(source, store, descriptor)
     assert store.statistics().documents == 2
+
+
+@pytest.mark.parametrize("place", [0, 100, -30])
+async def test_toc_that_comes_wrong_once_is_fetched_again(store: Store, place: int) -> None:
+    """Wherever the wrong byte is: in the TOC or in the footer. By another way, and once."""
+    source = MemorySource()
+    blob = make_blob(TOC)
+    source.put_image(blob)
+    image = await resolve_image(source, "v1", AMD64, store)
+    (descriptor,) = image.layers
+    broken = bytearray(blob)
+    broken[place] ^= 0xFF
+    source.blobs[descriptor.digest] = bytes(broken)
+    distrust = source.distrust
+
+    def mend(digest: Digest) -> None:
+        distrust(digest)
+        source.blobs[digest] = blob
+
+    source.distrust = mend  # type: ignore[method-assign]
+    source.asked.clear()
+    assert (await load_layer(source, store, descriptor)).entries
+    (first, *others, last) = source.asked
+    assert others == [f"distrust {descriptor.digest}"] and first == last
+
+
+async def test_toc_that_is_vouched_for_and_broken_is_fetched_once() -> None:
+    """Its bytes are what they should be, so that others would be the same."""
+    source = MemorySource()
+    source.put_image(make_blob({"version": 1, "entries": [{"name": "x", "type": "no such type"}]}))
+    image = await resolve_image(source, "v1", AMD64, None)
+    source.asked.clear()
+    with pytest.raises(InvalidToc):
+        await load_layers(source, None, image)
+    assert len(source.asked) == 1
 
 
 async def test_layer_without_a_landmark_says_so() -> None:

@@ -56,8 +56,9 @@ async def test_a_document_by_tag() -> None:
 
 
 async def test_a_document_by_digest_is_verified() -> None:
-    """Whatever the registry says it is."""
-    async with scripted([reply(200, MANIFEST), reply(200, MANIFEST, docker_content_digest=DIGEST)]) as (_, opened):
+    """Whatever the registry says it is, however often it is asked."""
+    other = reply(200, MANIFEST, docker_content_digest=DIGEST)
+    async with scripted([reply(200, MANIFEST), other, other]) as (_, opened):
         assert (await opened.document(digest_of(MANIFEST))).data == MANIFEST
         with pytest.raises(DigestMismatch, match="a/b@sha256"):
             await opened.document(DIGEST)
@@ -65,13 +66,22 @@ async def test_a_document_by_digest_is_verified() -> None:
 
 async def test_a_small_blob_is_verified_and_bounded() -> None:
     """A config."""
-    async with scripted([reply(200, b"config"), reply(200, b"konfig"), reply(200, b"config")]) as (_, opened):
+    async with scripted([reply(200, data) for data in (b"config", b"konfig", b"konfig", b"config")]) as (_, opened):
         digest = digest_of(b"config")
         assert await opened.small_blob(digest, 6) == b"config"
         with pytest.raises(DigestMismatch):
             await opened.small_blob(digest, 6)
         with pytest.raises(BadAnswer, match="over 5 bytes"):
             await opened.small_blob(digest, 5)
+
+
+async def test_a_document_that_comes_wrong_once_is_asked_for_again() -> None:
+    """Nobody is told of it."""
+    broken = MANIFEST.replace(b"2", b"3")
+    async with scripted([reply(200, data) for data in (broken, MANIFEST, b"konfig", b"config")]) as (server, opened):
+        assert (await opened.document(digest_of(MANIFEST))).data == MANIFEST
+        assert await opened.small_blob(digest_of(b"config"), 6) == b"config"
+        assert len(server.requests) == 4
 
 
 async def test_a_document_is_bounded() -> None:
