@@ -64,13 +64,16 @@ def build(folder: Path, small_files: int = SMALL, seed: object = 1) -> SmallImag
     return _convert(folder, files, _lower(files), _upper(files))
 
 
-def build_of(folder: Path, files: dict[str, bytes]) -> SmallImage:
-    """An image of one layer, and of these files alone."""
-    target = io.BytesIO()
-    with tarfile.open(fileobj=target, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for name, data in files.items():
-            _add(tar, name, data)
-    return _convert(folder, files, target.getvalue())
+def build_of(folder: Path, *layers: dict[str, bytes]) -> SmallImage:
+    """An image of these layers, of which each holds these files alone."""
+    tars = []
+    for layer in layers:
+        target = io.BytesIO()
+        with tarfile.open(fileobj=target, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            for name, data in layer.items():
+                _add(tar, name, data)
+        tars.append(target.getvalue())
+    return _convert(folder, {name: data for layer in layers for name, data in layer.items()}, *tars)
 
 
 def _convert(folder: Path, files: dict[str, bytes], *tars: bytes) -> SmallImage:

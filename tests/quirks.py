@@ -1,0 +1,196 @@
+"""What a registry can do that the textbook does not: changes of an honest registry's answers, for the table in quirk_table.py.
+
+Each function makes a quirk from nothing (`Callable[[], Quirk]`), because some of them count, and every client gets its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+from tests.quirky_registry import TOKEN, Kind, Quirk, Request, Response
+
+
+def at(*kinds: Kind, status: int = 0, rewrite: Callable[[bytes], bytes] = bytes, **fields: Any) -> Callable[[], Quirk]:
+    """Change the successful answers of these kinds: fields of the Response, and headers written `Content_Type="…"` ("-": none)."""
+
+    def quirk(request: Request, response: Response) -> Response:
+        if request.kind not in kinds or response.status not in {200, 206}:
+            return response
+        headers = dict(response.headers)
+        for name, value in fields.items():
+            if name[0].isupper():
+                headers.pop(name.replace("_", "-"), None)
+                if value != "-":
+                    headers[name.replace("_", "-")] = value
+        own = {name: value for name, value in fields.items() if name[0].islower()}
+        return dataclasses.replace(response, headers=headers, status=status or response.status, rewrite=rewrite, **own)
+
+    return lambda: quirk
+
+
+def encoded(kind: Kind, name: str, encode: Callable[[bytes], bytes]) -> Callable[[], Quirk]:
+    """The body comes encoded, whatever the client said that it takes."""
+
+    def quirk(request: Request, response: Response) -> Response:
+        if request.kind != kind or request.method != "GET" or response.status != 200:
+            return response
+        return dataclasses.replace(response, headers={**response.headers, "Content-Encoding": name}, body=encode(response.body))
+
+    return lambda: quirk
+
+
+def once(kind: Kind, trouble: Callable[[Response], Response], *, times: int = 1) -> Callable[[], Quirk]:
+    """The first GETs of each object, whatever range of it they want, meet `trouble`."""
+
+    def make() -> Quirk:
+        met: dict[str, int] = {}
+
+        def quirk(request: Request, response: Response) -> Response:
+            if request.kind != kind or request.method != "GET" or response.status not in {200, 206}:
+                return response
+            met[request.target] = met.get(request.target, 0) + 1
+            return trouble(response) if met[request.target] <= times else response
+
+        return quirk
+
+    return make
+
+
+def cut(response: Response) -> Response:
+    """Half of it, and the end of the connection."""
+    return dataclasses.replace(response, cut=len(response.body) // 2)
+
+
+def hung_up(response: Response) -> Response:
+    return dataclasses.replace(response, cut=-1)
+
+
+def answers(status: int, **headers: str) -> Callable[[Response], Response]:
+    """Another answer instead."""
+    return lambda _: Response(status, {name.replace("_", "-"): value for name, value in headers.items()}, b"{}")
+
+
+def ranges(change: Callable[[Request, Response], Response]) -> Callable[[], Quirk]:
+    """Change the answers to range requests for blobs."""
+
+    def quirk(request: Request, response: Response) -> Response:
+        return change(request, response) if request.kind == "blob" and response.status == 206 else response
+
+    return lambda: quirk
+
+
+def refused(status: int) -> Callable[[], Quirk]:
+    return ranges(lambda _request, _response: Response(status, {}, b""))
+
+
+def spelled(form: str) -> Callable[[], Quirk]:
+    """Content-Range in another spelling: `form` knows `start`, `end` and `size`."""
+
+    def change(_request: Request, response: Response) -> Response:
+        numbers, _, size = response.headers["Content-Range"].removeprefix("bytes ").partition("/")
+        start, _, end = numbers.partition("-")
+        headers = {**response.headers, "Content-Range": form.format(start=start, end=end, size=size)}
+        return dataclasses.replace(response, headers=headers)
+
+    return ranges(change)
+
+
+def short(_request: Request, response: Response) -> Response:
+    """A 206 that grants at most 64 KiB, and says so."""
+    body = response.body[: 64 << 10]
+    start = response.headers["Content-Range"].removeprefix("bytes ").partition("-")[0]
+    size = response.headers["Content-Range"].rpartition("/")[2]
+    told = f"bytes {start}-{int(start) + len(body) - 1}/{size}"
+    return dataclasses.replace(response, headers={**response.headers, "Content-Range": told}, body=body)
+
+
+def whole(_request: Request, response: Response) -> Response:
+    """The range is ignored."""
+    return Response(200, {"Content-Type": "application/octet-stream"}, response.blob)
+
+
+def redirect(kind: Kind, status: int, location: str) -> Callable[[], Quirk]:
+    """To the same thing under another name, once; `location` knows `target`, `host`, `port` and `beside`."""
+
+    def quirk(request: Request, response: Response) -> Response:
+        if request.kind != kind or "moved" in request.target or response.status >= 300:
+            return response
+        mark = "&moved=1" if "?" in request.target else "?moved=1"
+        port = request.host.rpartition(":")[2]
+        return Response(
+            status,
+            {"Location": location.format(target=request.target + mark, host=request.host, port=port, beside=request.beside)},
+        )
+
+    return lambda: quirk
+
+
+def challenge(form: str) -> Callable[[], Quirk]:
+    """WWW-Authenticate in another spelling: `form` knows `realm` and `scope`."""
+
+    def quirk(request: Request, response: Response) -> Response:
+        if response.status != 401:
+            return response
+        value = form.format(realm=f"http://{request.host}/token", scope="repository:image:pull")
+        return dataclasses.replace(response, headers={"WWW-Authenticate": value})
+
+    return lambda: quirk
+
+
+def token(text: str, **headers: str) -> Callable[[], Quirk]:
+    """The token server's answer; TOKEN stands for a good one."""
+    return at("token", body=text.replace("TOKEN", json.dumps(TOKEN)).encode(), **headers)
+
+
+def head(*, old: bytes = b"", new: bytes = b"", kinds: tuple[Kind, ...] = ("manifest", "blob")) -> Callable[[], Quirk]:
+    """The bytes of the head, changed."""
+    return at(*kinds, rewrite=lambda data: data.replace(old, new))
+
+
+def no_head(status: int) -> Callable[[], Quirk]:
+    """HEAD is not served."""
+    return lambda: lambda request, response: Response(status, {}, b"") if request.method == "HEAD" else response
+
+
+def uploads(change: Callable[[Request, Response], Response], *methods: str) -> Callable[[], Quirk]:
+    """Change the successful answers to these steps of an upload."""
+
+    def quirk(request: Request, response: Response) -> Response:
+        good = request.kind == "upload" and request.method in methods and response.status < 300
+        return change(request, response) if good else response
+
+    return lambda: quirk
+
+
+def fields_of(*methods: str, status: int = 0, **fields: str) -> Callable[[], Quirk]:
+    """Other headers, or another status, in the answers to these steps of an upload; `{location}` is the right location."""
+
+    def change(request: Request, response: Response) -> Response:
+        headers = dict(response.headers)
+        for name, value in fields.items():
+            right = headers.pop(name.replace("_", "-"), "")
+            if value != "-":
+                headers[name.replace("_", "-")] = value.format(location=right, host=request.host)
+        return dataclasses.replace(response, headers=headers, status=status or response.status)
+
+    return uploads(change, *methods)
+
+
+def broken_upload(method: str, trouble: Response) -> Callable[[], Quirk]:
+    """The first such step with a body comes to nothing: the registry has kept none of it, and answers, or hangs up."""
+
+    def make() -> Quirk:
+        met: list[str] = []
+
+        def quirk(request: Request, response: Response) -> Response:
+            if request.kind == "upload" and request.method == method and request.body and not met:
+                met.append(request.target)
+                return trouble
+            return response
+
+        return quirk
+
+    return make
