@@ -1,7 +1,8 @@
 """Which extended attributes of an entry a mount shows: those that a full pull can set.
 
     security.*, trusted.*                 on everything
-    system.posix_acl_access, _default     on everything but symbolic links
+    system.posix_acl_access               on everything but symbolic links, if it is an access list
+    system.posix_acl_default              on directories, if it is one
     user.*                                on files and directories
 
 Every other name is refused by Linux's file systems, and unpackers pass over it. The same list holds in every mode; what a layer says
@@ -12,11 +13,18 @@ Source: xattr(7); the kernel's fs/xattr.c (xattr_permission) and fs/posix_acl.c.
 
 from __future__ import annotations
 
+import struct
 from typing import Final
 
 from lazyfs.format.entry import Entry
 
-_ACLS: Final = (b"system.posix_acl_access", b"system.posix_acl_default")
+_ACCESS: Final = b"system.posix_acl_access"
+_DEFAULT: Final = b"system.posix_acl_default"
+_ACL_HEADER: Final = struct.Struct("<I")
+_ACL_ENTRY: Final = struct.Struct("<HHI")
+"""Tag, permissions, id."""
+_ACL_VERSION: Final = 2
+_ACL_TAGS: Final = frozenset({0x01, 0x02, 0x04, 0x08, 0x10, 0x20})
 _NAMESPACES: Final = (b"security.", b"trusted.", b"user.")
 
 
@@ -24,12 +32,27 @@ def shown_xattrs(entry: Entry) -> tuple[tuple[bytes, bytes], ...]:
     """The attributes of `entry` that a mount shows, in their order. An entry that is no hard link."""
     if not entry.xattrs:
         return ()
-    return tuple(item for item in entry.xattrs if _is_shown(item[0], entry))
+    return tuple(item for item in entry.xattrs if _is_shown(*item, entry))
 
 
-def _is_shown(key: bytes, entry: Entry) -> bool:
-    if key in _ACLS:
-        return entry.type != "symlink"
+def has_acl(entry: Entry) -> bool:
+    """Whether an access list says who may do what with it."""
+    return any(key in (_ACCESS, _DEFAULT) for key, _ in entry.xattrs)
+
+
+def _is_shown(key: bytes, value: bytes, entry: Entry) -> bool:
+    if key == _ACCESS:
+        return entry.type != "symlink" and _is_acl(value)
+    if key == _DEFAULT:
+        return entry.type == "dir" and _is_acl(value)
     if not key.startswith(_NAMESPACES) or key in _NAMESPACES:
         return False
     return entry.type in ("reg", "dir") or not key.startswith(b"user.")
+
+
+def _is_acl(value: bytes) -> bool:
+    """Whether the kernel would read it: what it does not is no attribute that anybody could have set, and fails whoever looks at it."""
+    entries = memoryview(value)[_ACL_HEADER.size :]
+    if not entries or len(entries) % _ACL_ENTRY.size or _ACL_HEADER.unpack_from(value)[0] != _ACL_VERSION:
+        return False
+    return all(tag in _ACL_TAGS for tag, _, _ in _ACL_ENTRY.iter_unpack(entries))

@@ -35,6 +35,9 @@ class Operations(pyfuse3.Operations):
         super().__init__()
         self._fs = filesystem
         self._status = status
+        # Without it the kernel shows no access list, and heeds none. With it, it asks for those of every file that somebody opens who
+        # does not own it: only images that have any pay for that.
+        self.enable_acl = filesystem.tree.has_acls
         self._nothing = EntryAttributes()
         self._nothing.entry_timeout = _FOR_EVER  # inode 0: the kernel remembers that there is no such name
 

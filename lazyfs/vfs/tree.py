@@ -17,7 +17,7 @@ import msgspec
 
 from lazyfs.format.entry import OPAQUE_MARKER, OWN_NAMES, WHITEOUT_PREFIX, Entry, base_of, parent_of
 from lazyfs.format.whiteout import AUFS_PREFIX, is_whiteout_device
-from lazyfs.format.xattr import shown_xattrs
+from lazyfs.format.xattr import has_acl, shown_xattrs
 
 ROOT_INO: Final = 1
 _OVERLAY_XATTRS: Final = b"trusted.overlay."
@@ -70,6 +70,8 @@ class Tree:
         """Every node that is shown, by inode number."""
         self.size = 0
         """Bytes of all regular files, each inode once."""
+        self.has_acls = False
+        """Whether the kernel has to ask for access lists at all."""
         self._count()
 
     def find(self, path: bytes) -> Node | None:
@@ -170,6 +172,7 @@ class Tree:
     def _count(self) -> None:
         stack = [self.root]
         self.nodes[ROOT_INO] = self.root
+        self.has_acls = has_acl(self.root.entry)
         self.root.nlink = 2
         while stack:
             directory = stack.pop()
@@ -183,3 +186,5 @@ class Tree:
                     if child.nlink == 1:
                         self.size += child.entry.size
                 self.nodes[child.ino] = child
+                if child.entry.xattrs:
+                    self.has_acls = self.has_acls or has_acl(child.entry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -184,14 +185,27 @@ def test_merge_equals_a_model_of_paths(layers: list[list[tuple[str, bytes]]]) ->
 
 def test_xattrs_that_no_full_pull_could_set_are_not_shown() -> None:
     """Of unknown namespaces, on anything; user.* but on files and directories; access lists of symbolic links."""
-    names = (b"btrfs.x", b"security.x", b"system.nfs4_acl", b"system.posix_acl_access", b"trusted.x", b"user.", b"user.x", b"x")
-    xattrs = tuple((name, b"v") for name in names)
+    names = (b"btrfs.x", b"security.x", b"system.nfs4_acl", b"trusted.x", b"user.", b"user.x", b"x")
+    acls = (b"system.posix_acl_access", b"system.posix_acl_default")
+    acl = bytes.fromhex("0200000001000600ffffffff04000400ffffffff20000400ffffffff")
+    xattrs = tuple(sorted([(name, b"v") for name in names] + [(name, acl) for name in acls]))
     tree = Tree([[Entry(kind.encode(), kind, link=b"x", xattrs=xattrs) for kind in ("dir", "reg", "symlink", "fifo", "block")]])
     found = {path: [key for key, _ in node.entry.xattrs] for path, node in tree.walk() if path}
     everywhere = [b"security.x", b"system.posix_acl_access", b"trusted.x"]
-    assert found[b"dir"] == found[b"reg"] == [*everywhere, b"user.x"]
+    assert found[b"dir"] == [b"security.x", *acls, b"trusted.x", b"user.x"]
+    assert found[b"reg"] == [*everywhere, b"user.x"]
     assert found[b"fifo"] == found[b"block"] == everywhere
     assert found[b"symlink"] == [b"security.x", b"trusted.x"]
+    assert tree.has_acls and not Tree([[Entry(b"f", "reg", xattrs=((b"user.x", b"v"),))]]).has_acls
+
+
+@pytest.mark.parametrize(
+    "value", [b"", b"rubbish", b"\2\0\0\0", b"\3\0\0\0" + bytes(8), b"\2\0\0\0" + bytes(8), b"\2\0\0\0" + bytes(7)]
+)
+def test_what_is_no_access_list_is_not_shown(value: bytes) -> None:
+    """Unpackers are refused it and go on; the kernel, asked for it, would fail whoever lists a file's attributes."""
+    tree = Tree([[Entry(b"f", "reg", xattrs=((b"system.posix_acl_access", value),))]])
+    assert (node := tree.find(b"f")) is not None and node.entry.xattrs == () and not tree.has_acls
 
 
 def test_overlay_xattrs_are_not_shown() -> None:
