@@ -23,6 +23,7 @@ from lazyfs.errors import UsageError, foremost
 from lazyfs.format.member import DEFAULT_LEVEL
 from lazyfs.format.platform import parse_platform, this_platform
 from lazyfs.format.toc import MAX_CHUNK_SIZE
+from lazyfs.registry.given import add_creds, settle_creds
 from lazyfs.source.open import AccessOptions, open_sink, open_source, parse_creds
 from lazyfs.source.reference import Reference, parse_reference
 from lazyfs.whole.files import CHUNK_SIZE
@@ -51,6 +52,7 @@ The same image and options give the same digests, on any machine and with any nu
 def main(argv: Sequence[str]) -> int:
     """Run `lazyfs convert` with the arguments after that; returns the exit code. Raises LazyfsError, SystemExit (from argparse)."""
     arguments = _parser().parse_args(argv)
+    settle_creds(arguments)
     source, destination = parse_reference(arguments.source), parse_reference(arguments.destination)
     accesses = _accesses(arguments, source, destination)
     request = _request(arguments)
@@ -122,9 +124,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, metavar="N", help="compressing threads (default: one a core)")
     parser.add_argument("--force", action="store_true", help="convert layers anew even if they are what is asked")
     parser.add_argument("--json", action="store_true", help="report as one JSON object; sizes in bytes")
-    parser.add_argument("--creds", metavar="USER:PASSWORD", help="for the registry, instead of ~/.docker/config.json")
-    parser.add_argument("--src-creds", metavar="USER:PASSWORD", help="for SRC's registry, where DST's is another")
-    parser.add_argument("--dst-creds", metavar="USER:PASSWORD", help="for DST's registry, where SRC's is another")
+    add_creds(parser, where="for the registry, instead of ~/.docker/config.json")
+    add_creds(parser, "src-", "for SRC's registry, where DST's is another")
+    add_creds(parser, "dst-", "for DST's registry, where SRC's is another")
     parser.add_argument("--plain-http", action="store_true", help="no TLS (loopback never uses it)")
     return parser
 

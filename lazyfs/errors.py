@@ -14,6 +14,7 @@
     ├── LocalError              exit 5: this machine
     │   ├── StoreFull           ENOSPC
     │   ├── StoreUnusable
+    │   ├── NotInstalled        a library that an extra of this distribution brings
     │   ├── ContainerdFailed    containerd is not there, or refuses
     │   └── MountFailed
     │       └── NotNative       this machine cannot mount natively; portably it may
@@ -49,6 +50,7 @@ __all__ = [
     "LocalError",
     "MountFailed",
     "NotFound",
+    "NotInstalled",
     "NotLazy",
     "NotNative",
     "RangeIgnored",
@@ -63,12 +65,24 @@ __all__ = [
     "Unreachable",
     "UsageError",
     "foremost",
+    "not_installed",
+    "require",
     "show",
 ]
 
 MAX_MESSAGE: Final = 1024
 """Characters of a message, and of a hint."""
 _MAX_QUOTED: Final = 200
+
+
+_EXTRAS: Final = {
+    "pyfuse3": "mount",
+    "setproctitle": "mount",
+    "grpc": "containerd",
+    "google": "containerd",
+    "prometheus_client": "containerd",
+}
+"""Which extra of this distribution brings a library (pyproject.toml)."""
 
 
 class LazyfsError(Exception):
@@ -173,6 +187,10 @@ class StoreUnusable(LocalError):
     """The store cannot be opened: permissions, a newer format, no directory."""
 
 
+class NotInstalled(LocalError):
+    """What was asked for needs a library that a plain `pip install` of this distribution does not bring."""
+
+
 class ContainerdFailed(LocalError):
     """containerd cannot be reached, or says no to what a client asks of it."""
 
@@ -216,6 +234,30 @@ class BadSnapshot(SnapshotError):
     """What was said of a snapshot can be true of none: its key, parent, labels, or a filter (INVALID_ARGUMENT)."""
 
     errno = _errno.EINVAL
+
+
+def require(what: str, *modules: str) -> None:
+    """Raises NotInstalled unless `modules` can be imported, which `what` needs: to be called before anything is begun."""
+    from importlib.util import find_spec
+
+    for module in modules:
+        try:
+            found = find_spec(module) is not None
+        except (ImportError, ValueError):
+            found = False
+        if not found:
+            raise _missing(what, module)
+
+
+def not_installed(error: BaseException) -> NotInstalled | None:
+    """What to tell of a failed import; None of any other error, and where the module is none that an extra brings."""
+    name = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
+    return _missing("this", name) if name.partition(".")[0] in _EXTRAS else None
+
+
+def _missing(what: str, module: str) -> NotInstalled:
+    extra = _EXTRAS[module.partition(".")[0]]
+    return NotInstalled(f"{what} needs {module}, which is not installed", hint=f"pip install 'lazyfs[{extra}]' installs it")
 
 
 def foremost(group: BaseExceptionGroup[BaseException]) -> BaseException:

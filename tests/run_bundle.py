@@ -20,6 +20,7 @@ def main(directory: Path, config: str, options: dict[str, str]) -> int:
         hostname="of-the-test",
         net="host" if options.get("net") == "host" else "none",
         terminal=os.get_terminal_size(0) if "terminal" in options else None,
+        new_privileges="new_privileges" in options,
     )
     with signals_held() as mask:
         return run_bundle(directory, f"lazyfs-test-{os.getpid()}", mask)

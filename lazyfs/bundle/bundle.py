@@ -17,13 +17,23 @@ ROOT = "rootfs"
 _CONFIG = "config.json"
 
 
-def write_bundle(directory: Path, settings: Settings, *, hostname: str, net: Net, terminal: os.terminal_size | None) -> None:
-    """Write `directory`/config.json for this machine, looking the user up in `directory`/rootfs.
+def write_bundle(
+    directory: Path,
+    settings: Settings,
+    *,
+    hostname: str,
+    net: Net,
+    terminal: os.terminal_size | None,
+    new_privileges: bool = False,
+) -> None:
+    """Write `directory`/config.json for this machine, looking the user up in `directory`/rootfs. The rest is for `make_spec`.
 
     May wait for two fetches. Raises LazyfsError; then nothing has been written.
     """
     account = find_account(directory / ROOT, settings.user)
-    spec = make_spec(settings, account, this_machine(), hostname=hostname, net=net, terminal=terminal)
+    spec = make_spec(
+        settings, account, this_machine(), hostname=hostname, net=net, terminal=terminal, new_privileges=new_privileges
+    )
     data = msgspec.json.format(msgspec.json.encode(spec)) + b"\n"
     try:
         # The environment may hold secrets.

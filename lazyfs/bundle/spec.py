@@ -43,12 +43,20 @@ _MOUNTS: Final = (
 
 
 def make_spec(
-    settings: Settings, account: Account, machine: Machine, *, hostname: str, net: Net, terminal: os.terminal_size | None
+    settings: Settings,
+    account: Account,
+    machine: Machine,
+    *,
+    hostname: str,
+    net: Net,
+    terminal: os.terminal_size | None,
+    new_privileges: bool = False,
 ) -> dict[str, Any]:
     """The document, for a root file system at `rootfs` beside it.
 
     `hostname` is the container's where it has a network of its own; `terminal` the size that its terminal begins with,
-    if it has one.
+    if it has one. With `new_privileges` setuid programs and file capabilities give what they say, within the bounding set, as under
+    Docker.
     """
     namespaces = ["pid", "ipc", "uts", "mount"]
     if net == "none":
@@ -77,7 +85,7 @@ def make_spec(
             "cwd": settings.workdir,
             "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), _CAPABILITIES),
             "rlimits": [{"type": "RLIMIT_NOFILE", "soft": min(_OPEN_FILES, machine.open_files), "hard": machine.open_files}],
-            "noNewPrivileges": True,
+            "noNewPrivileges": not new_privileges,
         },
         "root": {"path": "rootfs", "readonly": False},
         "hostname": machine.hostname if net == "host" else hostname,

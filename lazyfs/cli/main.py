@@ -15,7 +15,8 @@ from typing import Final
 from lazyfs import __version__
 from lazyfs.cli.importing import importing
 from lazyfs.cli.output import abandon, put
-from lazyfs.errors import LazyfsError, foremost
+from lazyfs.errors import LazyfsError, foremost, not_installed
+from lazyfs.registry.given import hide_creds, settle_creds
 
 _COMMANDS: Final = {
     "convert": "rewrite an image so that it can be mounted lazily",
@@ -55,6 +56,8 @@ example:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Errors of ours are told on stderr, in words; others are bugs, and show their traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        hide_creds(arguments)
     try:
         try:
             code = _run(arguments)
@@ -64,6 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LazyfsError as error:
         print(f"lazyfs: {error}", file=sys.stderr)
         code = error.exit_code
+    except ModuleNotFoundError as error:
+        missing = not_installed(error)
+        if missing is None:
+            raise
+        print(f"lazyfs: {missing}", file=sys.stderr)
+        code = missing.exit_code
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:
@@ -88,7 +97,9 @@ def _run(arguments: list[str]) -> int:
             allow_abbrev=False,
         )
         command.add_arguments(parser)
-        return int(command.run(parser.parse_args(arguments[1:])))
+        options = parser.parse_args(arguments[1:])
+        settle_creds(options)
+        return int(command.run(options))
     _overview().parse_args(arguments)
     return 2
 

@@ -23,7 +23,7 @@ from lazyfs.cli.options import access_of, add_image, add_store, add_store_size, 
 from lazyfs.cli.progress import follow
 from lazyfs.daemon.client import Client
 from lazyfs.daemon.orders import MountOrder, Refused
-from lazyfs.errors import LazyfsError, MountFailed, NotNative, UsageError
+from lazyfs.errors import LazyfsError, MountFailed, NotNative, UsageError, require
 from lazyfs.mount.daemon import Report, Reporter, died, fork_daemon
 from lazyfs.mount.table import absolute, find_mount
 
@@ -70,6 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
     _check_not_hidden(directory, "the store", store)
     if reference.transport == "oci":
         _check_not_hidden(directory, "the image", Path(reference.location))
+    if not Client(store).is_running():
+        require("lazyfs mount", "pyfuse3")
     if _chosen_mode(arguments, store) == "native":
         try:
             return _mount_natively(arguments, directory, store)
@@ -161,6 +163,7 @@ def prepare_upper(upper: Path, directory: Path) -> Path:
 
 
 def _mount_portably(arguments: argparse.Namespace, directory: Path, store: Path) -> int:
+    require("a portable mount", "pyfuse3")
     reference, access, platform = reference_of(arguments), access_of(arguments), platform_of(arguments)
     store_size = store_size_of(arguments)
 

@@ -10,6 +10,7 @@ from typing import Final
 from lazyfs.errors import UsageError
 from lazyfs.format.platform import Platform, parse_platform, this_platform
 from lazyfs.registry.access import AccessOptions, parse_creds
+from lazyfs.registry.given import add_creds
 from lazyfs.source.reference import Reference, parse_reference
 from lazyfs.store.location import default_directory
 from lazyfs.store.size import parse_size
@@ -21,7 +22,7 @@ def add_image(parser: argparse.ArgumentParser) -> None:
     """SRC, and how to reach it."""
     parser.add_argument("source", metavar="SRC", help="the image: [docker://]HOST/REPO[:TAG][@DIGEST] or oci:DIR[:TAG]")
     parser.add_argument("--platform", metavar="OS/ARCH", help="which image of several (default: this machine's)")
-    parser.add_argument("--creds", metavar="USER:PASSWORD", help="instead of ~/.docker/config.json")
+    add_creds(parser)
     parser.add_argument("--plain-http", action="store_true", help="no TLS (loopback never uses it)")
 
 

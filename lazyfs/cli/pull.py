@@ -26,6 +26,7 @@ from lazyfs.daemon.orders import PullOrder, Refused, Report
 from lazyfs.errors import LocalError, UsageError
 from lazyfs.registry.access import AccessOptions
 from lazyfs.registry.credentials import config_path
+from lazyfs.registry.given import add_creds
 from lazyfs.source.reference import parse_reference
 
 _ADDRESS: Final = Path("/run/containerd/containerd.sock")
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--namespace", metavar="NAME", default="default", help="containerd's; CRI's is k8s.io (default: default)")
     parser.add_argument("--snapshotter", metavar="NAME", default="lazyfs", help="what containerd calls lazyfsd (default: lazyfs)")
     parser.add_argument("--platform", metavar="OS/ARCH", help="which image of several (default: this machine's)")
-    parser.add_argument("--creds", metavar="USER:PASSWORD", help="for this pull, instead of ~/.docker/config.json")
+    add_creds(parser, where="for this pull, instead of ~/.docker/config.json")
     parser.add_argument("--plain-http", action="store_true", help="no TLS (loopback never uses it)")
     parser.add_argument(
         "--complete", action="store_true", help="bring the blobs of lazy layers as well: export, push and check need them"

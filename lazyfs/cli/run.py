@@ -49,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--net", choices=("none", "host"), default="none", help="loopback only (default), or this machine's network"
     )
     parser.add_argument(
+        "--allow-new-privileges",
+        action="store_true",
+        help="let setuid programs (sudo) and file capabilities give rights, as Docker does. Default: they give none, because an image"
+        " that nobody has checked could make root of any of its users",
+    )
+    parser.add_argument(
         "--background", choices=("on", "off"), default="on", help="fetch what the program does not read as well (default: on)"
     )
     parser.add_argument(
@@ -145,7 +151,14 @@ def _prepare(arguments: argparse.Namespace, client: Client, folder: Path) -> Non
     env = [text if "=" in text else f"{text}={os.environ[text]}" for text in arguments.env if "=" in text or text in os.environ]
     settings = settings_of(config, arguments.command, env=env, user=arguments.user, workdir=arguments.workdir)
     terminal = os.get_terminal_size(0) if arguments.tty or (os.isatty(0) and os.isatty(1)) else None
-    write_bundle(folder, settings, hostname=folder.name, net=arguments.net, terminal=terminal)
+    write_bundle(
+        folder,
+        settings,
+        hostname=folder.name,
+        net=arguments.net,
+        terminal=terminal,
+        new_privileges=arguments.allow_new_privileges,
+    )
 
 
 def _unmount(client: Client, root: Path) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from lazyfs.daemon.holding import LISTENER, complete
 from lazyfs.daemon.keeper import keep
-from lazyfs.errors import LazyfsError, foremost
+from lazyfs.errors import LazyfsError, foremost, require
 from lazyfs.store.directory import adopt
 from lazyfs.store.location import default_directory
 from lazyfs.store.refusal import refusal
@@ -99,6 +99,9 @@ def _run(options: argparse.Namespace, start: _Start) -> int:
         config = load_config(path)
         store = store if options.store else config.store
         containerds = containerds or config.containerds
+    require("lazyfsd", "pyfuse3")
+    if containerds:
+        require("serving containerd", "grpc", "google.protobuf")
     service = options.service or bool(containerds) or config is not None
     sockets = {LISTENER + name: path for name, path in containerds.items()}
     try:

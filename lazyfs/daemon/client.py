@@ -20,7 +20,7 @@ import msgspec
 
 from lazyfs.daemon.holding import SOCKET_NAME
 from lazyfs.daemon.orders import Order, Refused, Report, encode
-from lazyfs.errors import LocalError, StoreUnusable
+from lazyfs.errors import LocalError, StoreUnusable, require
 
 _START_DEADLINE: Final = 20.0
 _TRIES: Final = 20
@@ -110,7 +110,8 @@ class Client:
         return connection
 
     def _start(self) -> socket.socket:
-        """Start the daemon and wait until it listens. Raises DaemonUnreachable."""
+        """Start the daemon and wait until it listens. Raises DaemonUnreachable, NotInstalled."""
+        require("lazyfsd", "pyfuse3")
         command = [sys.executable, "-m", "lazyfs.daemon", "--store", str(self._store)]
         end = time.monotonic() + _START_DEADLINE
         process, ended = 0, 0

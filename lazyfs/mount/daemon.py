@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
-from lazyfs.errors import LazyfsError, MountFailed
+from lazyfs.errors import LazyfsError, MountFailed, not_installed
 
 _log = logging.getLogger(__name__)
 
@@ -72,8 +72,13 @@ def fork_daemon(serve: Callable[[Reporter], None]) -> tuple[int, Iterator[Report
                 if not reporter.tell(error=str(error), code=code):
                     _log.error("%s", error)
             except BaseException as surprise:  # noqa: BLE001  nobody above will print it: this process ends here
-                _log.critical("the mount has ended: %r", surprise, exc_info=surprise)
-                reporter.tell(error=f"the mount's process failed: {surprise!r}; its log has the traceback", code=code)
+                missing = not_installed(surprise)
+                if missing is None:
+                    _log.critical("the mount has ended: %r", surprise, exc_info=surprise)
+                    reporter.tell(error=f"the mount's process failed: {surprise!r}; its log has the traceback", code=code)
+                else:
+                    code = missing.exit_code
+                    reporter.tell(error=str(missing), code=code)
         finally:
             os._exit(code)
     os.close(writing)

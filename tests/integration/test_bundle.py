@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -97,6 +99,27 @@ def test_what_other_users_may(bundle: Path) -> None:
     assert found[:4] == ["1", "1", "1 4711", "/usr/sbin"]
     assert [line.split()[1] for line in found[4:]] == [none, none, none, none, "1"]
     assert said_again(bundle, "id -u; id -G", user="1234:99") == ["1234", "99"]
+
+
+def test_new_privileges(bundle: Path) -> None:
+    """A setuid program and a file capability give a user nothing, unless that is allowed; then what Docker would, and no more."""
+    root = bundle / "rootfs"
+    for name, program in (("suid", "usr/bin/id"), ("cap", "usr/bin/cat"), ("beyond", "usr/bin/cat")):
+        shutil.copy(root / program, root / name)
+        (root / name).chmod(0o4755 if name == "suid" else 0o755)
+    os.setxattr(root / "cap", "security.capability", file_capability(10))  # CAP_NET_BIND_SERVICE
+    os.setxattr(root / "beyond", "security.capability", file_capability(21))  # CAP_SYS_ADMIN is not in the bounding set
+    own = "grep -E 'Cap(Prm|Eff|Amb)' /proc/self/status | cut -f 2 | sort -u"
+    script = f"/suid -u; {own}; /cap /proc/self/status | grep CapEff; /beyond /dev/null 2>/dev/null || echo refused"
+    config = {"User": "daemon"}
+    assert said(bundle, script, config=config) == ["1", "0" * 16, "CapEff:\t" + "0" * 16, "refused"]
+    allowed = said_again(bundle, script, config=config, new_privileges="yes")
+    assert allowed == ["0", "0" * 16, f"CapEff:\t{1 << 10:016x}", "refused"]
+
+
+def file_capability(number: int) -> bytes:
+    """security.capability, version 2, of one capability below 32: permitted, and effective at once."""
+    return struct.pack("<IIIII", 0x02000001, 1 << number, 0, 0, 0)
 
 
 def said_again(bundle: Path, script: str, **more: Any) -> list[str]:

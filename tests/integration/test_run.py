@@ -96,6 +96,13 @@ def test_options(lazyfs: Lazyfs, image: str) -> None:
     assert found.stdout.decode().splitlines() == ["b c passed on unset", "daemon", "games", "/usr/lib", network, "--env -u"]
 
 
+def test_setuid_programs(lazyfs: Lazyfs, image: str) -> None:
+    """They make nobody root, unless --allow-new-privileges says so: then sudo works, from the image's own mount."""
+    script = "cp /usr/bin/id /suid && chmod 4755 /suid && setpriv --reuid 1 --regid 1 --clear-groups /suid -u"
+    assert said(lazyfs, image, "sh", "-c", script) == ["1"]
+    assert said(lazyfs, "--allow-new-privileges", image, "sh", "-c", script) == ["0"]
+
+
 def test_changes_are_thrown_away(lazyfs: Lazyfs, image: str) -> None:
     """A container writes where it likes; the next one sees nothing of it."""
     script = (
@@ -202,7 +209,9 @@ def test_record(lazyfs: Lazyfs, image: str, tmp_path: Path) -> None:
 def test_bundle(lazyfs: Lazyfs, image: str, tmp_path: Path) -> None:
     """--bundle leaves what runc runs by itself, changes kept; unmounted by hand."""
     bundle = tmp_path / "bundle"
-    told = said(lazyfs, "--bundle", str(bundle), "-e", "A=1", image, "sh", "-c", "echo $A; touch /new; ls /new")
+    options = ("--allow-new-privileges", "-e", "A=1")
+    told = said(lazyfs, "--bundle", str(bundle), *options, image, "sh", "-c", "echo $A; touch /new; ls /new")
+    assert json.loads((bundle / "config.json").read_text())["process"]["noNewPrivileges"] is False
     assert str(bundle) in told[0]
     for _ in range(2):
         assert run("runc", "run", "--bundle", bundle, f"test-{os.getpid()}").stdout == b"1\n/new\n"

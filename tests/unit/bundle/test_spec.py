@@ -45,6 +45,17 @@ def test_process() -> None:
     assert not process["terminal"] and "consoleSize" not in process
 
 
+def test_new_privileges() -> None:
+    """Nothing but the one bit changes: the bounding set stays, and nothing is ambient or inheritable, as under Docker."""
+    account = Account(33, 34, (34,), "/")
+    default, allowed = (
+        make_spec(SETTINGS, account, MACHINE, hostname="h", net="none", terminal=None, new_privileges=allow)
+        for allow in (False, True)
+    )
+    assert default["process"].pop("noNewPrivileges") is True and allowed["process"].pop("noNewPrivileges") is False
+    assert default == allowed
+
+
 def test_variables_that_are_set_stay() -> None:
     """The image's HOME and TERM come before ours."""
     env = ("PATH=/bin", "HOME=/data", "TERM=vt100")
