@@ -57,7 +57,7 @@ class WholeRun(NamedTuple):
         """
         layer = self.layer
         assert layer.whole is not None
-        async with turn(self.store, [layer.digest]):
+        async with turn(self.store, [layer.digest]) as its:
             missing = await trio.to_thread.run_sync(self.missing, asked())
             if not missing:
                 coming(set())
@@ -66,8 +66,9 @@ class WholeRun(NamedTuple):
             def arrived(count: int) -> None:
                 trio.from_thread.run_sync(self.received, count)
 
-            folder = self.store.directory.temporary
-            async with fetch_tar(self.source, layer.descriptor, layer.whole, folder, arrived) as spool:
+            keep = its.holds(layer.digest)
+            tar = fetch_tar(self.source, layer.descriptor, layer.whole, self.store, _ignore, received=arrived, keep=keep)
+            async with tar as spool:
                 self.unpacked()
                 # Looked for only now: with the source away, that would be all of a large layer for each read that fails.
                 if pieces is not None:
@@ -103,6 +104,10 @@ class WholeRun(NamedTuple):
         except LocalError as refusal:
             return Unpacked(piece, data, None, refusal)
         return Unpacked(piece, data, None, None)
+
+
+def _ignore(_: int) -> None:
+    """No bar is shown."""
 
 
 def _take(found: Iterator[Unpacked]) -> list[Unpacked]:

@@ -12,6 +12,7 @@ from lazyfs.kernel.page_cache import is_cached
 from lazyfs.store.blocks import BLOCK, sums_of
 from lazyfs.store.content import is_name, is_single, single_name
 from lazyfs.store.directory import clear
+from lazyfs.store.parts import is_part
 from lazyfs.store.refusal import refusal
 from lazyfs.store.rows import Row
 from lazyfs.store.store import Store
@@ -115,6 +116,8 @@ def _remove_leftovers(store: Store) -> list[int]:
     try:
         for folder in (objects, partial):
             for name in os.listdir(folder):
+                if folder == partial and is_part(name):
+                    continue  # it is hashed before it is used, and goes after a day
                 twice = folder == partial and os.path.exists(objects + name)
                 if twice or not (is_name(name) and store.index.rows_of(name)):
                     sizes.append(os.stat(folder + name).st_blocks * 512)

@@ -33,6 +33,7 @@ from lazyfs.store.content import is_single
 from lazyfs.store.directory import Directory
 from lazyfs.store.files import Files
 from lazyfs.store.index import Index
+from lazyfs.store.parts import is_part
 from lazyfs.store.refusal import refusal
 from lazyfs.store.rows import Row
 
@@ -189,7 +190,7 @@ class _Settling:
             if entry.name not in names or objects.get(entry.name) != entry.inode():
                 self._remove(entry.path)
         for name in os.listdir(self._directory.partial):
-            if name not in names or name in objects:
+            if (name not in names or name in objects) and not is_part(name):  # of a blob, nothing is believed anyway
                 self._remove(self._directory.partial + name)
 
     def _remove(self, path: str) -> None:

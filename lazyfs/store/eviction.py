@@ -1,9 +1,9 @@
 """Room: what the store takes, and what is removed when that is too much.
 
-Victims are whole objects. First come those that no mounted image consists of, then the documents and EROFS images that nothing
-mounted needs, then what is in use; in each the oldest arrival first, but for a second chance: neither this process nor the
-file's access time sees the kernel read an object, but its page cache does, so files with pages there wait until none without
-is left. Nothing is removed that somebody answered for a moment ago (`protected`: overlayfs was told to look again), nor what
+Victims are whole files. First come the blobs of layers that somebody began to fetch whole and nobody goes on with (parts.py), then the
+objects that no mounted image consists of, then the documents and EROFS images that nothing mounted needs, then what is in use; in each
+the oldest arrival first, but for a second chance: neither this process nor the file's access time sees the kernel read an object, but its
+page cache does, so files with pages there wait until none without is left. Nothing is removed that somebody answered for a moment ago (`protected`: overlayfs was told to look again), nor what
 is being written.
 
 A removal is two steps. The rows go first, in a synced transaction (durability.py tells why). Then, with the lock under which
@@ -38,6 +38,7 @@ from lazyfs.store.directory import INDEX_FILES, Directory
 from lazyfs.store.files import Files, Place
 from lazyfs.store.in_use import Either, InUse, declared
 from lazyfs.store.index import Index
+from lazyfs.store.parts import Parts
 from lazyfs.store.readers import OpenFiles
 
 _log = logging.getLogger("lazyfs.store")
@@ -66,6 +67,8 @@ class Freed(msgspec.Struct, frozen=True):
     objects: int = 0
     documents: int = 0
     """Manifests, configs, TOCs and EROFS images."""
+    parts: int = 0
+    """Blobs of whole layers, as far as they had arrived."""
     bytes: int = 0
     """On disk, in all."""
     held: int = 0
@@ -97,6 +100,7 @@ class _Run:
         """Only what came before that time goes."""
         self.names: list[str] = []
         self.documents = 0
+        self.parts = 0
         self.bytes = 0
         self.held: list[_Held] = []
 
@@ -111,11 +115,12 @@ class _Run:
 class Eviction:
     """Measures and removes. Any thread may call it."""
 
-    def __init__(self, directory: Directory, files: Files, index: Index, open_files: OpenFiles) -> None:
+    def __init__(self, directory: Directory, files: Files, index: Index, open_files: OpenFiles, parts: Parts) -> None:
         self._directory = directory
         self._files = files
         self._index = index
         self._open = open_files
+        self._parts = parts
         self._lock = threading.Lock()
         self._held: list[_Held] = []
 
@@ -133,7 +138,8 @@ class Eviction:
         """Count: a walk over the index, 15 ms for 100,000 chunks, and a stat for each document."""
         with self._lock:
             held = self._still_held(self._held)
-        other = sum(status.st_blocks * 512 for _, status in self._other_files())
+        files = [*self._other_files(), *self._parts.files()]
+        other = sum(status.st_blocks * 512 for _, status in files)
         return Usage(used=self._index.blocks() + other + held, held=held, limit=self.limit)
 
     def held_names(self) -> tuple[str, ...]:
@@ -161,6 +167,7 @@ class Eviction:
             others = declared(self._directory)
             objects, documents = Either(in_use.objects, others), Either(in_use.documents, others)
             run = _Run(wanted, time.time() - older_than if older_than else None)
+            self._remove_parts(run)
             for mounted in (False, True) if mounted_too else (False,):
                 # Without an end there is no order either: then nothing gets a second chance.
                 for spare_cached in (True, False) if wanted is not None else (False,):
@@ -172,6 +179,7 @@ class Eviction:
             return Freed(
                 objects=len(run.names),
                 documents=run.documents,
+                parts=run.parts,
                 bytes=run.bytes,
                 held=self._still_held(run.held),
                 names=tuple(run.names),
@@ -180,7 +188,7 @@ class Eviction:
     def remove_strays(self, protected: Callable[[str], bool]) -> int:
         """Remove files that no row speaks of: a process was killed between the two, an hour ago at the least. How many they were."""
         known = set(self._index.names())
-        count = 0
+        count = self._parts.remove_old()
         for folder in (self._directory.objects, self._directory.partial, self._directory.arrived):
             for name in os.listdir(folder):
                 status = _stat(folder + name)
@@ -251,6 +259,24 @@ class Eviction:
         run.names.append(victim.name)
         self._account(run, victim.name, victim.bytes, handle)
         return True
+
+    def _remove_parts(self, run: _Run) -> None:
+        """Blobs of whole layers that nobody goes on with just now: another attempt would fetch more, and nothing else."""
+        for name, status in self._parts.files():
+            if run.is_enough():
+                return
+            if run.spares(status):
+                continue
+            path = self._directory.partial + name
+            handle = _handle(path)
+            try:
+                gone = self._parts.evict(name)
+            except OSError as error:
+                _log.warning("%s cannot be removed: %s", path, error)
+            else:
+                if gone:
+                    run.parts += 1
+                    self._account(run, name, status.st_blocks * 512, handle)
 
     def _remove_documents(self, documents: Container[str], metadata: Container[str], run: _Run) -> None:
         """Manifests, configs, TOCs, and EROFS images, which any of these can be made of again; the oldest first."""

@@ -28,6 +28,7 @@ from lazyfs.store.index import Index
 from lazyfs.store.losses import Losses
 from lazyfs.store.missing import absent, lacking, missing_many
 from lazyfs.store.notes import Notes
+from lazyfs.store.parts import Parts, is_part
 from lazyfs.store.readers import OpenFile, OpenFiles
 from lazyfs.store.refusal import refusal
 from lazyfs.store.rows import Row
@@ -66,10 +67,14 @@ class Store:
             self.index.close()
             raise
         self.durability = Durability(directory, self.index)
-        self.eviction = Eviction(directory, self.files, self.index, self._open)
+        self.parts = Parts(directory)
+        self.eviction = Eviction(directory, self.files, self.index, self._open, self.parts)
         with suppress(LocalError):  # logged; a file that stays in partial/ is read from there
             for name in os.listdir(directory.partial):
-                self.index.complete(name)
+                if not is_part(name):
+                    self.index.complete(name)
+        with suppress(OSError):  # the next one to open the store tries again
+            self.parts.remove_old()
 
     @classmethod
     def open(cls, directory: Path) -> Store:

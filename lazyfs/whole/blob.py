@@ -1,8 +1,9 @@
-"""A whole blob in parallel ranges: its bytes in order, at the reader's pace.
+"""A blob in parallel ranges: its bytes in order, at the reader's pace.
 
 One connection seldom gets what the line can carry (a store in another region, a limit for each connection), so a few ranges
 are under way at a time. What is ahead of the reader is bounded, so a slow disk holds the senders back, and memory does
-not depend on the blob. A range that breaks off is asked for again: only its bytes are lost.
+not depend on the blob. The reader gets the bytes of the first range as they arrive, so that they can be kept at once. A server that sends
+nothing but whole blobs is read as one stream.
 """
 
 from __future__ import annotations
@@ -12,83 +13,140 @@ from typing import Final
 
 import trio
 
-from lazyfs.errors import LazyfsError, Unreachable
+from lazyfs.errors import LazyfsError, RangeIgnored
 from lazyfs.format.manifest import Descriptor
 from lazyfs.source.protocol import ImageSource
 
 RANGE: Final = 4 << 20
 _UNDER_WAY: Final = 4
 """Half of what a registry is asked for at a time (registry/ranges.py), so that two blobs share it and neither waits."""
-_TRIES: Final = 3
+_STEP: Final = 128 << 10
+"""Bytes that are waited for before they are handed on: what a kill may cost of a slow line."""
 
 
 class BlobReader:
-    """A ByteStream of one blob, from its first byte to its last. Its ranges live in `nursery`."""
+    """A ByteStream of one blob, from byte `start` to its last. Its ranges live in `nursery`."""
 
-    def __init__(self, source: ImageSource, blob: Descriptor, nursery: trio.Nursery) -> None:
+    def __init__(self, source: ImageSource, blob: Descriptor, nursery: trio.Nursery, start: int = 0) -> None:
         self._source = source
         self._blob = blob
         self._nursery = nursery
-        self._next = 0
+        self._position = self._next = start
         self._ahead: deque[_Range] = deque()
-        self._here = memoryview(b"")
 
     async def receive_exactly(self, count: int) -> bytes:
-        """The next `count` bytes. Raises SourceError; RangeIgnored where the server sends nothing but whole blobs."""
+        """The next `count` bytes. Raises SourceError."""
         parts: list[memoryview] = []
         while count:
-            if not self._here:
-                self._look_ahead()
-                self._here = await self._ahead.popleft().wait()
-                self._look_ahead()
-            part = self._here[:count]
-            self._here = self._here[count:]
-            count -= len(part)
-            parts.append(part)
+            parts.append(await self.receive_some(count))
+            count -= len(parts[-1])
         return b"".join(parts)
 
+    async def receive_some(self, most: int) -> memoryview:
+        """The next bytes, as soon as there are any; at most `most`. Raises SourceError."""
+        self._look_ahead()
+        try:
+            some = await self._ahead[0].take(most)
+        except RangeIgnored:
+            if self._ahead[0].is_whole:
+                raise
+            self._read_as_one()
+            some = await self._ahead[0].take(most)
+        self._position += len(some)
+        if self._ahead[0].is_taken:
+            self._ahead.popleft()
+        self._look_ahead()
+        return some
+
     def _look_ahead(self) -> None:
-        while len(self._ahead) < _UNDER_WAY and self._next < self._blob.size:
+        # One that has arrived and is being read is not under way any more.
+        being_read = bool(self._ahead) and self._ahead[0].has_arrived and self._position > self._ahead[0].start
+        while len(self._ahead) < _UNDER_WAY + being_read and self._next < self._blob.size:
             end = min(self._next + RANGE, self._blob.size)
-            ahead = _Range(self._source, self._blob, self._next, end)
-            self._ahead.append(ahead)
-            self._nursery.start_soon(ahead.fetch)
-            self._next = end
+            self._begin(_Range(self._source, self._blob, self._next, end))
+
+    def _read_as_one(self) -> None:
+        for each in self._ahead:
+            each.cancel()
+        self._ahead.clear()
+        self._begin(_Range(self._source, self._blob, self._position, self._blob.size, is_whole=True))
+
+    def _begin(self, ahead: _Range) -> None:
+        self._ahead.append(ahead)
+        self._nursery.start_soon(ahead.fetch)
+        self._next = ahead.end
 
 
 class _Range:
     """Blob bytes `[start, end)` on their way."""
 
-    def __init__(self, source: ImageSource, blob: Descriptor, start: int, end: int) -> None:
+    def __init__(self, source: ImageSource, blob: Descriptor, start: int, end: int, *, is_whole: bool = False) -> None:
+        """`is_whole`: the server sends all of the blob; what stands before `start` is dropped."""
         self._source = source
         self._blob = blob
-        self._start = start
-        self._end = end
-        self._data = memoryview(b"")
+        self.start = start
+        self.end = end
+        self._arrived = start
+        self.is_whole = is_whole
+        self._here: deque[memoryview] = deque()
+        self._waiting = 0
+        """Bytes of `_here`."""
         self._error: LazyfsError | None = None
-        self._done = trio.Event()
+        self._changed = trio.Event()
+        self._scope = trio.CancelScope()
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether all of it has come from the source."""
+        return self._arrived == self.end
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether the reader has all of it."""
+        return self.has_arrived and not self._here
+
+    def cancel(self) -> None:
+        """It is not wanted any more."""
+        self._scope.cancel()
 
     async def fetch(self) -> None:
         """Bring the bytes, or the error that whoever waits is to see."""
-        for _ in range(_TRIES):
+        with self._scope:
             try:
-                await self._fetch()
+                await self._receive()
             except LazyfsError as error:
                 self._error = error
-                if not isinstance(error, Unreachable):
-                    break
-            else:
-                self._error = None
-                break
-        self._done.set()
+            self._announce()
 
-    async def wait(self) -> memoryview:
-        await self._done.wait()
-        if self._error is not None:
-            raise self._error
-        return self._data
+    async def take(self, most: int) -> memoryview:
+        """The next bytes, at most `most`. Raises what `fetch` has met, after the bytes that came before it."""
+        while not self._here:
+            if self._error is not None:
+                raise self._error
+            await self._changed.wait()
+        first = self._here.popleft()
+        some = first[:most]
+        if len(first) > most:
+            self._here.appendleft(first[most:])
+        self._waiting -= len(some)
+        self._announce()
+        return some
 
-    async def _fetch(self) -> None:
+    async def _receive(self) -> None:
         blob = self._blob
-        async with self._source.open_range(blob.digest, blob.size, self._start, self._end) as stream:
-            self._data = memoryview(await stream.receive_exactly(self._end - self._start))
+        start = 0 if self.is_whole else self._arrived
+        async with self._source.open_range(blob.digest, blob.size, start, self.end) as stream:
+            while start < self._arrived:
+                start += len(await stream.receive_exactly(min(_STEP, self._arrived - start)))
+            while self._arrived < self.end:
+                data = await stream.receive_exactly(min(_STEP, self.end - self._arrived))
+                self._here.append(memoryview(data))
+                self._arrived += len(data)
+                self._waiting += len(data)
+                self._announce()
+                while self._waiting >= _UNDER_WAY * RANGE:  # of a whole blob: the reader holds the sender back
+                    await self._changed.wait()
+
+    def _announce(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()

@@ -61,8 +61,8 @@ async def load_image_layers(
         async def waiting(digest: Digest) -> None:
             await progress({"note": f"waiting for layer {digest[:19]}, which is being fetched for another mount"})
 
-        async with turn(store, (image.layers[number].digest for number in wanted), waiting) as let_go:
-            place = Place(source, store, image, keys, Bars(progress), let_go)
+        async with turn(store, (image.layers[number].digest for number in wanted), waiting) as its:
+            place = Place(source, store, image, keys, Bars(progress), its)
             layers |= await _fetch(place, layers, wanted, notes, progress)
     return await _noted(tuple(layers[number] for number in range(len(image.layers))), progress)
 

@@ -10,14 +10,13 @@ describe its entries, with the chunks of its files, as a document of the store
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 import trio
 
 from lazyfs.errors import InvalidTar, LazyfsError, foremost
 from lazyfs.format.bounds import Bounds
-from lazyfs.format.digest import Digest
 from lazyfs.format.entry import Chunk
 from lazyfs.format.tar import read_tar
 from lazyfs.format.whiteout import LeftOut
@@ -35,6 +34,7 @@ from lazyfs.whole.own import own_files, own_note
 from lazyfs.whole.plan import Planned, plan_layer
 from lazyfs.whole.progress import Bars
 from lazyfs.whole.tree import Tree
+from lazyfs.whole.turn import Turn
 
 _AT_ONCE: Final = 2
 """Layers whose tar is on this disk."""
@@ -50,8 +50,8 @@ class Place(NamedTuple):
     keys: Sequence[str]
     """Of each layer: what its document is kept under."""
     bars: Bars
-    let_go: Callable[[Digest], None]
-    """Called with a layer's digest when it is here: others wait for it."""
+    turn: Turn
+    """Of all layers that are fetched. Each is let go of when it is here: others wait for it."""
 
 
 async def bring(place: Place, known: Mapping[int, Layer], wanted: Mapping[int, Whole]) -> dict[int, Layer]:
@@ -125,8 +125,9 @@ class _Job:
         """All that becomes of it. `put_on` is called meanwhile."""
         place = self._place
         step = place.bars.begin(f"{self._title}: fetching", self._descriptor.size)
-        folder = place.store.directory.temporary
-        async with fetch_tar(place.source, self._descriptor, self._whole, folder, step) as spool:
+        digest = self._descriptor.digest
+        tar = fetch_tar(place.source, self._descriptor, self._whole, place.store, step, keep=place.turn.holds(digest))
+        async with tar as spool:
             await self._its_turn.wait()  # on disk: what is in it takes memory from here on
             async with parsing_room().hold(PARSING) as held:
                 plan, described = await trio.to_thread.run_sync(self._read_and_place, spool)
@@ -137,7 +138,7 @@ class _Job:
                     describe, place.store, place.keys[self._number], self._descriptor, self._whole, plan, chunks
                 )
         self.layer = self.layer._replace(note="; ".join(filter(None, (self._left_out.note, own_note(self._own)))))
-        place.let_go(self._descriptor.digest)
+        place.turn.let_go(digest)
 
     def _read_and_place(self, spool: Spool) -> tuple[tuple[Planned, ...], int]:
         """The plan, and how many bytes of description the layer has."""

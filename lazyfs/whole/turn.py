@@ -2,10 +2,14 @@
 
 The locks are the store's claims, on the layer's digest instead of a chunk's, through an open file of their own: so that
 two tasks of one process exclude each other as two processes do, and the kernel lets go of them with whoever held them.
+
+Whoever holds one shows that he lives (store/parts.py), and whoever waits looks for that: a process that is stopped holds nobody for longer
+than a silent registry would. Then the layer is fetched without its lock, which costs its bytes twice, and nothing of it is kept but its files.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, closing
 from typing import Final
@@ -16,23 +20,94 @@ from lazyfs.format.digest import Digest, to_raw
 from lazyfs.store.claims import Claims
 from lazyfs.store.store import Store
 
+_log = logging.getLogger(__name__)
+
 _POLL: Final = 0.05
+_BEAT: Final = 4.0
+"""Seconds between two signs of life."""
+_PATIENCE: Final = 20.0
+"""Seconds without one until nobody waits any longer."""
+
+
+class Turn:
+    """The layers that are held, and those that should be and are held by somebody who does not move."""
+
+    def __init__(self, store: Store, claims: Claims) -> None:
+        self._store = store
+        self._claims = claims
+        self._held: set[Digest] = set()
+
+    def holds(self, digest: Digest) -> bool:
+        """Whether the layer is held: only then may its blob be kept under way."""
+        return digest in self._held
+
+    def let_go(self, digest: Digest) -> None:
+        """The layer is here, or given up: others may have their turn."""
+        if digest in self._held:
+            self._store.parts.rest(digest)
+            self._held.discard(digest)
+            self._claims.release(to_raw(digest))
+
+    async def take(self, digest: Digest, waiting: Callable[[Digest], Awaitable[None]] | None) -> None:
+        """Wait for the layer's lock, for as long as whoever has it lives. Cancelled: it is not held."""
+        if not self._claims.claim(to_raw(digest)):
+            if waiting is not None:
+                await waiting(digest)
+            if not await self._wait(digest):
+                _log.warning(
+                    "layer %s is fetched by another process, which has not moved for %.0f s: it is fetched here as well",
+                    digest,
+                    _PATIENCE,
+                )
+                return
+        self._held.add(digest)
+        self._store.parts.begin(digest)
+
+    async def _wait(self, digest: Digest) -> bool:
+        seen, since = self._store.parts.sign(digest), trio.current_time()
+        while not self._claims.claim(to_raw(digest)):
+            now = self._store.parts.sign(digest)
+            if now != seen:
+                seen, since = now, trio.current_time()
+            elif trio.current_time() - since >= _PATIENCE:
+                return False
+            await trio.sleep(_POLL)  # another process sets no event of ours
+        return True
+
+    async def show_life(self) -> None:
+        """Until cancelled."""
+        while True:
+            await trio.to_thread.run_sync(self._store.parts.beat, tuple(self._held))
+            await trio.sleep(_BEAT)
+
+    def end(self) -> None:
+        """Let go of all."""
+        for digest in tuple(self._held):
+            self.let_go(digest)
 
 
 @asynccontextmanager
 async def turn(
     store: Store, digests: Iterable[Digest], waiting: Callable[[Digest], Awaitable[None]] | None = None
-) -> AsyncIterator[Callable[[Digest], None]]:
-    """Hold the layers `digests`; whoever holds one asks for no others. What comes back lets go of one before the end.
+) -> AsyncIterator[Turn]:
+    """Hold the layers `digests`; whoever holds one asks for no others.
 
     Waits for as long as others fetch them; `waiting` is told for which. Cancelled: none is held.
     """
+    failure: Exception | None = None
     with closing(Claims(store.directory.path / "claims")) as claims:
-        # Always in the same order: nobody waits for a layer while somebody else waits for one that he holds.
-        for digest in sorted(set(digests)):
-            if not claims.claim(to_raw(digest)):
-                if waiting is not None:
-                    await waiting(digest)
-                while not claims.claim(to_raw(digest)):  # noqa: ASYNC110  another process sets no event of ours
-                    await trio.sleep(_POLL)
-        yield lambda digest: claims.release(to_raw(digest))
+        its = Turn(store, claims)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(its.show_life)
+            try:
+                # Always in the same order: nobody waits for a layer while somebody else waits for one that he holds.
+                for digest in sorted(set(digests)):
+                    await its.take(digest, waiting)
+                yield its
+            except Exception as error:  # noqa: BLE001  not swallowed: a nursery would wrap it in a group
+                failure = error
+            finally:
+                its.end()
+            nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure

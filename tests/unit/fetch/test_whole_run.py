@@ -155,6 +155,7 @@ async def test_blob_that_is_not_what_it_was(store: Store, expect_log: LogWatch) 
     blob = LayerBlob.of(layer)
     remove(store)
     source.blobs[layer.digest] = source.blobs[layer.digest][:-9] + b"otherwise"
+    expect_log("hashes to .*it is fetched once more")
     async with open_fetcher(store, source) as fetcher:
         with pytest.raises(InvalidInput, match="hashes to"):
             await read(fetcher, blob, 0)

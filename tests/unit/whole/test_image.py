@@ -27,7 +27,6 @@ from lazyfs.store.content import content_of
 from lazyfs.store.store import Store
 from lazyfs.vfs.tree import Tree
 from lazyfs.whole import blob as whole_blob
-from lazyfs.whole import fetch as whole_fetch
 from lazyfs.whole.image import load_image_layers
 from tests.unit.converter.making import LAYERS, Item, tar_of
 from tests.unit.converter.places import Place, converted, request
@@ -207,7 +206,6 @@ async def test_document_that_was_damaged_is_made_again(store: Store, expect_log:
 
 async def test_server_that_sends_whole_blobs_only(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """After one range it is read as one stream."""
-    monkeypatch.setattr(whole_fetch, "RANGE", 1 << 20)
     monkeypatch.setattr(whole_blob, "RANGE", 1 << 20)
     place = Place()
     place.add_image(tar_of(BASE))

@@ -16,6 +16,7 @@ from lazyfs.image import spool
 from lazyfs.store.content import content_of
 from lazyfs.store.store import Store
 from tests import tars
+from tests.conftest import LogWatch
 from tests.unit.converter.making import tar_of
 from tests.unit.converter.places import Place
 from tests.unit.whole.loading import APP, BASE, here, kept, load
@@ -55,12 +56,13 @@ async def test_what_is_not_what_the_image_says_is_refused(name: str, store: Stor
     assert store.statistics().documents == 2  # manifest and config
 
 
-async def test_another_blob_than_the_manifests(store: Store) -> None:
+async def test_another_blob_than_the_manifests(store: Store, expect_log: LogWatch) -> None:
     """A tar that is sound in itself, from a registry that lies about whose it is."""
     place = Place()
     place.add_image(TAR)
     (described,) = place.body()["layers"]
     place.blobs[described["digest"]] = gzip.compress(tar_of(APP)).ljust(described["size"], b"\0")
+    expect_log("hashes to .*it is fetched once more")
     with pytest.raises(DigestMismatch, match="hashes to"):
         await load(place, store)
     assert not kept(store)
