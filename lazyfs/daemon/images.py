@@ -16,7 +16,7 @@ from lazyfs.daemon.control import Tell
 from lazyfs.daemon.orders import MountOrder
 from lazyfs.daemon.state import Mount
 from lazyfs.errors import foremost
-from lazyfs.fetch.background import Background, Wanted
+from lazyfs.fetch.background import Background, Wanted, tally_of
 from lazyfs.fetch.fetcher import Fetcher, open_fetcher
 from lazyfs.fetch.piece import LayerBlob
 from lazyfs.fetch.tasks import Tasks, keep_running
@@ -29,6 +29,7 @@ from lazyfs.source.open import open_source
 from lazyfs.source.protocol import ImageSource
 from lazyfs.source.reference import parse_reference
 from lazyfs.store.store import Store
+from lazyfs.store.tally import Tally
 from lazyfs.whole.image import load_image_layers
 
 _log = logging.getLogger(__name__)
@@ -54,6 +55,8 @@ class LiveImage:
         """Why the gate does not know its objects, where a try to make them known has failed."""
         self.uses = Uses()
         """By mounts."""
+        self._tally: Tally | None = None
+        self._tallying = trio.Lock()
 
     @property
     def mounts(self) -> int:
@@ -69,6 +72,13 @@ class LiveImage:
     def blobs(self) -> list[LayerBlob]:
         """The layers' pieces, once it is indexed."""
         return [objects.layer for objects in self.objects]
+
+    async def tally(self, store: Store) -> Tally:
+        """Of what is missing of it, once it is indexed; made when it is asked for first."""
+        async with self._tallying:
+            if self._tally is None:
+                self._tally = await trio.to_thread.run_sync(tally_of, store, self.blobs)
+            return self._tally
 
     def use(self, *, background: bool) -> None:
         """One mount more."""

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
-from functools import partial
 
 import trio
 
 from lazyfs.daemon.images import LiveImage
 from lazyfs.daemon.mounts import LiveMount
-from lazyfs.fetch.background import Missing, measure_missing
-from lazyfs.fetch.piece import LayerBlob
 from lazyfs.gate.gate import Gate
 from lazyfs.mount.status import LayerStatus, MountStatus
 from lazyfs.store.store import Store
+from lazyfs.store.tally import Missing
 
 
 async def describe_mount(mount: LiveMount, live: LiveImage | None, store: Store, gate: Gate) -> MountStatus:
-    """One mount now: an image that is mounted twice tells the same of both."""
+    """One mount now: an image that is mounted twice tells the same of both. The first time costs a look at every chunk, later ones
+    what the image has of layers."""
     row = mount.row
     missing, total = Missing(0, 0), 0
     layers: tuple[LayerStatus, ...] = ()
@@ -26,12 +25,12 @@ async def describe_mount(mount: LiveMount, live: LiveImage | None, store: Store,
     if live is not None:
         layers = tuple(LayerStatus(str(layer.digest), layer.descriptor.size, layer.reason) for layer in live.layers)
     if live is not None and live.indexed.is_set() and live.fetcher is not None:
-        missing = await trio.to_thread.run_sync(partial(measure_missing, store, live.blobs))
-        total = await trio.to_thread.run_sync(_size, live.blobs)
+        tally = await live.tally(store)
+        missing = await trio.to_thread.run_sync(tally.measure)
+        total = sum(blob.total for blob in live.blobs)
         fetched = live.fetcher.statistics()
         errors, requests, received = fetched.errors, fetched.requests, fetched.received
         chunks, unkept = fetched.chunks, fetched.unkept
-    kept = await trio.to_thread.run_sync(store.statistics)
     return MountStatus(
         directory=row.mount.directory,
         image=row.mount.image,
@@ -48,7 +47,7 @@ async def describe_mount(mount: LiveMount, live: LiveImage | None, store: Store,
         received_bytes=received,
         chunks=chunks,
         unkept=unkept,
-        damaged=kept.damaged,
+        damaged=store.all_damaged,
         errors=errors,
         trouble=row.trouble or (live.trouble if live else "the image is being looked for in the store"),
         mode="native",
@@ -57,10 +56,5 @@ async def describe_mount(mount: LiveMount, live: LiveImage | None, store: Store,
         published=gate.counts["published"],
         entries=gate.counts["entries"],
         reads=gate.counts["reads"],
-        kept=kept.kept,
+        kept=store.kept,
     )
-
-
-def _size(blobs: list[LayerBlob]) -> int:
-    """Of all files, equal ones as often as they are there."""
-    return sum(piece.chunk.size for blob in blobs for piece in blob.pieces)

@@ -20,6 +20,7 @@ from lazyfs.fetch.fetcher import Fetcher
 from lazyfs.fetch.piece import LayerBlob, Piece
 from lazyfs.store.content import Content
 from lazyfs.store.store import Store
+from lazyfs.store.tally import Missing, Tally
 
 _log = logging.getLogger(__name__)
 
@@ -46,14 +47,6 @@ class _Pause:
     async def sleep(self) -> None:
         await trio.sleep(self._seconds * random.uniform(0.8, 1.2))  # jitter, not a secret
         self._seconds = min(2 * self._seconds, _SLOWEST)
-
-
-class Missing(NamedTuple):
-    """What is not here yet."""
-
-    chunks: int
-    size: int
-    """Uncompressed bytes."""
 
 
 class Background:
@@ -173,8 +166,13 @@ def missing_pieces(store: Store, pieces: Iterable[Piece]) -> list[Piece]:
     return found
 
 
+def tally_of(store: Store, layers: Iterable[LayerBlob]) -> Tally:
+    """Blocking. Counts what is missing of these layers, for who asks often."""
+    return store.tally(piece.content for layer in layers for piece in layer.pieces)
+
+
 def measure_missing(store: Store, layers: Iterable[LayerBlob]) -> Missing:
-    """Blocking. What of these layers is not in the store, equal chunks counted once."""
+    """Blocking, and looks at every piece. What of these layers is not in the store, equal chunks counted once."""
     pieces = missing_pieces(store, (piece for layer in layers for piece in layer.pieces))
     missing = {piece.chunk.digest: piece.chunk.size for piece in pieces}
     return Missing(len(missing), sum(missing.values()))

@@ -47,6 +47,8 @@ class LayerBlob:
             pieces.extend(pieces_of(entry))
         pieces.sort(key=lambda piece: (piece.chunk.member, piece.chunk.inner))
         self.pieces = tuple(pieces)
+        self.total = sum(piece.chunk.size for piece in pieces)
+        """Bytes of all files, equal ones as often as they are there."""
         self._members = [piece.chunk.member for piece in pieces]
 
     @classmethod

@@ -21,7 +21,7 @@ import pyfuse3
 import trio
 
 from lazyfs.errors import LocalError, MountFailed
-from lazyfs.fetch.background import Background, Wanted, measure_missing
+from lazyfs.fetch.background import Background, Wanted, measure_missing, tally_of
 from lazyfs.fetch.fetcher import Fetcher, open_fetcher
 from lazyfs.format.platform import Platform
 from lazyfs.fuse.loop import serve as serve_kernel
@@ -38,6 +38,7 @@ from lazyfs.source.open import AccessOptions, open_source
 from lazyfs.source.reference import Reference
 from lazyfs.store.in_use import InUse, declare
 from lazyfs.store.store import Store
+from lazyfs.store.tally import Tally
 from lazyfs.vfs.filesystem import FileSystem
 from lazyfs.vfs.tree import Tree
 from lazyfs.whole.image import load_image_layers
@@ -120,6 +121,8 @@ class PortableMount:
         self._store = store
         self._fetcher = fetcher
         self._background: Background | None = None
+        self._tally: Tally | None = None
+        self._tallying = trio.Lock()
 
     async def live(self, reporter: Reporter) -> None:
         """Report readiness, then let the pull finish."""
@@ -171,8 +174,10 @@ class PortableMount:
     async def status(self) -> bytes:
         """The answer to `lazyfs status`, as JSON."""
         blobs = [await self.filesystem.blob(index) for index in range(len(self._layers))]
-        missing = await trio.to_thread.run_sync(measure_missing, self._store, blobs)
-        kept = await trio.to_thread.run_sync(self._store.statistics)
+        async with self._tallying:
+            if self._tally is None:
+                self._tally = await trio.to_thread.run_sync(tally_of, self._store, blobs)
+        missing = await trio.to_thread.run_sync(self._tally.measure)
         fetched = self._fetcher.statistics()
         return encode_status(
             MountStatus(
@@ -191,7 +196,7 @@ class PortableMount:
                 received_bytes=fetched.received,
                 chunks=fetched.chunks,
                 unkept=fetched.unkept,
-                damaged=kept.damaged,
+                damaged=self._store.all_damaged,
                 errors=fetched.errors,
                 trouble=self._background.trouble if self._background else "",
                 layer_states=tuple(

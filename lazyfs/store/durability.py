@@ -154,7 +154,7 @@ class _Settling:
             db.executemany(schema.DELETE, [(row.object, row.position) for row in self._wrong])
             schema.note(db, "boot", boot)
 
-        self._index.change(drop, synced=True)
+        self._index.change(drop, synced=True, removing=[row.object for row in self._wrong])
         Durability(self._directory, self._index).make_durable()
         return len(self._wrong), self._removed
 

@@ -235,7 +235,7 @@ class Eviction:
                 rows[victim.name] = db.execute(schema.SELECT_ROWS, (victim.name,)).fetchall()
                 db.execute(schema.DELETE_ALL, (victim.name,))
 
-        self._index.change(take, synced=True)
+        self._index.change(take, synced=True, removing=[victim.name for victim in batch])
         spared = [victim.name for victim in batch if not self._remove_object(victim, run, protected)]
 
         def give_back(db: sqlite3.Connection) -> None:
@@ -244,7 +244,7 @@ class Eviction:
                 db.executemany(schema.INSERT_MISSING, [(*row, generation) for row in rows[name]])
 
         if spared:
-            self._index.change(give_back)
+            self._index.change(give_back, removing=spared)
 
     def _remove_object(self, victim: _Victim, run: _Run, protected: Callable[[str], bool]) -> bool:
         """False when it stays after all."""

@@ -35,6 +35,7 @@ from lazyfs.store.database import Database
 from lazyfs.store.directory import Directory
 from lazyfs.store.gaps import Gaps
 from lazyfs.store.rows import Buffer, Row, spells
+from lazyfs.store.tally import Tallies
 from lazyfs.store.view import View
 
 _log = logging.getLogger("lazyfs.store")
@@ -73,6 +74,9 @@ class Index(View):
         self._arriving = Gaps()
         """Of all rows, those that are not committed included."""
         self._committed = Gaps()
+        self.tallies = Tallies()
+        self._removals = 0
+        """The count of removals, in the index, up to which this process knows them."""
         self._database = Database(directory, lost=self._lose)
         self._wake = threading.Event()
         self._hurry = threading.Event()
@@ -109,6 +113,7 @@ class Index(View):
     def add(self, row: Row, chunks: int, file: bytes) -> None:
         """Note that a chunk of an object of `chunks` chunks is in place, in `file`; with the last one the object is made."""
         self._buffer.add(row, chunks, file)
+        self.tallies.arrived(row.object, row.position)
         if chunks > 1 and self._fills_the_last_gap(row, chunks):
             with suppress(LocalError):  # logged; the row waits with the others
                 self.change()
@@ -116,8 +121,27 @@ class Index(View):
             self._hurry.set()
         self._wake.set()
 
-    def change(self, work: Callable[[sqlite3.Connection], object] | None = None, *, synced: bool = False) -> None:
-        """Commit the buffered rows and, in the same transaction, `work`. `synced`: it is on disk when this returns.
+    def version(self) -> tuple[int, ...]:
+        """Another one after every commit, whichever process's."""
+        found = self._database.query("PRAGMA data_version")
+        return (self._database.generation, *(found[0] if found else ()))
+
+    def notice_removals(self) -> None:
+        """Let the tallies know if another process has removed rows."""
+        removals = self.fact("removals")
+        if isinstance(removals, int) and removals > self._removals:
+            self._removals = removals
+            self.tallies.doubt_all()
+
+    def change(
+        self,
+        work: Callable[[sqlite3.Connection], object] | None = None,
+        *,
+        synced: bool = False,
+        removing: Sequence[str] = (),
+    ) -> None:
+        """Commit the buffered rows and, in the same transaction, `work`. `synced`: it is on disk when this returns. `removing` names the
+        objects whose rows `work` takes out, or puts back.
 
         Raises StoreFull, StoreUnusable: `work` is undone then (not what it did to files). Rows stay buffered until sqlite takes
         them, but where there is no room, some are given up, and the room of their bytes taken for the rest. When the
@@ -128,7 +152,7 @@ class Index(View):
             try:
                 while True:
                     try:
-                        self._commit(batch, work, synced)
+                        self._commit(batch, work, synced, removing)
                         break
                     except StoreFull:
                         if not batch:
@@ -149,6 +173,7 @@ class Index(View):
         with self._database.writing:
             for row in rows:
                 self._void.setdefault(row.object, set()).add(row.position)
+                self._tell_of_removal([row.object])
 
     def if_unnoted(self, name: str, action: Callable[[], None]) -> None:
         """Do something where an object has no rows, committed or waiting, and while no process can commit one."""
@@ -188,7 +213,15 @@ class Index(View):
             with suppress(LocalError):  # logged; whoever keeps the next chunk is told
                 self.change()
 
-    def _commit(self, batch: list[Row], work: Callable[[sqlite3.Connection], object] | None, synced: bool) -> None:
+    def _commit(
+        self,
+        batch: list[Row],
+        work: Callable[[sqlite3.Connection], object] | None,
+        synced: bool,
+        removing: Sequence[str],
+    ) -> None:
+        lost: list[str] = []
+
         def transaction(db: sqlite3.Connection) -> None:
             generation = schema.number(db, "generation")
             db.executemany(schema.DELETE, [(name, position) for name, positions in self._void.items() for position in positions])
@@ -198,18 +231,42 @@ class Index(View):
                 self._complete_if_whole(db, name, self._buffer.length(name))
             if work is not None:
                 work(db)
+            lost.extend({*removing, *self._void})
+            if lost:
+                self._count_removal(db)
+            if len(true) < len(batch):
+                lost.extend({row.object for row in batch})
 
+        known = self._removals
         try:
             self._database.transact(transaction, synced=synced)
         except BaseException:
             self._committed.clear()  # it knows of rows that have been undone
+            self._removals = min(known, self._removals)
             raise
         self._void.clear()
         self._buffer.forget(batch)
+        if lost:
+            self._tell_of_removal(lost)
+
+    def _count_removal(self, db: sqlite3.Connection) -> None:
+        """For the tallies of other processes; and see whether one of them has removed something."""
+        found = db.execute(schema.SELECT_FACT, ("removals",)).fetchone()
+        removals = found[0] if found and isinstance(found[0], int) else 0
+        if removals > self._removals:
+            self.tallies.doubt_all()
+        self._removals = removals + 1
+        db.execute(schema.SET_FACT, ("removals", self._removals))
+
+    def _tell_of_removal(self, names: Sequence[str]) -> None:
+        for name in names:
+            self._forget_gaps(name)
+        self.tallies.doubt(names)
 
     def _give_up_half(self, batch: list[Row]) -> list[Row]:
         half = len(batch) // 2
         self._buffer.forget(batch[half:])
+        self._tell_of_removal([row.object for row in batch[half:]])
         for row in batch[half:]:
             self._given_up(row)
         return batch[:half]
@@ -267,6 +324,8 @@ class Index(View):
         self._buffer.clear()
         self._committed.clear()
         self._arriving.clear()
+        self._removals = 0
+        self.tallies.doubt_all()
 
     def _in_place(self, rows: Sequence[Row]) -> list[Row]:
         """Those whose bytes were put into the file that is the object's still."""

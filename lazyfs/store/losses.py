@@ -71,7 +71,7 @@ class Losses:
                 self._files.demote(name, copy)
 
         try:
-            self._index.change(work, synced=True)
+            self._index.change(work, synced=True, removing=[name])
         except (LocalError, OSError) as error:
             dropped = False
             if name not in self._undropped:
@@ -110,7 +110,7 @@ class Losses:
             nonlocal dropped
             dropped = self._files.find(name) is None and db.execute(DELETE_ALL, (name,)).rowcount > 0
 
-        self._index.change(work, synced=True)
+        self._index.change(work, synced=True, removing=[name])
         self._open.forget(name)
         if dropped:
             _log.warning("the file of %s is gone: dropped", name)
@@ -129,5 +129,5 @@ class Losses:
             here = {name for folder in (self._directory.objects, self._directory.partial) for name in os.listdir(folder)}
             gone = [name for name in self._index.names() if name not in here]
             if gone:
-                self._index.change(work, synced=True)
+                self._index.change(work, synced=True, removing=gone)
                 _log.warning("%d files of the store are gone: dropped", len(gone))

@@ -37,7 +37,8 @@ _SCHEMA = (
 )
 _FACTS = {"generation": 1, "durable": 0, "limit": 0}
 """What is known of the store as a whole: the generation that new rows are of and the last one that is on disk (durability.py),
-and the bytes that all may take (0: any number). `boot` is the one for which the store was made or settled."""
+and the bytes that all may take (0: any number). `removals`, which is not there before the first, counts the transactions that took
+rows out (tally.py). `boot` is the one for which the store was made or settled."""
 
 SELDOM_SYNCED = "PRAGMA synchronous = NORMAL"
 """A power cut may lose the last commits, in their order, never the index."""
@@ -69,6 +70,7 @@ INSERT_MISSING = f"INSERT OR IGNORE {_VALUES}"
 DELETE = "DELETE FROM chunk WHERE object = ? AND position = ?"
 DELETE_ALL = "DELETE FROM chunk WHERE object = ?"
 SELECT_FACT = "SELECT value FROM fact WHERE name = ?"
+SET_FACT = "INSERT OR REPLACE INTO fact (name, value) VALUES (?, ?)"
 
 
 def number(connection: sqlite3.Connection, name: str) -> int:

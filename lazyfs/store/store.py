@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -33,6 +33,7 @@ from lazyfs.store.readers import OpenFile, OpenFiles
 from lazyfs.store.refusal import refusal
 from lazyfs.store.rows import Row
 from lazyfs.store.statistics import StoreStatistics, count
+from lazyfs.store.tally import Tally
 
 _log = logging.getLogger("lazyfs.store")
 
@@ -133,6 +134,12 @@ class Store:
         """For each chunk, given as (content, index), whether it is not here, by the index: nothing is read. 5 µs a chunk, however
         many others its content has."""
         return lacking(self.index, chunks)
+
+    def tally(self, contents: Iterable[Content]) -> Tally:
+        """Blocking. Counts what is missing of these objects, and follows what comes and goes for as long as somebody has it."""
+        tally = Tally(self.index, contents)
+        self.index.tallies.add(tally)
+        return tally
 
     def held_anywhere(self, digests: Sequence[bytes]) -> set[bytes]:
         """Those of the chunks that some file of the store has, by the index: `copy_local` may find them."""
@@ -235,6 +242,16 @@ class Store:
         return self._losses.damaged
 
     @property
+    def all_damaged(self) -> int:
+        """The same with documents."""
+        return self._losses.damaged + self.documents.damaged
+
+    @property
+    def kept(self) -> int:
+        """Chunks that this process has kept."""
+        return self._kept
+
+    @property
     def kept_bytes(self) -> int:
         """What this process has kept."""
         return self._kept_bytes
@@ -244,7 +261,7 @@ class Store:
         with self._counting:
             return count(
                 self.directory,
-                damaged=self._losses.damaged + self.documents.damaged,
+                damaged=self.all_damaged,
                 kept=self._kept,
                 kept_bytes=self._kept_bytes,
                 copied=self._copied,

@@ -18,7 +18,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from lazyfs.store.content import Content
+from lazyfs.store.in_use import InUse
 from lazyfs.store.store import Store
+from lazyfs.store.tally import Missing
 from tests.unit.store.contents import DAMAGES, content, noise, read_all, under_way
 
 _A, _B, _C, _D = noise(70_000, 1), noise(5, 2), noise(4096, 3), noise(65_536, 4)
@@ -30,6 +33,16 @@ SIDES = st.integers(0, 1)
 PLACES = st.sampled_from(CHUNKS)
 
 
+def counted(store: Store, contents: list[Content]) -> Missing:
+    """What is missing of these, counted one by one."""
+    kinds = {
+        made.digests[index]: made.chunk_size(index)
+        for made, missing in zip(contents, store.missing_many(contents), strict=True)
+        for index in missing
+    }
+    return Missing(len(kinds), sum(kinds.values()))
+
+
 class StoreMachine(RuleBasedStateMachine):
     """`here` holds the chunks that must be there; those of a damaged file may be, with the right bytes."""
 
@@ -38,6 +51,7 @@ class StoreMachine(RuleBasedStateMachine):
         logging.getLogger("lazyfs.store").setLevel(logging.ERROR)
         self.folder = Path(tempfile.mkdtemp(prefix="lazyfs-model-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
         self.stores = [Store.open(self.folder / "store") for _ in range(2)]
+        self.tallies = [store.tally(CONTENTS) for store in self.stores]
         self.here: set[tuple[int, int]] = set()
         self.maybe: set[tuple[int, int]] = set()
         self.numbers = itertools.count()
@@ -100,11 +114,45 @@ class StoreMachine(RuleBasedStateMachine):
             self.here -= hit
             self.maybe |= hit
         self.stores = [Store.open(self.folder / "store") for _ in range(2)]
+        self.tallies = [store.tally(CONTENTS) for store in self.stores]
 
     @rule(side=SIDES)
     def reopen(self, side: int) -> None:
         self.stores[side].close()
         self.stores[side] = Store.open(self.folder / "store")
+        self.tallies[side] = self.stores[side].tally(CONTENTS)
+
+    @precondition(lambda self: self.here)
+    @rule(side=SIDES, number=st.integers(0, len(FILES) - 1), spared=st.booleans())
+    def evict(self, side: int, number: int, spared: bool) -> None:
+        """One file goes; `spared`, somebody answers for it after its rows have gone, and they come back."""
+        name = CONTENTS[number].name
+        answers = itertools.count()
+        others = InUse({made.name for made in CONTENTS} - {name})
+        freed = self.stores[side].eviction.remove(
+            None, others, lambda each: spared and each == name and next(answers) > 0, mounted_too=False
+        )
+        if name in freed.names:
+            lost = {(number, index) for index in range(len(FILES[number]))}
+            self.here -= lost
+            self.maybe -= lost
+
+    @precondition(lambda self: self.here)
+    @rule(side=SIDES, number=st.integers(0, len(FILES) - 1))
+    def remove_by_hand(self, side: int, number: int) -> None:
+        """A file is gone, and a reader finds that out; the other process opens the store anew, for it may have the file open."""
+        made = CONTENTS[number]
+        for folder in ("objects", "arrived", "partial"):
+            (self.folder / "store" / folder / made.name).unlink(missing_ok=True)
+        lost = {(number, index) for index in range(len(FILES[number]))}
+        self.here -= lost
+        self.maybe |= lost
+        self.reopen(1 - side)
+        self.stores[side]._open.forget(made.name)
+        for index in range(len(FILES[number])):
+            self.stores[side].read(made, index, 0, 1)
+        self.stores[side].index.change()
+        self.maybe -= lost
 
     @rule()
     def read_everything(self) -> None:
@@ -122,6 +170,15 @@ class StoreMachine(RuleBasedStateMachine):
                 assert missing == store.missing(CONTENTS[number], 0, len(FILES[number]))
                 unknown = {(number, index) for index in range(len(FILES[number]))} - self.here - self.maybe
                 assert unknown <= absent
+
+    @invariant()
+    def counters_are_right(self) -> None:
+        """What a tally says of one's own process is exact. What another one keeps is seen a moment later, what it removes at once."""
+        for store, tally in zip(self.stores, self.tallies, strict=True):
+            truth = counted(store, CONTENTS)
+            assert tally.measure().chunks >= truth.chunks, "nothing that is missing counts as here"
+            tally._pause_until = 0.0  # the moment is over
+            assert tally.measure() == truth
 
     @invariant()
     def nothing_lies_twice(self) -> None:

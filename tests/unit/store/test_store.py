@@ -209,10 +209,10 @@ def test_a_file_mended_meanwhile_is_not_dropped(store: Store, directory: Path, e
     change = store.index.change
     with Store.open(directory) as other:
 
-        def late(work: Callable[[sqlite3.Connection], None] | None = None, *, synced: bool = False) -> None:
+        def late(work: Callable[[sqlite3.Connection], None] | None = None, *, synced: bool = False, removing: list[str]) -> None:
             if work is not None and other.read(made, 1, 0, 9) is None:
                 other.keep(made, 1, PIECES[1])
-            change(work, synced=synced)
+            change(work, synced=synced, removing=removing)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(store.index, "change", late)

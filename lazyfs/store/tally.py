@@ -1,0 +1,193 @@
+"""How much of some objects is missing, kept up to date as chunks come and go.
+
+A status is asked for ten times a second, and an image may have a million chunks. So they are looked for once, when the first status
+asks; from then on the index tells of every chunk that it takes in, and names the objects whose rows it has taken out, which are
+looked for again by the next who asks. That is exact for all that this process does.
+
+Of other processes: what they remove is known at once, by a count of removals in the index, and all is looked for again. What they keep
+is seen late: by a look at everything, no more than once a second and for no more than one part in 50 of the time, and only where the
+index has changed. So "nothing is missing" is true when it is said, and "something is missing" may be a moment old. Removals by a
+lazyfs older than this count are seen as late as that.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from array import array
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple, Protocol
+
+from lazyfs.store.content import Content
+from lazyfs.store.missing import absent
+from lazyfs.store.view import Held
+
+_NAMES_A_LOOK: Final = 1000
+_LOOK_PAUSE: Final = 1.0
+_SHARE: Final = 50
+
+
+class Missing(NamedTuple):
+    """What is not here; chunks with the same digest count once."""
+
+    chunks: int
+    size: int
+    """Uncompressed bytes."""
+
+
+class Source(Protocol):
+    """What a tally asks of the index."""
+
+    def held_many(self, names: Sequence[str]) -> dict[str, dict[int, Held]]: ...
+
+    def version(self) -> tuple[int, ...]: ...
+
+    def notice_removals(self) -> None: ...
+
+
+class Tally:
+    """The missing chunks of some objects. Any thread may call it. Takes 150 bytes an object and 17 a chunk."""
+
+    def __init__(self, source: Source, contents: Iterable[Content]) -> None:
+        """Blocking, 1 µs a chunk. Nothing is known before the first `measure`."""
+        self._source = source
+        self._places: dict[str, tuple[int, Content]] = {}
+        """By name: the number of the object's first chunk here, and what it consists of."""
+        self._kinds = array("I")
+        """Of each chunk: which digest it has."""
+        self._sizes = array("Q")
+        """Of each digest."""
+        kinds: dict[bytes, int] = {}
+        for content in contents:
+            if content.name in self._places:
+                continue
+            self._places[content.name] = (len(self._kinds), content)
+            for index, digest in enumerate(content.digests):
+                kind = kinds.setdefault(digest, len(kinds))
+                if kind == len(self._sizes):
+                    self._sizes.append(content.chunk_size(index))
+                self._kinds.append(kind)
+        self._missing = bytearray(b"\1") * len(self._kinds)
+        self._lacking = array("I", bytes(4 * len(self._sizes)))
+        """Of each digest: how many chunks that have it are missing."""
+        for kind in self._kinds:
+            self._lacking[kind] += 1
+        self._chunks, self._size = len(self._sizes), sum(self._sizes)
+        self._lock = threading.Lock()
+        self._measuring = threading.Lock()
+        self._arrived: list[tuple[str, int]] | None = None
+        """Since a look began, while one is under way."""
+        self._doubtful: set[str] = set()
+        self._all_doubtful = True
+        self._version: tuple[int, ...] = ()
+        self._pause_until = 0.0
+
+    def arrived(self, name: str, index: int) -> None:
+        """A chunk is here now."""
+        place = self._places.get(name)
+        if place is not None and index < len(place[1].digests):
+            with self._lock:
+                if self._arrived is not None:
+                    self._arrived.append((name, index))
+                self._set(place[0] + index, missing=False)
+
+    def doubt(self, names: Iterable[str]) -> None:
+        """Some rows of these objects may have gone. Called when they have."""
+        with self._lock:
+            self._doubtful.update(name for name in names if name in self._places)
+
+    def doubt_all(self) -> None:
+        """Any row may have gone."""
+        with self._lock:
+            self._all_doubtful = True
+
+    def measure(self) -> Missing:
+        """Blocking, but where nothing is doubtful only for two queries of 10 µs: what is missing now. Raises StoreUnusable."""
+        with self._measuring:
+            self._source.notice_removals()
+            version = self._source.version()
+            now = time.monotonic()
+            with self._lock:
+                everything = self._all_doubtful or (version != self._version and now >= self._pause_until)
+                names = list(self._places) if everything else list(self._doubtful)
+                self._all_doubtful, self._doubtful = False, set()
+                self._arrived = []
+            try:
+                for at in range(0, len(names), _NAMES_A_LOOK):
+                    self._look(names[at : at + _NAMES_A_LOOK])
+            except BaseException:
+                self.doubt_all()
+                raise
+            finally:
+                with self._lock:
+                    # The index may have been asked before they came.
+                    for name, index in self._arrived:
+                        self._set(self._places[name][0] + index, missing=False)
+                    self._arrived = None
+            if everything:
+                self._version = version
+                took = time.monotonic() - now
+                self._pause_until = now + max(_LOOK_PAUSE, _SHARE * took)
+            return Missing(self._chunks, self._size)
+
+    def _look(self, names: Sequence[str]) -> None:
+        held = self._source.held_many(names)
+        nothing: dict[int, Held] = {}
+        with self._lock:
+            for name in names:
+                first, content = self._places[name]
+                count = len(content.digests)
+                missing = set(absent(content, range(count), held.get(name, nothing)))
+                for index in range(count):
+                    self._set(first + index, missing=index in missing)
+
+    def _set(self, chunk: int, *, missing: bool) -> None:
+        if self._missing[chunk] == missing:
+            return
+        self._missing[chunk] = missing
+        kind = self._kinds[chunk]
+        if missing:
+            if not self._lacking[kind]:
+                self._chunks += 1
+                self._size += self._sizes[kind]
+            self._lacking[kind] += 1
+        else:
+            self._lacking[kind] -= 1
+            if not self._lacking[kind]:
+                self._chunks -= 1
+                self._size -= self._sizes[kind]
+
+
+class Tallies:
+    """Those that follow an index, as long as somebody has them. Any thread may call it."""
+
+    def __init__(self) -> None:
+        self._following: tuple[weakref.ref[Tally], ...] = ()
+        self._changing = threading.Lock()
+
+    def add(self, tally: Tally) -> None:
+        """From now on it is told of what changes."""
+        with self._changing:
+            self._following = (*(each for each in self._following if each() is not None), weakref.ref(tally))
+
+    def arrived(self, name: str, index: int) -> None:
+        """See Tally."""
+        for each in self._following:
+            tally = each()
+            if tally is not None:
+                tally.arrived(name, index)
+
+    def doubt(self, names: Sequence[str]) -> None:
+        """See Tally."""
+        for each in self._following:
+            tally = each()
+            if tally is not None:
+                tally.doubt(names)
+
+    def doubt_all(self) -> None:
+        """See Tally."""
+        for each in self._following:
+            tally = each()
+            if tally is not None:
+                tally.doubt_all()
