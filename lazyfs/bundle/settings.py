@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from lazyfs.errors import InvalidManifest, LazyfsError
+from lazyfs.format.foreign_json import decode, fields
 
 _DEFAULT_PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MAX_TEXTS: Final = 1 << 20
@@ -32,16 +33,11 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 class _Settings(msgspec.Struct, frozen=True, rename="pascal"):
-    # Go writes what is empty as null.
-    entrypoint: tuple[str, ...] | None = None
-    cmd: tuple[str, ...] | None = None
-    env: tuple[str, ...] | None = None
-    user: str | None = None
-    working_dir: str | None = None
-
-
-class _Document(msgspec.Struct, frozen=True):
-    config: _Settings | None = None
+    entrypoint: tuple[str | None, ...] = ()
+    cmd: tuple[str | None, ...] = ()
+    env: tuple[str | None, ...] = ()
+    user: str = ""
+    working_dir: str = ""
 
 
 def settings_of(
@@ -53,23 +49,38 @@ def settings_of(
     is none, LazyfsError where nothing is left to start.
     """
     try:
-        found = msgspec.json.decode(config, type=_Document).config or _Settings()
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        found = _read(config)
+    except msgspec.DecodeError as error:
         raise InvalidManifest(f"the image's config cannot be run from: {error}") from error
-    args = (*(found.entrypoint or ()), *(command or found.cmd or ()))
+    args = (*_texts(found.entrypoint), *(command or _texts(found.cmd)))
     if not args or not args[0]:
         raise LazyfsError("the image names no program to start", hint="Name one behind the image: lazyfs run IMAGE PROGRAM")
     variables = {"PATH": _DEFAULT_PATH}
     # As in Docker and runc: a variable without a value is none.
-    variables |= {text.partition("=")[0]: text for text in (*(found.env or ()), *env) if text.find("=") > 0}
+    variables |= {text.partition("=")[0]: text for text in (*_texts(found.env), *env) if text.find("=") > 0}
     settings = Settings(
         args,
         tuple(variables.values()),
-        user or found.user or "",
-        posixpath.normpath("/" + (workdir or found.working_dir or "")).replace("//", "/"),
+        user or found.user,
+        posixpath.normpath("/" + (workdir or found.working_dir)).replace("//", "/"),
     )
     _check((*settings.args, *settings.env, settings.user, settings.workdir))
     return settings
+
+
+def _read(config: str | bytes) -> _Settings:
+    document = decode(config)
+    if not isinstance(document, dict):
+        raise msgspec.DecodeError("it is no object")
+    settings = fields(document, ("config",)).get("config", {})
+    if not isinstance(settings, dict):
+        raise msgspec.DecodeError("its config is no object")
+    return msgspec.convert(fields(settings, _Settings.__struct_encode_fields__), _Settings)
+
+
+def _texts(found: Sequence[str | None]) -> tuple[str, ...]:
+    """Go reads a null in a list of texts as an empty one."""
+    return tuple(text or "" for text in found)
 
 
 def _check(texts: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ import msgspec
 from lazyfs.errors import InvalidToc, show
 from lazyfs.format.bounds import ATTRIBUTE, ENTRY, Bounds, never
 from lazyfs.format.entry import Chunk, Entry, EntryType
+from lazyfs.format.foreign_json import without_nulls
 from lazyfs.format.hidden import HiddenFiles
 from lazyfs.format.toc_chunks import Chunks
 from lazyfs.format.whiteout import LeftOut, place_of, whiteout
@@ -167,7 +168,10 @@ def _decoded(entries: Iterable[msgspec.Raw], what: str) -> Iterator[_RawEntry]:
         if len(raw) > _MAX_ENTRY:
             raise InvalidToc(f"{what}: the TOC has an entry of {len(raw)} bytes, more than {_MAX_ENTRY}")
         try:
-            yield _decode_entry(raw)
+            try:
+                yield _decode_entry(raw)
+            except msgspec.ValidationError:
+                yield _decode_entry(without_nulls(bytes(raw), _RawEntry.__struct_encode_fields__))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise _no_toc(error, what) from None
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import os
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 from lazyfs.errors import UsageError
+from lazyfs.format.foreign_json import decode, fields
 
 _MAX_CONFIG: Final = 1 << 20
 _HUB_KEYS: Final = ("https://index.docker.io/v1/", "index.docker.io", "docker.io", "registry-1.docker.io")
@@ -56,15 +58,16 @@ def configured(host: str) -> Credentials | None:
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     try:
-        config = json.loads(data) if len(data) <= _MAX_CONFIG else None
-    except (ValueError, RecursionError):
-        config = None  # and the error is not the cause of ours: it carries the whole text, secrets and all
-    auths = config.get("auths", {}) if isinstance(config, dict) else None
+        config = decode(data) if len(data) <= _MAX_CONFIG else None
+    except msgspec.DecodeError:
+        config = None
+    auths = fields(config, ("auths",)).get("auths", {}) if isinstance(config, dict) else None
     if not isinstance(auths, dict):
         raise UsageError(f"{path} is no configuration of docker", hint="Repair it, or name another folder in DOCKER_CONFIG")
     for key in _keys(host):
         found = auths.get(key)
         if isinstance(found, dict):
+            found = fields(found, ("username", "password", "auth", "identitytoken"))
             credentials = _decode(found)
             if credentials is None and found.get("auth"):
                 raise UsageError(f"the credentials for {key} in {path} cannot be decoded", hint="Run docker login again")

@@ -9,6 +9,7 @@ from functools import cached_property, partial
 import msgspec
 
 from lazyfs.errors import BadAnswer, NotFound, SourceError, Unauthorized, Unreachable
+from lazyfs.format.foreign_json import decode_as
 from lazyfs.registry.access import AccessOptions, api_url
 from lazyfs.registry.holdoff import Holdoffs, holdoffs_of_this_run
 from lazyfs.registry.http import MAX_ERROR, Answer, Http
@@ -115,8 +116,8 @@ class _Reasons(msgspec.Struct):
 def _reason(body: bytes) -> str:
     """The distribution specification's error code, in parentheses. Free text of a stranger stays out of our messages."""
     try:
-        codes = [reason.code for reason in msgspec.json.decode(body, type=_Reasons).errors[:3]]
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+        codes = [reason.code for reason in decode_as(body, _Reasons).errors[:3]]
+    except msgspec.DecodeError:
         return ""
     clean = [code for code in codes if re.fullmatch(r"[A-Z_]{1,40}", code)]
     return f" ({', '.join(clean)})" if clean else ""

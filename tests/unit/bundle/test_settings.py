@@ -38,6 +38,14 @@ def test_bare_image(config: str) -> None:
         settings_of(config)
 
 
+def test_what_go_reads_is_read() -> None:
+    """Any case of a field's name, a null in a list, text that is not UTF-8 where nobody looks."""
+    config = (
+        b'{"author": "Ren\xe9", "Config": {"entrypoint": null, "CMD": ["sh", null], "Env": [null, "A=1"], "workingDir": "/srv"}}'
+    )
+    assert settings_of(config) == Settings(("sh", ""), (PATH, "A=1"), "", "/srv")
+
+
 @pytest.mark.parametrize(
     ("workdir", "clean"), [("", "/"), ("srv", "/srv"), ("//srv/", "/srv"), ("/a/../../b", "/b"), ("..", "/"), ("//", "/")]
 )

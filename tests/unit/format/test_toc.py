@@ -36,6 +36,28 @@ def test_chunks_of_a_file_and_where_their_members_end() -> None:
     assert second.chunks == (Chunk(0, 3, RAW, 700, 0, 10_000),)
 
 
+def test_null_means_that_a_field_is_absent() -> None:
+    """In whichever field, and beside an attribute whose value is null: that one is empty."""
+    absent: dict[str, Any] = dict.fromkeys(["linkName", "uid", "gid", "devMajor", "devMinor", "innerOffset", "digest", "modtime"])
+    (directory, file) = parse(
+        {"name": "d", "type": "dir", "xattrs": {"user.a": None}, "size": None, "chunkSize": None, **absent},
+        {
+            "name": "a",
+            "type": "reg",
+            "size": 3,
+            "offset": 700,
+            "chunkDigest": DIGEST,
+            "xattrs": None,
+            "chunkOffset": None,
+            **absent,
+        },
+    )
+    assert directory == Entry(b"d", "dir", 0, xattrs=((b"user.a", b""),))
+    assert file.chunks == (Chunk(0, 3, RAW, 700, 0, 10_000),)
+    with pytest.raises(InvalidToc, match="name"):
+        parse({"name": None, "type": "dir"})
+
+
 def test_shared_members_are_told_apart_by_their_inner_offset() -> None:
     """Two files in one member have one end."""
     (first, second) = parse(

@@ -57,12 +57,21 @@ def test_auths_by_host(config: Path, key: str, host: str) -> None:
         ({"auth": encoded("u:p\0\0")}, ("u", "p", "")),
         ({}, None),
         ({"auth": ""}, None),
+        ({"auth": None, "username": "u", "password": "p", "identitytoken": None}, ("u", "p", "")),
+        ({"Auth": encoded("u:p")}, ("u", "p", "")),
     ],
 )
 def test_shapes_of_an_entry(config: Path, entry: dict[str, Any], expected: tuple[str, str, str] | None) -> None:
     """`auth`, separate fields, an identity token; docker's own empty entry means a helper, which we do not ask."""
     config.write_text(json.dumps({"auths": {"r": entry}}))
     assert configured("r") == expected
+
+
+@pytest.mark.parametrize("content", ['{"auths": null}', '{"auths": {"r": null}}', '{"credsStore": null}'])
+def test_null_is_no_entry(config: Path, content: str) -> None:
+    """Go writes an empty map so."""
+    config.write_text(content)
+    assert configured("r") is None
 
 
 @pytest.mark.parametrize(
