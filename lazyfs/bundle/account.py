@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from lazyfs.bundle.root import read_inside
-from lazyfs.errors import LazyfsError
+from lazyfs.errors import LazyfsError, show
 
 _MAX_FILE: Final = 4 << 20
 _MAX_ID: Final = (1 << 31) - 1
@@ -52,7 +52,7 @@ def find_account(root: Path, user: str) -> Account:
     found = next((it for it in _users(root) if it.uid == number or (name and it.name == name)), None)
     if found is None and number is None:
         raise LazyfsError(
-            f"the image knows no user {name!r}", hint="Name another with --user; a number needs no line in its passwd"
+            f"the image knows no user {show(name)}", hint="Name another with --user; a number needs no line in its passwd"
         )
     uid, gid, home = (number or 0, 0, "/") if found is None else (found.uid, found.gid, found.home)
     if group:
@@ -61,7 +61,7 @@ def find_account(root: Path, user: str) -> Account:
     member = [] if found is None else [it.gid for it in _groups(root) if found.name in it.members]
     groups = tuple(dict.fromkeys((gid, *member)))
     if len(groups) > _MAX_GROUPS:
-        raise LazyfsError(f"the image's user {name!r} is in {len(groups)} groups, more than the kernel takes")
+        raise LazyfsError(f"the image's user {show(name)} is in {len(groups)} groups, more than the kernel takes")
     return Account(uid, gid, groups, home)
 
 
@@ -71,7 +71,7 @@ def _find_group(root: Path, group: str) -> int:
         if it.gid == number or it.name == group:
             return it.gid
     if number is None:
-        raise LazyfsError(f"the image knows no group {group!r}", hint="A number needs no line in its group file")
+        raise LazyfsError(f"the image knows no group {show(group)}", hint="A number needs no line in its group file")
     return number
 
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from lazyfs.errors import InvalidManifest, LazyfsError
+from lazyfs.errors import InvalidManifest, LazyfsError, show
 from lazyfs.format.foreign_json import decode, fields
 
 _DEFAULT_PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -87,7 +87,7 @@ def _check(texts: Sequence[str]) -> None:
     try:
         size = sum(len(text.encode()) for text in texts)
     except UnicodeEncodeError as error:
-        raise LazyfsError(f"{error.object!r} is not UTF-8, which a runtime's configuration has to be") from error
+        raise LazyfsError(f"{show(error.object)} is not UTF-8, which a runtime's configuration has to be") from error
     if size > _MAX_TEXTS:
         raise LazyfsError(f"arguments and variables have {size} bytes, which no program can be given: the limit is {_MAX_TEXTS}")
     if any("\0" in text for text in texts):

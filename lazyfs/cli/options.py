@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from lazyfs.errors import UsageError
+from lazyfs.errors import UsageError, show
 from lazyfs.format.platform import Platform, parse_platform, this_platform
 from lazyfs.registry.access import AccessOptions, parse_creds
 from lazyfs.registry.given import add_creds
@@ -78,5 +78,5 @@ def parse_age(text: str) -> float:
     """Seconds of `90s`, `30m`, `12h`, `7d`. Raises UsageError."""
     found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,3})?)([smhd]?)", text.strip(), re.ASCII)
     if not found:
-        raise UsageError(f"{text!r} is no age", hint="Write seconds, or a number with m, h or d behind it")
+        raise UsageError(f"{show(text)} is no age", hint="Write seconds, or a number with m, h or d behind it")
     return float(found[1]) * _AGES[found[2]]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from lazyfs.errors import InvalidToc, NotLazy
+from lazyfs.errors import InvalidToc, NotLazy, show
 
 FOOTER_SIZE: Final = 51
 
@@ -34,7 +34,7 @@ def parse_footer(footer: bytes, blob_size: int, what: str) -> int:
     try:
         offset = int(digits, 16)
     except ValueError:
-        raise InvalidToc(f"{what}: the footer's TOC offset is {digits!r}, which is no hexadecimal number") from None
+        raise InvalidToc(f"{what}: the footer's TOC offset is {show(digits)}, which is no hexadecimal number") from None
     if not 0 <= offset < blob_size - FOOTER_SIZE:
         raise InvalidToc(f"{what}: the footer puts the TOC at {offset}, outside the blob's {blob_size} bytes")
     return offset

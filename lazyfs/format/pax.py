@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from lazyfs.errors import InvalidTar
+from lazyfs.errors import InvalidTar, show
 
 XATTR_PREFIX = b"SCHILY.xattr."
 _TIME = re.compile(rb"(-?)(\d{1,19})(?:\.(\d*))?\Z")
@@ -48,11 +48,11 @@ def parse_time(text: bytes, what: str) -> int:
     """Nanoseconds since 1970 of a decimal count of seconds; digits beyond the ninth are cut off, as in Go."""
     match = _TIME.match(text)
     if match is None:
-        raise InvalidTar(f"{what}: {text!r} is no time")
+        raise InvalidTar(f"{what}: {show(text)} is no time")
     sign, seconds, fraction = match.groups()
     total = int(seconds) * 10**9 + int((fraction or b"").ljust(9, b"0")[:9])
     if total >= 2**63 * 10**9:
-        raise InvalidTar(f"{what}: the time {text!r} is beyond what any system holds")
+        raise InvalidTar(f"{what}: the time {show(text)} is beyond what any system holds")
     return -total if sign else total
 
 
@@ -66,5 +66,5 @@ def format_time(nanoseconds: int) -> bytes:
 def parse_number(text: bytes, what: str) -> int:
     """A decimal number that is no more than a 63-bit one."""
     if not text.isdigit() or len(text) > 19:
-        raise InvalidTar(f"{what}: {text!r} is no number")
+        raise InvalidTar(f"{what}: {show(text)} is no number")
     return int(text)

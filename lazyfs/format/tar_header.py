@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from lazyfs.errors import InvalidTar
+from lazyfs.errors import InvalidTar, show
 from lazyfs.format.entry import Entry, EntryType
 from lazyfs.format.pax import XATTR_PREFIX, format_time, record
 
@@ -61,7 +61,7 @@ def header_number(field: bytes, what: str) -> int:
             return int(text, 8)
     except ValueError:
         pass
-    raise InvalidTar(f"{what}: the header holds {field!r} where a number should be")
+    raise InvalidTar(f"{what}: the header holds {show(field)} where a number should be")
 
 
 def header_bytes(entry: Entry) -> bytes:

@@ -22,7 +22,7 @@ from lazyfs.api.services.introspection.v1 import introspection_pb2
 from lazyfs.api.services.introspection.v1.introspection_pb2_grpc import IntrospectionStub
 from lazyfs.api.services.leases.v1.leases_pb2_grpc import LeasesStub
 from lazyfs.api.services.snapshots.v1.snapshots_pb2_grpc import SnapshotsStub
-from lazyfs.errors import ContainerdFailed, UsageError
+from lazyfs.errors import ContainerdFailed, UsageError, show
 
 DEADLINE: Final = 60.0
 """Seconds for a call that needs neither the network nor much of the disk."""
@@ -44,7 +44,7 @@ class Containerd:
     def __init__(self, address: Path, namespace: str) -> None:
         """Raises ContainerdFailed where nobody listens, UsageError for what is no name space."""
         if not _NAMES.match(namespace):
-            raise UsageError(f"{namespace!r} is no name space of containerd")
+            raise UsageError(f"{show(namespace)} is no name space of containerd")
         self.address = address
         self.namespace = namespace
         self.lease = ""
@@ -112,19 +112,19 @@ class Containerd:
     async def check_snapshotter(self, name: str) -> None:
         """Raises ContainerdFailed where containerd has no such snapshotter, UsageError where it could have none."""
         if not _NAMES.match(name):
-            raise UsageError(f"{name!r} is no snapshotter's name")
+            raise UsageError(f"{show(name)} is no snapshotter's name")
         request = introspection_pb2.PluginsRequest(filters=[f"type=={_PLUGIN}"])
         answer = await self.call(IntrospectionStub(self._channel).Plugins, request, deadline=_CONNECTING)
         found = {plugin.id: plugin for plugin in answer.plugins}
         if name not in found:
             others = sorted(each for each, plugin in found.items() if not plugin.HasField("init_err"))
             raise ContainerdFailed(
-                f"the containerd at {self.address} has no snapshotter {name!r}; it has {_clean(', '.join(others)) or 'none'}",
+                f"the containerd at {self.address} has no snapshotter {show(name)}; it has {_clean(', '.join(others)) or 'none'}",
                 hint=f"Add [proxy_plugins.{name}] to its config.toml and restart it: lazyfs doctor tells what is missing",
             )
         if found[name].HasField("init_err"):
             raise ContainerdFailed(
-                f"containerd's snapshotter {name!r} does not work: {_clean(found[name].init_err.message)}",
+                f"containerd's snapshotter {show(name)} does not work: {_clean(found[name].init_err.message)}",
                 hint="containerd's log tells more",
             )
 

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 import msgspec
 import trio
 
-from lazyfs.errors import BadAnswer, Unauthorized, Unreachable
+from lazyfs.errors import BadAnswer, Unauthorized, Unreachable, show
 from lazyfs.format.foreign_json import decode, fields
 from lazyfs.registry.access import AccessOptions
 from lazyfs.registry.challenge import Challenge, parse_challenges
@@ -144,7 +144,7 @@ class Tokens:
     def _unauthorized(self, credentials: Credentials | None) -> Unauthorized:
         if credentials is None:
             return Unauthorized(f"{self._host} wants credentials, and there are none", hint="Run docker login, or use --creds")
-        return Unauthorized(f"{self._host} refuses the credentials of {credentials.user or 'the identity token'!r}")
+        return Unauthorized(f"{self._host} refuses the credentials of {show(credentials.user or 'the identity token')}")
 
 
 def _is_same_place(url: Url, target: Url) -> bool:

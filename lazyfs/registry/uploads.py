@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 
 import trio
 
-from lazyfs.errors import BadAnswer, Unreachable
+from lazyfs.errors import BadAnswer, Unreachable, show
 from lazyfs.format.digest import Digest
 from lazyfs.registry.http import Answer
 from lazyfs.registry.retry import DEADLINE, patiently, pause_after
@@ -165,7 +165,7 @@ class Upload:
             raise refusal(self._what, answer.url, answer.status, answer.body)
         smallest = answer.headers.get("oci-chunk-min-length", "0")
         if not (smallest.isascii() and smallest.isdigit() and len(smallest) < 12 and int(smallest) <= MAX_PIECE):
-            raise BadAnswer(f"{self._what}: the registry wants pieces of at least {smallest[:40]!r} bytes")
+            raise BadAnswer(f"{self._what}: the registry wants pieces of at least {show(smallest)} bytes")
         return self._location(answer, None), int(smallest)
 
     async def _send(self, method: str, url: Url, start: int, end: int, headers: Mapping[str, str], meter: _Meter) -> Answer:
@@ -195,7 +195,7 @@ class Upload:
     def _check(self, answer: Answer) -> None:
         got = answer.headers.get("docker-content-digest") or self._digest
         if got != self._digest:
-            raise BadAnswer(f"{self._what}: the registry says it has kept {got[:80]!r}")
+            raise BadAnswer(f"{self._what}: the registry says it has kept {show(got)}")
 
 
 class _Meter:

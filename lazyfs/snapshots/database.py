@@ -25,7 +25,7 @@ from typing import Any, Final, Literal, Self
 
 import msgspec
 
-from lazyfs.errors import BadSnapshot, SnapshotBusy, SnapshotExists, SnapshotNotFound, StoreFull, StoreUnusable
+from lazyfs.errors import BadSnapshot, SnapshotBusy, SnapshotExists, SnapshotNotFound, StoreFull, StoreUnusable, show
 from lazyfs.format.digest import Digest
 from lazyfs.snapshots import schema
 from lazyfs.snapshots.filters import Filter
@@ -303,7 +303,7 @@ def _labels(labels: Mapping[str, str]) -> bytes:
     kept = {key: value for key, value in labels.items() if value}
     for key, value in kept.items():
         if not key or len(key.encode()) + len(value.encode()) > _MAX_LABEL:
-            raise BadSnapshot(f"the label {key[:64]!r} is empty, or has more than {_MAX_LABEL} bytes with its value")
+            raise BadSnapshot(f"the label {show(key)} is empty, or has more than {_MAX_LABEL} bytes with its value")
     return msgspec.json.encode(kept)
 
 

@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Final, Literal, NamedTuple
 
-from lazyfs.errors import BadSnapshot
+from lazyfs.errors import BadSnapshot, show
 from lazyfs.snapshots.pattern import Pattern
 from lazyfs.snapshots.snapshot import Snapshot
 
@@ -206,4 +206,4 @@ def _is_visible(character: str) -> bool:
 
 
 def _shown(text: str) -> str:
-    return repr(text) if len(text) <= 300 else f"{text[:300]!r}…"
+    return show(text, 300)

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 import trio
 
-from lazyfs.errors import BadAnswer, InvalidManifest, LocalError, NotFound
+from lazyfs.errors import BadAnswer, InvalidManifest, LocalError, NotFound, show
 from lazyfs.format.digest import Digest, check, parse_digest
 from lazyfs.format.manifest import MAX_DOCUMENT, OCI_INDEX, Index, parse_document
 from lazyfs.source.protocol import Document, ImageSource
@@ -168,7 +168,7 @@ class Layout:
         )
         if not found or (len(found) > 1 and not reference):
             tags = ", ".join(sorted({entry.annotations.get(REF_NAME, str(entry.digest)) for entry in index.manifests})) or "none"
-            missing = f"{self.name} has no image {reference!r}" if reference else f"{self.name} has {len(found)} images"
+            missing = f"{self.name} has no image {show(reference)}" if reference else f"{self.name} has {len(found)} images"
             raise NotFound(f"{missing}; its images: {tags}", hint="Name one of them: oci:DIR:TAG or oci:DIR@DIGEST")
         return Document(found[0].media_type, found[0].digest, self._small_blob(found[0].digest, MAX_DOCUMENT))
 

@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from lazyfs.errors import UsageError
+from lazyfs.errors import UsageError, show
 from lazyfs.format.digest import Digest
 
 Transport = Literal["docker", "oci"]
@@ -62,16 +62,17 @@ class Reference(msgspec.Struct, frozen=True):
 def parse_reference(text: str) -> Reference:
     """What `text` names. Raises UsageError."""
     if not text or not text.isprintable():
-        raise UsageError(f"{text!r} names no image")
+        raise UsageError(f"{show(text)} names no image")
     if text.startswith("oci:"):
         return _parse_layout(text, text[4:])
     transport = text.partition(":")[0]
     if transport in _OTHER_TRANSPORTS:
         raise UsageError(
-            f"the transport {transport!r} of {text!r} is not supported", hint="Use docker:// or oci:, or skopeo copy it to one"
+            f"the transport {show(transport)} of {show(text)} is not supported",
+            hint="Use docker:// or oci:, or skopeo copy it to one",
         )
     if "://" in text and transport != "docker":
-        raise UsageError(f"{text!r} is a URL, not the name of an image", hint="Write docker://HOST/REPO:TAG")
+        raise UsageError(f"{show(text)} is a URL, not the name of an image", hint="Write docker://HOST/REPO:TAG")
     return _parse_registry(text, text.removeprefix("docker://"))
 
 
@@ -79,16 +80,16 @@ def _parse_layout(text: str, rest: str) -> Reference:
     rest, digest = _split_digest(rest)
     directory, colon, tag = rest.partition(":")
     if not directory:
-        raise UsageError(f"{text!r} names no directory", hint="Write oci:DIR or oci:DIR:TAG")
+        raise UsageError(f"{show(text)} names no directory", hint="Write oci:DIR or oci:DIR:TAG")
     if colon and not _LAYOUT_TAG.match(tag):
-        raise UsageError(f"{tag!r} in {text!r} is no tag")
+        raise UsageError(f"{show(tag)} in {show(text)} is no tag")
     return Reference("oci", directory, tag, digest)
 
 
 def _parse_registry(text: str, rest: str) -> Reference:
     rest, digest = _split_digest(rest)
     if "@" in rest:
-        raise UsageError(f"{text!r} holds no sha256 digest after its @")
+        raise UsageError(f"{show(text)} holds no sha256 digest after its @")
     host, slash, path = rest.partition("/")
     if not slash or not ("." in host or ":" in host or host == "localhost" or host != host.lower()):
         host, path = DOCKER_HUB, rest
@@ -99,13 +100,14 @@ def _parse_registry(text: str, rest: str) -> Reference:
         path = "library/" + path
     found = _HOST.match(host)
     if not found or int(found["port"] or 1) not in range(1, 65536):
-        raise UsageError(f"{host!r} in {text!r} is no registry host")
+        raise UsageError(f"{show(host)} in {show(text)} is no registry host")
     if len(path) > 255 or not all(_COMPONENT.match(component) for component in path.split("/")):
         raise UsageError(
-            f"{path!r} in {text!r} is no repository name", hint="Names are lower case: letters, digits, and . _ - between them"
+            f"{show(path)} in {show(text)} is no repository name",
+            hint="Names are lower case: letters, digits, and . _ - between them",
         )
     if colon and not _TAG.match(tag):
-        raise UsageError(f"{tag!r} in {text!r} is no tag")
+        raise UsageError(f"{show(tag)} in {show(text)} is no tag")
     return Reference("docker", f"{host}/{path}", tag or ("" if digest else "latest"), digest)
 
 

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
-from lazyfs.errors import BadAnswer, DigestMismatch, InvalidManifest
+from lazyfs.errors import BadAnswer, DigestMismatch, InvalidManifest, show
 from lazyfs.format.digest import Digest, check, digest_of
 from lazyfs.format.manifest import DOCUMENT_TYPES, MAX_DOCUMENT
 from lazyfs.registry.access import AccessOptions
@@ -140,7 +140,7 @@ class Repository:
             raise refusal(what, answer.url, answer.status, answer.body)
         got = answer.headers.get("docker-content-digest") or document.digest
         if got != document.digest:
-            raise BadAnswer(f"{what}: the registry says it has kept {got[:80]!r} instead of {document.digest}")
+            raise BadAnswer(f"{what}: the registry says it has kept {show(got)} instead of {document.digest}")
 
     async def aclose(self) -> None:
         """See ImageSource."""

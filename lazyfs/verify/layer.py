@@ -106,7 +106,7 @@ def _compare_trees(listed: dict[bytes, Entry], unpacked: dict[bytes, TarMember])
             other = member.entry
             if entry.type == other.type == "hardlink":
                 if entry.link != other.link:
-                    yield f"{show(name)} has the link {entry.link!r} in the TOC and {other.link!r} in the tar"
+                    yield f"{show(name)} has the link {show(entry.link)} in the TOC and {show(other.link)} in the tar"
                 elif other.link in unpacked:
                     yield from _compare_link(other, unpacked[other.link].entry)
             else:
@@ -144,7 +144,7 @@ def _compare_entries(listed: Entry, unpacked: Entry) -> Iterator[str]:
         if field == "mtime_ns" and lazily % _SECOND == 0 and abs(lazily - fully) < _SECOND:
             continue
         if lazily != fully:
-            yield f"{show(listed.name)} has the {field} {lazily!r} in the TOC and {fully!r} in the tar"
+            yield f"{show(listed.name)} has the {field} {show(lazily)} in the TOC and {show(fully)} in the tar"
 
 
 def _compare_content(entry: Entry, member: TarMember, spool: Spool) -> Iterator[str]:
