@@ -1,0 +1,216 @@
+"""Layers as real images have them: what containerd's overlayfs shows of a full pull is what every way to mount them shows.
+
+One image holds all that containerd and umoci both unpack, and unpack alike; where they differ, or nobody agrees, a test of its own
+says what is shown. That what both refuse is refused stands in tests/unit/format/test_tar.py.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.commands import Lazyfs, umoci_unpack
+from tests.containerd import Containerd
+from tests.docker_registry import Registry
+from tests.integration.test_convert import add_image
+from tests.tars import END, file, header, pax
+from tests.tree import Record, compare, walk
+
+pytestmark = [pytest.mark.fuse, pytest.mark.root, pytest.mark.registry]
+
+ACL = bytes.fromhex("0200000001000600ffffffff02000400e803000004000000ffffffff10000400ffffffff20000000ffffffff")
+"""Its owner may read and write, user 1000 read, nobody else anything."""
+CAPABILITY = bytes.fromhex("0100000200200000000000000000000000000000")
+OWN_NAMES = (b"stargz.index.json", b".no.prefetch.landmark")
+LEFT_OUT = (b".wh..wh.plnk", b".wh.below", b"low/.wh.below")
+"""What a full pull shows and we do not."""
+
+
+def folder(name: bytes, mode: bytes = b"0000755\0") -> bytes:
+    return header(name + b"/", b"5", mode=mode)
+
+
+def link(name: bytes, target: bytes) -> bytes:
+    return header(name, b"1", 0, target)
+
+
+def xattrs(*pairs: tuple[bytes, bytes]) -> bytes:
+    return pax(*((b"SCHILY.xattr." + key, value) for key, value in pairs))
+
+
+def device(name: bytes, kind: bytes, major: int, minor: int) -> bytes:
+    fields = {"major": b"\x80" + major.to_bytes(7, "big"), "minor": b"\x80" + minor.to_bytes(7, "big")}
+    return header(name, kind, **fields)
+
+
+LOWER = [
+    folder(b"low"),
+    file(b"low/file", b"lower"),
+    folder(b"emptied"),
+    file(b"emptied/old", b"lower"),
+    folder(b"replaced", b"0000700\0"),
+    file(b"replaced/old", b"lower"),
+    file(b"gone-by-link", b"lower"),
+    file(b"gone-by-symlink", b"lower"),
+    file(b"gone-by-device", b"lower"),
+    folder(b"dir-by-device"),
+    file(b"dir-by-device/old", b"lower"),
+    file(b"linked-device", b"lower"),
+    END,
+]
+AUFS = [
+    header(b"./.wh..wh.aufs"),
+    folder(b"./.wh..wh.orph"),
+    folder(b"./.wh..wh.plnk"),
+    file(b"./.wh..wh.plnk/12.34", b"a pseudo-link"),
+    folder(b"aufs"),
+    link(b"aufs/one", b".wh..wh.plnk/12.34"),
+    link(b"aufs-two", b"./.wh..wh.plnk/12.34"),
+    link(b".wh.gone-by-link", b".wh..wh.aufs"),
+    link(b"emptied/.wh..wh..opq", b".wh..wh.aufs"),
+    file(b"emptied/new", b"upper"),
+    folder(b".wh.below"),
+    file(b".wh.below/x", b"left out"),
+    file(b"low/.wh.below/y", b"left out"),
+    END,
+]
+HARD = [
+    header(b".wh.gone-by-symlink", b"2", 0, b"nowhere"),
+    header(b"gone-by-device", b"3"),
+    header(b"dir-by-device", b"3"),
+    link(b"linked-device", b"gone-by-device"),
+    device(b"wraps-to-0-0", b"3", 1 << 12, 1 << 20),
+    device(b"large-numbers", b"4", (1 << 32) - 1, (1 << 32) - 1),
+    device(b"beyond", b"3", (1 << 12) + 5, (1 << 20) + 7),
+    file(b"replaced", b"a file, and soon a directory again"),
+    file(b"twice", b"first"),
+    link(b"keeps-the-first", b"./twice"),
+    file(b"twice", b"second"),
+    folder(b"was-a-directory"),
+    file(b"was-a-directory/x", b"1"),
+    file(b"was-a-directory", b"now a file"),
+    header(b"symlink", b"2", 0, b"low/file", mode=b"0000640\0"),
+    link(b"linked-symlink", b"symlink"),
+    file(b"./dots//file", b"1"),
+    file(b"/absolute/file", b"2"),
+    folder(b"low/./again"),
+    pax((b"path", b"/".join([b"p" * 255] * 5))) + file(b"short", b"a long path"),
+    file(b"././@LongLink", b"g" * 120 + b"/" + b"n" * 250 + b"\0", b"L") + file(b"short", b"GNU's long name"),
+    pax((b"mtime", b"1700000000.123456789")) + file(b"nanoseconds", b""),
+    pax((b"uid", b"4294967294"), (b"gid", b"3000000000")) + file(b"owned", b"1", mode=b"0006755\0"),
+    folder(b"sticky", b"0041777\0"),
+    header(b"fifo", b"6", mode=b"0000622\0"),
+    xattrs((b"user.empty", b""), (b"security.x", b"\0\xff\n="), (b"unknown.x", b"1"), (b"system.nfs4_acl", b"1"))
+    + file(b"attributes", b"1"),
+    xattrs((b"security.x", b"1"), (b"system.posix_acl_access", ACL)) + header(b"attributed-link", b"2", 0, b"low"),
+    xattrs((b"system.posix_acl_access", b"no access list")) + file(b"bad-acl", b"1"),
+    xattrs((b"system.posix_acl_access", ACL)) + file(b"acl", b"for user 1000", mode=b"0000640\0"),
+    xattrs((b"security.capability", CAPABILITY)) + file(b"capable", b"1", mode=b"0000755\0"),
+    END,
+]
+ONLY_CONTAINERD = [
+    xattrs((b"user.x", b"1")) + header(b"user-attribute-link", b"2", 0, b"low"),
+    xattrs((b"user.x", b"1")) + header(b"user-attribute-fifo", b"6"),
+    END,
+]
+"""umoci fails; containerd goes on without the attribute."""
+
+
+@pytest.fixture(scope="module")
+def containerd(session_folder: Path) -> Iterator[Containerd]:
+    """One containerd for the module."""
+    with Containerd(session_folder / "layers-c") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def source(session_folder: Path) -> str:
+    """The image, in a layout. umoci unpacks it without the last layer."""
+    layers = [b"".join(layer) for layer in (LOWER, AUFS, HARD, ONLY_CONTAINERD)]
+    umoci_unpack(add_image(session_folder / "layers-umoci", *layers[:-1]), session_folder / "layers-unpacked")
+    return add_image(session_folder / "layers", *layers)
+
+
+@pytest.fixture(scope="module")
+def pulled(containerd: Containerd, shared_registry: Registry, session_folder: Path) -> Callable[[str], dict[bytes, Record]]:
+    """What overlayfs shows of a full pull of an image."""
+
+    def pull(image: str) -> dict[bytes, Record]:
+        containerd.pull(shared_registry.push(image, "layers:v1"))
+        try:
+            with containerd.shown("overlayfs", session_folder / "shown") as root:
+                return walk(root)
+        finally:
+            (session_folder / "shown").rmdir()
+            containerd.prune()
+
+    return pull
+
+
+@pytest.fixture(scope="module")
+def full(source: str, pulled: Callable[[str], dict[bytes, Record]]) -> dict[bytes, Record]:
+    """The original, pulled."""
+    return pulled(source)
+
+
+def assert_same(full: dict[bytes, Record], shown: dict[bytes, Record]) -> None:
+    """The same but for what is left out, for directories' times that no layer names, and a link fewer: the pseudo-link's own name."""
+    implied = {path for path, record in full.items() if record.type == "dir"}
+    differences = compare(full, shown, untimed=implied, ignore=(*OWN_NAMES, *LEFT_OUT))
+    aufs = [it for it in differences if it.path in {"aufs/one", "aufs-two"}]
+    assert [(it.path, it.field, it.left, it.right) for it in aufs] == [("aufs-two", "nlink", 3, 2), ("aufs/one", "nlink", 3, 2)]
+    assert [str(it) for it in differences if it not in aufs] == []
+    assert not [path for path in shown if path.startswith(LEFT_OUT) or path.startswith(b".wh.")]
+
+
+@pytest.mark.umoci
+@pytest.mark.containerd
+@pytest.mark.parametrize("mode", ["portable", "native"])
+@pytest.mark.parametrize("lazy", [False, True])
+def test_every_way_to_mount_shows_what_a_full_pull_shows(
+    mode: str, lazy: bool, source: str, full: dict[bytes, Record], lazyfs: Lazyfs, tmp_path: Path
+) -> None:
+    """Converted and not, natively and portably; what is left out is noted, and an access list holds."""
+    image = source
+    if lazy:
+        image = f"oci:{tmp_path}/converted:v1"
+        done = lazyfs.run("convert", source, image)
+        assert (
+            done.stderr.count(b"lazyfs: warning: ") == 1 and b"left out 2 entries below names that begin with .wh." in done.stderr
+        )
+    directory = tmp_path / "root"
+    directory.mkdir()
+    done = lazyfs.run("mount", image, directory, "--store", lazyfs.store, "--mode", mode, "--background", "off")
+    try:
+        assert (b"left out 2 entries" in done.stderr) == (not lazy)
+        assert_same(full, walk(directory))
+        assert (directory / "aufs/one").stat().st_ino == (directory / "aufs-two").stat().st_ino
+        assert read_as(1000, directory / "acl") == b"for user 1000"
+        assert read_as(1001, directory / "acl") == b""
+    finally:
+        lazyfs.run("umount", directory)
+
+
+def read_as(user: int, path: Path) -> bytes:
+    """What a user reads of a file: nothing where it may not."""
+    command = ["setpriv", f"--reuid={user}", "--regid=1001", "--clear-groups", "cat", "/proc/self/fd/0/" + path.name]
+    # By way of the directory: that of a test is for its owner alone.
+    descriptor = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        return subprocess.run(command, stdin=descriptor, capture_output=True, timeout=30, check=False).stdout
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.umoci
+@pytest.mark.containerd
+def test_a_conversion_keeps_what_a_full_pull_shows(
+    source: str, full: dict[bytes, Record], pulled: Callable[[str], dict[bytes, Record]], lazyfs: Lazyfs, tmp_path: Path
+) -> None:
+    """To containerd the converted image differs from the original as little as to us."""
+    lazyfs.run("convert", source, f"oci:{tmp_path}/converted:v1")
+    assert_same(full, pulled(f"oci:{tmp_path}/converted:v1"))
