@@ -24,6 +24,7 @@ from lazyfs.cli.progress import follow
 from lazyfs.daemon.client import Client
 from lazyfs.daemon.orders import MountOrder, Refused
 from lazyfs.errors import LazyfsError, MountFailed, NotNative, UsageError, require
+from lazyfs.kernel.open_files import require_open_files
 from lazyfs.mount.daemon import Report, Reporter, died, fork_daemon
 from lazyfs.mount.table import absolute, find_mount
 
@@ -163,6 +164,7 @@ def prepare_upper(upper: Path, directory: Path) -> Path:
 
 
 def _mount_portably(arguments: argparse.Namespace, directory: Path, store: Path) -> int:
+    require_open_files("a portable mount")
     require("a portable mount", "pyfuse3")
     reference, access, platform = reference_of(arguments), access_of(arguments), platform_of(arguments)
     store_size = store_size_of(arguments)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from lazyfs.daemon.holding import LISTENER, complete
 from lazyfs.daemon.keeper import keep
 from lazyfs.errors import LazyfsError, foremost, require
+from lazyfs.kernel.open_files import require_open_files
 from lazyfs.store.directory import adopt
 from lazyfs.store.location import default_directory
 from lazyfs.store.refusal import refusal
@@ -104,6 +105,7 @@ def _run(options: argparse.Namespace, start: _Start) -> int:
         require("serving containerd", "grpc", "google.protobuf")
     service = options.service or bool(containerds) or config is not None
     sockets = {LISTENER + name: path for name, path in containerds.items()}
+    require_open_files("lazyfsd")
     try:
         adopt(store)  # before anything is written to a place that may be another's
         if options.no_keeper:

@@ -21,6 +21,7 @@ import msgspec
 from lazyfs.daemon.holding import SOCKET_NAME
 from lazyfs.daemon.orders import Order, Refused, Report, encode
 from lazyfs.errors import LocalError, StoreUnusable, require
+from lazyfs.kernel.open_files import require_open_files
 
 _START_DEADLINE: Final = 20.0
 _TRIES: Final = 20
@@ -110,7 +111,8 @@ class Client:
         return connection
 
     def _start(self) -> socket.socket:
-        """Start the daemon and wait until it listens. Raises DaemonUnreachable, NotInstalled."""
+        """Start the daemon and wait until it listens. Raises DaemonUnreachable, NotInstalled, LocalError: it would not come up."""
+        require_open_files("lazyfsd, which is started from here,")
         require("lazyfsd", "pyfuse3")
         command = [sys.executable, "-m", "lazyfs.daemon", "--store", str(self._store)]
         end = time.monotonic() + _START_DEADLINE
