@@ -1,0 +1,247 @@
+"""How long a lazyfsd lives: through long orders and want of descriptors; and what an interrupted order leaves for the next one."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from lazyfs.kernel.mountinfo import mounted_at
+from tests.commands import Lazyfs, run
+from tests.lazyfsd import Lazyfsd, await_end, moments
+from tests.lying_registry import Lie, LyingRegistry
+from tests.plugin import Plugin
+from tests.small_image import SmallImage
+from tests.snapshots_client import SnapshotsClient
+from tests.unit.registry.scripted import Answer, Reply, Request
+
+pytestmark = [pytest.mark.fuse, pytest.mark.root]
+MODES = ["portable", "native"]
+LARGE = 1 << 20
+"""Bytes: blobs of which a slow registry takes its time for."""
+
+
+def slowly(seconds: float) -> Lie:
+    """A registry that takes so long for the second half of each large range."""
+
+    def answer(_request: Request, right: bytes) -> Answer:
+        if len(right) < LARGE:
+            return right
+        half = len(right) // 2
+        return Reply(right, "drip", drops=half, pause=seconds / 30, drop=half // 30 + 1)
+
+    return answer
+
+
+def start(lazyfs: Lazyfs, *arguments: str | Path) -> subprocess.Popen[bytes]:
+    """The command, on its way."""
+    command = [sys.executable, "-m", "lazyfs", *map(str, arguments)]
+    return subprocess.Popen(command, env=lazyfs.environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def wrong_files(directory: Path, small: SmallImage) -> list[str]:
+    return [name for name, data in small.files.items() if (directory / name).read_bytes() != data]
+
+
+def kept(store: Path) -> int:
+    """Bytes of the largest blob under way."""
+    with suppress(FileNotFoundError):
+        return max((path.stat().st_size for path in (store / "partial").glob("blob-*")), default=0)
+    return 0
+
+
+def await_kept(store: Path, size: int) -> None:
+    """Until so much of a blob is kept. AssertionError where it never is."""
+    for _ in moments():
+        if kept(store) >= size:
+            return
+    raise AssertionError(f"no more than {kept(store)} bytes are kept")
+
+
+@pytest.mark.parametrize("command", ["mount", "run"])
+def test_order_that_takes_longer_than_a_daemon_waits(command: str, small: SmallImage, lazyfs: Lazyfs, tmp_path: Path) -> None:
+    """No lazyfsd runs, and a layer takes 15 s to arrive: the one that is started stays, and is the only one."""
+    root = tmp_path / "root"
+    root.mkdir()
+    with LyingRegistry(small.original) as registry:
+        registry.lie = slowly(15)
+        options = ["--plain-http", "--store", lazyfs.store]
+        if command == "mount":
+            lazyfs.run("mount", "--mode", "native", *options, f"{registry.image}:v1", root)
+            assert not wrong_files(root, small)
+            lazyfs.run("umount", root)
+        else:
+            told = lazyfs.run("run", *options, f"{registry.image}:v1", "/nothing", code=127)
+            assert b"ends each time" not in told.stderr
+    log = (lazyfs.store / "logs" / "lazyfsd.log").read_text()
+    assert "keeper" not in log, "a daemon died, or was killed"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_interrupted_client(mode: str, small: SmallImage, lazyfs: Lazyfs, tmp_path: Path) -> None:
+    """Ctrl-C ends the work and not only the waiting, keeps what has come, and is nothing to another client that waits for the same
+    image: that one goes on from there."""
+    roots = [tmp_path / name for name in ("first", "second")]
+    for root in roots:
+        root.mkdir()
+    with LyingRegistry(small.original) as registry:
+        registry.lie = slowly(600)
+        options = ["--plain-http", "--store", lazyfs.store, "--mode", mode, f"{registry.image}:v1"]
+        with start(lazyfs, "mount", *options, roots[0]) as first, start(lazyfs, "mount", *options, roots[1]) as second:
+            await_kept(lazyfs.store, LARGE // 2)
+            told = [_line(process, "waiting for layer|are fetched whole") for process in (first, second)]
+            working, waiting = (first, second) if "whole" in told[0] else (second, first)
+            registry.lie = None
+            asked = len(registry.ranges)
+            working.send_signal(signal.SIGINT)
+            assert working.wait(60) == 130
+            assert waiting.wait(60) == 0, waiting.stderr and waiting.stderr.read()
+        root = roots[waiting is second]
+        assert not wrong_files(root, small)
+        starts = [int(re.findall(r"\d+", each)[0]) for each in registry.ranges[asked:]]
+        assert max(starts) >= LARGE // 2, "the rest was asked for, and not all of it"
+        assert mounted_at(roots[waiting is first]) is None
+        assert not kept(lazyfs.store)
+        lazyfs.run("umount", root)
+
+
+def _line(process: subprocess.Popen[bytes], pattern: str) -> str:
+    """The first line of what it says in which `pattern` is found."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if re.search(pattern, line.decode()):
+            return line.decode()
+    raise AssertionError(f"it never said {pattern}")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_interrupted_order_ends_its_connections(mode: str, small: SmallImage, lazyfs: Lazyfs, tmp_path: Path) -> None:
+    """Nobody fetches any more what nobody waits for; the next mount asks for the rest."""
+    root = tmp_path / "root"
+    root.mkdir()
+    with LyingRegistry(small.original) as registry:
+        registry.lie = slowly(600)
+        command = ["mount", "--plain-http", "--store", lazyfs.store, "--mode", mode, f"{registry.image}:v1", root]
+        with start(lazyfs, *command) as process:
+            await_kept(lazyfs.store, LARGE // 2)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 130
+        for _ in moments():
+            if not registry.server.open:
+                break
+        assert not registry.server.open
+        size, asked = kept(lazyfs.store), len(registry.ranges)
+        assert size >= LARGE // 2
+        registry.lie = None
+        lazyfs.run(*command)
+        assert not wrong_files(root, small)
+        assert f"bytes={size}-" in " ".join(registry.ranges[asked:])
+        lazyfs.run("umount", root)
+
+
+def test_told_to_end_in_the_middle_of_an_order(small: SmallImage, lazyfs: Lazyfs, tmp_path: Path) -> None:
+    """SIGTERM: the daemon and its keeper are gone within seconds, with the mount that there was, and what has come is kept."""
+    root = tmp_path / "root"
+    root.mkdir()
+    with lazyfs.mounted(small.converted, "--background", "off", mode="native") as mounted:
+        lazyfsd = Lazyfsd(lazyfs.store)
+        process, keeper = lazyfsd.process, lazyfsd.keeper
+        with LyingRegistry(small.original) as registry:
+            registry.lie = slowly(600)
+            command = ["mount", "--plain-http", "--store", lazyfs.store, "--mode", "native", f"{registry.image}:v1", root]
+            with start(lazyfs, *command) as client:
+                await_kept(lazyfs.store, LARGE // 2)
+                client.send_signal(signal.SIGSTOP)  # else it would start another daemon and order again
+                os.kill(keeper, signal.SIGTERM)
+                await_end(process)
+                await_end(keeper)
+                client.kill()
+        assert mounted_at(mounted) is None
+        assert kept(lazyfs.store) >= LARGE // 2
+        # For the fixture, which unmounts.
+        lazyfs.run("mount", small.converted, mounted, "--store", lazyfs.store, "--mode", "native")
+    assert "killed by" not in lazyfsd.log()
+
+
+@contextmanager
+def without_descriptors(process: int) -> Iterator[None]:
+    """Another process can open no file."""
+    soft, hard = resource.prlimit(process, resource.RLIMIT_NOFILE)
+    resource.prlimit(process, resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        yield
+    finally:
+        resource.prlimit(process, resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def await_log(lazyfsd: Lazyfsd | Plugin, text: str) -> None:
+    """Until it has said so. AssertionError where it never does."""
+    log = lazyfsd.log if isinstance(lazyfsd, Lazyfsd) else lazyfsd.logged
+    for _ in moments():
+        if text in log():
+            return
+    raise AssertionError(log())
+
+
+def test_daemon_without_descriptors(small: SmallImage, lazyfs: Lazyfs) -> None:
+    """It says so and goes on: whoever orders something waits, and what ended meanwhile is cleared up afterwards."""
+    with lazyfs.mounted(small.converted, "--background", "off", mode="native") as root:
+        lazyfsd = Lazyfsd(lazyfs.store)
+        process = lazyfsd.process
+        with lazyfs.mounted(small.converted, "--background", "off", mode="native") as other:
+            with without_descriptors(process):
+                run("umount", other)
+                client = start(lazyfs, "status", "--store", lazyfs.store)
+                await_log(lazyfsd, "an order has to wait")
+            assert client.wait(60) in (0, 1)
+            client.communicate()
+            for _ in moments():
+                if len(lazyfsd.status()) == 1:
+                    break
+            assert lazyfsd.process == process
+            lazyfs.run("mount", small.converted, other, "--store", lazyfs.store, "--mode", "native")
+        assert not wrong_files(root, small)
+        assert lazyfsd.process == process
+
+
+@pytest.mark.containerd
+def test_service_without_descriptors(plugin: Plugin) -> None:
+    """A snapshot is removed, and what it had cannot be: that waits for the next Cleanup, and nobody else notices."""
+    process = plugin.status()["pid"]
+    with SnapshotsClient(plugin.socket) as client:
+        client.prepare("one")
+        client.prepare("two")
+        with without_descriptors(process):
+            client.remove("one")
+            await_log(plugin, "Too many open files")
+        client.remove("two")
+        client.cleanup()
+        plugin.await_empty()
+    assert plugin.status()["pid"] == process
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["lazyfs mount --mode native", "lazyfs mount --mode portable", "lazyfs mount", "lazyfs run", "lazyfs.daemon"],
+    ids=lambda command: command[-8:].strip(),
+)
+def test_low_limit_of_open_files(command: str, small: SmallImage, lazyfs: Lazyfs, tmp_path: Path) -> None:
+    """`ulimit -n 64` is an error that names the limit and what to do, not a traceback and no hang."""
+    root = tmp_path / "root"
+    root.mkdir()
+    module, *words = command.split()
+    arguments: list[str | Path] = [*words, "--store", lazyfs.store]
+    if module == "lazyfs":
+        arguments += [small.converted, "true" if words == ["run"] else root]
+    limited = ["prlimit", "--nofile=64:64", sys.executable, "-m", module, *arguments]
+    told = run(*limited, code=125 if words == ["run"] else 5, env=lazyfs.environment, timeout=60).stderr.decode()
+    assert "no more than 64 files open" in told and "ulimit -n" in told and "Traceback" not in told
+    assert not root.is_mount()
