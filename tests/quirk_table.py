@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import re
 import zlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from tests.quirks import (
     at,
     broken_upload,
     challenge,
+    cookies,
     cut,
     encoded,
     fields_of,
@@ -26,8 +28,10 @@ from tests.quirks import (
     once,
     ranges,
     redirect,
+    redirected_upload,
     refused,
     short,
+    signed,
     spelled,
     token,
     whole,
@@ -60,6 +64,10 @@ def taken_with(status: int) -> Callable[[], Quirk]:
         return dataclasses.replace(response, status=status) if pushed else response
 
     return lambda: quirk
+
+
+def _with_body_for_head(request: Request, response: Response) -> Response:
+    return dataclasses.replace(response, answers_head=True) if request.method == "HEAD" else response
 
 
 def documents() -> list[Row]:
@@ -104,6 +112,19 @@ def heads() -> list[Row]:
     long = b"\r\n" + b"X-Odd: %s\r\n" % (b"x" * 8000) * 10 + b"\r\n"
     return [
         Row("line feeds alone", head(old=b"\r\n", new=b"\n"), blobs=True),
+        Row("cookies", lambda: cookies, tokens=True),
+        Row("a line behind each body", at("manifest", "blob", tail=b"\r\n"), blobs=True),
+        Row("rubbish behind each body", at("manifest", "blob", "token", tail=b"rubbish"), blobs=True, tokens=True),
+        Row("HEAD with a body", at("manifest", "blob", answers_head=True)),
+        Row(
+            "Content-Length twice",
+            at("manifest", "blob", rewrite=lambda data: re.sub(rb"(\r\nContent-Length: \d+)", rb"\1\1", data)),
+            blobs=True,
+        ),
+        Row("chunked with a length", at("manifest", "blob", framing="chunked", Content_Length="7"), blobs=True),
+        Row("manifest redirected to a signed place", signed("manifest", 307)),
+        Row("blob redirected to a signed place", signed("blob", 307), blobs=True),
+        Row("token redirected to a signed place", signed("token", 307), tokens=True),
         Row("no reason", head(old=b" Said\r\n", new=b"\r\n"), blobs=True),
         Row("a blank and no reason", head(old=b" Said\r\n", new=b" \r\n"), slow=True),
         Row("HTTP/1.0", head(old=b"HTTP/1.1", new=b"HTTP/1.0"), blobs=True),
@@ -255,6 +276,9 @@ PUSHES = [
         Row(f"location {form}", fields_of("POST", "PATCH", Location=form))
         for form in ("http://{host}{location}", "//{host}{location}", "{location}#part")
     ),
+    Row("HEAD with a body", lambda: _with_body_for_head),
+    Row("cookies", lambda: cookies),
+    *(Row(f"begun elsewhere, by {status}", redirected_upload(status)) for status in (307, 308)),
     Row("location with blanks", fields_of("POST", "PATCH", Location="{location}&more=a b"), "skopeo", required=True),
     Row("location without end", fields_of("PUT", Location="-")),
     *(Row(f"Range {value!r}", fields_of("PATCH", "POST", Range=value)) for value in ("-", "bytes=0-5", "0-5")),

@@ -128,6 +128,40 @@ def redirect(kind: Kind, status: int, location: str) -> Callable[[], Quirk]:
     return lambda: quirk
 
 
+SIGNED = "sig=a/b+c=%2f%2F,;:@!$'()*|\"<>[]{}^`~\\"
+
+
+def signed(kind: Kind, status: int) -> Callable[[], Quirk]:
+    """A redirect to a place that wants to be asked for in exactly the same letters."""
+
+    def quirk(request: Request, response: Response) -> Response:
+        if request.kind != kind or response.status >= 300:
+            return response
+        if "sig=" not in request.target:
+            return Response(status, {"Location": f"{request.target}?{SIGNED}"})
+        return response if request.target.endswith(f"?{SIGNED}") else Response(403)
+
+    return lambda: quirk
+
+
+def cookies(request: Request, response: Response) -> Response:
+    """Cookies are set, and whoever sends one back is taken for a browser."""
+    if "cookie" in request.headers:
+        return Response(403, {}, b'{"errors": [{"code": "DENIED", "message": "CSRF token invalid"}]}')
+    return dataclasses.replace(response, headers={**response.headers, "Set-Cookie": "sid=1; Path=/; HttpOnly"})
+
+
+def redirected_upload(status: int) -> Callable[[], Quirk]:
+    """POST is sent elsewhere."""
+
+    def quirk(request: Request, response: Response) -> Response:
+        if request.kind != "upload" or request.method != "POST" or "moved" in request.target:
+            return response
+        return Response(status, {"Location": f"{request.target}?moved=1"})
+
+    return lambda: quirk
+
+
 def challenge(form: str) -> Callable[[], Quirk]:
     """WWW-Authenticate in another spelling: `form` knows `realm` and `scope`."""
 

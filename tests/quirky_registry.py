@@ -59,6 +59,10 @@ class Response:
     """Close the connection after so many bytes of the body, or, where it is negative, without any answer."""
     rewrite: Callable[[bytes], bytes] = bytes
     """Applied to the finished head, empty line included."""
+    tail: bytes = b""
+    """Sent behind the body, of which it is no part."""
+    answers_head: bool = False
+    """The body is sent to HEAD as well."""
     blob: bytes = b""
     """All of it, where a range of it is answered."""
 
@@ -75,7 +79,7 @@ class Response:
             fields["Connection"] = "close"
         lines = [f"HTTP/1.1 {self.status} Said", *(f"{name}: {value}" for name, value in fields.items())]
         head = self.rewrite(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
-        return head + body[: self.cut] if with_body else head
+        return head + (body[: self.cut] if with_body or self.answers_head else b"") + self.tail
 
 
 Quirk = Callable[[Request, Response], Response]

@@ -8,7 +8,8 @@ closed when its last request has ended.
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Final, NamedTuple
 
 import h11
@@ -62,10 +63,13 @@ class Http:
         """
         clients = self._clients
         clients.users += 1
+        seasoned = clients.answers > 0
         answered = False
         try:
-            client = clients.get(url.scheme, self._proxies.for_url(url))
-            async with client.stream(method, str(url), headers=headers, content=content) as response:
+            proxy = self._proxies.for_url(url)
+            client = clients.get(url.scheme, proxy)
+            extensions = _as_spelled(url, proxy)
+            async with client.stream(method, str(url), headers=headers, content=content, extensions=extensions) as response:
                 # What a field's bytes mean is for those to say who use it: as Latin-1 they all survive.
                 response.headers.encoding = "latin-1"
                 answered = True
@@ -83,12 +87,19 @@ class Http:
                     if success:
                         raise BadAnswer(f"{url.authority} sends over {limit} bytes where no more are allowed")
                     del body[most:]
+            clients.answers += 1
             data = bytes(body)
             if success:
                 data = await inflated(data, response.headers.get("content-encoding", ""), limit, url.authority)
             return Answer(url, response.status_code, response.headers, data)
         except (httpx.TransportError, httpx.InvalidURL) as error:
-            raise _error(url, error, in_body=answered) from error
+            found = _error(url, error, in_body=answered)
+            if seasoned and _breaks_grammar(error) and not answered:
+                # It may be what an earlier answer had too much: a body for HEAD, a line behind a body. Go drops such a connection, httpx
+                # reads on. On a new one the same breach is one.
+                self._retire(clients)
+                found = Unreachable(found.message)
+            raise found from error
         except BadAnswer:
             raise
         except BaseException:  # cancelled, alone or in a group
@@ -114,6 +125,7 @@ class _Clients:
 
     def __init__(self) -> None:
         self.users = 0
+        self.answers = 0
         self.retired = False
         self._found: dict[tuple[str, Proxy | None], httpx.AsyncClient] = {}
 
@@ -129,6 +141,8 @@ class _Clients:
                 timeout=_TIMEOUT,
                 limits=httpx.Limits(max_connections=MAX_CONNECTIONS),
                 headers={"User-Agent": "lazyfs", "Accept-Encoding": "identity"},
+                # None are kept: a registry with a web interface takes whoever sends one for a browser, and refuses to be written to.
+                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
                 proxy=None if proxy is None else _proxy(proxy, context),
             )
         return client
@@ -144,24 +158,42 @@ def _proxy(proxy: Proxy, context: ssl.SSLContext) -> httpx.Proxy:
     return httpx.Proxy(str(proxy.url), auth=auth, ssl_context=context if proxy.url.scheme == "https" else None)
 
 
+def _as_spelled(url: Url, proxy: Proxy | None) -> dict[str, bytes]:
+    """What makes httpx ask for the letters of `url`, where it would escape some of them: a signature is made of letters.
+
+    Not through a tunnel: httpcore would ask the proxy for them, too.
+    """
+    if proxy is None:
+        return {"target": url.target.encode("ascii")}
+    return {} if url.scheme == "https" else {"target": str(url).encode("ascii")}
+
+
 def _error(url: Url, error: Exception, *, in_body: bool) -> Unreachable | BadAnswer:
-    cause: BaseException | None = error
-    grammar = isinstance(error, httpx.InvalidURL)
-    while cause is not None:
+    for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return BadAnswer(
                 f"the certificate of {url.host} does not verify: {cause.verify_message}",
                 hint="If the registry has a CA of its own, add it to the system's or name it in SSL_CERT_FILE",
             )
-        # A head that breaks off is httpcore's own error and has no cause; h11 refuses what breaks HTTP's grammar. In a body h11 says
-        # the same of both, and of most bodies only that they break off. The framing of chunks can also be wrong: then a few
-        # tries are wasted.
-        grammar = grammar or (isinstance(cause, h11.RemoteProtocolError) and not in_body)
-        cause = cause.__cause__ or cause.__context__
-    if grammar:
+    if isinstance(error, httpx.InvalidURL) or (_breaks_grammar(error) and not in_body):
         return BadAnswer(f"{url.authority} breaks HTTP: {error}")
     if isinstance(error, httpx.ProxyError):
         return BadAnswer(f"the proxy refuses a connection to {url.authority}: {error}")
     if isinstance(error, httpx.RemoteProtocolError) and in_body:
         return Unreachable(f"{url.authority} broke off in the middle of its answer")
     return Unreachable(f"cannot reach {url.authority}: {str(error) or type(error).__name__}")
+
+
+def _breaks_grammar(error: Exception) -> bool:
+    """Whether h11 has refused what a server sent.
+
+    A head that breaks off is httpcore's own error, without h11 behind it. In a body h11 says the same of what breaks off and of a wrong
+    framing of chunks, which is rare.
+    """
+    return any(isinstance(cause, h11.RemoteProtocolError) for cause in _causes(error))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -86,13 +86,18 @@ class Session:
             if answer.status == 401 and own and not renewed:
                 await self.tokens.renew(scope, answer.headers.get("www-authenticate", ""), authorization)
                 renewed = True
-            elif answer.status in REDIRECTS and method in {"GET", "HEAD"}:
+            elif answer.status in REDIRECTS and _may_follow(method, answer.status, content):
                 url = redirected(what, answer.status, url, answer.headers.get("location", ""), visited)
             elif may_pass(answer.status):
                 self.holdoffs.note(url, answer.status, answer.headers.get("retry-after", ""))
                 return Later(Unreachable(f"{what}: {url.authority} answers {answer.status}{_reason(answer.body)}"))
             else:
                 return answer
+
+
+def _may_follow(method: str, status: int, content: Content) -> bool:
+    """307 and 308 repeat the request, whatever it is; a body of many bytes is not sent before it is known where to."""
+    return method in {"GET", "HEAD"} or (status in {307, 308} and isinstance(content, bytes))
 
 
 def refusal(what: str, url: Url, status: int, body: bytes = b"") -> SourceError:

@@ -123,6 +123,57 @@ async def test_a_cut_answer_is_asked_for_again(answer: bytes, autojump_clock: tr
         assert not server.script
 
 
+@pytest.mark.parametrize("rest", [b"\r\n", b"rubbish"])
+async def test_what_stands_behind_a_body_is_no_answer(rest: bytes, autojump_clock: trio.testing.MockClock) -> None:
+    """A line too many, or a body for HEAD: the next request has a connection of its own, and is answered."""
+    async with asking([]) as (server, session):
+        server.script = lambda _: reply(200, b"one") + (rest if len(server.requests) == 1 else b"")
+        for _ in range(3):
+            assert await get(session) == b"one"
+    assert server.connections == 2
+
+
+async def test_a_breach_behind_a_good_answer_is_repeated_once(autojump_clock: trio.testing.MockClock) -> None:
+    """On a new connection it is the server's own."""
+    async with asking([reply(200, b"x"), Reply(b"HTTP/2 200\r\n\r\n", "close"), Reply(b"HTTP/2 200\r\n\r\n", "close")]) as (
+        server,
+        session,
+    ):
+        assert await get(session) == b"x"
+        with pytest.raises(BadAnswer, match="breaks HTTP"):
+            await get(session)
+        assert not server.script
+
+
+async def test_cookies_are_not_kept() -> None:
+    """Whoever sends one is taken for a browser by some registries, and not for a client that may write."""
+    async with asking([reply(200, b"x", set_cookie="sid=1; Path=/")] * 2) as (server, session):
+        for _ in range(2):
+            await get(session)
+    assert not any("cookie" in request.headers for request in server.requests)
+
+
+SIGNED = "/m%2f%2F?sig=a/b+c=%2f,;:@!$'()*|\"<>[]{}^`~\\"
+
+
+async def test_a_signed_location_is_asked_for_letter_by_letter() -> None:
+    """Another spelling of the same URL is another signature."""
+    async with asking([reply(307, location=SIGNED), reply(200, b"x")]) as (server, session):
+        assert await get(session) == b"x"
+    assert server.requests[1].target == SIGNED
+
+
+@pytest.mark.parametrize(("status", "followed"), [(307, True), (308, True), (301, False), (302, False), (303, False)])
+async def test_redirects_of_what_is_written(status: int, followed: bool) -> None:
+    """307 and 308 repeat the request with its body; the others would make a GET of it."""
+    async with asking([reply(status, location="/there")]) as (server, session):
+        if followed:
+            server.script = [reply(status, location="/there"), reply(201)]
+        answer = await session.ask("it", "PUT", session.url("m"), SCOPE, content=b"document")
+    assert answer.status == (201 if followed else status)
+    assert [request.body for request in server.requests] == [b"document"] * (2 if followed else 1)
+
+
 async def test_a_body_that_ends_by_closing_is_whole() -> None:
     """Without a length nobody can know better; digests do."""
     async with asking([Reply(HEAD + b"\r\nwhole", "close")]) as (_, session):
