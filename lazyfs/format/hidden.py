@@ -24,9 +24,11 @@ class HiddenFiles:
         self._keys: dict[bytes, bytes] = {}
         """And back."""
 
-    def add(self, entry: Entry, extents: Extents = ()) -> None:
-        """An entry that is not shown."""
-        found = self._files.get(link_key(entry.link)) if entry.type == "hardlink" else (entry, extents)
+    def add(self, entry: Entry, extents: Extents = (), target: Entry | None = None) -> None:
+        """An entry that is not shown; `target` is what it links to, where that is a file that is shown, and known."""
+        found: tuple[Entry, Extents] | None = (target or entry, extents)
+        if entry.type == "hardlink" and target is None:
+            found = self._files.get(link_key(entry.link))
         if found is not None and entry.type != "dir":
             key = link_key(entry.name)
             self._files[key] = found

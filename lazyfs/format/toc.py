@@ -128,7 +128,7 @@ def parse_toc(
             names.pop(entry.name, None)
             names[entry.name] = whiteout(entry)
         else:
-            hidden.add(entry)
+            hidden.add(entry, target=names.get(entry.link) if entry.type == "hardlink" else None)
             if left_out is not None:
                 left_out.add(entry.name, place)
         heads += 1

@@ -91,6 +91,8 @@ def test_a_toc_of_aufs() -> None:
         {"name": "d/four", "type": "hardlink", "linkName": ".wh..wh.plnk/again"},
         {"name": "d/.wh.gone", "type": "hardlink", "linkName": ".wh..wh.aufs"},
         {"name": "three", "type": "hardlink", "linkName": "d/one"},
+        {"name": ".wh..wh.plnk/of-shown", "type": "hardlink", "linkName": "three"},
+        {"name": "five", "type": "hardlink", "linkName": ".wh..wh.plnk/of-shown"},
     ]
     left_out = LeftOut()
     found = parse_toc(json.dumps({"version": 1, "entries": entries}).encode(), 100, "layer 1", left_out)
@@ -100,9 +102,10 @@ def test_a_toc_of_aufs() -> None:
         (b"d/four", "reg", 6),
         (b"d/.wh.gone", "reg", b""),
         (b"three", "hardlink", b"d/one"),
+        (b"five", "hardlink", b"d/one"),
     ]
     assert {(it.mode, it.uid, it.chunks[0].digest) for it in found[0:3:2]} == {(0o4711, 7, bytes.fromhex("ab" * 32))}
-    assert (left_out.aufs, left_out.note) == (4, "")
+    assert (left_out.aufs, left_out.note) == (5, "")
 
 
 def test_what_lies_below_a_whiteout_is_left_out_and_counted() -> None:
