@@ -7,6 +7,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,29 @@ def test_only_opaque_stays(tree: Path) -> None:
     assert all(attributes(path) == kept for path in everything if path not in {tree, tree / "folder"})
     assert attributes(outside / "file") == {"trusted.overlay.metacopy"}
     assert strip(tree) == 0
+
+
+@pytest.mark.root
+def test_directories_named_like_whiteouts_go(tree: Path) -> None:
+    """containerd makes them where a tar has something below such a name, as in AUFS' metadata; lazily nobody shows them."""
+    tree = tree / "fs"
+    for path in (".wh..wh.plnk/1.2", ".wh.a/" + "deep/" * 1200, "d/.wh.b/x", "d/shown/.whx/y"):
+        folder = os.open(tree.parent, os.O_RDONLY)
+        for part in ("fs", *path.strip("/").split("/")):
+            with suppress(FileExistsError):
+                os.mkdir(part, dir_fd=folder)
+            below = os.open(part, os.O_RDONLY, dir_fd=folder)
+            os.close(folder)
+            folder = below
+        os.close(folder)
+    (tree / "linked").touch()
+    os.link(tree / "linked", tree / ".wh..wh.plnk" / "3.4")
+    os.mknod(tree / ".wh.device", 0o020600, os.makedev(0, 0))
+    assert strip(tree) == 0
+    assert sorted(os.listdir(tree)) == [".wh.device", "d", "linked"] and os.listdir(tree / "d") == ["shown"]
+    assert os.listdir(tree / "d" / "shown") == [".whx"]
+    assert strip(tree) == 0
+    subprocess.run(["rm", "-rf", tree.parent / "left-out"], check=True)
 
 
 @pytest.mark.root
