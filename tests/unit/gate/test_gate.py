@@ -15,14 +15,16 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from lazyfs.errors import Unreachable
-from lazyfs.fetch.fetcher import open_fetcher
+from lazyfs.fetch.fetcher import Fetcher, open_fetcher
 from lazyfs.fetch.piece import LayerBlob
 from lazyfs.gate import gate
 from lazyfs.gate.catalog import Catalog, LayerObjects
 from lazyfs.gate.gate import PATIENCE, Gate, Shown
 from lazyfs.gate.inode import NOWHERE, OBJECTS, ROOT, inode_of, record_inode
+from lazyfs.store.content import Content
+from lazyfs.store.in_use import InUse
 from lazyfs.store.store import Store
-from tests.unit.fetch.scripted import ScriptedSource, make_layer
+from tests.unit.fetch.scripted import ScriptedSource, make_layer, pass_time, settle
 
 RANDOM = random.Random(2)
 SMALL = [(b"f%03d" % number, RANDOM.randbytes(100 + 61 * number)) for number in range(50)]
@@ -47,6 +49,7 @@ class Setting:
         self.touched: list[tuple[int, str]] = []
         self.running = 0
         """How often nothing can be told of a thread, at first."""
+        self.fetcher: Fetcher
         self.gate = Gate(store, self.catalog, lambda *touch: self.touched.append(touch), self._is_metadata_call)
 
     def _is_metadata_call(self, thread: int) -> bool | None:
@@ -65,6 +68,7 @@ async def open_gate(store: Store) -> AsyncIterator[Setting]:
     layer, blob = make_layer([*SMALL, (b"large", LARGE)], chunk_size=100_000)
     setting = Setting(store, layer, ScriptedSource(blob))
     async with open_fetcher(store, setting.source) as fetcher:
+        setting.fetcher = fetcher
         setting.catalog.add("image", fetcher, (LayerObjects("layer", layer),))
         yield setting
 
@@ -283,3 +287,83 @@ async def test_sixty_four_lookups_of_one_object_are_one_request(store: Store) ->
             await wait_all_tasks_blocked(0.05)
             it.source.gate.set()
         assert answers == [None] * 64 and len(it.source.ranges) == 1
+
+
+def evict_everything(store: Store, gate: Gate) -> int:
+    """As lazyfsd does when the store is full."""
+    store.durability.make_durable()
+    return store.eviction.remove(None, InUse(), gate.answered, mounted_too=True).objects
+
+
+async def test_an_object_stays_between_the_answer_and_the_open(store: Store) -> None:
+    """overlayfs was told to look on: an eviction that comes before it looks leaves that object, and removes others."""
+    async with open_gate(store) as it:
+        piece = it.layer.pieces[8]
+        store.keep(piece.content, piece.number, SMALL[8][1])
+        assert await it.gate.lookup(OBJECTS, it.name(7), 1) is None
+        assert evict_everything(store, it.gate)
+        assert is_published(store, it.name(7)) and not is_published(store, it.name(8))
+
+
+async def test_an_object_that_is_found_is_protected_before_it_is_looked_for(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An eviction between the look and the answer: noted afterwards, the answer would be a file that does not exist."""
+    async with open_gate(store) as it:
+        piece = it.layer.pieces[7]
+        store.keep(piece.content, piece.number, SMALL[7][1])
+        publish = store.publish
+
+        def publish_and_evict(content: Content) -> bool:
+            told = publish(content)
+            evict_everything(store, it.gate)
+            return told
+
+        monkeypatch.setattr(store, "publish", publish_and_evict)
+        assert await it.gate.lookup(OBJECTS, it.name(7), 1) is None
+        assert is_published(store, it.name(7)) and not it.source.ranges
+
+
+async def test_a_trickling_image_does_not_hold_up_what_it_shares(store: Store, autojump_clock: MockClock) -> None:
+    """A read of a file that a second image has as well: its own run's bytes are what counts, and not for long."""
+    async with open_gate(store) as it:
+        autojump_clock.autojump_threshold = math.inf
+        other = ScriptedSource(it.source.blobs[it.layer.digest])
+        it.source.rate = 10  # all of it, in ten minutes
+        async with open_fetcher(store, other) as fetcher, trio.open_nursery() as nursery:
+            it.catalog.add("other", fetcher, (LayerObjects("other", it.layer),))
+            got: list[bytes] = []
+
+            async def read() -> None:
+                got.append(bytes(await it.gate.read(inode_of(it.name(49).decode()), 0, 1 << 20)))
+
+            nursery.start_soon(read)
+            await pass_time(autojump_clock, it.fetcher, 14)
+            assert it.source.ranges and not got and not other.ranges
+            await pass_time(autojump_clock, it.fetcher, 2)
+            await settle(fetcher)
+            assert got == [SMALL[49][1]]
+
+
+async def test_other_bytes_of_an_image_are_no_sign_of_life(store: Store, autojump_clock: MockClock) -> None:
+    """It is busy with another file, and silent about this one."""
+    async with open_gate(store) as it:
+        autojump_clock.autojump_threshold = math.inf
+        other = ScriptedSource(it.source.blobs[it.layer.digest])
+        async with open_fetcher(store, other) as fetcher, trio.open_nursery() as nursery:
+            it.source.rate = 100
+            nursery.start_soon(it.fetcher.read, it.layer, it.layer.pieces[52], 0, 1)
+            await settle(it.fetcher)
+            it.source.gate = trio.Event()
+            it.catalog.add("other", fetcher, (LayerObjects("other", it.layer),))
+            got: list[bytes] = []
+
+            async def read() -> None:
+                got.append(bytes(await it.gate.read(inode_of(it.name(3).decode()), 0, 1 << 20)))
+
+            nursery.start_soon(read)
+            await pass_time(autojump_clock, it.fetcher, 6)
+            await settle(fetcher)
+            assert got == [SMALL[3][1]]
+            it.source.gate.set()
+            nursery.cancel_scope.cancel()
