@@ -65,6 +65,7 @@ class Run:
         self._wanted = wanted
         self._insist = insist
         self._rest = rest
+        self._as_a_whole = layer.whole is not None or layer.digest in shared.rangeless
         self._coming: set[bytes] | None = None
         """Chunks that are still to land, as soon as that is known."""
         self._claimed: list[Piece] = []
@@ -153,7 +154,9 @@ class Run:
         if self._layer.whole is not None:
             await self._bring_whole(self._layer.whole)
             return
-        rangeless = self._layer.digest in self._shared.rangeless
+        rangeless = self._as_a_whole
+        if rangeless != (self._layer.digest in self._shared.rangeless):
+            return  # found out while it waited for its turn: whoever waits joins the run that brings all of the layer
         await self._claim(gaps=rangeless)
         coming = {piece.chunk.digest for piece in self._claimed}
         if self._claimed:

@@ -205,6 +205,23 @@ async def test_server_without_ranges_is_streamed_once(store: Store) -> None:
     assert source.ranges.count((0, layer.size)) == 1
 
 
+async def test_a_crowd_does_not_stream_a_layer_without_ranges_more_than_once(store: Store) -> None:
+    """Runs that wait for their turn when that is found out leave what they want to the one that brings everything."""
+    files = [(b"f%05d" % number, RANDOM.randbytes(4000)) for number in range(2000)]
+    layer, blob = make_layer(files)
+    source = ScriptedSource(blob)
+    source.ignores_ranges = True
+
+    async def reader(number: int) -> None:
+        assert await read_piece(fetcher, layer, number) == files[number][1]
+
+    async with open_fetcher(store, source) as fetcher, trio.open_nursery() as nursery:
+        for number in range(0, 2000, 20):
+            nursery.start_soon(reader, number)
+    assert source.ranges.count((0, layer.size)) == 1
+    assert measure_missing(store, [layer]).chunks == 0
+
+
 async def test_what_is_here_is_read_while_all_slots_wait_for_a_dead_source(store: Store) -> None:
     """The neighbours that a miss would bring along are not unreadable because its turn has not come."""
     files = [(b"f%02d" % number, RANDOM.randbytes(1 << 20 if number % 2 else 2000)) for number in range(20)]

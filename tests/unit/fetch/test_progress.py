@@ -44,6 +44,14 @@ class Reader:
         self.after = trio.current_time() - began
 
 
+async def at_once(nursery: trio.Nursery, fetcher: Fetcher, layer: LayerBlob, number: int) -> bytes | None:
+    """One chunk, if no time needs to pass for it."""
+    reader = Reader(fetcher, layer, number)
+    nursery.start_soon(reader.run)
+    await settle(fetcher)
+    return reader.got
+
+
 async def test_a_slow_chunk_is_right_at_the_second_read_and_each_byte_comes_once(store: Store, clock: MockClock) -> None:
     """50 KB/s and a chunk of 4 MiB: 84 s. The first read misses its deadline, the second joins what still makes progress."""
     layer, blob = make_layer([(b"large", LARGE)], chunk_size=4 << 20)
@@ -58,7 +66,7 @@ async def test_a_slow_chunk_is_right_at_the_second_read_and_each_byte_comes_once
         await pass_time(clock, fetcher, 30)
         assert second.got == LARGE
         assert len(source.ranges) == 1 and source.sent == layer.pieces[0].chunk.member_end
-        assert await read_piece(fetcher, layer, 0) == LARGE and len(source.ranges) == 1
+        assert await at_once(nursery, fetcher, layer, 0) == LARGE and len(source.ranges) == 1
 
 
 @pytest.mark.parametrize("rate", [1, 150])
@@ -73,7 +81,7 @@ async def test_a_range_that_trickles_is_given_up_at_the_deadline(store: Store, c
         await pass_time(clock, fetcher, READ_DEADLINE + 1)
         assert reader.error is not None
         source.rate = None
-        assert await read_piece(fetcher, layer, 0) == LARGE
+        assert await at_once(nursery, fetcher, layer, 0) == LARGE
         assert len(source.ranges) == 2
 
 
@@ -90,7 +98,7 @@ async def test_what_came_before_is_no_progress(store: Store, clock: MockClock) -
         await pass_time(clock, fetcher, READ_DEADLINE)
         assert reader.error is not None
         source.rate = None
-        assert await read_piece(fetcher, layer, 0) == LARGE
+        assert await at_once(nursery, fetcher, layer, 0) == LARGE
         assert len(source.ranges) == 2
 
 
@@ -153,7 +161,7 @@ async def test_another_process_claim_holds_a_reader_for_a_while_only(store: Stor
             other.keep(piece.content, piece.number, reader.got)
             other.release(piece.chunk.digest)
             for number in (0, 2, 3):
-                await read_piece(fetcher, layer, number)
+                await at_once(nursery, fetcher, layer, number)
     with Store.open(store.directory.path) as later:
         assert (store.directory.path / "objects" / piece.content.name).read_bytes() == LARGE
         assert not later.missing(piece.content, 0, 4)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from lazyfs.fetch.piece import LayerBlob
 from lazyfs.format.digest import Digest
 from lazyfs.format.entry import Entry
 from lazyfs.image.layer import Layer
+from lazyfs.store.content import Content
 from lazyfs.store.store import Store
 from tests.conftest import LogWatch
 from tests.unit.converter.making import Item, tar_of
@@ -145,6 +146,65 @@ async def test_source_that_is_away_is_told_and_asked_again(store: Store, expect_
             await read(fetcher, blob, 0)
         source.away = False
         assert await read(fetcher, blob, 0) == FILES[0][1]
+
+
+async def test_a_read_that_fails_is_no_look_at_all_of_the_layer(
+    store: Store, expect_log: LogWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the source away, each read of a tree of a million files would list them all."""
+    expect_log("gone")
+    source = Source()
+    blob = LayerBlob.of(await loaded(source, store))
+    remove(store)
+    looked: list[int] = []
+    lacking = store.lacking
+
+    def count(places: Sequence[tuple[Content, int]]) -> list[bool]:
+        looked.append(len(places))
+        return lacking(places)
+
+    monkeypatch.setattr(store, "lacking", count)
+    async with open_fetcher(store, source) as fetcher:
+        source.away = True
+        for number in range(20):
+            with pytest.raises(Unreachable, match="away"):
+                await read(fetcher, blob, number)
+        assert max(looked) == 1
+        source.away = False
+        assert await read(fetcher, blob, 0) == FILES[0][1]
+        assert max(looked) == len(blob.pieces)
+
+
+async def test_background_waits_for_the_layer_that_a_reader_brings(
+    store: Store, expect_log: LogWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be a second download of it."""
+    expect_log("gone")
+    source = Source()
+    layer = await loaded(source, store)
+    blob = LayerBlob.of(layer)
+    remove(store)
+    arrive, right = trio.Event(), source.open_range
+
+    @asynccontextmanager
+    async def waiting(*what: Any) -> AsyncIterator[Any]:
+        await arrive.wait()
+        async with right(*what) as stream:
+            yield stream
+
+    monkeypatch.setattr(source, "open_range", waiting)
+    async with open_fetcher(store, source) as fetcher:
+        background = Background(store, fetcher, [Wanted(blob, layer.prefetch_end)])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read, fetcher, blob, 0)
+            await wait_all_tasks_blocked(0.05)
+            nursery.start_soon(fetcher.fetch, blob, blob.pieces)
+            await wait_all_tasks_blocked(0.05)
+            arrive.set()
+        assert fetcher.statistics().requests == 1
+        await background.run()
+        assert background.finished.is_set() and fetcher.statistics().requests == 1
+    assert here(store, (layer,))
 
 
 async def test_blob_that_is_not_what_it_was(store: Store, expect_log: LogWatch) -> None:

@@ -1,0 +1,148 @@
+"""Flights and their runs: a model in which runs begin, land, end and are given up in any order."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trio.testing import wait_all_tasks_blocked
+
+from lazyfs.errors import Unreachable
+from lazyfs.fetch.flight import Board, Flight, Flights
+
+CHUNKS = st.integers(0, 5)
+RUNS = st.integers(0, 3)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("begin"), RUNS, st.sets(CHUNKS, min_size=1)),
+        st.tuples(st.just("read"), CHUNKS, st.none()),
+        st.tuples(st.just("land"), RUNS, CHUNKS),
+        st.tuples(st.just("cut"), RUNS, st.sets(CHUNKS)),
+        st.tuples(st.just("end"), RUNS, st.booleans()),
+        st.tuples(st.just("give up"), RUNS, st.none()),
+        st.tuples(st.just("leave"), CHUNKS, st.none()),
+    ),
+    max_size=40,
+)
+
+
+def named(chunk: int) -> bytes:
+    return b"%d" % chunk
+
+
+class Reader:
+    """Waits for a flight, and remembers what it was answered."""
+
+    def __init__(self, flight: Flight, chunk: int) -> None:
+        self.run, self.chunk = flight.run, chunk
+        self.scope = trio.CancelScope()
+        self.answered = False
+        self._flight = flight
+
+    async def wait(self) -> None:
+        with self.scope:
+            try:
+                data = await self._flight.wait()
+                answer = bytes(data) if data is not None else b""
+            except Unreachable as error:
+                answer = str(error).encode()
+            assert answer in {b"", b"run %d" % id(self.run), b"%d of %d" % (self.chunk, id(self.run))}
+            self.answered = True
+
+
+class Model:
+    """A board, its runs by a name that is used again when they have ended, and the readers that wait."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self.board = Board()
+        self.runs: dict[int, Flights] = {}
+        self.abandoned: list[Flights] = []
+        """Given up, and not at their end yet."""
+        self.readers: list[Reader] = []
+        self._nursery = nursery
+
+    async def step(self, what: str, name: int, argument: object) -> None:
+        run = self.runs.get(name)
+        if what == "begin" and run is None:
+            free = {chunk for chunk in argument if named(chunk) not in self.board}  # type: ignore[attr-defined]
+            self.runs[name] = self.board.take_off(map(named, argument))  # type: ignore[call-overload]
+            assert {chunk for chunk in range(6) if named(chunk) in self.runs[name]} == free
+        elif what == "read":
+            flight = self.board.get(named(name))
+            if flight is not None:
+                self.readers.append(Reader(flight, name))
+                self._nursery.start_soon(self.readers[-1].wait)
+        elif what == "leave":
+            for reader in self.readers:
+                if reader.chunk == name:
+                    reader.scope.cancel()
+        elif run is not None:
+            if what == "land":
+                for each in (run, *self.abandoned):  # what was given up may still be bringing it
+                    each.land(named(argument), memoryview(b"%d of %d" % (argument, id(each))))  # type: ignore[arg-type,str-bytes-safe]
+            elif what == "cut":
+                run.land_others({named(chunk) for chunk in argument})  # type: ignore[attr-defined]
+            elif what == "end":
+                run.land_all(Unreachable(f"run {id(run)}") if argument else None)
+                del self.runs[name]
+            elif what == "give up":
+                run.give_up()
+                assert not run
+                self.abandoned.append(self.runs.pop(name))
+        await wait_all_tasks_blocked()
+        self.check()
+
+    def check(self) -> None:
+        for reader in self.readers:
+            in_the_air = named(reader.chunk) in reader.run
+            assert reader.answered or reader.scope.cancelled_caught or in_the_air, "whoever waits, waits for something"
+        self.readers = [each for each in self.readers if not (each.answered or each.scope.cancelled_caught)]
+        waiting = Counter(id(reader.run) for reader in self.readers)
+        for run in (*self.runs.values(), *self.abandoned):
+            assert run.waiting == waiting[id(run)]
+        for chunk in range(6):
+            flight = self.board.get(named(chunk))
+            owners = [run for run in self.runs.values() if named(chunk) in run]
+            assert owners == ([] if flight is None else [flight.run])
+
+
+@settings(max_examples=150)
+@given(STEPS)
+def test_every_reader_is_answered_and_by_its_own_run(steps: list[tuple[str, int, object]]) -> None:
+    """Whatever the order: no run lands another's flight, and at the end nobody waits."""
+
+    async def play() -> None:
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                model = Model(nursery)
+                for step in steps:
+                    await model.step(*step)
+                for name in list(model.runs):
+                    await model.step("end", name, False)
+                assert not model.readers
+
+    trio.run(play)
+
+
+async def test_closing_answers_everybody() -> None:
+    """All runs of a board, with one error."""
+    board = Board()
+    runs = [board.take_off([b"a", b"b"]), board.take_off([b"b", b"c"])]
+    told: list[str] = []
+
+    async def wait(flight: Flight) -> None:
+        try:
+            await flight.wait()
+        except Unreachable as error:
+            told.append(str(error))
+
+    async with trio.open_nursery() as nursery:
+        for digest in (b"a", b"b", b"c"):
+            flight = board.get(digest)
+            assert flight is not None
+            nursery.start_soon(wait, flight)
+        await wait_all_tasks_blocked()
+        board.land_all(Unreachable("gone"))
+    assert told == ["gone"] * 3 and not any(runs)
