@@ -47,6 +47,8 @@ class LiveImage:
         self.fetcher: Fetcher | None = None
         self.background: Background | None = None
         self.wants_background = trio.Event()
+        self.fetching: trio.CancelScope | None = None
+        """Around the background fetch."""
         self.indexed = trio.Event()
         """Set when the gate knows its objects."""
         self.rest_ended = trio.Event()
@@ -89,6 +91,13 @@ class LiveImage:
     def leave(self) -> None:
         """One mount less."""
         self.uses.change(-1)
+
+    def give_up(self) -> None:
+        """Whoever ordered a mount has taken the order back: what was fetched for it alone is fetched no more."""
+        if not self.mounts:
+            self.wants_background = trio.Event()
+            if self.fetching is not None:
+                self.fetching.cancel()
 
 
 class Images:
@@ -175,7 +184,13 @@ class Images:
         return known if known is not None else await trio.to_thread.run_sync(_index_layer, layer)
 
     async def _fetch_rest(self, live: LiveImage) -> None:
-        await live.wants_background.wait()
+        """All of it, once a mount wants that; begun again by the next one where nobody wanted it any more."""
+        while not live.rest_ended.is_set():
+            await live.wants_background.wait()
+            with trio.CancelScope() as live.fetching:
+                await self._fetch_all(live)
+
+    async def _fetch_all(self, live: LiveImage) -> None:
         assert live.fetcher is not None
         wanted = [Wanted(blob, layer.prefetch_end) for blob, layer in zip(live.blobs, live.layers, strict=True)]
         live.background = Background(self._store, live.fetcher, wanted)

@@ -59,11 +59,13 @@ class Mounting:
                 row = await self._mounts.make(_pinned(order, live), live)
             except BaseException:
                 live.leave()
+                live.give_up()
                 raise
             try:
                 return await self._report(row, live, order, tell)
             except trio.Cancelled:
                 await self._take_back(row)
+                live.give_up()
                 raise
 
     async def _tell_again(self, row: Row, order: MountOrder, tell: Tell) -> Report:

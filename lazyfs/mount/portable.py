@@ -23,6 +23,7 @@ import trio
 from lazyfs.errors import LocalError, MountFailed
 from lazyfs.fetch.background import Background, Wanted, measure_missing, tally_of
 from lazyfs.fetch.fetcher import Fetcher, open_fetcher
+from lazyfs.fetch.tasks import keep_running
 from lazyfs.format.platform import Platform
 from lazyfs.fuse.loop import serve as serve_kernel
 from lazyfs.fuse.operations import Operations
@@ -96,7 +97,7 @@ async def _serve(request: MountRequest, reporter: Reporter) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_unmount_on_signal, signals, request.directory)
             nursery.start_soon(mount.live, reporter)
-            nursery.start_soon(mount.keep_store)
+            nursery.start_soon(keep_running, "the upkeep of the store", mount.keep_store)
             await serve_kernel(_TASKS)
             nursery.cancel_scope.cancel()
         await Upkeep(store, InUse).stop()
@@ -125,7 +126,15 @@ class PortableMount:
         self._tallying = trio.Lock()
 
     async def live(self, reporter: Reporter) -> None:
-        """Report readiness, then let the pull finish."""
+        """Report readiness, then let the pull finish. What goes wrong is told, and ends nothing for those who read."""
+        try:
+            await self._live(reporter)
+        except Exception as surprise:  # noqa: BLE001  the guard of what nobody asked for
+            _log.exception("nothing is fetched but what is read")
+            await _tell(reporter, error=f"{self._image.name} is mounted, but incomplete: {surprise!r}", code=1)
+            reporter.detach()
+
+    async def _live(self, reporter: Reporter) -> None:
         await trio.to_thread.run_sync(_tune, self._request.directory, abandon_on_cancel=True)
         reporter.tell(ready=True, image=self._image.name)
         if self._request.background != "wait":

@@ -165,6 +165,7 @@ def test_told_to_end_in_the_middle_of_an_order(small: SmallImage, lazyfs: Lazyfs
                 await_end(keeper)
                 client.kill()
         assert mounted_at(mounted) is None
+        assert lazyfs.json("store", "info", "--store", lazyfs.store)["durable"]
         assert kept(lazyfs.store) >= LARGE // 2
         # For the fixture, which unmounts.
         lazyfs.run("mount", small.converted, mounted, "--store", lazyfs.store, "--mode", "native")

@@ -13,6 +13,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from lazyfs.daemon import images
 from lazyfs.daemon.images import Images, LiveImage
+from lazyfs.fetch.background import Background
 from lazyfs.fetch.piece import LayerBlob
 from lazyfs.format.digest import digest_of
 from lazyfs.format.entry import Chunk, Entry
@@ -126,3 +127,32 @@ async def test_an_image_that_cannot_be_indexed_is_tried_again(
         await live.indexed.wait()
         assert not live.trouble
         assert it.catalog.images_with([INODE]) == {IMAGE.name}
+
+
+async def test_what_nobody_wants_any_more_is_not_fetched(
+    store: Store, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order of the only mount is taken back: its background fetch ends at once. The next mount's begins again."""
+    running: list[bool] = []
+
+    async def run(_background: Background) -> None:
+        running.append(True)
+        try:
+            await trio.sleep_forever()
+        finally:
+            running.pop()
+
+    monkeypatch.setattr(Background, "run", run)
+    async with open_images(store) as it:
+        live = it.images.add(IMAGE, (LAYER,), ScriptedSource(), background=True)
+        await until(lambda: running)
+        live.use(background=True)
+        live.leave()
+        live.give_up()
+        await wait_all_tasks_blocked()
+        assert running, "another mount wants it"
+        live.leave()
+        live.give_up()
+        await until(lambda: not running)
+        live.use(background=True)
+        await until(lambda: running)
