@@ -24,10 +24,11 @@ from lazyfs.bundle.signals import Stopped, signals_ending, signals_held
 from lazyfs.cli.options import access_of, add_image, add_store, platform_of, reference_of, store_of
 from lazyfs.cli.progress import follow
 from lazyfs.daemon.client import Client, DaemonUnreachable
-from lazyfs.daemon.containers import container_folder, remove_tree
+from lazyfs.daemon.containers import container_folder
 from lazyfs.daemon.orders import MountOrder, Refused, UnmountOrder
 from lazyfs.errors import LazyfsError, LocalError, UsageError
 from lazyfs.kernel.mountinfo import mounted_at
+from lazyfs.kernel.removal import remove_tree
 
 _UPPER = "upper"
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import shutil
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -23,6 +22,7 @@ from lazyfs.containerd.mounts import Place
 from lazyfs.errors import MountFailed
 from lazyfs.kernel.mountinfo import mounts
 from lazyfs.kernel.mounting import unmount
+from lazyfs.kernel.removal import remove_tree
 from lazyfs.native.layers import LayerMounts
 from lazyfs.native.stack import mount_stack, open_stack, snapshot_source
 from lazyfs.snapshots.snapshot import Snapshot
@@ -89,9 +89,7 @@ class Roots:
         """Unmount the root of a snapshot, and remove all that it had. What cannot be removed is logged, and left to the next Cleanup."""
         self.take_away(number)
         try:
-            shutil.rmtree(self._place.of(number))
-        except FileNotFoundError:
-            pass
+            remove_tree(self._place.of(number))
         except OSError as error:
             _log.warning("what is left of snapshot %d cannot be removed: %s", number, error)
 

@@ -1,0 +1,27 @@
+"""What a snapshot leaves on the disk goes with it, whatever an image or a container has made of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lazyfs.containerd.mounts import Place
+from lazyfs.containerd.roots import Roots
+from lazyfs.native.layers import LayerMounts
+
+
+def test_directories_deeper_than_a_stack(tmp_path: Path) -> None:
+    """An image may have 2,000 in one another: recursion would end in an error that is none of the disk's, and end lazyfsd."""
+    place = Place(tmp_path / "snapshots")
+    place.fs(1).mkdir(parents=True)
+    folder = os.open(place.fs(1), os.O_RDONLY)
+    for _ in range(2000):
+        os.mkdir("d", dir_fd=folder)
+        below = os.open("d", os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = below
+    os.close(folder)
+    roots = Roots(tmp_path, place, LayerMounts(tmp_path))
+    roots.remove(1)
+    assert list(roots.directories()) == []
+    roots.remove(1)  # nothing there is no error
