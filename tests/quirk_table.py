@@ -20,10 +20,13 @@ from tests.quirks import (
     challenge,
     cookies,
     cut,
+    elsewhere_without_authorization,
     encoded,
     fields_of,
     head,
     hung_up,
+    many_redirects,
+    moves_to_itself,
     no_head,
     once,
     ranges,
@@ -68,6 +71,18 @@ def taken_with(status: int) -> Callable[[], Quirk]:
 
 def _with_body_for_head(request: Request, response: Response) -> Response:
     return dataclasses.replace(response, answers_head=True) if request.method == "HEAD" else response
+
+
+def _closed_in_silence(request: Request, response: Response) -> Response:
+    return dataclasses.replace(response, cut=len(response.body))
+
+
+def _config_gzip(request: Request, response: Response) -> Response:
+    if request.kind != "blob" or not response.body.startswith(b"{"):
+        return response
+    return dataclasses.replace(
+        response, headers={**response.headers, "Content-Encoding": "gzip"}, body=gzip.compress(response.body)
+    )
 
 
 def documents() -> list[Row]:
@@ -115,6 +130,28 @@ def heads() -> list[Row]:
         Row("cookies", lambda: cookies, tokens=True),
         Row("a line behind each body", at("manifest", "blob", tail=b"\r\n"), blobs=True),
         Row("rubbish behind each body", at("manifest", "blob", "token", tail=b"rubbish"), blobs=True, tokens=True),
+        *(
+            Row(f"{kind} behind {count} redirects", many_redirects(kind, count), blobs=kind == "blob")
+            for kind, count in (("manifest", 9), ("blob", 9))
+        ),
+        Row("manifest that moves to itself", moves_to_itself("manifest")),
+        Row("blob that moves to itself", moves_to_itself("blob"), blobs=True),
+        Row("token that moves to itself", moves_to_itself("token"), tokens=True),
+        Row("connections closed in silence", lambda: _closed_in_silence, blobs=True),
+        Row(
+            "odd chunks",
+            at(
+                "manifest",
+                "blob",
+                framing="chunked",
+                chunk=lambda size: b"000%x;a=b" % size,
+                last_chunk=b"0\r\nX-Odd: 1\r\n\r\n",
+            ),
+            blobs=True,
+        ),
+        Row("config gzip", lambda: _config_gzip),
+        Row("blobs elsewhere, without authorization", elsewhere_without_authorization(307), blobs=True, tokens=True),
+        Row("Accept-Ranges none", at("blob", Accept_Ranges="none"), blobs=True),
         Row("HEAD with a body", at("manifest", "blob", answers_head=True)),
         Row(
             "Content-Length twice",
@@ -163,8 +200,9 @@ def blobs() -> list[Row]:
         *(Row(f"ranges answered by {status}", refused(status), slow=status in {400, 405}) for status in (400, 403, 405, 416, 501)),
         *(
             Row(f"Content-Range {form}", spelled(form))
-            for form in ("bytes {start}-{end}/*", "Bytes {start}-{end}/{size}", "bytes={start}-{end}/{size}", "bytes  {start} - {end} / {size}")
+            for form in ("bytes {start}-{end}", "{start}-{end}/{size}", "bytes {start}-{end}/*", "Bytes {start}-{end}/{size}", "bytes={start}-{end}/{size}", "bytes  {start} - {end} / {size}")
         ),
+        Row("no Content-Range", ranges(lambda _, response: dataclasses.replace(response, headers={}))),
         Row("a range shorter than asked for", ranges(short)),
     ]  # fmt: skip
     return [row._replace(blobs=True) for row in rows]
@@ -279,6 +317,10 @@ PUSHES = [
     Row("HEAD with a body", lambda: _with_body_for_head),
     Row("cookies", lambda: cookies),
     *(Row(f"begun elsewhere, by {status}", redirected_upload(status)) for status in (307, 308)),
+    *(
+        Row(f"OCI-Chunk-Min-Length {value}", fields_of("POST", OCI_Chunk_Min_Length=value))
+        for value in ("x", "-5", "99999999999")
+    ),
     Row("location with blanks", fields_of("POST", "PATCH", Location="{location}&more=a b"), "skopeo", required=True),
     Row("location without end", fields_of("PUT", Location="-")),
     *(Row(f"Range {value!r}", fields_of("PATCH", "POST", Range=value)) for value in ("-", "bytes=0-5", "0-5")),

@@ -144,6 +144,53 @@ def signed(kind: Kind, status: int) -> Callable[[], Quirk]:
     return lambda: quirk
 
 
+def many_redirects(kind: Kind, count: int) -> Callable[[], Quirk]:
+    """A way of so many steps."""
+
+    def quirk(request: Request, response: Response) -> Response:
+        step = request.target.count("z")
+        if request.kind != kind or response.status >= 300 or step == count:
+            return response
+        return Response(307, {"Location": request.target + ("z" if step else "?z")})
+
+    return lambda: quirk
+
+
+def moves_to_itself(kind: Kind) -> Callable[[], Quirk]:
+    """The first time each URL is asked for it leads to itself."""
+
+    def make() -> Quirk:
+        met: set[tuple[str, str]] = set()
+
+        def quirk(request: Request, response: Response) -> Response:
+            if request.kind != kind or response.status >= 300 or (request.method, request.target) in met:
+                return response
+            met.add((request.method, request.target))
+            return Response(307, {"Location": request.target})
+
+        return quirk
+
+    return make
+
+
+def elsewhere_without_authorization(status: int) -> Callable[[], Quirk]:
+    """Blobs are with somebody who refuses whoever shows a token, as S3 does, and does not know ours."""
+
+    def quirk(request: Request, response: Response) -> Response:
+        if request.kind != "blob":
+            return response
+        if "moved" in request.target:
+            return Response(400) if "authorization" in request.headers else request.right()
+        port = request.host.rpartition(":")[2]
+        return (
+            Response(status, {"Location": f"http://localhost:{port}{request.target}?moved=1"})
+            if response.status < 300
+            else response
+        )
+
+    return lambda: quirk
+
+
 def cookies(request: Request, response: Response) -> Response:
     """Cookies are set, and whoever sends one back is taken for a browser."""
     if "cookie" in request.headers:

@@ -41,6 +41,8 @@ class Request:
     """The host and port of the registry itself."""
     beside: str
     """The host and port of a token server with TLS."""
+    right: Callable[[], Response]
+    """What a registry without tokens answers."""
 
     @property
     def query(self) -> dict[str, list[str]]:
@@ -59,6 +61,9 @@ class Response:
     """Close the connection after so many bytes of the body, or, where it is negative, without any answer."""
     rewrite: Callable[[bytes], bytes] = bytes
     """Applied to the finished head, empty line included."""
+    chunk: Callable[[int], bytes] = b"%X".__mod__
+    """The line before a chunk."""
+    last_chunk: bytes = b"0\r\n\r\n"
     tail: bytes = b""
     """Sent behind the body, of which it is no part."""
     answers_head: bool = False
@@ -74,7 +79,7 @@ class Response:
         elif self.framing == "chunked":
             fields["Transfer-Encoding"] = "chunked"
             pieces = [body[at : at + 50_000] for at in range(0, len(body), 50_000)]
-            body = b"".join(b"%X\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+            body = b"".join(b"%s\r\n%s\r\n" % (self.chunk(len(piece)), piece) for piece in pieces) + self.last_chunk
         elif self.framing == "close":
             fields["Connection"] = "close"
         lines = [f"HTTP/1.1 {self.status} Said", *(f"{name}: {value}" for name, value in fields.items())]
@@ -135,6 +140,10 @@ class QuirkyRegistry(ThreadingHTTPServer):
         if self.tokens and request.headers.get("authorization") != f"Bearer {TOKEN}":
             challenge = f'Bearer realm="http://{self.host}/token",service="registry",scope="repository:{REPOSITORY}:pull"'
             return Response(401, {"WWW-Authenticate": challenge, "Content-Type": "application/json"}, b'{"errors": []}')
+        return self.granted(request)
+
+    def granted(self, request: Request) -> Response:
+        """What whoever has a token is answered."""
         if request.kind == "ping":
             return Response(200, {"Docker-Distribution-API-Version": "registry/2.0"}, b"{}")
         if request.kind == "upload":
@@ -209,7 +218,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _handle(self) -> None:
         server = self.server
         headers = {name.lower(): value for name, value in self.headers.items()}
-        request = Request(self.command, self.path, headers, self._body(), _kind(self.path), server.host, server.beside)
+        request = Request(
+            self.command,
+            self.path,
+            headers,
+            self._body(),
+            _kind(self.path),
+            server.host,
+            server.beside,
+            lambda: server.granted(request),
+        )
         with server.lock:
             server.requests.append(request)
         response = server.quirk(request, server.answer(request))

@@ -63,6 +63,9 @@ def accept(asked: Asked, url: Url, connection: Connection, head: Head) -> Answer
         if head.headers.get("content-type", "").lower().startswith("multipart/"):
             raise _bad(asked, url, "several ranges")
         found = head.content_range
+        if found is None and length in {None, asked.end - asked.start}:
+            # It does not say where it lies, or not so that it can be read. If it is not what was asked for, no digest matches.
+            found = asked.start, asked.end, None
         start, end, total = found or (-1, -1, None)
         if start != asked.start or not start < end <= asked.end or total not in {None, asked.size}:
             raise _bad(asked, url, repr(head.headers.get("content-range", "no range")[:80]))

@@ -112,7 +112,7 @@ class Ranges:
         url = self._signed.get(asked.digest, asked.url)
         remembered = url is not asked.url
         renewed = False
-        visited = {url}
+        visited = [url]
         while True:
             authorization = self._session.tokens.header(asked.scope) if url.origin == own else ""
             try:
@@ -144,7 +144,7 @@ class Ranges:
             elif remembered and 400 <= head.status < 500:
                 # Stores say in different ways that a signature has expired: 401, 403, 404, and Google's 400.
                 self._forget(asked.digest, url)
-                url, remembered, visited = asked.url, False, {asked.url}
+                url, remembered, visited = asked.url, False, [asked.url]
             elif not whole and may_refuse_the_range(head.status):
                 return await self._try_whole(asked, refusal(asked.what, url, head.status))
             else:

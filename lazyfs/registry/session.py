@@ -75,7 +75,7 @@ class Session:
         self, what: str, method: str, url: Url, scope: Scope, headers: Mapping[str, str], content: Content, limit: int
     ) -> Answer | Later:
         renewed = False
-        visited = {url}
+        visited = [url]
         while True:
             own = url.origin == self.root.origin
             authorization = self.tokens.header(scope) if own else ""

@@ -121,7 +121,7 @@ class Tokens:
         """The answer, redirects followed. Another host learns neither the password nor the identity token."""
         what = f"the token realm of {self._host}"
         holdoffs = holdoffs_of_this_run()
-        visited = {url}
+        visited = [url]
         while True:
             if holdoffs.holds(url):
                 await holdoffs.wait(what, url)

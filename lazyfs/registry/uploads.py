@@ -28,7 +28,6 @@ from lazyfs.registry.url import Url, follow
 LARGE: Final = 1 << 30
 """Blobs above this go in pieces at once: proxies in front of registries bound the size of a request."""
 PIECE: Final = 64 << 20
-MAX_PIECE: Final = 1 << 30
 _READ_SIZE: Final = 1 << 20
 _STEP: Final = 64 << 10
 """Bytes sent at a time. httpx gives each of these 20 s, so this is also what decides how slow a line may be."""
@@ -163,10 +162,10 @@ class Upload:
         answer = await self._session.ask(self._what, "POST", self._start, self._scope, headers={"Content-Length": "0"})
         if answer.status != 202:
             raise refusal(self._what, answer.url, answer.status, answer.body)
-        smallest = answer.headers.get("oci-chunk-min-length", "0")
-        if not (smallest.isascii() and smallest.isdigit() and len(smallest) < 12 and int(smallest) <= MAX_PIECE):
-            raise BadAnswer(f"{self._what}: the registry wants pieces of at least {show(smallest)} bytes")
-        return self._location(answer, None), int(smallest)
+        smallest = answer.headers.get("oci-chunk-min-length", "")
+        # What is no number is no wish: others do not even look.
+        wish = int(smallest) if smallest.isascii() and smallest.isdigit() and len(smallest) < 19 else 0
+        return self._location(answer, None), wish
 
     async def _send(self, method: str, url: Url, start: int, end: int, headers: Mapping[str, str], meter: _Meter) -> Answer:
         """Bytes `[start, end)` of the file. One try: what the registry made of a broken one, nobody knows."""

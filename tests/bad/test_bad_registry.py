@@ -102,7 +102,7 @@ TABLE = [
     # Redirects
     Bad("redirect to itself", "ls", lambda request, right: reply(307, location=request.target), 4, ("HOST redirects in a circle",)),
     Bad("blobs redirect to themselves", "ls", on_ranges(lambda request, right: reply(307, location=request.target)), 4, ("LAYER", "HOST redirects in a circle")),
-    Bad("redirect on and on", "ls", lambda request, right: reply(307, location=request.target + "x"), 4, ("redirected more than 5 times",)),
+    Bad("redirect on and on", "ls", lambda request, right: reply(307, location=request.target + "x"), 4, ("redirected more than 10 times",)),
     Bad("redirect to nowhere", "ls", lambda request, right: reply(307), 4, ("HOST", "307 without saying where to")),
     Bad("redirect to a file", "ls", redirect("file:///etc/passwd"), 4, ("no plain http or https URL",)),
     Bad("redirect with a line break", "ls", redirect("http://127.0.0.1/\x0bx"), 4, ("HOST",)),

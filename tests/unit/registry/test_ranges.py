@@ -112,7 +112,7 @@ async def test_leaving_early_costs_the_connection_only() -> None:
     [
         (reply(206, BLOB[10:20], content_range=f"bytes 11-20/{len(BLOB)}"), "with 'bytes 11-20"),
         (reply(206, BLOB[10:20], content_range=f"bytes 10-19/{len(BLOB) + 1}"), "with 'bytes 10-19/10241"),
-        (reply(206, BLOB[10:20]), "no range"),
+        (reply(206, BLOB[10:19]), "no range"),
         (reply(206, b"", content_range=f"bytes 10-19/{len(BLOB)}"), "a body of 0 bytes"),
         (reply(206, BLOB[10:25], content_range=f"bytes 10-24/{len(BLOB)}"), "with 'bytes 10-24"),
         (reply(206, BLOB[10:20], content_range=f"bytes 10-19/{len(BLOB) - 1}"), "with 'bytes 10-19/10239"),
@@ -197,6 +197,13 @@ async def test_too_much_never_reaches_the_next_reader() -> None:
         assert await read(ranges, 10, 20) == BLOB[10:20]
         assert await read(ranges, 20, 24) == BLOB[20:24]
     assert server.connections == 2
+
+
+@pytest.mark.parametrize("told", ["", "10-19/10240", "bytes */10240", "lines 1-2/3"])
+async def test_a_range_that_does_not_say_where_it_lies(told: str) -> None:
+    """It has the length that was asked for: whether it is the right one, its digests say."""
+    got, _ = await read_from([reply(206, BLOB[10:20], content_range=told)], 10, 20)
+    assert got == BLOB[10:20]
 
 
 async def test_a_server_that_never_answers_is_given_up(autojump_clock: trio.testing.MockClock) -> None:

@@ -82,8 +82,15 @@ async def test_redirects_in_a_circle_end() -> None:
 
 
 async def test_redirects_without_end_end() -> None:
-    """Five are followed, a sixth is not."""
-    steps = [reply(301, location=f"/step{number}") for number in range(5)]
+    """Ten are followed, an eleventh is not."""
+    steps = [reply(301, location=f"/step{number}") for number in range(10)]
     got, _ = await read_from([*steps, reply(200, BLOB)], 0, 5)
     assert got == BLOB[:5]
-    assert "more than 5 times" in str(await fails([*steps, reply(301, location="/step5")]))
+    assert "more than 10 times" in str(await fails([*steps, reply(301, location="/step10")]))
+
+
+async def test_a_place_may_lead_to_itself_for_a_while() -> None:
+    """Until it is ready; Go's clients ask again as well."""
+    steps = [reply(307, location=f"/v2/r/blobs/{DIGEST}") for _ in range(3)]
+    got, _ = await read_from([*steps, reply(200, BLOB)], 0, 5)
+    assert got == BLOB[:5]
