@@ -15,6 +15,7 @@ import trio
 from lazyfs.errors import BadAnswer, HeldOff, Unreachable
 from lazyfs.registry.answer import Answer, Asked
 from lazyfs.registry.decoded import Decoded
+from lazyfs.registry.pool import Pool
 
 STALL: Final = 20.0
 """Seconds of waiting in which a sender has to bring FLOOR bytes, or all that is wanted. Time in which nobody reads does not count."""
@@ -33,17 +34,11 @@ _SCRATCH: Final = 64 << 10
 class Body:
     """See RangeStream. To be closed by its owner."""
 
-    def __init__(
-        self,
-        asked: Asked,
-        answer: Answer,
-        ask_again: Callable[[Asked], Awaitable[Answer]],
-        release: Callable[[Answer, bool], None],
-    ) -> None:
-        """`ask_again` gets what is still missing; `release` the answer that is done with, and whether its connection can be used again."""
+    def __init__(self, asked: Asked, answer: Answer, ask_again: Callable[[Asked], Awaitable[Answer]], pool: Pool) -> None:
+        """`ask_again` gets what is still missing, and raises as Ranges.open; connections go back to `pool`."""
         self._asked = asked
         self._ask_again = ask_again
-        self._release = release
+        self._pool = pool
         self._position = asked.start
         """Offset in the blob of the next byte for the reader."""
         self._answer: Answer | None = answer
@@ -79,9 +74,8 @@ class Body:
             begun = done
             stop = min(count, done + self._left)
             failure: Unreachable | None = None
-            slow = False
-            try:
-                with trio.fail_after(self._patience) as scope:
+            with trio.move_on_after(self._patience) as scope:
+                try:
                     if self._skip:
                         await self._pass_over(scope)
                     while done < stop:
@@ -93,18 +87,20 @@ class Body:
                         done += got
                         self.received += got
                         self._due -= got
-                        if self._due <= 0:
+                        if self._due <= 0 and done < stop:
                             self._met(scope)
-            except trio.TooSlowError:
-                slow = True
+                except Unreachable as error:
+                    failure = error
+            slow = scope.cancelled_caught
+            if slow:
                 failure = Unreachable(f"{self._asked.what}: under {FLOOR} bytes came in {STALL:g} s")
-            except Unreachable as error:
-                failure = error
             self._left -= done - begun
             self._gained += done - begun
             self._position += done - begun
             if done == count:
                 if self._left:  # else nobody waits for this answer again
+                    if self._due <= 0:
+                        self._met(scope)
                     self._patience = max(0.0, scope.deadline - trio.current_time())
                 return buffer
             await self._go_on(failure, slow=slow)
@@ -169,4 +165,4 @@ class Body:
         reusable = reusable and answer.keep_alive and not self._left and not self._skip
         if reusable and isinstance(answer.stream, Decoded):
             reusable = answer.stream.is_over
-        self._release(answer, reusable)
+        self._pool.release(answer.url, answer.connection, reusable=reusable)

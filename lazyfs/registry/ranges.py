@@ -80,7 +80,7 @@ class Ranges:
         except trio.WouldBlock:
             await self._slots.acquire()
         try:
-            body = Body(asked, await self._ask(asked), self._ask, self._release)
+            body = Body(asked, await patiently(what, partial(self._try, asked)), self._ask_again, self._session.pool)
             try:
                 yield body
             finally:
@@ -91,11 +91,8 @@ class Ranges:
             else:
                 self._slots.release()
 
-    async def _ask(self, asked: Asked) -> Answer:
+    async def _ask_again(self, asked: Asked) -> Answer:
         return await patiently(asked.what, partial(self._try, asked))
-
-    def _release(self, answer: Answer, reusable: bool) -> None:
-        self._session.pool.release(answer.url, answer.connection, reusable=reusable)
 
     def distrust(self, digest: Digest) -> None:
         """See ImageSource."""
