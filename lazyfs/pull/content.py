@@ -10,6 +10,7 @@ every other one says its offset, the commit included.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from queue import SimpleQueue
@@ -19,18 +20,18 @@ import trio
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from lazyfs.api.services.content.v1 import content_pb2
-from lazyfs.errors import ContainerdFailed, DigestMismatch, RangeIgnored, Unreachable
+from lazyfs.errors import ContainerdFailed, DigestMismatch, RangeIgnored
 from lazyfs.format.digest import Digest, check
 from lazyfs.format.manifest import Descriptor
 from lazyfs.pull.containerd import DEADLINE, Containerd, refusals
 from lazyfs.pull.labels import ingest_name
 from lazyfs.source.protocol import ImageSource
 
+_log = logging.getLogger(__name__)
+
 _PIECE: Final = 1 << 20
 _SETTLING: Final = 1800.0
 """Seconds for containerd to hash what is there of an ingest, or to write all of it to the disk."""
-_TRIES: Final = 5
-"""How often a sender may break off without a byte more than before."""
 _PAUSE: Final = 1.0
 _LOCKED: Final = 60
 """How often, with that pause, to wait for another client that writes the same ingest and gets no further."""
@@ -84,16 +85,23 @@ class Content:
 
         Raises SourceError, ContainerdFailed, DigestMismatch. Cancelled: what has arrived stays, for the next to go on from.
         """
-        while not await self._bring(source, blob, labels, received):
-            pass
+        is_distrusted = False
+        while (start := await self._bring(source, blob, labels, received)) is not None:
+            if start:
+                continue  # what an earlier one had left may have been wrong
+            if is_distrusted:
+                raise DigestMismatch(f"layer {blob.digest}, as {source.name} sends it, has another digest")
+            _log.info("%s: layer %s has another digest: it is fetched once more", source.name, blob.digest)
+            source.distrust(blob.digest)
+            is_distrusted = True
         received(blob.size)
 
-    async def _bring(self, source: ImageSource, blob: Descriptor, labels: Labels, received: Received) -> bool:
-        """False: what an earlier one had left was not what the digest says, and is gone."""
+    async def _bring(self, source: ImageSource, blob: Descriptor, labels: Labels, received: Received) -> int | None:
+        """None: it is there. A number: all of it had come, so many bytes of it from an earlier one; its digest was wrong, and it is gone."""
         async with self._writing(blob) as ingest:
             if ingest is None:
                 await self.label(blob.digest, labels)
-                return True
+                return None
             await _fill(ingest, source, blob, received)
             try:
                 if not await ingest.commit(blob.size, b"", labels):
@@ -103,10 +111,8 @@ class Content:
                     raise
                 request = content_pb2.AbortRequest(ref=ingest.name)
                 await self._containerd.call_unless("NOT_FOUND", self._service.Abort, request)
-                if not ingest.start:
-                    raise DigestMismatch(f"layer {blob.digest}, as {source.name} sends it, has another digest") from error
-                return False
-        return True
+                return ingest.start
+        return None
 
     @asynccontextmanager
     async def _writing(self, blob: Descriptor) -> AsyncIterator[_Ingest | None]:
@@ -198,7 +204,7 @@ class _Ingest:
 
 async def _fill(ingest: _Ingest, source: ImageSource, blob: Descriptor, received: Received) -> None:
     """Write what is missing, but for the commit. Raises SourceError, ContainerdFailed."""
-    offset, left = ingest.start, _TRIES
+    offset = ingest.start
     while offset < blob.size:
         received(offset)
         try:
@@ -207,12 +213,6 @@ async def _fill(ingest: _Ingest, source: ImageSource, blob: Descriptor, received
                     data = bytes(await stream.receive_exactly(min(_PIECE, blob.size - offset)))
                     await ingest.write(offset, data)
                     offset += len(data)
-                    left = _TRIES
                     received(offset)
         except RangeIgnored:
             offset = 0  # who sends nothing but whole blobs begins at their beginning
-        except Unreachable:
-            left -= 1
-            if not left:
-                raise
-            await trio.sleep(_PAUSE)

@@ -158,21 +158,28 @@ async def test_a_lie_is_an_error_and_leaves_nothing(store: ContentStore, content
     assert not store.blobs and not store.ingests and not store.locked
 
 
-async def test_a_sender_that_breaks_off_is_asked_for_the_rest(store: ContentStore, content: Content) -> None:
-    """As often as it takes, while there is progress."""
-    source = Breaking(BLOB, 1500)
+async def test_a_sender_that_breaks_off_for_good_leaves_what_has_arrived(store: ContentStore, content: Content) -> None:
+    """The stream has tried again by itself. What came before is kept, the lock is not, and the next pull asks for the rest."""
+    with pytest.raises(Unreachable):
+        await bring(content, Breaking(BLOB, 1500))
+    assert store.ingests == {INGEST: BLOB[:1000]}
+    source = ScriptedSource(BLOB)
+    await bring(content, source)
+    assert source.ranges == [(1000, 10_000)] and store.blobs == {LAYER.digest: BLOB}
+
+
+async def test_wrong_bytes_are_fetched_from_scratch_once(store: ContentStore, content: Content) -> None:
+    """Right ones afterwards are all that anybody hears of; wrong ones again are the source's doing."""
+    source = ScriptedSource(BLOB)
+    source.lies = 1
     await bring(content, source)
     assert store.blobs == {LAYER.digest: BLOB}
-    assert source.ranges == [(start, 10_000) for start in range(0, 10_000, 1000)]
-
-
-async def test_a_sender_that_gets_nowhere_is_given_up(store: ContentStore, content: Content) -> None:
-    """After a few tries; what has arrived stays, and the lock does not."""
-    store.ingests[INGEST] = BLOB[:500]
-    with pytest.raises(Unreachable):
-        await bring(content, Breaking(BLOB, 10))
-    assert store.ingests == {INGEST: BLOB[:500]}
-    await bring(content, ScriptedSource(BLOB))
+    assert source.ranges == [(0, 10_000)] * 2 and source.distrusted == [LAYER.digest]
+    store.blobs.clear()
+    source.lies = 2
+    with pytest.raises(DigestMismatch, match="has another digest"):
+        await bring(content, source)
+    assert source.lies == 0 and not store.ingests
 
 
 async def test_a_sender_without_ranges_begins_at_the_beginning(store: ContentStore, content: Content) -> None:
