@@ -141,6 +141,8 @@ class _Reading:
         """Every manifest and index that `index` names, which `depth` indexes lead to, itself included."""
         if depth > MAX_DEPTH:
             raise InvalidManifest(f"{name} is inside of more than {MAX_DEPTH - 1} indexes", hint="Convert it by its own digest")
+        if index.unusable:
+            raise InvalidManifest(index.unusable[0].reason, hint="Name a --platform to convert one image of the index")
         for entry in index.manifests:
             if entry.digest in self._seen:
                 continue

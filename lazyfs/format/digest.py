@@ -18,6 +18,11 @@ Digest = NewType("Digest", str)
 _PATTERN = re.compile(r"sha256:[0-9a-f]{64}\Z")
 
 
+def is_digest(text: str) -> bool:
+    """Whether `parse_digest` would take it."""
+    return _PATTERN.match(text) is not None
+
+
 def parse_digest(text: object, what: str = "digest") -> Digest:
     """The digest that `text` spells. Raises InvalidManifest, naming `what`, for anything else."""
     if not isinstance(text, str) or not _PATTERN.match(text):

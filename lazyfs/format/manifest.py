@@ -11,13 +11,13 @@ as well) is refused, because two readers of it would see two images under one di
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
 
 from lazyfs.errors import InvalidManifest, show
-from lazyfs.format.digest import Digest, parse_digest
+from lazyfs.format.digest import Digest, digest_of, is_digest, parse_digest
 from lazyfs.format.foreign_json import decode, fields
 from lazyfs.format.platform import Platform, normal, runnable
 
@@ -47,8 +47,12 @@ MAX_DOCUMENT: Final = 4 << 20
 """Bytes of a manifest or index; the distribution specification's own figure."""
 MAX_CONFIG: Final = 8 << 20
 MAX_DESCRIPTORS: Final = 1000
+"""Layers of an image."""
+MAX_ENTRIES: Final = 100_000
+"""Entries of an index. A layout may hold thousands of images; what is made of so many takes some 100 MB."""
 MAX_SIZE: Final = (1 << 63) - 1
 
+_EMPTY: Final = digest_of(b"")
 _SCHEMA_1_TYPES: Final = frozenset(
     {"application/vnd.docker.distribution.manifest.v1+json", "application/vnd.docker.distribution.manifest.v1+prettyjws"}
 )
@@ -106,6 +110,13 @@ class Manifest(msgspec.Struct, frozen=True):
     """The bytes that the digest is of."""
 
 
+class Unusable(msgspec.Struct, frozen=True):
+    """An entry of an index without a sha256 digest."""
+
+    reason: str
+    annotations: Mapping[str, str]
+
+
 class Index(msgspec.Struct, frozen=True):
     """Images for several platforms, and what is said about them."""
 
@@ -114,6 +125,8 @@ class Index(msgspec.Struct, frozen=True):
     annotations: Mapping[str, str]
     raw: Mapping[str, Any]
     data: bytes
+    unusable: tuple[Unusable, ...] = ()
+    """Entries that name what we cannot look up. They do not keep anybody from the others."""
 
 
 class ImageConfig(msgspec.Struct, frozen=True):
@@ -131,22 +144,27 @@ class ImageConfig(msgspec.Struct, frozen=True):
         return normal(self.os, self.architecture, self.variant)
 
 
-def parse_document(media_type: str, data: bytes, what: str = "the document") -> Manifest | Index:
+def parse_document(media_type: str, data: bytes, what: str = "the document", limit: int = MAX_DOCUMENT) -> Manifest | Index:
     """The manifest or index in `data`.
 
     `media_type` is what its carrier says (a Content-Type, a descriptor); where that is empty or generic, the document's own word
-    counts, and then its content. `what` names it in errors. Raises InvalidManifest.
+    counts, and then its content. `what` names it in errors; `limit` bounds its bytes. Raises InvalidManifest.
     """
-    if len(data) > MAX_DOCUMENT:
-        raise InvalidManifest(f"{what} has {len(data)} bytes, over the limit of {MAX_DOCUMENT}")
+    if len(data) > limit:
+        raise InvalidManifest(f"{what} has {len(data)} bytes, over the limit of {limit}")
     raw = _json_object(data, what)
     found = fields(raw, _DOCUMENT)
     kind = _document_type(media_type.partition(";")[0].strip().lower(), found, what)
     annotations = _annotations(found, what)
     if kind in INDEX_TYPES:
-        return Index(kind, _descriptors(found, "manifests", what), annotations, raw, data)
+        entries, unusable = _entries(found, what)
+        return Index(kind, entries, annotations, raw, data, unusable)
     config = _descriptor(found.get("config"), f"the config of {what}")
-    return Manifest(kind, config, _descriptors(found, "layers", what), annotations, raw, data)
+    layers = tuple(_descriptor(*item) for item in _listed(found, "layers", MAX_DESCRIPTORS, what))
+    for number, layer in enumerate(layers):
+        if not layer.size and layer.digest != _EMPTY:
+            raise InvalidManifest(f"the size of layers[{number}] of {what} is missing, or 0 for what is not empty")
+    return Manifest(kind, config, layers, annotations, raw, data)
 
 
 def parse_config(data: bytes, what: str) -> ImageConfig:
@@ -250,30 +268,40 @@ def _json_object(data: bytes, what: str) -> dict[str, Any]:
     return raw
 
 
-def _descriptors(found: Mapping[str, Any], key: str, what: str) -> tuple[Descriptor, ...]:
+def _entries(found: Mapping[str, Any], what: str) -> tuple[tuple[Descriptor, ...], tuple[Unusable, ...]]:
+    entries: list[Descriptor] = []
+    unusable: list[Unusable] = []
+    for raw, name in _listed(found, "manifests", MAX_ENTRIES, what):
+        held = fields(raw, _DESCRIPTOR) if isinstance(raw, dict) else {}
+        digest = held.get("digest")
+        if isinstance(digest, str) and not is_digest(digest):
+            reason = f"the digest of {name} is {show(digest)}, which is not a sha256 digest"
+            unusable.append(Unusable(reason, _annotations(held, name)))
+        else:
+            entries.append(_descriptor(raw, name))
+    return tuple(entries), tuple(unusable)
+
+
+def _listed(found: Mapping[str, Any], key: str, limit: int, what: str) -> Iterator[tuple[object, str]]:
+    """The items of a list, each with its name."""
     listed = found.get(key, [])
     if not isinstance(listed, list):
         raise InvalidManifest(f"{key!r} of {what} is no list")
-    if len(listed) > MAX_DESCRIPTORS:
-        raise InvalidManifest(f"{what} has {len(listed)} {key}, over the limit of {MAX_DESCRIPTORS}")
-    return tuple(_descriptor(item, f"{key}[{number}] of {what}") for number, item in enumerate(listed))
+    if len(listed) > limit:
+        raise InvalidManifest(f"{what} has {len(listed)} {key}, over the limit of {limit}")
+    return ((item, f"{key}[{number}] of {what}") for number, item in enumerate(listed))
 
 
 def _descriptor(raw: object, what: str) -> Descriptor:
     if not isinstance(raw, dict):
         raise InvalidManifest(f"{what} is missing or no object")
     found = fields(raw, _DESCRIPTOR)
+    media_type, annotations = _text(found, "mediaType", what), _annotations(found, what)
+    platform = _platform(found.get("platform"), f"the platform of {what}")
     size = found.get("size", 0)
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= MAX_SIZE:
         raise InvalidManifest(f"the size of {what} is {show(size)}, which is no count of bytes")
-    return Descriptor(
-        _text(found, "mediaType", what),
-        parse_digest(found.get("digest"), f"the digest of {what}"),
-        size,
-        _annotations(found, what),
-        _platform(found.get("platform"), f"the platform of {what}"),
-        raw,
-    )
+    return Descriptor(media_type, parse_digest(found.get("digest"), f"the digest of {what}"), size, annotations, platform, raw)
 
 
 def _platform(raw: object, what: str) -> Platform | None:

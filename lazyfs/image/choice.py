@@ -48,7 +48,10 @@ async def choose(documents: Documents, index: Index, platform: Platform, what: s
     found = await search.within(index, 1)
     if found is None:
         there = ", ".join(sorted(search.platforms)) or "none"
-        raise NotFound(f"{what} has nothing for {platform}; its platforms: {there}", hint="Name one of them with --platform")
+        more = f" ({search.unusable[0]})" if search.unusable else ""
+        raise NotFound(
+            f"{what} has nothing for {platform}; its platforms: {there}{more}", hint="Name one of them with --platform"
+        )
     return found
 
 
@@ -58,6 +61,7 @@ class _Search:
         self._platform = platform
         self._what = what
         self._seen: set[Digest] = set()
+        self.unusable: list[str] = []
         self.platforms: set[str] = set()
         """Those that were there, for whoever has to choose one of them."""
 
@@ -65,6 +69,7 @@ class _Search:
         """The first image, best first, of an index that `depth` indexes lead to, itself included."""
         if depth > MAX_DEPTH:
             raise InvalidManifest(f"{self._what} holds indexes inside indexes, more than {MAX_DEPTH} deep")
+        self.unusable += [entry.reason for entry in index.unusable]
         self.platforms |= {str(entry.platform) for entry in index.manifests if entry.platform is not None}
         entries = candidates(index, self._platform)
         for entry in entries:

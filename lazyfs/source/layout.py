@@ -23,15 +23,20 @@ from typing import Any, Final
 
 import trio
 
-from lazyfs.errors import BadAnswer, InvalidManifest, LocalError, NotFound, show
+from lazyfs.errors import BadAnswer, InvalidManifest, LazyfsError, LocalError, NotFound, show
 from lazyfs.format.digest import Digest, check, parse_digest
-from lazyfs.format.manifest import MAX_DOCUMENT, OCI_INDEX, Index, parse_document
+from lazyfs.format.foreign_json import fields, replaced
+from lazyfs.format.manifest import DOCUMENT_TYPES, MAX_DOCUMENT, OCI_INDEX, Index, parse_document
 from lazyfs.source.protocol import Document, ImageSource
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 
 _OWN_NAMES: Final = frozenset({"oci-layout", "index.json", "blobs"})
 _COPY_STEP: Final = 4 << 20
+_MAX_INDEX: Final = 16 << 20
+"""Bytes of index.json: a layout may hold more images than an index that a registry takes."""
+_MOST_NAMES: Final = 20
+"""Images that are listed where one is not found."""
 _LOCK_DEADLINE: Final = 30.0
 _LOCK_PAUSE: Final = 0.05
 
@@ -161,22 +166,29 @@ class Layout:
             digest = parse_digest(reference, f"the reference to {self.name}")
             media_type = next((entry.media_type for entry in index.manifests if entry.digest == digest), "")
             return Document(media_type, digest, self._small_blob(digest, MAX_DOCUMENT))
-        found = (
-            index.manifests
-            if not reference
-            else [entry for entry in index.manifests if entry.annotations.get(REF_NAME) == reference]
-        )
+        found = [entry for entry in index.manifests if not reference or entry.annotations.get(REF_NAME) == reference]
         if not found or (len(found) > 1 and not reference):
-            tags = ", ".join(sorted({entry.annotations.get(REF_NAME, str(entry.digest)) for entry in index.manifests})) or "none"
-            missing = f"{self.name} has no image {show(reference)}" if reference else f"{self.name} has {len(found)} images"
-            raise NotFound(f"{missing}; its images: {tags}", hint="Name one of them: oci:DIR:TAG or oci:DIR@DIGEST")
+            raise self._not_found(index, reference, len(found))
+        found.sort(
+            key=lambda entry: entry.media_type not in DOCUMENT_TYPES
+        )  # of several with one name, skopeo takes the first it knows
         return Document(found[0].media_type, found[0].digest, self._small_blob(found[0].digest, MAX_DOCUMENT))
+
+    def _not_found(self, index: Index, reference: str, count: int) -> LazyfsError:
+        for entry in index.unusable:
+            if not count and entry.annotations.get(REF_NAME, "") == reference:
+                return InvalidManifest(entry.reason, hint="Copy the image anew, with sha256 digests")
+        names = sorted({entry.annotations.get(REF_NAME, str(entry.digest)) for entry in index.manifests})
+        more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+        there = ", ".join(show(name)[1:-1] for name in names[:_MOST_NAMES]) + more
+        missing = f"{self.name} has no image {show(reference)}" if reference else f"{self.name} has {count} images"
+        return NotFound(f"{missing}; its images: {there or 'none'}", hint="Name one of them: oci:DIR:TAG or oci:DIR@DIGEST")
 
     def _index(self) -> Index:
         if not (self._path / "oci-layout").is_file():
             raise NotFound(f"{self._path} is no OCI layout: it has no file oci-layout")
         path = self._path / "index.json"
-        parsed = parse_document(OCI_INDEX, _read_small(path, str(path), MAX_DOCUMENT), str(path))
+        parsed = parse_document(OCI_INDEX, _read_small(path, str(path), _MAX_INDEX), str(path), _MAX_INDEX)
         if not isinstance(parsed, Index):
             raise InvalidManifest(f"{path} is no index")
         return parsed
@@ -202,13 +214,12 @@ class Layout:
         raw: Mapping[str, Any] = {"schemaVersion": 2, "mediaType": OCI_INDEX}
         others: list[Mapping[str, Any]] = []
         if path.exists():
-            index = self._index()
-            raw = index.raw
-            others = [other.raw for other in index.manifests if other.annotations.get(REF_NAME, "") != tag]
+            raw = self._index().raw
+            others = [other for other in fields(raw, ("manifests",)).get("manifests", []) if _tag(other) != tag]
         entry: dict[str, Any] = {"mediaType": document.media_type, "digest": document.digest, "size": len(document.data)}
         if tag:
             entry["annotations"] = {REF_NAME: tag}
-        _write(path, _encode({**raw, "manifests": [*others, entry]}))
+        _write(path, _encode(replaced(raw, {"manifests": [*others, entry]})))
 
     def _adopt(self, digest: Digest, size: int, source: Path) -> bool:
         if _size(source) != size:
@@ -256,6 +267,11 @@ class Layout:
             yield
         finally:
             os.close(fd)
+
+
+def _tag(entry: Mapping[str, Any]) -> str:
+    annotations = fields(entry, ("annotations",)).get("annotations", {})
+    return annotations.get(REF_NAME) or ""
 
 
 def _encode(value: Any) -> bytes:

@@ -22,7 +22,7 @@ DOCKER_HUB: Final = "docker.io"
 
 _DIGEST = re.compile(r"@(sha256:[0-9a-f]{64})\Z")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z")
-_LAYOUT_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@/+-]{0,254}\Z")
+_LAYOUT_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@/+-]{0,1023}\Z")
 _COMPONENT = re.compile(r"[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*\Z")
 _HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?\Z")
 _OTHER_TRANSPORTS = ("containers-storage", "dir", "docker-archive", "docker-daemon", "oci-archive", "ostree", "sif", "tarball")

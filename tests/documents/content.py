@@ -136,6 +136,13 @@ class Served:
         return self.contents[repository]
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: Any) -> None:
+        """A client that goes away in the middle is none of ours."""
+
+
 @contextmanager
 def serving() -> Iterator[Served]:
     """A registry on loopback, plain HTTP."""
@@ -187,8 +194,7 @@ def serving() -> Iterator[Served]:
         def log_message(self, *_: Any) -> None:
             """Nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     served.host = f"127.0.0.1:{server.server_port}"

@@ -138,6 +138,8 @@ INDEXES = [
     Case("platform with nulls", lambda it: it.index_of(on(it.manifest(), HERE | {"variant": None, "os.features": None}))),
     Case("platform with a version", lambda it: it.index_of(on(it.manifest(), HERE | {"os.version": "1", "os.features": ["x"]}))),
     Case("platform of nobody here", lambda it: it.index_of(on(elsewhere(it), ELSEWHERE)), accepted=False),
+    Case("an entry of another algorithm", lambda it: it.index_of(on(elsewhere(it), ELSEWHERE, digest="sha512:" + "a" * 128), on(it.manifest()))),
+    Case("an entry whose document is missing", lambda it: it.index_of(on(elsewhere(it), ELSEWHERE, digest="sha256:" + "a" * 64), on(it.manifest()))),
     Case("artifact with our platform", lambda it: it.index_of(on(it.manifest()), on(artifact(it)))),
     Case("Docker's list", lambda it: it.index_of(on(docker(it)), media_type=c.LIST)),
     Case("Docker's list, no platform", lambda it: it.index_of(docker(it), media_type=c.LIST)),

@@ -219,3 +219,28 @@ def test_a_mount_of_it_shows_the_peers_tree(lab: Lab, lazyfs: Lazyfs, name: str)
         lab.served.contents[repository] = content
         with lazyfs.mounted(f"docker://{lab.served.host}/{repository}:v1") as directory:
             assert not compare(walk(directory), lab.tree)
+
+
+@pytest.mark.parametrize(
+    "name", ["index: index four deep", "index: no platform, an attestation", "layer: gzip called zstd", "config: nulls in it"]
+)
+def test_a_pull_of_it_shows_the_peers_tree(lab: Lab, lazyfs: Lazyfs, tmp_path: Path, name: str) -> None:
+    """`lazyfs pull` into containerd: all documents on the way are there, and garbage collection leaves them."""
+    (case,) = (case for case in TABLE if case.name == name)
+    content = Content(lab.plain)
+    case.make(content)
+    repository = f"pull-{TABLE.index(case)}"
+    lab.served.contents[repository] = content
+    reference = f"{lab.served.host}/{repository}:v1"
+    into = ("--address", lab.containerd.folder / "socket", "--namespace", repository, "--snapshotter", "overlayfs")
+    lazyfs.run("pull", reference, *into, "--store", lazyfs.store)
+    lab.containerd.ctr("--namespace", repository, "leases", "create", "--id", "collect")
+    lab.containerd.ctr("--namespace", repository, "leases", "rm", "--sync", "collect")
+    (tmp_path / "root").mkdir()
+    lab.containerd.ctr(
+        "--namespace", repository, "images", "mount", "--snapshotter", "overlayfs", reference, str(tmp_path / "root")
+    )
+    try:
+        assert not compare(walk(tmp_path / "root"), lab.tree)
+    finally:
+        run("umount", tmp_path / "root")

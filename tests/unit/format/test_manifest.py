@@ -120,6 +120,8 @@ def test_go_writes_no_layers_as_null() -> None:
         (image(layers=[blob() | {"size": 1.0}]), "", "no count of bytes"),
         (image(layers=[blob() | {"size": True}]), "", "no count of bytes"),
         (image(layers=[blob() | {"size": "7"}]), "", "no count of bytes"),
+        (image(layers=[blob() | {"size": None}]), "", "the size of layers.0. of the document is missing"),
+        (image(layers=[blob() | {"size": 0}]), "", "0 for what is not empty"),
         (image(layers=[blob() | {"digest": "sha512:" + "a" * 128}]), "", "not a sha256 digest"),
         (image(layers=[{"mediaType": m.OCI_LAYER_TAR, "size": 3}]), "", "not a sha256 digest"),
         (image(layers=[blob(annotations={"a": 1})]), "", "the annotation 'a' of layers.0. of the document is 1"),
@@ -341,3 +343,16 @@ def test_what_is_an_image() -> None:
         found = parse(value)
         assert isinstance(found, m.Manifest)
         assert m.is_image(found) is expected
+
+
+def test_an_entry_that_cannot_be_used_does_no_harm_to_the_others() -> None:
+    """Another algorithm, or no digest: skopeo passes over them as well. What Go cannot decode stays an error."""
+    sha512 = blob(m.OCI_MANIFEST, annotations={"a": "b"}) | {"digest": "sha512:" + "a" * 128}
+    found = parse(index(sha512, blob(m.OCI_MANIFEST), blob(m.OCI_MANIFEST) | {"digest": "", "size": -1}))
+    assert isinstance(found, m.Index)
+    assert [entry.digest for entry in found.manifests] == [A]
+    assert [entry.annotations for entry in found.unusable] == [{"a": "b"}, {}]
+    assert "manifests[0] of the document is 'sha512:" in found.unusable[0].reason
+    for broken in (blob(m.OCI_MANIFEST) | {"digest": 3}, blob(m.OCI_MANIFEST) | {"size": "7"}, 3):
+        with pytest.raises(InvalidManifest):
+            parse(index(broken))  # type: ignore[arg-type]

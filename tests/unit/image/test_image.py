@@ -140,6 +140,19 @@ async def test_indexes_are_followed_so_far_and_no_further(store: Store) -> None:
         await resolve_image(source, "v3", AMD64, store)
 
 
+async def test_an_entry_of_another_algorithm_is_passed_over(store: Store) -> None:
+    """And named where nothing else fits."""
+    source = MemorySource()
+    entry = {"mediaType": OCI_MANIFEST, "size": 1, "platform": {"os": "linux", "architecture": "amd64"}}
+    sha512 = {**entry, "digest": "sha512:" + "a" * 128}
+    put_index(source, "v1", sha512)
+    with pytest.raises(NotFound, match="sha512"):
+        await resolve_image(source, "v1", AMD64, store)
+    digest = source.put_image(make_blob(TOC), tag="right")
+    put_index(source, "v1", sha512, {**entry, "digest": digest})
+    assert (await resolve_image(source, "v1", AMD64, store)).digest == digest
+
+
 async def test_an_image_without_platform_is_known_by_its_config(store: Store) -> None:
     """One of several is the one whose config says so; what is no image at all is passed over. A single one needs to say nothing."""
     source = MemorySource()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from lazyfs.source.repository import Repository
 
 BLOB = b"a layer's bytes" * 1000
 DIGEST = digest_of(BLOB)
+
+Json = dict[str, Any]
 
 
 def image(number: int) -> Document:
@@ -124,6 +127,62 @@ async def test_an_image_without_a_tag(tmp_path: Path) -> None:
     await layout.put_document("v1", image(3))
     with pytest.raises(NotFound, match=r"has 2 images.*v1"):
         await layout.document("")
+
+
+async def rewritten(layout: Layout, path: Path, change: Callable[[Json, Json], Any]) -> bytes:
+    """index.json of one image, tagged v1, after `change` was called with it and its entry."""
+    await layout.put_document("v1", image(1))
+    index = index_of(path)
+    change(index, index["manifests"][0])
+    data = json.dumps(index).encode()
+    (path / "index.json").write_bytes(data)
+    return data
+
+
+def other(entry: Json, **changes: Any) -> Json:
+    return entry | {"annotations": {REF_NAME: "v2"}} | changes
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda index, entry: index.update(mediaType=None, annotations=None),
+        lambda index, entry: index.update(Manifests=index.pop("manifests")),
+        lambda index, entry: entry.update(platform=None, urls=None, data=None),
+        lambda index, entry: index["manifests"].append(other(entry, digest="sha512:" + "a" * 128)),
+        lambda index, entry: index["manifests"].append(other(entry, digest="", size=-1)),
+        lambda index, entry: index["manifests"].append({**entry, "digest": "sha256:" + "a" * 64}),
+        lambda index, entry: index["manifests"].insert(
+            0, {**entry, "mediaType": "application/x", "digest": "sha256:" + "a" * 64}
+        ),
+        lambda index, entry: index["manifests"].extend([other(entry, annotations={REF_NAME: str(n)}) for n in range(30_000)]),
+    ],
+    ids=["null", "capitals", "null in an entry", "sha512 beside it", "no digest", "twice", "of an unknown type", "many"],
+)
+async def test_what_skopeo_and_umoci_find_is_found(tmp_path: Path, change: Callable[[Json, Json], Any]) -> None:
+    """Both were tried with each. What is there stays, byte for byte but for the new entry, when another image is written."""
+    layout = Layout(tmp_path / "out")
+    before = json.loads(await rewritten(layout, tmp_path / "out", change))
+    assert await layout.document("v1") == image(1)
+    await layout.put_document("new", image(2))
+    assert await layout.document("new") == image(2)
+    after = index_of(tmp_path / "out")
+    kept = before.pop("manifests", before.pop("Manifests", None))
+    assert after.pop("manifests")[:-1] == kept
+    assert after == before
+
+
+async def test_an_image_of_another_algorithm_is_named_so(tmp_path: Path) -> None:
+    """And one that is not there is told with the others' names, not with all of a thousand."""
+    layout = Layout(tmp_path / "out")
+    await rewritten(layout, tmp_path / "out", lambda _, entry: entry.update(digest="sha512:" + "a" * 128))
+    for reference in ("v1", "v2"):
+        with pytest.raises(InvalidManifest if reference == "v1" else NotFound, match="sha512" if reference == "v1" else "none"):
+            await layout.document(reference)
+    for number in range(25):
+        await layout.put_document(f"tag{number}", image(number))
+    with pytest.raises(NotFound, match="and 5 more"):
+        await layout.document("v2")
 
 
 async def test_a_document_by_digest_is_no_tag(tmp_path: Path) -> None:
