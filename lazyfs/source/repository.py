@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
-from lazyfs.errors import BadAnswer, DigestMismatch, InvalidManifest, show
+from lazyfs.errors import BadAnswer, DigestMismatch, InvalidManifest, Unauthorized, show
 from lazyfs.format.digest import Digest, check, digest_of
 from lazyfs.format.manifest import DOCUMENT_TYPES, MAX_DOCUMENT
 from lazyfs.registry.access import AccessOptions
@@ -118,7 +118,10 @@ class Repository:
         scope = (*self.push, *origin.pull)
         path = f"{self.repository}/blobs/uploads/?mount={digest}&from={origin.repository}"
         what = f"blob {digest} to {self.name}"
-        answer = await self.session.ask(what, "POST", self.session.url(path), scope, headers={"Content-Length": "0"})
+        try:
+            answer = await self.session.ask(what, "POST", self.session.url(path), scope, headers={"Content-Length": "0"})
+        except Unauthorized:
+            return False  # no token for both at once
         # 202 opens an upload instead, which the registry drops after a while; a refusal (no right to read there) comes
         # back as the same refusal when the blob itself is sent, if it matters.
         return answer.status == 201

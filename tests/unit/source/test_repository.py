@@ -122,6 +122,14 @@ async def test_mounting_is_a_wish(status: int, expected: bool) -> None:
     assert server.requests[0].target == f"/v2/a/b/blobs/uploads/?mount={DIGEST}&from=other"
 
 
+async def test_no_token_for_two_repositories_is_no_mount() -> None:
+    """The blob is sent instead, for which the own repository's token does."""
+    async with serving(Server([])) as server, repository(server.host, creds=Credentials("me", "secret")) as opened:
+        server.script = [reply(401, www_authenticate=f'Bearer realm="http://{server.host}/token"'), reply(403)]
+        async with repository(server.host, "other") as origin:
+            assert not await opened.mount_blob(DIGEST, len(BLOB), origin)
+
+
 async def test_nothing_is_mounted_from_elsewhere(tmp_path: Path) -> None:
     """Another registry, a layout: nobody is asked."""
     async with scripted([]) as (_, opened), repository("localhost:1") as origin:
