@@ -6,6 +6,7 @@ again for each range would double the requests. It expires; then the store refus
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -13,7 +14,7 @@ from typing import Final
 
 import trio
 
-from lazyfs.errors import RangeIgnored, SourceError, Unreachable
+from lazyfs.errors import HeldOff, RangeIgnored, SourceError, Unreachable
 from lazyfs.format.digest import Digest
 from lazyfs.registry.answer import MAX_SKIP, Answer, Asked, accept
 from lazyfs.registry.body import Body
@@ -21,7 +22,7 @@ from lazyfs.registry.connection import Connection
 from lazyfs.registry.head import Head
 from lazyfs.registry.rangeless import Rangeless, may_refuse_the_range
 from lazyfs.registry.redirects import REDIRECTS, redirected
-from lazyfs.registry.retry import Later, may_pass, patiently
+from lazyfs.registry.retry import TRIES, Later, may_pass, patiently
 from lazyfs.registry.session import Session, refusal
 from lazyfs.registry.tokens import Scope
 from lazyfs.registry.url import Url
@@ -33,6 +34,8 @@ CAUTIOUS: Final = 8
 _TOO_MANY: Final = {429, 503}
 MAX_AHEAD: Final = 8
 """Connections opened before anybody asks for a range: an image's TOCs are read so many at a time."""
+_PATIENCE: Final = 50.0
+"""Seconds for which a host's own wish is waited for: readers wait for a minute (fetch/), and are better told at once than then."""
 _MAX_SIGNED: Final = 4096
 _SMALL_BODY: Final = 16 << 10
 """A refusal's body up to here is read to keep the connection; a longer one costs it, and so does one that takes longer than this:"""
@@ -80,7 +83,11 @@ class Ranges:
         except trio.WouldBlock:
             await self._slots.acquire()
         try:
-            body = Body(asked, await patiently(what, partial(self._try, asked)), self._ask_again, self._session.pool)
+            try:
+                answer = await patiently(what, partial(self._try, asked))
+            except HeldOff as error:
+                answer = await self._ask_later(asked, error)
+            body = Body(asked, answer, self._ask_again, self._session.pool)
             try:
                 yield body
             finally:
@@ -92,7 +99,23 @@ class Ranges:
                 self._slots.release()
 
     async def _ask_again(self, asked: Asked) -> Answer:
-        return await patiently(asked.what, partial(self._try, asked))
+        try:
+            return await patiently(asked.what, partial(self._try, asked))
+        except HeldOff as error:
+            return await self._ask_later(asked, error)
+
+    async def _ask_later(self, asked: Asked, error: HeldOff) -> Answer:
+        """A host's pause is longer than the patience of one request, but perhaps not longer than the caller's."""
+        for _ in range(TRIES):
+            until = error.until
+            if until > min(trio.current_time() + _PATIENCE, trio.current_effective_deadline()):
+                break
+            await trio.sleep_until(until + random.uniform(0.0, 1.0))  # not all at once
+            try:
+                return await patiently(asked.what, partial(self._try, asked))
+            except HeldOff as raised:
+                error = raised
+        raise error
 
     def distrust(self, digest: Digest) -> None:
         """See ImageSource."""

@@ -195,6 +195,37 @@ def test_bad_registry_is_not_converted(name: str, tmp_path: Path, impatient: Non
         assert main(["convert", registry.image + ":v1", f"oci:{tmp_path}/dst:v1"]) == 0
 
 
+class Cutting:
+    """Half of every range that is asked for, until it is asked for by itself; and none of the first."""
+
+    def __init__(self) -> None:
+        self.cuts = 0
+
+    def __call__(self, request: Request, right: bytes) -> Answer:
+        body = body_of(right)
+        if len(body) < 100:
+            return right
+        self.cuts += 1
+        return Reply(right[: len(right) - len(body) // 2] if self.cuts > 1 else right[: -len(body)], "close")
+
+
+@pytest.mark.parametrize("command", ["ls", "cat", "convert"])
+def test_registry_that_cuts_everything(command: str, tmp_path: Path, impatient: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each answer breaks off in the middle, those to the footer and the TOC as well: it takes more of them, and is no error."""
+    it = Oci(tmp_path / "src")
+    make.convertible(it) if command == "convert" else make.sound(it)
+    with LyingRegistry(it.path) as registry:
+        registry.lie = on_ranges(cutting := Cutting())
+        image = registry.image + ":v1"
+        rest = {"cat": ["file"], "convert": [f"oci:{tmp_path}/dst:v1"]}.get(command, [])
+        rest += ["--store", str(tmp_path / "store")] if command in {"ls", "cat"} else []
+        assert main([command, image, *rest]) == 0
+    assert cutting.cuts > 1
+    told = capsys.readouterr()
+    assert "file" in told.out or told.out == DATA.decode() or command == "convert"
+    assert "broke off" not in told.err
+
+
 @pytest.mark.parametrize("case", ["bad_upper_layer", "plain_layer_of_another_diff_id", "wasm_module", "config_missing"])
 def test_bad_image_sends_nothing(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A registry as the destination is not even asked to take what is good of a bad image."""

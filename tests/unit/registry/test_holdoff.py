@@ -32,6 +32,21 @@ async def test_retry_after_is_obeyed(autojump_clock: trio.testing.MockClock, exp
     assert caught.value.until == pytest.approx(started + MAX_HOLDOFF, abs=1)
 
 
+async def test_a_long_pause_is_waited_for_where_the_reader_can(
+    autojump_clock: trio.testing.MockClock, expect_log: LogWatch
+) -> None:
+    """Longer than one request has patience, shorter than a read's minute; but never beyond the caller's own deadline."""
+    expect_log("is not asked again")
+    good = reply(206, BLOB[10:20], content_range=f"bytes 10-19/{len(BLOB)}")
+    started = trio.current_time()
+    await read_from([reply(429, retry_after="45"), good], 10, 20)
+    assert 45 <= trio.current_time() - started < 60
+    started = trio.current_time()
+    with pytest.raises(HeldOff), trio.fail_after(44):
+        await read_from([reply(429, retry_after="45")], 10, 20)
+    assert trio.current_time() - started < 1
+
+
 async def test_nobody_asks_a_host_that_is_held_off(autojump_clock: trio.testing.MockClock, expect_log: LogWatch) -> None:
     """Ten readers of two sessions; logged once, however often the host asks for it."""
     expect_log("is not asked again")
