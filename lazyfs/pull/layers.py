@@ -21,7 +21,7 @@ from lazyfs.api.services.snapshots.v1 import snapshots_pb2
 from lazyfs.api.types import descriptor_pb2, mount_pb2
 from lazyfs.errors import ContainerdFailed, DigestMismatch
 from lazyfs.format.digest import Digest
-from lazyfs.format.manifest import Descriptor
+from lazyfs.format.manifest import OCI_LAYER_GZIP, OCI_LAYER_TAR, Descriptor
 from lazyfs.image.image import Image
 from lazyfs.pull.containerd import DEADLINE, Containerd
 from lazyfs.pull.content import Content
@@ -130,7 +130,9 @@ class Layers:
     async def _unpack(self, number: int, key: str, mounts: Sequence[mount_pb2.Mount]) -> None:
         layer, chain_id, diff_id = self._image.layers[number], self._chain[number], self._image.config.diff_ids[number]
         await self._downloads.begin(layer).wait()
-        blob = descriptor_pb2.Descriptor(media_type=layer.media_type, digest=layer.digest, size=layer.size)
+        # containerd looks at a layer's first bytes, but not where the type is that of a plain tar.
+        kind = OCI_LAYER_GZIP if layer.media_type == OCI_LAYER_TAR else layer.media_type
+        blob = descriptor_pb2.Descriptor(media_type=kind, digest=layer.digest, size=layer.size)
         request = diff_pb2.ApplyRequest(diff=blob, mounts=mounts)
         answer = await self._containerd.call(self._containerd.diff.Apply, request, deadline=_UNPACKING)
         if answer.applied.digest != diff_id:

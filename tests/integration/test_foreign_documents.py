@@ -222,7 +222,14 @@ def test_a_mount_of_it_shows_the_peers_tree(lab: Lab, lazyfs: Lazyfs, name: str)
 
 
 @pytest.mark.parametrize(
-    "name", ["index: index four deep", "index: no platform, an attestation", "layer: gzip called zstd", "config: nulls in it"]
+    "name",
+    [
+        "index: index four deep",
+        "index: no platform, an attestation",
+        "layer: gzip called tar",
+        "layer: tar called tar",
+        "config: nulls in it",
+    ],
 )
 def test_a_pull_of_it_shows_the_peers_tree(lab: Lab, lazyfs: Lazyfs, tmp_path: Path, name: str) -> None:
     """`lazyfs pull` into containerd: all documents on the way are there, and garbage collection leaves them."""
