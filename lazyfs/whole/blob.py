@@ -22,6 +22,7 @@ _UNDER_WAY: Final = 4
 """Half of what a registry is asked for at a time (registry/ranges.py), so that two blobs share it and neither waits."""
 _STEP: Final = 128 << 10
 """Bytes that are waited for before they are handed on: what a kill may cost of a slow line."""
+_LONG_STEP: Final = 1 << 20
 
 
 class BlobReader:
@@ -139,7 +140,9 @@ class _Range:
             while start < self._arrived:
                 start += len(await stream.receive_exactly(min(_STEP, self._arrived - start)))
             while self._arrived < self.end:
-                data = await stream.receive_exactly(min(_STEP, self.end - self._arrived))
+                # Each costs a turn of the event loop, and the reader has enough to do where something lies here.
+                step = _LONG_STEP if self._here else _STEP
+                data = await stream.receive_exactly(min(step, self.end - self._arrived))
                 self._here.append(memoryview(data))
                 self._arrived += len(data)
                 self._waiting += len(data)

@@ -29,6 +29,7 @@ def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each range comes in four steps."""
     monkeypatch.setattr(whole_blob, "_STEP", 16)
+    monkeypatch.setattr(whole_blob, "_LONG_STEP", 16)
 
 
 async def test_bytes_come_in_order_in_whatever_steps() -> None:

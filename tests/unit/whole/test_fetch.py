@@ -72,6 +72,7 @@ def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ranges of 64,000 bytes, which come in small steps."""
     monkeypatch.setattr(whole_blob, "RANGE", 64_000)
     monkeypatch.setattr(whole_blob, "_STEP", STEP)
+    monkeypatch.setattr(whole_blob, "_LONG_STEP", STEP)
 
 
 async def fetch(source: Source, store: Store, whole: Whole = WHOLE, received: Callable[[int], None] = lambda _: None) -> bytes:
