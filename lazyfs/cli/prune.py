@@ -57,6 +57,8 @@ def _prune_alone(directory: Path, order: PruneOrder) -> dict[str, Any]:
 
 def _describe(directory: Path, freed: dict[str, Any]) -> str:
     what = f"{freed['objects']} files and {freed['documents']} documents and metadata images"
+    if freed["parts"]:
+        what += f" and {freed['parts']} unfinished layers"
     lines = [f"{directory}", f"  removed {what}: {freed['bytes'] / 1e6:.1f} MB"]
     if freed["held_bytes"]:
         lines.append(

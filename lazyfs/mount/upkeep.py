@@ -99,6 +99,7 @@ class Upkeep:
         return {
             "objects": freed.objects,
             "documents": freed.documents,
+            "parts": freed.parts,
             "bytes": freed.bytes,
             "held_bytes": min(freed.held, usage.held),
             "used_bytes": usage.used,

@@ -5,7 +5,7 @@ On disk:
     DIR/index.sqlite      which chunks are here (index.py)
     DIR/objects/NAME      whole files, 0444, never rewritten in place
     DIR/arrived/NAME      a second name of each of them, for native mounts (files.py)
-    DIR/partial/NAME      files under way, sparse
+    DIR/partial/NAME      files under way, sparse; blob-HEX: blobs that are fetched whole (parts.py)
     DIR/documents/HEX     manifests, configs, TOCs by sha256
     DIR/notes/HEX         small facts that only save a round trip (notes.py)
     DIR/logs/             what mounts complained about (lazyfs/mount/logs.py)
