@@ -42,6 +42,10 @@ _SMALL_BODY: Final = 16 << 10
 _PROMPTLY: Final = 5.0
 
 
+class _Broken(Unreachable):
+    """500 to a range: a server in trouble, or one that stumbles over the Range header."""
+
+
 class Ranges:
     """The ranges of one repository's blobs."""
 
@@ -85,8 +89,8 @@ class Ranges:
         try:
             try:
                 answer = await patiently(what, partial(self._try, asked))
-            except HeldOff as error:
-                answer = await self._ask_later(asked, error)
+            except Unreachable as error:
+                answer = await self._otherwise(asked, error)
             body = Body(asked, answer, self._ask_again, self._session.pool)
             try:
                 yield body
@@ -101,19 +105,23 @@ class Ranges:
     async def _ask_again(self, asked: Asked) -> Answer:
         try:
             return await patiently(asked.what, partial(self._try, asked))
-        except HeldOff as error:
-            return await self._ask_later(asked, error)
+        except Unreachable as error:
+            return await self._otherwise(asked, error)
 
-    async def _ask_later(self, asked: Asked, error: HeldOff) -> Answer:
-        """A host's pause is longer than the patience of one request, but perhaps not longer than the caller's."""
+    async def _otherwise(self, asked: Asked, error: Unreachable) -> Answer:
+        """What can still be done where a patient request has ended in `error`. Raises it where there is nothing."""
+        if isinstance(error, _Broken):
+            return await self._try_whole(asked, error)
         for _ in range(TRIES):
-            until = error.until
-            if until > min(trio.current_time() + _PATIENCE, trio.current_effective_deadline()):
+            # A host's own wish may be longer than the patience of one request, and not longer than the caller's.
+            if not isinstance(error, HeldOff):
                 break
-            await trio.sleep_until(until + random.uniform(0.0, 1.0))  # not all at once
+            if error.until > min(trio.current_time() + _PATIENCE, trio.current_effective_deadline()):
+                break
+            await trio.sleep_until(error.until + random.uniform(0.0, 1.0))  # not all at once
             try:
                 return await patiently(asked.what, partial(self._try, asked))
-            except HeldOff as raised:
+            except Unreachable as raised:
                 error = raised
         raise error
 
@@ -160,7 +168,8 @@ class Ranges:
             elif may_pass(head.status):
                 self._note_refusal(head.status)
                 self._session.holdoffs.note(url, head.status, head.headers.get("retry-after", ""))
-                return Later(Unreachable(f"{asked.what}: {url.authority} answers {head.status}"))
+                kind = _Broken if head.status == 500 and not whole else Unreachable
+                return Later(kind(f"{asked.what}: {url.authority} answers {head.status}"))
             elif remembered and 400 <= head.status < 500:
                 # Stores say in different ways that a signature has expired: 401, 403, 404, and Google's 400.
                 self._forget(asked.digest, url)
@@ -170,7 +179,7 @@ class Ranges:
             else:
                 raise refusal(asked.what, url, head.status)
 
-    async def _try_whole(self, asked: Asked, error: SourceError) -> Answer | Later:
+    async def _try_whole(self, asked: Asked, error: SourceError) -> Answer:
         """The range was answered with `error`; the whole blob may be served."""
         async with self._rangeless.trial(asked.digest, error):
             outcome = await self._try(asked, whole=True)

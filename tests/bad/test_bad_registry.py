@@ -94,7 +94,7 @@ TABLE = [
     Bad("gone blobs", "ls", on_ranges(lambda request, right: reply(404)), 4, ("blob LAYER of docker://HOST/image", "404")),
     Bad("too many requests", "ls", lambda request, right: reply(429), 4, ("docker://HOST/image:v1", "429")),
     Bad("in trouble", "ls", lambda request, right: reply(503), 4, ("docker://HOST/image:v1", "503")),
-    Bad("in trouble with blobs", "ls", on_ranges(lambda request, right: reply(500)), 4, ("blob LAYER of docker://HOST/image", "500")),
+    Bad("in trouble with blobs", "ls", on_layers(lambda request, right: reply(500)), 4, ("blob LAYER of docker://HOST/image", "500")),
     Bad("hangs up", "ls", lambda request, right: Reply(b"", "close"), 4, ("HOST",)),
     Bad("hangs up on blobs", "ls", on_ranges(lambda request, right: Reply(b"", "close")), 4, ("HOST", "closed the connection")),
     Bad("no HTTP", "ls", lambda request, right: Reply(b"SSH-2.0-OpenSSH\r\n\r\n", "close"), 4, ("HOST",)),

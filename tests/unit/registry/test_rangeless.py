@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from lazyfs.errors import BadAnswer, NotFound, RangeIgnored, SourceError, Unauthorized
+from lazyfs.errors import BadAnswer, NotFound, RangeIgnored, SourceError, Unauthorized, Unreachable
 from lazyfs.registry.ranges import MAX_SKIP
 from tests.unit.registry.one_blob import BLOB, fails, ranged, ranges_of, read, read_from
 from tests.unit.registry.scripted import Answer, Request, Server, reply, serving
@@ -100,6 +100,20 @@ async def test_a_server_in_trouble_has_not_answered_for_the_whole_blob(autojump_
 async def test_the_answer_to_the_whole_blob_counts(answer: bytes, error: type[SourceError]) -> None:
     """It may say more than the refusal of the range did; another length is another blob."""
     assert type(await fails([reply(416), answer])) is error
+
+
+async def test_a_server_that_stumbles_over_ranges(autojump_clock: trio.testing.MockClock) -> None:
+    """500 may pass, so a range is tried as ever before all of the blob is: once, and what came of it is remembered."""
+    async with serving(no_ranges(500, LONG)) as server, ranges_of(server.host) as ranges:
+        for start in (0, 5):
+            assert await read(ranges, start, 100, len(LONG)) == LONG[start:100]
+        with pytest.raises(RangeIgnored):
+            await read(ranges, MAX_SKIP + 1, len(LONG), len(LONG))
+    assert ["range" in request.headers for request in server.requests] == [True] * 5 + [False] * 2
+    async with serving(Server(lambda _: reply(500))) as server, ranges_of(server.host) as ranges:
+        with pytest.raises(Unreachable, match="answers 500"):
+            await read(ranges, 0, 5)
+    assert ["range" in request.headers for request in server.requests] == [True] * 5 + [False]
 
 
 async def test_another_blob_is_tried_by_itself() -> None:
