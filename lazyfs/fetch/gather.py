@@ -30,7 +30,7 @@ class _Turn(Generic[Q, A]):
         self.load: list[_Turn[Q, A]] = []
         """Who goes with it, itself included: it has a trip."""
         self.answer: A | None = None
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
 
 class Gather(Generic[Q, A]):
@@ -67,9 +67,11 @@ class Gather(Generic[Q, A]):
             work = partial(self._work, [turn.job for turn in turns])
             for turn, answer in zip(turns, await trio.to_thread.run_sync(work, limiter=self._threads), strict=True):
                 turn.answer = answer
-        except Exception as error:  # noqa: BLE001  # not swallowed: it goes to those who asked
+        except BaseException as error:  # it goes to those who asked, whatever it is: an answer they have not got
             for turn in turns:
                 turn.error = error
+            if not isinstance(error, Exception):
+                raise
         finally:
             for turn in turns:
                 turn.come.set()

@@ -115,10 +115,12 @@ class Run:
             failure = error
             self._shared.errors[type(error).__name__] += 1
         finally:
-            for piece in self._claimed:
-                self._shared.store.release(piece.chunk.digest)
-            self.ended.set()
-            self.flights.land_all(failure)
+            try:
+                for piece in self._claimed:
+                    self._shared.store.release(piece.chunk.digest)
+            finally:
+                self.ended.set()
+                self.flights.land_all(failure)
         return failure or self._first_bad
 
     async def _turn(self, slots: Slots) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import trio
 import trio.testing
 from trio.testing import wait_all_tasks_blocked
 
-from lazyfs.errors import DigestMismatch, Unreachable
+from lazyfs.errors import DigestMismatch, StoreUnusable, Unreachable
 from lazyfs.fetch import shared as module
 from lazyfs.fetch.background import measure_missing
 from lazyfs.fetch.fetcher import READ_DEADLINE, open_fetcher
@@ -22,7 +23,7 @@ from lazyfs.format.digest import digest_of
 from lazyfs.format.entry import Chunk, Entry
 from lazyfs.format.member import compress_member
 from lazyfs.store.store import Store
-from tests.unit.fetch.scripted import FILES, RANDOM, ScriptedSource, make_layer, read_piece, until
+from tests.unit.fetch.scripted import FILES, RANDOM, ScriptedSource, make_layer, pass_time, read_piece, settle, until
 
 
 async def test_read_brings_the_right_bytes_and_keeps_them(store: Store) -> None:
@@ -240,6 +241,62 @@ async def test_what_is_here_is_read_while_all_slots_wait_for_a_dead_source(store
         with trio.fail_after(10):
             assert await read_piece(fetcher, layer, 18) == files[18][1]
         nursery.cancel_scope.cancel()
+
+
+async def test_an_index_that_fails_while_a_run_waits_is_its_readers_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends no fetcher: the next read is served."""
+    files = [(b"f%02d" % number, RANDOM.randbytes(1 << 20)) for number in range(20)]
+    layer, blob = make_layer(files)
+    source = ScriptedSource(blob)
+    source.gate = trio.Event()
+    got: list[bytes] = []
+
+    async def reader(number: int) -> None:
+        got.append(await read_piece(fetcher, layer, number))
+
+    async with open_fetcher(store, source) as fetcher, trio.open_nursery() as nursery:
+        for number in range(0, 16, 2):
+            nursery.start_soon(reader, number)
+        await until(lambda: len(source.ranges) == 8)
+        await wait_all_tasks_blocked()
+        with monkeypatch.context() as patch, pytest.raises(StoreUnusable, match="the index is away"):
+
+            def fail(*_: object) -> list[bool]:
+                raise StoreUnusable("the index is away")
+
+            patch.setattr(store, "lacking", fail)
+            await read_piece(fetcher, layer, 16)
+        source.gate.set()
+        assert await read_piece(fetcher, layer, 16) == files[16][1]
+    assert len(got) == 8
+
+
+async def test_the_runs_before_are_signs_of_life(store: Store, autojump_clock: trio.testing.MockClock) -> None:
+    """Of a run that waits for its turn: their bytes, and no others. From its turn on, its own."""
+    autojump_clock.autojump_threshold = math.inf
+    files = [(b"f%02d" % number, RANDOM.randbytes(1 << 20)) for number in range(20)]
+    layer, blob = make_layer(files)
+    source = ScriptedSource(blob)
+    source.rate = 100_000
+    waits, small = layer.pieces[16:17], layer.pieces[18:19]
+    async with open_fetcher(store, source) as fetcher, trio.open_nursery() as nursery:
+        assert fetcher.signs_of_life(waits) == 0
+        for number in range(0, 18, 2):
+            nursery.start_soon(read_piece, fetcher, layer, number)
+            await settle(fetcher)
+        await pass_time(autojump_clock, fetcher, 1)
+        seen = [fetcher.signs_of_life(waits)]
+        for _ in range(5):
+            await pass_time(autojump_clock, fetcher, 1)
+            seen.append(fetcher.signs_of_life(waits))
+        assert [later - earlier for earlier, later in pairwise(seen)] == [800_000] * 5
+        assert fetcher.signs_of_life(small) == 0
+        await pass_time(autojump_clock, fetcher, 7)
+        own = fetcher.signs_of_life(waits)
+        await pass_time(autojump_clock, fetcher, 1)
+        assert fetcher.signs_of_life(waits) - own == 100_000
+        await pass_time(autojump_clock, fetcher, 10)
+        assert fetcher.signs_of_life(waits) == 0
 
 
 async def test_a_crowd_of_lone_misses_brings_what_is_asked_for(store: Store) -> None:

@@ -161,6 +161,31 @@ async def test_an_error_is_everybodys_who_went_together() -> None:
     assert await gather.do(4) == 8
 
 
+async def test_an_interrupt_leaves_nobody_without_an_answer() -> None:
+    """What is no error ends the program; until then, nobody takes it for an answer, and the others' turn comes."""
+
+    def work(numbers: Sequence[int]) -> list[int]:
+        if 1 in numbers:
+            raise KeyboardInterrupt
+        return list(numbers)
+
+    gather = Gather(work, trio.CapacityLimiter(2), trips=1)
+    got: list[object] = []
+
+    async def do(number: int) -> None:
+        try:
+            got.append(await gather.do(number))
+        except KeyboardInterrupt:
+            got.append("interrupted")
+
+    async with trio.open_nursery() as nursery:
+        for number in range(30):
+            nursery.start_soon(do, number)
+    assert len(got) == 30
+    assert got.count("interrupted") == 16, "those who went together"
+    assert await gather.do(7) == 7
+
+
 async def test_who_is_cancelled_still_gets_what_comes_of_his_job() -> None:
     """A claim has to be given back."""
     gather = Gather(Work(), trio.CapacityLimiter(2), trips=1)
