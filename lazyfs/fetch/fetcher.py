@@ -122,7 +122,7 @@ class Fetcher:
                         if here is not None:
                             return here
                     with self._traffic.reader():
-                        data = await self._wait_for(layer, piece, since)
+                        data = await self._wait_for(layer, piece, since, end)
                     if data is not None:
                         return data[start : start + length]
                     since = min(since, trio.current_time())
@@ -144,7 +144,7 @@ class Fetcher:
         since = math.inf
         while digest not in self._shared.unkept:
             with self._traffic.reader():
-                data = await self._wait_for(layer, piece, since)
+                data = await self._wait_for(layer, piece, since, trio.current_time() + READ_DEADLINE)
             # What came may have come as a chunk of another file, and been kept as that; or there was no room for it.
             if data is not None and os.path.exists(place):
                 return True
@@ -166,7 +166,7 @@ class Fetcher:
     def _gone(self) -> Unreachable:
         return Unreachable(f"{self._source.name} is not mounted any more")
 
-    async def _wait_for(self, layer: LayerBlob, piece: Piece, since: float) -> memoryview | None:
+    async def _wait_for(self, layer: LayerBlob, piece: Piece, since: float, deadline: float) -> memoryview | None:
         """`since`: when the reader first found that nobody had brought the piece to it; another process may have claimed it."""
         flight = self._board.get(piece.chunk.digest)
         if flight is not None:
@@ -176,26 +176,27 @@ class Fetcher:
                 pass  # another reader's run failed, perhaps far from this chunk: ours has a try of its own
         if self._closed:
             raise self._gone()
-        flight = self._board.get(piece.chunk.digest) or self._begin(
-            layer, piece, insist=trio.current_time() - since >= CLAIM_PATIENCE
-        )
+        flight = self._board.get(piece.chunk.digest)
+        if flight is None:
+            flight = self._begin(layer, piece, deadline, insist=trio.current_time() - since >= CLAIM_PATIENCE)
         return await flight.wait()
 
-    def _begin(self, layer: LayerBlob, piece: Piece, *, insist: bool) -> Flight:
+    def _begin(self, layer: LayerBlob, piece: Piece, deadline: float, *, insist: bool) -> Flight:
         """A run that brings `piece`; where all of the layer is on its way, that one."""
         shared = self._shared
         if self.sends_ranges(layer):
             windows = self._windows.setdefault(layer.digest, Windows())
             pieces = choose(layer, piece, windows, self._board, crowded=self._runs >= _CROWD)
             large = max(each.chunk.member_end - each.chunk.member for each in pieces) > _LARGE
-            run = Run(shared, layer, pieces, wanted=piece, insist=insist)
+            run = Run(shared, layer, pieces, wanted=piece, deadline=deadline, insist=insist)
             slots = shared.large_slots if large else shared.slots
         else:
             whole = self._wholes.get(layer.digest)
             flight = whole.join(piece) if whole is not None else None
             if flight is not None:
                 return flight
-            run = self._wholes[layer.digest] = Run(shared, layer, [piece], wanted=piece, insist=insist, rest=True)
+            run = Run(shared, layer, [piece], wanted=piece, deadline=deadline, insist=insist, rest=True)
+            self._wholes[layer.digest] = run
             slots = shared.layer_slots
         self._runs += 1
         self._nursery.start_soon(self._fly, layer, run, slots)
@@ -225,7 +226,7 @@ class Fetcher:
         free = [piece for piece in pieces if piece.chunk.digest not in self._board]
         if not free:
             return None
-        run = Run(self._shared, layer, free, wanted=None)
+        run = Run(self._shared, layer, free)
         if not self.sends_ranges(layer):
             self._wholes[layer.digest] = run
 

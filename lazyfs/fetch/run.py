@@ -11,13 +11,14 @@ connection out of step is no reason for an error.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
 
 import trio
 
-from lazyfs.errors import InvalidInput, RangeIgnored, Unreachable
+from lazyfs.errors import HeldOff, InvalidInput, RangeIgnored, Unreachable
 from lazyfs.fetch.claim import Order, claim_missing, missing_of
 from lazyfs.fetch.flight import Flight
 from lazyfs.fetch.piece import LayerBlob, Piece
@@ -51,11 +52,14 @@ class Run:
         layer: LayerBlob,
         pieces: list[Piece],
         *,
-        wanted: Piece | None,
+        wanted: Piece | None = None,
+        deadline: float = -math.inf,
         insist: bool = False,
         rest: bool = False,
     ) -> None:
         """`wanted`: nothing is fetched but with this piece. `insist`: it is fetched although another process has claimed it.
+
+        `deadline`: its reader's. A host that asked to be left alone until an earlier time is waited for.
 
         `rest`: a layer without ranges comes as a whole, and all that is missing of it is kept; `pieces` are those that are waited for.
         """
@@ -63,6 +67,7 @@ class Run:
         self._layer = layer
         self._pieces = pieces
         self._wanted = wanted
+        self._deadline = deadline
         self._insist = insist
         self._rest = rest
         self._as_a_whole = layer.whole is not None or layer.digest in shared.rangeless
@@ -164,12 +169,11 @@ class Run:
         if self._claimed:
             self._expect(coming)
             transfer = Transfer(self._shared, self._layer, self.flights.progress, self._landed, pause)
-            await transfer.fly(self._claimed, whole=rangeless)
+            await self._transfer(transfer, self._claimed)
             if self._wrong:
                 self._is_last_try = True
                 self._note_wrong(f"a part of layer {self._layer.digest}")
-                self._wrong.sort(key=lambda piece: (piece.chunk.member, piece.chunk.inner))
-                await transfer.fly(self._wrong, whole=rangeless)
+                await self._transfer(transfer, self._still_to_come())
         elif self._wanted is not None:
             self._expect({self._wanted.chunk.digest})
             # It arrived meanwhile, or another process is bringing it: its readers look again, but do not spin.
@@ -191,6 +195,28 @@ class Run:
         """These are still to land. Whoever waits for anything else looks again: it is here, or another process's business."""
         self._coming = coming
         self.flights.land_others(coming)
+
+    async def _transfer(self, transfer: Transfer, pieces: list[Piece]) -> None:
+        while pieces:
+            try:
+                await transfer.fly(pieces, whole=self._as_a_whole)
+            except HeldOff as error:
+                await self._wait_for_host(error)
+                pieces = self._still_to_come()
+            else:
+                return
+
+    async def _wait_for_host(self, error: HeldOff) -> None:
+        """Until it may be asked again. Raises `error` at once where that is too late for the reader."""
+        if not trio.current_time() < error.until < self._deadline:
+            raise error
+        await trio.sleep_until(error.until)
+
+    def _still_to_come(self) -> list[Piece]:
+        """What was claimed and has neither landed nor come wrong for the first time; in blob order."""
+        wrong = set() if self._is_last_try else {piece.chunk.digest for piece in self._wrong}
+        coming = (self._coming or set()) - wrong
+        return [piece for piece in self._claimed if piece.chunk.digest in coming]
 
     def _landed(self, result: Unpacked) -> None:
         piece, data, error, refusal = result
@@ -229,12 +255,20 @@ class Run:
         self.flights.land_others(missing)
         pieces = self._layer.pieces if self._rest else None
         shared.counts["requests"] += 1
-        try:
-            await run.fly(asked, pieces, self._expect)
-        except InvalidInput as error:
-            self._note_wrong(f"layer {self._layer.digest}: {error}")
-            shared.counts["requests"] += 1
-            await run.fly(asked, pieces, self._expect)
+        is_last_try = False
+        while True:
+            try:
+                await run.fly(asked, pieces, self._expect)
+            except HeldOff as error:
+                await self._wait_for_host(error)
+            except InvalidInput as error:
+                if is_last_try:
+                    raise
+                is_last_try = True
+                self._note_wrong(f"layer {self._layer.digest}: {error}")
+                shared.counts["requests"] += 1
+            else:
+                return
 
     def _note_wrong(self, what: str) -> None:
         shared = self._shared

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -10,7 +11,7 @@ from contextlib import asynccontextmanager
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from lazyfs.errors import RangeIgnored, Unreachable
+from lazyfs.errors import HeldOff, RangeIgnored, Unreachable
 from lazyfs.fetch.fetcher import Fetcher
 from lazyfs.fetch.piece import LayerBlob, Piece
 from lazyfs.format.digest import Digest, digest_of
@@ -72,6 +73,8 @@ class ScriptedSource:
         self.blobs = {digest_of(blob): blob for blob in blobs}
         self.ranges: list[tuple[int, int]] = []
         """What was asked for, in order."""
+        self.held_off_until = -math.inf
+        """When it may be asked again."""
         self.streams: list[_Stream] = []
         self.gate = trio.Event()
         """Ranges wait for it before their first byte."""
@@ -103,6 +106,8 @@ class ScriptedSource:
     async def open_range(self, digest: Digest, size: int, start: int, end: int) -> AsyncIterator[_Stream]:
         self.ranges.append((start, end))
         await self.gate.wait()
+        if trio.current_time() < self.held_off_until:
+            raise HeldOff("the host may be asked again in a while", self.held_off_until)
         if self.ignores_ranges and (start, end) != (0, size):
             raise RangeIgnored("a 200 to a range")
         failing, lying = self.fails > 0, self.lies > 0

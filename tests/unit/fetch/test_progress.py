@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from lazyfs.errors import Unreachable
+from lazyfs.errors import HeldOff, Unreachable
 from lazyfs.fetch.fetcher import CLAIM_PATIENCE, READ_DEADLINE, Fetcher, open_fetcher
 from lazyfs.fetch.piece import LayerBlob
 from lazyfs.store.store import Store
@@ -178,3 +178,38 @@ async def test_an_object_that_another_process_has_claimed_is_brought_in_time(sto
             nursery.start_soon(fetcher.bring, layer, piece)
             await pass_time(clock, fetcher, CLAIM_PATIENCE + 1)
             assert (store.directory.path / "objects" / piece.content.name).exists()
+
+
+@pytest.mark.parametrize("late", [0, 10])
+async def test_a_host_that_wants_to_be_left_alone_fails_a_read_at_once(store: Store, clock: MockClock, late: float) -> None:
+    """Where that is for longer than the read waits: for whoever began the run, and whoever joined it. The error says for how long."""
+    layer, blob = make_layer([(b"a", RANDOM.randbytes(1000)), (b"b", RANDOM.randbytes(1000))])
+    source = ScriptedSource(blob)
+    source.gate = trio.Event()
+    async with open_fetcher(store, source) as fetcher, trio.open_nursery() as nursery:
+        readers = [Reader(fetcher, layer, number) for number in (0, 0, 1)]
+        for reader in readers:
+            nursery.start_soon(reader.run)
+        await pass_time(clock, fetcher, late)
+        source.held_off_until = trio.current_time() + READ_DEADLINE
+        source.gate.set()
+        await settle(fetcher)
+        for reader in readers:
+            assert isinstance(reader.error, HeldOff) and reader.after == late
+            assert "asked again" in str(reader.error)
+
+
+async def test_a_host_that_wants_to_be_left_alone_for_a_moment_is_waited_for(store: Store, clock: MockClock) -> None:
+    """By readers, whom it leaves the time; what had come of the run is not asked for again. The background looks again later."""
+    files = [(b"f%d" % number, RANDOM.randbytes(700_000)) for number in range(2)]
+    layer, blob = make_layer(files)
+    source = ScriptedSource(blob)
+    async with open_fetcher(store, source) as fetcher, trio.open_nursery() as nursery:
+        source.held_off_until = trio.current_time() + 45
+        assert isinstance(await fetcher.fetch(layer, layer.pieces), HeldOff)
+        reader = Reader(fetcher, layer, 1)
+        nursery.start_soon(reader.run)
+        await pass_time(clock, fetcher, 44)
+        assert reader.error is reader.got is None
+        await pass_time(clock, fetcher, 2)
+        assert reader.got == files[1][1] and reader.after == 45
