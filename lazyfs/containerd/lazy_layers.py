@@ -7,7 +7,7 @@ whoever waits for that registry.
 Who mounts a root does not wait for its layers to be indexed: the gate does (gate/catalog.py), at the first miss.
 
 A pull brings a layer's prefix at once, because the container that will be started is going to wait for it: each layer by itself, for they
-come one after the other, and what is on its way is not to be begun anew with each. The rest comes when all is quiet.
+come one after the other. The rest comes when all is quiet, layer by layer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lazyfs.errors import LazyfsError
 from lazyfs.fetch.background import Background, Wanted
 from lazyfs.fetch.fetcher import open_fetcher
 from lazyfs.fetch.piece import LayerBlob
-from lazyfs.fetch.tasks import Tasks
+from lazyfs.fetch.tasks import Tasks, keep_running
 from lazyfs.fetch.traffic import Traffic
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import Descriptor
@@ -55,20 +55,17 @@ class Index:
 
     def __init__(self, layer: Layer) -> None:
         self.layer = layer
-        self._begun = False
-        self._made = trio.Event()
+        self._making = trio.Lock()
         self._objects: LayerObjects | None = None
 
     async def objects(self) -> LayerObjects:
-        """Cancelled: it is made all the same."""
-        if not self._begun:
-            self._begun = True
-            with trio.CancelScope(shield=True):
-                self._objects = await trio.to_thread.run_sync(_index, self.layer)
-            self._made.set()
-        await self._made.wait()
-        assert self._objects is not None
-        return self._objects
+        """Raises what went wrong; whoever waited tries again, and so does the next to ask. Cancelled: it is made all the same."""
+        async with self._making:
+            if self._objects is None:
+                with trio.CancelScope(shield=True):
+                    self._objects = await trio.to_thread.run_sync(_index, self.layer)
+                assert self._objects is not None
+            return self._objects
 
 
 class LiveLayer:
@@ -81,8 +78,10 @@ class LiveLayer:
         self.uses = Uses()
         self.index = index
         """Until it is known to the gate; None: to be made of what the store has."""
+        self.objects: LayerObjects | None = None
+        """Once it is indexed."""
         self.wanted: Wanted | None = None
-        """All of it, once it is indexed."""
+        """All of it, likewise."""
         self.indexed = trio.Event()
         self.pulling: trio.CancelScope | None = None
         """Around whoever sees to it that all of it comes, once for all its snapshots."""
@@ -165,7 +164,7 @@ class LazyLayers:
         live = self.use(lazy, index)
         if live.pulling is None:
             live.pulling, live.complete = trio.CancelScope(), trio.Event()
-            self._nursery.start_soon(self._pull, live, live.pulling)
+            self._nursery.start_soon(self._pull, live, live.pulling, live.complete)
         else:
             self.leave(live.name)
         return live
@@ -196,7 +195,7 @@ class LazyLayers:
             with trio.move_on_after(_RESUME_PATIENCE):  # of a registry that is away
                 await live.complete.wait()
 
-    async def _pull(self, live: LiveLayer, scope: trio.CancelScope) -> None:
+    async def _pull(self, live: LiveLayer, scope: trio.CancelScope, complete: trio.Event) -> None:
         try:
             with scope:
                 await live.indexed.wait()
@@ -205,10 +204,9 @@ class LazyLayers:
                 if self._background:
                     await self.lull.wait()
                     live.repository.pull(live.name, live.wanted)
-                    await live.complete.wait()
-                else:
-                    live.complete.set()
+                    await complete.wait()
         finally:
+            complete.set()  # also for who waits for a pull that was stopped
             if live.pulling is scope:  # else it was stopped, and may have been begun anew
                 live.pulling = None
                 live.repository.pull(live.name, None)
@@ -222,45 +220,65 @@ class LazyLayers:
             live.repository.pull(name, None)
 
     async def _serve_repository(self, repository: LiveRepository) -> None:
-        source = repository.source
-        traffic = self._traffic.setdefault(source.authority, Traffic())
         try:
-            async with open_fetcher(self._store, source, traffic) as repository.fetcher:
-                repository.ready.set()
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._fetch_rest, repository)
-                    await repository.uses.wait_until_unused()
-                    # At once: what is being closed must not be found by whoever comes next.
-                    del self._repositories[repository.name]
-                    nursery.cancel_scope.cancel()
+            await keep_running(f"what fetches from {repository.name}", self._live_repository, repository)
         finally:
+            self._forget_repository(repository)
             with trio.CancelScope(shield=True):
-                await source.aclose()
+                await repository.source.aclose()
+
+    async def _live_repository(self, repository: LiveRepository) -> None:
+        """Until it has been unused for a while. Run again after a failure, it serves the layers that lived before."""
+        traffic = self._traffic.setdefault(repository.source.authority, Traffic())
+        async with open_fetcher(self._store, repository.source, traffic) as fetcher:
+            repository.fetcher = fetcher
+            for live in self.live.values():
+                if live.repository is repository and live.objects is not None:
+                    self._catalog.add(live.name, fetcher, (live.objects,))
+            repository.ready.set()
+            async with trio.open_nursery() as nursery:
+                rest = f"the background fetch from {repository.name}"
+                nursery.start_soon(keep_running, rest, self._fetch_rest, repository)
+                await repository.uses.wait_until_unused()
+                self._forget_repository(repository)  # at once: what is being closed must not be found by whoever comes next
+                nursery.cancel_scope.cancel()
+
+    def _forget_repository(self, repository: LiveRepository) -> None:
+        if self._repositories.get(repository.name) is repository:
+            del self._repositories[repository.name]
 
     async def _serve_layer(self, live: LiveLayer) -> None:
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._make_known, live)
+                nursery.start_soon(keep_running, f"the index of layer {live.lazy.digest}", self._make_known, live)
                 await live.uses.wait_until_unused()
-                # At once, as above: also where it was never indexed, because its TOC was lost and nobody has it.
-                del self.live[live.name]
-                self._catalog.remove(live.name)
+                self._forget_layer(live)  # at once, as above: also where it was never indexed, because nobody has its TOC
                 nursery.cancel_scope.cancel()
         finally:
+            self._forget_layer(live)
             live.repository.uses.change(-1)
+
+    def _forget_layer(self, live: LiveLayer) -> None:
+        if self.live.get(live.name) is live:
+            del self.live[live.name]
+            self._catalog.remove(live.name)
 
     async def _make_known(self, live: LiveLayer) -> None:
         """To the gate, with who fetches it."""
-        await live.repository.ready.wait()
+        try:
+            await live.repository.ready.wait()
+            index = live.index or Index(await self._load(live))
+            layer = index.layer
+            live.objects = self._catalog.known(key_of(layer)) or await index.objects()
+        except Exception as error:
+            live.trouble = f"what is missing of it cannot be had: {error}"
+            raise
+        live.index, live.trouble = None, ""
         fetcher = live.repository.fetcher
         assert fetcher is not None
-        index = live.index or Index(await self._load(live))
-        live.index = None
-        layer = index.layer
-        objects = self._catalog.known(key_of(layer)) or await index.objects()
         if self.live.get(live.name) is live:
-            live.wanted = Wanted(objects.layer, layer.prefetch_end)
-            self._catalog.add(live.name, fetcher, (objects,))
+            live.wanted = Wanted(live.objects.layer, layer.prefetch_end)
+            self._catalog.add(live.name, fetcher, (live.objects,))
             live.indexed.set()
 
     async def _load(self, live: LiveLayer) -> Layer:
@@ -283,27 +301,30 @@ class LazyLayers:
                 return known
 
     async def _fetch_rest(self, repository: LiveRepository) -> None:
-        """The pulls of one repository. Begun anew when one comes or goes: what is here is seen."""
+        """The pulls of one repository, one after the other, in the order in which they came. One that is stopped is left at once, and
+        none of the others is begun anew."""
         while True:
             changed = repository.pulls_changed
-            pulls = dict(repository.pulls)
-            async with trio.open_nursery() as nursery:
-                if pulls:
-                    nursery.start_soon(self._finish, repository, pulls)
+            name, wanted = next(iter(repository.pulls.items()), (None, None))
+            if name is None or wanted is None:
                 await changed.wait()
+                continue
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_when_stopped, repository, name, wanted, nursery.cancel_scope)
+                await self._finish(repository, name, wanted)
                 nursery.cancel_scope.cancel()
 
-    async def _finish(self, repository: LiveRepository, pulls: dict[str, Wanted]) -> None:
-        finished = await self._bring(repository, list(pulls.values()))
-        for name in pulls:
-            live = self.live.get(name)
-            if live is not None:
-                if finished:
-                    await trio.to_thread.run_sync(self._note_complete, live.lazy)
-                live.complete.set()
-            # Last: where another pull comes meanwhile, this one is looked at again with it.
-            repository.pulls.pop(name, None)
-        await trio.to_thread.run_sync(give_back)
+    async def _finish(self, repository: LiveRepository, name: str, wanted: Wanted) -> None:
+        finished = await self._bring(repository, [wanted])
+        live = self.live.get(name)
+        if live is not None:
+            if finished:
+                await trio.to_thread.run_sync(self._note_complete, live.lazy)
+            live.complete.set()
+        if repository.pulls.get(name) is wanted:
+            del repository.pulls[name]
+        if not repository.pulls:
+            await trio.to_thread.run_sync(give_back)
 
     async def _bring(self, repository: LiveRepository, layers: Sequence[Wanted], *, rest: bool = True) -> bool:
         """What is missing of some layers, or without `rest` of their prefixes. Whether nothing is."""
@@ -322,6 +343,12 @@ class LazyLayers:
             self._store.keep_note(_completeness(lazy), "yes")
         except LazyfsError as error:
             _log.info("a restart will look once more whether layer %s is complete: %s", lazy.digest, error)
+
+
+async def _when_stopped(repository: LiveRepository, name: str, wanted: Wanted, scope: trio.CancelScope) -> None:
+    while repository.pulls.get(name) is wanted:
+        await repository.pulls_changed.wait()
+    scope.cancel()
 
 
 def name_of(lazy: LazyLayer) -> str:

@@ -24,7 +24,7 @@ import trio
 
 from lazyfs.containerd.lazy_layers import Index, LazyLayers, descriptor_of
 from lazyfs.containerd.repository import LiveRepository
-from lazyfs.errors import BadAnswer, LazyfsError, Unreachable, UsageError
+from lazyfs.errors import BadAnswer, LazyfsError, LocalError, Unreachable, UsageError, foremost
 from lazyfs.fetch.tasks import Tasks
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor
@@ -225,7 +225,11 @@ class Resolving:
                     await self._resolve_ahead(image, key.repository, expect)
             if image.failure is None:
                 await trio.sleep(_MEMORY)
+        except Exception as surprise:
+            image.failure = image.failure or _failed(surprise, f"image {key.selector} of {key.repository}")
+            raise
         finally:
+            image.known.set()  # nobody waits for what has ended
             if self._images.get(key) is image:
                 del self._images[key]
 
@@ -297,13 +301,24 @@ class Resolving:
             )
         except LazyfsError as error:
             load.failure = error
+        except Exception as surprise:
+            load.failure = _failed(surprise, f"layer {descriptor.digest} of {repository}")
+            raise
         finally:
+            if load.index is None and load.failure is None:
+                load.failure = Unreachable(f"layer {descriptor.digest} of {repository} is not waited for any more")
+            load.ended.set()
             if image is not None:
                 image.begin()
-            load.ended.set()
         if image is not None and load.index is not None and not self._layers.is_known(load.index.layer):
             await load.index.objects()  # while others build
             await self._layers.bring_prefix(load.index, repository)
+
+
+def _failed(surprise: Exception, what: str) -> LazyfsError:
+    """For who waits: a descriptor or a thread that cannot be had, or a defect of ours, which the log tells in full."""
+    cause = foremost(surprise) if isinstance(surprise, BaseExceptionGroup) else surprise
+    return LocalError(f"{what} cannot be resolved: {cause!r}", hint="It is tried again when it is asked for again.")
 
 
 def _vouched(image: _Image, claim: Claim) -> Descriptor:

@@ -1,0 +1,249 @@
+"""What is missing of lazy layers is brought: all of it, in order, for as long as there is a snapshot; in virtual time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from lazyfs.store.store import Store
+from tests.conftest import LogWatch
+from tests.unit.containerd.living import LINGER, Setting, living
+from tests.unit.containerd.scripted import ScriptedImage
+from tests.unit.fetch.scripted import until
+
+
+async def test_a_pull_brings_all(store: Store, image: ScriptedImage, jumping: MockClock) -> None:
+    """Without a container, too; the layer lives until then. A restart asks for nothing that had come and made room since."""
+    async with living(store, image) as it:
+        live = it.pull()
+        await live.complete.wait()
+        assert not it.missing() and it.missing(1)
+        await trio.sleep(3 * LINGER)
+        assert not it.layers.live and it.registry.closed
+    store.index.change(lambda db: db.execute("DELETE FROM chunk") and None)
+    async with living(store, image) as it:
+        for lazy in image.lazy:
+            it.layers.add(lazy)
+        await it.layers.resume(image.lazy)
+        await trio.sleep(3 * LINGER)
+        assert not it.layers.live and it.missing(0) and not it.missing(1)
+        first = image.layer(1).pieces[0].chunk.member
+        assert it.registry.ranges == [(first, image.layer(1).pieces[-1].chunk.member_end)]
+        await it.pull(0).complete.wait()
+        assert not it.missing(0), "a new pull brings it"
+
+
+async def test_a_restart_asks_only_for_what_is_still_wanted(store: Store, image: ScriptedImage, jumping: MockClock) -> None:
+    """What was removed before its turn came is not fetched."""
+    async with living(store, image) as it:
+        it.layers.add(image.lazy[1])
+        await it.layers.resume(image.lazy)
+        assert it.missing(0) and not it.missing(1)
+
+
+async def test_a_pull_waits_for_its_registry(
+    store: Store, image: ScriptedImage, jumping: MockClock, expect_log: LogWatch
+) -> None:
+    """While it is away the pull goes on trying, and says why it stands still."""
+    expect_log("stands still: the registry is away")
+    async with living(store, image) as it:
+        it.registry.away = True
+        live = it.pull()
+        await trio.sleep(1000)
+        assert not live.complete.is_set() and live.uses.count == 1
+        it.registry.away = False
+        await live.complete.wait()
+        assert not it.missing() and not live.repository.trouble
+
+
+async def test_pulls_of_one_repository_begin_with_their_prefixes(
+    store: Store, image: ScriptedImage, jumping: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What each layer's author wants first comes before the rest of any; a pull that comes meanwhile is taken in."""
+    ends = {lazy.digest: image.layer(number).pieces[0].chunk.member_end for number, lazy in enumerate(image.lazy)}
+    monkeypatch.setattr("lazyfs.image.layer.Layer.prefetch_end", property(lambda layer: ends[layer.digest]))
+    async with living(store, image) as it:
+        it.registry.gate = trio.Event()
+        first = it.pull(0)
+        await wait_all_tasks_blocked(0.1)
+        second = it.pull(1)
+        await second.indexed.wait()
+        await wait_all_tasks_blocked(0.1)
+        it.registry.ranges.clear()
+        it.registry.gate.set()
+        await first.complete.wait()
+        await second.complete.wait()
+        assert not it.missing(0) and not it.missing(1)
+        rest = (image.layer(0).pieces[1].chunk.member, image.layer(0).pieces[1].chunk.member_end)
+        assert it.registry.ranges[-1] == rest, "all that is not in a prefix"
+
+
+async def test_the_rest_of_a_pull_waits_until_all_is_quiet(
+    store: Store, image: ScriptedImage, jumping: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its prefix does not: a container will wait for it."""
+    monkeypatch.setattr("lazyfs.image.layer.Layer.prefetch_end", image.layer(0).pieces[0].chunk.member_end)
+    async with living(store, image) as it:
+        it.layers.lull.end()
+        it.pull()
+        await trio.sleep(0.9)
+        assert it.missing() == 1
+        it.layers.lull.end()
+        await trio.sleep(0.9)
+        assert it.missing() == 1
+        await trio.sleep(0.2)
+        assert not it.missing()
+
+
+async def test_without_the_background_a_pull_ends_with_its_prefix(
+    store: Store, image: ScriptedImage, jumping: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody says that it is complete: a lazyfsd with another configuration goes on."""
+    monkeypatch.setattr("lazyfs.image.layer.Layer.prefetch_end", image.layer(0).pieces[0].chunk.member_end)
+    async with living(store, image, background=False) as it:
+        await it.pull().complete.wait()
+        await trio.sleep(3 * LINGER)
+        assert it.missing() == 1 and not it.layers.live
+    async with living(store, image) as it:
+        it.layers.add(image.lazy[0])
+        await it.layers.resume(image.lazy)
+        assert not it.missing()
+
+
+async def test_a_pull_is_stopped(store: Store, image: ScriptedImage, jumping: MockClock) -> None:
+    """When no snapshot of the layer is left, nothing more of it is asked for, and it ends; nobody says that it is complete."""
+    async with living(store, image) as it:
+        it.registry.gate = trio.Event()
+        live = it.pull()
+        await live.indexed.wait()
+        await wait_all_tasks_blocked(0.1)
+        assert len(it.registry.ranges) == 1
+        it.stop()
+        it.registry.gate.set()
+        await trio.sleep(3 * LINGER)
+        assert not it.layers.live and it.missing() == 2 and len(it.registry.ranges) == 1
+
+
+async def test_a_pull_goes_on_for_the_last_of_its_snapshots(store: Store, image: ScriptedImage, jumping: MockClock) -> None:
+    """Of several containerds, or on several parents: the TOC stays until then, too."""
+    async with living(store, image) as it:
+        it.registry.gate = trio.Event()
+        live = it.pull()
+        assert it.pull() is live
+        it.stop()
+        await wait_all_tasks_blocked(0.1)
+        assert it.layers.documents() == {image.lazy[0].toc_digest}
+        it.registry.gate.set()
+        await live.complete.wait()
+        assert not it.missing()
+        it.stop()
+        assert it.layers.documents() == set()
+
+
+async def test_a_pull_is_stopped_before_it_began(store: Store, image: ScriptedImage, jumping: MockClock) -> None:
+    """A snapshot may go before its layer is indexed."""
+    async with living(store, image) as it:
+        live = it.pull()
+        it.stop()
+        await live.indexed.wait()
+        await trio.sleep(3 * LINGER)
+        assert not it.layers.live and not it.registry.ranges and it.missing() == 2
+
+
+async def test_a_pull_is_stopped_whose_toc_was_lost(
+    store: Store, image: ScriptedImage, jumping: MockClock, expect_log: LogWatch
+) -> None:
+    """Nobody asks a registry that is away for a layer of which there is no snapshot any more."""
+    expect_log("cannot be had: the registry is away")
+    async with trio.open_nursery() as nursery:
+        it = Setting(store, image, nursery)
+        it.registry.away = True
+        it.pull()
+        await trio.sleep(100)
+        it.stop()
+        await trio.sleep(2 * LINGER)
+        assert not it.layers.live and it.catalog.is_complete
+        await trio.sleep(LINGER)
+        assert it.registry.closed
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_stopped_pull_is_begun_again(store: Store, image: ScriptedImage, jumping: MockClock) -> None:
+    """An image that is removed and pulled again a moment later comes whole, however often that happens, and however slowly."""
+    async with living(store, image) as it:
+        it.registry.gate = trio.Event()
+        live = it.pull()
+        await live.indexed.wait()
+        for _ in range(3):
+            it.stop()
+            assert it.pull() is live
+        await trio.sleep(10 * LINGER)
+        assert it.layers.live == {live.name: live}
+        it.registry.gate.set()
+        await trio.sleep(2 * LINGER)
+        assert not it.missing() and not it.layers.live
+
+
+async def test_a_pull_that_is_nearly_done_is_not_lost(
+    store: Store, image: ScriptedImage, jumping: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one comes while it is noted that this one is complete: both are, and end."""
+    run_sync = trio.to_thread.run_sync
+
+    async def interrupted(work: Callable[..., object], *arguments: object, **more: object) -> object:
+        if work == it.layers._note_complete and len(it.layers.live) == 1:
+            it.pull(1)
+            await trio.sleep(1)
+        return await run_sync(work, *arguments, **more)  # type: ignore[arg-type]
+
+    async with living(store, image) as it:
+        monkeypatch.setattr("trio.to_thread.run_sync", interrupted)
+        it.pull(0)
+        await trio.sleep(10 * LINGER)
+        assert not it.missing(0) and not it.missing(1)
+        assert not it.layers.live
+
+
+async def test_a_pull_that_comes_or_goes_leaves_the_others_alone(
+    store: Store, image: ScriptedImage, jumping: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is under way for one layer is neither cut off nor asked for again."""
+    monkeypatch.setattr("lazyfs.fetch.background.RUN_BYTES", 1)  # a range for each of the two files
+    async with living(store, image) as it:
+        it.registry.gate = trio.Event()
+        first = it.pull(0)
+        await first.indexed.wait()
+        await until(lambda: it.registry.ranges)
+        for _ in range(3):
+            second = it.pull(1)
+            await second.indexed.wait()
+            await wait_all_tasks_blocked(0.1)
+            it.stop(1)
+            await wait_all_tasks_blocked(0.1)
+        second = it.pull(1)
+        it.registry.gate.set()
+        await first.complete.wait()
+        await second.complete.wait()
+        assert not it.missing(0) and not it.missing(1)
+        pieces = [piece.chunk for number in range(2) for piece in image.layer(number).pieces]
+        assert it.registry.ranges == [(chunk.member, chunk.member_end) for chunk in pieces]
+
+
+async def test_a_pull_that_is_stopped_makes_way_for_the_next(store: Store, image: ScriptedImage, jumping: MockClock) -> None:
+    """It is left at once, though the registry never answers for it; who waits for it waits no more."""
+    async with living(store, image) as it:
+        it.registry.gate = trio.Event()
+        first = it.pull(0)
+        await first.indexed.wait()
+        await until(lambda: it.registry.ranges)
+        second = it.pull(1)
+        await second.indexed.wait()
+        it.stop(0)
+        await first.complete.wait()
+        await until(lambda: len(it.registry.ranges) == 2)
+        it.registry.gate.set()
+        await second.complete.wait()
+        assert not it.missing(1) and it.missing(0)
