@@ -24,8 +24,10 @@ import zstandard
 from isal import isal_zlib
 
 from lazyfs.errors import DigestMismatch, InvalidInput, LocalError
+from lazyfs.format.bounds import ENTRY, Bounds
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import Descriptor
+from lazyfs.image.member_map import MemberMap
 from lazyfs.store.refusal import refusal
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ class Spool:
             self._stack = stack.pop_all()
         self._folder = folder
         self.size = 0
-        self.members: dict[int, int] = {}
+        self.members = MemberMap()
         """Where `blob` is kept: the blob offset of each gzip member, and the tar offset of what it inflates to."""
 
     def __enter__(self) -> Self:
@@ -119,7 +121,7 @@ def unpack(spool: Spool, pull: Pull, layer: Descriptor, diff_id: Digest, progres
     limit = max(_MAX_RATIO * layer.size, _MIN_LIMIT)
     kind = kind_of(blob.peek(PEEK))
     try:
-        for data in _decompressed(blob, kind, spool):
+        for data in _decompressed(blob, kind, spool, Bounds(layer.size, what)):
             tar_hash.update(data)
             spool.append(data)
             if spool.size > limit:
@@ -187,9 +189,9 @@ class _Blob:
             raise DigestMismatch(f"{what} hashes to sha256:{self._hash.hexdigest()}")
 
 
-def _decompressed(blob: _Blob, kind: LayerKind, spool: Spool) -> Iterator[bytes]:
+def _decompressed(blob: _Blob, kind: LayerKind, spool: Spool, bounds: Bounds) -> Iterator[bytes]:
     if kind == "gzip":
-        yield from _gunzip(blob, spool)
+        yield from _gunzip(blob, spool, bounds)
         return
     source: SupportsRead[bytes] = blob
     if kind == "zstd":
@@ -199,8 +201,8 @@ def _decompressed(blob: _Blob, kind: LayerKind, spool: Spool) -> Iterator[bytes]
         yield data
 
 
-def _gunzip(blob: _Blob, spool: Spool) -> Iterator[bytes]:
-    """What the gzip members in `blob` inflate to, one after the other."""
+def _gunzip(blob: _Blob, spool: Spool, bounds: Bounds) -> Iterator[bytes]:
+    """What the gzip members in `blob` inflate to, one after the other. Each counts as an entry (format/bounds.py): it may be empty."""
     remember = spool.blob is not None
     consumed = 0
     inflated = 0
@@ -212,7 +214,7 @@ def _gunzip(blob: _Blob, spool: Spool) -> Iterator[bytes]:
             data: bytes | memoryview = view[start : start + _FEED]
             while data:
                 if fresh and remember:
-                    spool.members[consumed] = inflated
+                    spool.members.add(consumed, inflated)
                 fresh = False
                 out = stream.decompress(data, _INFLATE)
                 left = stream.unused_data if stream.eof else stream.unconsumed_tail
@@ -222,6 +224,7 @@ def _gunzip(blob: _Blob, spool: Spool) -> Iterator[bytes]:
                 if out:
                     yield out
                 if stream.eof:
+                    bounds.describe(ENTRY)
                     stream = isal_zlib.decompressobj(31)
                     fresh = True
     if not consumed:
