@@ -32,6 +32,8 @@ _MAX_EXTENDED: Final = 1 << 20
 _MAX_ID: Final = 2**32 - 2
 """2^32-1 is "leave it as it is" to chown."""
 _MAX_DEVICE: Final = 0xFFFFFFFF
+_SHORT: Final = 200
+"""Bytes of a name that is shown as it is: `show` costs a microsecond, and this is done for each entry."""
 _MAX_LINK: Final = 4095
 
 _TYPES: Final[dict[bytes, EntryType]] = {
@@ -143,10 +145,10 @@ class _Reader:
                     raise InvalidTar(f"{self._what}: the tar ends after an extended header", hint="It is cut short")
                 return None
             special = True
-            self._bounds.describe(ENTRY)
             flag = header[156:157]
             if flag in _TYPES:
                 return self._member(header, flag, records, long_name, long_link)
+            self._bounds.describe(ENTRY)
             data = self._special_data(header, flag)
             if flag in b"xX":
                 records = parse_records(data, self._what)
@@ -206,7 +208,8 @@ class _Reader:
             name = prefix.partition(b"\0")[0] + b"/" + name
         pax = dict(records)
         raw_name = long_name or pax.get(b"GNU.sparse.name") or pax.get(b"path") or name
-        what = f"{self._what}: {show(raw_name)}"
+        plain = len(raw_name) <= _SHORT and raw_name.isascii()
+        what = f"{self._what}: {raw_name.decode()!r}" if plain else f"{self._what}: {show(raw_name)}"
         kind = _TYPES[flag]
         if kind == "reg" and raw_name.endswith(b"/") and flag != b"S":
             kind = "dir"
@@ -218,14 +221,16 @@ class _Reader:
         if stored < 0 or stored > self._size - self._offset:
             raise InvalidTar(f"{what} has {stored} bytes, and the tar ends {self._size - self._offset} behind its header")
         real_size, extents = self._extents(header, flag, records, pax, stored, what) if kind == "reg" else (0, ())
-        holes = real_size - sum(extent.size for extent in extents)
+        holes = real_size - (extents[0].size if len(extents) == 1 else sum(extent.size for extent in extents))
         if holes:
             self._bounds.fill(holes, what, real_size)
         clean = self._name(raw_name, kind)
         link = self._link(kind, long_link or pax.get(b"linkpath") or link.partition(b"\0")[0], what)
         xattrs = _xattrs(pax, what) if pax else ()
         # What extended headers hold of it is counted already.
-        self._bounds.describe(len(clean) + len(link) + ATTRIBUTE * len(xattrs), 1 + clean.count(b"/") + link.count(b"/"))
+        self._bounds.describe(
+            ENTRY + len(clean) + len(link) + ATTRIBUTE * len(xattrs), 1 + clean.count(b"/") + (link.count(b"/") if link else 0)
+        )
         return TarMember(
             Entry(
                 name=clean,
