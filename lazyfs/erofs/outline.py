@@ -162,7 +162,7 @@ class Outline:
                 elif entry.link in devices_0_0:
                     directory.whiteouts.add(name)
                 # else its target is a landmark or a whiteout, which shows nothing: parse_toc admits no other
-            elif is_whiteout_device(kind, entry.major, entry.minor):
+            elif kind == "char" and is_whiteout_device(kind, entry.major, entry.minor):
                 devices_0_0.add(path)
                 directory.whiteouts.add(name)
             else:

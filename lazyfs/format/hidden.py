@@ -49,6 +49,6 @@ class HiddenFiles:
 
     def replaced(self, name: bytes) -> None:
         """Something else has this name from now on: no later link may lead to it."""
-        key = self._keys.pop(name, None) if self._keys else None
+        key = self._keys.pop(name, None)
         if key is not None and self._shown.get(key) == name:
             del self._shown[key]

@@ -20,7 +20,7 @@ import msgspec
 
 from lazyfs.errors import InvalidToc, show
 from lazyfs.format.bounds import ATTRIBUTE, ENTRY, Bounds, never
-from lazyfs.format.entry import Chunk, Entry, EntryType
+from lazyfs.format.entry import WHITEOUT_PREFIX, Chunk, Entry, EntryType
 from lazyfs.format.foreign_json import without_nulls
 from lazyfs.format.hidden import HiddenFiles
 from lazyfs.format.toc_chunks import Chunks
@@ -103,7 +103,7 @@ def parse_toc(
     bounds = Bounds(len(data) if arrived is None else arrived, what, InvalidToc, check_cancelled, enforced=not accepted)
     raw = _decode(data, bounds, what)
     names: dict[bytes, Entry] = {}
-    hidden = HiddenFiles()
+    hidden: HiddenFiles | None = None  # few layers have any
     times: dict[str, int] = {}
     files = Chunks(toc_offset, what, enforced=not accepted)
     heads = 0
@@ -121,13 +121,14 @@ def parse_toc(
         else:
             following = None
         entry = _entry(head, more, files, times, bounds, what)
-        place = place_of(entry.name)
+        place = place_of(entry.name) if WHITEOUT_PREFIX in entry.name else "shown"
         if place == "shown":
             _place(entry, names, hidden, what)
         elif place == "whiteout":
             names.pop(entry.name, None)
             names[entry.name] = whiteout(entry)
         else:
+            hidden = hidden or HiddenFiles()
             hidden.add(entry, target=names.get(entry.link) if entry.type == "hardlink" else None)
             if left_out is not None:
                 left_out.add(entry.name, place)
@@ -332,17 +333,18 @@ def _parse_time(text: str, name: str, what: str) -> int:
     return seconds * 10**9 + int((match[2] or "").ljust(9, "0"))
 
 
-def _place(entry: Entry, names: dict[bytes, Entry], hidden: HiddenFiles, what: str) -> None:
+def _place(entry: Entry, names: dict[bytes, Entry], hidden: HiddenFiles | None, what: str) -> None:
     earlier = names.pop(entry.name, None)
     if earlier is not None and (earlier.type == "dir") != (entry.type == "dir"):
         raise InvalidToc(
             f"{what}: {show(entry.name)} is both a directory and a {earlier.type if entry.type == 'dir' else entry.type}"
         )
-    found = hidden.linked(entry) if entry.type == "hardlink" and entry.link not in names else None
-    if found is not None:
-        entry = found[0]
-    else:
-        hidden.replaced(entry.name)
+    if hidden is not None:
+        found = hidden.linked(entry) if entry.type == "hardlink" and entry.link not in names else None
+        if found is None:
+            hidden.replaced(entry.name)
+        else:
+            entry = found[0]
     if entry.type == "hardlink":
         target = names.get(entry.link)
         if target is not None and target.type == "hardlink":

@@ -120,7 +120,7 @@ class Tree:
                 if target is None:
                     continue  # parse_toc admits none such; a landmark or a whiteout as a target shows nothing
                 node = target
-            elif _is_hiding(entry):
+            elif entry.type == "char" and _is_hiding(entry):
                 continue
             else:
                 node = Node(base + position, entry, index, None)
