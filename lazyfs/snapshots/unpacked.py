@@ -23,6 +23,7 @@ from typing import Final
 
 from lazyfs.errors import StoreUnusable
 from lazyfs.format.entry import WHITEOUT_PREFIX
+from lazyfs.kernel.removal import remove_tree
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +31,6 @@ _OVERLAY: Final = "trusted.overlay."
 _OPAQUE: Final = "trusted.overlay.opaque"
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _WHITEOUT: Final = os.fsdecode(WHITEOUT_PREFIX)
-_ASIDE: Final = "left-out"
 _HELD: Final = 64
 """Directories on the way down that stay open, so that one which is moved or removed meanwhile, by a container that runs, does not
 matter. Deeper ones are come back to through `..`."""
@@ -38,16 +38,16 @@ matter. Deeper ones are come back to through `..`."""
 
 def strip(directory: Path) -> int:
     """Remove what overlayfs obeys from everything in `directory` and from itself, but that a directory is opaque; how many
-    attributes went. Directories named like a whiteout are moved out, to `left-out` beside it, and go with the snapshot.
+    attributes went. Directories named like a whiteout go as well, with all that is in them.
 
     Raises StoreUnusable. Costs 0.2 s for 30,000 files.
     """
-    removed = moved = 0
+    removed = directories = 0
     with _told(directory), closing(_walk(directory)) as found:
         for folder, name, status in found:
             if name.startswith(_WHITEOUT) and stat.S_ISDIR(status.st_mode):
-                _move_out(folder, name, directory)
-                moved += 1
+                remove_tree(Path(f"/proc/self/fd/{folder}/{name}"))
+                directories += 1
                 continue
             # The attributes of a link, a device, a pipe: no call takes a directory's descriptor and a name (before Linux 6.13).
             path = f"/proc/self/fd/{folder}/{name}"
@@ -55,16 +55,9 @@ def strip(directory: Path) -> int:
                 if attribute.startswith(_OVERLAY) and not (attribute == _OPAQUE and _is_opaque(path, status)):
                     os.removexattr(path, attribute, follow_symlinks=False)
                     removed += 1
-    if moved:
-        _log.info("%s: left out %d directories named like whiteouts, with what is in them", directory, moved)
+    if directories:
+        _log.info("%s: left out %d directories named like whiteouts, with what is in them", directory, directories)
     return removed
-
-
-def _move_out(folder: int, name: str, directory: Path) -> None:
-    """Not removed: how deep it is costs nothing this way."""
-    aside = directory.with_name(_ASIDE)
-    aside.mkdir(mode=0o700, exist_ok=True)
-    os.rename(name, aside / os.urandom(8).hex(), src_dir_fd=folder)
 
 
 def usage(directory: Path) -> tuple[int, int]:

@@ -9,14 +9,20 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from converter.layer import Style, write_layer
+from lazyfs.format.entry import Entry
+from lazyfs.whole.plan import Planned
+from tests.bad.oci import GZIP_LAYER, TOC_DIGEST, Oci
 from tests.commands import Lazyfs, umoci_unpack
 from tests.containerd import Containerd
 from tests.docker_registry import Registry
 from tests.integration.test_convert import add_image
+from tests.plugin import NAME, plugin_at
 from tests.tars import END, file, header, pax
 from tests.tree import Record, compare, walk
 
@@ -214,3 +220,59 @@ def test_a_conversion_keeps_what_a_full_pull_shows(
     """To containerd the converted image differs from the original as little as to us."""
     lazyfs.run("convert", source, f"oci:{tmp_path}/converted:v1")
     assert_same(full, pulled(f"oci:{tmp_path}/converted:v1"))
+
+
+def foreign_lazy_layer(it: Oci) -> None:
+    """An image of one lazy layer whose converter knows nothing of AUFS: it has taken everything over, with chunks and hard links."""
+    entries = [
+        Planned(Entry(b".no.prefetch.landmark", "reg", 0, size=1), content=b"\x0f"),
+        Planned(Entry(b".wh..wh.aufs", "reg")),
+        Planned(Entry(b".wh..wh.plnk", "dir")),
+        Planned(Entry(b".wh..wh.plnk/12.34", "reg", 0o4755, 7, size=13), content=b"a pseudo-link"),
+        Planned(Entry(b"aufs", "dir")),
+        Planned(Entry(b"aufs/one", "hardlink", 0o4755, 7, link=b".wh..wh.plnk/12.34")),
+        Planned(Entry(b"two", "hardlink", 0o4755, 7, link=b".wh..wh.plnk/12.34")),
+        Planned(Entry(b"low", "dir")),
+        Planned(Entry(b"low/.wh.below/y", "reg", size=8), content=b"left out"),
+        Planned(Entry(b"device", "char")),
+        Planned(Entry(b"link", "symlink", 0o640, link=b"low")),
+    ]
+    with ThreadPoolExecutor(1) as threads:
+        file, layer = write_layer(entries, lambda _at, _size: b"", Style(4096, 6), threads, 1, lambda _count: None)
+    with file:
+        file.seek(0)
+        it.image(it.blob(file.read(), GZIP_LAYER, annotations={TOC_DIGEST: layer.toc_digest}, diff_id=layer.diff_id))
+
+
+@pytest.mark.parametrize("mode", ["portable", "native"])
+def test_a_lazy_layer_of_another_converter(mode: str, lazyfs: Lazyfs, tmp_path: Path) -> None:
+    """The same of its TOC: links to a pseudo-link are that file, its bytes come from where that is, and `verify` agrees."""
+    it = Oci(tmp_path / "image")
+    foreign_lazy_layer(it)
+    image = f"oci:{it.path}:v1"
+    directory = tmp_path / "root"
+    directory.mkdir()
+    done = lazyfs.run("mount", image, directory, "--store", lazyfs.store, "--mode", mode, "--lazy-only")
+    try:
+        found = walk(directory)
+        assert set(found) == {b".", b"aufs", b"aufs/one", b"two", b"low", b"link"}
+        assert (directory / "two").read_bytes() == b"a pseudo-link"
+        assert (found[b"two"].mode, found[b"two"].uid, found[b"two"].nlink, found[b"link"].mode) == (0o4755, 7, 2, 0o777)
+        assert b"left out one entry below names that begin with .wh., which a full pull shows: 'low/.wh.below/y'" in done.stderr
+    finally:
+        lazyfs.run("umount", directory)
+    lazyfs.run("verify", image)
+    assert not lazyfs.json("convert", image, f"oci:{tmp_path}/converted:v1")["images"][0]["layers"][0]["kept"]
+
+
+@pytest.mark.containerd
+def test_layers_that_containerd_unpacks(shared_registry: Registry, session_folder: Path) -> None:
+    """Onto our snapshotter, because they are not lazy: what lies below whiteouts' names is not shown there either."""
+    layers = [b"".join(layer) for layer in (LOWER, AUFS)]
+    image = shared_registry.push(add_image(session_folder / "layers-plain", *layers), "layers-plain:v1")
+    with plugin_at(background=False) as plugin, Containerd(plugin.folder / "c", {NAME: plugin.socket}) as containerd:
+        containerd.pull_lazily(image, NAME)
+        with containerd.shown(NAME, plugin.folder / "shown") as root:
+            found = walk(root)
+    assert not [path for path in found if path.startswith(b".wh.") or b"/.wh." in path]
+    assert {b"aufs/one", b"aufs-two", b"emptied/new"} < set(found) and found[b"aufs/one"].nlink == 2
