@@ -168,6 +168,29 @@ def heads() -> list[Row]:
         Row("every connection closed", at("manifest", "blob", "token", Connection="close"), tokens=True),
         Row("a folded field", head(old=b"\r\n\r\n", new=b"\r\nX-Odd: one\r\n  two\r\n\r\n"), blobs=True),
         Row("lower case", head(old=b"Content-", new=b"content-"), slow=True),
+        Row("names with blanks", head(old=b"\r\n\r\n", new=b"\r\nX Odd: 1\r\n\r\n"), blobs=True, slow=True),
+        Row("names of Latin-1", head(old=b"\r\n\r\n", new=b"\r\nX-\xe9: 1\r\n\r\n"), blobs=True, slow=True),
+        Row("odd names", head(old=b"\r\n\r\n", new=b"\r\nX[0]: 1\r\nX@Y/Z: 2\r\n\r\n"), blobs=True),
+        Row("an empty name", head(old=b"\r\n\r\n", new=b"\r\n: 1\r\n\r\n"), blobs=True, slow=True),
+        Row("a value with NUL", head(old=b"\r\n\r\n", new=b"\r\nX-Odd: a\x00b\r\n\r\n"), blobs=True, slow=True),
+        Row("blanks before the status", head(old=b"HTTP/1.1 2", new=b"HTTP/1.1  2"), blobs=True),
+        Row("a length with zeros", head(old=b"Content-Length: ", new=b"Content-Length: 000"), blobs=True, slow=True),
+        Row("a length with a sign", head(old=b"Content-Length: ", new=b"Content-Length: +"), "both", blobs=True),
+        Row("a length with blanks", head(old=b"Content-Length: ", new=b"Content-Length:  \t "), blobs=True, slow=True),
+        Row(
+            "chunks of HTTP/1.0",
+            at("manifest", "blob", framing="chunked", rewrite=lambda data: data.replace(b"HTTP/1.1", b"HTTP/1.0")),
+            "both",
+            blobs=True,
+        ),
+        Row("HTTP/1.2", head(old=b"HTTP/1.1", new=b"HTTP/1.2"), blobs=True, slow=True),
+        Row("HTTP/2.0", head(old=b"HTTP/1.1", new=b"HTTP/2.0"), blobs=True, slow=True),
+        Row(
+            "100 continues first", head(old=b"HTTP/1.1 2", new=b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 2"), blobs=True, slow=True
+        ),
+        Row(
+            "Connection of several", at("manifest", "blob", Connection="Keep-Alive, Upgrade", Keep_Alive="timeout=5"), blobs=True
+        ),
         Row("values of Latin-1", head(old=b"\r\n\r\n", new=b"\r\nX-Odd: \xe9\r\n\r\n"), blobs=True),
         Row("values with controls", head(old=b"\r\n\r\n", new=b"\r\nX-Odd: \x01\r\n\r\n"), blobs=True, slow=True),
         Row("an early hint first", head(old=b"HTTP/1.1 2", new=b"HTTP/1.1 103 Early\r\nLink: x\r\n\r\nHTTP/1.1 2"), blobs=True),

@@ -1,5 +1,7 @@
 """httpx for all that is not blob bytes: one request, one whole answer of bounded size.
 
+A head that httpx refuses, and Go's clients accept, is read by plain.py.
+
 httpx 0.28 under trio leaks connections of its pool when requests are cancelled while others wait for one, until no
 request gets any. So a client in which a request was cancelled is retired: later requests get a new one, and the old one is
 closed when its last request has ended.
@@ -18,6 +20,7 @@ import trio
 
 from lazyfs.errors import BadAnswer, Unreachable
 from lazyfs.registry.encoding import inflated
+from lazyfs.registry.plain import exchange_plainly
 from lazyfs.registry.proxy import Proxies, Proxy
 from lazyfs.registry.tls import system_context
 from lazyfs.registry.url import Url
@@ -61,45 +64,49 @@ class Http:
         breaks off; BadAnswer for one of over `limit` bytes, inflated or not. Cancelled: the answer is lost, the server may have acted
         on the request.
         """
+        proxy = self._proxies.for_url(url)
+        outcome = await self._through_httpx(method, url, headers, limit, content, proxy)
+        if isinstance(outcome, Answer):
+            return outcome
+        assert isinstance(content, bytes)
+        head, data = await exchange_plainly(method, url, headers, content, max(limit, MAX_ERROR), proxy, outcome)
+        if head.status < 300 and len(data) > limit:
+            raise _too_long(url, limit)
+        return await _answer(url, head.status, head.headers, data, limit)
+
+    async def _through_httpx(
+        self,
+        method: str,
+        url: Url,
+        headers: Mapping[str, str],
+        limit: int,
+        content: bytes | AsyncIterator[bytes],
+        proxy: Proxy | None,
+    ) -> Answer | BadAnswer:
+        """See `exchange`. A BadAnswer that is returned is for a head that others may be able to read."""
         clients = self._clients
         clients.users += 1
         seasoned = clients.answers > 0
         answered = False
         try:
-            proxy = self._proxies.for_url(url)
             client = clients.get(url.scheme, proxy)
             extensions = _as_spelled(url, proxy)
             async with client.stream(method, str(url), headers=headers, content=content, extensions=extensions) as response:
                 # What a field's bytes mean is for those to say who use it: as Latin-1 they all survive.
                 response.headers.encoding = "latin-1"
                 answered = True
-                success = response.status_code < 300
-                most = limit if success else MAX_ERROR
-                body = bytearray()
-                # Leaving the loop would abandon httpx's nested generators to the garbage collector: cancellation unwinds them.
-                with trio.CancelScope() as reading:
-                    async for piece in response.aiter_raw():
-                        body += piece
-                        if len(body) > most:
-                            reading.cancel()
-                if len(body) > most:
-                    self._retire(clients)
-                    if success:
-                        raise BadAnswer(f"{url.authority} sends over {limit} bytes where no more are allowed")
-                    del body[most:]
+                body = await self._read(response, clients, url, limit)
             clients.answers += 1
-            data = bytes(body)
-            if success:
-                data = await inflated(data, response.headers.get("content-encoding", ""), limit, url.authority)
-            return Answer(url, response.status_code, response.headers, data)
+            return await _answer(url, response.status_code, response.headers, body, limit)
         except (httpx.TransportError, httpx.InvalidURL) as error:
             found = _error(url, error, in_body=answered)
-            if seasoned and _breaks_grammar(error) and not answered:
-                # It may be what an earlier answer had too much: a body for HEAD, a line behind a body. Go drops such a connection, httpx
-                # reads on. On a new one the same breach is one.
-                self._retire(clients)
-                found = Unreachable(found.message)
-            raise found from error
+            if answered or not _breaks_grammar(error) or not isinstance(found, BadAnswer):
+                raise found from error
+            # What was read may be what an earlier answer had too much: a body for HEAD, a line behind a body. Go drops such a connection.
+            self._retire(clients)
+            if not isinstance(content, bytes):
+                raise (Unreachable(found.message) if seasoned else found) from error
+            return found
         except BadAnswer:
             raise
         except BaseException:  # cancelled, alone or in a group
@@ -109,6 +116,22 @@ class Http:
             clients.users -= 1
             if clients.retired and not clients.users:
                 await clients.aclose()
+
+    async def _read(self, response: httpx.Response, clients: _Clients, url: Url, limit: int) -> bytes:
+        success = response.status_code < 300
+        most = limit if success else MAX_ERROR
+        body = bytearray()
+        # Leaving the loop would abandon httpx's nested generators to the garbage collector: cancellation unwinds them.
+        with trio.CancelScope() as reading:
+            async for piece in response.aiter_raw():
+                body += piece
+                if len(body) > most:
+                    reading.cancel()
+        if len(body) > most:
+            self._retire(clients)
+            if success:
+                raise _too_long(url, limit)
+        return bytes(body[:most])
 
     def _retire(self, clients: _Clients) -> None:
         clients.retired = True
@@ -156,6 +179,16 @@ class _Clients:
 def _proxy(proxy: Proxy, context: ssl.SSLContext) -> httpx.Proxy:
     auth = (proxy.user, proxy.password) if proxy.user else None
     return httpx.Proxy(str(proxy.url), auth=auth, ssl_context=context if proxy.url.scheme == "https" else None)
+
+
+def _too_long(url: Url, limit: int) -> BadAnswer:
+    return BadAnswer(f"{url.authority} sends over {limit} bytes where no more are allowed")
+
+
+async def _answer(url: Url, status: int, headers: Mapping[str, str], body: bytes, limit: int) -> Answer:
+    if status < 300:
+        return Answer(url, status, headers, await inflated(body, headers.get("content-encoding", ""), limit, url.authority))
+    return Answer(url, status, headers, body[:MAX_ERROR])
 
 
 def _as_spelled(url: Url, proxy: Proxy | None) -> dict[str, bytes]:

@@ -18,6 +18,7 @@ from lazyfs.registry.head import MAX_HEAD, Head
 _END = re.compile(rb"\n\r?\n")
 _STATUS = re.compile(rb"(HTTP/[0-9]\.[0-9]) +")
 _FOLD = re.compile(rb"\r?\n[ \t]+")
+_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+\Z")
 _FIELD = re.compile(rb"([^:]*):[ \t]*([^\r\n]*)")
 _FIRST_COUNTS: Final = frozenset({"content-range", "location"})
 """Of several different ones Go takes the first."""
@@ -70,12 +71,12 @@ def _repaired(data: bytes) -> bytes:
     for line in _FOLD.sub(b" ", rest).split(b"\n"):
         field = _FIELD.match(line)
         name, value = (field[1].lower(), field[2].rstrip(b" \t")) if field else (b"", b"")
-        if b" " in name and not name.startswith(b" "):
+        if field and not _NAME.match(name) and not name.startswith(b" "):
             continue  # Go keeps such a field under a name that nobody asks for
         if name == b"transfer-encoding" and found[1] == b"HTTP/1.0":
             continue  # Go ignores it: HTTP/1.0 has no chunks
         if name == b"content-length" and value.isdigit():
             kept.append(b"Content-Length: " + (value.lstrip(b"0") or b"0"))
         else:
-            kept.append(line.removesuffix(b"\r"))
+            kept.append(line.removesuffix(b"\r").replace(b"\0", b" "))
     return b"\r\n".join(kept)

@@ -1,0 +1,67 @@
+"""One small request over a connection of its own, for heads that httpx refuses and Go's clients accept.
+
+The range reader's connections read such heads (odd_head.py); httpx does not let anybody look at one. So the request is made again here.
+It is the exception: a registry that writes like that costs two requests for each document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lazyfs.errors import BadAnswer, Unreachable
+from lazyfs.registry.connection import Connection, connect
+from lazyfs.registry.decoded import Decoded
+from lazyfs.registry.head import Head
+from lazyfs.registry.proxy import Proxy
+from lazyfs.registry.tls import system_context
+from lazyfs.registry.url import Url
+
+_PIECE = 64 << 10
+
+
+async def exchange_plainly(
+    method: str, url: Url, headers: Mapping[str, str], content: bytes, limit: int, proxy: Proxy | None, refusal: BadAnswer
+) -> tuple[Head, bytes]:
+    """The answer's head and its body, of which no more than `limit` bytes and one are read.
+
+    Raises `refusal` where the head cannot be read here either, Unreachable, BadAnswer. No step has a time limit of its own: the caller
+    sets one for all. Cancelled: nothing stays open.
+    """
+    connection = await connect(url, proxy, system_context)
+    try:
+        try:
+            head = await connection.exchange(_request(method, url, headers, content, connection))
+        except BadAnswer as error:
+            raise refusal from error
+        if method == "HEAD" or head.status in {204, 304}:
+            return head, b""
+        return head, await _body(connection, head, limit, url)
+    finally:
+        connection.close()
+
+
+async def _body(connection: Connection, head: Head, limit: int, url: Url) -> bytes:
+    length = head.length
+    stream = connection if length is not None else Decoded(connection, head)
+    body = bytearray()
+    piece = memoryview(bytearray(_PIECE))
+    while len(body) <= limit and (length is None or len(body) < length):
+        wanted = _PIECE if length is None else min(_PIECE, length - len(body))
+        got = await stream.receive_into(piece[:wanted])
+        if not got:
+            if length is not None:
+                raise Unreachable(f"{url.authority} broke off in the middle of its answer")
+            break
+        body += piece[:got]
+    return bytes(body)
+
+
+def _request(method: str, url: Url, headers: Mapping[str, str], content: bytes, connection: Connection) -> bytes:
+    proxy = connection.forward_proxy
+    fields = {"Host": url.authority, "User-Agent": "lazyfs", "Accept": "*/*", "Accept-Encoding": "identity", **headers}
+    if content:
+        fields["Content-Length"] = str(len(content))
+    if proxy and proxy.authorization:
+        fields["Proxy-Authorization"] = proxy.authorization
+    lines = [f"{method} {url if proxy else url.target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1") + content
