@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from lazyfs.fuse import saved as module
 from lazyfs.fuse.saved import Greeting, boot_id, save, saved
+from tests.synced import watched
 
 GREETING = Greeting(boot_id(), 41, bytes(range(104)), bytes(range(80)))
 
@@ -57,3 +58,14 @@ def test_anything_else(tmp_path_factory: pytest.TempPathFactory, data: bytes) ->
     path = tmp_path_factory.getbasetemp() / "anything"
     path.write_bytes(data)
     assert saved(path, None) is None
+
+
+def test_the_record_is_on_the_disk_before_it_has_its_name(tmp_path: Path) -> None:
+    """And its name is, before the kernel is answered: a connection without a record can be taken over by nobody."""
+    with watched() as done:
+        save(tmp_path / "init", GREETING)
+    size = (tmp_path / "init").stat().st_size
+    (synced, temporary, whole), (renamed, name, _), (last, folder, _) = done
+    assert (synced, whole) == ("synced", size)
+    assert (renamed, name) == (f"renamed from {temporary}", str(tmp_path / "init"))
+    assert (last, folder) == ("synced", str(tmp_path))
