@@ -14,6 +14,7 @@ import msgspec
 from rich.console import Console
 
 from bench import (
+    chunks,
     convert,
     crowd,
     late,
@@ -42,6 +43,7 @@ MEASUREMENTS: dict[str, Callable[[Place], list[Figure]]] = {
     "mount_time": mount_time.measure,
     "read": read.measure,
     "ranges": ranges.measure,
+    "chunks": chunks.measure,
     "metadata": metadata.measure,
     "native": native.measure,
     "run": run.measure,
@@ -55,9 +57,22 @@ MEASUREMENTS: dict[str, Callable[[Place], list[Figure]]] = {
     "torch": torch.measure,
     "pull_torch": pull.measure_torch,
 }
-ON_DISK = {"metadata", "native", "run", "late", "whole", "torch", "pull", "start", "crowd", "service_memory", "pull_torch"}
+ON_DISK = {
+    "metadata",
+    "native",
+    "run",
+    "late",
+    "whole",
+    "torch",
+    "pull",
+    "start",
+    "crowd",
+    "service_memory",
+    "pull_torch",
+    "chunks",
+}
 """What overlayfs and native mounts are to be compared on lies on a disk."""
-ONLY_BY_NAME = {"memory", "torch", "start", "crowd", "service_memory", "pull_torch"}
+ONLY_BY_NAME = {"memory", "torch", "start", "crowd", "service_memory", "pull_torch", "chunks"}
 
 
 def main() -> int:

@@ -1,7 +1,8 @@
-"""The memory of processes, as the kernel counts it."""
+"""The memory and the processor time of processes, as the kernel counts them."""
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import threading
@@ -21,6 +22,12 @@ def resident(pid: int, field: str = "VmRSS") -> int:
         return 0
     found = re.search(rf"^{field}:\s*(\d+) kB", status, re.MULTILINE)
     return int(found[1]) * 1024 if found else 0
+
+
+def processor_time(pid: int) -> float:
+    """Seconds, of all its threads, in user mode and in the kernel; to 10 ms."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def peak(*command: str | Path, environment: dict[str, str], timeout: float = 1800) -> int:
