@@ -15,7 +15,7 @@ import msgspec
 from converter.kept import TOC_DIGEST, UNCOMPRESSED_SIZE
 from converter.layer import NewLayer
 from lazyfs.format.digest import Digest, digest_of
-from lazyfs.format.foreign_json import fields, replaced
+from lazyfs.format.foreign_json import decode, fields, replaced
 from lazyfs.format.manifest import (
     OCI_CONFIG,
     OCI_INDEX,
@@ -42,8 +42,8 @@ def rewrite_config(config: ImageConfig, data: bytes, layers: Sequence[NewLayer])
     new_ids = [layer.diff_id for layer in layers]
     if tuple(new_ids) == config.diff_ids:
         return data
-    rootfs = replaced(_object(config.raw, "rootfs"), {"type": "layers", "diff_ids": new_ids})
-    raw = replaced(config.raw, {"rootfs": rootfs})
+    old = decode(data)
+    raw = replaced(old, {"rootfs": replaced(_object(old, "rootfs"), {"type": "layers", "diff_ids": new_ids})})
     inner = _object(raw, "config")
     labels = _object(inner, "Labels")
     if labels:

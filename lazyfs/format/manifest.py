@@ -130,14 +130,13 @@ class Index(msgspec.Struct, frozen=True):
 
 
 class ImageConfig(msgspec.Struct, frozen=True):
-    """The parts of an image config that concern layers."""
+    """The parts of an image config that concern layers: the rest may be megabytes, and a daemon holds many images."""
 
     diff_ids: tuple[Digest, ...]
     """sha256 of each layer's uncompressed tar, the lowest first."""
     architecture: str
     os: str
     variant: str
-    raw: Mapping[str, Any]
 
     @property
     def platform(self) -> Platform:
@@ -187,7 +186,6 @@ def parse_config(data: bytes, what: str) -> ImageConfig:
         _text(found, "architecture", what),
         _text(found, "os", what),
         _text(found, "variant", what),
-        raw,
     )
 
 

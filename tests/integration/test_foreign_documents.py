@@ -137,7 +137,7 @@ Shown = tuple[str, int, int, int, int, int, bytes, str]
 """Of a path: type, mode, owner, group, size, time, target, and the digest of a file's bytes."""
 
 
-def shown(reference: str, folder: Path) -> dict[bytes, Shown]:
+def shown(reference: str, folder: Path, *, lazy_only: bool) -> dict[bytes, Shown]:
     """What a mount would show. Raises LazyfsError."""
 
     async def quiet(_: object) -> None:
@@ -148,7 +148,7 @@ def shown(reference: str, folder: Path) -> dict[bytes, Shown]:
         source = open_source(wanted, AccessOptions(None, plain_http=False))
         try:
             image = await resolve_image(source, wanted.selector, this_platform(), store)
-            layers = await load_image_layers(source, store, image, lazy_only=False, progress=quiet)
+            layers = await load_image_layers(source, store, image, lazy_only=lazy_only, progress=quiet)
         finally:
             await source.aclose()
         return {path: _shown(node.entry) for path, node in Tree([layer.entries for layer in layers]).walk() if path}
@@ -186,10 +186,10 @@ def test_what_the_peers_take_is_taken(lab: Lab, case: Case, tmp_path: Path) -> N
     asked = lab.threads.submit(ask_peers, lab, plain, name, tmp_path)
     trees: list[dict[bytes, Shown]] = []
     if main(["convert", f"{reference}:v1", f"oci:{tmp_path}/converted:v1"]) == 0:
-        trees.append(shown(f"oci:{tmp_path}/converted:v1", tmp_path / "store"))
-    for unconverted in (f"{reference}:v1", f"{reference}-lazy:v1"):
+        trees.append(shown(f"oci:{tmp_path}/converted:v1", tmp_path / "store", lazy_only=True))
+    for image, lazy_only in ((f"{reference}:v1", False), (f"{reference}-lazy:v1", case.lazy)):
         with suppress(LazyfsError):
-            trees.append(shown(unconverted, tmp_path / "store"))
+            trees.append(shown(image, tmp_path / "store", lazy_only=lazy_only))
     peers = asked.result()
     assert len(trees) == (3 if case.accepted else 0)
     assert case.accepted or not (peers.skopeo and peers.containerd), "both peers take it"

@@ -206,3 +206,19 @@ def test_an_attestation_changes_only_its_subject() -> None:
     assert json.loads(document.data)["subject"] == {"mediaType": OCI_MANIFEST, "digest": C, "size": 8, "extra": 1}
     assert document.digest == digest_of(document.data)
     assert rewrite_attestation(parsed, B, {}) == Document(OCI_MANIFEST, B, parsed.data)
+
+
+def test_other_spellings_leave_no_second_field() -> None:
+    """Go takes the last of two names that differ in case: what we write must be the only one. Nulls in maps are entries, and stay."""
+    old = {
+        "RootFS": {"Type": "x", "Diff_IDs": [A]},
+        "Config": {"labels": {"a": A, "b": None}, "Volumes": {"/v": None}},
+    }
+    assert config(old, layer(B, B)) == {
+        "rootfs": {"type": "layers", "diff_ids": [B]},
+        "config": {"Labels": {"a": B, "b": None}, "Volumes": {"/v": None}},
+    }
+    body = {"Config": described(A, OCI_CONFIG), "LAYERS": [described(A)], "Subject": described(B), "annotations": None}
+    written = manifest(body, layer(B, B))[1]
+    assert sorted(written) == ["annotations", "config", "layers", "mediaType", "schemaVersion"]
+    assert [entry["digest"] for entry in written["layers"]] == [B]

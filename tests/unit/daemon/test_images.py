@@ -28,7 +28,7 @@ from tests.unit.fetch.scripted import ScriptedSource, until
 
 DIGEST = digest_of(b"")
 BLOB = Descriptor("", DIGEST, 0, {}, None, {})
-IMAGE = Image(f"scripted:@{DIGEST}", DIGEST, Manifest("", BLOB, (BLOB,), {}, {}, b""), ImageConfig((), "", "", "", {}))
+IMAGE = Image(f"scripted:@{DIGEST}", DIGEST, Manifest("", BLOB, (BLOB,), {}, {}, b""), ImageConfig((), "", "", ""))
 CHUNK = Chunk(0, 1, bytes(32), 0, 0, 1)
 LAYER = Layer(BLOB, DIGEST, 1, (Entry(b"file", "reg", size=1, chunks=(CHUNK,)),))
 INODE = inode_of(content_of([CHUNK]).name)

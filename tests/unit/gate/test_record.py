@@ -43,7 +43,7 @@ def name_of(*texts: bytes) -> str:
 
 def recorder(*layers: list[Entry]) -> Recorder:
     descriptor = Descriptor(OCI_LAYER_GZIP, DIGEST, 1, {}, None, {})
-    config = ImageConfig((), "amd64", "linux", "", {})
+    config = ImageConfig((), "amd64", "linux", "")
     image = Image("oci:x", DIGEST, Manifest(OCI_MANIFEST, descriptor, (), {}, {}, b""), config)
     return Recorder(image, tuple(Layer(descriptor, DIGEST, 1, tuple(entries)) for entries in layers))
 
