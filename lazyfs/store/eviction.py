@@ -135,7 +135,7 @@ class Eviction:
         self._index.change(lambda db: schema.note(db, "limit", limit))
 
     def usage(self) -> Usage:
-        """Count: a walk over the index, 15 ms for 100,000 chunks, and a stat for each document."""
+        """What chunks take is counted now and then (used.py); a stat for each document."""
         with self._lock:
             held = self._still_held(self._held)
         files = [*self._other_files(), *self._parts.files()]

@@ -36,12 +36,14 @@ from lazyfs.store.directory import Directory
 from lazyfs.store.gaps import Gaps
 from lazyfs.store.rows import Buffer, Row, spells
 from lazyfs.store.tally import Tallies
+from lazyfs.store.used import Used
 from lazyfs.store.view import View
 
 _log = logging.getLogger("lazyfs.store")
 
 _COMMIT_DELAY = 0.05
 _COMMIT_ROWS = 256
+_BLOCK = 4096
 
 
 class Index(View):
@@ -77,6 +79,7 @@ class Index(View):
         self.tallies = Tallies()
         self._removals = 0
         """The count of removals, in the index, up to which this process knows them."""
+        self._used = Used(self.count_blocks, self.version)
         self._database = Database(directory, lost=self._lose)
         self._wake = threading.Event()
         self._hurry = threading.Event()
@@ -132,6 +135,10 @@ class Index(View):
         if isinstance(removals, int) and removals > self._removals:
             self._removals = removals
             self.tallies.doubt_all()
+
+    def blocks(self) -> int:
+        """Bytes that all chunks with committed rows take on disk, in blocks of 4 KiB, as far as is known: see used.py."""
+        return self._used.measure()
 
     def change(
         self,
@@ -221,11 +228,14 @@ class Index(View):
         removing: Sequence[str],
     ) -> None:
         lost: list[str] = []
+        added = 0
 
         def transaction(db: sqlite3.Connection) -> None:
             generation = schema.number(db, "generation")
             db.executemany(schema.DELETE, [(name, position) for name, positions in self._void.items() for position in positions])
+            nonlocal added
             true = self._in_place(batch)
+            added = sum(-(-row.size // _BLOCK) * _BLOCK for row in true)
             db.executemany(schema.INSERT, [(*msgspec.structs.astuple(row), generation) for row in true])
             for name in {row.object for row in true}:
                 self._complete_if_whole(db, name, self._buffer.length(name))
@@ -246,6 +256,7 @@ class Index(View):
             raise
         self._void.clear()
         self._buffer.forget(batch)
+        self._used.add(added)
         if lost:
             self._tell_of_removal(lost)
 
@@ -259,6 +270,7 @@ class Index(View):
         db.execute(schema.SET_FACT, ("removals", self._removals))
 
     def _tell_of_removal(self, names: Sequence[str]) -> None:
+        self._used.forget()
         for name in names:
             self._forget_gaps(name)
         self.tallies.doubt(names)
@@ -325,6 +337,7 @@ class Index(View):
         self._committed.clear()
         self._arriving.clear()
         self._removals = 0
+        self._used.forget()
         self.tallies.doubt_all()
 
     def _in_place(self, rows: Sequence[Row]) -> list[Row]:

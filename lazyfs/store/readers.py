@@ -32,11 +32,16 @@ class OpenFile:
         self.inode = status.st_ino
         self.size = status.st_size
         self.identity = (status.st_ino, status.st_ctime_ns)
-        self.checked = 0
-        """A bit for each chunk, by position."""
+        self.checked = bytearray()
+        """A bit for each chunk, by position, up to the last that was found right."""
         self.users = 0
         self.current = True
         """False once it is out of the list: its last user closes it."""
+
+    def is_checked(self, position: int) -> bool:
+        """Whether a chunk was found right."""
+        byte = position >> 3
+        return byte < len(self.checked) and self.checked[byte] >> (position & 7) & 1 == 1
 
 
 class OpenFiles:
@@ -46,7 +51,7 @@ class OpenFiles:
         self._files = files
         self._lock = threading.Lock()
         self._open: OrderedDict[str, OpenFile] = OrderedDict()
-        self._checked: OrderedDict[str, tuple[tuple[int, int], int]] = OrderedDict()
+        self._checked: OrderedDict[str, tuple[tuple[int, int], bytearray]] = OrderedDict()
 
     def take(self, name: str) -> OpenFile | None:
         """The file if it is open. Whoever takes one gives it back."""
@@ -69,7 +74,7 @@ class OpenFiles:
         with self._lock:
             file = self._open.get(name)
             if file is None:
-                identity, checked = self._checked.pop(name, (None, 0))
+                identity, checked = self._checked.pop(name, (None, bytearray()))
                 if identity == opened.identity:
                     opened.checked = checked
                 file = self._open[name] = opened
@@ -90,7 +95,10 @@ class OpenFiles:
     def mark(self, file: OpenFile, position: int) -> None:
         """A chunk was found right."""
         with self._lock:
-            file.checked |= 1 << position
+            byte = position >> 3
+            if byte >= len(file.checked):
+                file.checked.extend(bytes(byte + 1 - len(file.checked)))
+            file.checked[byte] |= 1 << (position & 7)
             file.size = os.fstat(file.fd).st_size  # it may have been opened before it had any
 
     def forget(self, name: str) -> None:

@@ -160,7 +160,7 @@ class Store:
         file = self._open.take(content.name)
         if file is not None:
             try:
-                if file.checked >> index & 1 and file.size == content.size:
+                if file.is_checked(index) and file.size == content.size:
                     data = _pread(file, content.offsets[index] + start, length)
                     if data is not None:
                         return data
@@ -356,7 +356,7 @@ class Store:
         return None
 
     def _read_open(self, file: OpenFile, row: Row, start: int, length: int, anew: bool) -> bytes | None:
-        if file.checked >> row.position & 1 and not anew:
+        if file.is_checked(row.position) and not anew:
             data = _pread(file, row.offset + start, length)
             if data is not None:
                 return data

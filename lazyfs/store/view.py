@@ -69,8 +69,8 @@ class View:
         found = self._database.query("SELECT total(size) FROM chunk")
         return int(found[0][0]) if found else 0
 
-    def blocks(self) -> int:
-        """Bytes that all chunks with committed rows take on disk, in blocks of 4 KiB."""
+    def count_blocks(self) -> int:
+        """Bytes that all chunks with committed rows take on disk, in blocks of 4 KiB. Counts them all."""
         found = self._database.query(schema.SUM_BLOCKS)
         return int(found[0][0] or 0) if found else 0
 

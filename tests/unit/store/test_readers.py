@@ -55,16 +55,17 @@ def test_checks_are_remembered_for_the_same_file(files: Files) -> None:
     files.put_whole("a", b"first")
     open_files = OpenFiles(files)
     file = opened(open_files, "a")
-    open_files.mark(file, 0)
+    for position in (0, 9, 4000):
+        open_files.mark(file, position)
     open_files.give_back(file)
     open_files.close()
     file = opened(open_files, "a")
-    assert file.checked == 1
+    assert [position for position in range(5000) if file.is_checked(position)] == [0, 9, 4000]
     open_files.give_back(file)
     open_files.close()
     files.put_whole("a", b"other")
     file = opened(open_files, "a")
-    assert file.checked == 0
+    assert not any(file.is_checked(position) for position in range(5000))
     open_files.give_back(file)
     open_files.close()
 
@@ -78,7 +79,7 @@ def test_a_forgotten_file_is_opened_anew(files: Files) -> None:
     open_files.forget("a")
     new = opened(open_files, "a")
     assert new is not old
-    assert (new.checked, is_open(old)) == (0, True)
+    assert (new.is_checked(0), is_open(old)) == (False, True)
     open_files.give_back(old)
     assert not is_open(old)
     open_files.give_back(new)

@@ -1,0 +1,68 @@
+"""What chunks take on disk is known at any time, and counted rarely."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lazyfs.store import used
+from lazyfs.store.in_use import InUse
+from lazyfs.store.store import Store
+from lazyfs.store.used import Used
+from tests.unit.store.contents import keep_all, noise
+
+BLOCK = 4096
+
+
+@pytest.fixture
+def counts(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What every count of a store came to; those of other processes are not seen before somebody ends the pause."""
+    monkeypatch.setattr(used, "_PAUSE", 1e9)
+    found: list[int] = []
+    count = store.index.count_blocks
+    monkeypatch.setattr(store.index._used, "_count", lambda: (found.append(count()), found[-1])[1])
+    return found
+
+
+def test_what_comes_is_added_and_what_goes_is_counted(store: Store, counts: list[int]) -> None:
+    """A status ten times a second counts nothing; after a removal, once."""
+    made = [keep_all(store, [noise(5000, seed)]) for seed in range(3)]
+    store.index.change()
+    assert store.index.blocks() == 6 * BLOCK
+    keep_all(store, [noise(1, 1), noise(BLOCK + 1, 2)])
+    store.index.change()
+    assert [store.index.blocks() for _ in range(10)] == [9 * BLOCK] * 10
+    assert len(counts) == 1
+    others = InUse({one.name for one in made[1:]})
+    store.eviction.remove(None, others, lambda name: name.startswith("chunks-"), mounted_too=False)
+    assert [store.index.blocks() for _ in range(10)] == [7 * BLOCK] * 10
+    assert len(counts) == 2 and store.index.count_blocks() == 7 * BLOCK
+
+
+def test_what_others_keep_is_seen_soon(store: Store, directory: Path, counts: list[int]) -> None:
+    """By one count, when the pause is over; by none where the index is as it was."""
+    assert store.index.blocks() == 0
+    with Store.open(directory) as other:
+        keep_all(other, [noise(5000, 1)])
+        other.index.change()
+    assert store.index.blocks() == 0
+    store.index._used._pause_until = 0.0
+    assert store.index.blocks() == 2 * BLOCK
+    store.index._used._pause_until = 0.0
+    assert store.index.blocks() == 2 * BLOCK
+    assert len(counts) == 2
+
+
+def test_a_removal_while_one_counts_is_not_lost() -> None:
+    """The count may have seen what has gone: the next one to ask counts again."""
+    answers = iter((10, 7))
+
+    def count() -> int:
+        answer = next(answers)
+        if answer == 10:
+            known.forget()
+        return answer
+
+    known = Used(count, lambda: 0)
+    assert (known.measure(), known.measure(), known.measure()) == (10, 7, 7)
