@@ -45,7 +45,7 @@ def inflate_member(member: bytes | bytearray | memoryview, length: int, what: st
     if length <= room <= length + _SLACK:
         try:
             inflated = deflate.gzip_decompress(member, room)
-        except deflate.DeflateError:
+        except (deflate.DeflateError, ValueError):
             pass  # not one whole member, or not gzip: the stream below tells which
         else:
             if len(inflated) >= length:

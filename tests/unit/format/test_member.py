@@ -71,3 +71,10 @@ def test_member_that_ends_before_its_chunk() -> None:
     """Fewer bytes than the TOC promised are an error with both numbers."""
     with pytest.raises(InvalidInput, match="ends after 3 of 100 bytes"):
         inflate_member(compress_member(b"abc"), 100, "x")
+
+
+@pytest.mark.parametrize("member", [b"\1\0\0\0", b"\x1f\x8b\x08\0\0\0\0\0\0\xff\1\0\0\0", b"\x1f\x8b\1\0\0\0"])
+def test_a_member_shorter_than_any(member: bytes) -> None:
+    """It claims the right length, and has no room for a header and a trailer: found by the fuzzer, as a ValueError of the library's."""
+    with pytest.raises(InvalidInput, match="somewhere"):
+        inflate_member(member, 1, "somewhere")
