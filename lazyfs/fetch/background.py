@@ -18,6 +18,7 @@ from lazyfs.errors import InvalidInput, LocalError
 from lazyfs.fetch.claim import BRIDGE
 from lazyfs.fetch.fetcher import Fetcher
 from lazyfs.fetch.piece import LayerBlob, Piece
+from lazyfs.fetch.window import MOST_PIECES
 from lazyfs.store.content import Content
 from lazyfs.store.store import Store
 from lazyfs.store.tally import Missing, Tally
@@ -26,8 +27,6 @@ _log = logging.getLogger(__name__)
 
 RUN_BYTES: Final = 16 << 20
 """Compressed bytes a request: long enough that a round trip is nothing beside it."""
-RUN_PIECES: Final = 4096
-"""Each is claimed, and what a claim costs the kernel grows with the number of claims: 35 µs with so many, 300 µs with 20,000."""
 _SLOWEST: Final = 60.0
 
 
@@ -179,7 +178,7 @@ def measure_missing(store: Store, layers: Iterable[LayerBlob]) -> Missing:
 
 
 def cut_runs(pieces: Sequence[Piece], alone: Container[bytes] = ()) -> list[list[Piece]]:
-    """Runs of at most RUN_BYTES and RUN_PIECES; a new one wherever something that is here lies between. Of one piece for the digests `alone`."""
+    """Runs of at most RUN_BYTES and MOST_PIECES, but of whole members, which are inflated from their beginning; a new one wherever something that is here lies between. Of one piece for the digests `alone`."""
     runs: list[list[Piece]] = []
     for piece in pieces:
         last = runs[-1] if runs else None
@@ -189,8 +188,10 @@ def cut_runs(pieces: Sequence[Piece], alone: Container[bytes] = ()) -> list[list
             and chunk.digest not in alone
             and last[-1].chunk.digest not in alone
             and chunk.member <= last[-1].chunk.member_end + BRIDGE
-            and chunk.member_end - last[0].chunk.member <= RUN_BYTES
-            and len(last) < RUN_PIECES
+            and (
+                chunk.member == last[-1].chunk.member
+                or (chunk.member_end - last[0].chunk.member <= RUN_BYTES and len(last) < MOST_PIECES)
+            )
         ):
             last.append(piece)
         else:

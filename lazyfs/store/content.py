@@ -24,8 +24,11 @@ _LIST_DOMAIN = b"lazyfs list of chunks, 1\n"
 _NAME = re.compile(r"(?:sha256-[0-9a-f]{64}-[1-9][0-9]{0,18}|chunks-[0-9a-f]{64})\Z")
 
 
-class Content(msgspec.Struct, frozen=True, gc=False):
-    """What a regular file that is not empty consists of."""
+class Content(msgspec.Struct, frozen=True, gc=False, eq=False):
+    """What a regular file that is not empty consists of.
+
+    Two are equal where their names are: a name is a hash of all that the content is, and a file may have a million chunks to compare.
+    """
 
     name: str
     """Of its object: `sha256-<hex>-<size>` (one chunk, its digest) or `chunks-<hex>` (several, the hash of their list)."""
@@ -34,6 +37,12 @@ class Content(msgspec.Struct, frozen=True, gc=False):
     """Where each chunk starts in the file."""
     digests: tuple[bytes, ...]
     """sha256 of each chunk, 32 raw bytes."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Content) and self.name == other.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
 
     def chunk_size(self, index: int) -> int:
         """Bytes in chunk `index`, 0 <= index < len(offsets)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,11 @@ import trio
 from lazyfs.fetch.background import Background, Wanted, cut_runs, missing_pieces
 from lazyfs.fetch.claim import Order, claim_missing
 from lazyfs.fetch.fetcher import Fetcher, open_fetcher
+from lazyfs.fetch.flight import Board
 from lazyfs.fetch.piece import LayerBlob
+from lazyfs.fetch.window import Windows, choose
+from lazyfs.format.digest import digest_of
+from lazyfs.format.entry import Chunk, Entry
 from lazyfs.store.store import Store
 from tests.unit.fetch.scripted import RANDOM, ScriptedSource, make_layer, read_piece
 
@@ -98,7 +103,7 @@ async def test_a_source_that_fails_often_costs_no_more(
 ) -> None:
     """A run that failed is tried again by itself: what is behind it is not looked at each time."""
     expect_log("stands still: the source has gone away")
-    monkeypatch.setattr("lazyfs.fetch.background.RUN_PIECES", 10)
+    monkeypatch.setattr("lazyfs.fetch.background.MOST_PIECES", 10)
     layer, blob = make_layer([(b"large", RANDOM.randbytes(10_000))], chunk_size=10)
     source = ScriptedSource(blob)
     looks: list[int] = []
@@ -115,12 +120,31 @@ async def test_a_source_that_fails_often_costs_no_more(
     assert len(looks) >= 50 and sum(looks) < 4 * len(layer.pieces)
 
 
-def test_runs_are_of_so_many_chunks(store: Store) -> None:
-    """A claim is a lock, and a lock costs more the more there are: of a million tiny chunks, some are claimed at a time."""
+def test_runs_are_of_so_many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim is a lock, and a lock costs more the more there are: of a million tiny chunks, some are claimed at a time, by the
+    background and by a reader."""
+    monkeypatch.setattr("lazyfs.fetch.window.FIRST", 16 << 20)
     layer, _ = make_layer([(b"tiny", RANDOM.randbytes(10_000))], chunk_size=1)
     runs = cut_runs(layer.pieces)
     assert [len(run) for run in runs] == [4096, 4096, 1808]
     assert [piece for run in runs for piece in run] == list(layer.pieces)
+    assert len(choose(layer, layer.pieces[7], Windows(), Board(), crowded=False)) == 4096
+
+
+def test_a_member_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is fetched and inflated from its beginning, however little of it is wanted: once for all its chunks."""
+    monkeypatch.setattr("lazyfs.fetch.background.RUN_BYTES", 50)
+    monkeypatch.setattr("lazyfs.fetch.background.MOST_PIECES", 3)
+    monkeypatch.setattr("lazyfs.fetch.window.MOST_PIECES", 3)
+    chunks = [
+        Chunk(0, 1, sha256(b"%d" % number).digest(), start, number % 8, start + 100)
+        for number in range(24)
+        for start in (number // 8 * 100,)
+    ]
+    files = [Entry(b"%d" % number, "reg", size=1, chunks=(chunk,)) for number, chunk in enumerate(chunks)]
+    layer = LayerBlob(digest_of(b"blob"), 300, 300, files)
+    assert [len(run) for run in cut_runs(layer.pieces)] == [8, 8, 8]
+    assert len(choose(layer, layer.pieces[0], Windows(), Board(), crowded=False)) == 8
 
 
 def test_some_is_copied_and_then_the_run_goes_on_its_way(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
