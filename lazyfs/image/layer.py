@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
-from lazyfs.errors import InvalidInput, NotLazy
-from lazyfs.format.digest import Digest, check, parse_digest
+from lazyfs.errors import InvalidInput, NotLazy, show
+from lazyfs.format.digest import Digest, check, is_digest
 from lazyfs.format.entry import NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, Entry
 from lazyfs.format.footer import FOOTER_SIZE
 from lazyfs.format.manifest import Descriptor, check_layer_type
@@ -178,7 +178,9 @@ def claimed_toc_digest(annotations: Mapping[str, str], what: str) -> Digest:
     text = annotations.get(TOC_DIGEST)
     if text is None:
         raise NotLazy(f"{what} has no annotation {TOC_DIGEST}: its manifest vouches for no TOC")
-    return parse_digest(text, f"the TOC digest of {what}")
+    if not is_digest(text):
+        raise NotLazy(f"{what} has the annotation {TOC_DIGEST} {show(text)}, which is not a sha256 digest")
+    return Digest(text)
 
 
 class _Hint(NamedTuple):

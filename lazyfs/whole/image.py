@@ -12,7 +12,7 @@ from functools import partial
 
 import trio
 
-from lazyfs.errors import LazyfsError, NotLazy, RangeIgnored
+from lazyfs.errors import DigestMismatch, LazyfsError, NotLazy, RangeIgnored
 from lazyfs.format.digest import Digest
 from lazyfs.image.image import Image, all_of, load_layers
 from lazyfs.image.layer import Layer, Whole, load_layer
@@ -29,7 +29,8 @@ async def load_image_layers(
 ) -> tuple[Layer, ...]:
     """All layers of `image`, the lowest first; those that are not lazy are fetched whole, unless they are here.
 
-    So are lazy ones of which the registry serves no ranges. Whole is what they stay in this store.
+    So are lazy ones of which the registry serves no ranges, and those with another TOC than their manifest names: the digest of all
+    of the blob tells whether that is the registry's fault. Whole is what they stay in this store.
 
     `accepted`: the image is mounted, perhaps since an earlier version, so bounds that are new are not applied to its lazy layers.
     `progress` gets a note for each of those, and how far they are. With `lazy_only` they are refused: NotLazy. Raises
@@ -43,13 +44,15 @@ async def load_image_layers(
     ordinary: set[int] = set()
     loads = [partial(_load, source, store, image, number, key, accepted=accepted) for number, key in enumerate(keys)]
     for number, found in enumerate(await all_of(loads)):
-        if isinstance(found, NotLazy | RangeIgnored):
+        if isinstance(found, NotLazy | RangeIgnored | DigestMismatch):
             descriptor = image.layers[number]
             reason = found.message.removeprefix(f"layer {descriptor.digest} ")
             if isinstance(found, RangeIgnored):
                 reason = f"cannot be fetched in ranges: {found.message}"
             else:
                 ordinary.add(number)
+                if isinstance(found, DigestMismatch):
+                    reason = f"has another TOC than its manifest names: {found.message}"
             wanted[number] = Whole(reason, image.config.diff_ids[number])
         elif isinstance(found, LazyfsError):
             raise found

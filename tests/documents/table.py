@@ -197,6 +197,8 @@ LAYERS = [
     Case("unknown type", lambda it: it.manifest(layers=both(it, "application/octet-stream")), accepted=False),
     Case("nulls", lambda it: it.manifest(layers=[layer | dict.fromkeys(["urls", "data", "platform", "artifactType"]) for layer in both(it)])),
     Case("null annotation", lambda it: it.manifest(layers=[layer | {"annotations": {**layer.get("annotations", {}), "a": None}} for layer in both(it)])),
+    Case("TOC digests of nothing here", lambda it: it.manifest(layers=both(it, annotations={c.TOC_DIGEST: c.sha256(b"else")})), lazy=False),
+    Case("TOC digests that are none", lambda it: it.manifest(layers=both(it, annotations={c.TOC_DIGEST: "yes"})), lazy=False),
     Case("data in the descriptor", embedded),
     Case("size missing", lambda it: it.manifest(layers=[it.layer(0), it.layer(1, size=...)]), accepted=False),
     Case("an empty tar", lambda it: above(it, bytes(1024), gzip.compress(bytes(1024))), lazy=False),

@@ -15,19 +15,20 @@ import trio
 import zstandard
 from hypothesis import given, settings
 
-from lazyfs.errors import InvalidTar, NotLazy, RangeIgnored
+from lazyfs.errors import DigestMismatch, InvalidInput, InvalidTar, NotLazy, RangeIgnored
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.format.entry import OWN_NAMES, Entry
 from lazyfs.format.manifest import OCI_LAYER_GZIP, OCI_LAYER_TAR, OCI_LAYER_ZSTD
 from lazyfs.format.toc import parse_toc
 from lazyfs.image.image import resolve_image
-from lazyfs.image.layer import Layer
+from lazyfs.image.layer import TOC_DIGEST, Layer
 from lazyfs.store import index as store_index
 from lazyfs.store.content import content_of
 from lazyfs.store.store import Store
 from lazyfs.vfs.tree import Tree
 from lazyfs.whole import blob as whole_blob
 from lazyfs.whole.image import load_image_layers
+from tests.conftest import LogWatch
 from tests.unit.converter.making import LAYERS, Item, tar_of
 from tests.unit.converter.places import Place, converted, request
 from tests.unit.whole.loading import APP, BASE, LARGE, LINUX, Told, asks_for_layers, content, here, kept, load
@@ -135,6 +136,31 @@ async def test_ordinary_layer_over_a_lazy_one(store: Store) -> None:
     assert [name for name in (entry.name for entry in app.entries) if name.endswith(b"app")] == [b"usr/lib/app"]
     assert len(told.notes) == 1 and "layer 2 of 2" in told.notes[0]
     assert not here(store, (base,)) and here(store, (app,))
+
+
+@pytest.mark.parametrize(
+    ("claim", "word"), [(digest_of(b"else"), "another TOC than its manifest names"), ("yes", "not a sha256 digest")]
+)
+async def test_a_toc_that_the_manifest_does_not_name_is_no_toc(store: Store, claim: str, word: str, expect_log: LogWatch) -> None:
+    """The layer is what its blob's digest and its diff ID say, as for runtimes that know of no TOC. What makes it lazy is not believed."""
+    place, lazy = Place(), Place()
+    place.add_image(tar_of(BASE))
+    await converted(place, lazy, request(chunk_size=4 << 20))
+    (described,) = lazy.body()["layers"]
+    described["annotations"][TOC_DIGEST] = claim
+    lazy.add_manifest([described], lazy.config()["rootfs"]["diff_ids"])
+    right = lazy.blobs[described["digest"]]
+    lazy.blobs[described["digest"]] = right[:5] + bytes(5) + right[10:]
+    expect_log("hashes to.*fetched once more")
+    with pytest.raises(DigestMismatch, match="hashes to"):
+        await load(lazy, store)
+    lazy.blobs[described["digest"]] = right
+    told = Told()
+    (layer,) = await load(lazy, store, told)
+    assert layer.whole is not None and word in layer.reason and word in told.notes[0]
+    assert here(store, (layer,))
+    with pytest.raises(InvalidInput):
+        await load(lazy, store, lazy_only=True)
 
 
 async def test_lazy_only_refuses(store: Store) -> None:
