@@ -220,8 +220,8 @@ class Fetcher:
         """
         await self._traffic.give_way(lambda: False)
         whole = None if self.sends_ranges(layer) else self._wholes.get(layer.digest)
-        if whole is not None and not whole.ended.is_set():
-            await whole.ended.wait()  # it brings them as well
+        if whole is not None and not whole.has_ended:
+            await whole.wait_for_end()  # it brings them as well
             return None
         free = [piece for piece in pieces if piece.chunk.digest not in self._board]
         if not free:

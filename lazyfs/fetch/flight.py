@@ -50,7 +50,7 @@ class Flight:
 class Flights:
     """The flights of one run. Made by `Board.take_off`."""
 
-    __slots__ = ("_air", "_board", "progress", "scope", "waiting")
+    __slots__ = ("_air", "_board", "given_up", "progress", "scope", "waiting")
 
     def __init__(self, board: Board) -> None:
         self._board = board
@@ -60,6 +60,7 @@ class Flights:
         self.progress = Progress()
         self.scope = trio.CancelScope()
         """The run's."""
+        self.given_up = False
 
     def __len__(self) -> int:
         return len(self._air)
@@ -94,6 +95,7 @@ class Flights:
 
     def give_up(self) -> None:
         """The run brings nothing any more: it is ended, and whoever waits looks again, and begins another one."""
+        self.given_up = True
         self.scope.cancel()
         self.land_all()
 

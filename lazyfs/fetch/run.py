@@ -79,13 +79,14 @@ class Run:
         self._is_last_try = layer.whole is not None
         self._first_bad: Exception | None = None
         self.flights = shared.board.take_off(piece.chunk.digest for piece in pieces)
-        self.ended = trio.Event()
+        self.has_ended = False
+        self._end: trio.Event | None = None
+        """For those who wait for it, which few do."""
 
     def join(self, piece: Piece) -> Flight | None:
         """The flight of a further piece of a layer that comes as a whole; None where this run does not bring it any more."""
         digest = piece.chunk.digest
-        gone = self.ended.is_set() or self.flights.scope.cancel_called
-        if gone or (self._coming is not None and digest not in self._coming):
+        if self.has_ended or self.flights.given_up or (self._coming is not None and digest not in self._coming):
             return None
         if self._coming is None:
             self._pieces.append(piece)
@@ -97,18 +98,8 @@ class Run:
         Cancelled: what had arrived is kept, and whoever waits looks again.
         """
         failure: Exception | None = None
-        scope = self.flights.scope
         try:
-            with scope:
-                if slots is None:
-                    await self._bring(pause)
-                elif await self._turn(slots):
-                    try:
-                        await self._bring(pause)
-                    finally:
-                        slots.release(self.flights.progress)
-            if scope.cancelled_caught:
-                raise Unreachable(f"{self._shared.source.name} brings nothing more of layer {self._layer.digest}")
+            await self._bring_in_turn(pause, slots)
         except RangeIgnored:
             self._shared.rangeless.add(self._layer.digest)
             _log.info(
@@ -124,23 +115,43 @@ class Run:
                 for piece in self._claimed:
                     self._shared.store.release(piece.chunk.digest)
             finally:
-                self.ended.set()
+                if slots is not None:
+                    slots.release(self.flights.progress)
+                self.has_ended = True
                 self.flights.land_all(failure)
+                if self._end is not None:
+                    self._end.set()
         return failure or self._first_bad
 
-    async def _turn(self, slots: Slots) -> bool:
-        """Take a slot. False, and none is taken: what was wanted is here."""
-        progress = self.flights.progress
-        if slots.try_acquire(progress):
-            return True
-        with trio.move_on_after(_TURN):
-            await slots.acquire(progress)
-            return True
-        await self._land_what_is_here()
-        if not self._pieces:
-            return False
-        await slots.acquire(progress)
-        return True
+    async def _bring_in_turn(self, pause: Callable[[], Awaitable[bool]], slots: Slots | None) -> None:
+        flights, progress = self.flights, self.flights.progress
+        # One scope for the wait, which seldom takes _TURN, and for the rest: scopes cost the crowd time.
+        with flights.scope as scope:
+            if slots is None or slots.try_acquire(progress) or await self._acquire_soon(slots, scope):
+                return await self._bring(pause)
+        if slots is not None and not flights.given_up:
+            flights.scope = trio.CancelScope()
+            with flights.scope:
+                if not slots.holds(progress):
+                    await self._land_what_is_here()
+                    if not self._pieces:
+                        return None
+                    await slots.acquire(progress)
+                return await self._bring(pause)
+        raise Unreachable(f"{self._shared.source.name} brings nothing more of layer {self._layer.digest}")
+
+    async def _acquire_soon(self, slots: Slots, scope: trio.CancelScope) -> bool:
+        """Take a slot within _TURN. False, or cancelled with `scope`: it was too late, though the slot may be taken."""
+        scope.deadline = trio.current_time() + _TURN
+        await slots.acquire(self.flights.progress)
+        scope.deadline = math.inf
+        return not scope.cancel_called
+
+    async def wait_for_end(self) -> None:
+        """Until `fly` has ended."""
+        if not self.has_ended:
+            self._end = self._end or trio.Event()
+            await self._end.wait()
 
     async def _land_what_is_here(self) -> None:
         """While a run waits for its turn: with the source away that lasts, and what is here need not wait.

@@ -38,8 +38,13 @@ class Slots:
             progress.ahead = None
         self._under_way.add(progress)
 
+    def holds(self, progress: Progress) -> bool:
+        """Whether this run has one of them."""
+        return progress in self._under_way
+
     def release(self, progress: Progress) -> None:
-        """Give the slot back."""
-        self._under_way.discard(progress)
-        self._before += progress.received
-        self._free.release()
+        """Give the slot back, if this run has one."""
+        if progress in self._under_way:
+            self._under_way.remove(progress)
+            self._before += progress.received
+            self._free.release()

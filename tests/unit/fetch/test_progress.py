@@ -135,7 +135,7 @@ async def test_a_run_that_waits_for_its_turn_does_not_stand_still(store: Store, 
         await pass_time(clock, fetcher, READ_DEADLINE + 1)
         assert all(reader.error for reader in readers) and len(source.ranges) == 8
         flight = fetcher._board.get(layer.pieces[16].chunk.digest)
-        assert flight is not None and not flight.run.scope.cancel_called
+        assert flight is not None and not flight.run.given_up
         source.rate = None
         last = Reader(fetcher, layer, 16)
         nursery.start_soon(last.run)
