@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import tarfile
+from collections.abc import Iterable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lazyfs.errors import InvalidTar, InvalidToc
 from lazyfs.format.entry import Entry
 from lazyfs.format.tar import TarMember, read_tar
+from lazyfs.format.tar_header import header_bytes
 from lazyfs.format.toc import parse_toc
 from lazyfs.format.toc_json import encode_toc
 from lazyfs.format.whiteout import LeftOut, is_whiteout_device, place_of
@@ -149,3 +153,39 @@ def test_which_devices_are_whiteouts() -> None:
     """As far as mknod(2) keeps their numbers; no block device is."""
     assert is_whiteout_device("char", 0, 0) and is_whiteout_device("char", 1 << 12, 1 << 20)
     assert not is_whiteout_device("char", 0, 1) and not is_whiteout_device("char", 1, 0) and not is_whiteout_device("block", 0, 0)
+
+
+PATHS = (
+    b"a", b"b", b"a/c", b".wh.a", b"a/.wh.c", b".wh..wh.aufs", b".wh..wh.plnk", b".wh..wh.plnk/1", b".wh..wh.plnk/2", b".wh.d/x", b"a/.wh.e/x",
+    b".wh..wh..opq",
+)  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(PATHS), min_size=1, max_size=9, unique=True), st.data())
+def test_a_tar_and_its_toc_show_the_same(names: list[bytes], data: st.DataObject) -> None:
+    """Whatever is hidden and linked: the same names, each the same inode, where the tar is one that anybody unpacks."""
+    entries: list[Entry] = []
+    for number, name in enumerate(names):
+        kind = data.draw(st.sampled_from(["reg", "dir", "symlink", "hardlink", "hardlink"])) if entries else "reg"
+        link = (
+            data.draw(st.sampled_from([entry.name for entry in entries]))
+            if kind == "hardlink"
+            else b"x"
+            if kind == "symlink"
+            else b""
+        )
+        entries.append(Entry(name, kind, number, link=link))
+    try:
+        of_tar = [member.entry for member in members(b"".join(map(header_bytes, entries)) + END)]
+    except InvalidTar:
+        return
+    if all(entry.type == "dir" for entry in of_tar if entry.name == b"a"):  # else its own names contradict each other
+        assert shown_inodes(parse_toc(encode_toc(entries, None), 0, "layer 1")) == shown_inodes(of_tar)
+
+
+def shown_inodes(entries: Iterable[Entry]) -> dict[bytes, int]:
+    """Name -> what tells its inode: the mode, which all entries have differently."""
+    found: dict[bytes, int] = {}
+    for entry in entries:
+        found[entry.name] = found[entry.link] if entry.type == "hardlink" else entry.mode
+    return found
