@@ -52,7 +52,9 @@ class Row(NamedTuple):
     required: bool = False
     """lazyfs gets through, whoever does not."""
     blobs: bool = False
-    """It concerns blobs: they are large here, and a mount of the unconverted image is tried as well."""
+    """It concerns blobs: a mount of the unconverted image is tried as well."""
+    large: bool = False
+    """One of the blobs is large."""
     tokens: bool = False
     credentials: bool = False
     slow: bool = False
@@ -329,7 +331,29 @@ def troubles() -> list[Row]:
     ]  # fmt: skip
 
 
-PULLS = [Row("nothing odd", lambda: honest, blobs=True), *documents(), *heads(), *blobs(), *challenges(), *tokens(), *troubles()]
+_LARGE = re.compile(
+    r"nothing odd|blob (chunked|ended|cut|redirected by 307 to http)|line feeds|odd chunks|connections closed|ranges (ignored|answered by (403|416))|a range"
+    r"|Content-Range bytes .*/\*|no Content-Range"
+)
+_ONE_OF_SEVERAL = re.compile(
+    r"manifest (Content-Encoding 'utf-8'|deflate|of type .*(UTF-8|octet-stream|upper)|Docker-Content-Digest|redirected by 30[12]|redirected by 307 to HTTP"
+    r"|answered by 503|hung up)|blob (Content-Encoding 'utf-8'|redirected by 302|answered by 503)|a line behind|Content-Length twice|Accept-Ranges"
+    r"|ranges answered by 501|Content-Range (Bytes|bytes=)|no reason|(values|Connection) of|an early hint|challenge .*service=\"\"|token (chunked|of type)"
+    r"|realm redirected by (303|307)$|realm redirected by 302, with|token for a password|token that moves|blob that moves|token redirected"
+)
+
+PULLS = [
+    row._replace(large=bool(_LARGE.match(row.name)), slow=row.slow or bool(_ONE_OF_SEVERAL.match(row.name)))
+    for row in [
+        Row("nothing odd", lambda: honest, blobs=True),
+        *documents(),
+        *heads(),
+        *blobs(),
+        *challenges(),
+        *tokens(),
+        *troubles(),
+    ]
+]
 
 PUSHES = [
     Row("nothing odd", lambda: honest),

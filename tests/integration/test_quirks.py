@@ -65,7 +65,7 @@ class Laboratory:
 
     def pull(self, row: Row) -> Verdict:
         """Try a row."""
-        image = self._images[row.blobs]
+        image = self._images[row.large]
         peers = {"skopeo": self._skopeo_pulls, "containerd": self._containerd_pulls}
         found = {name: self._with(row, image.original, client, image) for name, client in peers.items()}
         ours = {
@@ -142,7 +142,7 @@ class Laboratory:
 
     def mounts(self, row: Row, *options: str) -> Outcome:
         """A mount of the converted image, with these options."""
-        image = self._images[row.blobs]
+        image = self._images[row.large]
         return self._with(row, image.layout, partial(self._mounts, options=options), image)
 
     def _run(self, place: Path, row: Row, *command: str | Path) -> Outcome:

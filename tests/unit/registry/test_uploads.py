@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import trio
+from trio.testing import MockClock
 
 from lazyfs.errors import BadAnswer, NotFound, SourceError, Unauthorized, Unreachable
 from lazyfs.format.digest import digest_of
@@ -16,6 +18,7 @@ from lazyfs.registry.access import AccessOptions
 from lazyfs.registry.credentials import Credentials
 from lazyfs.registry.session import Session
 from lazyfs.registry.uploads import Upload
+from tests.conftest import LogWatch
 from tests.unit.registry.scripted import Answer, Reply, Request, Script, Server, reply, serving
 
 BLOB = bytes(range(256)) * 40
@@ -263,6 +266,24 @@ async def test_what_a_registry_says_of_a_piece_that_it_took_is_not_read(
 
     async with sending(script, tmp_path) as (_, upload):
         await upload.run(lambda _: None)
+    assert registry.blobs == {DIGEST: BLOB}
+
+
+async def test_an_upload_waits_as_long_as_the_registry_asks(tmp_path: Path, jumping: MockClock, expect_log: LogWatch) -> None:
+    """Longer than one request may: nobody waits for an upload but the converter."""
+    expect_log("is not asked again for 50 s")
+    registry = Receiving()
+    refused: list[float] = []
+
+    def script(request: Request) -> Answer:
+        if request.method == "PUT" and not refused:
+            refused.append(trio.current_time())
+            return reply(429, retry_after="50")
+        return registry(request)
+
+    async with sending(script, tmp_path) as (_, upload):
+        await upload.run(lambda _: None)
+        assert trio.current_time() - refused[0] >= 50
     assert registry.blobs == {DIGEST: BLOB}
 
 
