@@ -161,7 +161,7 @@ class Service:
             documents |= {live.image.digest, live.image.manifest.config.digest, *(layer.toc_digest for layer in live.layers)}
         if self.plugin is not None:
             documents |= self.plugin.documents()
-        return InUse(self.catalog, documents)
+        return InUse(self.catalog.held(), documents)
 
     def _overlays_on(self, images: set[str]) -> list[Path]:
         """Where overlays are mounted that show any of these images, or layers."""

@@ -72,7 +72,10 @@ def test_layers_live_as_long_as_an_image_that_has_them() -> None:
     known.remove("a")
     assert [supply.fetcher for supply in known.find(small)] == [second]
     assert not known.find(large) and known.known("own") is None and next(own.names()) not in known
+    held = known.held()
     known.remove("b")
+    assert next(shared.names()) in held and next(own.names()) not in held, "as it was"
+    assert next(shared.names()) not in known.held()
     assert not known.find(small) and not known.images_with([small, large])
 
 
