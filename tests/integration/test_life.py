@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from lazyfs.daemon.client import Client
+from lazyfs.daemon.orders import StatusOrder
 from lazyfs.kernel.mountinfo import mounted_at
 from tests.commands import Lazyfs, run
 from tests.lazyfsd import Lazyfsd, await_end, moments
@@ -41,10 +43,15 @@ def slowly(seconds: float) -> Lie:
     return answer
 
 
-def start(lazyfs: Lazyfs, *arguments: str | Path) -> subprocess.Popen[bytes]:
-    """The command, on its way."""
+@contextmanager
+def start(lazyfs: Lazyfs, *arguments: str | Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The command, on its way; it does not outlive the block."""
     command = [sys.executable, "-m", "lazyfs", *map(str, arguments)]
-    return subprocess.Popen(command, env=lazyfs.environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    with subprocess.Popen(command, env=lazyfs.environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def wrong_files(directory: Path, small: SmallImage) -> list[str]:
@@ -122,15 +129,18 @@ def _line(process: subprocess.Popen[bytes], pattern: str) -> str:
     raise AssertionError(f"it never said {pattern}")
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_interrupted_order_ends_its_connections(mode: str, small: SmallImage, lazyfs: Lazyfs, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [*MODES, "run"])
+def test_interrupted_order_ends_its_connections(command: str, small: SmallImage, lazyfs: Lazyfs, tmp_path: Path) -> None:
     """Nobody fetches any more what nobody waits for; the next mount asks for the rest."""
     root = tmp_path / "root"
     root.mkdir()
     with LyingRegistry(small.original) as registry:
         registry.lie = slowly(600)
-        command = ["mount", "--plain-http", "--store", lazyfs.store, "--mode", mode, f"{registry.image}:v1", root]
-        with start(lazyfs, *command) as process:
+        options = ["--plain-http", "--store", lazyfs.store]
+        mode = "portable" if command == "portable" else "native"
+        mount = ["mount", *options, "--mode", mode, f"{registry.image}:v1", root]
+        run_it = ["run", *options, f"{registry.image}:v1", "/nothing"]
+        with start(lazyfs, *(run_it if command == "run" else mount)) as process:
             await_kept(lazyfs.store, LARGE // 2)
             process.send_signal(signal.SIGINT)
             assert process.wait(60) == 130
@@ -141,9 +151,29 @@ def test_interrupted_order_ends_its_connections(mode: str, small: SmallImage, la
         size, asked = kept(lazyfs.store), len(registry.ranges)
         assert size >= LARGE // 2
         registry.lie = None
-        lazyfs.run(*command)
+        lazyfs.run(*mount)
         assert not wrong_files(root, small)
         assert f"bytes={size}-" in " ".join(registry.ranges[asked:])
+        lazyfs.run("umount", root)
+
+
+def test_killed_in_the_middle_of_an_order(small: SmallImage, lazyfs: Lazyfs, tmp_path: Path) -> None:
+    """The next daemon carries the order out, from where the dead one was; its client only waits longer."""
+    root = tmp_path / "root"
+    root.mkdir()
+    with LyingRegistry(small.original) as registry:
+        registry.lie = slowly(600)
+        command = ["mount", "--plain-http", "--store", lazyfs.store, "--mode", "native", f"{registry.image}:v1", root]
+        with start(lazyfs, *command) as client:
+            await_kept(lazyfs.store, LARGE // 2)
+            asked = len(registry.ranges)
+            registry.lie = None
+            *_, status = Client(lazyfs.store).call(StatusOrder(), start=False)
+            os.kill(status["pid"], signal.SIGKILL)
+            assert client.wait(60) == 0
+        assert not wrong_files(root, small)
+        starts = [int(re.findall(r"\d+", each)[0]) for each in registry.ranges[asked:]]
+        assert max(starts) >= LARGE // 2
         lazyfs.run("umount", root)
 
 
@@ -163,7 +193,6 @@ def test_told_to_end_in_the_middle_of_an_order(small: SmallImage, lazyfs: Lazyfs
                 os.kill(keeper, signal.SIGTERM)
                 await_end(process)
                 await_end(keeper)
-                client.kill()
         assert mounted_at(mounted) is None
         assert lazyfs.json("store", "info", "--store", lazyfs.store)["durable"]
         assert kept(lazyfs.store) >= LARGE // 2
@@ -198,12 +227,11 @@ def test_daemon_without_descriptors(small: SmallImage, lazyfs: Lazyfs) -> None:
         lazyfsd = Lazyfsd(lazyfs.store)
         process = lazyfsd.process
         with lazyfs.mounted(small.converted, "--background", "off", mode="native") as other:
-            with without_descriptors(process):
-                run("umount", other)
-                client = start(lazyfs, "status", "--store", lazyfs.store)
-                await_log(lazyfsd, "an order has to wait")
-            assert client.wait(60) in (0, 1)
-            client.communicate()
+            with start(lazyfs, "status", "--store", lazyfs.store) as client:
+                with without_descriptors(process):
+                    run("umount", other)
+                    await_log(lazyfsd, "an order has to wait")
+                assert client.wait(60) in (0, 1)
             for _ in moments():
                 if len(lazyfsd.status()) == 1:
                     break
