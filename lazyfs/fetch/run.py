@@ -18,7 +18,7 @@ from typing import Final
 
 import trio
 
-from lazyfs.errors import HeldOff, InvalidInput, RangeIgnored, Unreachable
+from lazyfs.errors import HeldOff, RangeIgnored, Unreachable
 from lazyfs.fetch.claim import Order, claim_missing, missing_of
 from lazyfs.fetch.flight import Flight
 from lazyfs.fetch.piece import LayerBlob, Piece
@@ -183,7 +183,7 @@ class Run:
             await self._transfer(transfer, self._claimed)
             if self._wrong:
                 self._is_last_try = True
-                self._note_wrong(f"a part of layer {self._layer.digest}")
+                self._note_wrong()
                 await self._transfer(transfer, self._still_to_come())
         elif self._wanted is not None:
             self._expect({self._wanted.chunk.digest})
@@ -266,28 +266,21 @@ class Run:
         self.flights.land_others(missing)
         pieces = self._layer.pieces if self._rest else None
         shared.counts["requests"] += 1
-        is_last_try = False
         while True:
             try:
-                await run.fly(asked, pieces, self._expect)
+                await run.fly(asked, pieces, self._expect)  # it makes its own second try of wrong bytes
             except HeldOff as error:
                 await self._wait_for_host(error)
-            except InvalidInput as error:
-                if is_last_try:
-                    raise
-                is_last_try = True
-                self._note_wrong(f"layer {self._layer.digest}: {error}")
-                shared.counts["requests"] += 1
             else:
                 return
 
-    def _note_wrong(self, what: str) -> None:
+    def _note_wrong(self) -> None:
         shared = self._shared
         shared.source.distrust(self._layer.digest)
         shared.counts["wrong"] += 1
         if self._layer.digest not in shared.doubted:
             shared.doubted.add(self._layer.digest)
-            _log.info("%s came wrong from %s, and is fetched once more", what, shared.source.name)
+            _log.info("a part of layer %s came wrong from %s, and is fetched once more", self._layer.digest, shared.source.name)
 
     async def _in_thread(self, work: Callable[[], list[Piece]]) -> list[Piece]:
         return await trio.to_thread.run_sync(work, limiter=self._shared.readers)

@@ -19,6 +19,6 @@ class FetchStatistics(NamedTuple):
     unkept: int
     """Chunks that the store had no room for."""
     wrong: int
-    """Runs in which something came that was not what the TOC or the manifest promises, and was fetched once more."""
+    """Runs in which chunks came that were not what the TOC promises, and were fetched once more."""
     errors: dict[str, int]
     """Failures by the name of their cause."""
