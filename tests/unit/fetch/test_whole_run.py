@@ -148,6 +148,29 @@ async def test_source_that_is_away_is_told_and_asked_again(store: Store, expect_
         assert await read(fetcher, blob, 0) == FILES[0][1]
 
 
+@pytest.mark.parametrize("place", [200, -9])
+async def test_blob_that_comes_wrong_once(store: Store, expect_log: LogWatch, place: int) -> None:
+    """Where the compression breaks as where only the digest tells: it is fetched once more, and its reader is told nothing."""
+    expect_log("gone")
+    expect_log("fetched once more")
+    source = Source()
+    layer = await loaded(source, store)
+    blob = LayerBlob.of(layer)
+    remove(store)
+    right = source.blobs[layer.digest]
+    broken = bytearray(right)
+    broken[place] ^= 1
+    source.blobs[layer.digest] = bytes(broken)
+
+    def mend(digest: Digest) -> None:
+        source.blobs[digest] = right
+
+    source.distrust = mend  # type: ignore[method-assign]
+    async with open_fetcher(store, source) as fetcher:
+        assert await read(fetcher, blob, 0) == FILES[0][1]
+        assert not fetcher.statistics().errors
+
+
 async def test_a_read_that_fails_is_no_look_at_all_of_the_layer(
     store: Store, expect_log: LogWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
