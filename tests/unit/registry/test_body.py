@@ -291,7 +291,8 @@ async def test_a_host_that_asks_for_a_pause_gets_it(autojump_clock: trio.testing
         assert await read(ranges, 0, 100) == BLOB[:100]
         assert 5 <= trio.current_time() - started < 8
         script[:] = [b"", reply(503, retry_after="59")]
+        started = trio.current_time()
         with pytest.raises(HeldOff):
             await read(ranges, 0, 100)
-    assert trio.current_time() - started < 10
+    assert trio.current_time() - started < 1
     assert FLOOR == 4096

@@ -75,6 +75,16 @@ async def test_chunks_that_break_the_grammar_end_it() -> None:
     assert isinstance(error, BadAnswer) and "grammar of chunks" in str(error)
 
 
+async def test_what_follows_the_last_chunk_never_reaches_the_next_reader() -> None:
+    """Bytes behind the end of the body cost the connection."""
+    script: list[Answer] = [chunked(Request("GET", "/", {"range": "bytes=0-99"}, b"")) + b"HTTP/1.1 206 X\r\n"]
+    async with serving(Server(lambda request: script.pop() if script else chunked(request))) as server:
+        async with ranges_of(server.host) as ranges:
+            for start in (0, 200):
+                assert await read(ranges, start, start + 100) == BLOB[start : start + 100]
+    assert server.connections == 2
+
+
 async def test_a_chunked_body_that_trickles_is_left(autojump_clock: trio.testing.MockClock) -> None:
     """The floor counts what the body brings."""
 

@@ -47,7 +47,9 @@ async def test_a_long_pause_is_waited_for_where_the_reader_can(
     assert trio.current_time() - started < 1
 
 
-async def test_nobody_asks_a_host_that_is_held_off(autojump_clock: trio.testing.MockClock, expect_log: LogWatch) -> None:
+async def test_nobody_asks_a_host_that_is_held_off(
+    autojump_clock: trio.testing.MockClock, expect_log: LogWatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Ten readers of two sessions; logged once, however often the host asks for it."""
     expect_log("is not asked again")
     times: list[float] = []
@@ -70,6 +72,7 @@ async def test_nobody_asks_a_host_that_is_held_off(autojump_clock: trio.testing.
     assert times[0] == 0 and 9 <= times[1] < 11
     assert all(when >= times[1] + 9 for when in times[2:])
     assert len(times) == 12
+    assert len(caplog.messages) == 1
 
 
 async def test_a_store_that_is_held_off_does_not_stop_the_registry(
