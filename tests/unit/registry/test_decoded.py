@@ -131,6 +131,7 @@ def quirky(head: bytes) -> Answer:
         b"HTTP/1.1 206 X\r\nContent-Length: 10\r\nContent-Length: 10\r\nCR\r\n\r\n",
         b"HTTP/1.1 206 X\r\nContent-Length: 00000000000000000000000000000010\r\nCR\r\n\r\n",
         b"HTTP/1.1 206 X\r\nContent-Length : 9\r\nX Y: z\r\nCR\r\n\r\n",
+        b"HTTP/1.1 206 X\r\nContent-Length: 10\r\nX Y: z\r\n folded\r\nCR\r\n\r\n",
         b"HTTP/1.1 206 X\r\nX: \xe4\x02\r\nContent-Length: 10\r\nCR\r\n\r\n",
         b"HTTP/1.1 206 X\r\nContent-Length: 10\r\nCR\r\nContent-Range: bytes 0-9/20\r\n\r\n",
         b"HTTP/1.1 102 X\n\nHTTP/1.1 103 X\r\nLink: x\r\n\r\nHTTP/1.1 206 X\nContent-Length: 10\nCR\r\n\n",

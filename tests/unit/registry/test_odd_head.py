@@ -113,6 +113,12 @@ def test_where_a_head_ends(data: bytes, expected: int) -> None:
     assert end_of_head(data) == expected
 
 
+def test_the_first_of_several_places_counts() -> None:
+    """As in Go. Lists are joined."""
+    head = read_odd_head(b"HTTP/1.1 307 X\nLocation: /a\nA: 1\nlocation: /b\na: 2\n\n", BadAnswer("no"))
+    assert head.headers == {"location": "/a", "a": "1, 2"}
+
+
 @pytest.mark.parametrize("piece", [b"\n ", b"\r\n\t", b"A: b\n", b" : b\n", b"A B:\n", b"Content-Length: 0\n", b"0", b"\r", b":"])
 def test_a_hostile_head_costs_little(piece: bytes) -> None:
     """As long as heads may be: nothing here is quadratic."""

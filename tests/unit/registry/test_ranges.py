@@ -149,6 +149,16 @@ async def test_refusals_are_told_apart(status: int, kind: type[SourceError]) -> 
     assert type(await fails([reply(status)])) is kind
 
 
+@pytest.mark.parametrize(("claimed", "patience"), [("100", 5), ("16384", 5), ("16385", 0), ("99999999", 0)])
+async def test_a_refusal_whose_body_does_not_come_is_told_soon(
+    claimed: str, patience: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A short one is worth a moment, because the connection can be used again; a long one is not."""
+    started = trio.current_time()
+    assert isinstance(await fails([Reply(reply(404, content_length=claimed), "silence")]), NotFound)
+    assert trio.current_time() - started == pytest.approx(patience)
+
+
 @pytest.mark.parametrize(("start", "end"), [(0, len(BLOB)), (0, 10), (100, 200), (100, len(BLOB))])
 async def test_a_200_is_skipped_over(start: int, end: int) -> None:
     """A server that knows no ranges sends the whole blob; near its beginning that is good enough."""
