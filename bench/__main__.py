@@ -17,6 +17,7 @@ from bench import (
     chunks,
     convert,
     crowd,
+    hostile,
     late,
     memory,
     metadata,
@@ -53,6 +54,7 @@ MEASUREMENTS: dict[str, Callable[[Place], list[Figure]]] = {
     "start": start.measure,
     "crowd": crowd.measure,
     "service_memory": service_memory.measure,
+    "hostile": hostile.measure,
     "memory": memory.measure,
     "torch": torch.measure,
     "pull_torch": pull.measure_torch,
@@ -72,7 +74,7 @@ ON_DISK = {
     "chunks",
 }
 """What overlayfs and native mounts are to be compared on lies on a disk."""
-ONLY_BY_NAME = {"memory", "torch", "start", "crowd", "service_memory", "pull_torch", "chunks"}
+ONLY_BY_NAME = {"hostile", "memory", "torch", "start", "crowd", "service_memory", "pull_torch", "chunks"}
 
 
 def main() -> int:

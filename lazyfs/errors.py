@@ -34,7 +34,7 @@ MAX_MESSAGE characters, whatever the input was.
 from __future__ import annotations
 
 import errno as _errno
-from typing import ClassVar, Final
+from typing import ClassVar, Final, TypeVar
 
 __all__ = [
     "BadAnswer",
@@ -64,6 +64,7 @@ __all__ = [
     "Unauthorized",
     "Unreachable",
     "UsageError",
+    "bare",
     "foremost",
     "not_installed",
     "require",
@@ -83,6 +84,9 @@ _EXTRAS: Final = {
     "prometheus_client": "containerd",
 }
 """Which extra of this distribution brings a library (pyproject.toml)."""
+
+
+_Error = TypeVar("_Error", bound=BaseException)
 
 
 class LazyfsError(Exception):
@@ -258,6 +262,12 @@ def not_installed(error: BaseException) -> NotInstalled | None:
 def _missing(what: str, module: str) -> NotInstalled:
     extra = _EXTRAS[module.partition(".")[0]]
     return NotInstalled(f"{what} needs {module}, which is not installed", hint=f"pip install 'lazyfs[{extra}]' installs it")
+
+
+def bare(error: _Error) -> _Error:
+    """`error` without the frames that it came through. They hold what was being parsed, and whoever keeps the error keeps that."""
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+    return error
 
 
 def foremost(group: BaseExceptionGroup[BaseException]) -> BaseException:

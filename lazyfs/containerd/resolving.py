@@ -24,7 +24,7 @@ import trio
 
 from lazyfs.containerd.lazy_layers import Index, LazyLayers, descriptor_of
 from lazyfs.containerd.repository import LiveRepository
-from lazyfs.errors import BadAnswer, LazyfsError, LocalError, Unreachable, UsageError, foremost
+from lazyfs.errors import BadAnswer, LazyfsError, LocalError, Unreachable, UsageError, bare, foremost
 from lazyfs.fetch.tasks import Tasks
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor
@@ -300,7 +300,7 @@ class Resolving:
                 f"{repository} did not bring the TOC of layer {descriptor.digest} within {_PATIENCE:.0f} s"
             )
         except LazyfsError as error:
-            load.failure = error
+            load.failure = bare(error)
         except Exception as surprise:
             load.failure = _failed(surprise, f"layer {descriptor.digest} of {repository}")
             raise

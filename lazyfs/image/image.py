@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import trio
 
-from lazyfs.errors import InvalidManifest, LazyfsError, NotLazy, RangeIgnored, SourceError
+from lazyfs.errors import InvalidManifest, LazyfsError, NotLazy, RangeIgnored, SourceError, bare
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import (
     MAX_CONFIG,
@@ -105,7 +105,7 @@ async def all_of(calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T | Lazyfs
             try:
                 results[position] = await calls[position]()
             except LazyfsError as error:
-                results[position] = error
+                results[position] = bare(error)
 
     async with trio.open_nursery() as nursery:
         for position in range(len(calls)):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
-from lazyfs.errors import InvalidInput, NotLazy, show
+from lazyfs.errors import InvalidInput, LazyfsError, NotLazy, bare, show
 from lazyfs.format.digest import Digest, check, is_digest
 from lazyfs.format.entry import NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, Entry
 from lazyfs.format.footer import FOOTER_SIZE
@@ -24,7 +24,7 @@ from lazyfs.format.manifest import Descriptor, check_layer_type
 from lazyfs.format.toc import parse_toc
 from lazyfs.format.whiteout import LeftOut
 from lazyfs.image.keeping import keep
-from lazyfs.image.room import TOC_WEIGHT, parsing_room
+from lazyfs.image.room import parsing_room, room_for_toc
 from lazyfs.image.toc_member import TocMember, fetch_toc_member
 from lazyfs.source.protocol import ImageSource
 
@@ -134,18 +134,21 @@ async def load_layer(
     # Whatever compression the media type names: where there is a footer and the TOC that is vouched for, it is eStargz.
     toc_digest = claimed_toc_digest(descriptor.annotations, what)
 
-    async def parsed(json_size: int, read: Callable[[], Toc | None]) -> Layer | None:
-        async with parsing_room().hold(TOC_WEIGHT * json_size):
+    async def parsed(room: int, read: Callable[[], Toc | None]) -> Layer | None:
+        async with parsing_room().hold(room):
             toc = await trio.to_thread.run_sync(read)
             if toc is None:
                 return None
             if in_store is not None:
                 in_store(toc)
-            return await trio.to_thread.run_sync(partial(toc.layer, accepted=accepted))
+            try:
+                return await trio.to_thread.run_sync(partial(toc.layer, accepted=accepted))
+            except LazyfsError as error:
+                raise bare(error) from None  # before the room is given back
 
     hint = await trio.to_thread.run_sync(_hint, store, source.authority, descriptor) if store else None
     if store is not None and hint is not None:
-        known = await parsed(hint.json_size, partial(_recall, store, descriptor, toc_digest, hint))
+        known = await parsed(room_for_toc(hint.json_size, hint.arrived), partial(_recall, store, descriptor, toc_digest, hint))
         if known is not None:
             return known
     verified = False
@@ -158,7 +161,7 @@ async def load_layer(
 
     async def fetched() -> Layer:
         async with fetch_toc_member(source, descriptor, what, store.directory.temporary if store else None) as member:
-            layer = await parsed(member.json_size, partial(accept, member))
+            layer = await parsed(room_for_toc(member.json_size, member.size), partial(accept, member))
             assert layer is not None
             return layer
 

@@ -14,12 +14,19 @@ from typing import Final
 
 import trio
 
+from lazyfs.format.bounds import DESCRIPTION, DESCRIPTION_RATIO
+
 PARSING: Final = 192 << 20
-"""Bytes: the TOCs of four layers of torch's size at a time."""
-TOC_WEIGHT: Final = 3
-"""What parsing a TOC takes at the most, in bytes for each byte of its JSON: the text, and the entries."""
+"""Bytes: a layer of torch's 33,000 entries and some of the usual size at a time. Python parses no two at once anyway."""
 TAR_WEIGHT: Final = 4
 """What a layer that is fetched whole takes, in bytes for each byte of its description (format/bounds.py), until its TOC is written."""
+_TOC_WEIGHT: Final = 12
+"""What the entries of a TOC take at the most, in bytes for each byte of its JSON."""
+
+
+def room_for_toc(json_size: int, arrived: int) -> int:
+    """Bytes that parsing a TOC may take: its text, and its entries, which its member's `arrived` bytes bound as well."""
+    return json_size + min(_TOC_WEIGHT * json_size, DESCRIPTION + DESCRIPTION_RATIO * arrived)
 
 
 class Held:

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 import trio
 
-from lazyfs.errors import InvalidTar, LazyfsError, foremost
+from lazyfs.errors import InvalidTar, LazyfsError, bare, foremost
 from lazyfs.format.bounds import Bounds
 from lazyfs.format.entry import Chunk
 from lazyfs.format.tar import read_tar
@@ -142,6 +142,12 @@ class _Job:
 
     def _read_and_place(self, spool: Spool) -> tuple[tuple[Planned, ...], int]:
         """The plan, and how many bytes of description the layer has."""
+        try:
+            return self._plan_of(spool)
+        except LazyfsError as error:
+            raise bare(error) from None  # before the room is given back
+
+    def _plan_of(self, spool: Spool) -> tuple[tuple[Planned, ...], int]:
         assert self._tree is not None
         size = self._descriptor.size
         bounds = Bounds(size, self._what, InvalidTar, trio.from_thread.check_cancelled)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
+
 import trio
 import trio.testing
 
+from lazyfs.errors import InvalidToc
+from lazyfs.format.platform import Platform
+from lazyfs.image.image import all_of, resolve_image
+from lazyfs.image.layer import load_layer
 from lazyfs.image.room import Room, parsing_room
+from tests.unit.image.memory import MemorySource, make_blob
 
 
 class Holder:
@@ -78,3 +86,14 @@ async def test_who_is_cancelled_holds_none(autojump_clock: trio.testing.MockCloc
 async def test_a_process_has_one_room() -> None:
     """Whoever asks."""
     assert parsing_room() is parsing_room()
+
+
+async def test_a_refusal_holds_nothing_of_what_was_parsed(tmp_path: Path) -> None:
+    """An error that is kept keeps the frames that it came through, and they a hundred megabytes each: twenty refused images took 1.8 GB."""
+    source = MemorySource()
+    entries = [{"name": f"d{number}", "type": "dir"} for number in range(3000)]
+    source.put_image(make_blob({"version": 1, "entries": [*entries, {"name": "/", "type": "no such"}]}))
+    image = await resolve_image(source, "v1", Platform("linux", "amd64"), None)
+    (error,) = await all_of([partial(load_layer, source, None, layer) for layer in image.layers])
+    assert isinstance(error, InvalidToc)
+    assert error.__traceback__ is error.__context__ is error.__cause__ is None
