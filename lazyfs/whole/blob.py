@@ -22,7 +22,7 @@ _UNDER_WAY: Final = 4
 """Half of what a registry is asked for at a time (registry/ranges.py), so that two blobs share it and neither waits."""
 _STEP: Final = 128 << 10
 """Bytes that are waited for before they are handed on: what a kill may cost of a slow line."""
-_LONG_STEP: Final = 1 << 20
+_LONG_STEP: Final = 512 << 10
 
 
 class BlobReader:
@@ -89,6 +89,8 @@ class _Range:
         self.end = end
         self._arrived = start
         self.is_whole = is_whole
+        self.is_read = False
+        """The reader has come to it."""
         self._here: deque[memoryview] = deque()
         self._waiting = 0
         """Bytes of `_here`."""
@@ -121,6 +123,7 @@ class _Range:
 
     async def take(self, most: int) -> memoryview:
         """The next bytes, at most `most`. Raises what `fetch` has met, after the bytes that came before it."""
+        self.is_read = True
         while not self._here:
             if self._error is not None:
                 raise self._error
@@ -140,8 +143,8 @@ class _Range:
             while start < self._arrived:
                 start += len(await stream.receive_exactly(min(_STEP, self._arrived - start)))
             while self._arrived < self.end:
-                # Each costs a turn of the event loop, and the reader has enough to do where something lies here.
-                step = _LONG_STEP if self._here else _STEP
+                # Each costs a turn of the event loop, and ahead of the reader nothing is kept of what has come.
+                step = _STEP if self.is_read else _LONG_STEP
                 data = await stream.receive_exactly(min(step, self.end - self._arrived))
                 self._here.append(memoryview(data))
                 self._arrived += len(data)

@@ -27,6 +27,7 @@ from tests.unit.registry.scripted import Answer, Reply, Request
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
 MODES = ["portable", "native"]
+_STEP = 0.5
 LARGE = 1 << 20
 """Bytes: blobs of which a slow registry takes its time for."""
 
@@ -38,7 +39,8 @@ def slowly(seconds: float) -> Lie:
         if len(right) < LARGE:
             return right
         half = len(right) // 2
-        return Reply(right, "drip", drops=half, pause=seconds / 30, drop=half // 30 + 1)
+        # In short steps: one that sleeps does not see that its client has gone.
+        return Reply(right, "drip", drops=half, pause=_STEP, drop=int(half * _STEP / seconds) + 1)
 
     return answer
 
