@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from types import TracebackType
@@ -48,6 +49,18 @@ _ZSTD_SKIPPABLE: Final = b"\x2a\x4d\x18"
 """Behind a byte from 0x50 to 0x5f: a frame without content, with which zstd may begin as well."""
 
 LayerKind = Literal["gzip", "zstd", "tar"]
+
+_FRAME_HEADER: Final = 18
+"""Bytes that a zstd frame's header has at the most."""
+_USUAL_WINDOW: Final = 8 << 20
+"""What zstd needs at all levels up to 19, and so do Go's writers unless they are told otherwise."""
+_LARGEST_LATER: Final = 32 << 20
+"""For frames behind one that needs less."""
+_LARGEST_WINDOW: Final = 128 << 20
+"""The most that zstd takes without being asked to."""
+_LOOK_S: Final = 0.2
+_large_windows: Final = threading.Semaphore(1)
+"""Held while a layer is unpacked whose window is larger than usual: one at a time in a process, for they may be many."""
 
 Pull = Callable[[int], bytes | bytearray | memoryview]
 """The next `count` bytes of the blob, exactly."""
@@ -119,9 +132,14 @@ def unpack(spool: Spool, pull: Pull, layer: Descriptor, diff_id: Digest, progres
     blob = _Blob(pull, layer.size, spool.blob, progress)
     tar_hash = hashlib.sha256()
     limit = max(_MAX_RATIO * layer.size, _MIN_LIMIT)
-    kind = kind_of(blob.peek(PEEK))
+    start = blob.peek(_FRAME_HEADER)
+    kind = kind_of(start)
+    window = _window(start) if kind == "zstd" else 0
+    large = window > _USUAL_WINDOW
+    while large and not _large_windows.acquire(timeout=_LOOK_S):
+        progress(0)  # which raises where the caller is cancelled
     try:
-        for data in _decompressed(blob, kind, spool, Bounds(layer.size, what)):
+        for data in _decompressed(blob, kind, spool, Bounds(layer.size, what), max(window, _LARGEST_LATER)):
             tar_hash.update(data)
             spool.append(data)
             if spool.size > limit:
@@ -130,6 +148,9 @@ def unpack(spool: Spool, pull: Pull, layer: Descriptor, diff_id: Digest, progres
         blob.drain()
         blob.check(layer.digest, what)
         raise InvalidInput(f"{what} is broken {kind}: {error}", hint="It was pushed broken: push the image again") from None
+    finally:
+        if large:
+            _large_windows.release()
     blob.drain()
     blob.check(layer.digest, what)
     if tar_hash.hexdigest() != diff_id[7:]:
@@ -145,6 +166,14 @@ def kind_of(start: bytes) -> LayerKind:
     if start.startswith(_ZSTD) or (start[1:4] == _ZSTD_SKIPPABLE and start[0] & 0xF0 == 0x50):
         return "zstd"
     return "tar"
+
+
+def _window(start: bytes) -> int:
+    """Bytes of memory that the first zstd frame needs; 0 where it is none, or broken."""
+    try:
+        return min(zstandard.get_frame_parameters(start).window_size, _LARGEST_WINDOW)
+    except zstandard.ZstdError:
+        return 0
 
 
 class _Blob:
@@ -189,14 +218,14 @@ class _Blob:
             raise DigestMismatch(f"{what} hashes to sha256:{self._hash.hexdigest()}")
 
 
-def _decompressed(blob: _Blob, kind: LayerKind, spool: Spool, bounds: Bounds) -> Iterator[bytes]:
+def _decompressed(blob: _Blob, kind: LayerKind, spool: Spool, bounds: Bounds, window: int) -> Iterator[bytes]:
     if kind == "gzip":
         yield from _gunzip(blob, spool, bounds)
         return
     source: SupportsRead[bytes] = blob
     if kind == "zstd":
         file = cast(IO[bytes], blob)  # it is asked for no more than read
-        source = zstandard.ZstdDecompressor().stream_reader(file, read_size=_PULL, read_across_frames=True)
+        source = zstandard.ZstdDecompressor(max_window_size=window).stream_reader(file, read_size=_PULL, read_across_frames=True)
     while data := source.read(_PULL):
         yield data
 

@@ -237,7 +237,7 @@ def zstd_windows(it: Oci, scale: int = 1) -> Json:
     """A window of 128 MiB, the most that zstd takes unasked, filled with zeros by a few kilobytes."""
     parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=27, write_content_size=False)
     zeros = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
-    blob = b"".join([*(zeros.compress(bytes(MIB)) for _ in range(400)), zeros.flush()])
+    blob = b"".join([*(zeros.compress(bytes(MIB)) for _ in range(200)), zeros.flush()])
     return it.image(it.blob(blob, ZSTD_LAYER, diff_id=sha256(b"")))
 
 
