@@ -40,6 +40,7 @@ class Roots:
         # Of this one's roots: a second Mounts of the same snapshot waits for the first.
         self._lock = threading.Lock()
         self._dead: set[int] = set()
+        self._being_removed: set[int] = set()
 
     def mounted(self) -> set[int]:
         """The numbers of the snapshots whose root is mounted. Blocking."""
@@ -88,10 +89,18 @@ class Roots:
     def remove(self, number: int) -> None:
         """Unmount the root of a snapshot, and remove all that it had. What cannot be removed is logged, and left to the next Cleanup."""
         self.take_away(number)
+        with self._lock:
+            # Remove and Cleanup may come together, and two would fail over what the other has taken away.
+            if number in self._being_removed:
+                return
+            self._being_removed.add(number)
         try:
             remove_tree(self._place.of(number))
         except OSError as error:
             _log.warning("what is left of snapshot %d cannot be removed: %s", number, error)
+        finally:
+            with self._lock:
+                self._being_removed.discard(number)
 
     def drop_layers(self) -> None:
         """Unmount the EROFS images that nothing is stacked on any more."""

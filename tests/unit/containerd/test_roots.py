@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lazyfs.containerd.mounts import Place
@@ -25,3 +26,15 @@ def test_directories_deeper_than_a_stack(tmp_path: Path) -> None:
     roots.remove(1)
     assert list(roots.directories()) == []
     roots.remove(1)  # nothing there is no error
+
+
+def test_two_who_remove_the_same(tmp_path: Path) -> None:
+    """A Remove, and the Cleanup behind it: all goes, and neither complains."""
+    place = Place(tmp_path / "snapshots")
+    roots = Roots(tmp_path, place, LayerMounts(tmp_path))
+    for _ in range(5):
+        for number in range(400):
+            (place.fs(1) / str(number % 20) / str(number)).mkdir(parents=True)
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(roots.remove, [1] * 4))
+        assert list(roots.directories()) == []
