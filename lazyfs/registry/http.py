@@ -9,6 +9,7 @@ closed when its last request has ended.
 
 from __future__ import annotations
 
+import math
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -22,6 +23,7 @@ from lazyfs.errors import BadAnswer, Unreachable
 from lazyfs.registry.encoding import inflated
 from lazyfs.registry.plain import exchange_plainly
 from lazyfs.registry.proxy import Proxies, Proxy
+from lazyfs.registry.retry import PROMPTLY
 from lazyfs.registry.tls import system_context
 from lazyfs.registry.url import Url
 
@@ -60,9 +62,9 @@ class Http:
     ) -> Answer:
         """Send one request; follow nothing, retry nothing.
 
-        The body of an answer that is not a success is cut short, for it only says why not. Raises Unreachable, also for a body that
-        breaks off; BadAnswer for one of over `limit` bytes, inflated or not. Cancelled: the answer is lost, the server may have acted
-        on the request.
+        An answer that is not a success is returned with as much of its body as came promptly, at most MAX_ERROR bytes. Raises
+        Unreachable, also for the body of a success that breaks off; BadAnswer for one of over `limit` bytes, inflated or not. Cancelled:
+        the answer is lost, the server may have acted on the request.
         """
         proxy = self._proxies.for_url(url)
         outcome = await self._through_httpx(method, url, headers, limit, content, proxy)
@@ -122,15 +124,19 @@ class Http:
         most = limit if success else MAX_ERROR
         body = bytearray()
         # Leaving the loop would abandon httpx's nested generators to the garbage collector: cancellation unwinds them.
-        with trio.CancelScope() as reading:
-            async for piece in response.aiter_raw():
-                body += piece
-                if len(body) > most:
-                    reading.cancel()
-        if len(body) > most:
+        with trio.move_on_after(math.inf if success else PROMPTLY) as reading:
+            try:
+                async for piece in response.aiter_raw():
+                    body += piece
+                    if len(body) > most:
+                        reading.cancel()
+            except httpx.TransportError:
+                if success:
+                    raise
+        if reading.cancelled_caught:
             self._retire(clients)
-            if success:
-                raise _too_long(url, limit)
+        if success and len(body) > most:
+            raise _too_long(url, limit)
         return bytes(body[:most])
 
     def _retire(self, clients: _Clients) -> None:

@@ -19,7 +19,8 @@ _END = re.compile(rb"\n\r?\n")
 _STATUS = re.compile(rb"(HTTP/[0-9]\.[0-9]) +")
 _FOLD = re.compile(rb"\r?\n[ \t]+")
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+\Z")
-_FIELD = re.compile(rb"([^:]*):[ \t]*([^\r\n]*)")
+_FIELD = re.compile(rb"([^:]*):[ \t]*(.*)")
+_CONTROLS: Final = bytes.maketrans(b"\0\r\v\f", b"    ")
 _FIRST_COUNTS: Final = frozenset({"content-range", "location"})
 """Of several different ones Go takes the first."""
 
@@ -68,15 +69,18 @@ def _repaired(data: bytes) -> bytes:
     if not found:
         return data
     kept = [found[1] + b" " + first[found.end() :].removesuffix(b"\r")]
-    for line in _FOLD.sub(b" ", rest).split(b"\n"):
+    for folded in _FOLD.sub(b" ", rest).split(b"\n"):
+        line = folded.removesuffix(b"\r").translate(_CONTROLS)
         field = _FIELD.match(line)
         name, value = (field[1].lower(), field[2].rstrip(b" \t")) if field else (b"", b"")
         if field and not _NAME.match(name) and not name.startswith(b" "):
             continue  # Go keeps such a field under a name that nobody asks for
         if name == b"transfer-encoding" and found[1] == b"HTTP/1.0":
             continue  # Go ignores it: HTTP/1.0 has no chunks
+        if name == b"content-length" and not value:
+            continue  # Go takes it for none
         if name == b"content-length" and value.isdigit():
             kept.append(b"Content-Length: " + (value.lstrip(b"0") or b"0"))
         else:
-            kept.append(line.removesuffix(b"\r").replace(b"\0", b" "))
+            kept.append(line)
     return b"\r\n".join(kept)

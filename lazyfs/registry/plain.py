@@ -6,13 +6,17 @@ It is the exception: a registry that writes like that costs two requests for eac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
-from lazyfs.errors import BadAnswer, Unreachable
+import trio
+
+from lazyfs.errors import BadAnswer, SourceError, Unreachable
 from lazyfs.registry.connection import Connection, connect
 from lazyfs.registry.decoded import Decoded
 from lazyfs.registry.head import Head
 from lazyfs.registry.proxy import Proxy
+from lazyfs.registry.retry import PROMPTLY
 from lazyfs.registry.tls import system_context
 from lazyfs.registry.url import Url
 
@@ -35,15 +39,23 @@ async def exchange_plainly(
             raise refusal from error
         if method == "HEAD" or head.status in {204, 304}:
             return head, b""
-        return head, await _body(connection, head, limit, url)
+        success = head.status < 300
+        body = bytearray()
+        with trio.move_on_after(math.inf if success else PROMPTLY):
+            try:
+                await _receive(connection, head, limit, url, body)
+            except SourceError:
+                if success:
+                    raise
+        return head, bytes(body)
     finally:
         connection.close()
 
 
-async def _body(connection: Connection, head: Head, limit: int, url: Url) -> bytes:
+async def _receive(connection: Connection, head: Head, limit: int, url: Url, body: bytearray) -> None:
+    """Fill `body`."""
     length = head.length
     stream = connection if length is not None else Decoded(connection, head)
-    body = bytearray()
     piece = memoryview(bytearray(_PIECE))
     while len(body) <= limit and (length is None or len(body) < length):
         wanted = _PIECE if length is None else min(_PIECE, length - len(body))
@@ -53,7 +65,6 @@ async def _body(connection: Connection, head: Head, limit: int, url: Url) -> byt
                 raise Unreachable(f"{url.authority} broke off in the middle of its answer")
             break
         body += piece[:got]
-    return bytes(body)
 
 
 def _request(method: str, url: Url, headers: Mapping[str, str], content: bytes, connection: Connection) -> bytes:

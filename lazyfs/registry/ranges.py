@@ -22,7 +22,7 @@ from lazyfs.registry.connection import Connection
 from lazyfs.registry.head import Head
 from lazyfs.registry.rangeless import Rangeless, may_refuse_the_range
 from lazyfs.registry.redirects import REDIRECTS, redirected
-from lazyfs.registry.retry import TRIES, Later, may_pass, patiently
+from lazyfs.registry.retry import PROMPTLY, TRIES, Later, may_pass, patiently
 from lazyfs.registry.session import Session, refusal
 from lazyfs.registry.tokens import Scope
 from lazyfs.registry.url import Url
@@ -38,8 +38,7 @@ _PATIENCE: Final = 50.0
 """Seconds for which a host's own wish is waited for: readers wait for a minute (fetch/), and are better told at once than then."""
 _MAX_SIGNED: Final = 4096
 _SMALL_BODY: Final = 16 << 10
-"""A refusal's body up to here is read to keep the connection; a longer one costs it, and so does one that takes longer than this:"""
-_PROMPTLY: Final = 5.0
+"""A refusal's body up to here is read to keep the connection; a longer one costs it, and so does one that breaks off or is not prompt."""
 
 
 class _Broken(Unreachable):
@@ -253,7 +252,7 @@ async def _drain(connection: Connection, head: Head) -> bool:
     if not head.keep_alive or left is None or left > _SMALL_BODY:
         return False
     view = memoryview(bytearray(left))
-    with trio.move_on_after(_PROMPTLY):
+    with trio.move_on_after(PROMPTLY), suppress(Unreachable):
         while left:
             left -= (got := await connection.receive_into(view[:left]))
             if not got:

@@ -19,6 +19,8 @@ from lazyfs.errors import HeldOff, SourceError, Unreachable
 DEADLINE: Final = 30.0
 """Seconds from asking to the first byte of the answer: tokens, redirects and tries included."""
 TRIES: Final = 5
+PROMPTLY: Final = 5.0
+"""Seconds for the body of an answer that is not a success. It only says why not: where it breaks off or does not come, the status counts."""
 T = TypeVar("T")
 _FIRST_PAUSE: Final = 0.2
 _PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})

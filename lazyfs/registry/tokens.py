@@ -21,7 +21,7 @@ from lazyfs.registry.holdoff import holdoffs_of_this_run
 from lazyfs.registry.http import Answer, Http
 from lazyfs.registry.redirects import REDIRECTS, redirected
 from lazyfs.registry.retry import may_pass
-from lazyfs.registry.url import Url, parse_url
+from lazyfs.registry.url import Url, escaped, parse_url
 
 Scope = tuple[str, ...]
 """`repository:NAME:ACTIONS`, one or several."""
@@ -85,7 +85,7 @@ class Tokens:
             raise Unauthorized(f"{self._host} wants authentication, but neither Basic nor Bearer")
 
     async def _fetch(self, challenge: Challenge, scope: Scope, credentials: Credentials | None) -> _Token:
-        realm = parse_url(challenge.parameters.get("realm", ""), f"the token realm of {self._host}")
+        realm = parse_url(escaped(challenge.parameters.get("realm", "")), f"the token realm of {self._host}")
         if realm.scheme != "https" and self._root.scheme == "https":
             raise BadAnswer(f"{self._host} wants its token fetched without https from {realm.authority}")
         query = [("service", challenge.parameters["service"])] if "service" in challenge.parameters else []

@@ -71,9 +71,9 @@ def parse_url(text: str, what: str) -> Url:
 def follow(url: Url, location: str, what: str) -> Url:
     """Where `location`, in an answer from `url`, leads. Raises BadAnswer, also for a way from https to http.
 
-    `location` is the field's bytes as Latin-1. Blanks and bytes beyond ASCII, which no URL has, are escaped.
+    `location` is the field's bytes as Latin-1; see `escaped`.
     """
-    location = _UNESCAPED.sub(lambda found: f"%{ord(found[0]):02X}", location[: MAX_URL + 1].strip(" \t"))
+    location = escaped(location[: MAX_URL + 1].strip(" \t"))
     if len(location) > MAX_URL or not _CLEAN.match(location):
         raise BadAnswer(f"{what} of {url.authority} is no URL: it is empty, too long, or holds blanks or control characters")
     try:
@@ -84,6 +84,11 @@ def follow(url: Url, location: str, what: str) -> Url:
     if url.scheme == "https" and found.scheme == "http":
         raise BadAnswer(f"{url.authority} redirects from https to http ({found.authority}), which would give up all protection")
     return found
+
+
+def escaped(text: str) -> str:
+    """`text`, a header's bytes as Latin-1, with blanks and bytes beyond ASCII escaped: no URL has them, and Go's clients accept them."""
+    return _UNESCAPED.sub(lambda found: f"%{ord(found[0]):02X}", text)
 
 
 def is_address(host: str) -> bool:

@@ -130,6 +130,8 @@ def quirky(head: bytes) -> Answer:
         b"HTTP/1.1 206 X\r\nX: a\r\n b\r\n\tc\r\nContent-Length:\r\n 10\r\nCR\r\n\r\n",
         b"HTTP/1.1 206 X\r\nContent-Length: 10\r\nContent-Length: 10\r\nCR\r\n\r\n",
         b"HTTP/1.1 206 X\r\nContent-Length: 00000000000000000000000000000010\r\nCR\r\n\r\n",
+        b"HTTP/1.1 206 X\r\nContent-Length:\r\nCR\r\n\r\n",
+        b"HTTP/1.1 206 X\r\nX: a\rb\x0b\x0cc\r\nContent-Length: 10\r\nCR\r\n\r\n",
         b"HTTP/1.1 206 X\r\nContent-Length : 9\r\nX Y: z\r\nCR\r\n\r\n",
         b"HTTP/1.1 206 X\r\nContent-Length: 10\r\nX Y: z\r\n folded\r\nCR\r\n\r\n",
         b"HTTP/1.1 206 X\r\nX: \xe4\x02\r\nContent-Length: 10\r\nCR\r\n\r\n",

@@ -302,6 +302,16 @@ async def test_basic_auth_is_sent_when_asked_for_and_then_at_once() -> None:
     assert ["authorization" in request.headers for request in server.requests] == [False, True, True]
 
 
+@pytest.mark.parametrize("then", ["close", "silence"])
+async def test_a_refusal_needs_no_body(then: str, autojump_clock: trio.testing.MockClock) -> None:
+    """Where the body of a challenge breaks off or does not come, its head counts."""
+    challenge = Reply(reply(401, b"who", content_length="500", www_authenticate='Basic realm="r"'), then)
+    good = reply(206, BLOB[10:20], content_range=f"bytes 10-19/{len(BLOB)}")
+    got, server = await read_from([challenge, good], 10, 20)
+    assert got == BLOB[10:20]
+    assert server.connections == 2
+
+
 async def test_wrong_credentials_are_an_error_each_time() -> None:
     """Two requests show that they do not help; later ones find out with one. The error never shows them."""
     refusing = reply(401, www_authenticate='Basic realm="r"')

@@ -93,6 +93,32 @@ async def test_a_long_refusal_is_a_refusal(size: int, autojump_clock: trio.testi
         assert not server.script
 
 
+BROKEN = {
+    "cut": Reply(b"Content-Length: 500\r\n\r\nno", "close"),
+    "broken chunks": Reply(b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", "close"),
+    "never sent": Reply(b"Content-Length: 500\r\n\r\n", "silence"),
+    "cut, behind an odd head": Reply(b"X Odd: 1\r\nContent-Length: 500\r\n\r\nno", "close"),
+    "never sent, behind an odd head": Reply(b"X Odd: 1\r\nContent-Length: 500\r\n\r\nno", "silence"),
+}
+
+
+@pytest.mark.parametrize("body", BROKEN.values(), ids=BROKEN)
+async def test_a_refusal_needs_no_body(body: Reply, autojump_clock: trio.testing.MockClock) -> None:
+    """A challenge, a redirect and a 404 say all in their heads; their bodies may break off, as far as Go's clients are concerned."""
+
+    def answer(request: Request) -> Reply:
+        if request.target == "/there":
+            return Reply(reply(200, b"x"))
+        head = b"404 No" if "absent" in request.target else b"307 There\r\nLocation: /there"
+        if "authorization" not in request.headers:
+            head = b"401 Who\r\nWWW-Authenticate: Basic realm=x"
+        return body._replace(data=b"HTTP/1.1 " + head + b"\r\n" + body.data)
+
+    async with asking(answer) as (_, session):
+        assert await get(session) == b"x"
+        assert (await session.ask("it", "GET", session.url("absent"), SCOPE)).status == 404
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "Identity", "aws-chunked"])
 async def test_encodings_that_nobody_asked_for(encoding: str) -> None:
     """Inflated where it is one, ignored where it is none."""

@@ -97,6 +97,14 @@ async def test_an_anonymous_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "authorization" not in both.tokens.requests[0].headers
 
 
+async def test_a_realm_with_letters_that_no_url_has() -> None:
+    """Blanks and bytes beyond ASCII are escaped, as in a redirect."""
+    async with guarded() as (both, session):
+        both.challenge = f'Bearer realm="http://{both.tokens.host}/caf\xe9 t?x=1",service="r"'
+        assert await get(session) == 200
+    assert both.tokens.requests[0].target.startswith("/caf%C3%A9%20t?x=1&service=r")  # the scripted server speaks UTF-8
+
+
 async def test_many_at_once_fetch_one_token() -> None:
     """Ten requests of one scope, one token."""
     async with guarded() as (both, session), trio.open_nursery() as nursery:
