@@ -27,8 +27,9 @@ from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import Descriptor
 from lazyfs.format.tar import TarMember, read_tar
 from lazyfs.format.whiteout import LeftOut
+from lazyfs.image.download import download
 from lazyfs.image.room import PARSING, parsing_room
-from lazyfs.image.spool import Spool, unpack
+from lazyfs.image.spool import Spool
 from lazyfs.source.protocol import ImageSource
 from lazyfs.whole.layer_index import LayerIndex, index_layer
 from lazyfs.whole.own import own_files, own_note
@@ -231,18 +232,9 @@ class _Job:
         descriptor, diff_id = self._layer
         line = self._line
         keep = line.request.keep and TOC_DIGEST in descriptor.annotations
-        spool = self._spool = Spool(keep)
-        step = _cancellable(line.progress.phase(self._title, "fetch", descriptor.size))
-        if not descriptor.size:
-            await trio.to_thread.run_sync(unpack, spool, _no_bytes, descriptor, diff_id, step)
-            return spool
-        async with line.source.open_range(descriptor.digest, descriptor.size, 0, descriptor.size) as stream:
-
-            def pull(count: int) -> bytes | bytearray | memoryview:
-                return trio.from_thread.run(stream.receive_exactly, count)
-
-            await trio.to_thread.run_sync(unpack, spool, pull, descriptor, diff_id, step)
-        return spool
+        step = line.progress.phase(self._title, "fetch", descriptor.size)
+        self._spool = await download(line.source, descriptor, diff_id, step, keep_blob=keep)
+        return self._spool
 
     async def _keep_or_write(self, plan: Sequence[Planned]) -> NewLayer:
         line = self._line
@@ -278,7 +270,3 @@ def _cancellable(step: Step) -> Step:
         step(count)
 
     return checked
-
-
-def _no_bytes(_count: int) -> bytes:
-    return b""

@@ -7,6 +7,7 @@ destination as it was. What the destination has is not sent again.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +20,8 @@ from lazyfs.format.digest import Digest, digest_of
 from lazyfs.format.manifest import Descriptor
 from lazyfs.image.spool import unnamed_file, write
 from lazyfs.source.protocol import ImageSink, ImageSource
+
+_log = logging.getLogger(__name__)
 
 _AT_ONCE: Final = 3
 _STEP: Final = 1 << 20
@@ -63,7 +66,12 @@ class Uploads:
             return
         with ExitStack() as stack:
             file = stack.enter_context(unnamed_file())
-            await self._fetch(blob.digest, blob.size, file)
+            try:
+                await self._fetch(blob.digest, blob.size, file)
+            except DigestMismatch as error:
+                _log.info("%s: %s: it is fetched once more", self._source.name, error)
+                self._source.distrust(blob.digest)
+                await self._fetch(blob.digest, blob.size, file)
             stack.pop_all()
             self.send(blob.digest, blob.size, file, True, _ignore)
 
@@ -81,6 +89,8 @@ class Uploads:
         return from_source and await self._sink.mount_blob(digest, size, self._source)
 
     async def _fetch(self, digest: Digest, size: int, file: IO[bytes]) -> None:
+        """Fill `file`, whatever is in it already."""
+        file.seek(0)
         found = hashlib.sha256()
         if size:
             async with self._source.open_range(digest, size, 0, size) as stream:

@@ -32,12 +32,15 @@ from tests.quirks import (
     ranges,
     redirect,
     redirected_upload,
+    redirected_without_a_body,
     refused,
     short,
     signed,
     spelled,
     token,
     whole,
+    without_bodies,
+    wrong,
 )
 from tests.quirky_registry import Quirk, Request, Response, honest
 
@@ -167,6 +170,19 @@ def heads() -> list[Row]:
         Row("no reason", head(old=b" Said\r\n", new=b"\r\n"), blobs=True),
         Row("a blank and no reason", head(old=b" Said\r\n", new=b" \r\n"), slow=True),
         Row("HTTP/1.0", head(old=b"HTTP/1.1", new=b"HTTP/1.0"), blobs=True),
+        Row("refusals without their bodies", lambda: without_bodies, blobs=True, tokens=True),
+        *(
+            Row(
+                f"{kind} redirected without a body",
+                redirected_without_a_body(kind),
+                blobs=kind == "blob",
+                tokens=kind == "token",
+                slow=True,
+            )
+            for kind in ("manifest", "blob", "token")
+        ),
+        Row("an empty length", at("manifest", "blob", framing="close", Content_Length=""), blobs=True, slow=True),
+        Row("a value with a carriage return", head(old=b"\r\n\r\n", new=b"\r\nX-Odd: a\rb\r\n\r\n"), blobs=True, slow=True),
         Row("every connection closed", at("manifest", "blob", "token", Connection="close"), tokens=True),
         Row("a folded field", head(old=b"\r\n\r\n", new=b"\r\nX-Odd: one\r\n  two\r\n\r\n"), blobs=True),
         Row("lower case", head(old=b"Content-", new=b"content-"), slow=True),
@@ -239,6 +255,7 @@ def challenges() -> list[Row]:
         'BEARER Realm="{realm}",Service="registry",Scope="{scope}"',
         'Bearer  realm="{realm}",  service="registry",',
         'Bearer realm="{realm}"',
+        'Bearer realm="{realm}?caf\xe9"',
         'Bearer realm="{realm}?account=x",service=""',
         'Bearer realm="{realm}" service="registry"',
         'Bearer realm="{realm}",odd',
@@ -322,6 +339,7 @@ def troubles() -> list[Row]:
                 ("answered by 503", answers(503), "both"),
             ]
         ),
+        *(Row(f"{kind} wrong once", once(kind, wrong), "both", required=True, blobs=kind == "blob") for kind in ("manifest", "blob")),
         Row("blob cut twice", once("blob", cut, times=2), "skopeo", required=True, blobs=True),
         *(Row(f"{kind} answered by 429 once", once(kind, answers(429)), blobs=kind == "blob", slow=True) for kind in ("manifest", "blob")),
         *(

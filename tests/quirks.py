@@ -64,6 +64,20 @@ def cut(response: Response) -> Response:
     return dataclasses.replace(response, cut=len(response.body) // 2)
 
 
+def wrong(response: Response) -> Response:
+    """One bit is another."""
+    body = bytearray(response.body)
+    body[len(body) // 2] ^= 1
+    return dataclasses.replace(response, body=bytes(body))
+
+
+def without_bodies(request: Request, response: Response) -> Response:
+    """Refusals promise a body, and break off."""
+    if response.status < 300:
+        return response
+    return dataclasses.replace(response, headers={**response.headers, "Content-Length": "500"}, body=b"", cut=0)
+
+
 def hung_up(response: Response) -> Response:
     return dataclasses.replace(response, cut=-1)
 
@@ -126,6 +140,12 @@ def redirect(kind: Kind, status: int, location: str) -> Callable[[], Quirk]:
         )
 
     return lambda: quirk
+
+
+def redirected_without_a_body(kind: Kind) -> Callable[[], Quirk]:
+    """As `redirect`, and as `without_bodies`."""
+    moved = redirect(kind, 307, "{target}")()
+    return lambda: lambda request, response: without_bodies(request, moved(request, response))
 
 
 SIGNED = "sig=a/b+c=%2f%2F,;:@!$'()*|\"<>[]{}^`~\\"

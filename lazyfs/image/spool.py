@@ -77,6 +77,8 @@ class Spool:
             self._stack = stack.pop_all()
         self._folder = folder
         self.size = 0
+        self.blob_is_right = False
+        """Whether the blob has turned out to be what the manifest names. What is wrong then is wrong in the image."""
         self.members = MemberMap()
         """Where `blob` is kept: the blob offset of each gzip member, and the tar offset of what it inflates to."""
 
@@ -153,6 +155,7 @@ def unpack(spool: Spool, pull: Pull, layer: Descriptor, diff_id: Digest, progres
             _large_windows.release()
     blob.drain()
     blob.check(layer.digest, what)
+    spool.blob_is_right = True
     if tar_hash.hexdigest() != diff_id[7:]:
         raise DigestMismatch(
             f"{what}, read as {kind}, unpacks to sha256:{tar_hash.hexdigest()}, and the config's diff ID is {diff_id}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from lazyfs.errors import BadAnswer, DigestMismatch, InvalidManifest, Unauthorized, show
-from lazyfs.format.digest import Digest, check, digest_of
+from lazyfs.format.digest import Digest, check, digest_of, is_digest
 from lazyfs.format.manifest import DOCUMENT_TYPES, MAX_DOCUMENT
 from lazyfs.registry.access import AccessOptions
 from lazyfs.registry.body import Body
@@ -63,15 +63,21 @@ class Repository:
     async def _get(
         self, what: str, url: Url, digest: Digest | None, limit: int, headers: Mapping[str, str] | None = None
     ) -> Answer:
-        """What is at `url`, verified where there is a digest for it. What comes wrong is asked for once more."""
+        """What is at `url`, verified where there is a digest for it. What comes wrong is asked for once more.
+
+        So is a document by tag that has another digest than the registry says. A registry that insists on the contradiction is
+        believed about the document, as by skopeo.
+        """
         is_last_try = False
         while True:
             answer = await self.session.ask(what, "GET", url, self.pull, headers=headers, limit=limit)
             if answer.status != 200:
                 raise refusal(what, answer.url, answer.status, answer.body)
+            told = answer.headers.get("docker-content-digest", "")
+            expected = Digest(told) if digest is None and not is_last_try and is_digest(told) else digest
             try:
-                if digest is not None:
-                    check(answer.body, digest, what)
+                if expected is not None:
+                    check(answer.body, expected, what)
             except DigestMismatch as error:
                 if is_last_try:
                     raise

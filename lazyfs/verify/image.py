@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
-from functools import partial
 from typing import NamedTuple
 
 import trio
@@ -13,8 +11,8 @@ from lazyfs.errors import InvalidInput, show
 from lazyfs.format.digest import Digest
 from lazyfs.format.entry import Entry
 from lazyfs.format.manifest import Descriptor, check_layer_type
+from lazyfs.image.download import download
 from lazyfs.image.image import Image
-from lazyfs.image.spool import Spool, unpack
 from lazyfs.source.protocol import ImageSource
 from lazyfs.verify.layer import LayerFindings, verify_layer
 from lazyfs.vfs.tree import Tree
@@ -52,17 +50,11 @@ async def _verify_layer(
     source: ImageSource, descriptor: Descriptor, diff_id: Digest, progress: Callable[[int], None]
 ) -> LayerFindings:
     check_layer_type(descriptor)
-    with ExitStack() as stack:
-        spool = stack.enter_context(Spool(keep_blob=True))
-        async with source.open_range(descriptor.digest, descriptor.size, 0, descriptor.size) as stream:
-
-            def pull(count: int) -> bytes | bytearray | memoryview:
-                return trio.from_thread.run(stream.receive_exactly, count)
-
-            try:
-                await trio.to_thread.run_sync(partial(unpack, spool, pull, descriptor, diff_id, progress))
-            except InvalidInput as error:
-                return LayerFindings(False, (), 0, (error.message,))
+    try:
+        spool = await download(source, descriptor, diff_id, progress, keep_blob=True)
+    except InvalidInput as error:
+        return LayerFindings(False, (), 0, (error.message,))
+    with spool:
         return await trio.to_thread.run_sync(verify_layer, spool, descriptor, trio.from_thread.check_cancelled)
 
 

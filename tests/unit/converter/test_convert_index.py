@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 
 from converter.convert import Choice
-from lazyfs.errors import InvalidManifest, InvalidTar, NotFound
+from lazyfs.errors import DigestMismatch, InvalidManifest, InvalidTar, NotFound
 from lazyfs.format.digest import digest_of
 from lazyfs.format.manifest import DOCKER_LIST, OCI_INDEX, OCI_LAYER_GZIP, OCI_MANIFEST
 from lazyfs.format.platform import Platform
@@ -42,6 +42,25 @@ async def test_an_index_survives_as_a_whole() -> None:
     assert any("1 attestations" in loss for loss in report.lost)
     again = await converted(sink, Place())
     assert again.digest == report.digest
+
+
+async def test_blobs_that_come_wrong_once_are_fetched_once_more() -> None:
+    """Layers, and what is copied as it is. What comes wrong twice is an error: see test_download.py, and below."""
+    source, sink = Place(), Place()
+    image = source.add_image(TAR)
+    statement = source.add_blob(b'{"in-toto": 1}', "application/vnd.in-toto+json")
+    attestation = source.add_manifest([statement], [statement["digest"]], tag="attestation")
+    unknown = {"os": "unknown", "architecture": "unknown"}
+    source.add_index({**image, "platform": AMD64}, {**attestation, "platform": unknown})
+    layer = digest_of(gzip.compress(TAR, mtime=0))
+    source.comes_wrong = {layer, statement["digest"]}
+    await converted(source, sink)
+    assert sink.blobs[statement["digest"]] == b'{"in-toto": 1}'
+    for digest in (layer, statement["digest"]):
+        reads = [done for done in source.done if done.endswith(digest)]
+        assert reads == [f"read {digest}", f"distrust {digest}", f"read {digest}"]
+    source.blobs[statement["digest"]] = b'{"in-toto": 2}'
+    assert isinstance(await refused(source, Place()), DigestMismatch)
 
 
 async def test_one_platform_of_an_index_stands_alone() -> None:

@@ -84,6 +84,18 @@ async def test_a_document_that_comes_wrong_once_is_asked_for_again() -> None:
         assert len(server.requests) == 4
 
 
+async def test_a_tag_that_comes_wrong_once_is_asked_for_again() -> None:
+    """The registry's own word for its digest shows it. Where it insists on the contradiction, the document counts, as for skopeo."""
+    digest = digest_of(MANIFEST)
+    broken = reply(200, MANIFEST.replace(b"2", b"3"), docker_content_digest=digest)
+    lie = reply(200, MANIFEST, docker_content_digest=DIGEST)
+    good = reply(200, MANIFEST, docker_content_digest=digest)
+    async with scripted([broken, good, lie, lie, good]) as (server, opened):
+        for _ in range(3):
+            assert (await opened.document("v1")).digest == digest
+        assert not server.script
+
+
 async def test_a_document_is_bounded() -> None:
     """4 MiB, both ways."""
     async with scripted([reply(200, bytes((4 << 20) + 1))]) as (_, opened):

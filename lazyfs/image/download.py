@@ -1,0 +1,69 @@
+"""A layer's blob, fetched in one stream and unpacked, for those who keep nothing of it under way: the converter and `lazyfs verify`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+
+import trio
+
+from lazyfs.errors import DigestMismatch
+from lazyfs.format.digest import Digest
+from lazyfs.format.manifest import Descriptor
+from lazyfs.image.spool import Spool, unpack
+from lazyfs.source.protocol import ImageSource
+
+_log = logging.getLogger(__name__)
+
+
+async def download(
+    source: ImageSource, layer: Descriptor, diff_id: Digest, progress: Callable[[int], None], *, keep_blob: bool
+) -> Spool:
+    """The layer's tar and, with `keep_blob`, its blob, both verified. The caller closes it.
+
+    A blob that comes wrong is fetched once more. `progress` gets the count of blob bytes of each step; what came wrong is taken back as a
+    negative count. Raises SourceError, InvalidInput, LocalError. Cancelled: nothing is left behind.
+    """
+    counted = 0
+
+    def step(count: int) -> None:
+        nonlocal counted
+        trio.from_thread.check_cancelled()
+        counted += count
+        progress(count)
+
+    is_last_try = False
+    while True:
+        with ExitStack() as stack:
+            spool = stack.enter_context(Spool(keep_blob))
+            try:
+                await _fill(spool, source, layer, diff_id, step)
+            except DigestMismatch as error:
+                if is_last_try or spool.blob_is_right:
+                    raise
+                _log.info("%s: %s: it is fetched once more", source.name, error)
+            else:
+                stack.pop_all()
+                return spool
+        source.distrust(layer.digest)
+        progress(-counted)
+        counted = 0
+        is_last_try = True
+
+
+async def _fill(spool: Spool, source: ImageSource, layer: Descriptor, diff_id: Digest, step: Callable[[int], None]) -> None:
+    if not layer.size:
+        return await trio.to_thread.run_sync(unpack, spool, _no_bytes, layer, diff_id, step)
+    async with source.open_range(layer.digest, layer.size, 0, layer.size) as stream:
+
+        def pull(count: int) -> bytes | bytearray | memoryview:
+            return trio.from_thread.run(stream.receive_exactly, count)
+
+        await trio.to_thread.run_sync(partial(unpack, spool, pull, layer, diff_id, step))
+    return None
+
+
+def _no_bytes(_count: int) -> bytes:
+    return b""
