@@ -12,7 +12,8 @@ import trio
 from lazyfs.errors import DigestMismatch
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import Descriptor
-from lazyfs.image.spool import Spool, unpack
+from lazyfs.image.room import parsing_room
+from lazyfs.image.spool import LARGEST_WINDOW, SMALL_WINDOW, NeedsWindow, Spool, unpack
 from lazyfs.source.protocol import ImageSource
 
 _log = logging.getLogger(__name__)
@@ -23,8 +24,8 @@ async def download(
 ) -> Spool:
     """The layer's tar and, with `keep_blob`, its blob, both verified. The caller closes it.
 
-    A blob that comes wrong is fetched once more. `progress` gets the count of blob bytes of each step; what came wrong is taken back as a
-    negative count. Raises SourceError, InvalidInput, LocalError. Cancelled: nothing is left behind.
+    A blob that comes wrong is fetched once more, and so is one with a large zstd window, when there is memory for that (image/room.py).
+    `progress` gets the count of blob bytes of each step; what is fetched again is taken back as a negative count. Raises SourceError, InvalidInput, LocalError. Cancelled: nothing is left behind.
     """
     counted = 0
 
@@ -35,25 +36,34 @@ async def download(
         progress(count)
 
     is_last_try = False
+    window = SMALL_WINDOW
     while True:
         with ExitStack() as stack:
             spool = stack.enter_context(Spool(keep_blob))
             try:
-                await _fill(spool, source, layer, diff_id, step)
+                if window == SMALL_WINDOW:
+                    await _fill(spool, source, layer, diff_id, step, window)
+                else:
+                    async with parsing_room().hold(window):
+                        await _fill(spool, source, layer, diff_id, step, window)
+            except NeedsWindow:
+                window = LARGEST_WINDOW
             except DigestMismatch as error:
                 if is_last_try or spool.blob_is_right:
                     raise
                 _log.info("%s: %s: it is fetched once more", source.name, error)
+                source.distrust(layer.digest)
+                is_last_try = True
             else:
                 stack.pop_all()
                 return spool
-        source.distrust(layer.digest)
         progress(-counted)
         counted = 0
-        is_last_try = True
 
 
-async def _fill(spool: Spool, source: ImageSource, layer: Descriptor, diff_id: Digest, step: Callable[[int], None]) -> None:
+async def _fill(
+    spool: Spool, source: ImageSource, layer: Descriptor, diff_id: Digest, step: Callable[[int], None], window: int
+) -> None:
     if not layer.size:
         return await trio.to_thread.run_sync(unpack, spool, _no_bytes, layer, diff_id, step)
     async with source.open_range(layer.digest, layer.size, 0, layer.size) as stream:
@@ -61,7 +71,7 @@ async def _fill(spool: Spool, source: ImageSource, layer: Descriptor, diff_id: D
         def pull(count: int) -> bytes | bytearray | memoryview:
             return trio.from_thread.run(stream.receive_exactly, count)
 
-        await trio.to_thread.run_sync(partial(unpack, spool, pull, layer, diff_id, step))
+        await trio.to_thread.run_sync(partial(unpack, spool, pull, layer, diff_id, step, window=window))
     return None
 
 

@@ -7,7 +7,8 @@ How the tar is compressed, the blob's first bytes say, as in containerd: its med
 either way.
 
 Decompression is bounded: a layer that grows beyond 1032 times its blob (deflate's own limit) and 1 GiB is refused, and
-no step inflates more than a few MiB at once, so memory does not depend on what the blob claims.
+no step inflates more than a few MiB at once, so memory does not depend on what the blob claims. A zstd frame may ask for a window of
+128 MiB, which a few kilobytes fill: who unpacks several layers at once lets one at a time have more than usual ones need.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from types import TracebackType
@@ -50,20 +50,17 @@ _ZSTD_SKIPPABLE: Final = b"\x2a\x4d\x18"
 
 LayerKind = Literal["gzip", "zstd", "tar"]
 
-_FRAME_HEADER: Final = 18
-"""Bytes that a zstd frame's header has at the most."""
-_USUAL_WINDOW: Final = 8 << 20
-"""What zstd needs at all levels up to 19, and so do Go's writers unless they are told otherwise."""
-_LARGEST_LATER: Final = 32 << 20
-"""For frames behind one that needs less."""
-_LARGEST_WINDOW: Final = 128 << 20
+SMALL_WINDOW: Final = 8 << 20
+"""Bytes of memory: what zstd needs at all levels up to 19, and so do Go's writers unless they are told otherwise."""
+LARGEST_WINDOW: Final = 128 << 20
 """The most that zstd takes without being asked to."""
-_LOOK_S: Final = 0.2
-_large_windows: Final = threading.Semaphore(1)
-"""Held while a layer is unpacked whose window is larger than usual: one at a time in a process, for they may be many."""
 
 Pull = Callable[[int], bytes | bytearray | memoryview]
 """The next `count` bytes of the blob, exactly."""
+
+
+class NeedsWindow(InvalidInput):
+    """A zstd layer that cannot be unpacked with the window that it may have, but perhaps with a larger one."""
 
 
 class Spool:
@@ -124,24 +121,28 @@ def write(file: IO[bytes], data: bytes | memoryview, folder: str | None = None) 
         raise _no_room(error, folder) from error
 
 
-def unpack(spool: Spool, pull: Pull, layer: Descriptor, diff_id: Digest, progress: Callable[[int], None]) -> None:
+def unpack(
+    spool: Spool,
+    pull: Pull,
+    layer: Descriptor,
+    diff_id: Digest,
+    progress: Callable[[int], None],
+    *,
+    window: int = LARGEST_WINDOW,
+) -> None:
     """Fill `spool` with the tar in the blob that `pull` brings, and verify both the blob's digest and the tar's.
 
-    `progress` gets the count of blob bytes of each step. Runs in a thread. Raises what `pull` raises, InvalidInput,
-    DigestMismatch, LocalError.
+    `progress` gets the count of blob bytes of each step. Runs in a thread. `window` is the largest that a zstd frame may have: below
+    LARGEST_WINDOW, NeedsWindow is raised where zstd fails, after all of the blob has come and its digest was right. Raises what `pull`
+    raises, InvalidInput, DigestMismatch, LocalError.
     """
     what = f"layer {layer.digest}"
     blob = _Blob(pull, layer.size, spool.blob, progress)
     tar_hash = hashlib.sha256()
     limit = max(_MAX_RATIO * layer.size, _MIN_LIMIT)
-    start = blob.peek(_FRAME_HEADER)
-    kind = kind_of(start)
-    window = _window(start) if kind == "zstd" else 0
-    large = window > _USUAL_WINDOW
-    while large and not _large_windows.acquire(timeout=_LOOK_S):
-        progress(0)  # which raises where the caller is cancelled
+    kind = kind_of(blob.peek(PEEK))
     try:
-        for data in _decompressed(blob, kind, spool, Bounds(layer.size, what), max(window, _LARGEST_LATER)):
+        for data in _decompressed(blob, kind, spool, Bounds(layer.size, what), window):
             tar_hash.update(data)
             spool.append(data)
             if spool.size > limit:
@@ -149,10 +150,8 @@ def unpack(spool: Spool, pull: Pull, layer: Descriptor, diff_id: Digest, progres
     except (isal_zlib.error, zstandard.ZstdError, EOFError) as error:  # type: ignore[misc]  # the stub gives it no class
         blob.drain()
         blob.check(layer.digest, what)
-        raise InvalidInput(f"{what} is broken {kind}: {error}", hint="It was pushed broken: push the image again") from None
-    finally:
-        if large:
-            _large_windows.release()
+        broken = NeedsWindow if kind == "zstd" and window < LARGEST_WINDOW else InvalidInput
+        raise broken(f"{what} is broken {kind}: {error}", hint="It was pushed broken: push the image again") from None
     blob.drain()
     blob.check(layer.digest, what)
     spool.blob_is_right = True
@@ -169,14 +168,6 @@ def kind_of(start: bytes) -> LayerKind:
     if start.startswith(_ZSTD) or (start[1:4] == _ZSTD_SKIPPABLE and start[0] & 0xF0 == 0x50):
         return "zstd"
     return "tar"
-
-
-def _window(start: bytes) -> int:
-    """Bytes of memory that the first zstd frame needs; 0 where it is none, or broken."""
-    try:
-        return min(zstandard.get_frame_parameters(start).window_size, _LARGEST_WINDOW)
-    except zstandard.ZstdError:
-        return 0
 
 
 class _Blob:

@@ -1,7 +1,8 @@
 """A layer's blob, fetched from its first byte to its last, verified, and unpacked to a tar on disk.
 
 What arrives is kept under way (store/parts.py) until the tar has been put to use. Whoever comes next unpacks what is there, which hashes
-it as well, and asks for the rest alone. Wrong bytes are fetched from scratch once: they may be a disk's, or a connection's.
+it as well, and asks for the rest alone. Wrong bytes are fetched from scratch once: they may be a disk's, or a connection's. A zstd layer
+with a large window is unpacked from what is kept, when all of it has come and there is memory for the window (image/room.py).
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import trio
 from lazyfs.errors import DigestMismatch, InvalidInput, LazyfsError, LocalError, StoreFull
 from lazyfs.format.manifest import Descriptor
 from lazyfs.image.layer import Whole
-from lazyfs.image.spool import Spool, unpack
+from lazyfs.image.room import parsing_room
+from lazyfs.image.spool import LARGEST_WINDOW, SMALL_WINDOW, NeedsWindow, Spool, unpack
 from lazyfs.source.protocol import ImageSource
 from lazyfs.store.parts import Part
 from lazyfs.store.store import Store
@@ -55,14 +57,12 @@ async def fetch_tar(
     with _part(store, blob, keep=keep) as part:
         download = _Download(source, blob, whole, part, progress, received)
         try:
-            with Spool(keep_blob=False, folder=store.directory.temporary) as spool:
-                is_right = await download.run(spool, may_repeat=True)
-                if is_right:
-                    yield spool
-            if not is_right:
+            is_right = False
+            while not is_right:
                 with Spool(keep_blob=False, folder=store.directory.temporary) as spool:
-                    await download.run(spool, may_repeat=False)
-                    yield spool
+                    is_right = await download.run(spool)
+                    if is_right:
+                        yield spool
         except (InvalidInput, StoreFull):
             # It would fail again; or there is no room, and it is the first that makes some.
             await _remove(part)
@@ -83,9 +83,11 @@ class _Download:
         self._progress = progress
         self._received = received
         self._counted = 0
+        self._may_repeat = True
+        self._window = SMALL_WINDOW
 
-    async def run(self, spool: Spool, *, may_repeat: bool) -> bool:
-        """Fill `spool`. False: the bytes were wrong, and all is ready for another run, which `may_repeat` allows.
+    async def run(self, spool: Spool) -> bool:
+        """Fill `spool`. False: the bytes were wrong, or need more memory, and all is ready for another run. That is so once for each reason.
 
         Raises SourceError, InvalidInput, LocalError.
         """
@@ -93,22 +95,40 @@ class _Download:
         failure: LazyfsError | None = None
         async with trio.open_nursery() as nursery:
             try:
-                await self._unpack(spool, nursery)
+                if self._window == SMALL_WINDOW:
+                    await self._unpack(spool, nursery)
+                else:
+                    async with parsing_room().hold(LARGEST_WINDOW):
+                        await self._unpack(spool, nursery)
             except LazyfsError as error:
                 failure = error  # a nursery would wrap it in a group
             nursery.cancel_scope.cancel()
         if failure is None:
             return True
+        if isinstance(failure, NeedsWindow):
+            if (
+                self._part is None
+            ):  # the room for the window is shared by all layers: nobody may hold it while he waits for a registry
+                raise LocalError(
+                    f"{failure.message}. A larger window would need the blob in the store, which cannot keep it"
+                ) from None
+            self._window = LARGEST_WINDOW
+            self._start_over()
+            return False
         is_doubtful = isinstance(failure, DigestMismatch) or (resumed and isinstance(failure, InvalidInput))
-        if not (may_repeat and is_doubtful) or await trio.to_thread.run_sync(self._has_right_bytes):
+        if not (self._may_repeat and is_doubtful) or await trio.to_thread.run_sync(self._has_right_bytes):
             raise failure
         _log.warning("%s; it is fetched once more", failure)
+        self._may_repeat = False
         self._source.distrust(self._blob.digest)
         if self._part is not None:
             self._keep(self._part.clear)
+        self._start_over()
+        return False
+
+    def _start_over(self) -> None:
         self._progress(-self._counted)
         self._counted = 0
-        return False
 
     async def _unpack(self, spool: Spool, nursery: trio.Nursery) -> None:
         start = self._part.size if self._part is not None else 0
@@ -130,7 +150,9 @@ class _Download:
             self._counted += count
             self._progress(count)
 
-        await trio.to_thread.run_sync(partial(unpack, spool, pull, self._blob, self._whole.diff_id, checked))
+        work = partial(unpack, spool, pull, self._blob, self._whole.diff_id, checked, window=self._window)
+        # A thread of its own: it waits for the registry, and slow ones must not take all the threads that others wait for.
+        await trio.to_thread.run_sync(work, limiter=trio.CapacityLimiter(1))
 
     def _kept(self, position: int, count: int) -> bytes:
         """What an earlier attempt has brought. In a thread."""

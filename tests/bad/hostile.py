@@ -50,7 +50,7 @@ def plain(it: Oci, tar: Iterable[bytes], **fields: Json) -> Json:
     deflate = zlib.compressobj(6, zlib.DEFLATED, 31)
     digest = hashlib.sha256()
     packed = []
-    for piece in (*tar, END):
+    for piece in (*([header(b"%d" % it.number, b"5")] if it.number else []), *tar, END):
         digest.update(piece)
         packed.append(deflate.compress(piece))
     blob = b"".join((*packed, deflate.flush()))
@@ -229,7 +229,7 @@ def implied(it: Oci, scale: int = 1) -> Json:
 
 def empty_members(it: Oci, scale: int = 1) -> Json:
     """16 MiB of empty gzip members."""
-    blob = gzip.compress(b"", mtime=0) * (16 * MIB // 20)
+    blob = gzip.compress(b"", mtime=0) * (16 * MIB // 20 + it.number)
     return it.image(it.blob(blob, GZIP_LAYER, diff_id=sha256(b""), annotations={TOC_DIGEST: sha256(DATA)}))
 
 
@@ -237,13 +237,18 @@ def zstd_windows(it: Oci, scale: int = 1) -> Json:
     """A window of 128 MiB, the most that zstd takes unasked, filled with zeros by a few kilobytes."""
     parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=27, write_content_size=False)
     zeros = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
-    blob = b"".join([*(zeros.compress(bytes(MIB)) for _ in range(200)), zeros.flush()])
+    blob = b"".join([_skipped(it.number), *(zeros.compress(bytes(MIB)) for _ in range(200)), zeros.flush()])
     return it.image(it.blob(blob, ZSTD_LAYER, diff_id=sha256(b"")))
+
+
+def _skipped(number: int) -> bytes:
+    """A frame that holds nothing but a number."""
+    return b"\x50\x2a\x4d\x18\4\0\0\0" + number.to_bytes(4, "little")
 
 
 def zstd_frames(it: Oci, scale: int = 1) -> Json:
     """A megabyte of empty frames, and of frames that are skipped."""
-    blob = (zstandard.compress(b"") + b"\x50\x2a\x4d\x18\0\0\0\0") * 60_000
+    blob = _skipped(it.number) + (zstandard.compress(b"") + b"\x50\x2a\x4d\x18\0\0\0\0") * 60_000
     return it.image(it.blob(blob, ZSTD_LAYER, diff_id=sha256(b"x")))
 
 

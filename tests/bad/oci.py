@@ -70,6 +70,8 @@ class Oci:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.number = 0
+        """For several images that are alike: what their layers differ in (hostile.py)."""
         self.layer = ""
         """The digest of the image's last layer."""
         (path / "blobs" / "sha256").mkdir(parents=True)

@@ -46,6 +46,7 @@ WORDS = {
 }
 """What each is told. The empty members are a sound layer of nothing: it costs little, and is taken."""
 SOME = (hostile.slices, hostile.toc_of_negative_size, hostile.toc_entries, hostile.sparse, hostile.link_chains, hostile.implied)
+SOME += (hostile.zstd_windows,) * 3
 """For the daemon, in an ordinary run."""
 
 
@@ -77,6 +78,7 @@ def at_once(cases: list[Callable[[Oci], object]], tmp_path: Path, cpu: int) -> l
     layouts = []
     for number, case in enumerate((*cases, make.sound)):
         it = Oci(tmp_path / f"src{number}")
+        it.number = number
         case(it)
         layouts.append(it.path)
     cost = run_limited(sys.executable, "-m", "tests.bad.daemon_of_many", tmp_path / "store", *layouts, cpu=cpu)
@@ -95,6 +97,6 @@ def test_several_in_one_daemon(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [*hostile.TOCS, *hostile.LAYERS], ids=lambda case: case.__name__)
 def test_twenty_in_one_daemon(case: Callable[[Oci], object], tmp_path: Path) -> None:
-    """The same image twenty times, each under a digest of its own store: nobody learns from the one before."""
+    """Twenty images that are alike. Layers that are fetched whole differ: of one layer there is never more than one copy under way."""
     refusals = at_once([case] * 20, tmp_path, 20 * CPU_S)
     assert all(WORDS[case.__name__] in refusal for refusal in refusals[:20]) and not refusals[-1]

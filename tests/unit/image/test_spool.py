@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 from lazyfs.errors import DigestMismatch, InvalidInput, LocalError, StoreFull
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor
-from lazyfs.image import spool
-from lazyfs.image.spool import Spool, unnamed_file, unpack
+from lazyfs.image.spool import SMALL_WINDOW, NeedsWindow, Spool, unnamed_file, unpack
 from tests.unit.converter.making import convert_tar
 
 DATA = os.urandom(3000) + bytes(3_000_000) + b"end"
@@ -203,26 +202,15 @@ def windowed(data: bytes, log: int) -> bytes:
 
 
 @pytest.mark.parametrize("log", [20, 23, 27])
-def test_windows_up_to_what_zstd_takes_are_read(log: int) -> None:
-    """Whatever the first frame says; later ones may need 32 MiB, or as much as the first. Nobody is left waiting."""
-    for later in (20, min(max(log, 25), 27)):
-        assert spooled(windowed(DATA[:5], log) + windowed(DATA[5:], later), digest_of(DATA))[0] == DATA
-    assert spool._large_windows.acquire(blocking=False)
-    spool._large_windows.release()
+@pytest.mark.parametrize("later", [20, 25, 27])
+def test_windows_up_to_what_zstd_takes_are_read(log: int, later: int) -> None:
+    """Whatever the first frame says."""
+    assert spooled(windowed(DATA[:5], log) + windowed(DATA[5:], later), digest_of(DATA))[0] == DATA
 
 
-def test_large_windows_are_read_one_at_a_time() -> None:
-    """Each takes up to 128 MiB. Whoever waits is asked whether he still wants to."""
-    spool._large_windows.acquire()
-    try:
-        blob = windowed(DATA, 27)
-        layer = Descriptor(OCI_LAYER_GZIP, digest_of(blob), len(blob), {}, None, {})
-
-        def progress(count: int) -> None:
-            if not count:
-                raise KeyboardInterrupt
-
-        with Spool(False) as one, pytest.raises(KeyboardInterrupt):
-            unpack(one, io.BytesIO(blob).read, layer, digest_of(DATA), progress)
-    finally:
-        spool._large_windows.release()
+def test_window_that_is_larger_than_allowed() -> None:
+    """The caller learns that the blob is right and may be unpacked with a larger one."""
+    blob = windowed(DATA, 20) + windowed(DATA, 24)
+    layer = Descriptor(OCI_LAYER_GZIP, digest_of(blob), len(blob), {}, None, {})
+    with Spool(False) as one, pytest.raises(NeedsWindow):
+        unpack(one, io.BytesIO(blob).read, layer, digest_of(DATA + DATA), lambda _: None, window=SMALL_WINDOW)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import gzip
 import random
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import trio
+import zstandard
 
 from lazyfs.errors import DigestMismatch, InvalidInput, StoreFull, Unreachable
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor
 from lazyfs.image.layer import Whole
+from lazyfs.image.room import PARSING, parsing_room
 from lazyfs.store.parts import Part
 from lazyfs.store.store import Store
 from lazyfs.whole import blob as whole_blob
@@ -131,6 +134,22 @@ async def test_source_that_breaks_off_costs_nothing(store: Store) -> None:
     assert min(source.ranges)[0] == 100_000
 
 
+async def test_registries_that_stand_still_take_nobodys_thread(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many layers wait for one, all else in the process has threads."""
+    limiter = trio.to_thread.current_default_thread_limiter()
+    monkeypatch.setattr(limiter, "total_tokens", 2)
+    sources = [Source() for _ in range(5)]
+    async with trio.open_nursery() as nursery:
+        for source in sources:
+            source.end = 0
+            nursery.start_soon(fetch, source, store)
+        with trio.fail_after(30):
+            for source in sources:
+                await source.stands.wait()
+            await trio.to_thread.run_sync(lambda: None)
+        nursery.cancel_scope.cancel()
+
+
 async def test_damaged_part_is_fetched_again(store: Store, expect_log: LogWatch) -> None:
     """Once, and from the first byte: nobody knows where it is wrong. The inflater may be the first to notice."""
     expect_log("fetched once more")
@@ -206,3 +225,51 @@ async def test_without_the_turn_nothing_is_kept(store: Store) -> None:
     async with fetch_tar(Source(), BLOB, WHOLE, store, lambda _: None, keep=False) as spool:
         assert spool.read_at(0, spool.size) == TAR
     assert kept(store) == 10
+
+
+def zstd(window_log: int) -> bytes:
+    """TAR in a frame of this window."""
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=window_log, write_content_size=False)
+    packed = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    return packed.compress(TAR) + packed.flush()
+
+
+@pytest.mark.parametrize(("window_log", "waits"), [(23, False), (27, True)])
+@pytest.mark.parametrize("first", [b"", zstandard.compress(b"")])
+async def test_large_window_waits_for_room(
+    first: bytes, window_log: int, waits: bool, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A zstd frame with a window of more than 8 MiB has it when nothing else takes much memory, and its blob comes once. Frames may differ."""
+    data = first + zstd(window_log)
+    blob = Descriptor(OCI_LAYER_GZIP, digest_of(data), len(data), {}, None, {})
+    monkeypatch.setattr(sys.modules[__name__], "BLOB", blob)
+    source = Source(data)
+    source.end = len(data)
+    found: list[bytes] = []
+
+    async def go_on() -> None:
+        found.append(await fetch(source, store))
+
+    async with trio.open_nursery() as nursery:
+        async with parsing_room().hold(PARSING):
+            nursery.start_soon(go_on)
+            with trio.move_on_after(0.3 if waits else 30):
+                while not found:  # noqa: ASYNC110  a thread sets no event of ours
+                    await trio.sleep(0.001)
+            assert bool(found) is not waits
+    assert found == [TAR]
+    assert sum(end - start for start, end in source.ranges) == len(data)
+    assert kept(store) is None
+
+
+async def test_large_window_behind_wrong_bytes(store: Store, monkeypatch: pytest.MonkeyPatch, expect_log: LogWatch) -> None:
+    """A damaged part and a large window are two reasons to begin again."""
+    expect_log("fetched once more")
+    data = zstd(27)
+    blob = Descriptor(OCI_LAYER_GZIP, digest_of(data), len(data), {}, None, {})
+    monkeypatch.setattr(sys.modules[__name__], "BLOB", blob)
+    with store.parts.open(blob.digest, len(data)) as part:
+        part.append(memoryview(data[:999] + b"!"))
+    source = Source(data)
+    source.end = len(data)
+    assert await fetch(source, store) == TAR
