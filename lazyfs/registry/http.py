@@ -31,8 +31,12 @@ MAX_CONNECTIONS: Final = 16
 MAX_ERROR: Final = 64 << 10
 """Bytes that are read of an answer that only says why not."""
 
+SETTLING: Final = 300.0
+"""Seconds for a registry to answer what was uploaded to it: it may hash gigabytes, or copy them, before it does."""
+
 # Each bounds one step on the wire, not the request: that is the caller's deadline.
 _TIMEOUT = httpx.Timeout(20.0, connect=10.0, pool=None)
+_UPLOAD_TIMEOUT = httpx.Timeout(20.0, connect=10.0, read=SETTLING, pool=None)
 
 
 class Answer(NamedTuple):
@@ -93,7 +97,10 @@ class Http:
         try:
             client = clients.get(url.scheme, proxy)
             extensions = _as_spelled(url, proxy)
-            async with client.stream(method, str(url), headers=headers, content=content, extensions=extensions) as response:
+            timeout = _TIMEOUT if isinstance(content, bytes) else _UPLOAD_TIMEOUT
+            async with client.stream(
+                method, str(url), headers=headers, content=content, timeout=timeout, extensions=extensions
+            ) as response:
                 # What a field's bytes mean is for those to say who use it: as Latin-1 they all survive.
                 response.headers.encoding = "latin-1"
                 answered = True

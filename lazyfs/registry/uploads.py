@@ -19,7 +19,7 @@ import trio
 
 from lazyfs.errors import BadAnswer, HeldOff, Unreachable, show
 from lazyfs.format.digest import Digest
-from lazyfs.registry.http import Answer
+from lazyfs.registry.http import SETTLING, Answer
 from lazyfs.registry.retry import DEADLINE, patiently, pause_after
 from lazyfs.registry.session import Session, refusal
 from lazyfs.registry.tokens import Scope
@@ -71,7 +71,7 @@ class Upload:
         size = (await trio.to_thread.run_sync(self._path.stat)).st_size
         meter = _Meter(progress)
         ways = (self._in_pieces,) if size > LARGE else (self._whole, self._in_pieces)
-        patience = _TRIES * (DEADLINE + size / _SLOWEST)
+        patience = _TRIES * _deadline(size)
         for way in ways:
             answer = await self._patiently(partial(way, size, meter), patience)
             if answer.status in _KEPT:
@@ -194,7 +194,7 @@ class Upload:
             headers={**headers, "Content-Type": "application/octet-stream", "Content-Length": str(end - start)},
             content=content,
             tries=1,
-            deadline=DEADLINE + (end - start) / _SLOWEST,
+            deadline=_deadline(end - start),
         )
 
     def _location(self, answer: Answer, last: Url | None) -> Url:
@@ -206,6 +206,11 @@ class Upload:
         got = answer.headers.get("docker-content-digest") or self._digest
         if got != self._digest:
             raise BadAnswer(f"{self._what}: the registry says it has kept {show(got)}")
+
+
+def _deadline(count: int) -> float:
+    """Seconds to send so many bytes, and to be answered."""
+    return DEADLINE + count / _SLOWEST + SETTLING
 
 
 class _Meter:

@@ -287,6 +287,24 @@ async def test_an_upload_waits_as_long_as_the_registry_asks(tmp_path: Path, jump
     assert registry.blobs == {DIGEST: BLOB}
 
 
+@pytest.mark.parametrize("large", [0, 1 << 30])
+async def test_a_registry_may_take_its_time_over_what_it_got(
+    large: int, tmp_path: Path, jumping: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It hashes the blob, or moves it, before it answers: there is nothing else to be seen of it before."""
+    monkeypatch.setattr(uploads, "LARGE", large)
+    registry = Receiving()
+
+    def script(request: Request) -> Answer:
+        server.late = 250.0 if request.method == "PUT" else 0.0
+        return registry(request)
+
+    async with sending(script, tmp_path) as (server, upload):
+        await upload.run(lambda _: None)
+    assert registry.blobs == {DIGEST: BLOB}
+    assert [request.method for request in server.requests] == (["POST", "PUT"] if large else ["POST", "PATCH", "PUT"])
+
+
 async def test_trouble_without_end_ends(tmp_path: Path, impatient: None) -> None:
     """Three tries."""
     registry = Receiving()
