@@ -103,6 +103,10 @@ class LazyfsError(Exception):
     def __str__(self) -> str:
         return f"{self.message}. {self.hint}" if self.hint else self.message
 
+    def reworded(self, message: str, hint: str) -> LazyfsError:
+        """An error of the same kind in other words."""
+        return type(self)(message, hint=hint)
+
 
 class UsageError(LazyfsError):
     """The command line asks for what cannot be: unknown names, options that exclude each other."""
@@ -162,6 +166,9 @@ class HeldOff(Unreachable):
         """`until`: when the host may be asked again, on trio's clock."""
         super().__init__(message, hint=hint)
         self.until = until
+
+    def reworded(self, message: str, hint: str) -> HeldOff:
+        return HeldOff(message, self.until, hint=hint)
 
 
 class BadAnswer(SourceError):

@@ -131,7 +131,7 @@ class _Documents:
                 raise
             known = await trio.to_thread.run_sync(self._store.note, self._note(reference))
             hint = f"It was last seen as {self._source.name}@{known}, which mounts without the registry" if known else error.hint
-            raise type(error)(error.message, hint=hint) from None
+            raise error.reworded(error.message, hint) from None
         parsed = parse_document(document.media_type, document.data, f"{self._source.name}@{document.digest}")
         await self._keep(document.digest, document.data, reference)
         return document.digest, parsed

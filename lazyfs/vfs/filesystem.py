@@ -122,7 +122,7 @@ class FileSystem:
                 offset += length
                 index += 1
         except LazyfsError as error:
-            raise type(error)(f"cannot read {show(entry.name)}: {error.message}", hint=error.hint) from error
+            raise error.reworded(f"cannot read {show(entry.name)}: {error.message}", error.hint) from error
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
 

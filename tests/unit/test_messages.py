@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.errors import MAX_MESSAGE, InvalidInput, LazyfsError, show
+from lazyfs import errors
+from lazyfs.errors import MAX_MESSAGE, HeldOff, InvalidInput, LazyfsError, show
 
 
 @pytest.mark.parametrize(
@@ -64,3 +65,13 @@ def test_a_plain_message_is_left_as_it_is() -> None:
     """Nothing happens to what is short and printable."""
     error = LazyfsError("layer 'é' is bad", hint="Do this")
     assert (error.message, error.hint, str(error)) == ("layer 'é' is bad", "Do this", "layer 'é' is bad. Do this")
+
+
+@pytest.mark.parametrize("kind", [getattr(errors, name) for name in errors.__all__ if name[0].isupper()])
+def test_every_error_can_be_said_in_other_words(kind: type[LazyfsError]) -> None:
+    """A read adds the file's name, a mount adds what the tag last meant: the kind decides the errno and the exit code, and stays."""
+    error = HeldOff("wait", 7.0) if kind is HeldOff else kind("it failed")
+    other = error.reworded("a file cannot be read", "Wait")
+    assert type(other) is kind
+    assert str(other) == "a file cannot be read. Wait"
+    assert not isinstance(other, HeldOff) or other.until == 7.0

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
+from lazyfs.errors import HeldOff
 from lazyfs.fetch.fetcher import open_fetcher
 from lazyfs.fetch.piece import Piece, pieces_of
 from lazyfs.format.entry import Entry
@@ -24,6 +26,22 @@ def test_device_numbers_are_what_mknod_keeps_of_them() -> None:
     found = {name: attributes(node).rdev for name, node in tree.walk() if name}
     assert found == {b"dev": (0xFFF, 5), b"tty": (5, 1)}
     assert os.makedev(*found[b"dev"]) < 1 << 32
+
+
+async def test_a_read_that_fails_names_the_file(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    """Whatever has gone wrong: a host that wants to be left alone for longer than a read waits, as well."""
+    layer, blob = make_layer([(b"a", RANDOM.randbytes(1000))])
+    entry = Entry(b"a", "reg", size=1000, chunks=tuple(piece.chunk for piece in layer.pieces))
+    source = ScriptedSource(blob)
+    source.held_off_until = trio.current_time() + 100
+    with Store.open(tmp_path / "store") as store:
+        async with open_fetcher(store, source) as fetcher:
+            tree = Tree([[entry]])
+            files = FileSystem(tree, [], fetcher)
+            files._blobs[0] = layer
+            (number,) = (node.ino for name, node in tree.walk() if name)
+            with pytest.raises(HeldOff, match="cannot read 'a': .* in a while"):
+                await files.read(number, 0, 5)
 
 
 async def test_a_large_file_is_made_ready_once_and_in_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
