@@ -66,17 +66,19 @@ class Http:
     ) -> Answer:
         """Send one request; follow nothing, retry nothing.
 
-        An answer that is not a success is returned with as much of its body as came promptly, at most MAX_ERROR bytes. Raises
-        Unreachable, also for the body of a success that breaks off; BadAnswer for one of over `limit` bytes, inflated or not. Cancelled:
-        the answer is lost, the server may have acted on the request.
+        `limit`: bytes that the body of a success may have, inflated or not; 0: its status and headers are all that is wanted. Of a body
+        that is not wanted, that of a refusal too, the answer has as much as came promptly, at most MAX_ERROR bytes. Raises Unreachable,
+        also for a wanted body that breaks off; BadAnswer for one that is too long. Cancelled: the answer is lost, the server may have acted
+        on the request.
         """
         proxy = self._proxies.for_url(url)
         outcome = await self._through_httpx(method, url, headers, limit, content, proxy)
         if isinstance(outcome, Answer):
             return outcome
         assert isinstance(content, bytes)
-        head, data = await exchange_plainly(method, url, headers, content, max(limit, MAX_ERROR), proxy, outcome)
-        if head.status < 300 and len(data) > limit:
+        head, data = await exchange_plainly(method, url, headers, content, lambda status: _bound(status, limit), proxy, outcome)
+        most, is_wanted = _bound(head.status, limit)
+        if is_wanted and len(data) > most:
             raise _too_long(url, limit)
         return await _answer(url, head.status, head.headers, data, limit)
 
@@ -127,22 +129,21 @@ class Http:
                 await clients.aclose()
 
     async def _read(self, response: httpx.Response, clients: _Clients, url: Url, limit: int) -> bytes:
-        success = response.status_code < 300
-        most = limit if success else MAX_ERROR
+        most, is_wanted = _bound(response.status_code, limit)
         body = bytearray()
         # Leaving the loop would abandon httpx's nested generators to the garbage collector: cancellation unwinds them.
-        with trio.move_on_after(math.inf if success else PROMPTLY) as reading:
+        with trio.move_on_after(math.inf if is_wanted else PROMPTLY) as reading:
             try:
                 async for piece in response.aiter_raw():
                     body += piece
                     if len(body) > most:
                         reading.cancel()
             except httpx.TransportError:
-                if success:
+                if is_wanted:
                     raise
         if reading.cancelled_caught:
             self._retire(clients)
-        if success and len(body) > most:
+        if is_wanted and len(body) > most:
             raise _too_long(url, limit)
         return bytes(body[:most])
 
@@ -198,8 +199,13 @@ def _too_long(url: Url, limit: int) -> BadAnswer:
     return BadAnswer(f"{url.authority} sends over {limit} bytes where no more are allowed")
 
 
+def _bound(status: int, limit: int) -> tuple[int, bool]:
+    """How many bytes of an answer's body are read, and whether it is wanted."""
+    return (limit, True) if status < 300 and limit else (MAX_ERROR, False)
+
+
 async def _answer(url: Url, status: int, headers: Mapping[str, str], body: bytes, limit: int) -> Answer:
-    if status < 300:
+    if _bound(status, limit)[1]:
         return Answer(url, status, headers, await inflated(body, headers.get("content-encoding", ""), limit, url.authority))
     return Answer(url, status, headers, body[:MAX_ERROR])
 

@@ -7,7 +7,7 @@ It is the exception: a registry that writes like that costs two requests for eac
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import trio
 
@@ -24,9 +24,15 @@ _PIECE = 64 << 10
 
 
 async def exchange_plainly(
-    method: str, url: Url, headers: Mapping[str, str], content: bytes, limit: int, proxy: Proxy | None, refusal: BadAnswer
+    method: str,
+    url: Url,
+    headers: Mapping[str, str],
+    content: bytes,
+    bound: Callable[[int], tuple[int, bool]],
+    proxy: Proxy | None,
+    refusal: BadAnswer,
 ) -> tuple[Head, bytes]:
-    """The answer's head and its body, of which no more than `limit` bytes and one are read.
+    """The answer's head and its body. `bound` says for a status how many bytes of it are read, or one more, and whether it is wanted.
 
     Raises `refusal` where the head cannot be read here either, Unreachable, BadAnswer. No step has a time limit of its own: the caller
     sets one for all. Cancelled: nothing stays open.
@@ -39,13 +45,13 @@ async def exchange_plainly(
             raise refusal from error
         if method == "HEAD" or head.status in {204, 304}:
             return head, b""
-        success = head.status < 300
+        most, is_wanted = bound(head.status)
         body = bytearray()
-        with trio.move_on_after(math.inf if success else PROMPTLY):
+        with trio.move_on_after(math.inf if is_wanted else PROMPTLY):
             try:
-                await _receive(connection, head, limit, url, body)
+                await _receive(connection, head, most, url, body)
             except SourceError:
-                if success:
+                if is_wanted:
                     raise
         return head, bytes(body)
     finally:

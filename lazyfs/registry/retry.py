@@ -20,7 +20,7 @@ DEADLINE: Final = 30.0
 """Seconds from asking to the first byte of the answer: tokens, redirects and tries included."""
 TRIES: Final = 5
 PROMPTLY: Final = 5.0
-"""Seconds for the body of an answer that is not a success. It only says why not: where it breaks off or does not come, the status counts."""
+"""Seconds for a body that nobody needs, that of a refusal or of an upload's answer: where it breaks off or does not come, the head counts."""
 T = TypeVar("T")
 _FIRST_PAUSE: Final = 0.2
 _PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})

@@ -12,7 +12,7 @@ from lazyfs.errors import BadAnswer, NotFound, SourceError, Unauthorized, Unreac
 from lazyfs.format.foreign_json import decode_as
 from lazyfs.registry.access import AccessOptions, api_url
 from lazyfs.registry.holdoff import Holdoffs, holdoffs_of_this_run
-from lazyfs.registry.http import MAX_ERROR, Answer, Http
+from lazyfs.registry.http import Answer, Http
 from lazyfs.registry.pool import Pool
 from lazyfs.registry.proxy import from_environment
 from lazyfs.registry.redirects import REDIRECTS, redirected
@@ -54,11 +54,12 @@ class Session:
         *,
         headers: Mapping[str, str] | None = None,
         content: Content = b"",
-        limit: int = MAX_ERROR,
+        limit: int = 0,
         deadline: float = DEADLINE,
         tries: int = TRIES,
     ) -> Answer:
-        """The answer to one request, whatever its status, redirects followed; `what` names its object in errors.
+        """The answer to one request, whatever its status, redirects followed; `what` names its object in errors, `limit` is as for
+        Http.exchange.
 
         Raises Unauthorized, Unreachable, BadAnswer. Cancelled: the server may have acted on the request.
         """

@@ -119,6 +119,16 @@ async def test_a_refusal_needs_no_body(body: Reply, autojump_clock: trio.testing
         assert (await session.ask("it", "GET", session.url("absent"), SCOPE)).status == 404
 
 
+@pytest.mark.parametrize("body", BROKEN.values(), ids=BROKEN)
+async def test_what_is_written_is_written_by_the_head(body: Reply, autojump_clock: trio.testing.MockClock) -> None:
+    """A 201 says that it has been kept; nobody needs the body that may follow."""
+    answers = [body._replace(data=b"HTTP/1.1 201 Kept\r\n" + body.data)] * 2
+    async with asking(lambda _: answers.pop(0)) as (_, session):
+        for _ in range(2 if b"Odd" not in body.data else 1):
+            assert (await session.ask("it", "PUT", session.url("m"), SCOPE, content=b"document")).status == 201
+        assert not answers
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "Identity", "aws-chunked"])
 async def test_encodings_that_nobody_asked_for(encoding: str) -> None:
     """Inflated where it is one, ignored where it is none."""

@@ -40,7 +40,7 @@ async def test_a_read_that_fails_names_the_file(tmp_path: Path, autojump_clock: 
             files = FileSystem(tree, [], fetcher)
             files._blobs[0] = layer
             (number,) = (node.ino for name, node in tree.walk() if name)
-            with pytest.raises(HeldOff, match="cannot read 'a': .* in a while"):
+            with pytest.raises(HeldOff, match=r"cannot read 'a': .* in a while"):
                 await files.read(number, 0, 5)
 
 
