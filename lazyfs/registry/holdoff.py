@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import random
-from typing import Final
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
 
 import trio
 
@@ -25,6 +26,8 @@ _SPREAD: Final = 0.2
 _MAX_HOSTS: Final = 256
 """Redirects can lead to any number of hosts; the oldest record goes first."""
 
+_PAUSES: Final = 2
+T = TypeVar("T")
 _Origin = tuple[str, str, int]
 
 
@@ -69,6 +72,21 @@ class Holdoffs:
                 raise HeldOff(f"{what}: {url.authority} answers {status}, and may be asked again in {until - now:.0f} s", until)
             late = until + random.uniform(0.0, _SPREAD) * (until - now)
             await trio.sleep_until(late if late < deadline else until)
+
+
+async def outlasting(ask: Callable[[], Awaitable[T]]) -> T:
+    """What `ask` returns. A host's pause may be longer than one request waits; the caller waits for it, unless its own deadline ends before.
+
+    Raises as `ask`; HeldOff for the third pause in a row, too. Cancelled: `ask` is.
+    """
+    for _ in range(_PAUSES):
+        try:
+            return await ask()
+        except HeldOff as held:
+            if trio.current_effective_deadline() <= held.until:
+                raise
+            await trio.sleep_until(held.until)  # `wait` spreads those who come then
+    return await ask()
 
 
 _of_this_run: Final = trio.lowlevel.RunVar[Holdoffs]("holdoffs")

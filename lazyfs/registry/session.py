@@ -11,7 +11,7 @@ import msgspec
 from lazyfs.errors import BadAnswer, NotFound, SourceError, Unauthorized, Unreachable
 from lazyfs.format.foreign_json import decode_as
 from lazyfs.registry.access import AccessOptions, api_url
-from lazyfs.registry.holdoff import Holdoffs, holdoffs_of_this_run
+from lazyfs.registry.holdoff import Holdoffs, holdoffs_of_this_run, outlasting
 from lazyfs.registry.http import Answer, Http
 from lazyfs.registry.pool import Pool
 from lazyfs.registry.proxy import from_environment
@@ -61,11 +61,11 @@ class Session:
         """The answer to one request, whatever its status, redirects followed; `what` names its object in errors, `limit` is as for
         Http.exchange.
 
-        Raises Unauthorized, Unreachable, BadAnswer. Cancelled: the server may have acted on the request.
+        `deadline` is one for the answer, but not for a pause that the host asks for. Raises Unauthorized, Unreachable, BadAnswer.
+        Cancelled: the server may have acted on the request.
         """
-        return await patiently(
-            what, partial(self._try, what, method, url, scope, headers or {}, content, limit), deadline=deadline, tries=tries
-        )
+        attempt = partial(self._try, what, method, url, scope, headers or {}, content, limit)
+        return await outlasting(partial(patiently, what, attempt, deadline=deadline, tries=tries))
 
     async def aclose(self) -> None:
         """Close all connections."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 
 import trio
 
-from lazyfs.errors import BadAnswer, HeldOff, Unreachable, show
+from lazyfs.errors import BadAnswer, Unreachable, show
 from lazyfs.format.digest import Digest
 from lazyfs.registry.http import SETTLING, Answer
 from lazyfs.registry.retry import DEADLINE, patiently, pause_after
@@ -73,23 +73,12 @@ class Upload:
         ways = (self._in_pieces,) if size > LARGE else (self._whole, self._in_pieces)
         patience = _TRIES * _deadline(size)
         for way in ways:
-            answer = await self._patiently(partial(way, size, meter), patience)
+            answer = await patiently(self._what, partial(way, size, meter), deadline=patience, tries=_TRIES)
             if answer.status in _KEPT:
                 return self._check(answer)
             if answer.status not in _WANTS_PIECES:
                 break
         raise refusal(self._what, answer.url, answer.status, answer.body)
-
-    async def _patiently(self, way: Callable[[], Awaitable[Answer]], patience: float) -> Answer:
-        """As retry.patiently. A registry that wants to be left alone for longer than one request may wait is left alone for that long."""
-        for left in reversed(range(_TRIES)):
-            try:
-                return await patiently(self._what, way, deadline=patience, tries=_TRIES)
-            except HeldOff as held:
-                if not left or trio.current_effective_deadline() <= held.until:
-                    raise
-                await trio.sleep_until(held.until)
-        raise AssertionError("the last try returns or raises")
 
     async def _whole(self, size: int, meter: _Meter) -> Answer:
         meter.set(0)

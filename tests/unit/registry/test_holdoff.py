@@ -7,7 +7,9 @@ import trio
 import trio.testing
 
 from lazyfs.errors import HeldOff
+from lazyfs.registry.access import AccessOptions
 from lazyfs.registry.holdoff import MAX_HOLDOFF, Holdoffs, holdoffs_of_this_run
+from lazyfs.registry.session import Session
 from lazyfs.registry.url import parse_url
 from tests.conftest import LogWatch
 from tests.unit.registry.one_blob import BLOB, ranged, ranges_of, read, read_from
@@ -45,6 +47,27 @@ async def test_a_long_pause_is_waited_for_where_the_reader_can(
     with pytest.raises(HeldOff), trio.fail_after(44):
         await read_from([reply(429, retry_after="45")], 10, 20)
     assert trio.current_time() - started < 1
+
+
+async def test_a_document_outlasts_a_long_pause(autojump_clock: trio.testing.MockClock, expect_log: LogWatch) -> None:
+    """Longer than a request waits for its answer, as skopeo does, but not for ever; the caller's own deadline counts at once."""
+    expect_log("is not asked again for 50 s")
+    busy = reply(429, retry_after="50")
+    async with serving(Server([busy, busy, reply(200, b"x"), busy, busy, busy, busy])) as server:
+        session = Session(server.host, AccessOptions())
+        url = session.url("a/manifests/x")
+        started = trio.current_time()
+        assert (await session.ask("it", "GET", url, (), limit=9)).body == b"x"
+        assert trio.current_time() - started >= 100
+        with pytest.raises(HeldOff):
+            await session.ask("it", "GET", url, (), limit=9)
+        assert len(server.script) == 1
+        await trio.sleep(50)
+        started = trio.current_time()
+        with pytest.raises(HeldOff), trio.fail_after(40):
+            await session.ask("it", "GET", url, (), limit=9)
+        assert trio.current_time() - started < 1
+        await session.aclose()
 
 
 async def test_nobody_asks_a_host_that_is_held_off(
