@@ -95,7 +95,9 @@ class WholeRun(NamedTuple):
                 for piece in wanted.pop(hashlib.sha256(data).digest(), ()):
                     yield self._keep(piece, memoryview(data))
         for missing in wanted.values():
-            error = InvalidInput(f"{what} does not hold what was found in it before", hint="Remove the store, and mount it anew")
+            error = InvalidInput(
+                f"{what} does not hold what was found in it before", hint="Remove the store, and mount the image again"
+            )
             yield from (Unpacked(piece, None, error, None) for piece in missing)
 
     def _keep(self, piece: Piece, data: memoryview) -> Unpacked:

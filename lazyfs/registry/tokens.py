@@ -135,7 +135,7 @@ class Tokens:
             if not _is_same_place(url, target):
                 if content:
                     raise BadAnswer(
-                        f"{what}, {url.authority}, redirects to {target.authority}, which must not have the identity token",
+                        f"{what}, {url.authority}, redirects to {target.authority}: the identity token is not sent to another host",
                         hint="Log in with a user name and a password instead",
                     )
                 headers = {}  # for good, wherever it leads from there

@@ -177,7 +177,7 @@ class Layout:
     def _not_found(self, index: Index, reference: str, count: int) -> LazyfsError:
         for entry in index.unusable:
             if not count and entry.annotations.get(REF_NAME, "") == reference:
-                return InvalidManifest(entry.reason, hint="Copy the image anew, with sha256 digests")
+                return InvalidManifest(entry.reason, hint="Copy the image again, with sha256 digests")
         names = sorted({entry.annotations.get(REF_NAME, str(entry.digest)) for entry in index.manifests})
         more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
         there = ", ".join(show(name)[1:-1] for name in names[:_MOST_NAMES]) + more
