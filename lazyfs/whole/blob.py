@@ -1,9 +1,10 @@
 """A blob in parallel ranges: its bytes in order, at the reader's pace.
 
 One connection seldom gets what the line can carry (a store in another region, a limit for each connection), so a few ranges
-are under way at a time. What is ahead of the reader is bounded, so a slow disk holds the senders back, and memory does
-not depend on the blob. The reader gets the bytes of the first range as they arrive, so that they can be kept at once. A server that sends
-nothing but whole blobs is read as one stream.
+are under way at a time. What is ahead of the reader is bounded, for one blob and for all of a process together, so a slow disk holds the
+senders back, and memory depends neither on the blob nor on how many come at once: each always has the range that is read next. The
+reader gets the bytes of the first range as they arrive, so that they can be kept at once. A server that sends nothing but whole blobs is
+read as one stream.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ from lazyfs.source.protocol import ImageSource
 RANGE: Final = 4 << 20
 _UNDER_WAY: Final = 4
 """Half of what a registry is asked for at a time (registry/ranges.py), so that two blobs share it and neither waits."""
+_SHARED: Final = trio.CapacityLimiter(16)
+"""Ranges that all blobs together may have behind those: enough for four to notice nothing."""
 _STEP: Final = 128 << 10
 """Bytes that are waited for before they are handed on: what a kill may cost of a slow line."""
 _LONG_STEP: Final = 512 << 10
 
 
 class BlobReader:
-    """A ByteStream of one blob, from byte `start` to its last. Its ranges live in `nursery`."""
+    """A ByteStream of one blob, from byte `start` to its last. Its ranges live in `nursery`, which is cancelled where not all is read."""
 
     def __init__(self, source: ImageSource, blob: Descriptor, nursery: trio.Nursery, start: int = 0) -> None:
         self._source = source
@@ -64,7 +67,13 @@ class BlobReader:
         being_read = bool(self._ahead) and self._ahead[0].has_arrived and self._position > self._ahead[0].start
         while len(self._ahead) < _UNDER_WAY + being_read and self._next < self._blob.size:
             end = min(self._next + RANGE, self._blob.size)
-            self._begin(_Range(self._source, self._blob, self._next, end))
+            ahead = _Range(self._source, self._blob, self._next, end, is_shared=bool(self._ahead))
+            if ahead.is_shared:
+                try:
+                    _SHARED.acquire_on_behalf_of_nowait(ahead)
+                except trio.WouldBlock:
+                    return  # whoever asks for the next bytes comes here again
+            self._begin(ahead)
 
     def _read_as_one(self) -> None:
         for each in self._ahead:
@@ -81,14 +90,18 @@ class BlobReader:
 class _Range:
     """Blob bytes `[start, end)` on their way."""
 
-    def __init__(self, source: ImageSource, blob: Descriptor, start: int, end: int, *, is_whole: bool = False) -> None:
-        """`is_whole`: the server sends all of the blob; what stands before `start` is dropped."""
+    def __init__(
+        self, source: ImageSource, blob: Descriptor, start: int, end: int, *, is_shared: bool = False, is_whole: bool = False
+    ) -> None:
+        """`is_shared`: it counts as one of _SHARED until `fetch` ends. `is_whole`: the server sends all of the blob; what stands before
+        `start` is dropped."""
         self._source = source
         self._blob = blob
         self.start = start
         self.end = end
         self._arrived = start
         self.is_whole = is_whole
+        self.is_shared = is_shared
         self.is_read = False
         """The reader has come to it."""
         self._here: deque[memoryview] = deque()
@@ -113,13 +126,19 @@ class _Range:
         self._scope.cancel()
 
     async def fetch(self) -> None:
-        """Bring the bytes, or the error that whoever waits is to see."""
-        with self._scope:
-            try:
-                await self._receive()
-            except LazyfsError as error:
-                self._error = error
-            self._announce()
+        """Bring the bytes, or the error that whoever waits is to see. Ends when the reader has them, or when it is cancelled."""
+        try:
+            with self._scope:
+                try:
+                    await self._receive()
+                except LazyfsError as error:
+                    self._error = error
+                self._announce()
+                while self.is_shared and not (self._error or self.is_taken):
+                    await self._changed.wait()
+        finally:
+            if self.is_shared:
+                _SHARED.release_on_behalf_of(self)
 
     async def take(self, most: int) -> memoryview:
         """The next bytes, at most `most`. Raises what `fetch` has met, after the bytes that came before it."""
@@ -150,7 +169,7 @@ class _Range:
                 self._arrived += len(data)
                 self._waiting += len(data)
                 self._announce()
-                while self._waiting >= _UNDER_WAY * RANGE:  # of a whole blob: the reader holds the sender back
+                while self._waiting >= RANGE:  # of a whole blob: the reader holds the sender back
                     await self._changed.wait()
 
     def _announce(self) -> None:

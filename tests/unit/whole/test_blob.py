@@ -59,6 +59,7 @@ async def test_what_is_ahead_of_the_reader_is_bounded() -> None:
         await reader.receive_exactly(1)
         await wait_all_tasks_blocked()
         assert len(source.ranges) == 6
+        nursery.cancel_scope.cancel()
 
 
 async def test_range_that_breaks_off_is_an_error_after_what_came() -> None:
@@ -72,6 +73,7 @@ async def test_range_that_breaks_off_is_an_error_after_what_came() -> None:
         assert await reader.receive_exactly(64 * 4) == DATA[64:320]
         with pytest.raises(Unreachable):
             await reader.receive_exactly(1)
+        nursery.cancel_scope.cancel()
 
 
 async def test_server_without_ranges_is_read_as_one_stream() -> None:
@@ -93,3 +95,28 @@ async def test_bytes_are_given_as_they_arrive() -> None:
         reader = BlobReader(source, BLOB, nursery)
         assert await reader.receive_some(1000) == DATA[:16]
         assert await reader.receive_some(3) == DATA[16:19]
+        nursery.cancel_scope.cancel()
+
+
+async def test_many_blobs_share_what_is_ahead() -> None:
+    """Forty blobs hold a range each and 16 more, not four each; all of them arrive, and what one leaves, another takes."""
+    sources = [ScriptedSource(DATA) for _ in range(40)]
+    async with trio.open_nursery() as nursery:
+        readers = [BlobReader(source, BLOB, nursery) for source in sources]
+        for reader in readers:
+            await reader.receive_exactly(1)
+        await wait_all_tasks_blocked()
+        assert sum(len(source.ranges) for source in sources) <= 40 + 16 + 1
+        for reader in readers:
+            assert await reader.receive_exactly(len(DATA) - 1) == DATA[1:]
+    assert sorted(sources[0].ranges) == [(start, min(start + 64, 1000)) for start in range(0, 1000, 64)]
+    assert not whole_blob._SHARED.borrowed_tokens
+
+
+async def test_blob_that_is_given_up_gives_its_share_back() -> None:
+    """Wherever its ranges are."""
+    async with trio.open_nursery() as nursery:
+        await BlobReader(ScriptedSource(DATA), BLOB, nursery).receive_exactly(1)
+        assert whole_blob._SHARED.borrowed_tokens
+        nursery.cancel_scope.cancel()
+    assert not whole_blob._SHARED.borrowed_tokens
