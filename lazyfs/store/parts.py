@@ -115,6 +115,11 @@ class Parts:
             return None
         return status.st_mtime_ns, status.st_size
 
+    def empty(self, digest: Digest) -> None:
+        """Give the room up of what is there: nobody reads it any more. For the holder of the layer's lock, whose tar is whole."""
+        with suppress(OSError):
+            os.truncate(self._path(digest), 0)
+
     def rest(self, digest: Digest) -> None:
         """Nobody is at it any more: what holds nothing is removed. For who lets go of the layer's lock."""
         with suppress(OSError):

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 import trio
 
-from lazyfs.errors import InvalidTar, LazyfsError, bare, foremost
+from lazyfs.errors import InvalidTar, LazyfsError, StoreFull, bare, foremost
 from lazyfs.format.bounds import Bounds
 from lazyfs.format.entry import Chunk
 from lazyfs.format.tar import read_tar
@@ -157,7 +157,6 @@ class _Job:
         return plan_layer(index, landmark=False), bounds.described
 
     async def _keep(self, spool: Spool, plan: Sequence[Planned]) -> list[tuple[Chunk, ...]]:
-        store = self._place.store
         starts = starts_of(plan)
         chunks: list[tuple[Chunk, ...]] = [()] * len(plan)
         step = self._place.bars.begin(f"{self._title}: unpacking", starts[-1])
@@ -165,7 +164,7 @@ class _Job:
 
         def keep(batch: Sequence[int]) -> None:
             for position in batch:
-                chunks[position] = keep_file(store, plan[position], starts[position], spool.read_at)
+                chunks[position] = self._keep_file(spool, plan[position], starts[position])
 
         async def keep_some() -> None:
             for batch in todo:
@@ -176,3 +175,14 @@ class _Job:
             for _ in range(_KEEPERS):
                 nursery.start_soon(keep_some)
         return chunks
+
+    def _keep_file(self, spool: Spool, planned: Planned, start: int) -> tuple[Chunk, ...]:
+        place = self._place
+        try:
+            return keep_file(place.store, planned, start, spool.read_at)
+        except StoreFull:
+            if not place.turn.holds(self._descriptor.digest):
+                raise
+            # The blob would save another attempt its transfer; without its room, none might succeed.
+            place.store.parts.empty(self._descriptor.digest)
+            return keep_file(place.store, planned, start, spool.read_at)

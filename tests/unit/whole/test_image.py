@@ -15,7 +15,7 @@ import trio
 import zstandard
 from hypothesis import given, settings
 
-from lazyfs.errors import DigestMismatch, InvalidInput, InvalidTar, NotLazy, RangeIgnored
+from lazyfs.errors import DigestMismatch, InvalidInput, InvalidTar, NotLazy, RangeIgnored, StoreFull
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.format.entry import OWN_NAMES, Entry
 from lazyfs.format.manifest import OCI_LAYER_GZIP, OCI_LAYER_TAR, OCI_LAYER_ZSTD
@@ -326,3 +326,27 @@ async def test_another_process_that_finds_the_note_finds_the_files(tmp_path: Pat
         layers = await load(place, other)
         assert asks_for_layers(place) == []
         assert here(other, layers)
+
+
+@pytest.mark.parametrize("is_hopeless", [False, True])
+async def test_blob_makes_room_for_its_files(is_hopeless: bool, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that holds the tar and its files, and not the blob as well, holds the layer. Where it is too small for that, no blob stays."""
+    keep = Store.keep
+
+    def under_way() -> list[Path]:
+        return [path for path in Path(store.directory.partial).glob("blob-*") if path.stat().st_size or is_hopeless]
+
+    def refuse(self: Store, *chunk: Any) -> None:
+        if under_way() or is_hopeless:
+            raise StoreFull("no room")
+        keep(self, *chunk)
+
+    monkeypatch.setattr(Store, "keep", refuse)
+    place = Place()
+    place.add_image(tar_of(BASE))
+    if is_hopeless:
+        with pytest.raises(StoreFull):
+            await load(place, store)
+    else:
+        assert here(store, await load(place, store))
+    assert not under_way()
