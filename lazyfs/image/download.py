@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 
 import trio
@@ -13,7 +13,7 @@ from lazyfs.errors import DigestMismatch
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import Descriptor
 from lazyfs.image.room import parsing_room
-from lazyfs.image.spool import LARGEST_WINDOW, SMALL_WINDOW, NeedsWindow, Spool, unpack
+from lazyfs.image.spool import LARGEST_WINDOW, NeedsMore, Spool, unpack
 from lazyfs.source.protocol import ImageSource
 
 _log = logging.getLogger(__name__)
@@ -24,7 +24,8 @@ async def download(
 ) -> Spool:
     """The layer's tar and, with `keep_blob`, its blob, both verified. The caller closes it.
 
-    A blob that comes wrong is fetched once more, and so is one with a large zstd window, when there is memory for that (image/room.py).
+    A blob that comes wrong is fetched once more, and so is one that needs more than is given to it at first, when there is memory for
+    that (image/room.py).
     `progress` gets the count of blob bytes of each step; what is fetched again is taken back as a negative count. Raises SourceError, InvalidInput, LocalError. Cancelled: nothing is left behind.
     """
     counted = 0
@@ -36,18 +37,15 @@ async def download(
         progress(count)
 
     is_last_try = False
-    window = SMALL_WINDOW
+    careful = True
     while True:
         with ExitStack() as stack:
             spool = stack.enter_context(Spool(keep_blob))
             try:
-                if window == SMALL_WINDOW:
-                    await _fill(spool, source, layer, diff_id, step, window)
-                else:
-                    async with parsing_room().hold(window):
-                        await _fill(spool, source, layer, diff_id, step, window)
-            except NeedsWindow:
-                window = LARGEST_WINDOW
+                async with nullcontext() if careful else parsing_room().hold(LARGEST_WINDOW):
+                    await _fill(spool, source, layer, diff_id, step, careful=careful)
+            except NeedsMore:
+                careful = False
             except DigestMismatch as error:
                 if is_last_try or spool.blob_is_right:
                     raise
@@ -62,7 +60,7 @@ async def download(
 
 
 async def _fill(
-    spool: Spool, source: ImageSource, layer: Descriptor, diff_id: Digest, step: Callable[[int], None], window: int
+    spool: Spool, source: ImageSource, layer: Descriptor, diff_id: Digest, step: Callable[[int], None], *, careful: bool
 ) -> None:
     if not layer.size:
         return await trio.to_thread.run_sync(unpack, spool, _no_bytes, layer, diff_id, step)
@@ -71,7 +69,7 @@ async def _fill(
         def pull(count: int) -> bytes | bytearray | memoryview:
             return trio.from_thread.run(stream.receive_exactly, count)
 
-        await trio.to_thread.run_sync(partial(unpack, spool, pull, layer, diff_id, step, window=window))
+        await trio.to_thread.run_sync(partial(unpack, spool, pull, layer, diff_id, step, careful=careful))
     return None
 
 

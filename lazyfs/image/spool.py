@@ -7,8 +7,9 @@ How the tar is compressed, the blob's first bytes say, as in containerd: its med
 either way.
 
 Decompression is bounded: a layer that grows beyond 1032 times its blob (deflate's own limit) and 1 GiB is refused, and
-no step inflates more than a few MiB at once, so memory does not depend on what the blob claims. A zstd frame may ask for a window of
-128 MiB, which a few kilobytes fill: who unpacks several layers at once lets one at a time have more than usual ones need.
+no step inflates more than a few MiB at once, so memory does not depend on what the blob claims. zstd knows no such limit: a few kilobytes
+fill a window of 128 MiB, and a disk. So a blob's size counts when it has come, and who unpacks several layers at once lets one at a time
+have a larger window than usual ones need.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ Pull = Callable[[int], bytes | bytearray | memoryview]
 """The next `count` bytes of the blob, exactly."""
 
 
-class NeedsWindow(InvalidInput):
-    """A zstd layer that cannot be unpacked with the window that it may have, but perhaps with a larger one."""
+class NeedsMore(InvalidInput):
+    """A layer that cannot be unpacked with a small window while it comes, but perhaps with a large one now that all of it has come."""
 
 
 class Spool:
@@ -128,18 +129,19 @@ def unpack(
     diff_id: Digest,
     progress: Callable[[int], None],
     *,
-    window: int = LARGEST_WINDOW,
+    careful: bool = False,
 ) -> None:
     """Fill `spool` with the tar in the blob that `pull` brings, and verify both the blob's digest and the tar's.
 
-    `progress` gets the count of blob bytes of each step. Runs in a thread. `window` is the largest that a zstd frame may have: below
-    LARGEST_WINDOW, NeedsWindow is raised where zstd fails, after all of the blob has come and its digest was right. Raises what `pull`
-    raises, InvalidInput, DigestMismatch, LocalError.
+    `progress` gets the count of blob bytes of each step. Runs in a thread. `careful`: with a
+    window of SMALL_WINDOW at most, and no more bytes of tar than the bytes that have come may become. Where that is too little, NeedsMore is
+    raised after all of the blob has come and its digest was right. Raises what `pull` raises, InvalidInput, DigestMismatch, LocalError.
     """
     what = f"layer {layer.digest}"
     blob = _Blob(pull, layer.size, spool.blob, progress)
     tar_hash = hashlib.sha256()
     limit = max(_MAX_RATIO * layer.size, _MIN_LIMIT)
+    window = SMALL_WINDOW if careful else LARGEST_WINDOW
     kind = kind_of(blob.peek(PEEK))
     try:
         for data in _decompressed(blob, kind, spool, Bounds(layer.size, what), window):
@@ -147,10 +149,15 @@ def unpack(
             spool.append(data)
             if spool.size > limit:
                 raise InvalidInput(f"{what} of {layer.size} bytes unpacks to more than {limit}: a decompression bomb")
+            if careful and spool.size > max(_MAX_RATIO * blob.come, _MIN_LIMIT):
+                come = blob.come
+                blob.drain()
+                blob.check(layer.digest, what)
+                raise NeedsMore(f"{what}: its first {come} bytes unpack to more than {spool.size - len(data)}")
     except (isal_zlib.error, zstandard.ZstdError, EOFError) as error:  # type: ignore[misc]  # the stub gives it no class
         blob.drain()
         blob.check(layer.digest, what)
-        broken = NeedsWindow if kind == "zstd" and window < LARGEST_WINDOW else InvalidInput
+        broken = NeedsMore if kind == "zstd" and careful else InvalidInput
         raise broken(f"{what} is broken {kind}: {error}", hint="It was pushed broken: push the image again") from None
     blob.drain()
     blob.check(layer.digest, what)
@@ -175,11 +182,16 @@ class _Blob:
 
     def __init__(self, pull: Pull, size: int, copy: IO[bytes] | None, progress: Callable[[int], None]) -> None:
         self._pull = pull
-        self._rest = size
+        self._size = self._rest = size
         self._copy = copy
         self._progress = progress
         self._hash = hashlib.sha256()
         self._peeked = b""
+
+    @property
+    def come(self) -> int:
+        """Bytes that have come so far."""
+        return self._size - self._rest
 
     def peek(self, size: int) -> bytes:
         """The first `size` bytes, fewer where there are fewer. The next read gives them again."""

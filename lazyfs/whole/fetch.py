@@ -1,8 +1,8 @@
 """A layer's blob, fetched from its first byte to its last, verified, and unpacked to a tar on disk.
 
 What arrives is kept under way (store/parts.py) until the tar has been put to use. Whoever comes next unpacks what is there, which hashes
-it as well, and asks for the rest alone. Wrong bytes are fetched from scratch once: they may be a disk's, or a connection's. A zstd layer
-with a large window is unpacked from what is kept, when all of it has come and there is memory for the window (image/room.py).
+it as well, and asks for the rest alone. Wrong bytes are fetched from scratch once: they may be a disk's, or a connection's. A layer
+that needs more than is given to it while it comes is unpacked from what is kept, when there is memory for it (image/room.py).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Final
 
@@ -20,7 +20,7 @@ from lazyfs.errors import DigestMismatch, InvalidInput, LazyfsError, LocalError,
 from lazyfs.format.manifest import Descriptor
 from lazyfs.image.layer import Whole
 from lazyfs.image.room import parsing_room
-from lazyfs.image.spool import LARGEST_WINDOW, SMALL_WINDOW, NeedsWindow, Spool, unpack
+from lazyfs.image.spool import LARGEST_WINDOW, NeedsMore, Spool, unpack
 from lazyfs.source.protocol import ImageSource
 from lazyfs.store.parts import Part
 from lazyfs.store.store import Store
@@ -84,7 +84,7 @@ class _Download:
         self._received = received
         self._counted = 0
         self._may_repeat = True
-        self._window = SMALL_WINDOW
+        self._careful = True
 
     async def run(self, spool: Spool) -> bool:
         """Fill `spool`. False: the bytes were wrong, or need more memory, and all is ready for another run. That is so once for each reason.
@@ -95,24 +95,19 @@ class _Download:
         failure: LazyfsError | None = None
         async with trio.open_nursery() as nursery:
             try:
-                if self._window == SMALL_WINDOW:
+                async with nullcontext() if self._careful else parsing_room().hold(LARGEST_WINDOW):
                     await self._unpack(spool, nursery)
-                else:
-                    async with parsing_room().hold(LARGEST_WINDOW):
-                        await self._unpack(spool, nursery)
             except LazyfsError as error:
                 failure = error  # a nursery would wrap it in a group
             nursery.cancel_scope.cancel()
         if failure is None:
             return True
-        if isinstance(failure, NeedsWindow):
-            if (
-                self._part is None
-            ):  # the room for the window is shared by all layers: nobody may hold it while he waits for a registry
+        if isinstance(failure, NeedsMore):
+            if self._part is None:  # the room is shared by all layers: nobody may hold it while he waits for a registry
                 raise LocalError(
-                    f"{failure.message}. A larger window would need the blob in the store, which cannot keep it"
+                    f"{failure.message}. To unpack it would need its blob in the store, which cannot keep it"
                 ) from None
-            self._window = LARGEST_WINDOW
+            self._careful = False
             self._start_over()
             return False
         is_doubtful = isinstance(failure, DigestMismatch) or (resumed and isinstance(failure, InvalidInput))
@@ -150,7 +145,7 @@ class _Download:
             self._counted += count
             self._progress(count)
 
-        work = partial(unpack, spool, pull, self._blob, self._whole.diff_id, checked, window=self._window)
+        work = partial(unpack, spool, pull, self._blob, self._whole.diff_id, checked, careful=self._careful)
         # A thread of its own: it waits for the registry, and slow ones must not take all the threads that others wait for.
         await trio.to_thread.run_sync(work, limiter=trio.CapacityLimiter(1))
 

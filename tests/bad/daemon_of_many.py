@@ -18,6 +18,7 @@ from lazyfs.daemon.orders import MountOrder
 from lazyfs.errors import InvalidInput
 from lazyfs.format.platform import this_platform
 from lazyfs.gate.catalog import Catalog
+from lazyfs.mount.heap import share_arenas
 from lazyfs.store.store import Store
 
 
@@ -50,5 +51,6 @@ async def main(store_path: Path, layouts: list[str]) -> list[str]:
 
 if __name__ == "__main__":
     logging.basicConfig()
+    share_arenas()  # as lazyfsd does
     for refusal in trio.run(main, Path(sys.argv[1]), sys.argv[2:]):
         print(json.dumps(refusal))

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from lazyfs.errors import DigestMismatch, InvalidInput, LocalError, StoreFull
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor
-from lazyfs.image.spool import SMALL_WINDOW, NeedsWindow, Spool, unnamed_file, unpack
+from lazyfs.image.spool import NeedsMore, Spool, unnamed_file, unpack
 from tests.unit.converter.making import convert_tar
 
 DATA = os.urandom(3000) + bytes(3_000_000) + b"end"
@@ -212,5 +212,25 @@ def test_window_that_is_larger_than_allowed() -> None:
     """The caller learns that the blob is right and may be unpacked with a larger one."""
     blob = windowed(DATA, 20) + windowed(DATA, 24)
     layer = Descriptor(OCI_LAYER_GZIP, digest_of(blob), len(blob), {}, None, {})
-    with Spool(False) as one, pytest.raises(NeedsWindow):
-        unpack(one, io.BytesIO(blob).read, layer, digest_of(DATA + DATA), lambda _: None, window=SMALL_WINDOW)
+    with Spool(False) as one, pytest.raises(NeedsMore):
+        unpack(one, io.BytesIO(blob).read, layer, digest_of(DATA + DATA), lambda _: None, careful=True)
+
+
+def test_size_of_a_blob_counts_when_it_has_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few kilobytes that unpack to gigabytes are none the better for a manifest that calls the layer large; an honest layer that begins
+    with many zeros is read the next time."""
+    monkeypatch.setattr("lazyfs.image.spool._MIN_LIMIT", 1 << 20)
+    monkeypatch.setattr("lazyfs.image.spool._MAX_RATIO", 40)
+    tar = bytes(8 << 20)
+    rest = os.urandom(3 << 20)
+    blob = zstandard.compress(tar) + zstandard.compress(rest, 1)
+    layer = Descriptor(OCI_LAYER_GZIP, digest_of(blob), len(blob), {}, None, {})
+    diff_id = digest_of(tar + rest)
+    with Spool(False) as one:
+        source = io.BytesIO(blob)
+        with pytest.raises(NeedsMore):
+            unpack(one, lambda count: source.read(min(count, 64 << 10)), layer, diff_id, lambda _: None, careful=True)
+        assert one.size < len(tar) and not source.read()
+    with Spool(False) as one:
+        unpack(one, io.BytesIO(blob).read, layer, diff_id, lambda _: None)
+        assert one.size == len(tar) + len(rest)
