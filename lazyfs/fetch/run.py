@@ -36,6 +36,9 @@ _FEW: Final = 8
 _TURN: Final = 0.1
 """Seconds that a run waits for its turn before it is looked what of it is here: usually a look costs more than the wait."""
 _CLAIM_POLL: Final = 0.02
+_TIME_TO_ANSWER: Final = 10.0
+"""Seconds that a reader must have left when a host may be asked again. Where a read fails at once, the kernel repeats it at once: with a
+deadline that is later by a moment, which must not make it wait for all of it."""
 
 
 async def go_on() -> bool:
@@ -219,7 +222,7 @@ class Run:
 
     async def _wait_for_host(self, error: HeldOff) -> None:
         """Until it may be asked again. Raises `error` at once where that is too late for the reader."""
-        if not trio.current_time() < error.until < self._deadline:
+        if not trio.current_time() < error.until < self._deadline - _TIME_TO_ANSWER:
             raise error
         await trio.sleep_until(error.until)
 

@@ -197,6 +197,11 @@ async def test_a_host_that_wants_to_be_left_alone_fails_a_read_at_once(store: St
         for reader in readers:
             assert isinstance(reader.error, HeldOff) and reader.after == late
             assert "asked again" in str(reader.error)
+        await pass_time(clock, fetcher, 1)
+        again = Reader(fetcher, layer, 0)  # as the kernel does
+        nursery.start_soon(again.run)
+        await settle(fetcher)
+        assert isinstance(again.error, HeldOff) and again.after == 0
 
 
 async def test_a_host_that_wants_to_be_left_alone_for_a_moment_is_waited_for(store: Store, clock: MockClock) -> None:
