@@ -1,7 +1,7 @@
 """Memory for parsing, which all layers of one process share.
 
 What a layer may cost is bounded (format/bounds.py), and so is what one needs while it is parsed. But a process has many images, and
-parsing all their layers at once would take the sum of that. So whoever parses holds room for it first, and waits where there is
+parsing all their layers at once would take the sum of that. So a parser holds room first, and waits where there is
 none. It is held while threads work, never while a registry is waited for: nobody can keep others from it.
 """
 

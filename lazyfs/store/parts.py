@@ -1,10 +1,10 @@
 """Blobs of whole layers, as far as they have arrived: partial/blob-HEX, by their sha256.
 
-A layer that is not lazy comes as one blob. Its bytes are written here in order while they arrive, so that whoever comes next, after a
+A layer that is not lazy comes as one blob. Its bytes are written here in order while they arrive, so that the next attempt, after a
 cancellation, a kill or a power cut, asks only for the rest. Only a prefix is ever there, and nothing in it is believed: all of it is
 hashed again before the layer is (whole/fetch.py). So nothing here is synced.
 
-Whoever writes one holds the layer's lock (whole/turn.py); so does whoever removes one. One that is locked is in use, and its times tell
+Writing or removing one takes the layer's lock (whole/turn.py). One that is locked is in use, and its times tell
 that its holder lives. They count as used room, are the first to make room, and go when the layer has been unpacked, or after a day.
 """
 
@@ -102,7 +102,7 @@ class Parts:
             os.close(os.open(self._path(digest), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
     def beat(self, digests: Iterable[Digest]) -> None:
-        """A sign of life of whoever holds the locks of these layers, for those who wait. Blocking."""
+        """Show those who wait that the holder of these layers' locks is alive. Blocking."""
         for digest in digests:
             with suppress(OSError):
                 os.utime(self._path(digest))

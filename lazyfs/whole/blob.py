@@ -72,7 +72,7 @@ class BlobReader:
                 try:
                     _SHARED.acquire_on_behalf_of_nowait(ahead)
                 except trio.WouldBlock:
-                    return  # whoever asks for the next bytes comes here again
+                    return  # tried again with the next bytes that are asked for
             self._begin(ahead)
 
     def _read_as_one(self) -> None:
@@ -126,7 +126,7 @@ class _Range:
         self._scope.cancel()
 
     async def fetch(self) -> None:
-        """Bring the bytes, or the error that whoever waits is to see. Ends when the reader has them, or when it is cancelled."""
+        """Fetch the bytes, or keep the error for the reader. One that is shared ends when the reader has all of it, or when it is cancelled."""
         try:
             with self._scope:
                 try:

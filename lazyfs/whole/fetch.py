@@ -1,7 +1,7 @@
 """A layer's blob, fetched from its first byte to its last, verified, and unpacked to a tar on disk.
 
-What arrives is kept under way (store/parts.py) until the tar has been put to use. Whoever comes next unpacks what is there, which hashes
-it as well, and asks for the rest alone. Wrong bytes are fetched from scratch once: they may be a disk's, or a connection's. A layer
+What arrives is kept under way (store/parts.py) until the tar has been put to use. The next attempt unpacks what is there, which also
+hashes it, and asks for the rest alone. Wrong bytes are fetched from scratch once: they may be a disk's, or a connection's. A layer
 that needs more than is given to it while it comes is unpacked from what is kept, when there is memory for it (image/room.py).
 """
 

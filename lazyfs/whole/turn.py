@@ -3,7 +3,7 @@
 The locks are the store's claims, on the layer's digest instead of a chunk's, through an open file of their own: so that
 two tasks of one process exclude each other as two processes do, and the kernel lets go of them with whoever held them.
 
-Whoever holds one shows that he lives (store/parts.py), and whoever waits looks for that: a process that is stopped holds nobody for longer
+A holder shows signs of life (store/parts.py), and those who wait look for them: a process that is stopped holds nobody for longer
 than a silent registry would. Then the layer is fetched without its lock, which costs its bytes twice, and nothing of it is kept but its files.
 """
 
