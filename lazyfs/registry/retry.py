@@ -31,8 +31,6 @@ class Later(NamedTuple):
 
     error: SourceError
     """What to raise when there is no other try."""
-    after: float = 0.0
-    """Seconds that the server asks to wait."""
 
 
 def may_pass(status: int) -> bool:
@@ -79,7 +77,7 @@ async def patiently(
         if not isinstance(outcome, Later):
             return outcome
         error = outcome.error
-        pause = max(outcome.after, pause_after(number))
+        pause = pause_after(number)
         if number == tries - 1 or trio.current_time() + pause >= end:
             break
         await trio.sleep(pause)
