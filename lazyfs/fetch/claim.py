@@ -22,7 +22,7 @@ _COPIED: Final = 64 << 20
 class Order(NamedTuple):
     """What a run would fetch."""
 
-    pieces: Sequence[Piece]
+    pieces: tuple[Piece, ...]
     wanted: Piece | None
     """When this one need not be fetched, none is."""
     gaps: bool

@@ -195,7 +195,8 @@ class Run:
 
     async def _claim(self, *, gaps: bool) -> None:
         """Claim what has to be fetched."""
-        order = Order(self._pieces, self._wanted, gaps, self._insist)
+        # Of its own: a thread reads it, and readers go on joining meanwhile.
+        order = Order(tuple(self._pieces), self._wanted, gaps, self._insist)
         claimed = await self._shared.claims.do(order) if len(order.pieces) <= _FEW else None
         if claimed is None:
             claimed = await self._in_thread(partial(claim_missing, self._shared.store, order))

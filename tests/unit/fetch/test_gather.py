@@ -7,13 +7,16 @@ from collections.abc import Sequence
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from lazyfs.errors import LocalError, StoreUnusable
 from lazyfs.fetch.claim import Order, claim_missing, claim_together
+from lazyfs.fetch.fetcher import open_fetcher
 from lazyfs.fetch.gather import Gather
 from lazyfs.fetch.piece import Piece
+from lazyfs.store.content import Content
 from lazyfs.store.store import Store
-from tests.unit.fetch.scripted import FILES, RANDOM, make_layer
+from tests.unit.fetch.scripted import FILES, RANDOM, ScriptedSource, make_layer, read_piece
 
 
 def keep(store: Store, piece: Piece, content: bytes) -> None:
@@ -36,7 +39,7 @@ def test_together_is_as_one_by_one(store: Store) -> None:
         pieces = layer.pieces[first : first + 10]
         wanted = RANDOM.choice([None, *pieces])
         orders.append(
-            Order(RANDOM.sample(pieces, RANDOM.randrange(1, 10)) + ([wanted] if wanted else []), wanted, RANDOM.random() < 0.5)
+            Order((*RANDOM.sample(pieces, RANDOM.randrange(1, 10)), *([wanted] if wanted else [])), wanted, RANDOM.random() < 0.5)
         )
     together = claim_together(store, orders)
     release(store, *together)
@@ -53,7 +56,7 @@ def test_what_lies_in_another_file_is_left_to_a_run_of_its_own(store: Store) -> 
     layer, _ = make_layer([(b"a", shared), (b"b", shared + b"more")], chunk_size=3000)
     keep(store, layer.pieces[0], shared)
     copied, lone = layer.pieces[1], layer.pieces[2]
-    orders = [Order([copied], copied, gaps=False), Order([lone], lone, gaps=False)]
+    orders = [Order((copied,), copied, gaps=False), Order((lone,), lone, gaps=False)]
     assert claim_together(store, orders) == [None, [lone]]
     assert claim_missing(store, orders[0]) == []
     assert not store.missing(copied.content, 0, 1)
@@ -200,3 +203,28 @@ async def test_who_is_cancelled_still_gets_what_comes_of_his_job() -> None:
         for number in range(3):
             nursery.start_soon(do, number)
     assert sorted(got) == [0, 2, 4]
+
+
+async def test_readers_that_join_a_run_do_not_reach_into_its_claim(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread looks at the pieces that there were when it began; the later reader gets its bytes all the same."""
+    layer, blob = make_layer(FILES)
+    source = ScriptedSource(blob)
+    look = store.lacking
+    late = [399]
+
+    async def read(number: int) -> None:
+        assert await read_piece(fetcher, layer, number) == FILES[number][1]
+
+    def look_while_another_joins(wanted: Sequence[tuple[Content, int]]) -> list[bool]:
+        found = look(wanted)
+        if late:
+            trio.from_thread.run_sync(nursery.start_soon, read, late.pop())
+            trio.from_thread.run(wait_all_tasks_blocked, 0.1)
+        return found
+
+    monkeypatch.setattr(store, "lacking", look_while_another_joins)
+    async with open_fetcher(store, source) as fetcher, trio.open_nursery() as nursery:
+        fetcher._shared.rangeless.add(layer.digest)
+        for number in range(20):  # more than are claimed together with others'
+            nursery.start_soon(read, number)
+    assert source.ranges == [(0, layer.size)]
