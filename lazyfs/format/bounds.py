@@ -7,6 +7,9 @@ layer or its manifest claims:
     zeros          what the holes of sparse files become, in sum              <= max(256 MiB, 1000 x arrived), at most 64 GiB
     steps          path components and symbolic links that are followed       <= 10,000,000
 
+The description is bounded for all layers of an image together as well, because all are in memory while it is mounted: 64 MiB for the
+image, and 32 times what arrived of each layer (ImageBounds).
+
 Real layers stay far below: the largest measured, 33,247 entries, has a description of 22 MB. Everything that grows with the number
 of entries costs about what is counted for it, so that the description bounds memory as well.
 """
@@ -14,6 +17,7 @@ of entries costs about what is counted for it, so that the description bounds me
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable
 from typing import Final
 
@@ -40,6 +44,30 @@ def never() -> None:
     """For callers that nobody cancels."""
 
 
+class ImageBounds:
+    """What the layers of one image have described so far. Any thread may call it.
+
+    A layer counts when it has been parsed, so layers that are parsed at the same time do not see each other: what they may exceed the
+    bound by is what the parsing of layers may take in one process (image/room.py).
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._arrived = 0
+        self._described = 0
+
+    def limit(self, arrived: int) -> int:
+        """Bytes that the next layer, of which `arrived` bytes came, may describe."""
+        with self._lock:
+            return DESCRIPTION + DESCRIPTION_RATIO * (self._arrived + arrived) - self._described
+
+    def add(self, arrived: int, described: int) -> None:
+        """Count a layer."""
+        with self._lock:
+            self._arrived += arrived
+            self._described += described
+
+
 class Bounds:
     """The account of one layer. It is charged before the memory or the time is spent."""
 
@@ -51,8 +79,10 @@ class Bounds:
         check_cancelled: Callable[[], None] = never,
         *,
         enforced: bool = True,
+        image: ImageBounds | None = None,
     ) -> None:
-        """`arrived` is a count of bytes; `what` names the layer in errors, which are of the class `error`.
+        """`arrived` is a count of bytes; `what` names the layer in errors, which are of the class `error`. `image` is the account of
+        the layer's image, to which `settle` adds it.
 
         Not `enforced`, nothing is refused: for what was accepted before. `check_cancelled` is called every 1,000 steps, and raises where the work should end (trio.from_thread.check_cancelled).
         """
@@ -62,6 +92,12 @@ class Bounds:
         self._check_cancelled = check_cancelled
         self.limit = DESCRIPTION + DESCRIPTION_RATIO * arrived if enforced else sys.maxsize
         """Bytes that the description may have."""
+        self._image = image
+        self._is_crowded = False
+        """Whether the other layers of the image leave it less than it may have alone."""
+        if image is not None and enforced and (left := image.limit(arrived)) < self.limit:
+            self.limit = left
+            self._is_crowded = True
         self.described = 0
         """Bytes that it has so far."""
         self._zeros = 0
@@ -99,11 +135,17 @@ class Bounds:
                 f" bytes of zeros together, which is the limit for a layer of {self.arrived} bytes"
             )
 
+    def settle(self) -> None:
+        """The layer is parsed: count it for its image."""
+        if self._image is not None:
+            self._image.add(self.arrived, self.described)
+
     def too_large(self) -> InvalidInput:
         """The error for a description that is too large."""
+        others = ", beside what the image's other layers take" if self._is_crowded else ""
         return self._error(
-            f"{self._what}: its names, links and attributes, with {ENTRY} bytes for each entry, take more than {self.limit} bytes,"
-            f" which is the limit for {self.arrived} bytes of input"
+            f"{self._what}: its names, links and attributes, with {ENTRY} bytes for each entry, take more than {max(self.limit, 0)}"
+            f" bytes, which is the limit for {self.arrived} bytes of input{others}"
         )
 
 

@@ -19,7 +19,7 @@ from typing import Final, get_args
 import msgspec
 
 from lazyfs.errors import InvalidToc, show
-from lazyfs.format.bounds import ATTRIBUTE, ENTRY, Bounds, never
+from lazyfs.format.bounds import ATTRIBUTE, ENTRY, Bounds, ImageBounds, never
 from lazyfs.format.entry import WHITEOUT_PREFIX, Chunk, Entry, EntryType
 from lazyfs.format.foreign_json import without_nulls
 from lazyfs.format.hidden import HiddenFiles
@@ -89,6 +89,7 @@ def parse_toc(
     arrived: int | None = None,
     accepted: bool = False,
     check_cancelled: Callable[[], None] = never,
+    image: ImageBounds | None = None,
 ) -> tuple[Entry, ...]:
     """The entries of a TOC, in its order, clean and complete.
 
@@ -98,9 +99,12 @@ def parse_toc(
 
     `arrived` is the size of the TOC's compressed member, which bounds what its entries may cost (format/bounds.py); without it that
     of `data`. `accepted` is for a TOC that was parsed before, perhaps by an earlier version that had fewer bounds, and may be mounted:
-    those of format/bounds.py are not applied to it. Raises InvalidToc, and what `check_cancelled` raises.
+    those of format/bounds.py are not applied to it. `image` is the account of the layer's image. Raises InvalidToc, and what
+    `check_cancelled` raises.
     """
-    bounds = Bounds(len(data) if arrived is None else arrived, what, InvalidToc, check_cancelled, enforced=not accepted)
+    bounds = Bounds(
+        len(data) if arrived is None else arrived, what, InvalidToc, check_cancelled, enforced=not accepted, image=image
+    )
     raw = _decode(data, bounds, what)
     names: dict[bytes, Entry] = {}
     hidden: HiddenFiles | None = None  # few layers have any
@@ -137,6 +141,7 @@ def parse_toc(
     check_parents(names, what, bounds)
     if len(names) < heads:
         _check_links(names, what)
+    bounds.settle()
     return tuple(names.values())
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import trio
 
 from lazyfs.errors import InvalidManifest, LazyfsError, NotLazy, RangeIgnored, SourceError, bare
+from lazyfs.format.bounds import ImageBounds
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import (
     MAX_CONFIG,
@@ -79,7 +80,8 @@ async def load_layers(source: ImageSource, store: Store | None, image: Image) ->
 
     NotLazy also where the registry serves no ranges of a layer.
     """
-    loads = [partial(load_layer, source, store, descriptor) for descriptor in image.layers]
+    bounds = ImageBounds()
+    loads = [partial(load_layer, source, store, descriptor, image=bounds) for descriptor in image.layers]
     results = await all_of(loads)
     for number, result in enumerate(results, 1):
         if isinstance(result, NotLazy | RangeIgnored):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import trio
 
 from lazyfs.errors import InvalidInput, LazyfsError, NotLazy, bare, show
+from lazyfs.format.bounds import ImageBounds
 from lazyfs.format.digest import Digest, check, is_digest
 from lazyfs.format.entry import NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, Entry
 from lazyfs.format.footer import FOOTER_SIZE
@@ -98,7 +99,7 @@ class Toc(NamedTuple):
     data: bytes | bytearray
     """JSON."""
 
-    def layer(self, *, accepted: bool = False) -> Layer:
+    def layer(self, *, accepted: bool = False, image: ImageBounds | None = None) -> Layer:
         """Blocking, in a thread of trio's, which ends where its caller is cancelled. Parsed: 7 µs an entry. Raises InvalidToc."""
         left_out = LeftOut()
         entries = parse_toc(
@@ -109,6 +110,7 @@ class Toc(NamedTuple):
             arrived=self.arrived,
             accepted=accepted,
             check_cancelled=trio.from_thread.check_cancelled,
+            image=image,
         )
         return Layer(self.descriptor, self.digest, self.offset, entries, note=left_out.note)
 
@@ -119,12 +121,14 @@ async def load_layer(
     descriptor: Descriptor,
     *,
     accepted: bool = False,
+    image: ImageBounds | None = None,
     in_store: Callable[[Toc], None] | None = None,
 ) -> Layer:
     """The layer of `descriptor`, its TOC from the store, or from the source, where it takes one range request, seldom two.
 
-    `accepted`: an earlier version may have mounted the layer, so bounds that are new are not applied (format/toc.py). `in_store` is
-    told when the TOC is in the store, before it is parsed: somebody else may read it there at the same time.
+    `accepted`: an earlier version may have mounted the layer, so bounds that are new are not applied (format/toc.py). `image` is the
+    account of its image, for the bound of all layers together. `in_store` is told when the TOC is
+    in the store, before it is parsed: somebody else may read it there at the same time.
 
     Raises NotLazy with the reason where the layer cannot be lazy, RangeIgnored where only this source keeps it from being lazy;
     InvalidManifest, InvalidToc, DigestMismatch, SourceError. Cancelled: the TOC may be in the store.
@@ -142,7 +146,7 @@ async def load_layer(
             if in_store is not None:
                 in_store(toc)
             try:
-                return await trio.to_thread.run_sync(partial(toc.layer, accepted=accepted))
+                return await trio.to_thread.run_sync(partial(toc.layer, accepted=accepted, image=image))
             except LazyfsError as error:
                 raise bare(error) from None  # before the room is given back
 

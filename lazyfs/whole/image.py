@@ -13,6 +13,7 @@ from functools import partial
 import trio
 
 from lazyfs.errors import DigestMismatch, LazyfsError, NotLazy, RangeIgnored
+from lazyfs.format.bounds import ImageBounds
 from lazyfs.format.digest import Digest
 from lazyfs.image.image import Image, all_of, load_layers
 from lazyfs.image.layer import Layer, Whole, load_layer
@@ -42,7 +43,8 @@ async def load_image_layers(
     layers: dict[int, Layer] = {}
     wanted: dict[int, Whole] = {}
     ordinary: set[int] = set()
-    loads = [partial(_load, source, store, image, number, key, accepted=accepted) for number, key in enumerate(keys)]
+    bounds = ImageBounds()
+    loads = [partial(_load, source, store, image, number, key, bounds, accepted=accepted) for number, key in enumerate(keys)]
     for number, found in enumerate(await all_of(loads)):
         if isinstance(found, NotLazy | RangeIgnored | DigestMismatch):
             descriptor = image.layers[number]
@@ -65,7 +67,7 @@ async def load_image_layers(
             await progress({"note": f"waiting for layer {digest[:19]}, which is being fetched for another mount"})
 
         async with turn(store, (image.layers[number].digest for number in wanted), waiting) as its:
-            place = Place(source, store, image, keys, Bars(progress), its)
+            place = Place(source, store, image, keys, bounds, Bars(progress), its)
             layers |= await _fetch(place, layers, wanted, notes, progress)
     return await _noted(tuple(layers[number] for number in range(len(image.layers))), progress)
 
@@ -78,9 +80,11 @@ async def _noted(layers: tuple[Layer, ...], tell: Tell) -> tuple[Layer, ...]:
     return layers
 
 
-async def _load(source: ImageSource, store: Store, image: Image, number: int, key: str, *, accepted: bool) -> Layer:
+async def _load(
+    source: ImageSource, store: Store, image: Image, number: int, key: str, bounds: ImageBounds, *, accepted: bool
+) -> Layer:
     known = await _recall(store, image, number, key)
-    return known or await load_layer(source, store, image.layers[number], accepted=accepted)
+    return known or await load_layer(source, store, image.layers[number], accepted=accepted, image=bounds)
 
 
 async def _recall(store: Store, image: Image, number: int, key: str) -> Layer | None:

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 import trio
 
 from lazyfs.errors import InvalidTar, LazyfsError, StoreFull, bare, foremost
-from lazyfs.format.bounds import Bounds
+from lazyfs.format.bounds import Bounds, ImageBounds
 from lazyfs.format.entry import Chunk
 from lazyfs.format.tar import read_tar
 from lazyfs.format.whiteout import LeftOut
@@ -49,6 +49,8 @@ class Place(NamedTuple):
     image: Image
     keys: Sequence[str]
     """Of each layer: what its document is kept under."""
+    bounds: ImageBounds
+    """What all layers of the image may take together."""
     bars: Bars
     turn: Turn
     """Of all layers that are fetched. Each is let go of when it is here: others wait for it."""
@@ -150,11 +152,13 @@ class _Job:
     def _plan_of(self, spool: Spool) -> tuple[tuple[Planned, ...], int]:
         assert self._tree is not None
         size = self._descriptor.size
-        bounds = Bounds(size, self._what, InvalidTar, trio.from_thread.check_cancelled)
+        bounds = Bounds(size, self._what, InvalidTar, trio.from_thread.check_cancelled, image=self._place.bounds)
         members = tuple(read_tar(spool.read_at, spool.size, size, self._what, self._left_out, bounds=bounds))
         self._own = own_files(members, spool.read_at)
         index = index_layer(self._tree, members, self._number, self._what, self._left_out, bounds)
-        return plan_layer(index, landmark=False), bounds.described
+        plan = plan_layer(index, landmark=False)
+        bounds.settle()
+        return plan, bounds.described
 
     async def _keep(self, spool: Spool, plan: Sequence[Planned]) -> list[tuple[Chunk, ...]]:
         starts = starts_of(plan)

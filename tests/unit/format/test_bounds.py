@@ -11,7 +11,7 @@ import pytest
 
 from lazyfs.errors import InvalidInput, InvalidTar, InvalidToc
 from lazyfs.format import bounds
-from lazyfs.format.bounds import LOOK_EVERY, MAX_STEPS, Bounds
+from lazyfs.format.bounds import LOOK_EVERY, MAX_STEPS, Bounds, ImageBounds
 from lazyfs.format.member import inflate_member
 from lazyfs.format.pax import record
 from lazyfs.format.tar import read_tar
@@ -240,3 +240,22 @@ def test_an_entry_of_a_toc_shares_its_type() -> None:
     """35,000 entries need no 35,000 strings that say `reg`."""
     first, second = parse_toc(toc({"name": "a", "type": "dir"}, {"name": "b", "type": "dir"}), 10, "layer 1")
     assert first.type is second.type
+
+
+def test_layers_of_one_image_share_a_bound() -> None:
+    """What arrives of each counts for all; one that is refused takes nothing from the others, and other images have their own."""
+    image = ImageBounds()
+
+    def take(size: int, arrived: int, of: ImageBounds) -> None:
+        account = Bounds(arrived, "layer 2", InvalidToc, image=of)
+        account.describe(size)
+        account.settle()
+
+    take(3 * MIB, 1000, image)
+    with pytest.raises(InvalidToc, match="for 10 bytes of input, beside what the image's other layers take"):
+        take(MIB + 32_321, 10, image)
+    take(MIB + 32_320, 10, image)
+    take(320, 10, image)
+    with pytest.raises(InvalidToc, match="more than 0 bytes"):
+        take(1, 0, image)
+    take(4 * MIB, 0, ImageBounds())

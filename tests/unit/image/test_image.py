@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from lazyfs.errors import DigestMismatch, InvalidManifest, InvalidToc, NotFound, NotLazy, StoreFull, Unreachable
+from lazyfs.format import bounds
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.format.footer import build_footer
 from lazyfs.format.manifest import OCI_INDEX, OCI_MANIFEST
@@ -246,6 +247,18 @@ async def test_toc_that_is_vouched_for_and_broken_is_fetched_once() -> None:
     with pytest.raises(InvalidToc):
         await load_layers(source, None, image)
     assert len(source.asked) == 1
+
+
+async def test_layers_that_are_too_much_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each alone is small enough, and an image of one of them is taken."""
+    monkeypatch.setattr(bounds, "DESCRIPTION", 1 << 20)
+    source = MemorySource()
+    toc = {"version": 1, "entries": [{"name": f"{number:04}", "type": "dir"} for number in range(1500)]}
+    source.put_image(make_blob(toc), tag="one")
+    source.put_image(*(make_blob(toc, padding=number) for number in range(3)), tag="three")
+    await load_layers(source, None, await resolve_image(source, "one", AMD64, None))
+    with pytest.raises(InvalidToc, match="beside what the image's other layers take"):
+        await load_layers(source, None, await resolve_image(source, "three", AMD64, None))
 
 
 async def test_layer_without_a_landmark_says_so() -> None:

@@ -16,6 +16,7 @@ import zstandard
 from hypothesis import given, settings
 
 from lazyfs.errors import DigestMismatch, InvalidInput, InvalidTar, NotLazy, RangeIgnored, StoreFull
+from lazyfs.format import bounds
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.format.entry import OWN_NAMES, Entry
 from lazyfs.format.manifest import OCI_LAYER_GZIP, OCI_LAYER_TAR, OCI_LAYER_ZSTD
@@ -350,3 +351,17 @@ async def test_blob_makes_room_for_its_files(is_hopeless: bool, store: Store, mo
     else:
         assert here(store, await load(place, store))
     assert not under_way()
+
+
+async def test_layers_that_are_too_much_together_are_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each alone is small enough; the first is in the store by then, and no file of the image is lost or half-written."""
+    monkeypatch.setattr(bounds, "DESCRIPTION", 1 << 20)
+    place = Place()
+    value = bytes(10_000)
+    folders: list[list[Item]] = [
+        [(Entry(b"%d-%d" % (layer, number), "dir", xattrs=((b"user.x", value),)), b"") for number in range(80)]
+        for layer in range(2)
+    ]
+    place.add_image(*map(tar_of, folders))
+    with pytest.raises(InvalidTar, match="beside what the image's other layers take"):
+        await load(place, store)
