@@ -133,6 +133,7 @@ class StoreMachine(RuleBasedStateMachine):
             None, others, lambda each: spared and each == name and next(answers) > 0, mounted_too=False
         )
         if name in freed.names:
+            self.stores[1 - side]._open.forget(name)  # what another process has open it goes on serving, and it is right
             lost = {(number, index) for index in range(len(FILES[number]))}
             self.here -= lost
             self.maybe -= lost

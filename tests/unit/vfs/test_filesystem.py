@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def test_device_numbers_are_what_mknod_keeps_of_them() -> None:
 
 async def test_a_read_that_fails_names_the_file(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
     """Whatever has gone wrong: a host that wants to be left alone for longer than a read waits, as well."""
+    autojump_clock.autojump_threshold = math.inf  # no time passes while a thread is at work: the read fails at once
     layer, blob = make_layer([(b"a", RANDOM.randbytes(1000))])
     entry = Entry(b"a", "reg", size=1000, chunks=tuple(piece.chunk for piece in layer.pieces))
     source = ScriptedSource(blob)
