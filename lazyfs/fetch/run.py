@@ -87,7 +87,7 @@ class Run:
         """For those who wait for it, which few do."""
 
     def join(self, piece: Piece) -> Flight | None:
-        """The flight of a further piece of a layer that comes as a whole; None where this run does not bring it any more."""
+        """The flight of a further piece of a layer that comes as a whole; None if this run no longer fetches it."""
         digest = piece.chunk.digest
         if self.has_ended or self.flights.given_up or (self._coming is not None and digest not in self._coming):
             return None
@@ -98,7 +98,7 @@ class Run:
     async def fly(self, pause: Callable[[], Awaitable[bool]] = go_on, slots: Slots | None = None) -> Exception | None:
         """Bring the pieces, in turn where there are `slots`. Returns what went wrong, if something did.
 
-        Cancelled: what had arrived is kept, and whoever waits looks again.
+        Cancelled: what had arrived is kept, and readers that wait look again.
         """
         failure: Exception | None = None
         try:
@@ -141,7 +141,7 @@ class Run:
                         return None
                     await slots.acquire(progress)
                 return await self._bring(pause)
-        raise Unreachable(f"{self._shared.source.name} brings nothing more of layer {self._layer.digest}")
+        raise Unreachable(f"{self._shared.source.name} has stopped sending layer {self._layer.digest}")
 
     async def _acquire_soon(self, slots: Slots, scope: trio.CancelScope) -> bool:
         """Take a slot within _TURN. False, or cancelled with `scope`: it was too late, though the slot may be taken."""

@@ -84,7 +84,8 @@ class Bounds:
         """`arrived` is a count of bytes; `what` names the layer in errors, which are of the class `error`. `image` is the account of
         the layer's image, to which `settle` adds it.
 
-        Not `enforced`, nothing is refused: for what was accepted before. `check_cancelled` is called every 1,000 steps, and raises where the work should end (trio.from_thread.check_cancelled).
+        Not `enforced`, nothing is refused: for what was accepted before. `check_cancelled` is called every 1,000
+        steps, and raises where the work should end (trio.from_thread.check_cancelled).
         """
         self.arrived = arrived
         self._what = what
