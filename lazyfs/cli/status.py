@@ -45,6 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
         mounts = [mounted]
     silent = 0
     for mounted, answer in _ask(mounts, store_of(arguments)):
+        if arguments.directory is None and not isinstance(answer, MountStatus) and find_mount(mounted.path) is None:
+            continue  # it was unmounted after it was listed
         if isinstance(answer, MountStatus):
             print(msgspec.json.encode(answer).decode() if arguments.json else _describe(answer))
             continue

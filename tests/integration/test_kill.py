@@ -134,7 +134,7 @@ class Stored:
         self._lazyfs = lazyfs
         self._readers = readers
 
-    def read(self) -> dict[str, int]:
+    def read(self, *, may_leave_partial: bool = False) -> dict[str, int]:
         """Read everything of all images, each in a new mount: it is right, and nothing is left behind. What their mounts counted."""
         counts = {"damaged": 0, "chunks": 0}
         for image in self.images:
@@ -142,7 +142,8 @@ class Stored:
                 assert all_right(self._readers.read(root, image))
                 status = self._lazyfs.json("status", root)
                 counts = {name: count + status[name] for name, count in counts.items()}
-            assert not os.listdir(self.folder / "partial") and not os.listdir(self.folder / "tmp")
+            assert may_leave_partial or not os.listdir(self.folder / "partial")
+            assert not os.listdir(self.folder / "tmp")
         return counts
 
     def check(self) -> None:
@@ -188,7 +189,9 @@ def check_every_damage(stored: Stored, chance: random.Random) -> None:
         assert stored.read() == {"damaged": len(stored.images), "chunks": 0}
     for how in kinds:
         damage(stored.folder / "index.sqlite", how, chance)
-        stored.read()
+        # Where the damage is met in the middle of a file, the rows of its first chunks are lost as well, and what the
+        # kernel has cached of them is not asked for again: the next mount completes the file.
+        stored.read(may_leave_partial=True)
         stored.check()  # there are pages that reads do not meet each time
         stored.read()
     assert stored.read() == {"damaged": 0, "chunks": 0}

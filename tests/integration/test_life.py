@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import resource
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -229,11 +230,15 @@ def test_daemon_without_descriptors(small: SmallImage, lazyfs: Lazyfs) -> None:
         lazyfsd = Lazyfsd(lazyfs.store)
         process = lazyfsd.process
         with lazyfs.mounted(small.converted, "--background", "off", mode="native") as other:
-            with start(lazyfs, "status", "--store", lazyfs.store) as client:
+            with ExitStack() as stack:
                 with without_descriptors(process):
-                    run("umount", other)
+                    client = stack.enter_context(start(lazyfs, "status", "--json", "--store", lazyfs.store))
                     await_log(lazyfsd, "an order has to wait")
-                assert client.wait(60) in (0, 1)
+                    run("umount", other)  # after it was listed: it is left out of what the client prints
+                said = [json.loads(line) for line in client.communicate(timeout=60)[0].splitlines()]
+            # Other tests' mounts are listed as well.
+            ours = [line for line in said if line["directory"] in (str(root), str(other))]
+            assert [(line["directory"], line.get("error")) for line in ours] == [(str(root), None)]
             for _ in moments():
                 if len(lazyfsd.status()) == 1:
                     break
