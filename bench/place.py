@@ -24,7 +24,7 @@ DISK_SIZE = 40 << 30
 ROUNDS = 5
 _MODULES = (
     "converter.command", "lazyfs.cli.main", "lazyfs.cli.mount", "lazyfs.cli.pull", "lazyfs.cli.run", "lazyfs.cli.umount",
-    "lazyfs.containerd.server", "lazyfs.daemon.__main__", "lazyfs.daemon.service", "lazyfs.erofs.__main__", "lazyfs.mount.portable",
+    "lazyfs.containerd.server", "lazyfs.daemon.__main__", "lazyfs.daemon.service", "lazyfs.erofs.__main__", "lazyfs.portable.mount",
     "lazyfs.pull.pull", "lazyfs.source.repository",
 )  # fmt: skip
 """With all that they import: what is measured."""

@@ -23,10 +23,10 @@ from lazyfs.errors import UsageError, foremost
 from lazyfs.format.member import DEFAULT_LEVEL
 from lazyfs.format.platform import parse_platform, this_platform
 from lazyfs.format.toc import MAX_CHUNK_SIZE
+from lazyfs.layertar.files import CHUNK_SIZE
 from lazyfs.registry.given import add_creds, settle_creds
 from lazyfs.source.open import AccessOptions, open_sink, open_source, parse_creds
 from lazyfs.source.reference import Reference, parse_reference
-from lazyfs.whole.files import CHUNK_SIZE
 
 _MIN_CHUNK_SIZE: Final = 4 << 10
 _MAX_WORKERS: Final = 64

@@ -21,9 +21,9 @@ from lazyfs.format.manifest import Descriptor
 from lazyfs.format.tar import TarMember
 from lazyfs.format.tar_header import BLOCK
 from lazyfs.format.toc import MAX_TOC_SIZE, parse_toc
-from lazyfs.image.spool import Spool
-from lazyfs.whole.content import read_content
-from lazyfs.whole.plan import Planned
+from lazyfs.layertar.content import read_content
+from lazyfs.layertar.plan import Planned
+from lazyfs.layertar.spool import Spool
 
 TOC_DIGEST = "containerd.io/snapshot/stargz/toc.digest"
 UNCOMPRESSED_SIZE = "io.containers.estargz.uncompressed-size"

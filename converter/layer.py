@@ -23,8 +23,8 @@ from lazyfs.format.member import compress_member
 from lazyfs.format.tar import ReadAt
 from lazyfs.format.tar_header import END_OF_TAR, header_bytes, padding
 from lazyfs.format.toc_json import encode_toc
-from lazyfs.image.spool import unnamed_file, write
-from lazyfs.whole.plan import Planned
+from lazyfs.layertar.plan import Planned
+from lazyfs.layertar.spool import unnamed_file, write
 
 _UNDER_WAY: Final = 48 << 20
 

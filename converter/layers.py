@@ -29,12 +29,12 @@ from lazyfs.format.tar import TarMember, read_tar
 from lazyfs.format.whiteout import LeftOut
 from lazyfs.image.download import download
 from lazyfs.image.room import PARSING, parsing_room
-from lazyfs.image.spool import Spool
+from lazyfs.layertar.layer_index import LayerIndex, index_layer
+from lazyfs.layertar.own import own_files, own_note
+from lazyfs.layertar.plan import Planned, plan_layer
+from lazyfs.layertar.spool import Spool
+from lazyfs.layertar.tree import Tree
 from lazyfs.source.protocol import ImageSource
-from lazyfs.whole.layer_index import LayerIndex, index_layer
-from lazyfs.whole.own import own_files, own_note
-from lazyfs.whole.plan import Planned, plan_layer
-from lazyfs.whole.tree import Tree
 
 _FETCHES: Final = 3
 
@@ -72,7 +72,7 @@ class _Read(NamedTuple):
     members: Sequence[TarMember]
     left_out: LeftOut
     own: tuple[bytes, ...]
-    """Names of the format's that the image has files under (whole/own.py)."""
+    """Names of the format's that the image has files under (layertar/own.py)."""
 
     @classmethod
     def of(cls, spool: Spool, descriptor: Descriptor, what: str) -> _Read:

@@ -18,8 +18,8 @@ from typing import Final, NamedTuple
 from lazyfs.format.member import compress_member
 from lazyfs.format.tar import ReadAt
 from lazyfs.format.tar_header import header_bytes, padding
-from lazyfs.whole.content import read_content
-from lazyfs.whole.plan import Planned
+from lazyfs.layertar.content import read_content
+from lazyfs.layertar.plan import Planned
 
 BATCH: Final = 1 << 20
 _BATCH_COUNT: Final = 256

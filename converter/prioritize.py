@@ -16,7 +16,7 @@ import msgspec
 
 from lazyfs.errors import UsageError
 from lazyfs.format.bounds import Bounds
-from lazyfs.whole.tree import Tree
+from lazyfs.layertar.tree import Tree
 
 _MAX_LIST: Final = 64 << 20
 

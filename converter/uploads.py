@@ -18,7 +18,7 @@ import trio
 from lazyfs.errors import DigestMismatch
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.format.manifest import Descriptor
-from lazyfs.image.spool import unnamed_file, write
+from lazyfs.layertar.spool import unnamed_file, write
 from lazyfs.source.protocol import ImageSink, ImageSource
 
 _log = logging.getLogger(__name__)

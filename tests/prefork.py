@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-_PRELOADED = ["lazyfs.cli.main", "lazyfs.cli.mount", "lazyfs.cli.convert", "lazyfs.mount.portable", "lazyfs.source.repository"]
+_PRELOADED = ["lazyfs.cli.main", "lazyfs.cli.mount", "lazyfs.cli.convert", "lazyfs.portable.mount", "lazyfs.source.repository"]
 _PRELOADED += ["converter.image", "tests.prefork"]
 
 

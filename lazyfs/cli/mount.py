@@ -25,8 +25,8 @@ from lazyfs.daemon.client import Client
 from lazyfs.daemon.orders import MountOrder, Refused
 from lazyfs.errors import LazyfsError, MountFailed, NotNative, UsageError, require
 from lazyfs.kernel.open_files import require_open_files
-from lazyfs.mount.daemon import Report, Reporter, died, fork_daemon
 from lazyfs.mount.table import absolute, find_mount
+from lazyfs.portable.daemon import Report, Reporter, died, fork_daemon
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -172,8 +172,8 @@ def _mount_portably(arguments: argparse.Namespace, directory: Path, store: Path)
     def serve(reporter: Reporter) -> None:
         # Imported in the child alone: the parent only waits.
         from lazyfs.mount.logs import log_to_file, log_to_terminal
-        from lazyfs.mount.portable import MountRequest
-        from lazyfs.mount.portable import serve as serve_portable
+        from lazyfs.portable.mount import MountRequest
+        from lazyfs.portable.mount import serve as serve_portable
 
         if arguments.foreground:
             log_to_terminal()

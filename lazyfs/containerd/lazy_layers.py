@@ -21,12 +21,10 @@ import trio
 
 from lazyfs.containerd.lull import Lull
 from lazyfs.containerd.repository import LiveRepository
-from lazyfs.containerd.uses import Uses
 from lazyfs.errors import LazyfsError
 from lazyfs.fetch.background import Background, Wanted
 from lazyfs.fetch.fetcher import open_fetcher
 from lazyfs.fetch.piece import LayerBlob
-from lazyfs.fetch.tasks import Tasks, keep_running
 from lazyfs.fetch.traffic import Traffic
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import Descriptor
@@ -34,9 +32,11 @@ from lazyfs.format.toc import parse_toc
 from lazyfs.gate.catalog import Catalog, LayerObjects, key_of
 from lazyfs.image.layer import TOC_DIGEST, Layer, load_layer
 from lazyfs.kernel.heap import give_back
+from lazyfs.live.uses import Uses
 from lazyfs.snapshots.snapshot import LazyLayer
 from lazyfs.source.protocol import ImageSource
 from lazyfs.store.store import Store
+from lazyfs.tasks import Tasks, keep_running
 
 _log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from typing import Final
 import trio
 
 from lazyfs.containerd.handshakes import SETTINGS, Unacknowledged
-from lazyfs.fetch.tasks import Guarded
+from lazyfs.tasks import Guarded
 
 _log = logging.getLogger(__name__)
 

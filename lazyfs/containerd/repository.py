@@ -10,9 +10,9 @@ from contextlib import contextmanager
 
 import trio
 
-from lazyfs.containerd.uses import Uses
 from lazyfs.fetch.background import Wanted
 from lazyfs.fetch.fetcher import Fetcher
+from lazyfs.live.uses import Uses
 from lazyfs.source.protocol import ImageSource
 
 

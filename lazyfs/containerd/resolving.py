@@ -25,7 +25,6 @@ import trio
 from lazyfs.containerd.lazy_layers import Index, LazyLayers, descriptor_of
 from lazyfs.containerd.repository import LiveRepository
 from lazyfs.errors import BadAnswer, LazyfsError, LocalError, Unreachable, UsageError, bare, foremost
-from lazyfs.fetch.tasks import Tasks
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor
 from lazyfs.format.platform import this_platform
@@ -36,6 +35,7 @@ from lazyfs.snapshots.labels import Claim
 from lazyfs.snapshots.snapshot import LazyLayer
 from lazyfs.source.reference import parse_reference
 from lazyfs.store.store import Store
+from lazyfs.tasks import Tasks
 
 _log = logging.getLogger(__name__)
 

@@ -28,7 +28,6 @@ from lazyfs.containerd.roots import INDEX_OFF, Roots
 from lazyfs.erofs.reader import inherited_from
 from lazyfs.errors import LazyfsError, LocalError, SnapshotBusy, SnapshotExists, SnapshotNotFound, StoreUnusable
 from lazyfs.fetch.piece import LayerBlob, Piece
-from lazyfs.fetch.tasks import Tasks, keep_running
 from lazyfs.format.digest import digest_of
 from lazyfs.native.layers import LayerMounts
 from lazyfs.snapshots.database import Snapshots
@@ -36,6 +35,7 @@ from lazyfs.snapshots.labels import REMOTE, REMOTE_VALUE, TARGET, Claim, Ordinar
 from lazyfs.snapshots.snapshot import LazyLayer, Snapshot, shown
 from lazyfs.snapshots.unpacked import strip, usage
 from lazyfs.store.store import Store
+from lazyfs.tasks import Tasks, keep_running
 
 _log = logging.getLogger(__name__)
 

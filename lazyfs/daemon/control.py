@@ -16,10 +16,10 @@ from typing import Final
 import msgspec
 import trio
 
-from lazyfs.containerd.uses import Uses
 from lazyfs.daemon.orders import MAX_ORDER, Order, Report, decode_order, encode
 from lazyfs.errors import LazyfsError, NotNative, foremost
-from lazyfs.fetch.tasks import Guarded
+from lazyfs.live.uses import Uses
+from lazyfs.tasks import Guarded
 
 _log = logging.getLogger(__name__)
 

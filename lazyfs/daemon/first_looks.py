@@ -11,8 +11,8 @@ from typing import Final
 
 import trio
 
-from lazyfs.fetch.tasks import Tasks
 from lazyfs.native import first_look
+from lazyfs.tasks import Tasks
 
 _log = logging.getLogger(__name__)
 

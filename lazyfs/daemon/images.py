@@ -11,26 +11,26 @@ from contextlib import AsyncExitStack
 
 import trio
 
-from lazyfs.containerd.uses import Uses
 from lazyfs.daemon.control import Tell
 from lazyfs.daemon.orders import MountOrder
 from lazyfs.daemon.state import Mount
+from lazyfs.eager.image import load_image_layers
 from lazyfs.errors import foremost
 from lazyfs.fetch.background import Background, Wanted, tally_of
 from lazyfs.fetch.fetcher import Fetcher, open_fetcher
 from lazyfs.fetch.piece import LayerBlob
-from lazyfs.fetch.tasks import Tasks, keep_running
 from lazyfs.format.platform import parse_platform
 from lazyfs.gate.catalog import Catalog, LayerObjects, key_of
 from lazyfs.image.image import Image, resolve_image
 from lazyfs.image.layer import Layer
+from lazyfs.live.uses import Uses
 from lazyfs.registry.access import AccessOptions, parse_creds
 from lazyfs.source.open import open_source
 from lazyfs.source.protocol import ImageSource
 from lazyfs.source.reference import parse_reference
 from lazyfs.store.store import Store
 from lazyfs.store.tally import Tally
-from lazyfs.whole.image import load_image_layers
+from lazyfs.tasks import Tasks, keep_running
 
 _log = logging.getLogger(__name__)
 

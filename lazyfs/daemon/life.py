@@ -22,8 +22,8 @@ from typing import Final
 
 import trio
 
-from lazyfs.containerd.uses import Uses
 from lazyfs.errors import MountFailed
+from lazyfs.live.uses import Uses
 
 _log = logging.getLogger(__name__)
 

@@ -36,7 +36,6 @@ from lazyfs.containerd.status import (
 from lazyfs.daemon.config import Config
 from lazyfs.daemon.pulling import MODULES
 from lazyfs.errors import StoreFull, StoreUnusable
-from lazyfs.fetch.tasks import Tasks, keep_running
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.gate.catalog import Catalog
 from lazyfs.native.layers import LayerMounts
@@ -45,6 +44,7 @@ from lazyfs.source.open import open_source
 from lazyfs.source.protocol import ImageSource
 from lazyfs.source.reference import parse_reference
 from lazyfs.store.store import Store
+from lazyfs.tasks import Tasks, keep_running
 
 _log = logging.getLogger(__name__)
 

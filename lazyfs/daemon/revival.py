@@ -17,9 +17,9 @@ from lazyfs.daemon.mounts import Mounts
 from lazyfs.daemon.orders import Report
 from lazyfs.daemon.state import Row, State
 from lazyfs.errors import LazyfsError, MountFailed
-from lazyfs.fetch.tasks import Tasks, keep_running
 from lazyfs.mount.table import our_mounts
 from lazyfs.native.stack import SOURCE_PREFIX, source_of
+from lazyfs.tasks import Tasks, keep_running
 
 _log = logging.getLogger(__name__)
 

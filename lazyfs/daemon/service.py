@@ -41,20 +41,20 @@ from lazyfs.daemon.state import State
 from lazyfs.daemon.status import describe_mount
 from lazyfs.daemon.watchdog import feed
 from lazyfs.errors import LazyfsError
-from lazyfs.fetch.tasks import Guarded, keep_running
 from lazyfs.fuse.connection import Connection, serve_gate
 from lazyfs.fuse.gate_operations import GateOperations
 from lazyfs.gate.caller import Callers
 from lazyfs.gate.catalog import Catalog
 from lazyfs.gate.gate import Gate
 from lazyfs.kernel.ends import Ends
+from lazyfs.kernel.heap import share_arenas
 from lazyfs.kernel.mountinfo import mounted_at
-from lazyfs.mount.heap import share_arenas
 from lazyfs.mount.upkeep import Upkeep
 from lazyfs.native.layers import LayerMounts
 from lazyfs.native.stack import unmount_stack
 from lazyfs.store.in_use import InUse
 from lazyfs.store.store import Store
+from lazyfs.tasks import Guarded, keep_running
 
 if TYPE_CHECKING:
     from lazyfs.daemon.plugin import Plugin

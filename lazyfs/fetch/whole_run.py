@@ -13,20 +13,20 @@ from typing import Final, NamedTuple
 
 import trio
 
+from lazyfs.eager.fetch import fetch_tar
 from lazyfs.errors import InvalidInput, LocalError
 from lazyfs.fetch.claim import to_fetch
 from lazyfs.fetch.piece import Piece
 from lazyfs.fetch.unpack import Unpacked
 from lazyfs.format.tar import read_tar
 from lazyfs.image.layer import Layer
-from lazyfs.image.spool import Spool
+from lazyfs.layertar.content import read_content
+from lazyfs.layertar.files import spans
+from lazyfs.layertar.plan import Planned
+from lazyfs.layertar.spool import Spool
 from lazyfs.source.protocol import ImageSource
 from lazyfs.store.store import Store
-from lazyfs.whole.content import read_content
-from lazyfs.whole.fetch import fetch_tar
-from lazyfs.whole.files import spans
-from lazyfs.whole.plan import Planned
-from lazyfs.whole.turn import turn
+from lazyfs.store.turn import turn
 
 _BATCH: Final = 8 << 20
 """Bytes that are held before they are handed to whoever waits."""

@@ -80,7 +80,7 @@ _LAYER_TYPES: Final = frozenset(
         _DOCKER_FOREIGN + ".gzip",
     }
 )
-"""What may be a tar, whatever compression it names: the first bytes decide (image/spool.py).
+"""What may be a tar, whatever compression it names: the first bytes decide (layertar/spool.py).
 
 Foreign layers may be in the registry, too. Where one is not, we do not follow its `urls`: they lead anywhere."""
 

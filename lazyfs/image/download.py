@@ -13,7 +13,7 @@ from lazyfs.errors import DigestMismatch
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import Descriptor
 from lazyfs.image.room import parsing_room
-from lazyfs.image.spool import LARGEST_WINDOW, NeedsMore, Spool, unpack
+from lazyfs.layertar.spool import LARGEST_WINDOW, NeedsMore, Spool, unpack
 from lazyfs.source.protocol import ImageSource
 
 _log = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 The trust chain goes manifest -> annotation `toc.digest` -> TOC -> chunk digests. The footer stands outside of it: it
 only says where to look for the TOC, and a lie there ends in a digest that does not match.
 
-A layer that has no such TOC is fetched whole (lazyfs/whole); we then write a TOC of it ourselves, so that everybody behind
+A layer that has no such TOC is fetched whole (lazyfs/eager); we then write a TOC of it ourselves, so that everybody behind
 this sees one kind of layer.
 """
 

@@ -24,7 +24,7 @@ from lazyfs.format.manifest import Descriptor
 from lazyfs.format.member import MAX_RATIO, inflate_member
 from lazyfs.format.tar_header import BLOCK, header_number
 from lazyfs.format.toc import MAX_TOC_SIZE
-from lazyfs.image.spool import unnamed_file, write
+from lazyfs.layertar.spool import unnamed_file, write
 from lazyfs.source.protocol import ImageSource
 
 _LARGEST_GUESS: Final = 4 << 20

@@ -21,7 +21,7 @@ def log_to_file(store: Path, directory: Path) -> None:
     _install(_LateFile(log_file(store, directory), encoding="utf-8", delay=True), logging.WARNING)
     # The line that says what is mounted comes before any chunk, and brings the file its first block: when the disk is
     # full, there is still room to say so.
-    logging.getLogger("lazyfs.mount.portable").setLevel(logging.INFO)
+    logging.getLogger("lazyfs.portable.mount").setLevel(logging.INFO)
 
 
 class _LateFile(logging.FileHandler):

@@ -13,11 +13,11 @@ from typing import Any, Final
 import trio
 
 from lazyfs.errors import LazyfsError, StoreUnusable
-from lazyfs.fetch.tasks import keep_running
 from lazyfs.store.eviction import Freed
 from lazyfs.store.in_use import InUse
 from lazyfs.store.scrub import Scrub
 from lazyfs.store.store import Store
+from lazyfs.tasks import keep_running
 
 _log = logging.getLogger(__name__)
 

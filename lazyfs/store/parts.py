@@ -2,9 +2,9 @@
 
 A layer that is not lazy comes as one blob. Its bytes are written here in order while they arrive, so that the next attempt, after a
 cancellation, a kill or a power cut, asks only for the rest. Only a prefix is ever there, and nothing in it is believed: all of it is
-hashed again before the layer is (whole/fetch.py). So nothing here is synced.
+hashed again before the layer is (eager/fetch.py). So nothing here is synced.
 
-Writing or removing one takes the layer's lock (whole/turn.py). One that is locked is in use, and its times tell
+Writing or removing one takes the layer's lock (store/turn.py). One that is locked is in use, and its times tell
 that its holder lives. They count as used room, are the first to make room, and go when the layer has been unpacked, or after a day.
 """
 

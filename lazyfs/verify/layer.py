@@ -23,8 +23,8 @@ from lazyfs.format.manifest import Descriptor
 from lazyfs.format.tar import TarMember, read_tar
 from lazyfs.format.toc import check_parents, parse_toc
 from lazyfs.image.layer import TOC_DIGEST, claimed_toc_digest
-from lazyfs.image.spool import Spool
 from lazyfs.image.toc_member import read_toc_member
+from lazyfs.layertar.spool import Spool
 
 _STEP: Final = 4 << 20
 _SECOND: Final = 10**9

@@ -18,7 +18,7 @@ from lazyfs.daemon.orders import MountOrder
 from lazyfs.errors import InvalidInput
 from lazyfs.format.platform import this_platform
 from lazyfs.gate.catalog import Catalog
-from lazyfs.mount.heap import share_arenas
+from lazyfs.kernel.heap import share_arenas
 from lazyfs.store.store import Store
 
 

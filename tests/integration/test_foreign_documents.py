@@ -16,6 +16,7 @@ import pytest
 import trio
 
 from lazyfs.cli.main import main
+from lazyfs.eager.image import load_image_layers
 from lazyfs.errors import LazyfsError, foremost
 from lazyfs.format.entry import Entry
 from lazyfs.format.platform import this_platform
@@ -25,7 +26,6 @@ from lazyfs.source.open import open_source
 from lazyfs.source.reference import parse_reference
 from lazyfs.store.store import Store
 from lazyfs.vfs.tree import Tree
-from lazyfs.whole.image import load_image_layers
 from tests.bad.oci import TOC_DIGEST, named
 from tests.commands import Lazyfs, run
 from tests.containerd import Containerd

@@ -16,7 +16,7 @@ import pytest
 
 from converter.layer import Style, write_layer
 from lazyfs.format.entry import Entry
-from lazyfs.whole.plan import Planned
+from lazyfs.layertar.plan import Planned
 from tests.bad.oci import GZIP_LAYER, TOC_DIGEST, Oci
 from tests.commands import Lazyfs, umoci_unpack
 from tests.containerd import Containerd

@@ -9,10 +9,10 @@ import trio
 
 from lazyfs.containerd.lazy_layers import LazyLayers, LiveLayer, name_of
 from lazyfs.fetch.background import measure_missing
-from lazyfs.fetch.tasks import Tasks
 from lazyfs.gate.catalog import Catalog
 from lazyfs.gate.inode import inode_of
 from lazyfs.store.store import Store
+from lazyfs.tasks import Tasks
 from tests.unit.containerd.scripted import REPOSITORY, ScriptedImage, ScriptedRegistry
 
 LINGER = 31.0

@@ -11,11 +11,11 @@ from lazyfs.containerd.lazy_layers import Index, LazyLayers, descriptor_of
 from lazyfs.containerd.resolving import Resolving
 from lazyfs.errors import LocalError
 from lazyfs.fetch.piece import LayerBlob
-from lazyfs.fetch.tasks import Guarded
 from lazyfs.gate.catalog import Catalog, LayerObjects
 from lazyfs.gate.inode import inode_of
 from lazyfs.image.layer import Layer
 from lazyfs.store.store import Store
+from lazyfs.tasks import Guarded
 from tests.conftest import LogWatch
 from tests.unit.containerd.living import LINGER, living
 from tests.unit.containerd.scripted import ScriptedImage

@@ -15,9 +15,9 @@ from lazyfs.format.footer import FOOTER_SIZE, parse_footer
 from lazyfs.format.tar import TarMember
 from lazyfs.format.tar_header import header_bytes
 from lazyfs.format.toc import parse_toc
-from lazyfs.whole.layer_index import index_layer
-from lazyfs.whole.plan import Planned, plan_layer
-from lazyfs.whole.tree import Tree
+from lazyfs.layertar.layer_index import index_layer
+from lazyfs.layertar.plan import Planned, plan_layer
+from lazyfs.layertar.tree import Tree
 from tests.tars import END, content, padded, read
 
 THREADS = ThreadPoolExecutor(4)

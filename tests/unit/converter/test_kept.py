@@ -17,10 +17,10 @@ from lazyfs.format.footer import build_footer
 from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor
 from lazyfs.format.member import compress_member
 from lazyfs.format.tar_header import END_OF_TAR, header_bytes, padding
-from lazyfs.image.spool import Spool, unpack
-from lazyfs.whole.layer_index import index_layer
-from lazyfs.whole.plan import plan_layer
-from lazyfs.whole.tree import Tree
+from lazyfs.layertar.layer_index import index_layer
+from lazyfs.layertar.plan import plan_layer
+from lazyfs.layertar.spool import Spool, unpack
+from lazyfs.layertar.tree import Tree
 from tests.tars import read
 from tests.unit.converter.making import Converted, convert_tar, tar_of
 

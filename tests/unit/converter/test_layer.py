@@ -19,8 +19,8 @@ from lazyfs.format.digest import digest_of
 from lazyfs.format.entry import Entry
 from lazyfs.format.member import inflate_member
 from lazyfs.format.sparse import Extent
-from lazyfs.whole.plan import Planned
-from lazyfs.whole.tree import Tree
+from lazyfs.layertar.plan import Planned
+from lazyfs.layertar.tree import Tree
 from tests.tars import END
 from tests.unit.converter.making import LAYERS, THREADS, Converted, Item, convert_tar, tar_of
 

@@ -13,8 +13,8 @@ from lazyfs.cli.main import main
 from lazyfs.format.entry import Entry
 from lazyfs.format.manifest import OCI_LAYER_GZIP
 from lazyfs.format.tar import read_tar
-from lazyfs.whole.own import own_files
-from lazyfs.whole.plan import Planned
+from lazyfs.layertar.own import own_files
+from lazyfs.layertar.plan import Planned
 from tests.bad.oci import Oci
 from tests.unit.converter.making import THREADS, Item, convert_tar, items_of, tar_of
 from tests.unit.converter.places import Place, converted

@@ -13,8 +13,8 @@ from converter.members import BATCH, Piece, batches, compress, cut
 from lazyfs.format.entry import Entry
 from lazyfs.format.sparse import Extent
 from lazyfs.format.tar_header import header_bytes, padding
-from lazyfs.whole.content import read_content
-from lazyfs.whole.plan import Planned
+from lazyfs.layertar.content import read_content
+from lazyfs.layertar.plan import Planned
 
 SIZES = st.lists(st.one_of(st.just(0), st.integers(1, 40)), max_size=8)
 

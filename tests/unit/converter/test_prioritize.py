@@ -10,7 +10,7 @@ import pytest
 from converter.prioritize import find, read_list
 from lazyfs.errors import UsageError
 from lazyfs.format.entry import Entry
-from lazyfs.whole.tree import Tree
+from lazyfs.layertar.tree import Tree
 from tests.unit.converter.making import Item, convert_tar, tar_of
 
 LAYERS: list[list[Item]] = [

@@ -12,7 +12,7 @@ from converter.uploads import Uploads
 from lazyfs.errors import DigestMismatch
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor
-from lazyfs.image.spool import unnamed_file, write
+from lazyfs.layertar.spool import unnamed_file, write
 from tests.unit.converter.places import Place
 
 DATA = b"a blob"

@@ -13,12 +13,12 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from lazyfs.containerd.uses import Uses
 from lazyfs.daemon.client import Client, DaemonUnreachable
 from lazyfs.daemon.control import Carry, Tell, serve_control
 from lazyfs.daemon.holding import SOCKET_NAME
 from lazyfs.daemon.orders import MAX_ORDER, Order, Refused, Report, StatusOrder, UnmountOrder
 from lazyfs.errors import MountFailed, NotNative
+from lazyfs.live.uses import Uses
 
 
 @asynccontextmanager

@@ -22,7 +22,7 @@ from lazyfs.format.entry import Chunk, Entry
 from lazyfs.gate.catalog import Catalog
 from lazyfs.gate.gate import Gate
 from lazyfs.image.layer import Layer
-from lazyfs.mount.portable import MountRequest, PortableMount
+from lazyfs.portable.mount import MountRequest, PortableMount
 from lazyfs.store.content import content_of
 from lazyfs.store.in_use import InUse
 from lazyfs.store.store import Store

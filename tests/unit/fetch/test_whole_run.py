@@ -23,7 +23,7 @@ from lazyfs.store.store import Store
 from tests.conftest import LogWatch
 from tests.unit.converter.making import Item, tar_of
 from tests.unit.converter.places import Place
-from tests.unit.whole.loading import LARGE, asks_for_layers, here, load
+from tests.unit.eager.loading import LARGE, asks_for_layers, here, load
 
 FILES: list[Item] = [
     (Entry(b"small-%d" % number, "reg", size=100 + number), b"%d" % (number % 10) * (100 + number)) for number in range(20)

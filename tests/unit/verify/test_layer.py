@@ -20,12 +20,12 @@ from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor
 from lazyfs.format.member import compress_member, inflate_member
 from lazyfs.format.tar import read_tar
 from lazyfs.image.layer import TOC_DIGEST
-from lazyfs.image.spool import Spool, unpack
 from lazyfs.image.toc_member import read_toc_member
+from lazyfs.layertar.layer_index import index_layer
+from lazyfs.layertar.plan import plan_layer
+from lazyfs.layertar.spool import Spool, unpack
+from lazyfs.layertar.tree import Tree
 from lazyfs.verify.layer import LayerFindings, verify_layer
-from lazyfs.whole.layer_index import index_layer
-from lazyfs.whole.plan import plan_layer
-from lazyfs.whole.tree import Tree
 
 Toc = dict[str, Any]
 

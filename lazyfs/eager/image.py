@@ -1,0 +1,120 @@
+"""The layers of an image, whatever they are: lazy ones by their TOCs, the others fetched whole, if they are not here.
+
+A layer that is fetched whole is verified by its digests before a name in it is believed, and its files are objects of the
+store before the image is mounted. From then on it differs from a lazy layer in one thing: what goes missing of it
+cannot be fetched alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import trio
+
+from lazyfs.eager.document import keys_of, recall
+from lazyfs.eager.loading import Place, bring
+from lazyfs.eager.progress import Bars, Tell
+from lazyfs.errors import DigestMismatch, LazyfsError, NotLazy, RangeIgnored
+from lazyfs.format.bounds import ImageBounds
+from lazyfs.format.digest import Digest
+from lazyfs.image.image import Image, all_of, load_layers
+from lazyfs.image.layer import Layer, Whole, load_layer
+from lazyfs.source.protocol import ImageSource
+from lazyfs.store.store import Store
+from lazyfs.store.turn import turn
+
+
+async def load_image_layers(
+    source: ImageSource, store: Store, image: Image, *, lazy_only: bool, progress: Tell, accepted: bool = False
+) -> tuple[Layer, ...]:
+    """All layers of `image`, the lowest first; those that are not lazy are fetched whole, unless they are here.
+
+    So are lazy ones of which the registry serves no ranges, and those with another TOC than their manifest names: the digest of all
+    of the blob tells whether that is the registry's fault. Whole is what they stay in this store.
+
+    `accepted`: the image is mounted, perhaps since an earlier version, so bounds that are new are not applied to its lazy layers.
+    `progress` gets a note for each of those, and how far they are. With `lazy_only` they are refused: NotLazy. Raises
+    InvalidInput, SourceError, LocalError. Cancelled: files that have arrived are kept, and the rest is as if not begun.
+    """
+    if lazy_only:
+        return await _noted(await load_layers(source, store, image), progress)
+    keys = keys_of(image)
+    layers: dict[int, Layer] = {}
+    wanted: dict[int, Whole] = {}
+    ordinary: set[int] = set()
+    bounds = ImageBounds()
+    loads = [partial(_load, source, store, image, number, key, bounds, accepted=accepted) for number, key in enumerate(keys)]
+    for number, found in enumerate(await all_of(loads)):
+        if isinstance(found, NotLazy | RangeIgnored | DigestMismatch):
+            descriptor = image.layers[number]
+            reason = found.message.removeprefix(f"layer {descriptor.digest} ")
+            if isinstance(found, RangeIgnored):
+                reason = f"cannot be fetched in ranges: {found.message}"
+            else:
+                ordinary.add(number)
+                if isinstance(found, DigestMismatch):
+                    reason = f"has another TOC than its manifest names: {found.message}"
+            wanted[number] = Whole(reason, image.config.diff_ids[number])
+        elif isinstance(found, LazyfsError):
+            raise found
+        else:
+            layers[number] = found
+    if wanted:
+        notes = {number: _note(image, number, whole, convert=number in ordinary) for number, whole in wanted.items()}
+
+        async def waiting(digest: Digest) -> None:
+            await progress({"note": f"waiting for layer {digest[:19]}, which is being fetched for another mount"})
+
+        async with turn(store, (image.layers[number].digest for number in wanted), waiting) as its:
+            place = Place(source, store, image, keys, bounds, Bars(progress), its)
+            layers |= await _fetch(place, layers, wanted, notes, progress)
+    return await _noted(tuple(layers[number] for number in range(len(image.layers))), progress)
+
+
+async def _noted(layers: tuple[Layer, ...], tell: Tell) -> tuple[Layer, ...]:
+    """`layers`; where one shows less than a full pull, it is told."""
+    for layer in layers:
+        if layer.note:
+            await tell({"note": f"layer {layer.digest[:19]}: {layer.note}"})
+    return layers
+
+
+async def _load(
+    source: ImageSource, store: Store, image: Image, number: int, key: str, bounds: ImageBounds, *, accepted: bool
+) -> Layer:
+    known = await _recall(store, image, number, key)
+    return known or await load_layer(source, store, image.layers[number], accepted=accepted, image=bounds)
+
+
+async def _recall(store: Store, image: Image, number: int, key: str) -> Layer | None:
+    return await trio.to_thread.run_sync(recall, store, key, image.layers[number], image.config.diff_ids[number])
+
+
+async def _fetch(
+    place: Place, known: Mapping[int, Layer], wanted: Mapping[int, Whole], notes: Mapping[int, str], tell: Tell
+) -> dict[int, Layer]:
+    """The layers `wanted`. Whoever had the turn before may have brought some of them."""
+    image = place.image
+    brought = {}
+    for number in wanted:
+        layer = await _recall(place.store, image, number, place.keys[number])
+        if layer is not None:
+            brought[number] = layer
+    missing = {number: whole for number, whole in wanted.items() if number not in brought}
+    for number in missing:
+        await tell({"note": notes[number]})
+    if missing:
+        brought |= await bring(place, {**known, **brought}, missing)
+    return brought
+
+
+def _note(image: Image, number: int, whole: Whole, *, convert: bool) -> str:
+    """`convert`: a conversion would make it lazy."""
+    descriptor = image.layers[number]
+    size = f"{descriptor.size / 1e6:.1f} MB" if descriptor.size >= 100_000 else f"{descriptor.size} bytes"
+    note = (
+        f"layer {number + 1} of {len(image.layers)} ({descriptor.digest[:19]}) is not lazy (it {whole.reason}):"
+        f" its {size} are fetched whole"
+    )
+    return f"{note}, which `lazyfs convert {image.name} DST` would save" if convert else note

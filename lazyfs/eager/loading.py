@@ -1,0 +1,192 @@
+"""Layers that are not lazy, on their way into the store.
+
+fetch    two at a time: downloaded in parallel ranges, verified, unpacked to a tar
+place    one after the other from the lowest up, because each needs what the ones below show: read as a tar, when there is room for
+         what that takes (image/room.py), and put on the tree
+keep     its files hashed and kept, with all cores; what is here already is not written again
+describe its entries, with the chunks of its files, as a document of the store
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+import trio
+
+from lazyfs.eager.document import describe, starts_of
+from lazyfs.eager.fetch import fetch_tar
+from lazyfs.eager.progress import Bars
+from lazyfs.errors import InvalidTar, LazyfsError, StoreFull, bare, foremost
+from lazyfs.format.bounds import Bounds, ImageBounds
+from lazyfs.format.entry import Chunk
+from lazyfs.format.tar import read_tar
+from lazyfs.format.whiteout import LeftOut
+from lazyfs.image.image import Image
+from lazyfs.image.layer import Layer, Whole
+from lazyfs.image.room import PARSING, TAR_WEIGHT, parsing_room
+from lazyfs.layertar.files import batches, keep_file
+from lazyfs.layertar.layer_index import index_layer
+from lazyfs.layertar.own import own_files, own_note
+from lazyfs.layertar.plan import Planned, plan_layer
+from lazyfs.layertar.spool import Spool
+from lazyfs.layertar.tree import Tree
+from lazyfs.source.protocol import ImageSource
+from lazyfs.store.store import Store
+from lazyfs.store.turn import Turn
+
+_AT_ONCE: Final = 2
+"""Layers whose tar is on this disk."""
+_KEEPERS: Final = (os.cpu_count() or 1) + 1
+
+
+class Place(NamedTuple):
+    """Where the layers come from and go to."""
+
+    source: ImageSource
+    store: Store
+    image: Image
+    keys: Sequence[str]
+    """Of each layer: what its document is kept under."""
+    bounds: ImageBounds
+    """What all layers of the image may take together."""
+    bars: Bars
+    turn: Turn
+    """Of all layers that are fetched. Each is let go of when it is here: others wait for it."""
+
+
+async def bring(place: Place, known: Mapping[int, Layer], wanted: Mapping[int, Whole]) -> dict[int, Layer]:
+    """Fetch the layers `wanted`, by their numbers in the image; `known` are those that need not be.
+
+    Raises SourceError, InvalidInput, LocalError: nothing half-done is left, but files that were kept stay. Cancelled: the same.
+    """
+    jobs = {number: _Job(place, number, whole) for number, whole in sorted(wanted.items())}
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(place.bars.run)
+            async with trio.open_nursery() as running:
+                running.start_soon(_run_all, list(jobs.values()))
+                tree = Tree()
+                for number in range(max(jobs) + 1):
+                    if number in jobs:
+                        await jobs[number].put_on(tree)
+                    else:
+                        await trio.to_thread.run_sync(tree.put, known[number].entries, number)
+            nursery.cancel_scope.cancel()
+    except ExceptionGroup as group:
+        error = foremost(group)
+        if isinstance(error, LazyfsError):
+            raise error from None
+        raise
+    await place.bars.tell()
+    return {number: job.layer for number, job in jobs.items()}
+
+
+async def _run_all(jobs: Sequence[_Job]) -> None:
+    """In order, because the lowest layer is placed first: whoever holds a place gets his turn."""
+    room = trio.Semaphore(_AT_ONCE)
+
+    async def run(job: _Job) -> None:
+        await job.run()
+        room.release()
+
+    async with trio.open_nursery() as nursery:
+        for job in jobs:
+            await room.acquire()
+            nursery.start_soon(run, job)
+
+
+class _Job:
+    """One layer."""
+
+    layer: Layer
+    """Once it has run."""
+
+    def __init__(self, place: Place, number: int, whole: Whole) -> None:
+        self._place = place
+        self._number = number
+        self._whole = whole
+        self._descriptor = place.image.layers[number]
+        self._what = f"layer {self._descriptor.digest}"
+        self._title = f"layer {number + 1} of {len(place.image.layers)}"
+        self._left_out = LeftOut()
+        self._own: tuple[bytes, ...] = ()
+        self._tree: Tree | None = None
+        self._its_turn = trio.Event()
+        self._placed = trio.Event()
+
+    async def put_on(self, tree: Tree) -> None:
+        """Have the layer put on `tree`, which holds the layers below. `run` does it, and raises what goes wrong."""
+        self._tree = tree
+        self._its_turn.set()
+        await self._placed.wait()
+        self._tree = None
+
+    async def run(self) -> None:
+        """All that becomes of it. `put_on` is called meanwhile."""
+        place = self._place
+        step = place.bars.begin(f"{self._title}: fetching", self._descriptor.size)
+        digest = self._descriptor.digest
+        tar = fetch_tar(place.source, self._descriptor, self._whole, place.store, step, keep=place.turn.holds(digest))
+        async with tar as spool:
+            await self._its_turn.wait()  # on disk: what is in it takes memory from here on
+            async with parsing_room().hold(PARSING) as held:
+                plan, described = await trio.to_thread.run_sync(self._read_and_place, spool)
+                held.shrink(TAR_WEIGHT * described)
+                self._placed.set()
+                chunks = await self._keep(spool, plan)
+                self.layer = await trio.to_thread.run_sync(
+                    describe, place.store, place.keys[self._number], self._descriptor, self._whole, plan, chunks
+                )
+        self.layer = self.layer._replace(note="; ".join(filter(None, (self._left_out.note, own_note(self._own)))))
+        place.turn.let_go(digest)
+
+    def _read_and_place(self, spool: Spool) -> tuple[tuple[Planned, ...], int]:
+        """The plan, and how many bytes of description the layer has."""
+        try:
+            return self._plan_of(spool)
+        except LazyfsError as error:
+            raise bare(error) from None  # before the room is given back
+
+    def _plan_of(self, spool: Spool) -> tuple[tuple[Planned, ...], int]:
+        assert self._tree is not None
+        size = self._descriptor.size
+        bounds = Bounds(size, self._what, InvalidTar, trio.from_thread.check_cancelled, image=self._place.bounds)
+        members = tuple(read_tar(spool.read_at, spool.size, size, self._what, self._left_out, bounds=bounds))
+        self._own = own_files(members, spool.read_at)
+        index = index_layer(self._tree, members, self._number, self._what, self._left_out, bounds)
+        plan = plan_layer(index, landmark=False)
+        bounds.settle()
+        return plan, bounds.described
+
+    async def _keep(self, spool: Spool, plan: Sequence[Planned]) -> list[tuple[Chunk, ...]]:
+        starts = starts_of(plan)
+        chunks: list[tuple[Chunk, ...]] = [()] * len(plan)
+        step = self._place.bars.begin(f"{self._title}: unpacking", starts[-1])
+        todo = batches(plan)
+
+        def keep(batch: Sequence[int]) -> None:
+            for position in batch:
+                chunks[position] = self._keep_file(spool, plan[position], starts[position])
+
+        async def keep_some() -> None:
+            for batch in todo:
+                await trio.to_thread.run_sync(keep, batch)
+                step(sum(plan[position].entry.size for position in batch))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(_KEEPERS):
+                nursery.start_soon(keep_some)
+        return chunks
+
+    def _keep_file(self, spool: Spool, planned: Planned, start: int) -> tuple[Chunk, ...]:
+        place = self._place
+        try:
+            return keep_file(place.store, planned, start, spool.read_at)
+        except StoreFull:
+            if not place.turn.holds(self._descriptor.digest):
+                raise
+            # The blob would save another attempt its transfer; without its room, none might succeed.
+            place.store.parts.empty(self._descriptor.digest)
+            return keep_file(place.store, planned, start, spool.read_at)

@@ -1,0 +1,68 @@
+"""The files of a spooled tar: cut into chunks, named by their digests, and kept in the store.
+
+They get the names that a converted image gives them at its defaults, so that the same file is one object, whichever way
+it came. Their bytes are hashed here, and the names are made of nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from lazyfs.format.entry import Chunk
+from lazyfs.format.tar import ReadAt
+from lazyfs.layertar.content import read_content
+from lazyfs.layertar.plan import Planned
+from lazyfs.store.content import content_of
+from lazyfs.store.store import Store
+
+CHUNK_SIZE: Final = 4 << 20
+"""What the converter cuts larger files into when nobody says anything else."""
+_BATCH: Final = 8 << 20
+_BATCH_COUNT: Final = 128
+
+
+def spans(size: int) -> Iterator[tuple[int, int]]:
+    """(offset, size) of the chunks of a file of `size` bytes."""
+    for offset in range(0, size, CHUNK_SIZE):
+        yield offset, min(CHUNK_SIZE, size - offset)
+
+
+def batches(plan: Sequence[Planned]) -> Iterator[list[int]]:
+    """The positions of files that are not empty, as many together as a thread takes up at once."""
+    batch: list[int] = []
+    weight = 0
+    for position, planned in enumerate(plan):
+        size = planned.entry.size
+        if not size:
+            continue
+        if batch and (weight + size > _BATCH or len(batch) == _BATCH_COUNT):
+            yield batch
+            batch = []
+            weight = 0
+        batch.append(position)
+        weight += size
+    if batch:
+        yield batch
+
+
+def keep_file(store: Store, planned: Planned, start: int, read_at: ReadAt) -> tuple[Chunk, ...]:
+    """Blocking. Hash a file of a tar that `read_at` reads, and keep as much of it as is not here. Its chunks, which begin at `start`
+    of a blob that does not exist: one chunk behind the other, as if each were a member.
+
+    Raises StoreFull, StoreUnusable: what was kept before stays.
+    """
+    size = planned.entry.size
+    data = b""
+    chunks = []
+    for offset, length in spans(size):
+        data = read_content(planned, offset, length, read_at)
+        chunks.append(Chunk(offset, length, hashlib.sha256(data).digest(), start + offset, 0, start + offset + length))
+    content = content_of(chunks)
+    for number in store.missing(content, 0, len(chunks)):
+        # A file of several chunks has no name before its last one is hashed: read once more, from the page cache.
+        if len(chunks) > 1:
+            data = read_content(planned, chunks[number].file_offset, chunks[number].size, read_at)
+        store.keep(content, number, data)
+    return tuple(chunks)

@@ -1,0 +1,251 @@
+"""What a layer's tar leaves behind when it is unpacked onto the layers below: each name once, in its real place.
+
+A tar is a list of instructions, carried out in order; a TOC is a description. Between the two lie: repeated names (the last wins, and
+a hard link made in between keeps the first one's content), names that lead through symbolic links, directories
+that are implied and described elsewhere, the format's own entries of an earlier conversion, and whiteouts, which hide what is
+below and never what the same layer brings, before them or after. It is all done here as umoci does it on a disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from lazyfs.errors import InvalidTar, show
+from lazyfs.format.bounds import ENTRY, Bounds
+from lazyfs.format.entry import OPAQUE_MARKER, OWN_NAMES, WHITEOUT_PREFIX, Entry, base_of, parent_of
+from lazyfs.format.sparse import Extent
+from lazyfs.format.tar import TarMember
+from lazyfs.format.whiteout import LeftOut, is_whiteout_device, place_of
+from lazyfs.layertar.tree import Node, Tree
+
+
+class Inode:
+    """A directory, a file or whatever else, under one name or several."""
+
+    __slots__ = ("entry", "extents", "name")
+
+    def __init__(self, entry: Entry, extents: tuple[Extent, ...]) -> None:
+        self.entry = entry
+        self.extents = extents
+        self.name = entry.name
+        """The name under which it is written; its other names become hard links to that one."""
+
+
+class LayerIndex(msgspec.Struct, frozen=True):
+    """A layer's names, in the order of its tar; directories that it only implies stand before what implies them."""
+
+    inodes: dict[bytes, Inode]
+    markers: dict[bytes, tuple[Entry, ...]]
+    """By directory: its whiteouts, the opaque marker first."""
+
+
+def index_layer(
+    tree: Tree,
+    members: Iterable[TarMember],
+    layer: int,
+    what: str,
+    left_out: LeftOut | None = None,
+    bounds: Bounds | None = None,
+) -> LayerIndex:
+    """Index a layer and put it on `tree`, which held the layers below it.
+
+    `layer` is its number, `what` names it in errors, `bounds` is its account, also while it was read. What a symbolic link leads below a whiteout's name is counted in `left_out`.
+    Raises InvalidTar for what no runtime would unpack alike.
+    """
+    account = Bounds(0, what, InvalidTar) if bounds is None else bounds
+    return _Placing(tree, layer, what, LeftOut() if left_out is None else left_out, account).place_all(members)
+
+
+class _Placing:
+    def __init__(self, tree: Tree, layer: int, what: str, left_out: LeftOut, bounds: Bounds) -> None:
+        self._tree = tree
+        self._layer = layer
+        self._what = what
+        self._left_out = left_out
+        self._bounds = bounds
+        self._inodes: dict[bytes, Inode] = {}
+        self._own: dict[bytes, Inode] = {}
+        """What has a name of the format's own. It is left out, but hard links to it are files like others."""
+        self._directories: dict[bytes, tuple[bytes, Node] | None] = {}
+        """Of each directory as the tar spells it: its real name and its node. Emptied when that may have changed."""
+        self._emptied: set[bytes] = set()
+        """Directories in whose place something else was for a while. What the layers below had in them is gone."""
+        self._hidden_below: set[bytes] = set()
+        self._markers: dict[bytes, dict[bytes, Entry]] = {}
+        """By real directory and base name."""
+
+    def place_all(self, members: Iterable[TarMember]) -> LayerIndex:
+        for member in members:
+            if base_of(member.entry.name).startswith(WHITEOUT_PREFIX):
+                self._white_out(member.entry)
+            else:
+                self._place(member)
+        markers = self._standing_markers()
+        self._hide_devices()
+        for name, inode in reversed(self._inodes.items()):
+            inode.name = name  # the first name of each remains
+        return LayerIndex(self._inodes, markers)
+
+    def _white_out(self, entry: Entry) -> None:
+        way = self._tree.follow(parent_of(entry.name), self._bounds)
+        if way.node is None or way.node.children is None:
+            return  # it hides nothing, and writing it would make its directory
+        base = base_of(entry.name)
+        if place_of(_join(way.name, base)) != "whiteout":
+            return
+        if base == OPAQUE_MARKER:
+            self._hide_below(way.name, way.node)
+        else:
+            self._hide(_join(way.name, base[len(WHITEOUT_PREFIX) :]), way.node)
+        marker = Entry(_join(way.name, base), "reg", entry.mode, entry.uid, entry.gid, entry.mtime_ns)
+        self._markers.setdefault(way.name, {})[base] = marker
+
+    def _hide(self, name: bytes, directory: Node) -> None:
+        assert directory.children is not None
+        child = directory.children.get(base_of(name))
+        if child is None:
+            return
+        if name not in self._inodes:
+            del directory.children[base_of(name)]
+            self._directories.clear()
+        elif child.children is not None:
+            self._hide_below(name, child)
+
+    def _hide_below(self, name: bytes, directory: Node) -> None:
+        """Hide what the layers below have in a directory. Once is enough, which bounds what many whiteouts may cost."""
+        pending = [(name, directory)]
+        while pending:
+            path, here = pending.pop()
+            if path in self._hidden_below or here.children is None:
+                continue
+            self._hidden_below.add(path)
+            self._bounds.step(len(here.children))
+            for base, child in list(here.children.items()):
+                inside = _join(path, base)
+                if inside in self._inodes:
+                    pending.append((inside, child))
+                else:
+                    del here.children[base]
+        self._directories.clear()
+
+    def _place(self, member: TarMember) -> None:
+        entry = member.entry
+        if not entry.name:
+            self._inodes[b""] = Inode(entry, ())
+            self._tree.root.entry = entry
+            self._tree.root.layer = self._layer
+            return
+        if entry.name.partition(b"/")[0] in OWN_NAMES:
+            self._own[entry.name] = self._link_target(entry) if entry.type == "hardlink" else Inode(entry, member.extents)
+            return
+        found = self._directory(parent_of(entry.name))
+        if found is None:
+            self._left_out.add(entry.name, "below")
+            return
+        real_parent, directory = found
+        base = base_of(entry.name)
+        name = _join(real_parent, base)
+        if name in OWN_NAMES:
+            return
+        if entry.name != name:
+            entry = msgspec.structs.replace(entry, name=name)
+        if entry.type == "hardlink":
+            inode = self._link_target(entry)
+            entry = msgspec.structs.replace(inode.entry, name=name)
+        else:
+            inode = Inode(entry, member.extents)
+        children = directory.children
+        assert children is not None
+        there = children.get(base)
+        if there is not None and there.children is not None and entry.type == "dir":
+            there.entry = entry
+            there.layer = self._layer
+            self._inodes.pop(name, None)
+        else:
+            if there is not None:
+                self._forget(name, there)
+            children[base] = Node(entry, self._layer)
+        self._inodes[name] = inode
+
+    def _directory(self, path: bytes) -> tuple[bytes, Node] | None:
+        """The directory that `path` leads to, made or described here as far as this layer does not name it; None: nobody shows it."""
+        if path in self._directories:
+            return self._directories[path]
+        known = self._directories[path] = self._tree.make(path, self._layer, self._what, self._bounds)
+        if known is not None:
+            self._describe(known[0])
+        return known
+
+    def _describe(self, directory: bytes) -> None:
+        missing = []
+        while directory and directory not in self._inodes:
+            missing.append(directory)
+            directory = parent_of(directory)
+        if not missing:
+            return
+        node = self._tree.follow(directory, self._bounds).node
+        for name in reversed(missing):
+            self._bounds.describe(ENTRY + len(name))
+            assert node is not None
+            assert node.children is not None
+            node = node.children[base_of(name)]
+            self._inodes[name] = Inode(msgspec.structs.replace(node.entry, name=name), ())
+
+    def _link_target(self, entry: Entry) -> Inode:
+        way = self._tree.follow(parent_of(entry.link), self._bounds)
+        name = _join(way.name, base_of(entry.link))
+        target = (self._inodes.get(name) or self._own.get(name)) if way.node else None
+        if target is None or target.entry.type == "dir" or name == entry.name:
+            raise InvalidTar(
+                f"{self._what}: {show(entry.name)} is a hard link to {show(entry.link)}, which is no earlier file of its layer"
+            )
+        return target
+
+    def _forget(self, name: bytes, node: Node) -> None:
+        """Drop `name`, and what is below it, out of this layer: something else takes the place."""
+        pending = [(name, node)]
+        while pending:
+            path, here = pending.pop()
+            self._inodes.pop(path, None)
+            self._bounds.step()
+            for base, child in (here.children or {}).items():
+                pending.append((_join(path, base), child))
+        if node.children is not None:
+            self._emptied.add(name)
+        if node.children is not None or node.entry.type == "symlink":
+            self._directories.clear()
+
+    def _hide_devices(self) -> None:
+        """Take out of the tree what the layers above do not see: overlayfs takes such a device for a whiteout."""
+        for name, inode in self._inodes.items():
+            entry = inode.entry
+            if entry.type == "char" and is_whiteout_device("char", entry.major, entry.minor):
+                directory = self._tree.follow(parent_of(name), self._bounds).node
+                assert directory is not None
+                assert directory.children is not None
+                directory.children.pop(base_of(name), None)
+
+    def _standing_markers(self) -> dict[bytes, tuple[Entry, ...]]:
+        """The whiteouts by their directories, which are described; those whose directory went away later have gone with it."""
+        # A directory that the same layer removes and makes anew: where the whiteout is a device that the directory takes the
+        # place of (containerd's overlayfs, stargz-snapshotter), what is below would show through again.
+        removed = [
+            _join(directory, base[len(WHITEOUT_PREFIX) :]) for directory, markers in self._markers.items() for base in markers
+        ]
+        for name in sorted(self._emptied.union(removed)):
+            if name in self._inodes and self._inodes[name].entry.type == "dir":
+                marker = Entry(_join(name, OPAQUE_MARKER), "reg", 0o644)
+                self._markers.setdefault(name, {}).setdefault(OPAQUE_MARKER, marker)
+        standing = {}
+        for directory, markers in self._markers.items():
+            way = self._tree.follow(directory, self._bounds)
+            if way.name == directory and way.node is not None and way.node.children is not None:
+                self._describe(directory)
+                standing[directory] = tuple(sorted(markers.values(), key=lambda entry: base_of(entry.name) != OPAQUE_MARKER))
+        return standing
+
+
+def _join(directory: bytes, base: bytes) -> bytes:
+    return directory + b"/" + base if directory else base

@@ -1,0 +1,279 @@
+"""A layer's tar on disk while it is converted, verified or unpacked: downloaded, decompressed and verified in one pass.
+
+The file has no name from the start, so that nothing is left behind whatever ends the process. Reading the tar by offset is
+what makes the rest simple: entries are indexed first, then ordered, then read in the new order.
+
+How the tar is compressed, the blob's first bytes say, as in containerd: its media type may be wrong, and the diff ID is checked
+either way.
+
+Decompression is bounded: a layer that grows beyond 1032 times its blob (deflate's own limit) and 1 GiB is refused, and
+no step inflates more than a few MiB at once, so memory does not depend on what the blob claims. zstd knows no such limit: a few kilobytes
+fill a window of 128 MiB, and a disk. So a blob's size counts when it has come, and who unpacks several layers at once lets one at a time
+have a larger window than usual ones need.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Final, Literal, Self, cast
+
+import zstandard
+from isal import isal_zlib
+
+from lazyfs.errors import DigestMismatch, InvalidInput, LocalError
+from lazyfs.format.bounds import ENTRY, Bounds
+from lazyfs.format.digest import Digest
+from lazyfs.format.manifest import Descriptor
+from lazyfs.layertar.member_map import MemberMap
+from lazyfs.store.refusal import refusal
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsRead
+
+_PULL: Final = 1 << 20
+_FEED: Final = 64 << 10
+"""Given to the inflater at once. Behind each gzip member it hands the rest back as a copy, and an eStargz layer has
+thousands of members."""
+_INFLATE: Final = 4 << 20
+_MAX_RATIO: Final = 1032
+_MIN_LIMIT: Final = 1 << 30
+
+PEEK: Final = 4
+_GZIP: Final = b"\x1f\x8b\x08"
+_ZSTD: Final = b"\x28\xb5\x2f\xfd"
+_ZSTD_SKIPPABLE: Final = b"\x2a\x4d\x18"
+"""Behind a byte from 0x50 to 0x5f: a frame without content, with which zstd may begin as well."""
+
+LayerKind = Literal["gzip", "zstd", "tar"]
+
+SMALL_WINDOW: Final = 8 << 20
+"""Bytes of memory: what zstd needs at all levels up to 19, and so do Go's writers unless they are told otherwise."""
+LARGEST_WINDOW: Final = 128 << 20
+"""The most that zstd takes without being asked to."""
+
+Pull = Callable[[int], bytes | bytearray | memoryview]
+"""The next `count` bytes of the blob, exactly."""
+
+
+class NeedsMore(InvalidInput):
+    """A layer that cannot be unpacked with a small window while it comes, but perhaps with a large one now that all of it has come."""
+
+
+class Spool:
+    """An uncompressed layer in an unnamed file. A context manager: leaving it gives the disk space back."""
+
+    def __init__(self, keep_blob: bool, folder: str | None = None) -> None:
+        """In `folder`, which is a store's, else in TMPDIR. Raises LocalError."""
+        with ExitStack() as stack:
+            self._file = stack.enter_context(unnamed_file(folder))
+            self.blob: IO[bytes] | None = stack.enter_context(unnamed_file(folder)) if keep_blob else None
+            self._stack = stack.pop_all()
+        self._folder = folder
+        self.size = 0
+        self.blob_is_right = False
+        """Whether the blob has turned out to be what the manifest names. What is wrong then is wrong in the image."""
+        self.members = MemberMap()
+        """Where `blob` is kept: the blob offset of each gzip member, and the tar offset of what it inflates to."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def take_blob(self) -> IO[bytes]:
+        """The blob, which stays open when this is closed."""
+        assert self.blob is not None
+        blob, self.blob = self.blob, None
+        return os.fdopen(os.dup(blob.fileno()), "rb")
+
+    def append(self, data: bytes) -> None:
+        write(self._file, data, self._folder)
+        self.size += len(data)
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """The `size` bytes of the tar at `offset`; fewer only at its end."""
+        return os.pread(self._file.fileno(), size, offset)
+
+
+def unnamed_file(folder: str | None = None) -> IO[bytes]:
+    """A file in `folder`, else in TMPDIR, that has no name and no buffer."""
+    try:
+        return tempfile.TemporaryFile(prefix="lazyfs-", buffering=0, dir=folder)
+    except OSError as error:
+        raise _no_room(error, folder) from error
+
+
+def write(file: IO[bytes], data: bytes | memoryview, folder: str | None = None) -> None:
+    """All of `data`, to a file in `folder`, else in TMPDIR. Raises LocalError where the disk does not take it."""
+    rest = memoryview(data)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError as error:
+        raise _no_room(error, folder) from error
+
+
+def unpack(
+    spool: Spool,
+    pull: Pull,
+    layer: Descriptor,
+    diff_id: Digest,
+    progress: Callable[[int], None],
+    *,
+    careful: bool = False,
+) -> None:
+    """Fill `spool` with the tar in the blob that `pull` brings, and verify both the blob's digest and the tar's.
+
+    `progress` gets the count of blob bytes of each step. Runs in a thread. `careful`: with a
+    window of SMALL_WINDOW at most, and no more bytes of tar than the bytes that have come may become. Where that is too little, NeedsMore is
+    raised after all of the blob has come and its digest was right. Raises what `pull` raises, InvalidInput, DigestMismatch, LocalError.
+    """
+    what = f"layer {layer.digest}"
+    blob = _Blob(pull, layer.size, spool.blob, progress)
+    tar_hash = hashlib.sha256()
+    limit = max(_MAX_RATIO * layer.size, _MIN_LIMIT)
+    window = SMALL_WINDOW if careful else LARGEST_WINDOW
+    kind = kind_of(blob.peek(PEEK))
+    try:
+        for data in _decompressed(blob, kind, spool, Bounds(layer.size, what), window):
+            tar_hash.update(data)
+            spool.append(data)
+            if spool.size > limit:
+                raise InvalidInput(f"{what} of {layer.size} bytes unpacks to more than {limit}: a decompression bomb")
+            if careful and spool.size > max(_MAX_RATIO * blob.come, _MIN_LIMIT):
+                come = blob.come
+                blob.drain()
+                blob.check(layer.digest, what)
+                raise NeedsMore(f"{what}: its first {come} bytes unpack to more than {spool.size - len(data)}")
+    except (isal_zlib.error, zstandard.ZstdError, EOFError) as error:  # type: ignore[misc]  # the stub gives it no class
+        blob.drain()
+        blob.check(layer.digest, what)
+        broken = NeedsMore if kind == "zstd" and careful else InvalidInput
+        raise broken(f"{what} is broken {kind}: {error}", hint="It was pushed broken: push the image again") from None
+    blob.drain()
+    blob.check(layer.digest, what)
+    spool.blob_is_right = True
+    if tar_hash.hexdigest() != diff_id[7:]:
+        raise DigestMismatch(
+            f"{what}, read as {kind}, unpacks to sha256:{tar_hash.hexdigest()}, and the config's diff ID is {diff_id}"
+        )
+
+
+def kind_of(start: bytes) -> LayerKind:
+    """How a blob that begins with these bytes, at least PEEK of them where it has as many, is compressed."""
+    if start.startswith(_GZIP):
+        return "gzip"
+    if start.startswith(_ZSTD) or (start[1:4] == _ZSTD_SKIPPABLE and start[0] & 0xF0 == 0x50):
+        return "zstd"
+    return "tar"
+
+
+class _Blob:
+    """The compressed bytes as a file to read from: hashed, counted, and kept where they may be needed again."""
+
+    def __init__(self, pull: Pull, size: int, copy: IO[bytes] | None, progress: Callable[[int], None]) -> None:
+        self._pull = pull
+        self._size = self._rest = size
+        self._copy = copy
+        self._progress = progress
+        self._hash = hashlib.sha256()
+        self._peeked = b""
+
+    @property
+    def come(self) -> int:
+        """Bytes that have come so far."""
+        return self._size - self._rest
+
+    def peek(self, size: int) -> bytes:
+        """The first `size` bytes, fewer where there are fewer. The next read gives them again."""
+        self._peeked = self.read(size)
+        return self._peeked
+
+    def read(self, size: int = -1) -> bytes:
+        if self._peeked and size:
+            data, self._peeked = self._peeked, b""
+            if 0 <= size < len(data):
+                data, self._peeked = data[:size], data[size:]
+            return data
+        wanted = min(self._rest, _PULL)
+        if not wanted:
+            return b""
+        data = bytes(self._pull(wanted if size < 0 else min(size, wanted)))
+        self._rest -= len(data)
+        self._hash.update(data)
+        if self._copy is not None:
+            write(self._copy, data)
+        self._progress(len(data))
+        return data
+
+    def drain(self) -> None:
+        while self.read():
+            pass
+
+    def check(self, digest: Digest, what: str) -> None:
+        if self._hash.hexdigest() != digest[7:]:
+            raise DigestMismatch(f"{what} hashes to sha256:{self._hash.hexdigest()}")
+
+
+def _decompressed(blob: _Blob, kind: LayerKind, spool: Spool, bounds: Bounds, window: int) -> Iterator[bytes]:
+    if kind == "gzip":
+        yield from _gunzip(blob, spool, bounds)
+        return
+    source: SupportsRead[bytes] = blob
+    if kind == "zstd":
+        file = cast(IO[bytes], blob)  # it is asked for no more than read
+        source = zstandard.ZstdDecompressor(max_window_size=window).stream_reader(file, read_size=_PULL, read_across_frames=True)
+    while data := source.read(_PULL):
+        yield data
+
+
+def _gunzip(blob: _Blob, spool: Spool, bounds: Bounds) -> Iterator[bytes]:
+    """What the gzip members in `blob` inflate to, one after the other. Each counts as an entry (format/bounds.py): it may be empty."""
+    remember = spool.blob is not None
+    consumed = 0
+    inflated = 0
+    stream = isal_zlib.decompressobj(31)
+    fresh = True
+    while pulled := blob.read():
+        view = memoryview(pulled)
+        for start in range(0, len(view), _FEED):
+            data: bytes | memoryview = view[start : start + _FEED]
+            while data:
+                if fresh and remember:
+                    spool.members.add(consumed, inflated)
+                fresh = False
+                out = stream.decompress(data, _INFLATE)
+                left = stream.unused_data if stream.eof else stream.unconsumed_tail
+                consumed += len(data) - len(left)
+                inflated += len(out)
+                data = left
+                if out:
+                    yield out
+                if stream.eof:
+                    bounds.describe(ENTRY)
+                    stream = isal_zlib.decompressobj(31)
+                    fresh = True
+    if not consumed:
+        raise EOFError("it is empty")
+    while not fresh and not stream.eof:  # what the inflater has read already, and held back for its bound
+        out = stream.decompress(b"", _INFLATE)
+        if not out and not stream.eof:
+            raise EOFError("it ends inside a gzip member")
+        yield out
+
+
+def _no_room(error: OSError, folder: str | None) -> LocalError:
+    if folder is not None:
+        return refusal(error, f"temporary files in {folder}")
+    return LocalError(
+        f"temporary files in {tempfile.gettempdir()}: {error.strerror}", hint="Point TMPDIR to a folder with more room"
+    )

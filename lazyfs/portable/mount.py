@@ -1,0 +1,301 @@
+"""The portable mount: one process, one pyfuse3 session, the whole merged tree of one image.
+
+Everything lives in one AsyncExitStack in the order of its need: store, source, fetcher, FUSE session. It ends when the
+kernel says that the mount is gone; SIGTERM and SIGINT only ask the kernel for that.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any, Final, Literal, NamedTuple
+
+import pyfuse3
+import trio
+
+from lazyfs.eager.image import load_image_layers
+from lazyfs.errors import LocalError, MountFailed
+from lazyfs.fetch.background import Background, Wanted, measure_missing, tally_of
+from lazyfs.fetch.fetcher import Fetcher, open_fetcher
+from lazyfs.format.platform import Platform
+from lazyfs.fuse.loop import serve as serve_kernel
+from lazyfs.fuse.operations import Operations
+from lazyfs.image.image import Image, resolve_image
+from lazyfs.image.layer import Layer
+from lazyfs.kernel.heap import share_arenas
+from lazyfs.mount.status import LayerStatus, MountStatus, encode_status
+from lazyfs.mount.table import find_mount
+from lazyfs.mount.unmount import unmount
+from lazyfs.mount.upkeep import Upkeep
+from lazyfs.portable.daemon import Report, Reporter
+from lazyfs.source.open import AccessOptions, open_source
+from lazyfs.source.reference import Reference
+from lazyfs.store.in_use import InUse, declare
+from lazyfs.store.store import Store
+from lazyfs.store.tally import Tally
+from lazyfs.tasks import keep_running
+from lazyfs.vfs.filesystem import FileSystem
+from lazyfs.vfs.tree import Tree
+
+_log = logging.getLogger(__name__)
+
+BackgroundMode = Literal["on", "off", "wait"]
+_TASKS: Final = 160
+"""Requests in flight in pyfuse3: above the kernel's max_background, which we set."""
+_MAX_BACKGROUND: Final = 128
+_READ_AHEAD_KB: Final = 1024
+_LAYERS_TOLD: Final = 200
+"""In a status, which has to fit into an extended attribute: 64 KiB."""
+
+
+class MountRequest(NamedTuple):
+    """What `lazyfs mount` was asked."""
+
+    reference: Reference
+    directory: Path
+    store: Path
+    platform: Platform
+    access: AccessOptions
+    background: BackgroundMode
+    lazy_only: bool = False
+    """Refuse layers that are not lazy, instead of fetching them whole."""
+    store_size: int = -1
+    """Bytes that the store may take from now on; 0 is no bound, -1 leaves it as it is."""
+
+
+def serve(request: MountRequest, reporter: Reporter) -> None:
+    """Mount and serve until unmounted. Raises LazyfsError when it cannot be mounted."""
+    share_arenas()
+    trio.run(_serve, request, reporter)
+
+
+async def _serve(request: MountRequest, reporter: Reporter) -> None:
+    started = time.monotonic()
+    async with AsyncExitStack() as stack:
+        store = stack.enter_context(await trio.to_thread.run_sync(Store.open, request.store))
+        if request.store_size >= 0:
+            await trio.to_thread.run_sync(store.eviction.set_limit, request.store_size)
+        source = open_source(request.reference, request.access)
+        stack.push_async_callback(source.aclose)
+        image = await resolve_image(source, request.reference.selector, request.platform, store)
+        tell = partial(_tell_progress, reporter)
+        layers = await load_image_layers(source, store, image, lazy_only=request.lazy_only, progress=tell)
+        tree = await trio.to_thread.run_sync(Tree, [layer.entries for layer in layers])
+        fetcher = await stack.enter_async_context(open_fetcher(store, source))
+        mount = PortableMount(request, image, layers, store, fetcher, FileSystem(tree, layers, fetcher))
+        _log.info("%s resolved in %.3f s", image.name, time.monotonic() - started)
+        # Before the mount exists: a signal that came between would leave it dead.
+        signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
+        stack.enter_context(_Session(Operations(mount.filesystem, mount.status), request.directory, image.name))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_unmount_on_signal, signals, request.directory)
+            nursery.start_soon(mount.live, reporter)
+            nursery.start_soon(keep_running, "the upkeep of the store", mount.keep_store)
+            await serve_kernel(_TASKS)
+            nursery.cancel_scope.cancel()
+        await Upkeep(store, InUse).stop()
+
+
+class PortableMount:
+    """What goes on in one mount beside answering the kernel."""
+
+    def __init__(
+        self,
+        request: MountRequest,
+        image: Image,
+        layers: tuple[Layer, ...],
+        store: Store,
+        fetcher: Fetcher,
+        filesystem: FileSystem,
+    ) -> None:
+        self.filesystem = filesystem
+        self._request = request
+        self._image = image
+        self._layers = layers
+        self._store = store
+        self._fetcher = fetcher
+        self._background: Background | None = None
+        self._tally: Tally | None = None
+        self._tallying = trio.Lock()
+
+    async def live(self, reporter: Reporter) -> None:
+        """Report readiness, then let the pull finish. What goes wrong is told, and ends nothing for those who read."""
+        try:
+            await self._live(reporter)
+        except Exception as surprise:  # noqa: BLE001  the guard of what nobody asked for
+            _log.exception("nothing is fetched but what is read")
+            await _tell(reporter, error=f"{self._image.name} is mounted, but incomplete: {surprise!r}", code=1)
+            reporter.detach()
+
+    async def _live(self, reporter: Reporter) -> None:
+        await trio.to_thread.run_sync(_tune, self._request.directory, abandon_on_cancel=True)
+        reporter.tell(ready=True, image=self._image.name)
+        if self._request.background != "wait":
+            reporter.detach()
+        if self._request.background == "off":
+            return
+        wanted = [Wanted(await self.filesystem.blob(index), layer.prefetch_end) for index, layer in enumerate(self._layers)]
+        self._background = Background(self._store, self._fetcher, wanted)
+        async with trio.open_nursery() as nursery:
+            if self._request.background == "wait":
+                nursery.start_soon(self._report_progress, reporter, self._background)
+            try:
+                await self._background.run()
+            except Exception as surprise:  # noqa: BLE001  the guard of what nobody asked for: it must not end the mount for its readers
+                _log.exception("the background fetch has ended")
+                self._background.trouble = f"the background fetch has ended: {surprise!r}"
+            nursery.cancel_scope.cancel()
+        if not self._background.finished.is_set():
+            await _tell(reporter, error=f"{self._image.name} is mounted, but incomplete: {self._background.trouble}", code=4)
+        await _tell(reporter, left=0, total=1, trouble="", done=True)
+        reporter.detach()
+
+    async def keep_store(self) -> None:
+        """Until cancelled: what arrives becomes durable, and what the store has no room for goes, this image's last."""
+        objects: set[str] = set()
+        for index in range(len(self._layers)):
+            objects.update(piece.content.name for piece in (await self.filesystem.blob(index)).pieces)
+        manifest = self._image.manifest
+        documents = {self._image.digest, manifest.config.digest, *(layer.toc_digest for layer in self._layers)}
+        try:
+            await trio.to_thread.run_sync(declare, self._store.directory, objects, documents)
+        except LocalError as error:
+            _log.warning("others may remove what is mounted here before what is not: %s", error)
+        await Upkeep(self._store, lambda: InUse(objects, documents)).run()
+
+    async def _report_progress(self, reporter: Reporter, background: Background) -> None:
+        blobs = [await self.filesystem.blob(index) for index in range(len(self._layers))]
+        total = (await trio.to_thread.run_sync(measure_missing, self._store, blobs)).size
+        before = self._fetcher.statistics().unpacked
+        while True:
+            # Counted, not measured: what was copied inside of the store is made up for by the last line.
+            left = max(0, total - (self._fetcher.statistics().unpacked - before))
+            await _tell(reporter, left=left, total=total, trouble=background.trouble)
+            await trio.sleep(0.25)
+
+    async def status(self) -> bytes:
+        """The answer to `lazyfs status`, as JSON."""
+        blobs = [await self.filesystem.blob(index) for index in range(len(self._layers))]
+        async with self._tallying:
+            if self._tally is None:
+                self._tally = await trio.to_thread.run_sync(tally_of, self._store, blobs)
+        missing = await trio.to_thread.run_sync(self._tally.measure)
+        fetched = self._fetcher.statistics()
+        return encode_status(
+            MountStatus(
+                directory=str(self._request.directory),
+                image=self._image.name,
+                pid=os.getpid(),
+                store=str(self._request.store),
+                background=self._request.background,
+                complete=missing.chunks == 0,
+                missing_chunks=missing.chunks,
+                missing_bytes=missing.size,
+                total_bytes=self.filesystem.tree.size,
+                layers=len(self._layers),
+                layer_bytes=sum(layer.descriptor.size for layer in self._layers),
+                requests=fetched.requests,
+                received_bytes=fetched.received,
+                chunks=fetched.chunks,
+                unkept=fetched.unkept,
+                damaged=self._store.all_damaged,
+                errors=fetched.errors,
+                trouble=self._background.trouble if self._background else "",
+                layer_states=tuple(
+                    LayerStatus(layer.digest, layer.descriptor.size, layer.reason) for layer in self._layers[:_LAYERS_TOLD]
+                ),
+            )
+        )
+
+
+async def _tell(reporter: Reporter, **report: Any) -> None:
+    """In a thread: the pipe of a parent that is stopped (Ctrl-Z) fills up, and the mount must not stop with it."""
+    await trio.to_thread.run_sync(partial(reporter.tell, **report), abandon_on_cancel=True)
+
+
+async def _tell_progress(reporter: Reporter, report: Report) -> None:
+    if "note" in report:
+        _log.info("%s", report["note"])
+    await _tell(reporter, **report)
+
+
+class _Session:
+    """pyfuse3's only session: one a process."""
+
+    def __init__(self, operations: Operations, directory: Path, image: str) -> None:
+        self._operations = operations
+        self._directory = directory
+        self._image = image
+
+    def __enter__(self) -> None:
+        escaped = self._image.replace("\\", "\\\\").replace(",", "\\,")
+        options = {f"fsname={escaped}", "subtype=lazyfs", "ro", "default_permissions"}
+        if os.geteuid() == 0:
+            options |= {"allow_other", "suid", "dev"}
+        with TemporaryFile() as said:
+            # libfuse and fusermount3 tell the reason on stderr, and nowhere else.
+            stderr = os.dup(2)
+            os.dup2(said.fileno(), 2)
+            try:
+                pyfuse3.init(self._operations, str(self._directory), options)
+            except RuntimeError as error:
+                said.seek(0)
+                reason = said.read().decode("utf-8", "replace").strip() or str(error)
+                raise MountFailed(
+                    f"cannot mount at {self._directory}: {reason}",
+                    hint="It must be a directory of yours; /dev/fuse must be there, and for an ordinary user fusermount3 (package fuse3)",
+                ) from error
+            finally:
+                os.dup2(stderr, 2)
+                os.close(stderr)
+
+    def __exit__(self, *_: object) -> None:
+        pyfuse3.close(unmount=find_mount(self._directory) is not None)
+
+
+async def _unmount_on_signal(signals: AsyncIterator[int], directory: Path) -> None:
+    """SIGTERM and SIGINT unmount; a busy mount is detached, for a process that is told to end must end."""
+    async for _ in signals:
+        for lazy in (False, True):
+            try:
+                await trio.to_thread.run_sync(partial(unmount, directory, lazy=lazy))
+            except MountFailed as error:
+                _log.warning("asked to end: %s", error)
+            else:
+                break
+        if find_mount(directory) is None:
+            pyfuse3.terminate()
+            return
+
+
+def _tune(directory: Path) -> None:
+    """Blocking, until the mount answers. Larger read-ahead and more requests at once, where we may set them.
+
+    1024 KiB and not more: a page fault in a mapped file asks for the whole window around the page. Asked before anything is set,
+    because the kernel takes both anew from our first answer (FUSE_INIT): in one mount of eight that came last, and halved its speed.
+    """
+    try:
+        os.statvfs(directory)
+    except OSError:
+        return  # it ends before it has begun
+    mounted = find_mount(directory)
+    if mounted is None or os.geteuid() != 0:
+        return
+    _set(Path(f"/sys/class/bdi/{mounted.device}/read_ahead_kb"), _READ_AHEAD_KB)
+    connection = Path(f"/sys/fs/fuse/connections/{mounted.device.partition(':')[2]}")
+    _set(connection / "max_background", _MAX_BACKGROUND)
+    _set(connection / "congestion_threshold", _MAX_BACKGROUND * 3 // 4)
+
+
+def _set(knob: Path, value: int) -> None:
+    try:
+        knob.write_text(str(value))
+    except OSError as error:
+        _log.info("%s stays as it is: %s", knob, error)

@@ -1,0 +1,38 @@
+"""How far layers are, as it is told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import trio
+import trio.testing
+
+from lazyfs.eager.progress import Bars
+
+
+async def test_what_moves_is_told_a_few_times_a_second(autojump_clock: trio.testing.MockClock) -> None:
+    """Many steps are one report, and what stands still is told once."""
+    told: list[dict[str, Any]] = []
+
+    async def tell(report: dict[str, Any]) -> None:
+        told.append(report)
+
+    bars = Bars(tell)
+    step = bars.begin("a", 100)
+    bars.begin("b", 7)
+    with trio.move_on_after(2):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bars.run)
+            await trio.sleep(0.5)
+            for _ in range(50):
+                step(1)
+            await trio.sleep(0.5)
+            step(50)
+            await trio.sleep_forever()
+    await bars.tell()
+    assert told == [
+        {"task": "a", "done_bytes": 0, "total": 100},
+        {"task": "b", "done_bytes": 0, "total": 7},
+        {"task": "a", "done_bytes": 50, "total": 100},
+        {"task": "a", "done_bytes": 100, "total": 100},
+    ]

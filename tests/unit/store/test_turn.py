@@ -1,0 +1,130 @@
+"""Turns: who fetches a layer whole, and who waits."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import pytest
+import trio
+import trio.lowlevel
+from trio.testing import MockClock
+
+from lazyfs.format.digest import Digest, digest_of, to_raw
+from lazyfs.store.claims import Claims
+from lazyfs.store.store import Store
+from lazyfs.store.turn import turn
+from tests.conftest import LogWatch
+
+A, B, C = (digest_of(name) for name in (b"a", b"b", b"c"))
+
+
+async def is_free(store: Store, digest: Digest) -> bool:
+    """Whether somebody else could have a turn now."""
+    free = False
+
+    async def taken(_: Digest) -> None:
+        scope.cancel()
+        await trio.lowlevel.checkpoint()
+
+    with trio.CancelScope() as scope:
+        async with turn(store, [digest], taken):
+            free = True
+    return free
+
+
+async def test_a_layer_is_one_tasks_at_a_time(store: Store) -> None:
+    """In one process too; other layers, and the same one afterwards, are free."""
+    async with turn(store, [A, B, A]):
+        assert not await is_free(store, A)
+        assert not await is_free(store, B)
+        assert await is_free(store, C)
+    assert await is_free(store, A)
+
+
+async def test_a_layer_is_let_go_before_the_others(store: Store) -> None:
+    """Whoever waits for one that is here already need not wait for the rest."""
+    async with turn(store, [A, B]) as its:
+        its.let_go(A)
+        assert await is_free(store, A)
+        assert not await is_free(store, B)
+
+
+async def test_whoever_waits_gets_his_turn(store: Store) -> None:
+    """And is told for which layer he waits, once."""
+    told: list[Digest] = []
+    order: list[str] = []
+
+    async def waiting(digest: Digest) -> None:
+        told.append(digest)
+
+    async def second() -> None:
+        async with turn(store, [A, B], waiting):
+            order.append("second")
+
+    async with trio.open_nursery() as nursery:
+        async with turn(store, [B]):
+            nursery.start_soon(second)
+            while not told:
+                await trio.lowlevel.checkpoint()
+            order.append("first")
+    assert (told, order) == ([B], ["first", "second"])
+
+
+async def test_an_error_ends_the_turn(store: Store) -> None:
+    """Nothing that goes wrong keeps others out."""
+    with pytest.raises(ValueError, match="wrong"):
+        async with turn(store, [A]):
+            raise ValueError("wrong")
+    assert await is_free(store, A)
+
+
+async def test_process_that_is_stopped_holds_nobody_for_long(
+    store: Store, autojump_clock: MockClock, expect_log: LogWatch
+) -> None:
+    """After 20 s without a sign of life the layer is anybody's to fetch, and still not to be kept under way."""
+    expect_log("has not moved for 20 s")
+    with closing(Claims(store.directory.path / "claims")) as stopped:
+        stopped.claim(to_raw(A))
+        began = trio.current_time()
+        async with turn(store, [A, B]) as its:
+            assert trio.current_time() - began == pytest.approx(20, abs=1)
+            assert (its.holds(A), its.holds(B)) == (False, True)
+            its.let_go(A)
+        assert not stopped_is_free(store)
+
+
+def stopped_is_free(store: Store) -> bool:
+    """Whether the lock that another process holds was taken from it."""
+    with closing(Claims(store.directory.path / "claims")) as other:
+        return other.claim(to_raw(A))
+
+
+async def test_whoever_lives_is_waited_for(store: Store, autojump_clock: MockClock) -> None:
+    """However long he takes: also for a layer that he has not begun yet."""
+    order: list[str] = []
+
+    async def second() -> None:
+        async with turn(store, [B]) as its:
+            assert its.holds(B)
+            order.append("second")
+
+    async with trio.open_nursery() as nursery:
+        async with turn(store, [A, B]):
+            nursery.start_soon(second)
+            for _ in range(100):
+                await trio.sleep(2)
+                store.parts.beat([B])  # as its own task does: the threads of this clock are late
+            order.append("first")
+    assert order == ["first", "second"]
+
+
+async def test_signs_of_life_come_by_themselves(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as the turn lasts; nothing of them is left."""
+    monkeypatch.setattr("lazyfs.store.turn._BEAT", 0.001)
+    async with turn(store, [A]):
+        first = store.parts.sign(A)
+        with trio.fail_after(30):
+            while store.parts.sign(A) == first:  # noqa: ASYNC110  a thread sets no event of ours
+                await trio.sleep(0.001)
+    assert store.parts.sign(A) is None
+    assert not store.parts.files()
