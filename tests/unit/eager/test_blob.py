@@ -6,9 +6,9 @@ import random
 
 import pytest
 import trio
-from lazyfs.whole import blob as whole_blob
 from trio.testing import wait_all_tasks_blocked
 
+from lazyfs.eager import blob as whole_blob
 from lazyfs.eager.blob import BlobReader
 from lazyfs.errors import Unreachable
 from lazyfs.format.digest import digest_of

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import trio
 import zstandard
-from lazyfs.whole import blob as whole_blob
 
+from lazyfs.eager import blob as whole_blob
 from lazyfs.eager.fetch import fetch_tar
 from lazyfs.errors import DigestMismatch, InvalidInput, StoreFull, Unreachable
 from lazyfs.format.digest import Digest, digest_of

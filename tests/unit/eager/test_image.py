@@ -14,8 +14,8 @@ import pytest
 import trio
 import zstandard
 from hypothesis import given, settings
-from lazyfs.whole import blob as whole_blob
 
+from lazyfs.eager import blob as whole_blob
 from lazyfs.eager.image import load_image_layers
 from lazyfs.errors import DigestMismatch, InvalidInput, InvalidTar, NotLazy, RangeIgnored, StoreFull
 from lazyfs.format import bounds
