@@ -107,7 +107,7 @@ async def test_whoever_waits_for_what_fails_is_told(
     store: Store, image: ScriptedImage, jumping: MockClock, expect_log: LogWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A thread, a descriptor, or a defect of ours: all who wait get an error, and the next one has a try of his own."""
-    expect_log("_bring has ended: no threads")
+    expect_log("_bring has failed: no threads")
     async with trio.open_nursery() as nursery:
         it = resolving(store, image, nursery)
         with pytest.MonkeyPatch.context() as patch:
@@ -124,7 +124,7 @@ async def test_whoever_waits_for_an_image_that_fails_is_told(
     store: Store, image: ScriptedImage, jumping: MockClock, expect_log: LogWatch
 ) -> None:
     """The same where its manifest cannot even be asked for."""
-    expect_log("_follow has ended: no threads")
+    expect_log("_follow has failed: no threads")
     async with trio.open_nursery() as nursery:
         it = resolving(store, image, nursery)
         with pytest.MonkeyPatch.context() as patch:
