@@ -104,9 +104,12 @@ def compare(rounds: Sequence[Mapping[str, Sequence[Mapping[str, Any]]]]) -> list
     values: dict[tuple[str, str, str], dict[str, list[float]]] = defaultdict(lambda: {side: [] for side in SIDES})
     for measured in rounds:
         for side, lines in measured.items():
-            for line in lines:
-                if line["kind"] == "figure":
-                    values[line["measurement"], line["name"], line["unit"]][side].append(line["value"])
+            # A figure that is held against two baselines has two lines, with one value.
+            once = {
+                (line["measurement"], line["name"], line["unit"]): line["value"] for line in lines if line["kind"] == "figure"
+            }
+            for key, value in once.items():
+                values[key][side].append(value)
     return [
         Comparison(*key, *(tuple(found[side]) for side in SIDES))
         for key, found in values.items()

@@ -18,7 +18,11 @@ def test_figures_of_all_rounds_are_compared() -> None:
     """By name; a figure that one side lacks, or that was 0, has no ratio and is left out."""
     machine = {"kind": "machine"}
     rounds = [
-        {side: [machine, line(value + turn), line(0, "none")] for side, value in zip(SIDES, (1.0, 2.0, 3.0), strict=True)}
+        {
+            # Twice: held against two baselines.
+            side: [machine, line(value + turn), line(value + turn), line(0, "none")]
+            for side, value in zip(SIDES, (1.0, 2.0, 3.0), strict=True)
+        }
         for turn in range(2)
     ]
     rounds[1]["this"].append(line(1, "new"))
