@@ -111,7 +111,7 @@ async def serve_with_end(
     task_status: trio.TaskStatus[Connection] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """As serve_gate, and its end is that of all."""
-    await serve_gate(operations, state, fds, task_status=task_status)
+    await serve_gate(operations, state / "gate", fds, task_status=task_status)
     scope.cancel()
 
 

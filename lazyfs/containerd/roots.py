@@ -23,6 +23,7 @@ from lazyfs.errors import MountFailed
 from lazyfs.kernel.mountinfo import mounts
 from lazyfs.kernel.mounting import unmount
 from lazyfs.kernel.removal import remove_tree
+from lazyfs.native.data_layers import data_layers
 from lazyfs.native.layers import LayerMounts
 from lazyfs.native.stack import mount_stack, open_stack, snapshot_source
 from lazyfs.snapshots.snapshot import Snapshot
@@ -114,12 +115,11 @@ class Roots:
 
     def _mount(self, snapshot: Snapshot, images: Sequence[Path], at: Path) -> None:
         at.mkdir(mode=0o700, exist_ok=True)
-        gate = self._store / "gate"
         active = snapshot.kind == "active"
         with self._layers.lock:
             stack = open_stack(
                 self._lower(images),
-                [self._store / "objects", gate / "objects", self._store / "arrived", gate / "nowhere"],
+                data_layers(self._store),
                 source=snapshot_source(snapshot.key),
                 upper=self._place.fs(snapshot.id) if active else None,
                 work=self._place.work(snapshot.id) if active else None,

@@ -13,6 +13,7 @@ from lazyfs.daemon.state import Row
 from lazyfs.errors import InvalidToc, MountFailed, NotNative
 from lazyfs.image.layer import Layer
 from lazyfs.mount.table import find_mount, holders
+from lazyfs.native.data_layers import data_layers, whole_files
 from lazyfs.native.layers import LayerMounts
 from lazyfs.native.metadata import LayerMetadata, ensure_metadata
 from lazyfs.native.stack import mount_stack, open_stack, source_of, unmount_stack
@@ -40,10 +41,6 @@ class Overlays:
 
         The answer: whether the kernel had not had some of them until now.
         """
-        gate, objects = self._store / "gate", self._store / "objects"
-        # The last one has an error for all that is in none of the others (gate/gate.py).
-        # A recording mount does not look for what is here: it has a gate of its own, which hears of everything.
-        data = [gate / f"record-{row.number}"] if row.mount.record else [objects, gate / "objects"]
         upper = Path(row.mount.upper) if row.mount.upper else None
         work = _work_of(upper) if upper else None
         try:
@@ -53,7 +50,7 @@ class Overlays:
                 layers = self._layers.mounted(images)
                 stack = open_stack(
                     layers.roots,
-                    [*data, self._store / "arrived", gate / "nowhere"],
+                    data_layers(self._store, record=row.number if row.mount.record else None),
                     source=source_of(row.mount.image),
                     upper=upper,
                     work=work,
@@ -69,7 +66,7 @@ class Overlays:
         """A descriptor of a tree that has the names of a stack, for a first look: no mount, and none of its files' data."""
         with self._layers.lock:
             roots = self._layers.mounted(images).roots
-            return open_stack(roots, [self._store / "objects"], source=source_of("names"), read_only=True)
+            return open_stack(roots, whole_files(self._store), source=source_of("names"), read_only=True)
 
     def take_away(self, directory: Path, *, lazy: bool) -> None:
         """Unmount. Raises MountFailed, with the names of those who hold it."""

@@ -52,6 +52,7 @@ from lazyfs.kernel.mountinfo import mounted_at
 from lazyfs.mount.upkeep import Upkeep
 from lazyfs.native.layers import LayerMounts
 from lazyfs.native.stack import unmount_stack
+from lazyfs.store.folders import GATE
 from lazyfs.store.in_use import InUse
 from lazyfs.store.store import Store
 from lazyfs.tasks import Guarded, keep_running
@@ -198,7 +199,7 @@ class Service:
 
     async def serve_gate(self, fds: FdStore, *, task_status: trio.TaskStatus[Connection]) -> None:
         """Answer the kernel until the connection has ended."""
-        await serve_gate(self.operations, self._options.store, fds, task_status=task_status)
+        await serve_gate(self.operations, self._options.store / GATE, fds, task_status=task_status)
         self._life.gate_ended.set()
 
     async def carry(self, order: Order, tell: Tell) -> Report:

@@ -80,18 +80,19 @@ class Connection(NamedTuple):
 
 async def serve_gate(
     operations: pyfuse3.Operations,
-    state: Path,
+    at: Path,
     fds: FdStore,
     *,
     task_status: trio.TaskStatus[Connection] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Answer what the kernel asks at STATE/gate, until it says that the last user of the connection is gone (ENODEV).
+    """Answer what the kernel asks at the mount point `at`, until it says that the last user of the connection is gone (ENODEV).
 
-    Started when requests are about to be read: those of a dead process come first. Nothing of this process may touch the gate, or
-    what is stacked on it, before that, nor ever from the event loop. Raises MountFailed (NotNative where the kernel will not
-    mount it). Cancelled: the connection stays with the FdStore, and what is asked waits for the next process.
+    What was agreed with the kernel is recorded beside `at`, in the file `init`. Started when requests are about to be read: those of a
+    dead process come first. Nothing of this process may touch the gate, or what is stacked on it, before that, nor ever from the
+    event loop. Raises MountFailed (NotNative where the kernel will not mount it). Cancelled: the connection stays with the FdStore,
+    and what is asked waits for the next process.
     """
-    maker = _Maker(Path(os.path.realpath(state)), fds)
+    maker = _Maker(Path(os.path.realpath(at.parent), at.name), fds)  # not realpath(at): what is mounted there may be dead
     with Session(operations) as session:
         fd, connection = await maker.connect(session)
         session.attach(fd)
@@ -112,11 +113,11 @@ async def serve_gate(
 
 
 class _Maker:
-    """Finds or makes the connection of one state directory."""
+    """Finds or makes the connection of one mount point."""
 
-    def __init__(self, state: Path, fds: FdStore) -> None:
-        self._gate = state / "gate"
-        self._record = state / "init"
+    def __init__(self, gate: Path, fds: FdStore) -> None:
+        self._gate = gate
+        self._record = gate.with_name("init")
         self._fds = fds
 
     async def connect(self, session: Session) -> tuple[int, Connection]:

@@ -43,6 +43,7 @@ from lazyfs.gate.choice import Choice
 from lazyfs.gate.inode import NOWHERE, OBJECTS, ROOT, inode_of, record_inode, record_number
 from lazyfs.gate.latency import Latency
 from lazyfs.store.content import is_name
+from lazyfs.store.folders import GATE_NOWHERE, GATE_OBJECTS, recorded_by
 from lazyfs.store.store import Store
 
 _log = logging.getLogger(__name__)
@@ -57,8 +58,7 @@ _LOOK_PAUSE: Final = 0.001
 """Seconds in which a caller that has asked falls asleep, once it is given a processor."""
 _CATALOG_DEADLINE: Final = 60.0
 """Seconds that a read waits for an image to be indexed."""
-_DIRECTORIES: Final = {"objects": OBJECTS, "nowhere": NOWHERE}
-_RECORD: Final = "record-"
+_DIRECTORIES: Final = {GATE_OBJECTS: OBJECTS, GATE_NOWHERE: NOWHERE}
 
 
 class Shown(msgspec.Struct, frozen=True, gc=False):
@@ -235,8 +235,8 @@ async def _read(supply: Supply, wanted: slice, offset: int, end: int) -> bytes |
 def _directory_named(name: str) -> Shown | None:
     if name in _DIRECTORIES:
         return _directory(_DIRECTORIES[name])
-    number = name.removeprefix(_RECORD)
-    return _directory(record_inode(int(number))) if name != number and number.isdecimal() else None
+    number = recorded_by(name)
+    return None if number is None else _directory(record_inode(number))
 
 
 def _directory(inode: int) -> Shown:

@@ -11,8 +11,11 @@ from typing import Final, NamedTuple
 
 from lazyfs.errors import MountFailed
 from lazyfs.kernel.fuse_mount import abort_connection
-from lazyfs.kernel.mountinfo import Mount, mounts
+from lazyfs.kernel.mountinfo import mounts
 from lazyfs.kernel.mounting import unmount
+from lazyfs.native.data_layers import is_of
+from lazyfs.native.layers import mount_points
+from lazyfs.store.folders import GATE
 
 _GATE: Final = "fuse.lazyfs-gate"
 
@@ -29,19 +32,15 @@ def abort(store: Path) -> Aborted:
     """Give up everything that a lazyfsd of `store` has mounted. Blocking. Raises MountFailed."""
     store = store.resolve()
     there = mounts()
-    gates = [mount for mount in there if mount.path == store / "gate" and mount.kind == _GATE]
+    gates = [mount for mount in there if mount.path == store / GATE and mount.kind == _GATE]
     try:
         # First: an unmount may wait for an answer of the gate.
         for gate in gates:
             abort_connection(gate.number)
-        layers = [mount for mount in there if mount.path.parent == store / "layers" and mount.kind == "erofs"]
-        ours = [mount for mount in there if _is_stacked_on(mount, store)]
+        layers = [mount for mount in there if mount.path.parent == mount_points(store) and mount.kind == "erofs"]
+        ours = [mount for mount in there if is_of(mount, store)]
         for mount in (*reversed(ours), *reversed(layers), *reversed(gates)):
             unmount(mount.path, lazy=True)
     except OSError as error:
         raise MountFailed(f"not all that {store} had mounted could be given up: {error}") from error
     return Aborted(tuple(gate.number for gate in gates), tuple(mount.path for mount in (*ours, *layers, *gates)))
-
-
-def _is_stacked_on(mount: Mount, store: Path) -> bool:
-    return mount.kind == "overlay" and str(store / "arrived") in mount.values("datadir+")

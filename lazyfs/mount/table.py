@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 from lazyfs.kernel.mountinfo import Mount, mounts
+from lazyfs.native.data_layers import store_of
 from lazyfs.native.stack import SOURCE_PREFIX
 
 FILESYSTEM_TYPE: Final = "fuse.lazyfs"
@@ -74,10 +75,7 @@ def _ours(mount: Mount) -> Mounted | None:
         owner = next(iter(mount.values("user_id")), "0")
         return Mounted(mount.path, mount.device, mount.source, int(owner))
     if mount.kind == "overlay" and mount.source.startswith(SOURCE_PREFIX):
-        # One data layer is STORE/arrived; a name too long for the kernel stands there as a descriptor in /proc.
-        data = map(Path, mount.values("datadir+"))
-        store = next((path.parent for path in data if path.name == "arrived"), None)
-        return Mounted(mount.path, mount.device, mount.source.removeprefix(SOURCE_PREFIX), 0, "native", store)
+        return Mounted(mount.path, mount.device, mount.source.removeprefix(SOURCE_PREFIX), 0, "native", store_of(mount))
     return None
 
 

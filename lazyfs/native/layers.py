@@ -26,6 +26,11 @@ _ATTRIBUTES: Final = READ_ONLY | NO_SUID | NO_DEVICES | NO_EXEC
 """Of the mount points, which nobody but the overlays has business with; those show the files under attributes of their own."""
 
 
+def mount_points(store: Path) -> Path:
+    """The folder of a store's mount points."""
+    return store / "layers"
+
+
 class Mounted(NamedTuple):
     """Roots of EROFS images, and whether the kernel had some of them not until now."""
 
@@ -43,7 +48,7 @@ class LayerMounts:
         self.lock = threading.RLock()
         self._held: dict[object, tuple[Path, ...]] = {}
         # Without symbolic links, as the kernel's table names what is mounted there.
-        self._directory = store.resolve() / "layers"
+        self._directory = mount_points(store.resolve())
 
     def mounted(self, images: Sequence[Path]) -> Mounted:
         """Where `images` are mounted; those that were not are mounted now. Blocking. Raises OSError; what has been mounted stays."""

@@ -3,10 +3,7 @@
     metadata of the uppermost layer      what is stat'ed, listed, resolved: in the kernel only
     ...
     metadata of the lowest layer
-    objects                              data-only, found by name when a file is first opened
-    gate/objects
-    arrived
-    gate/nowhere                         has nothing but an error (gate/gate.py)
+    data layers (data_layers.py)         data-only, found by name when a file is first opened
 
 Options, and why:
 - metacopy, redirect_dir: the metadata's inodes name their bytes by redirects; and a directory of the image can be renamed in a

@@ -26,15 +26,16 @@ from pathlib import Path
 from lazyfs.errors import StoreUnusable
 from lazyfs.kernel.mountinfo import mounts
 from lazyfs.store.claims import Claims
+from lazyfs.store.folders import ARRIVED, GATE, OBJECTS
 from lazyfs.store.locks import lock, open_lock_file, try_lock
 from lazyfs.store.refusal import refusal
 from lazyfs.store.temporary import Temporary
 
 INDEX_FILES = ("index.sqlite", "index.sqlite-wal", "index.sqlite-shm", "index.sqlite-journal")
-FOLDERS = ("objects", "arrived", "partial", "documents", "notes", "logs", "tmp")
+FOLDERS = (OBJECTS, ARRIVED, "partial", "documents", "notes", "logs", "tmp")
 
 _LOCK_FILES = frozenset({"users", "claims"})
-_BEFORE_US = frozenset({"lost+found", "logs", "lazyfsd.lock", "lazyfsd.sock", "gate", "init", "containers"})
+_BEFORE_US = frozenset({"lost+found", "logs", "lazyfsd.lock", "lazyfsd.sock", GATE, "init", "containers"})
 """May be there before a store is: lazyfsd takes its lock, its socket and its FUSE connection first, `lazyfs run` its folder."""
 TRIAL_PREFIX = ".probe-"
 """How a trial mount's folder begins (lazyfs/native/probe.py): tried before there is a store, while others may be making it."""
@@ -46,8 +47,8 @@ class Directory:
     def __init__(self, path: Path) -> None:
         """Create what is missing, join its users and clear away what dead ones left. Raises StoreUnusable, StoreFull."""
         self.path = path
-        self.objects = f"{path}/objects/"
-        self.arrived = f"{path}/arrived/"
+        self.objects = f"{path}/{OBJECTS}/"
+        self.arrived = f"{path}/{ARRIVED}/"
         self.partial = f"{path}/partial/"
         self.documents = f"{path}/documents/"
         self.notes = f"{path}/notes/"

@@ -1,0 +1,34 @@
+"""What overlays are stacked on, by name: overlays of earlier versions have the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lazyfs.kernel.mountinfo import Mount
+from lazyfs.native.data_layers import data_layers, is_of, store_of, whole_files
+
+STORE = Path("/var/lib/lazyfs")
+
+
+def overlay(*data: str, kind: str = "overlay") -> Mount:
+    """A row of the kernel's table."""
+    return Mount(Path("/mnt"), "0:50", kind, "lazyfs:x", ("ro", *(f"datadir+={path}" for path in data)))
+
+
+def test_the_order_of_lookup() -> None:
+    """The gate is asked after what is here, `arrived` after the gate, and the last layer has an error for every name."""
+    names = [str(path.relative_to(STORE)) for path in data_layers(STORE)]
+    assert names == ["objects", "gate/objects", "arrived", "gate/nowhere"]
+    assert [str(path.relative_to(STORE)) for path in data_layers(STORE, record=7)] == ["gate/record-7", "arrived", "gate/nowhere"]
+    assert whole_files(STORE) == (STORE / "objects",)
+
+
+def test_an_overlay_is_known_by_its_store() -> None:
+    """Whichever of our overlays it is; others, and what is no overlay, are nobody's."""
+    for data in (data_layers(STORE), data_layers(STORE, record=1)):
+        mount = overlay(*map(str, data))
+        assert is_of(mount, STORE)
+        assert store_of(mount) == STORE
+        assert not is_of(mount, Path("/var/lib/other"))
+    assert not is_of(overlay(*map(str, data_layers(STORE)), kind="erofs"), STORE)
+    assert store_of(overlay("/proc/self/fd/9", "/lower")) is None
