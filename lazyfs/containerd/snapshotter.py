@@ -25,6 +25,7 @@ from lazyfs.containerd.lazy_layers import LazyLayers, LiveLayer, name_of, recall
 from lazyfs.containerd.mounts import Mount, Place, bind, ordinary
 from lazyfs.containerd.resolving import DEADLINE, Resolving
 from lazyfs.containerd.roots import INDEX_OFF, Roots
+from lazyfs.containerd.unpacked import strip, usage
 from lazyfs.erofs.reader import inherited_from
 from lazyfs.errors import LazyfsError, LocalError, SnapshotBusy, SnapshotExists, SnapshotNotFound, StoreUnusable
 from lazyfs.fetch.piece import LayerBlob, Piece
@@ -33,7 +34,6 @@ from lazyfs.native.layers import LayerMounts
 from lazyfs.snapshots.database import Snapshots
 from lazyfs.snapshots.labels import REMOTE, REMOTE_VALUE, TARGET, Claim, Ordinary, is_extract, read_labels
 from lazyfs.snapshots.snapshot import LazyLayer, Snapshot, shown
-from lazyfs.snapshots.unpacked import strip, usage
 from lazyfs.store.store import Store
 from lazyfs.tasks import Tasks, keep_running
 

@@ -180,7 +180,6 @@ def test_walk(lab: Lab) -> None:
     assert lab.names('parent!="",labels.gc==walk') == {"a", "v", "a-wl", "v-wl"}
     assert lab.names("labels.l") == {"p-wl", "a-wl", "v-wl", "a-np-wl"}
     assert lab.names("labels.l==2") == {"a-wl", "a-np-wl"}
-    assert lab.names("name~=/a-np/") == {"a-np", "a-np-wl"}
 
 
 @on_both

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from lazyfs.containerd import unpacked
+from lazyfs.containerd.unpacked import strip, usage
 from lazyfs.errors import StoreUnusable
-from lazyfs.snapshots import unpacked
-from lazyfs.snapshots.unpacked import strip, usage
 
 
 @pytest.fixture
