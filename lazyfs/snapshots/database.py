@@ -13,19 +13,16 @@ So the names of a layer's objects are here too, once a TOC.
 
 from __future__ import annotations
 
-import errno
-import os
 import sqlite3
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal
 
 import msgspec
 
-from lazyfs.errors import BadSnapshot, SnapshotBusy, SnapshotExists, SnapshotNotFound, StoreFull, StoreUnusable, show
+from lazyfs.database import SyncedDatabase
+from lazyfs.errors import BadSnapshot, SnapshotBusy, SnapshotExists, SnapshotNotFound, show
 from lazyfs.format.digest import Digest
 from lazyfs.snapshots import schema
 from lazyfs.snapshots.filters import Filter
@@ -37,37 +34,16 @@ _MAX_LABEL: Final = 4096
 """Bytes of a label's key and value together. Source: containerd, pkg/labels/validate.go."""
 
 
-class Snapshots:
+class Snapshots(SyncedDatabase):
     """The open database. Blocking: for threads, any of them. A context manager.
 
     Everything raises StoreUnusable when the file cannot be read, and what changes something StoreFull when the disk is full.
     """
 
     def __init__(self, directory: Path, session: str = "") -> None:
-        """Open or create it in `directory`, for a process that calls itself `session`. Raises StoreUnusable as well for a newer format."""
+        """Open or create it in `directory`, for a process that calls itself `session`. Raises as SyncedDatabase."""
         self._session = session
-        self._path = directory / FILE_NAME
-        self._lock = threading.Lock()
-        with self._translated():
-            with suppress(FileExistsError):  # sqlite would create it with the umask's mode
-                os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
-            self._db = sqlite3.connect(self._path, timeout=30, isolation_level=None, check_same_thread=False)
-            try:
-                schema.prepare(self._db, self._path)
-            except BaseException:
-                self._db.close()
-                raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """No more calls after this one."""
-        with self._lock, suppress(sqlite3.Error):
-            self._db.close()
+        super().__init__(directory / FILE_NAME, schema.SNAPSHOTS)
 
     def create(
         self, key: str, parent: str, kind: Literal["active", "view"], labels: Mapping[str, str], *, reason: str = ""
@@ -77,7 +53,7 @@ class Snapshots:
         Raises SnapshotNotFound without that parent, BadSnapshot where it is not committed or key or labels cannot be,
         SnapshotExists where the key is taken, by whatever kind of snapshot.
         """
-        with self._transaction() as db:
+        with self.transaction() as db:
             known = _find(db, key)
             if known is not None and self._is_repeated(known) and (known.kind, known.parent) == (kind, parent):
                 return known
@@ -85,7 +61,7 @@ class Snapshots:
 
     def commit_lazy(self, name: str, parent: str, labels: Mapping[str, str], lazy: LazyLayer) -> Snapshot:
         """A committed snapshot, at once. Raises as `create`."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute(schema.INSERT_TOC, (lazy.toc_digest,))
             return _insert(db, name, parent, "committed", labels, self._session, lazy=lazy)
 
@@ -97,7 +73,7 @@ class Snapshots:
         committed; BadSnapshot for another parent than it has, and for name and labels that cannot be.
         """
         _check_key(name)
-        with self._transaction() as db:
+        with self.transaction() as db:
             known = _find(db, name)
             if known is not None and self._is_repeated(known) and known.was == key and _find(db, key) is None:
                 return known
@@ -118,7 +94,7 @@ class Snapshots:
 
     def remove(self, key: str) -> Snapshot:
         """Forget it, and tell what it was. Raises SnapshotNotFound; SnapshotBusy while others stand on it."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             found = _get(db, key)
             child = db.execute(schema.SELECT_CHILD, (key,)).fetchone()
             if child is not None:
@@ -132,7 +108,7 @@ class Snapshots:
 
     def stat(self, key: str) -> Snapshot:
         """Raises SnapshotNotFound."""
-        with self._reading() as db:
+        with self.reading() as db:
             return _get(db, key)
 
     def update(self, key: str, labels: Mapping[str, str], fieldpaths: Sequence[str]) -> Snapshot:
@@ -140,7 +116,7 @@ class Snapshots:
 
         Raises SnapshotNotFound; BadSnapshot for paths to anything else, and labels that cannot be.
         """
-        with self._transaction() as db:
+        with self.transaction() as db:
             found = _get(db, key)
             changed = dict(found.labels)
             for path in fieldpaths or ("labels",):
@@ -165,7 +141,7 @@ class Snapshots:
     def _pages(self, wanted: Filter) -> Iterator[tuple[Snapshot, ...]]:
         last = 0
         while True:
-            with self._reading() as db:
+            with self.reading() as db:
                 found = tuple(map(_snapshot, db.execute(schema.SELECT_PAGE, (last, _PAGE))))
             if not found:
                 return
@@ -176,19 +152,19 @@ class Snapshots:
     def ancestry(self, key: str) -> tuple[Snapshot, ...]:
         """The snapshot itself, what it stands on, and so on down to the base. Raises SnapshotNotFound."""
         chain: list[Snapshot] = []
-        with self._reading() as db:
+        with self.reading() as db:
             while not chain or chain[-1].parent:
                 chain.append(_get(db, chain[-1].parent if chain else key))
         return tuple(chain)
 
     def ids(self) -> frozenset[int]:
         """Of all snapshots: a directory of another number is nobody's."""
-        with self._reading() as db:
+        with self.reading() as db:
             return frozenset(number for (number,) in db.execute(schema.SELECT_IDS))
 
     def unnoted(self) -> tuple[Snapshot, ...]:
         """Lazy snapshots whose objects nobody has noted: lazyfs was killed after `commit_lazy` and before `note_objects`."""
-        with self._reading() as db:
+        with self.reading() as db:
             return tuple(map(_snapshot, db.execute(schema.SELECT_UNNOTED)))
 
     def note_objects(self, toc_digest: Digest, names: Iterable[str]) -> None:
@@ -198,7 +174,7 @@ class Snapshots:
         Costs 0.2 s for 30,000 names, in which others wait.
         """
         ordered = sorted(set(names))  # in the order of the index: half the time
-        with self._transaction() as db:
+        with self.transaction() as db:
             found = db.execute(schema.SELECT_UNNOTED_TOC, (toc_digest,)).fetchone()
             if found is not None:
                 db.executemany(schema.INSERT_OBJECT, ((found[0], name) for name in ordered))
@@ -209,7 +185,7 @@ class Snapshots:
 
         Raises SnapshotNotFound.
         """
-        with self._reading() as db:
+        with self.reading() as db:
             found = db.execute(schema.SELECT_TOC_OF, (key,)).fetchone()
             if found is None:
                 raise SnapshotNotFound(f"there is no snapshot {shown(key)}")
@@ -219,49 +195,6 @@ class Snapshots:
     def _is_repeated(self, known: Snapshot) -> bool:
         """Whether who asks for what `known` is already may never have been told."""
         return known.session != self._session
-
-    @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, self._translated():
-            yield self._db
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, self._translated():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise self._refusal(error) from error
-        except msgspec.DecodeError as error:
-            raise self._damaged(error) from error
-        except OSError as error:
-            kind = StoreFull if error.errno == errno.ENOSPC else StoreUnusable
-            raise kind(f"{self._path} cannot be created: {error.strerror}") from error
-
-    def _refusal(self, error: sqlite3.Error) -> StoreFull | StoreUnusable:
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-        if code == sqlite3.SQLITE_FULL:
-            return StoreFull(f"{self._path} cannot be written: {error}", hint="Make room on that disk")
-        if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
-            return self._damaged(error)
-        return StoreUnusable(f"{self._path} cannot be used: {error}")
-
-    def _damaged(self, error: Exception) -> StoreUnusable:
-        return StoreUnusable(
-            f"{self._path} is damaged: {error}",
-            hint="Remove the containers and images that containerd keeps in this snapshotter, and then the folder of that file",
-        )
 
 
 _KINDS: Final = {"active": "active", "view": "a view", "committed": "committed"}

@@ -6,16 +6,11 @@ snapshots of one layer on different parents share it.
 
 from __future__ import annotations
 
-import sqlite3
-from pathlib import Path
 from typing import Final
 
-from lazyfs.errors import StoreUnusable
+from lazyfs.database import Kind
 
-FORMAT: Final = 1
-_APPLICATION: Final = 0x4C5A_4E00
-
-TABLES: Final = (
+_TABLES: Final = (
     """
     CREATE TABLE snapshot (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -39,6 +34,14 @@ TABLES: Final = (
     "CREATE TABLE toc (number INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE, noted INTEGER NOT NULL DEFAULT FALSE)",
     "CREATE TABLE object (toc INTEGER NOT NULL, name TEXT NOT NULL, PRIMARY KEY (toc, name)) WITHOUT ROWID",
     "CREATE INDEX object_name ON object (name)",
+)
+
+SNAPSHOTS: Final = Kind(
+    what="snapshots",
+    application=0x4C5A_4E00,
+    format=1,
+    tables=_TABLES,
+    hint="Remove the containers and images that containerd keeps in this snapshotter, and then the folder of that file",
 )
 
 _ROW: Final = "SELECT id, key, parent, kind, labels, created, updated, inodes, size, lazy, reason, session, was FROM snapshot"
@@ -74,33 +77,3 @@ SELECT name FROM object AS mine WHERE toc = ?1 AND NOT EXISTS (
 )
 """
 """?1: the TOC, ?2: the snapshot. One look into the index of names for each of its objects: 20 ms for 30,000."""
-
-
-def prepare(db: sqlite3.Connection, path: Path) -> None:
-    """Make the tables of a new file, look whether those of an old one are ours, and whole. Raises StoreUnusable, sqlite3.Error.
-
-    Costs 50 ms where the lazy layers have 300,000 files.
-    """
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = FULL")
-    db.execute("BEGIN IMMEDIATE")  # undone with the connection, if anything fails
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    application = db.execute("PRAGMA application_id").fetchone()[0]
-    if version == 0 and application == 0:
-        for statement in TABLES:
-            db.execute(statement)
-        db.execute(f"PRAGMA application_id = {_APPLICATION}")
-        db.execute(f"PRAGMA user_version = {FORMAT}")
-    elif application != _APPLICATION:
-        raise StoreUnusable(f"{path} holds no snapshots of lazyfs")
-    elif version > FORMAT:
-        raise StoreUnusable(
-            f"{path} has format {version}, and this lazyfs knows formats up to {FORMAT}", hint="Use a newer lazyfs"
-        )
-    else:
-        found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if found != "ok":
-            damage = sqlite3.DatabaseError(found)
-            damage.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-            raise damage
-    db.execute("COMMIT")

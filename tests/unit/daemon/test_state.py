@@ -66,8 +66,17 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / FILE_NAME) as database:
         database.execute("PRAGMA application_id = 7")
     database.close()
-    with pytest.raises(StoreUnusable, match="damaged"):
+    with pytest.raises(StoreUnusable, match="no mounts of lazyfs"):
         State(tmp_path)
+
+
+def test_rot_is_told(tmp_path: Path) -> None:
+    """A row that cannot be understood is damage, told in words, not a defect of ours."""
+    with State(tmp_path) as state:
+        state.add(a_mount())
+        state._db.execute("UPDATE mount SET mount = x'00'")
+        with pytest.raises(StoreUnusable, match=r"damaged.*umount"):
+            state.rows()
 
 
 def test_a_full_disk_is_told(tmp_path: Path) -> None:
