@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
+from msgspec.structs import FieldInfo
 
 from lazyfs.errors import BadAnswer, LocalError, UsageError
 from lazyfs.registry.access import AccessOptions, api_url
@@ -23,9 +24,8 @@ _MOST: Final = 1 << 20
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}\Z")
 _LONGEST_SOCKET: Final = 107
 _ADDRESS: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9.-]+)):(\d{1,5})\Z")
-_KEY: Final = re.compile(r"`\$\.(\w+)`|field `([^`]*)`")
-_EXPECTED: Final = {"bool": "true or false", "str": "text in quotes", "int | str": "a number, or text in quotes"}
-"""msgspec's words in ours."""
+_EXPECTED: Final[dict[object, str]] = {bool: "true or false", str: "text in quotes", str | int: "a number, or text in quotes"}
+"""What a key's type asks for, in words."""
 _LISTS: Final = {"containerd": "[[containerd]]", "registry": "[registry.HOST]"}
 LEVELS: Final = ("debug", "info", "warning", "error")
 T = TypeVar("T", bound=msgspec.Struct)
@@ -185,17 +185,22 @@ def _table(table: object, kind: type[T], place: _Place) -> T:
         raise _Mistake(
             (*place, unknown[0]), f"there is no key {unknown[0]!r}{f' in {where}' if where else ''}; there are {', '.join(known)}"
         )
+    fields = msgspec.structs.fields(kind)
+    lacking = [field.name for field in fields if field.required and field.name not in table]
+    if lacking:
+        raise _Mistake(place, f"{where} lacks {', '.join(lacking)}")
+    for field in fields:
+        if field.name in table:
+            _check(table[field.name], field, (*place, field.name))
+    return kind(**table)
+
+
+def _check(value: object, field: FieldInfo, place: _Place) -> None:
+    """Whether a key's value is of its type: said in words of ours, because msgspec's are for programmers, and may change."""
     try:
-        return msgspec.convert(table, kind)
+        msgspec.convert(value, field.type)
     except msgspec.ValidationError as error:
-        told = str(error)
-        key = _KEY.search(told)
-        names = [name for name in key.groups() if name] if key else []
-        at = (*place, *(name for name in names if name in table))
-        if "required" in told:
-            raise _Mistake(at, f"{where} lacks {', '.join(names)}") from error
-        expected = _EXPECTED.get(told.partition("`")[2].partition("`")[0], told)
-        raise _Mistake(at, f"{', '.join(names)} is to be {expected}") from error
+        raise _Mistake(place, f"{field.name} is to be {_EXPECTED[field.type]}") from error
 
 
 def _absolute(text: str, place: _Place) -> Path:
