@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from lazyfs.erofs.image import write_image
-from lazyfs.erofs.outline import implied_directories, root_is_opaque
+from lazyfs.erofs.outline import Outline, root_is_opaque
 from lazyfs.erofs.reader import inherited_from
 from lazyfs.format.entry import Entry
 from lazyfs.kernel.loop import loop_device
@@ -29,7 +29,7 @@ def write_stack(layers: Sequence[Sequence[Entry]], folder: Path) -> list[Path]:
     images: list[Path] = []
     for number, layer in enumerate(layers):
         image = folder / f"{number}.erofs"
-        image.write_bytes(image_of(layer, inherited_from(images, implied_directories(layer))))
+        image.write_bytes(image_of(layer, inherited_from(images, Outline(layer).implied())))
         check(image)
         images.append(image)
     return images

@@ -42,9 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.directory is not None:
             raise UsageError("--abort gives up all mounts of a store, and takes no DIR", hint="--store says which store")
         given_up = abort(store_of(arguments))
-        for path in given_up.mounts:
+        for path in given_up:
             print(f"detached {path}")
-        if not given_up.mounts:
+        if not given_up:
             print(f"lazyfsd has nothing mounted from {store_of(arguments)}")
         return 0
     if arguments.directory is None:

@@ -199,11 +199,6 @@ class Outline:
         return directory
 
 
-def implied_directories(entries: Sequence[Entry]) -> tuple[bytes, ...]:
-    """Paths that `write_image` asks `inherited` for: directories that the layer implies and does not name, sorted."""
-    return Outline(entries).implied()
-
-
 def root_is_opaque(entries: Sequence[Entry]) -> bool:
     """Whether nothing of the layers below is seen. overlayfs does not heed this: the stack must end with this layer."""
     return any(entry.name == OPAQUE_MARKER for entry in entries)

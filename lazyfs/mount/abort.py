@@ -7,7 +7,7 @@ gate of its own, and makes containers' roots anew when containerd asks for them.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from lazyfs.errors import MountFailed
 from lazyfs.kernel.fuse_mount import abort_connection
@@ -20,16 +20,8 @@ from lazyfs.store.folders import GATE
 _GATE: Final = "fuse.lazyfs-gate"
 
 
-class Aborted(NamedTuple):
-    """What was given up."""
-
-    connections: tuple[int, ...]
-    """Their numbers under /sys/fs/fuse/connections."""
-    mounts: tuple[Path, ...]
-
-
-def abort(store: Path) -> Aborted:
-    """Give up everything that a lazyfsd of `store` has mounted. Blocking. Raises MountFailed."""
+def abort(store: Path) -> tuple[Path, ...]:
+    """Give up everything that a lazyfsd of `store` has mounted. What was mounted, to be said. Blocking. Raises MountFailed."""
     store = store.resolve()
     there = mounts()
     gates = [mount for mount in there if mount.path == store / GATE and mount.kind == _GATE]
@@ -43,4 +35,4 @@ def abort(store: Path) -> Aborted:
             unmount(mount.path, lazy=True)
     except OSError as error:
         raise MountFailed(f"not all that {store} had mounted could be given up: {error}") from error
-    return Aborted(tuple(gate.number for gate in gates), tuple(mount.path for mount in (*ours, *layers, *gates)))
+    return tuple(mount.path for mount in (*ours, *layers, *gates))

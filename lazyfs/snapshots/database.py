@@ -26,12 +26,11 @@ from lazyfs.errors import BadSnapshot, SnapshotBusy, SnapshotExists, SnapshotNot
 from lazyfs.format.digest import Digest
 from lazyfs.snapshots import schema
 from lazyfs.snapshots.filters import Filter
+from lazyfs.snapshots.labels import MAX_LABEL
 from lazyfs.snapshots.snapshot import LazyLayer, Snapshot, shown
 
 FILE_NAME: Final = "snapshots.sqlite"
 _PAGE: Final = 100
-_MAX_LABEL: Final = 4096
-"""Bytes of a label's key and value together. Source: containerd, pkg/labels/validate.go."""
 
 
 class Snapshots(SyncedDatabase):
@@ -235,8 +234,8 @@ def _labels(labels: Mapping[str, str]) -> bytes:
     """As they are kept. A label without a value is none, as in containerd's own database."""
     kept = {key: value for key, value in labels.items() if value}
     for key, value in kept.items():
-        if not key or len(key.encode()) + len(value.encode()) > _MAX_LABEL:
-            raise BadSnapshot(f"the label {show(key)} is empty, or has more than {_MAX_LABEL} bytes with its value")
+        if not key or len(key.encode()) + len(value.encode()) > MAX_LABEL:
+            raise BadSnapshot(f"the label {show(key)} is empty, or has more than {MAX_LABEL} bytes with its value")
     return msgspec.json.encode(kept)
 
 

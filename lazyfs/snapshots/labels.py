@@ -34,12 +34,11 @@ LAYER: Final = "containerd.io/snapshot/cri.layer-digest"
 FOLLOWING: Final = "containerd.io/snapshot/cri.image-layers"
 MANIFEST: Final = "containerd.io/snapshot/cri.manifest-digest"
 MAX_LABEL: Final = 4096
-"""Bytes of a label's name and value together: more is refused by containerd."""
+"""Bytes of a label's name and value together: more is refused by containerd (pkg/labels/validate.go)."""
 
 _REFERENCES: Final = (IMAGE, "containerd.io/snapshot/remote/stargz.reference")
 _DIGESTS: Final = (LAYER, "containerd.io/snapshot/remote/stargz.digest")
 _LAYERS: Final = (FOLLOWING, "containerd.io/snapshot/remote/stargz.layers")
-_PREFETCH: Final = "containerd.io/snapshot/remote/stargz.prefetch"
 
 _MAX_NAME: Final = 1024
 _MAX_FOLLOWING: Final = 128
@@ -78,8 +77,6 @@ class Claim(NamedTuple):
     """Layers that will be asked for soon: those above this one, as many as fitted into a label. Never this one."""
     size: int | None
     """The blob's, bytes, if anybody said it: unverified."""
-    prefetch: int | None
-    """How many of the layer's first bytes the client would like to have at once, if it said so."""
     layers: tuple[ToldLayer, ...] = ()
     """The image's lowest layers, from the lowest up, if the client told them."""
 
@@ -115,7 +112,6 @@ def read_labels(labels: Mapping[str, str]) -> Claim | Ordinary:
         _digest(labels.get(MANIFEST, "")),
         _following(labels, digest),
         _number(labels.get(SIZE, "")),
-        _number(labels.get(_PREFETCH, "")),
         _told(labels.get(LAYERS, "")),
     )
 

@@ -98,7 +98,7 @@ class ScriptedImage:
     def claim(self, number: int, **changes: Any) -> Claim:
         """What CRI's labels say of a layer, or something else."""
         lazy = self.lazy[number]
-        claim = Claim(f"chain-{number}", f"{HOST}/image:v1", lazy.digest, lazy.toc_digest, None, (), None, None)
+        claim = Claim(f"chain-{number}", f"{HOST}/image:v1", lazy.digest, lazy.toc_digest, None, (), None)
         return claim._replace(**changes)
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lazyfs.erofs.outline import Outline, implied_directories, root_is_opaque
+from lazyfs.erofs.outline import Outline, root_is_opaque
 from lazyfs.errors import InvalidToc
 from lazyfs.format.entry import Entry
 from lazyfs.store.content import content_of
@@ -91,7 +91,7 @@ def test_only_what_is_implied_is_inherited(layers: list[list[Entry]]) -> None:
     """Told of everything below, a layer takes no more from it than told of its implied directories."""
     *below, layer = layers
     everything = {path: node.entry for path, node in Tree(below).walk()}
-    asked = {path: everything[path] for path in implied_directories(layer) if path in everything}
+    asked = {path: everything[path] for path in Outline(layer).implied() if path in everything}
     assert image_of(layer, everything) == image_of(layer, asked)
 
 
@@ -106,8 +106,8 @@ def test_implied_directories_are_those_whose_attributes_come_from_below() -> Non
         file(b"o/p/f"),
         file(b"n/f"),
     ]
-    assert implied_directories([*entries, Entry(b"n", "dir"), Entry(b"", "dir")]) == (b"a", b"a/b", b"c", b"o")
-    assert implied_directories([]) == (b"",)
+    assert Outline([*entries, Entry(b"n", "dir"), Entry(b"", "dir")]).implied() == (b"a", b"a/b", b"c", b"o")
+    assert Outline([]).implied() == (b"",)
 
 
 def test_root_is_opaque_by_its_own_marker_only() -> None:

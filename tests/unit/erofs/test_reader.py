@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lazyfs.erofs.outline import implied_directories
+from lazyfs.erofs.outline import Outline
 from lazyfs.erofs.reader import inherited_from
 from lazyfs.errors import StoreUnusable
 from lazyfs.format.entry import Entry
@@ -24,7 +24,7 @@ def written(layers: list[list[Entry]], folder: Path) -> list[Path]:
     images: list[Path] = []
     for number, layer in enumerate(layers):
         image = folder / str(number)
-        image.write_bytes(image_of(layer, inherited_from(images, implied_directories(layer))))
+        image.write_bytes(image_of(layer, inherited_from(images, Outline(layer).implied())))
         images.append(image)
     return images
 

@@ -118,7 +118,7 @@ def test_a_lazy_layers_labels_are_understood() -> None:
     found = read_labels(layer_labels(NAME, digest("m"), layers, 2, digest("chain")))
     told = tuple(ToldLayer(one.digest, one.size, Digest(one.annotations[TOC]) if one.annotations else None) for one in layers)
     assert found == Claim(
-        digest("chain"), NAME, digest(3), digest((3, "toc")), digest("m"), (digest(4),), 1000, None, told
+        digest("chain"), NAME, digest(3), digest((3, "toc")), digest("m"), (digest(4),), 1000, told
     )  # fmt: skip
 
 

@@ -38,10 +38,10 @@ OF_RPULL = {
 
 def test_both_families_are_understood() -> None:
     """CRI's labels and ctr-remote's say the same, each with what only it knows."""
-    assert read_labels(OF_CRI) == Claim(CHAIN, REFERENCE, LAYER, TOC_DIGEST, MANIFEST, (NEXT, TOP), None, None)
-    assert read_labels(OF_RPULL) == Claim(CHAIN, REFERENCE, LAYER, TOC_DIGEST, None, (NEXT, TOP), None, 10485760)
+    assert read_labels(OF_CRI) == Claim(CHAIN, REFERENCE, LAYER, TOC_DIGEST, MANIFEST, (NEXT, TOP), None)
+    assert read_labels(OF_RPULL) == Claim(CHAIN, REFERENCE, LAYER, TOC_DIGEST, None, (NEXT, TOP), None)
     both = read_labels(OF_CRI | OF_RPULL | {"containerd.io/snapshot/lazyfs.size": "1234"})
-    assert both == Claim(CHAIN, REFERENCE, LAYER, TOC_DIGEST, MANIFEST, (NEXT, TOP), 1234, 10485760)
+    assert both == Claim(CHAIN, REFERENCE, LAYER, TOC_DIGEST, MANIFEST, (NEXT, TOP), 1234)
 
 
 def told(*layers: tuple[str, int, str]) -> dict[str, str]:
@@ -104,18 +104,18 @@ def test_what_cannot_be_lazy_has_a_reason(change: dict[str, str | None], reason:
 )
 def test_hints_never_refuse(layers: str, following: tuple[str, ...] | int) -> None:
     """Lists that are cut, repeat or go on for ever, sizes that are none: what makes sense of them is taken."""
-    labels = OF_CRI | {f"{CRI}image-layers": layers, f"{CRI}manifest-digest": "v1", f"{STARGZ}prefetch": "-5"}
+    labels = OF_CRI | {f"{CRI}image-layers": layers, f"{CRI}manifest-digest": "v1"}
     found = read_labels(labels | {"containerd.io/snapshot/lazyfs.size": "9" * 15})
     assert isinstance(found, Claim)
     assert (found.following if isinstance(following, tuple) else len(found.following)) == following
-    assert (found.manifest_digest, found.size, found.prefetch) == (None, None, None)
+    assert (found.manifest_digest, found.size) == (None, None)
 
 
 @pytest.mark.parametrize("number", ["²", "１", "1 ", "1e3", "0x1", "1" * 5000])
 def test_numbers_are_plain(number: str) -> None:
     """Digits that only Unicode knows, blanks, and numbers of any length are no sizes."""
-    found = read_labels(OF_RPULL | {f"{STARGZ}prefetch": number})
-    assert isinstance(found, Claim) and found.prefetch is None
+    found = read_labels(OF_RPULL | {"containerd.io/snapshot/lazyfs.size": number})
+    assert isinstance(found, Claim) and found.size is None
 
 
 @given(st.dictionaries(st.sampled_from([*OF_CRI, *OF_RPULL]), st.text(max_size=80) | st.sampled_from([LAYER, REFERENCE])))
