@@ -154,6 +154,12 @@ def heads() -> list[Row]:
             ),
             blobs=True,
         ),
+        Row(
+            "chunks whose sizes end in line feeds",
+            at("manifest", "blob", "token", framing="chunked", size_ends=b"\n", last_chunk=b"0\n\r\n"),
+            blobs=True,
+            tokens=True,
+        ),
         Row("config gzip", lambda: _config_gzip),
         Row("blobs elsewhere, without authorization", elsewhere_without_authorization(307), blobs=True, tokens=True),
         Row("Accept-Ranges none", at("blob", Accept_Ranges="none"), blobs=True),

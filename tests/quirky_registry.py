@@ -62,7 +62,9 @@ class Response:
     rewrite: Callable[[bytes], bytes] = bytes
     """Applied to the finished head, empty line included."""
     chunk: Callable[[int], bytes] = b"%X".__mod__
-    """The line before a chunk."""
+    """The line before a chunk, without its end."""
+    size_ends: bytes = b"\r\n"
+    """What ends that line."""
     last_chunk: bytes = b"0\r\n\r\n"
     tail: bytes = b""
     """Sent behind the body, of which it is no part."""
@@ -79,7 +81,7 @@ class Response:
         elif self.framing == "chunked":
             fields["Transfer-Encoding"] = "chunked"
             pieces = [body[at : at + 50_000] for at in range(0, len(body), 50_000)]
-            body = b"".join(b"%s\r\n%s\r\n" % (self.chunk(len(piece)), piece) for piece in pieces) + self.last_chunk
+            body = b"".join(b"%s%s%s\r\n" % (self.chunk(len(piece)), self.size_ends, piece) for piece in pieces) + self.last_chunk
         elif self.framing == "close":
             fields["Connection"] = "close"
         lines = [f"HTTP/1.1 {self.status} Said", *(f"{name}: {value}" for name, value in fields.items())]

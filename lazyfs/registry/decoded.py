@@ -1,4 +1,4 @@
-"""A body whose head tells no length: in chunks, or ended by the end of the connection. h11 finds its bytes.
+"""A body whose head tells no length: in chunks, or ended by the end of the connection.
 
 Such answers are rare (a proxy in front of a registry), and cost a few copies more than a body with a length.
 """
@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from typing import Final
 
-import h11
-
 from lazyfs.errors import BadAnswer, Unreachable
+from lazyfs.registry.chunked import ChunkReader
 from lazyfs.registry.connection import Connection
 from lazyfs.registry.head import Head
-from lazyfs.registry.odd_head import awaiting_answer
 
 _BUFFER: Final = 64 << 10
 
@@ -23,30 +21,28 @@ class Decoded:
     def __init__(self, connection: Connection, head: Head) -> None:
         """The head has been received from `connection`, and nothing behind it. Raises BadAnswer for an encoding other than chunks."""
         self._connection = connection
-        self._reader = awaiting_answer()
         self._here = memoryview(b"")
         self._buffer = memoryview(bytearray(_BUFFER))
         encoding = head.headers.get("transfer-encoding")
-        field = b"" if encoding is None else b"Transfer-Encoding: " + encoding.encode("latin-1") + b"\r\n"
-        self._reader.receive_data(b"HTTP/1.1 200 OK\r\n" + field + b"\r\n")
-        try:
-            self._reader.next_event()
-        except h11.RemoteProtocolError as error:
-            raise BadAnswer(
-                f"the answer comes in a transfer encoding that HTTP does not have: {(encoding or '')[:80]!r}"
-            ) from error
+        if encoding is not None and encoding.strip().lower() != "chunked":
+            raise BadAnswer(f"the answer comes in a transfer encoding that HTTP does not have: {encoding[:80]!r}")
+        self._chunks = None if encoding is None else ChunkReader()
+        """None for a body that the end of the connection ends."""
 
     async def receive_into(self, view: memoryview) -> int:
         """See Connection. Raises BadAnswer as well, for chunks that break the grammar."""
+        if self._chunks is None:
+            return await self._connection.receive_into(view)
         while not self._here:
-            event = self._next()
-            if isinstance(event, h11.Data):
-                self._here = memoryview(event.data)
-            elif isinstance(event, h11.EndOfMessage):
+            self._here = memoryview(self._chunks.read())
+            if self._here:
+                break
+            if self._chunks.is_over:
                 return 0
-            else:
-                count = await self._connection.receive_into(self._buffer)
-                self._reader.receive_data(bytes(self._buffer[:count]))  # nothing: the connection has ended
+            count = await self._connection.receive_into(self._buffer)
+            if not count:
+                raise Unreachable("the connection ended within a chunk of the body")
+            self._chunks.feed(self._buffer[:count])
         count = min(len(view), len(self._here))
         view[:count] = self._here[:count]
         self._here = self._here[count:]
@@ -55,17 +51,9 @@ class Decoded:
     @property
     def is_over(self) -> bool:
         """Whether the end of the body has come, and nothing behind it. Waits for nothing; to be asked once."""
-        if self._here:
+        if self._here or self._chunks is None:
             return False
         try:
-            return isinstance(self._next(), h11.EndOfMessage) and self._reader.trailing_data == (b"", False)
-        except (BadAnswer, Unreachable):
+            return not self._chunks.read() and self._chunks.is_clean
+        except BadAnswer:
             return False
-
-    def _next(self) -> object:
-        try:
-            return self._reader.next_event()
-        except h11.RemoteProtocolError as error:
-            if self._reader.trailing_data[1]:
-                raise Unreachable("the connection ended within a chunk of the body") from error
-            raise BadAnswer("the answer's body breaks the grammar of chunks") from error

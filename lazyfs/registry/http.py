@@ -1,6 +1,6 @@
 """httpx for all that is not blob bytes: one request, one whole answer of bounded size.
 
-A head that httpx refuses, and Go's clients accept, is read by plain.py.
+A head that httpx refuses, and Go's clients accept, is read by plain.py, and so is a body in chunks.
 
 httpx 0.28 under trio leaks connections of its pool when requests are cancelled while others wait for one, until no
 request gets any. So a client in which a request was cancelled is retired: later requests get a new one, and the old one is
@@ -90,12 +90,12 @@ class Http:
         limit: int,
         content: bytes | AsyncIterator[bytes],
         proxy: Proxy | None,
-    ) -> Answer | BadAnswer:
-        """See `exchange`. A BadAnswer that is returned is for a head that others may be able to read."""
+    ) -> Answer | BadAnswer | Unreachable:
+        """See `exchange`. An error that is returned is for a head, or a body in chunks, that plain.py may be able to read."""
         clients = self._clients
         clients.users += 1
         seasoned = clients.answers > 0
-        answered = False
+        answered = in_chunks = False
         try:
             client = clients.get(url.scheme, proxy)
             extensions = _as_spelled(url, proxy)
@@ -106,12 +106,13 @@ class Http:
                 # What a field's bytes mean is for those to say who use it: as Latin-1 they all survive.
                 response.headers.encoding = "latin-1"
                 answered = True
+                in_chunks = "transfer-encoding" in response.headers
                 body = await self._read(response, clients, url, limit)
             clients.answers += 1
             return await _answer(url, response.status_code, response.headers, body, limit)
         except (httpx.TransportError, httpx.InvalidURL) as error:
             found = _error(url, error, in_body=answered)
-            if answered or not _breaks_grammar(error) or not isinstance(found, BadAnswer):
+            if not _breaks_grammar(error) or not (in_chunks if answered else isinstance(found, BadAnswer)):
                 raise found from error
             # What was read may be what an earlier answer had too much: a body for HEAD, a line behind a body. Go drops such a connection.
             self._retire(clients)

@@ -1,6 +1,6 @@
-"""One small request over a connection of its own, for heads that httpx refuses and Go's clients accept.
+"""One small request over a connection of its own, for heads and chunks that httpx refuses and Go's clients accept.
 
-The range reader's connections read such heads (odd_head.py); httpx does not let anybody look at one. So the request is made again here.
+The range reader's connections read such heads (odd_head.py) and bodies (chunked.py); httpx does not let anybody look at one. So the request is made again here.
 It is the exception: a registry that writes like that costs two requests for each document.
 """
 
@@ -30,7 +30,7 @@ async def exchange_plainly(
     content: bytes,
     bound: Callable[[int], tuple[int, bool]],
     proxy: Proxy | None,
-    refusal: BadAnswer,
+    refusal: SourceError,
 ) -> tuple[Head, bytes]:
     """The answer's head and its body. `bound` says for a status how many bytes of it are read, or one more, and whether it is wanted.
 

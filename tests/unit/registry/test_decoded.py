@@ -75,6 +75,28 @@ async def test_chunks_that_break_the_grammar_end_it() -> None:
     assert isinstance(error, BadAnswer) and "grammar of chunks" in str(error)
 
 
+@pytest.mark.parametrize("step", [1, 7, 1 << 20])
+async def test_size_lines_may_end_in_a_bare_lf(step: int) -> None:
+    """As for Go. Such a connection is not used again: another reader could find another end."""
+    body = chunks(BLOB[:100], 9).replace(b";n=1\r\n", b" \n").replace(b"0\r\nT: x\r\n", b"0\n")
+    where = f"bytes 0-99/{len(BLOB)}"
+    data = reply(206, body, content_length="", content_range=where, transfer_encoding="chunked")
+    async with serving(Server(lambda _: Reply(data, "drip", len(body), 0.0, step))) as server, ranges_of(server.host) as ranges:
+        for _ in range(2):
+            assert await read(ranges, 0, 100) == BLOB[:100]
+    assert server.connections == 2
+
+
+@pytest.mark.parametrize(
+    "body", [b"\n", b"x\n", b"5 5\r\n", b"-5\r\n", b"1" * 17, b"1;" + b"x" * 5000, b"0\r\n" + b"T: x\r\n" * 20_000]
+)
+async def test_lines_that_no_chunk_begins_with(body: bytes) -> None:
+    """Sizes that are none, and lines and trailers without end: BadAnswer before more of them is held."""
+    where = f"bytes 0-99/{len(BLOB)}"
+    bad = reply(206, body + b"\n", content_length="", content_range=where, transfer_encoding="chunked")
+    assert isinstance(await fails([bad], 0, 100), BadAnswer)
+
+
 async def test_what_follows_the_last_chunk_never_reaches_the_next_reader() -> None:
     """Bytes behind the end of the body cost the connection."""
     script: list[Answer] = [chunked(Request("GET", "/", {"range": "bytes=0-99"}, b"")) + b"HTTP/1.1 206 X\r\n"]

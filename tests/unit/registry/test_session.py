@@ -151,9 +151,10 @@ CUT = {
 @pytest.mark.parametrize("answer", CUT.values(), ids=CUT)
 async def test_a_cut_answer_is_asked_for_again(answer: bytes, autojump_clock: trio.testing.MockClock) -> None:
     """Wherever it breaks off; and when it does each time, it is the connection's fault, not the grammar's."""
-    async with asking([Reply(answer, "close"), Reply(answer, "close"), reply(200, b"whole")]) as (server, session):
+    asked = 2 if b"chunked" in answer else 1  # by httpx, which cannot say what is wrong with chunks, and by plain.py
+    async with asking([*[Reply(answer, "close")] * 2 * asked, reply(200, b"whole")]) as (server, session):
         assert await get(session) == b"whole"
-        server.script = [Reply(answer, "close")] * 5
+        server.script = [Reply(answer, "close")] * 5 * asked
         with pytest.raises(Unreachable):
             await get(session)
         assert not server.script
@@ -398,3 +399,11 @@ async def test_a_cancelled_request_does_no_harm_to_another() -> None:
         await session.aclose()
         servers.cancel_scope.cancel()
     assert answers == [b"ab"]
+
+
+async def test_a_document_in_chunks_whose_lines_end_in_a_bare_lf() -> None:
+    """httpx takes it for one that broke off; it is asked for once more, and read as Go reads it."""
+    odd = reply(200, b"5\nhello\r\n0\n\r\n", content_length="", transfer_encoding="chunked")
+    async with asking([odd, odd]) as (server, session):
+        assert await get(session) == b"hello"
+    assert len(server.requests) == 2
