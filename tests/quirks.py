@@ -5,10 +5,12 @@ Each function makes a quirk from nothing (`Callable[[], Quirk]`), because some o
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import unquote
 
 from tests.quirky_registry import TOKEN, Kind, Quirk, Request, Response
 
@@ -211,6 +213,20 @@ def elsewhere_without_authorization(status: int) -> Callable[[], Quirk]:
     return lambda: quirk
 
 
+def logged_in(kind: Kind, spelled: str) -> Callable[[], Quirk]:
+    """They are with somebody who wants the user and the password that stand in the URL he is found by."""
+    moved = redirect(kind, 307, f"http://{spelled}@localhost:{{port}}{{target}}")()
+
+    def quirk(request: Request, response: Response) -> Response:
+        if request.kind == kind and "moved" in request.target:
+            wanted = base64.b64encode(unquote(spelled).encode()).decode()
+            right = response if kind == "token" else request.right()
+            return right if request.headers.get("authorization") == f"Basic {wanted}" else Response(403)
+        return moved(request, response)
+
+    return lambda: quirk
+
+
 def cookies(request: Request, response: Response) -> Response:
     """Cookies are set, and whoever sends one back is taken for a browser."""
     if "cookie" in request.headers:
@@ -230,15 +246,28 @@ def redirected_upload(status: int) -> Callable[[], Quirk]:
 
 
 def challenge(form: str) -> Callable[[], Quirk]:
-    """WWW-Authenticate in another spelling: `form` knows `realm` and `scope`."""
+    """WWW-Authenticate in another spelling: `form` knows `realm`, `host` and `scope`."""
 
     def quirk(request: Request, response: Response) -> Response:
         if response.status != 401:
             return response
-        value = form.format(realm=f"http://{request.host}/token", scope="repository:image:pull")
+        value = form.format(realm=f"http://{request.host}/token", host=request.host, scope="repository:image:pull")
         return dataclasses.replace(response, headers={"WWW-Authenticate": value})
 
     return lambda: quirk
+
+
+def realm_logs_in() -> Quirk:
+    """The realm's URL holds the user and the password that the token server wants."""
+    challenged = challenge('Bearer realm="http://user:pass@{host}/token",service="registry"')()
+
+    def quirk(request: Request, response: Response) -> Response:
+        wanted = f"Basic {base64.b64encode(b'user:pass').decode()}"
+        if request.kind == "token" and request.headers.get("authorization") != wanted:
+            return Response(403)
+        return challenged(request, response)
+
+    return quirk
 
 
 def token(text: str, **headers: str) -> Callable[[], Quirk]:

@@ -72,6 +72,8 @@ class Http:
         on the request.
         """
         proxy = self._proxies.for_url(url)
+        if url.basic and "Authorization" not in headers:
+            headers = {**headers, "Authorization": url.basic}
         outcome = await self._through_httpx(method, url, headers, limit, content, proxy)
         if isinstance(outcome, Answer):
             return outcome

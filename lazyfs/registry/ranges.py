@@ -239,8 +239,8 @@ def _request(url: Url, asked: Asked, authorization: str, connection: Connection,
     ]
     if ranged:
         lines.append(f"Range: bytes={asked.start}-{asked.end - 1}")
-    if authorization:
-        lines.append(f"Authorization: {authorization}")
+    if authorization or url.basic:
+        lines.append(f"Authorization: {authorization or url.basic}")
     if proxy and proxy.authorization:
         lines.append(f"Proxy-Authorization: {proxy.authorization}")
     return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")

@@ -85,7 +85,7 @@ class Tokens:
             raise Unauthorized(f"{self._host} wants authentication, but neither Basic nor Bearer")
 
     async def _fetch(self, challenge: Challenge, scope: Scope, credentials: Credentials | None) -> _Token:
-        realm = parse_url(escaped(challenge.parameters.get("realm", "")), f"the token realm of {self._host}")
+        realm = parse_url(escaped(challenge.parameters.get("realm", "")), f"the token realm of {self._host}", may_log_in=True)
         if realm.scheme != "https" and self._root.scheme == "https":
             raise BadAnswer(f"{self._host} wants its token fetched without https from {realm.authority}")
         query = [("service", challenge.parameters["service"])] if "service" in challenge.parameters else []

@@ -1,15 +1,16 @@
-"""URLs as far as we follow them: http and https, ASCII, without user or password.
+"""URLs as far as we follow them: http and https, ASCII.
 
 They come from registries (redirects, upload locations, token realms), so they are hostile: the text ends up in a
-request line, and what they carry (a signature) is a secret. Messages name the host only.
+request line, and what they carry (a signature, a password) is a secret. Messages name the host only.
 """
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import re
 from typing import Final, NamedTuple
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import unquote_to_bytes, urljoin, urlsplit
 
 from lazyfs.errors import BadAnswer
 
@@ -18,7 +19,20 @@ DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 _CLEAN = re.compile(r"[\x21-\x7e]+\Z")
 _UNESCAPED = re.compile(r"[ \x80-\xff]")
+_USERINFO = re.compile(r"(?:[A-Za-z0-9._:~!$&'()*+,;=@-]|%[0-9A-Fa-f]{2})*\Z")
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_.])?\Z")
+
+
+class _Secret(str):
+    """Shows only in the header that it is for."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "…" if self else "''"
+
+
+_NO_SECRET: Final = _Secret()
 
 
 class Url(NamedTuple):
@@ -30,6 +44,9 @@ class Url(NamedTuple):
     port: int
     target: str
     """Path and query, beginning with a slash."""
+    basic: _Secret = _NO_SECRET
+    """The Authorization header for a request that has no other: the URL's own `USER:PASSWORD@`, as Go's http client sends it. `str`
+    leaves it out."""
 
     @property
     def origin(self) -> tuple[str, str, int]:
@@ -50,22 +67,31 @@ class Url(NamedTuple):
         return f"{self.scheme}://{self.authority}{self.target}"
 
 
-def parse_url(text: str, what: str) -> Url:
-    """The URL that `text` spells. Raises BadAnswer, naming `what` but not the URL."""
+def parse_url(text: str, what: str, *, may_log_in: bool = False) -> Url:
+    """The URL that `text` spells. `may_log_in`: it may have a user and a password. Raises BadAnswer, naming `what` but not the URL."""
     if len(text) > MAX_URL or not _CLEAN.match(text):
         raise BadAnswer(f"{what} is no URL: it is empty, too long, or holds blanks or control characters")
     try:
         parts = urlsplit(text)
         port = parts.port
-    except ValueError as error:
-        raise BadAnswer(f"{what} is no URL") from error
+    except ValueError:
+        raise BadAnswer(f"{what} is no URL") from None  # the cause might show a password
     host = parts.hostname or ""
-    if parts.scheme not in DEFAULT_PORTS or parts.username is not None or parts.password is not None:
+    if parts.scheme not in DEFAULT_PORTS or (parts.username is not None and not may_log_in):
         raise BadAnswer(f"{what} is no plain http or https URL")
     if not _HOST.match(host) and not is_address(host):
         raise BadAnswer(f"{what} names no host that can be asked")
     target = (parts.path or "/") + ("?" + parts.query if parts.query else "")
-    return Url(parts.scheme, host, port or DEFAULT_PORTS[parts.scheme], target)
+    basic = _NO_SECRET if parts.username is None else _basic(parts.netloc.rpartition("@")[0], what)
+    return Url(parts.scheme, host, port or DEFAULT_PORTS[parts.scheme], target, basic)
+
+
+def _basic(userinfo: str, what: str) -> _Secret:
+    if not _USERINFO.match(userinfo):
+        raise BadAnswer(f"{what} holds a user name or a password that no URL may hold")
+    user, _, password = userinfo.partition(":")
+    pair = unquote_to_bytes(user) + b":" + unquote_to_bytes(password)
+    return _Secret("Basic " + base64.b64encode(pair).decode("ascii"))
 
 
 def follow(url: Url, location: str, what: str) -> Url:
@@ -78,9 +104,12 @@ def follow(url: Url, location: str, what: str) -> Url:
         raise BadAnswer(f"{what} of {url.authority} is no URL: it is empty, too long, or holds blanks or control characters")
     try:
         joined = urljoin(str(url), location)
-    except ValueError as error:
-        raise BadAnswer(f"{what} of {url.authority} is no URL") from error
-    found = parse_url(joined, f"{what} of {url.authority}")
+        names_a_host = bool(urlsplit(location).netloc)
+    except ValueError:
+        raise BadAnswer(f"{what} of {url.authority} is no URL") from None  # the cause might show a password
+    found = parse_url(joined, f"{what} of {url.authority}", may_log_in=True)
+    if not names_a_host:
+        found = found._replace(basic=url.basic)
     if url.scheme == "https" and found.scheme == "http":
         raise BadAnswer(f"{url.authority} redirects from https to http ({found.authority}), which would give up all protection")
     return found

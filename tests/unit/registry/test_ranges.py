@@ -125,7 +125,7 @@ async def test_leaving_early_costs_the_connection_only() -> None:
         (reply(204), "answers 204"),
         (reply(302), "without saying where"),
         (reply(302, location="ftp://x/"), "no plain http"),
-        (reply(302, location="http://u:p@x/"), "no plain http"),
+        (reply(302, location="http://u:<@x/"), "no URL may hold"),
         (reply(302, location="http://x/\ty"), "no URL"),
         (b"HTTP/2 200\r\n\r\n", "not HTTP/1.1"),
         (b"220 smtp.example.org\r\n\r\n", "not HTTP/1.1"),
@@ -339,3 +339,14 @@ async def test_cancelled_requests_leave_the_client_usable() -> None:
         assert await read(ranges, 10, 20) == BLOB[10:20]
         while server.open > 1:
             await trio.lowlevel.checkpoint()
+
+
+async def test_a_redirect_with_a_password_logs_in() -> None:
+    """Its password is that of the store, and no token of ours goes there."""
+    async with serving(Server(ranged)) as store:
+        moved = reply(307, location=f"http://user:pass@{store.host}/b")
+        async with serving(Server([moved])) as server, ranges_of(server.host) as ranges:
+            for start in (0, 100):
+                assert await read(ranges, start, start + 50) == BLOB[start : start + 50]
+    assert {request.headers["authorization"] for request in store.requests} == {"Basic dXNlcjpwYXNz"}
+    assert "authorization" not in server.requests[0].headers
