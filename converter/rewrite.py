@@ -10,12 +10,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-import msgspec
-
 from converter.kept import TOC_DIGEST, UNCOMPRESSED_SIZE
 from converter.layer import NewLayer
 from lazyfs.format.digest import Digest, digest_of
-from lazyfs.format.foreign_json import decode, fields, replaced
+from lazyfs.format.foreign_json import decode, encode, fields, replaced
 from lazyfs.format.manifest import (
     OCI_CONFIG,
     OCI_INDEX,
@@ -50,7 +48,7 @@ def rewrite_config(config: ImageConfig, data: bytes, layers: Sequence[NewLayer])
         renamed: dict[str, str] = dict(zip(config.diff_ids, new_ids, strict=True))
         renewed = {key: _renamed(value, renamed) for key, value in labels.items()}
         raw = replaced(raw, {"config": replaced(inner, {"Labels": renewed})})
-    return msgspec.json.encode(raw)
+    return encode(raw)
 
 
 def rewrite_manifest(manifest: Manifest, source: Digest, config: bytes, layers: Sequence[NewLayer]) -> Document:
@@ -83,7 +81,7 @@ def rewrite_attestation(manifest: Manifest, source: Digest, documents: Mapping[D
     if new is None:
         return Document(manifest.media_type, source, manifest.data)
     changed = {"mediaType": new.media_type, "digest": new.digest, "size": len(new.data)}
-    data = msgspec.json.encode(replaced(manifest.raw, {"subject": replaced(subject, changed)}))
+    data = encode(replaced(manifest.raw, {"subject": replaced(subject, changed)}))
     return Document(manifest.media_type, digest_of(data), data)
 
 
@@ -94,7 +92,7 @@ def _document(new: Mapping[str, Any], old: Manifest | Index, media_type: str, so
     if old.media_type == media_type and raw == {"schemaVersion": 2, "mediaType": media_type, **old.raw}:
         return Document(media_type, source, old.data)
     raw = replaced(raw, {"annotations": {**old.annotations, SOURCE_DIGEST: source}})
-    encoded = msgspec.json.encode(raw)
+    encoded = encode(raw)
     return Document(media_type, digest_of(encoded), encoded)
 
 

@@ -3,6 +3,7 @@
 - `null` means that the field is absent.
 - The case of a field's name does not matter; of two fields of one name, the last counts.
 - What is not UTF-8, and half of a surrogate pair, is read as U+FFFD. Numbers that we do not look at may have any size.
+- Values may be nested 10,000 levels deep (deep_json.py).
 
 A byte order mark and anything behind the document's end are errors there, and so they are here.
 
@@ -12,19 +13,18 @@ millions of values; it is decoded into structs of its own, after `without_nulls`
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
+
+from lazyfs.format.deep_json import dump, load
 
 MAX_VALUES: Final = 500_000
 """Values in one document, about. The largest real configs have thousands."""
 
 _NULL: Final = rb'(?<!\\)"(?:%s)"(?=\s*:\s*null[\s,}])'
-_LARGEST_NUMBER: Final = 400
-"""Digits of a number that we read as such."""
 
 T = TypeVar("T")
 
@@ -36,13 +36,19 @@ def decode(data: bytes | str) -> Any:
         raise msgspec.DecodeError(f"it has more than {MAX_VALUES} values")
     try:
         return msgspec.json.decode(raw)
-    except RecursionError:
-        raise msgspec.DecodeError("it is nested too deeply") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as refusal:
         try:
-            return _decode_patiently(raw)
-        except (ValueError, RecursionError):
-            raise msgspec.DecodeError(str(error)) from None
+            return load(raw.decode("utf-8", "replace"))
+        except ValueError as error:
+            raise msgspec.DecodeError(str(error if isinstance(refusal, RecursionError) else refusal)) from None
+
+
+def encode(value: Any) -> bytes:
+    """JSON of `value`, which `decode` returned, or which is made of such values. Floats without end become null."""
+    try:
+        return msgspec.json.encode(value)
+    except RecursionError:
+        return dump(value)
 
 
 def decode_as(data: bytes | str, kind: type[T]) -> T:
@@ -102,27 +108,3 @@ def without_nulls(data: bytes, names: Iterable[str]) -> bytes | bytearray:
         start, end = match.span()
         copy[start:end] = b'""'.ljust(end - start)
     return data if copy is None else copy
-
-
-def _decode_patiently(raw: bytes) -> Any:
-    """What msgspec refuses and Go does not: several times slower, for the few documents that need it."""
-    text = raw.decode("utf-8", "replace")
-    return _without_surrogates(json.loads(text, parse_int=_number, parse_constant=_refuse))
-
-
-def _number(digits: str) -> int | float:
-    return int(digits) if len(digits) <= _LARGEST_NUMBER else float(digits)
-
-
-def _refuse(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-def _without_surrogates(value: Any) -> Any:
-    if isinstance(value, str):
-        return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, list):
-        return [_without_surrogates(item) for item in value]
-    if isinstance(value, dict):
-        return {_without_surrogates(name): _without_surrogates(held) for name, held in value.items()}
-    return value

@@ -25,7 +25,7 @@ import trio
 
 from lazyfs.errors import BadAnswer, InvalidManifest, LazyfsError, LocalError, NotFound, show
 from lazyfs.format.digest import Digest, check, parse_digest
-from lazyfs.format.foreign_json import fields, replaced
+from lazyfs.format.foreign_json import encode, fields, replaced
 from lazyfs.format.manifest import DOCUMENT_TYPES, MAX_DOCUMENT, OCI_INDEX, Index, parse_document
 from lazyfs.source.protocol import Document, ImageSource
 
@@ -275,7 +275,10 @@ def _tag(entry: Mapping[str, Any]) -> str:
 
 
 def _encode(value: Any) -> bytes:
-    return json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"
+    try:
+        return json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"
+    except RecursionError:  # another program's field may be nested deeply
+        return encode(value) + b"\n"
 
 
 def _size(path: Path) -> int:

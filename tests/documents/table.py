@@ -20,6 +20,7 @@ from tests.documents.content import ELSEWHERE, HERE, Content, Json
 Make = Callable[[Content], object]
 UNKNOWN = {"architecture": "unknown", "os": "unknown"}
 ARTIFACT = "application/vnd.example.artifact"
+DEEP = b'[{"a":' * 4500 + b"0" + b"}]" * 4500
 SKIPPABLE = b"\x5a\x2a\x4d\x18\x04\0\0\0skip"
 
 
@@ -33,6 +34,8 @@ class Case(NamedTuple):
     """Whether the tree is that of the two layers."""
     lazy: bool = True
     """Whether it is mounted lazily where its layers are."""
+    slow: bool = False
+    """One of several of a kind."""
 
 
 def elsewhere(it: Content) -> Json:
@@ -136,6 +139,7 @@ INDEXES = [
     Case("no platform, two, the first is ours", lambda it: it.index_of(it.manifest(), elsewhere(it))),
     Case("no platform, two, the second is ours", lambda it: it.index_of(elsewhere(it), it.manifest())),
     Case("no platform, an artifact first", lambda it: it.index_of(artifact(it), it.manifest())),
+    Case("nested 9,000 deep", lambda it: it.document(json.dumps({"schemaVersion": 2, "manifests": [on(it.manifest())], "unknown": "QQ"}).encode().replace(b'"QQ"', DEEP), c.OCI_INDEX), slow=True),
     Case("platform without a word", lambda it: it.index_of(on(it.manifest(), {"architecture": "", "os": ""}))),
     Case("platform with nulls", lambda it: it.index_of(on(it.manifest(), HERE | {"variant": None, "os.features": None}))),
     Case("platform with a version", lambda it: it.index_of(on(it.manifest(), HERE | {"os.version": "1", "os.features": ["x"]}))),
@@ -174,6 +178,8 @@ MANIFESTS = [
     Case("not UTF-8", lambda it: text(it, b"QQ", b"\xe9\xff", annotations={"a": "QQ"})),
     Case("half a surrogate pair", lambda it: text(it, b"QQ", b"\\ud800", annotations={"a": "QQ"})),
     Case("numbers without end", lambda it: text(it, b'"QQ"', b"[1e400, %s]" % (b"9" * 5000), unknown="QQ")),
+    Case("nested 9,000 deep", lambda it: text(it, b'"QQ"', DEEP, unknown="QQ"), slow=True),
+    Case("nested 11,000 deep", lambda it: text(it, b'"QQ"', b"[" * 11_000 + b"]" * 11_000, unknown="QQ"), accepted=False, slow=True),
     Case("unknown fields", lambda it: it.manifest(unknown={"a": [1, None]}, artifactType=ARTIFACT)),
     Case("no layers", of, same=False),
     Case("no layers, no field", lambda it: text(it, b', "layers": []', b"", layers=[], config=it.config(rootfs={"type": "layers", "diff_ids": None})), same=False),
@@ -211,6 +217,7 @@ CONFIGS = [
     Case("no config field", lambda it: it.manifest(config=it.config(config=...))),
     Case("nulls in it", lambda it: it.manifest(config=it.config(config=dict.fromkeys(["Env", "Cmd", "Entrypoint", "Labels", "User", "WorkingDir"]), history=None, created=None, author=None))),
     Case("null", lambda it: it.manifest(config=it.config(config=None))),
+    Case("nested 9,000 deep", lambda it: config_text(it, b'"QQ"', DEEP, unknown="QQ")),
     Case("null in a list", lambda it: it.manifest(config=it.config(config={"Env": [None, "A=b"]}, history=[None]))),
     Case("null label and volume", lambda it: it.manifest(config=it.config(config={"Labels": {"a": None}, "Volumes": {"/a": None}}))),
     Case("no platform", lambda it: it.manifest(config=it.config(architecture=..., os=...))),

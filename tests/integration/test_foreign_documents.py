@@ -174,7 +174,9 @@ def expected(tree: dict[bytes, Record]) -> dict[bytes, Shown]:
     }
 
 
-@pytest.mark.parametrize("case", TABLE, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.slow else []) for case in TABLE]
+)
 def test_what_the_peers_take_is_taken(lab: Lab, case: Case, tmp_path: Path) -> None:
     """As it is, lazily, and converted; from a registry and from a layout. The tree is the peers'."""
     name = f"case-{TABLE.index(case)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tracemalloc
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazyfs.format import foreign_json as j
+from lazyfs.format.deep_json import dump, load
 
 KEYS = ["size", "name"]
 
@@ -46,7 +48,7 @@ def test_what_go_reads_is_read(data: bytes, expected: Any) -> None:
         b"{} {}",
         b'{"a": NaN}',
         b'{"a": "\x01"}',
-        b"[" * 3000 + b"]" * 3000,
+        b"[" * 10_001 + b"]" * 10_001,
         b"[" + b"0," * 600_000 + b"0]",
     ],
     ids=["empty", "byte order mark", "two documents", "NaN", "control character", "depth", "values"],
@@ -55,6 +57,38 @@ def test_what_go_refuses_is_refused(data: bytes) -> None:
     """One error for all of it, whichever parser found it; so are depth and count, which have bounds."""
     with pytest.raises(msgspec.DecodeError):
         j.decode(data)
+
+
+@pytest.mark.parametrize("depth", [900, 5000, 10_000])
+def test_depth_is_gos(depth: int) -> None:
+    """10,000 levels, without recursion on the way in, through, and out again."""
+    data = b'[{"a":' * (depth // 2) + b"null" + b"}]" * (depth // 2)
+    value = j.decode(data)
+    assert j.encode(value) == data
+    assert j.encode(j.drop_nulls(value)) == data.replace(b'"a":null', b"")
+
+
+_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(_values, st.sampled_from([None, 1]), st.integers(0), st.sampled_from('{}[],:"0x \\'))
+def test_the_slow_parser_reads_what_json_reads(value: Any, indent: int | None, where: int, letter: str) -> None:
+    """And refuses what json refuses: each text, and one with another letter in it."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    assert load(text) == value == json.loads(dump(value))
+    at = where % len(text)
+    broken = text[:at] + letter + text[at + 1 :]
+    try:
+        expected = json.loads(broken, parse_constant=float)
+    except ValueError:
+        with pytest.raises(ValueError, match="."):
+            load(broken)
+    else:
+        assert load(broken) == expected
 
 
 def test_null_is_the_default() -> None:

@@ -1,0 +1,133 @@
+"""JSON as Go's encoding/json reads it, where msgspec does not: nested up to 10,000 levels deep, and with any text and any numbers.
+
+Several times slower, and for the few documents that need it. msgspec and json recurse, and end at about 1,000 levels; here neither the C
+stack nor Python's grows with the depth.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from json.decoder import scanstring
+from math import isfinite
+from typing import Any, Final, cast
+
+MAX_DEPTH: Final = 10_000
+"""That of Go's encoding/json."""
+
+_BLANKS: Final = re.compile(r"[ \t\r\n]*")
+_NUMBER: Final = re.compile(r"(-?(?:0|[1-9][0-9]*))(\.[0-9]+)?([eE][-+]?[0-9]+)?")
+_WORDS: Final = {"n": ("null", None), "t": ("true", True), "f": ("false", False)}
+_LARGEST_NUMBER: Final = 400
+"""Digits of a number that we read as such; what has more comes as a float."""
+_ENDS: Final = {dict: "}", list: "]"}
+
+
+def load(text: str) -> Any:
+    """The value in `text`; half of a surrogate pair is read as U+FFFD. Raises ValueError."""
+    open_values: list[tuple[Any, str]] = []
+    """Those around the one that comes next, outermost first, each with the field that is being read."""
+    here: Any = None
+    field = ""
+    at = _skip(text, 0)
+    while True:
+        if text[at : at + 1] in {"{", "["}:
+            if len(open_values) == MAX_DEPTH:
+                raise ValueError("it is nested too deeply")
+            open_values.append((here, field))
+            here = {} if text[at] == "{" else []
+            value = here
+            at = _skip(text, at + 1)
+            if text[at : at + 1] != _ENDS[type(here)]:
+                field, at = _field(text, at) if isinstance(here, dict) else ("", at)
+                continue
+            at += 1
+            here, field = open_values.pop()
+        else:
+            value, at = _scalar(text, at)
+        # `value` is complete: it goes into what is around it, which may end with it.
+        while True:
+            at = _skip(text, at)
+            if not open_values:
+                if at != len(text):
+                    raise ValueError("something follows it")
+                return value
+            if isinstance(here, dict):
+                here[field] = value
+            else:
+                here.append(value)
+            if text[at : at + 1] == ",":
+                at = _skip(text, at + 1)
+                field, at = _field(text, at) if isinstance(here, dict) else ("", at)
+                break
+            if text[at : at + 1] != _ENDS[type(here)]:
+                raise ValueError(f"what stands at {at} belongs to nothing")
+            value = here
+            at += 1
+            here, field = open_values.pop()
+
+
+def dump(value: Any) -> bytes:
+    """`value`, made of what `load` returns, as JSON. Its depth does not matter; floats without end become null, as in msgspec."""
+    parts: list[str] = []
+    pending: list[Any] = [value]
+    while pending:
+        found = pending.pop()
+        if isinstance(found, _Text):
+            parts.append(found)
+        elif isinstance(found, dict):
+            pending.append(_Text("}"))
+            for number, (name, held) in enumerate(reversed(found.items()), 1 - len(found)):
+                pending += [held, _Text(("," if number else "") + json.dumps(name, ensure_ascii=False) + ":")]
+            parts.append("{")
+        elif isinstance(found, list):
+            pending.append(_Text("]"))
+            for number, held in enumerate(reversed(found), 1 - len(found)):
+                pending += [held, _Text("," if number else "")]
+            parts.append("[")
+        else:
+            is_endless = isinstance(found, float) and not isfinite(found)
+            parts.append("null" if is_endless else json.dumps(found, ensure_ascii=False))
+    return "".join(parts).encode()
+
+
+class _Text(str):
+    """JSON itself, where a value could stand."""
+
+    __slots__ = ()
+
+
+def _skip(text: str, at: int) -> int:
+    found = _BLANKS.match(text, at)
+    return found.end() if found else at
+
+
+def _field(text: str, at: int) -> tuple[str, int]:
+    """The name of a field, and where its value begins."""
+    if text[at : at + 1] != '"':
+        raise ValueError(f"what stands at {at} is no field")
+    name, at = _string(text, at)
+    at = _skip(text, at)
+    if text[at : at + 1] != ":":
+        raise ValueError(f"the field before {at} has no value")
+    return name, _skip(text, at + 1)
+
+
+def _string(text: str, at: int) -> tuple[str, int]:
+    found, end = cast(tuple[str, int], scanstring(text, at + 1))
+    return (found if found.isascii() else found.encode("utf-16", "surrogatepass").decode("utf-16", "replace")), end
+
+
+def _scalar(text: str, at: int) -> tuple[Any, int]:
+    first = text[at : at + 1]
+    if first == '"':
+        return _string(text, at)
+    if first in _WORDS:
+        word, value = _WORDS[first]
+        if text.startswith(word, at):
+            return value, at + len(word)
+    found = _NUMBER.match(text, at)
+    if not found:
+        raise ValueError(f"what stands at {at} is no value")
+    is_whole = found[2] is None and found[3] is None and len(found[1]) <= _LARGEST_NUMBER
+    return (int(found[1]) if is_whole else float(found[0])), found.end()
