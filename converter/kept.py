@@ -20,7 +20,8 @@ from lazyfs.format.footer import FOOTER_SIZE, parse_footer
 from lazyfs.format.manifest import Descriptor
 from lazyfs.format.tar import TarMember
 from lazyfs.format.tar_header import BLOCK
-from lazyfs.format.toc import MAX_TOC_SIZE, parse_toc
+from lazyfs.format.toc import parse_toc
+from lazyfs.format.toc_raw import MAX_TOC_SIZE
 from lazyfs.layertar.content import read_content
 from lazyfs.layertar.plan import Planned
 from lazyfs.layertar.spool import Spool

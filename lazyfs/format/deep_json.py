@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from json.decoder import scanstring
+from json.decoder import scanstring  # type: ignore[attr-defined]
 from math import isfinite
 from typing import Any, Final, cast
 
@@ -20,7 +20,7 @@ _NUMBER: Final = re.compile(r"(-?(?:0|[1-9][0-9]*))(\.[0-9]+)?([eE][-+]?[0-9]+)?
 _WORDS: Final = {"n": ("null", None), "t": ("true", True), "f": ("false", False)}
 _LARGEST_NUMBER: Final = 400
 """Digits of a number that we read as such; what has more comes as a float."""
-_ENDS: Final = {dict: "}", list: "]"}
+_ENDS: Final[dict[type, str]] = {dict: "}", list: "]"}
 
 
 def load(text: str) -> Any:

@@ -8,12 +8,11 @@
 A byte order mark and anything behind the document's end are errors there, and so they are here.
 
 Memory: `decode` builds Python objects, at most some 120 bytes for each of MAX_VALUES values and the text itself. A TOC has
-millions of values; it is decoded into structs of its own, after `without_nulls` where it needs that.
+millions of values; it is decoded into structs of its own (toc.py).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, TypeVar
 
@@ -23,8 +22,6 @@ from lazyfs.format.deep_json import dump, load
 
 MAX_VALUES: Final = 500_000
 """Values in one document, about. The largest real configs have thousands."""
-
-_NULL: Final = rb'(?<!\\)"(?:%s)"(?=\s*:\s*null[\s,}])'
 
 T = TypeVar("T")
 
@@ -90,21 +87,3 @@ def replaced(raw: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     spelled = {name.casefold(): name for name in new}
     kept = {spelled.get(name.casefold(), name): value for name, value in raw.items()}
     return {**kept, **new}
-
-
-def without_nulls(data: bytes, names: Iterable[str]) -> bytes | bytearray:
-    """The JSON `data`, in which the fields `names` that are `null` have no name any more: a struct decoder skips them.
-
-    The result is as long as `data` and the only copy made: for documents too large for `decode`. A map in which one of these names
-    is a key loses it in the same way.
-    """
-    if b"null" not in data:
-        return data
-    pattern = re.compile(_NULL % b"|".join(re.escape(name.encode()) for name in names))
-    copy: bytearray | None = None
-    for match in pattern.finditer(data):
-        if copy is None:
-            copy = bytearray(data)
-        start, end = match.span()
-        copy[start:end] = b'""'.ljust(end - start)
-    return data if copy is None else copy

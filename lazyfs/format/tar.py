@@ -23,7 +23,8 @@ from lazyfs.format.hidden import HiddenFiles
 from lazyfs.format.pax import XATTR_PREFIX, parse_number, parse_records, parse_time
 from lazyfs.format.sparse import Extent, parse_data_map, parse_old_map, parse_records_map, place
 from lazyfs.format.tar_header import BLOCK, HEADER, header_number
-from lazyfs.format.toc import MAX_ENTRIES, MAX_NAME
+from lazyfs.format.toc import MAX_NAME
+from lazyfs.format.toc_raw import MAX_ENTRIES
 from lazyfs.format.whiteout import LeftOut, place_of, whiteout
 
 _WINDOW: Final = 64 << 10

@@ -12,7 +12,7 @@ JSON; `lazyfsMtime` holds nanoseconds that RFC 3339 cannot spell.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Final, get_args
 
@@ -21,63 +21,21 @@ import msgspec
 from lazyfs.errors import InvalidToc, show
 from lazyfs.format.bounds import ATTRIBUTE, ENTRY, Bounds, ImageBounds, never
 from lazyfs.format.entry import WHITEOUT_PREFIX, Chunk, Entry, EntryType
-from lazyfs.format.foreign_json import without_nulls
 from lazyfs.format.hidden import HiddenFiles
 from lazyfs.format.toc_chunks import Chunks
+from lazyfs.format.toc_raw import RawEntry, decode_entries, decode_keys, decode_xattrs, no_toc
 from lazyfs.format.whiteout import LeftOut, place_of, whiteout
 
-MAX_TOC_SIZE: Final = 256 << 20
-MAX_ENTRIES: Final = 2_000_000
 MAX_CHUNK_SIZE: Final = 64 << 20
 """A chunk is held in memory while it is verified; the format's default is 4 MiB."""
 MAX_NAME: Final = 4095
 """PATH_MAX: what no runtime could unpack is no name. It bounds depth as well."""
-_MAX_ENTRY: Final = 4 << 20
-"""Bytes of JSON. A name or an attribute is at most 64 KiB, and it is decoded before that can be seen."""
 MAX_ID: Final = 2**32 - 2
 """2^32-1 is "leave it as it is" to chown."""
 
 _TYPES: Final[dict[str, EntryType]] = {kind: kind for kind in get_args(EntryType)}
 _TIME: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9})\d*)?(Z|[+-]\d\d:\d\d)\Z")
 _EPOCH: Final = datetime(1970, 1, 1)
-
-
-_NONE: Final = msgspec.Raw()
-
-
-class _RawEntry(msgspec.Struct, gc=False, rename="camel"):
-    name: str
-    type: str
-    size: int = 0
-    modtime: str = ""
-    link_name: str = ""
-    mode: int = 0
-    uid: int = 0
-    gid: int = 0
-    offset: int = 0
-    inner_offset: int = 0
-    dev_major: int = 0
-    dev_minor: int = 0
-    xattrs: msgspec.Raw = _NONE
-    digest: str = ""
-    chunk_offset: int = 0
-    chunk_size: int = 0
-    chunk_digest: str = ""
-    lazyfs_name: bytes | None = None
-    lazyfs_link_name: bytes | None = None
-    lazyfs_xattr_keys: msgspec.Raw = _NONE
-    lazyfs_mtime: str = ""
-
-
-class _RawToc(msgspec.Struct, gc=False):
-    version: int
-    entries: list[msgspec.Raw]
-
-
-_decode_toc = msgspec.json.Decoder(_RawToc).decode
-_decode_entry = msgspec.json.Decoder(_RawEntry).decode
-_decode_xattrs = msgspec.json.Decoder(dict[str, bytes | None] | None).decode
-_decode_keys = msgspec.json.Decoder(dict[str, bytes] | None).decode
 
 
 def parse_toc(
@@ -105,7 +63,7 @@ def parse_toc(
     bounds = Bounds(
         len(data) if arrived is None else arrived, what, InvalidToc, check_cancelled, enforced=not accepted, image=image
     )
-    raw = _decode(data, bounds, what)
+    raw = decode_entries(data, bounds, what)
     names: dict[bytes, Entry] = {}
     hidden: HiddenFiles | None = None  # few layers have any
     times: dict[str, int] = {}
@@ -116,7 +74,7 @@ def parse_toc(
         raise InvalidToc(f"{what}: the TOC begins with a chunk of no file")
     while following is not None:
         head = following
-        more: list[_RawEntry] = []
+        more: list[RawEntry] = []
         for following in raw:
             if following.type != "chunk":
                 break
@@ -145,48 +103,7 @@ def parse_toc(
     return tuple(names.values())
 
 
-def _decode(data: bytes | bytearray, bounds: Bounds, what: str) -> Iterator[_RawEntry]:
-    """The entries one after the other, so that the text is in memory once and never all of it as strings."""
-    if len(data) > min(MAX_TOC_SIZE, bounds.limit):
-        raise InvalidToc(f"{what}: the TOC has {len(data)} bytes, more than {min(MAX_TOC_SIZE, bounds.limit)}")
-    # Before anything is made of the text. An entry is an object with at most two more inside it, and has less than 16 fields.
-    entries = min(bounds.limit // ENTRY, MAX_ENTRIES)
-    objects = data.count(b"{") - 1
-    if objects > 3 * entries or data.count(b",") > 16 * entries:
-        most = MAX_ENTRIES if objects > MAX_ENTRIES else entries
-        raise InvalidToc(
-            f"{what}: the TOC has about {objects} entries, more than {most} entries, the limit for one that came in"
-            f" {bounds.arrived} bytes"
-        )
-    try:
-        toc = _decode_toc(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _no_toc(error, what) from None
-    if toc.version != 1:
-        raise InvalidToc(f"{what}: the TOC has version {toc.version}, and only version 1 is known")
-    if len(toc.entries) > MAX_ENTRIES:
-        raise InvalidToc(f"{what}: the TOC has {len(toc.entries)} entries, more than {MAX_ENTRIES}")
-    return _decoded(toc.entries, what)
-
-
-def _decoded(entries: Iterable[msgspec.Raw], what: str) -> Iterator[_RawEntry]:
-    for raw in entries:
-        if len(raw) > _MAX_ENTRY:
-            raise InvalidToc(f"{what}: the TOC has an entry of {len(raw)} bytes, more than {_MAX_ENTRY}")
-        try:
-            try:
-                yield _decode_entry(raw)
-            except msgspec.ValidationError:
-                yield _decode_entry(without_nulls(bytes(raw), _RawEntry.__struct_encode_fields__))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise _no_toc(error, what) from None
-
-
-def _no_toc(error: Exception, what: str) -> InvalidToc:
-    return InvalidToc(f"{what}: the TOC is not the JSON that the format asks for ({error})")
-
-
-def _entry(head: _RawEntry, more: list[_RawEntry], files: Chunks, times: dict[str, int], bounds: Bounds, what: str) -> Entry:
+def _entry(head: RawEntry, more: list[RawEntry], files: Chunks, times: dict[str, int], bounds: Bounds, what: str) -> Entry:
     kind = _TYPES.get(head.type)
     if kind is None:
         raise InvalidToc(f"{what}: {show(head.name)} is of the unknown type {show(head.type)}")
@@ -252,7 +169,7 @@ def clean_name(raw: bytes, what: str) -> bytes:
     return name
 
 
-def _chunks(head: _RawEntry, more: list[_RawEntry], files: Chunks, what: str) -> tuple[Chunk, ...]:
+def _chunks(head: RawEntry, more: list[RawEntry], files: Chunks, what: str) -> tuple[Chunk, ...]:
     size = head.size
     if not 0 <= size < 1 << 62:
         raise InvalidToc(f"{what}: {show(head.name)} has the size {size}")
@@ -291,14 +208,14 @@ def _raw_digest(text: str, name: str, what: str) -> bytes:
     raise InvalidToc(f"{what}: {show(name)} has a chunk that no sha256 digest vouches for (chunkDigest {show(text)})")
 
 
-def _xattrs(head: _RawEntry, bounds: Bounds, what: str) -> tuple[tuple[bytes, bytes], ...]:
+def _xattrs(head: RawEntry, bounds: Bounds, what: str) -> tuple[tuple[bytes, bytes], ...]:
     # Each has a colon: counted before they become objects.
     bounds.describe(ATTRIBUTE * bytes(head.xattrs).count(b":"))
     try:
-        xattrs = _decode_xattrs(head.xattrs) or {}
-        raw_keys = _decode_keys(head.lazyfs_xattr_keys) or {} if head.lazyfs_xattr_keys else {}
+        xattrs = decode_xattrs(head.xattrs) or {}
+        raw_keys = decode_keys(head.lazyfs_xattr_keys) or {} if head.lazyfs_xattr_keys else {}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _no_toc(error, what) from None
+        raise no_toc(error, what) from None
     found: dict[bytes, bytes] = {}
     for key, value in xattrs.items():
         raw_key = _raw(key, raw_keys.get(key), what)
@@ -309,7 +226,7 @@ def _xattrs(head: _RawEntry, bounds: Bounds, what: str) -> tuple[tuple[bytes, by
     return tuple(sorted(found.items()))
 
 
-def _mtime(head: _RawEntry, times: dict[str, int], what: str) -> int:
+def _mtime(head: RawEntry, times: dict[str, int], what: str) -> int:
     if head.lazyfs_mtime:
         if not re.fullmatch(r"-?\d{1,30}", head.lazyfs_mtime, re.ASCII):
             raise InvalidToc(f"{what}: {show(head.name)} has the lazyfsMtime {show(head.lazyfs_mtime)}")

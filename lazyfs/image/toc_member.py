@@ -23,7 +23,7 @@ from lazyfs.format.footer import FOOTER_SIZE, parse_footer
 from lazyfs.format.manifest import Descriptor
 from lazyfs.format.member import MAX_RATIO, inflate_member
 from lazyfs.format.tar_header import BLOCK, header_number
-from lazyfs.format.toc import MAX_TOC_SIZE
+from lazyfs.format.toc_raw import MAX_TOC_SIZE
 from lazyfs.layertar.spool import unnamed_file, write
 from lazyfs.source.protocol import ImageSource
 

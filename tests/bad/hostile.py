@@ -18,7 +18,7 @@ import zstandard
 from lazyfs.format.footer import build_footer
 from lazyfs.format.member import compress_member
 from lazyfs.format.pax import record
-from lazyfs.format.toc import MAX_TOC_SIZE
+from lazyfs.format.toc_raw import MAX_TOC_SIZE
 from tests.bad.oci import DATA, GZIP_LAYER, TOC_DIGEST, Json, Oci, file, named, sha256
 from tests.tars import END, header, padded
 

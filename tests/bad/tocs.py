@@ -10,7 +10,7 @@ from typing import Any
 
 from lazyfs.format.footer import build_footer
 from lazyfs.format.member import compress_member
-from lazyfs.format.toc import MAX_ENTRIES, MAX_TOC_SIZE
+from lazyfs.format.toc_raw import MAX_ENTRIES, MAX_TOC_SIZE
 from tests.bad.oci import DATA, MEMBER, Json, Oci, chunk, file, named, sha256, tar_of, toc_tar
 
 ELSEWHERE = sha256(b"nobody has this")

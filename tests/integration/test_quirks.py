@@ -23,7 +23,8 @@ import trustme
 from tests.commands import run
 from tests.containerd import Containerd
 from tests.prefork import Prefork
-from tests.quirk_table import PULLS, PUSHES, Row
+from tests.push_table import PUSHES
+from tests.quirk_table import PULLS, Row
 from tests.quirky_registry import CREDENTIALS, QuirkyRegistry, serving
 from tests.small_image import SmallImage, build_of
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tracemalloc
 from typing import Any
 
 import msgspec
@@ -85,7 +84,7 @@ def test_the_slow_parser_reads_what_json_reads(value: Any, indent: int | None, w
     try:
         expected = json.loads(broken, parse_constant=float)
     except ValueError:
-        with pytest.raises(ValueError, match="."):
+        with pytest.raises(ValueError, match=r"\w"):
             load(broken)
     else:
         assert load(broken) == expected
@@ -107,37 +106,3 @@ def test_fields_by_any_case() -> None:
 def test_a_replaced_field_has_one_spelling() -> None:
     """What replaces a field leaves no other spelling of it, which a reader might take instead."""
     assert j.replaced({"Size": 1, "sIze": 2, "x": None}, {"size": 3}) == {"x": None, "size": 3}
-
-
-@given(
-    st.recursive(
-        st.none() | st.integers(0, 9) | st.text('\\"aé:null{}', max_size=12),
-        lambda inner: (
-            st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["size", "sizes", '"size', "name", "a"]), inner)
-        ),
-        max_leaves=12,
-    )
-)
-def test_names_of_nulls_are_blanked(value: Any) -> None:
-    """Whatever stands around them, fields that are null lose their names, and nothing else changes."""
-
-    def expected(found: Any) -> Any:
-        if isinstance(found, dict):
-            return {name if held is not None or name not in KEYS else "": expected(held) for name, held in found.items()}
-        return [expected(item) for item in found] if isinstance(found, list) else found
-
-    data = msgspec.json.encode(value)
-    blanked = j.without_nulls(data, KEYS)
-    assert len(blanked) == len(data)
-    assert msgspec.json.decode(blanked) == expected(value)
-
-
-def test_blanking_costs_one_copy() -> None:
-    """A large document full of nulls takes twice its own memory, not a list of millions of pieces."""
-    data = b"[" + b'{"size":null},' * 300_000 + b"{}]"
-    tracemalloc.start()
-    try:
-        j.without_nulls(data, KEYS)
-        assert tracemalloc.get_traced_memory()[1] < 1.2 * len(data)
-    finally:
-        tracemalloc.stop()

@@ -58,6 +58,25 @@ def test_null_means_that_a_field_is_absent() -> None:
         parse({"name": None, "type": "dir"})
 
 
+def test_the_case_of_a_fields_name_does_not_matter() -> None:
+    """As for Go, which the other readers are written in: whichever field it is, it is that field, not one that is skipped."""
+    entry = {
+        "Name": "a",
+        "TYPE": "reg",
+        "Size": 3,
+        "oFFset": 700,
+        "ChunkDigest": DIGEST,
+        "XAttrs": {"user.Name": "eA=="},
+        "UID": 7,
+    }
+    (found,) = parse_toc(json.dumps({"Version": 1, "ENTRIES": [entry]}).encode(), 10_000, "layer 1")
+    assert found == Entry(
+        b"a", "reg", 0, uid=7, size=3, xattrs=((b"user.Name", b"x"),), chunks=(Chunk(0, 3, RAW, 700, 0, 10_000),)
+    )
+    assert parse({"name": "d", "type": "dir", "uid": 1, "Uid": 2})[0].uid == 2
+    assert parse({"name": "d", "type": "dir", "uid": 1, "Uid": None, "unknown": [{"uid": 3}], "userName": "x"})[0].uid == 1
+
+
 def test_shared_members_are_told_apart_by_their_inner_offset() -> None:
     """Two files in one member have one end."""
     (first, second) = parse(

@@ -20,6 +20,7 @@ from tests.conftest import LogWatch
 from tests.unit.registry.scripted import Reply, Request, Script, Server, reply, serving
 
 SCOPE = ("repository:a:pull",)
+HEAD = b"HTTP/1.1 200 OK\r\n"
 
 
 @asynccontextmanager
@@ -136,28 +137,6 @@ async def test_encodings_that_nobody_asked_for(encoding: str) -> None:
     async with asking([reply(200, body, content_encoding=encoding)]) as (server, session):
         assert await get(session) == b"x"
     assert server.requests[0].headers["accept-encoding"] == "identity"
-
-
-HEAD = b"HTTP/1.1 200 OK\r\n"
-CUT = {
-    "before the head": b"",
-    "in the head": HEAD + b"Content-Le",
-    "in the body": HEAD + b"Content-Length: 5\r\n\r\nhal",
-    "in a chunk": HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhal",
-    "between chunks": HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\nh\r\n",
-}
-
-
-@pytest.mark.parametrize("answer", CUT.values(), ids=CUT)
-async def test_a_cut_answer_is_asked_for_again(answer: bytes, autojump_clock: trio.testing.MockClock) -> None:
-    """Wherever it breaks off; and when it does each time, it is the connection's fault, not the grammar's."""
-    asked = 2 if b"chunked" in answer else 1  # by httpx, which cannot say what is wrong with chunks, and by plain.py
-    async with asking([*[Reply(answer, "close")] * 2 * asked, reply(200, b"whole")]) as (server, session):
-        assert await get(session) == b"whole"
-        server.script = [Reply(answer, "close")] * 5 * asked
-        with pytest.raises(Unreachable):
-            await get(session)
-        assert not server.script
 
 
 @pytest.mark.parametrize("rest", [b"\r\n", b"rubbish"])
@@ -399,11 +378,3 @@ async def test_a_cancelled_request_does_no_harm_to_another() -> None:
         await session.aclose()
         servers.cancel_scope.cancel()
     assert answers == [b"ab"]
-
-
-async def test_a_document_in_chunks_whose_lines_end_in_a_bare_lf() -> None:
-    """httpx takes it for one that broke off; it is asked for once more, and read as Go reads it."""
-    odd = reply(200, b"5\nhello\r\n0\n\r\n", content_length="", transfer_encoding="chunked")
-    async with asking([odd, odd]) as (server, session):
-        assert await get(session) == b"hello"
-    assert len(server.requests) == 2

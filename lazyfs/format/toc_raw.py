@@ -1,0 +1,127 @@
+"""The JSON of a TOC, entry by entry, as it stands there: counted before it becomes objects, and not believed yet (toc.py does that).
+
+It is read as Go's encoding/json reads it, because the format's other readers are written in Go: a field that is null is absent, and the
+case of a field's name does not matter. What is nested more than about 1,000 levels deep is refused here, unlike there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+import msgspec
+
+from lazyfs.errors import InvalidToc
+from lazyfs.format.bounds import ATTRIBUTE, ENTRY, Bounds
+
+MAX_TOC_SIZE: Final = 256 << 20
+MAX_ENTRIES: Final = 2_000_000
+_MAX_ENTRY: Final = 4 << 20
+"""Bytes of JSON. A name or an attribute is at most 64 KiB, and it is decoded before that can be seen."""
+
+_NONE: Final = msgspec.Raw()
+
+
+class RawEntry(msgspec.Struct, gc=False, rename="camel", forbid_unknown_fields=True):
+    """What the format knows. Anything else may be one of these fields in other letters: see `_respelled`."""
+
+    name: str
+    type: str
+    size: int = 0
+    modtime: str = ""
+    link_name: str = ""
+    mode: int = 0
+    uid: int = 0
+    gid: int = 0
+    offset: int = 0
+    inner_offset: int = 0
+    dev_major: int = 0
+    dev_minor: int = 0
+    xattrs: msgspec.Raw = _NONE
+    digest: str = ""
+    chunk_offset: int = 0
+    chunk_size: int = 0
+    chunk_digest: str = ""
+    lazyfs_name: bytes | None = None
+    lazyfs_link_name: bytes | None = None
+    lazyfs_xattr_keys: msgspec.Raw = _NONE
+    lazyfs_mtime: str = ""
+    user_name: msgspec.Raw = _NONE
+    group_name: msgspec.Raw = _NONE
+    num_link: msgspec.Raw = msgspec.field(default=_NONE, name="NumLink")
+
+
+class _RawToc(msgspec.Struct, gc=False):
+    version: int
+    entries: list[msgspec.Raw]
+
+
+_decode_toc = msgspec.json.Decoder(_RawToc).decode
+_decode_entry = msgspec.json.Decoder(RawEntry).decode
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+decode_xattrs = msgspec.json.Decoder(dict[str, bytes | None] | None).decode
+decode_keys = msgspec.json.Decoder(dict[str, bytes] | None).decode
+
+
+_FIELDS: Final = {name.casefold(): name for name in RawEntry.__struct_encode_fields__}
+_TOP: Final = re.compile(rb'"(?:version|entries)"(?=\s*:)', re.IGNORECASE)
+
+
+def decode_entries(data: bytes | bytearray, bounds: Bounds, what: str) -> Iterator[RawEntry]:
+    """The entries one after the other, so that the text is in memory once and never all of it as strings."""
+    if len(data) > min(MAX_TOC_SIZE, bounds.limit):
+        raise InvalidToc(f"{what}: the TOC has {len(data)} bytes, more than {min(MAX_TOC_SIZE, bounds.limit)}")
+    # Before anything is made of the text. An entry is an object with at most two more inside it, and has less than 16 fields.
+    entries = min(bounds.limit // ENTRY, MAX_ENTRIES)
+    objects = data.count(b"{") - 1
+    if objects > 3 * entries or data.count(b",") > 16 * entries:
+        most = MAX_ENTRIES if objects > MAX_ENTRIES else entries
+        raise InvalidToc(
+            f"{what}: the TOC has about {objects} entries, more than {most} entries, the limit for one that came in"
+            f" {bounds.arrived} bytes"
+        )
+    try:
+        try:
+            toc = _decode_toc(data)
+        except msgspec.ValidationError:
+            toc = _decode_toc(_TOP.sub(lambda found: found[0].lower(), data))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise no_toc(error, what) from None
+    if toc.version != 1:
+        raise InvalidToc(f"{what}: the TOC has version {toc.version}, and only version 1 is known")
+    if len(toc.entries) > MAX_ENTRIES:
+        raise InvalidToc(f"{what}: the TOC has {len(toc.entries)} entries, more than {MAX_ENTRIES}")
+    return _decoded(toc.entries, bounds, what)
+
+
+def _decoded(entries: Iterable[msgspec.Raw], bounds: Bounds, what: str) -> Iterator[RawEntry]:
+    for raw in entries:
+        if len(raw) > _MAX_ENTRY:
+            raise InvalidToc(f"{what}: the TOC has an entry of {len(raw)} bytes, more than {_MAX_ENTRY}")
+        try:
+            try:
+                yield _decode_entry(raw)
+            except msgspec.ValidationError:
+                # Before its fields become objects.
+                if not bounds.has_room(ATTRIBUTE * bytes(raw).count(b":")):
+                    raise bounds.too_large() from None
+                yield _decode_entry(_respelled(raw))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise no_toc(error, what) from None
+
+
+def _respelled(raw: msgspec.Raw) -> bytes:
+    """An entry as the format spells it. For Go, and so for the other readers, a field that is null is absent, and its letters' case does
+    not matter; of two fields of one name, the last counts."""
+    found: dict[str, msgspec.Raw] = {}
+    for spelled, value in _decode_fields(raw).items():
+        name = _FIELDS.get(spelled.casefold())
+        if name is not None and bytes(value) != b"null":
+            found[name] = value
+    return msgspec.json.encode(found)
+
+
+def no_toc(error: Exception, what: str) -> InvalidToc:
+    """The error for what the decoder refuses."""
+    return InvalidToc(f"{what}: the TOC is not the JSON that the format asks for ({error})")
