@@ -23,7 +23,7 @@ from lazyfs.errors import UsageError, foremost
 from lazyfs.format.member import DEFAULT_LEVEL
 from lazyfs.format.platform import parse_platform, this_platform
 from lazyfs.format.toc import MAX_CHUNK_SIZE
-from lazyfs.layertar.files import CHUNK_SIZE
+from lazyfs.layertar.cut import CHUNK_SIZE, every
 from lazyfs.registry.given import add_creds, settle_creds
 from lazyfs.source.open import AccessOptions, open_sink, open_source, parse_creds
 from lazyfs.source.reference import Reference, parse_reference
@@ -139,7 +139,7 @@ def _request(arguments: argparse.Namespace) -> Request:
     workers = arguments.workers if arguments.workers is not None else min(os.cpu_count() or 1, _MAX_WORKERS)
     if not 1 <= workers <= _MAX_WORKERS:
         raise UsageError(f"--workers {workers} is not between 1 and {_MAX_WORKERS}")
-    style = Style(arguments.chunk_size, DEFAULT_LEVEL if arguments.level is None else arguments.level)
+    style = Style(every(arguments.chunk_size), DEFAULT_LEVEL if arguments.level is None else arguments.level)
     prioritized = read_list(arguments.prioritize) if arguments.prioritize else ()
     return Request(style, prioritized, workers, keep=arguments.level is None and not arguments.force)
 

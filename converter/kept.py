@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import msgspec
 
@@ -23,6 +24,7 @@ from lazyfs.format.tar_header import BLOCK
 from lazyfs.format.toc import parse_toc
 from lazyfs.format.toc_raw import MAX_TOC_SIZE
 from lazyfs.layertar.content import read_content
+from lazyfs.layertar.cut import Cut
 from lazyfs.layertar.plan import Planned
 from lazyfs.layertar.spool import Spool
 
@@ -31,9 +33,9 @@ UNCOMPRESSED_SIZE = "io.containers.estargz.uncompressed-size"
 
 
 def chunks_if_as_asked(
-    plan: Sequence[Planned], members: Sequence[TarMember], spool: Spool, layer: Descriptor, chunk_size: int
+    plan: Sequence[Planned], members: Sequence[TarMember], spool: Spool, layer: Descriptor, cut: Cut
 ) -> int | None:
-    """How many chunks the layer has, if it already is what `plan` and `chunk_size` would make of it; None if it is not.
+    """How many chunks the layer has, if it already is what `plan` and `cut` would make of it; None if it is not.
 
     Reads and hashes all of it: runs in a thread.
     """
@@ -50,7 +52,7 @@ def chunks_if_as_asked(
         return None
     count = 0
     for entry, member in zip(listed, members, strict=False):
-        if msgspec.structs.replace(entry, chunks=()) != member.entry or not _chunks_right(entry, member, spool, chunk_size):
+        if msgspec.structs.replace(entry, chunks=()) != member.entry or not _chunks_right(entry, member, spool, cut):
             return None
         count += len(entry.chunks)
     return count
@@ -68,16 +70,14 @@ def _toc_entries(toc: TarMember, spool: Spool, layer: Descriptor, what: str) -> 
     return parse_toc(data, toc_offset, what, arrived=layer.size - FOOTER_SIZE - toc_offset)
 
 
-def _chunks_right(entry: Entry, member: TarMember, spool: Spool, chunk_size: int) -> bool:
+def _chunks_right(entry: Entry, member: TarMember, spool: Spool, cut: Cut) -> bool:
     content = Planned(member.entry, member.extents)
-    expected = 0
-    for chunk in entry.chunks:
-        in_tar = member.extents[0].tar_offset + expected if len(member.extents) == 1 else -1
-        if chunk.file_offset != expected or chunk.size != min(chunk_size, entry.size - expected):
+    for span, chunk in zip_longest(cut(content, spool.read_at), entry.chunks):
+        if chunk is None or span != (chunk.file_offset, chunk.size):
             return False
+        in_tar = member.extents[0].tar_offset + chunk.file_offset if len(member.extents) == 1 else -1
         if chunk.inner or spool.members.get(chunk.member) != in_tar:
             return False
         if hashlib.sha256(read_content(content, chunk.file_offset, chunk.size, spool.read_at)).digest() != chunk.digest:
             return False
-        expected += chunk.size
-    return expected == entry.size
+    return True

@@ -15,7 +15,7 @@ from typing import IO, Final, NamedTuple
 
 import msgspec
 
-from converter.members import Packed, Piece, batches, compress, cut
+from converter.members import Packed, Piece, batches, compress, members
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.format.entry import TOC_NAME, Chunk, Entry
 from lazyfs.format.footer import build_footer
@@ -23,6 +23,7 @@ from lazyfs.format.member import compress_member
 from lazyfs.format.tar import ReadAt
 from lazyfs.format.tar_header import END_OF_TAR, header_bytes, padding
 from lazyfs.format.toc_json import encode_toc
+from lazyfs.layertar.cut import Cut
 from lazyfs.layertar.plan import Planned
 from lazyfs.layertar.spool import unnamed_file, write
 
@@ -32,7 +33,7 @@ _UNDER_WAY: Final = 48 << 20
 class Style(NamedTuple):
     """What a user may choose about a layer's bytes."""
 
-    chunk_size: int
+    cut: Cut
     level: int
 
 
@@ -69,7 +70,7 @@ def write_layer(
         under_way: deque[tuple[int, Future[Packed]]] = deque()
         weight = 0
         try:
-            for batch in batches(cut(plan, style.chunk_size)):
+            for batch in batches(members(plan, style.cut, read_at)):
                 weighs = sum(piece.size + len(piece.tail) for piece in batch)
                 while under_way and (len(under_way) > 2 * workers or weight + weighs > _UNDER_WAY):
                     done, packed = under_way.popleft()
@@ -146,7 +147,7 @@ class _Writing:
     def _digest_large(self, piece: Piece, content: memoryview) -> None:
         """The digest of a whole file is its chunk's, unless it has several: those come one after the other."""
         entry = self._plan[piece.entry].entry
-        if entry.size <= self._style.chunk_size:
+        if entry.size == piece.size:
             return
         if self._large is None or self._large[0] != piece.entry:
             self._large = (piece.entry, hashlib.sha256())

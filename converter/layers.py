@@ -245,7 +245,7 @@ class _Job:
         assert read is not None
         count = None
         if not read.left_out:  # else a new conversion would not write what this layer holds
-            count = await trio.to_thread.run_sync(chunks_if_as_asked, plan, read.members, spool, descriptor, style.chunk_size)
+            count = await trio.to_thread.run_sync(chunks_if_as_asked, plan, read.members, spool, descriptor, style.cut)
         if count is not None and spool.blob is not None:
             toc_digest = Digest(descriptor.annotations[TOC_DIGEST])
             new = NewLayer(

@@ -19,6 +19,7 @@ from lazyfs.format.member import compress_member
 from lazyfs.format.tar import ReadAt
 from lazyfs.format.tar_header import header_bytes, padding
 from lazyfs.layertar.content import read_content
+from lazyfs.layertar.cut import Cut
 from lazyfs.layertar.plan import Planned
 
 BATCH: Final = 1 << 20
@@ -47,8 +48,8 @@ class Packed(NamedTuple):
     """sha256 of each piece's file bytes, raw."""
 
 
-def cut(plan: Sequence[Planned], chunk_size: int) -> Iterator[Piece]:
-    """The members of a layer, in order, without the TOC's."""
+def members(plan: Sequence[Planned], cut: Cut, read_at: ReadAt) -> Iterator[Piece]:
+    """The members of a layer, in order, without the TOC's; `cut` cuts its files, which `read_at` reads."""
     entry = file_offset = size = 0
     tail = bytearray()
     for number, planned in enumerate(plan):
@@ -61,10 +62,10 @@ def cut(plan: Sequence[Planned], chunk_size: int) -> Iterator[Piece]:
         if not whole:
             continue
         entry = number
-        last = (whole - 1) // chunk_size * chunk_size
-        for file_offset in range(0, last, chunk_size):
-            yield Piece(entry, file_offset, chunk_size, b"")
-        file_offset, size = last, whole - last
+        for span in cut(planned, read_at):
+            if size:
+                yield Piece(entry, file_offset, size, b"")
+            file_offset, size = span
         tail += bytes(padding(whole))
     if tail or size:
         yield Piece(entry, file_offset, size, bytes(tail))

@@ -21,7 +21,7 @@ from lazyfs.fetch.unpack import Unpacked
 from lazyfs.format.tar import read_tar
 from lazyfs.image.layer import Layer
 from lazyfs.layertar.content import read_content
-from lazyfs.layertar.files import spans
+from lazyfs.layertar.cut import DEFAULT
 from lazyfs.layertar.plan import Planned
 from lazyfs.layertar.spool import Spool
 from lazyfs.source.protocol import ImageSource
@@ -87,11 +87,12 @@ class WholeRun(NamedTuple):
     def _find(self, spool: Spool, wanted: dict[bytes, list[Piece]]) -> Iterator[Unpacked]:
         what = f"layer {self.layer.digest}"
         for member in read_tar(spool.read_at, spool.size, self.layer.descriptor.size, what):
-            for offset, size in spans(member.entry.size):
+            planned = Planned(member.entry, member.extents)
+            for offset, size in DEFAULT(planned, spool.read_at):
                 if not wanted:
                     return
                 trio.from_thread.check_cancelled()
-                data = read_content(Planned(member.entry, member.extents), offset, size, spool.read_at)
+                data = read_content(planned, offset, size, spool.read_at)
                 for piece in wanted.pop(hashlib.sha256(data).digest(), ()):
                     yield self._keep(piece, memoryview(data))
         for missing in wanted.values():

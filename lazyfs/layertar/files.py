@@ -13,20 +13,13 @@ from typing import Final
 from lazyfs.format.entry import Chunk
 from lazyfs.format.tar import ReadAt
 from lazyfs.layertar.content import read_content
+from lazyfs.layertar.cut import DEFAULT
 from lazyfs.layertar.plan import Planned
 from lazyfs.store.content import content_of
 from lazyfs.store.store import Store
 
-CHUNK_SIZE: Final = 4 << 20
-"""What the converter cuts larger files into when nobody says anything else."""
 _BATCH: Final = 8 << 20
 _BATCH_COUNT: Final = 128
-
-
-def spans(size: int) -> Iterator[tuple[int, int]]:
-    """(offset, size) of the chunks of a file of `size` bytes."""
-    for offset in range(0, size, CHUNK_SIZE):
-        yield offset, min(CHUNK_SIZE, size - offset)
 
 
 def batches(plan: Sequence[Planned]) -> Iterator[list[int]]:
@@ -53,10 +46,9 @@ def keep_file(store: Store, planned: Planned, start: int, read_at: ReadAt) -> tu
 
     Raises StoreFull, StoreUnusable: what was kept before stays.
     """
-    size = planned.entry.size
     data = b""
     chunks = []
-    for offset, length in spans(size):
+    for offset, length in DEFAULT(planned, read_at):
         data = read_content(planned, offset, length, read_at)
         chunks.append(Chunk(offset, length, hashlib.sha256(data).digest(), start + offset, 0, start + offset + length))
     content = content_of(chunks)

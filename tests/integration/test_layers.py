@@ -16,6 +16,7 @@ import pytest
 
 from converter.layer import Style, write_layer
 from lazyfs.format.entry import Entry
+from lazyfs.layertar.cut import every
 from lazyfs.layertar.plan import Planned
 from tests.bad.oci import GZIP_LAYER, TOC_DIGEST, Oci
 from tests.commands import Lazyfs, umoci_unpack
@@ -238,7 +239,7 @@ def foreign_lazy_layer(it: Oci) -> None:
         Planned(Entry(b"link", "symlink", 0o640, link=b"low")),
     ]
     with ThreadPoolExecutor(1) as threads:
-        file, layer = write_layer(entries, lambda _at, _size: b"", Style(4096, 6), threads, 1, lambda _count: None)
+        file, layer = write_layer(entries, lambda _at, _size: b"", Style(every(4096), 6), threads, 1, lambda _count: None)
     with file:
         file.seek(0)
         it.image(it.blob(file.read(), GZIP_LAYER, annotations={TOC_DIGEST: layer.toc_digest}, diff_id=layer.diff_id))

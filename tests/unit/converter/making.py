@@ -15,13 +15,14 @@ from lazyfs.format.footer import FOOTER_SIZE, parse_footer
 from lazyfs.format.tar import TarMember
 from lazyfs.format.tar_header import header_bytes
 from lazyfs.format.toc import parse_toc
+from lazyfs.layertar.cut import every
 from lazyfs.layertar.layer_index import index_layer
 from lazyfs.layertar.plan import Planned, plan_layer
 from lazyfs.layertar.tree import Tree
 from tests.tars import END, content, padded, read
 
 THREADS = ThreadPoolExecutor(4)
-STYLE = Style(5, 6)
+STYLE = Style(every(5), 6)
 Item = tuple[Entry, bytes]
 
 

@@ -18,6 +18,7 @@ from converter.report import Report
 from lazyfs.errors import BadAnswer, NotFound
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.format.manifest import OCI_CONFIG, OCI_INDEX, OCI_LAYER_GZIP, OCI_MANIFEST
+from lazyfs.layertar.cut import every
 from lazyfs.source.protocol import Document, ImageSource
 
 Json = dict[str, Any]
@@ -154,7 +155,7 @@ def request(
     chunk_size: int = 4096, level: int = 6, prioritized: Sequence[bytes] = (), workers: int = 2, keep: bool = True
 ) -> Request:
     """A request, with a small chunk size."""
-    return Request(Style(chunk_size, level), tuple(prioritized), workers, keep)
+    return Request(Style(every(chunk_size), level), tuple(prioritized), workers, keep)
 
 
 async def converted(source: Place, sink: Place, wanted: Request | None = None, choice: Choice | None = None) -> Report:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import msgspec
 import pytest
@@ -16,9 +16,12 @@ from lazyfs.format.entry import Entry
 from lazyfs.format.footer import build_footer
 from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor
 from lazyfs.format.member import compress_member
+from lazyfs.format.tar import ReadAt
 from lazyfs.format.tar_header import END_OF_TAR, header_bytes, padding
+from lazyfs.layertar.content import read_content
+from lazyfs.layertar.cut import Span, every
 from lazyfs.layertar.layer_index import index_layer
-from lazyfs.layertar.plan import plan_layer
+from lazyfs.layertar.plan import Planned, plan_layer
 from lazyfs.layertar.spool import Spool, unpack
 from lazyfs.layertar.tree import Tree
 from tests.tars import read
@@ -30,7 +33,7 @@ FILES = [
     (Entry(b"d/small", "reg", size=3), b"abc"),
     (Entry(b"l", "hardlink", link=b"d/small"), b""),
 ]
-STYLE = Style(5, 6)
+STYLE = Style(every(5), 6)
 
 
 def kept(blob: bytes, toc_digest: str | None, style: Style = STYLE, prioritized: tuple[bytes, ...] = ()) -> int | None:
@@ -49,7 +52,7 @@ def kept(blob: bytes, toc_digest: str | None, style: Style = STYLE, prioritized:
         unpack(spool, pull, layer, digest_of(tar), lambda _count: None)
         members = read(tar)
         plan = plan_layer(index_layer(Tree(), members, 0, "layer"), prioritized)
-        return chunks_if_as_asked(plan, members, spool, layer, style.chunk_size)
+        return chunks_if_as_asked(plan, members, spool, layer, style.cut)
 
 
 def test_our_own_layer_is_kept() -> None:
@@ -60,7 +63,7 @@ def test_our_own_layer_is_kept() -> None:
     assert kept(again.blob, again.layer.toc_digest, prioritized=(b"l",)) == 5
 
 
-@pytest.mark.parametrize(("style", "prioritized"), [(Style(6, 6), ()), (Style(12, 6), ()), (STYLE, (b"d/small",))])
+@pytest.mark.parametrize(("style", "prioritized"), [(Style(every(6), 6), ()), (Style(every(12), 6), ()), (STYLE, (b"d/small",))])
 def test_other_options_want_another_layer(style: Style, prioritized: tuple[bytes, ...]) -> None:
     """Another chunk size, another order."""
     converted = convert_tar(tar_of(FILES), style=STYLE)
@@ -121,3 +124,25 @@ def test_a_tar_with_a_header_that_we_would_drop_is_not_kept() -> None:
     assert read(without)[0].entry.name == b"d/big"
     blob = gzip.compress(without)
     assert kept(blob, converted.layer.toc_digest) is None
+
+
+def by_word(planned: Planned, read_at: ReadAt) -> Iterator[Span]:
+    """A way to cut that looks at the content: a chunk a word."""
+    start = 0
+    data = read_content(planned, 0, planned.entry.size, read_at)
+    for end in (*(at + 1 for at, byte in enumerate(data) if byte == ord(" ")), len(data)):
+        if start < end:
+            yield Span(start, end - start)
+        start = end
+
+
+def test_files_may_be_cut_by_their_content() -> None:
+    """Nothing but layertar/cut.py knows where a file is cut: another way gives a layer whose files are whole, and which is kept."""
+    style = Style(by_word, 6)
+    converted = convert_tar(tar_of(FILES), style=style)
+    chunks = {entry.name: [(chunk.file_offset, chunk.size) for chunk in entry.chunks] for entry in converted.entries}
+    assert (chunks[b"d/big"], chunks[b"d/small"]) == ([(0, 7), (7, 5)], [(0, 3)])
+    digests = {entry["name"]: entry.get("digest") for entry in json.loads(converted.toc)["entries"] if entry["type"] == "reg"}
+    assert digests["d/big"] == digest_of(b"hello, world")
+    assert kept(converted.blob, converted.layer.toc_digest, style) == 4
+    assert kept(converted.blob, converted.layer.toc_digest) is None

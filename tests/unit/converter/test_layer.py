@@ -19,6 +19,7 @@ from lazyfs.format.digest import digest_of
 from lazyfs.format.entry import Entry
 from lazyfs.format.member import inflate_member
 from lazyfs.format.sparse import Extent
+from lazyfs.layertar.cut import every
 from lazyfs.layertar.plan import Planned
 from lazyfs.layertar.tree import Tree
 from tests.tars import END
@@ -79,7 +80,7 @@ def test_whatever_the_layer_its_toc_tells_it(layers: list[list[Item]], chunk_siz
     tree = Tree()
     for number, layer in enumerate(layers):
         try:
-            converted = convert_tar(tar_of(layer), tree, number, Style(chunk_size, 6))
+            converted = convert_tar(tar_of(layer), tree, number, Style(every(chunk_size), 6))
         except InvalidTar:
             return
         check(converted)
@@ -101,7 +102,7 @@ def test_converting_again_changes_nothing(layers: list[list[Item]]) -> None:
 @pytest.mark.parametrize("workers", [1, 2, 7])
 def test_the_number_of_workers_does_not_show(workers: int) -> None:
     """Golden digests: the same bytes on every machine, for ever (until the compressing library is changed on purpose)."""
-    converted = convert_tar(tar_of(FILES), style=Style(1000, 6), workers=workers)
+    converted = convert_tar(tar_of(FILES), style=Style(every(1000), 6), workers=workers)
     check(converted)
     assert converted.layer.diff_id == "sha256:deef3bb0de129a378c31acf3046672dfd12de6773514472e78fbf1d3098daa2d"
     assert converted.layer.toc_digest == "sha256:20c4f797da9d01a199b1e654ffd9a38cedeff25186389b4325ffbfaa6aef44b0"
@@ -136,7 +137,7 @@ def test_a_bad_read_leaves_no_thread_behind() -> None:
     plan = [Planned(Entry(b"f%d" % number, "reg", size=1 << 20), (Extent(0, 0, 1 << 20),)) for number in range(20)]
     with ThreadPoolExecutor(2) as threads:
         with pytest.raises(OSError, match="the disk is gone"):
-            write_layer(plan, read_at, Style(1 << 20, 6), threads, 2, lambda _count: None)
+            write_layer(plan, read_at, Style(every(1 << 20), 6), threads, 2, lambda _count: None)
         settled = len(reading)
         threads.submit(lambda: None).result()
         assert len(reading) == settled
@@ -153,7 +154,7 @@ def test_progress_may_end_the_writing() -> None:
 
     plan = [Planned(Entry(b"f", "reg", size=5), (Extent(0, 0, 5),))]
     with pytest.raises(GiveUpError):
-        write_layer(plan, lambda _offset, size: bytes(size), Style(5, 6), THREADS, 2, give_up)
+        write_layer(plan, lambda _offset, size: bytes(size), Style(every(5), 6), THREADS, 2, give_up)
 
 
 def test_any_gunzip_and_any_tar_read_it() -> None:

@@ -13,6 +13,7 @@ from lazyfs.cli.main import main
 from lazyfs.format.entry import Entry
 from lazyfs.format.manifest import OCI_LAYER_GZIP
 from lazyfs.format.tar import read_tar
+from lazyfs.layertar.cut import every
 from lazyfs.layertar.own import own_files
 from lazyfs.layertar.plan import Planned
 from tests.bad.oci import Oci
@@ -93,7 +94,7 @@ async def test_a_lazy_layer_with_metadata_of_aufs_is_not_kept() -> None:
     for name, kept in ((b".wh.a", True), (b".wh..wh.aufs", False)):
         source = Place()
         plan = [landmark, Planned(Entry(b"", "dir")), Planned(Entry(name, "reg"))]
-        file, layer = write_layer(plan, lambda _at, _size: b"", Style(4096, 6), THREADS, 1, lambda _count: None)
+        file, layer = write_layer(plan, lambda _at, _size: b"", Style(every(4096), 6), THREADS, 1, lambda _count: None)
         with file:
             file.seek(0)
             described = source.add_blob(file.read(), OCI_LAYER_GZIP, annotations={TOC_DIGEST: layer.toc_digest})

@@ -21,6 +21,7 @@ from lazyfs.format.member import compress_member, inflate_member
 from lazyfs.format.tar import read_tar
 from lazyfs.image.layer import TOC_DIGEST
 from lazyfs.image.toc_member import read_toc_member
+from lazyfs.layertar.cut import every
 from lazyfs.layertar.layer_index import index_layer
 from lazyfs.layertar.plan import plan_layer
 from lazyfs.layertar.spool import Spool, unpack
@@ -60,7 +61,7 @@ def convert(tar: bytes) -> bytes:
     members = list(read_tar(read_at, len(tar), len(tar), "x"))
     with ThreadPoolExecutor(1) as threads:
         plan = plan_layer(index_layer(Tree(), members, 0, "x"))
-        file, _ = write_layer(plan, read_at, Style(4096, 6), threads, 1, lambda count: None)
+        file, _ = write_layer(plan, read_at, Style(every(4096), 6), threads, 1, lambda count: None)
     with file:
         file.seek(0)
         return file.read()
