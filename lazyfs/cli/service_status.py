@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -35,8 +36,16 @@ def describe_service(report: Report) -> list[str]:
         if store["evicted_objects"]
         else ""
     )
+    if failures := failed_tasks(report.get("failures", {})):  # an older lazyfsd has no such thing
+        lines.append(failures)
     lines.append(f"store: {megabytes(store['used_bytes'])}{limit} used{evicted}  (process {report['pid']})")
     return lines
+
+
+def failed_tasks(counts: Mapping[str, int]) -> str:
+    """A line, or nothing where none has failed."""
+    told = ", ".join(f"{kind} ({count})" for kind, count in sorted(counts.items()))
+    return f"failed tasks: {told}; the log says why" if told else ""
 
 
 def _containerd(told: dict[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ import msgspec
 from lazyfs.cli.options import add_store, store_of
 from lazyfs.cli.output import megabytes
 from lazyfs.cli.progress import follow
-from lazyfs.cli.service_status import describe_service
+from lazyfs.cli.service_status import describe_service, failed_tasks
 from lazyfs.daemon.client import Client, DaemonUnreachable
 from lazyfs.daemon.orders import Report, StatusOrder
 from lazyfs.errors import LazyfsError, MountFailed
@@ -91,7 +91,9 @@ def _ask_for_containerds(store: Path) -> Report:
     except DaemonUnreachable:
         return {}
     return (
-        {name: answer[name] for name in ("containerds", "repositories", "gate", "store", "pid")} if answer["containerds"] else {}
+        {name: answer[name] for name in ("containerds", "repositories", "gate", "store", "failures", "pid") if name in answer}
+        if answer["containerds"]
+        else {}
     )
 
 
@@ -120,6 +122,8 @@ def _describe(status: MountStatus) -> str:
     if status.errors or status.damaged or status.unkept:
         errors = ", ".join(f"{count} {name}" for name, count in sorted(status.errors.items())) or "none"
         lines.append(f"  errors: {errors}; damaged in the store: {status.damaged}; not kept: {status.unkept}")
+    if failures := failed_tasks(status.failures):
+        lines.append(f"  {failures}")
     if status.trouble:
         lines.append(f"  {status.trouble}")
     return "\n".join(lines)

@@ -18,7 +18,7 @@ from typing import Final
 import trio
 
 from lazyfs.containerd.handshakes import SETTINGS, Unacknowledged
-from lazyfs.tasks import Guarded
+from lazyfs.tasks import Supervisor
 
 _log = logging.getLogger(__name__)
 
@@ -26,29 +26,33 @@ _PIECE: Final = 64 << 10
 _PAUSE: Final = 0.1
 
 
-async def relay(listener: socket.socket, target: Path, begun: Iterable[socket.socket] = ()) -> None:
-    """Accept until cancelled; connections end then, and with them those that were `begun` by Handshakes."""
-    accepting = trio.socket.from_stdlib_socket(listener)
+async def relay(listener: socket.socket, target: Path, tasks: Supervisor, begun: Iterable[socket.socket] = ()) -> None:
+    """Accept until cancelled; connections end then, and with them those that were `begun` by Handshakes. Neither a connection nor an
+    accept that fails ends another connection."""
     async with trio.open_nursery() as nursery:
-        callers = Guarded(nursery)
+        callers = tasks.within(nursery)
         for known in begun:
             caller = trio.SocketStream(trio.socket.from_stdlib_socket(known))
-            callers.start_soon(_serve, caller, target)
-        while True:
-            try:
-                connection, _ = await accepting.accept()
-            except OSError as error:  # no descriptors left: callers wait
-                _log.warning("a call of containerd has to wait: %s", error)
-                await trio.sleep(_PAUSE)
-                continue
-            caller = trio.SocketStream(connection)
-            try:
-                # Nothing was sent before it: there is room for it, and nobody waits.
-                await connection.send(SETTINGS)
-            except OSError:  # gone already
-                await caller.aclose()
-            else:
-                callers.start_soon(_serve, caller, target)
+            callers.start_soon("relayed connection", _serve, caller, target)
+        callers.keep_running("relay", _accept, trio.socket.from_stdlib_socket(listener), target, callers, subject=str(target))
+
+
+async def _accept(accepting: trio.socket.SocketType, target: Path, callers: Supervisor) -> None:
+    while True:
+        try:
+            connection, _ = await accepting.accept()
+        except OSError as error:  # no descriptors left: callers wait
+            _log.warning("a call of containerd has to wait: %s", error)
+            await trio.sleep(_PAUSE)
+            continue
+        caller = trio.SocketStream(connection)
+        try:
+            # Nothing was sent before it: there is room for it, and nobody waits.
+            await connection.send(SETTINGS)
+        except OSError:  # gone already
+            await caller.aclose()
+        else:
+            callers.start_soon("relayed connection", _serve, caller, target)
 
 
 async def _serve(caller: trio.SocketStream, target: Path) -> None:

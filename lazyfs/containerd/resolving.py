@@ -24,7 +24,7 @@ import trio
 
 from lazyfs.containerd.lazy_layers import Index, LazyLayers, descriptor_of
 from lazyfs.containerd.repository import LiveRepository
-from lazyfs.errors import BadAnswer, LazyfsError, LocalError, Unreachable, UsageError, bare, foremost
+from lazyfs.errors import BadAnswer, LazyfsError, LocalError, Unreachable, UsageError, bare
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor
 from lazyfs.format.platform import this_platform
@@ -35,7 +35,7 @@ from lazyfs.snapshots.labels import Claim
 from lazyfs.snapshots.snapshot import LazyLayer
 from lazyfs.source.reference import parse_reference
 from lazyfs.store.store import Store
-from lazyfs.tasks import Tasks
+from lazyfs.tasks import Supervisor
 
 _log = logging.getLogger(__name__)
 
@@ -89,6 +89,10 @@ class _Image:
         self.missed: set[Digest] = set()
         """Layers that somebody went away without, because they took too long."""
 
+    def fail(self, what: str, cause: Exception) -> None:
+        """A task of it has failed with what nobody expected: those who wait are told."""
+        self.failure = self.failure or _failed(cause, what)
+
     def begin(self) -> None:
         """The EROFS images whose turn has come."""
         while self.growing and self.ahead and (self.ahead[0].toc or self.ahead[0].failure):
@@ -111,14 +115,21 @@ class _Load:
         self.image: Future[Path] | None = None
         """Its EROFS image, if that was begun ahead of time."""
 
+    def fail(self, what: str, image: _Image | None, cause: Exception) -> None:
+        """As for an image. Not what fails once the layer is there."""
+        if not self.ended.is_set():
+            self.failure = _failed(cause, what)
+            if image is not None:
+                image.begin()
+
 
 class Resolving:
     """Resolves layers, each once. Not for threads."""
 
-    def __init__(self, store: Store, layers: LazyLayers, nursery: Tasks) -> None:
+    def __init__(self, store: Store, layers: LazyLayers, tasks: Supervisor) -> None:
         self._store = store
         self._layers = layers
-        self._nursery = nursery
+        self._tasks = tasks
         self._images: dict[_Key, _Image] = {}
         # Two at once would build the same images twice.
         self._building = trio.Lock()
@@ -138,7 +149,10 @@ class Resolving:
         image = self._images.get(key)
         if image is None or image.failure is not None:
             image = self._images[key] = _Image()
-            self._nursery.start_soon(self._follow, image, key, claim)
+            what = f"image {key.selector} of {repository}"
+            self._tasks.start_soon(
+                "image", self._follow, image, key, claim, subject=what, failed=partial(image.fail, what), wakes=[image.known]
+            )
         if claim.digest in image.missed:
             image.missed.clear()
         await self._wait(image.known, image, claim)
@@ -148,9 +162,8 @@ class Resolving:
         load = self._load(image, repository, vouched)
         await self._wait(load.ended, image, claim)
         image.loads.pop(_load_key(vouched), None)  # from here on it is in use, or nobody's
-        if load.failure is not None:
-            raise load.failure
-        assert load.index is not None
+        if load.index is None:
+            raise load.failure or Unreachable(f"layer {claim.digest} of {repository} is not waited for any more")
         if load.image is not None:
             # What goes wrong there, whoever builds it for good is told.
             await trio.to_thread.run_sync(_wait_for, load.image, abandon_on_cancel=True)
@@ -200,8 +213,7 @@ class Resolving:
         for lazy in lost:
             _log.warning("the TOC of layer %s is not in the store any more: it is fetched again", lazy.digest)
             loads.append(_Load())
-            bring = partial(self._bring, loads[-1], lazy.reference, descriptor_of(lazy), accepted=True)
-            self._nursery.start_soon(bring)
+            self._start(loads[-1], lazy.reference, descriptor_of(lazy), accepted=True)
         with trio.move_on_after(DEADLINE) as patience:
             for load in loads:
                 await load.ended.wait()
@@ -210,6 +222,13 @@ class Resolving:
         for load in loads:
             if load.failure is not None:
                 raise load.failure
+
+    def _start(
+        self, load: _Load, repository: str, descriptor: Descriptor, image: _Image | None = None, *, accepted: bool = False
+    ) -> None:
+        what = f"layer {descriptor.digest} of {repository}"
+        bring = partial(self._bring, load, repository, descriptor, image, accepted=accepted)
+        self._tasks.start_soon("TOC", bring, subject=what, failed=partial(load.fail, what, image), wakes=[load.ended])
 
     async def _follow(self, image: _Image, key: _Key, claim: Claim) -> None:
         """All that there is to do for an image, and the end of its memory."""
@@ -225,11 +244,7 @@ class Resolving:
                     await self._resolve_ahead(image, key.repository, expect)
             if image.failure is None:
                 await trio.sleep(_MEMORY)
-        except Exception as surprise:
-            image.failure = image.failure or _failed(surprise, f"image {key.selector} of {key.repository}")
-            raise
         finally:
-            image.known.set()  # nobody waits for what has ended
             if self._images.get(key) is image:
                 del self._images[key]
 
@@ -244,7 +259,8 @@ class Resolving:
             return
         try:
             async with trio.open_nursery() as nursery:
-                yield lambda toc_digests: nursery.start_soon(_expect, growing, toc_digests)
+                tasks = self._tasks.within(nursery)
+                yield lambda toc_digests: tasks.start_soon("start of builders", _expect, growing, toc_digests)
         finally:
             image.growing = None
             with trio.CancelScope(shield=True):
@@ -254,7 +270,7 @@ class Resolving:
         """`layers`: how many will be resolved then."""
         try:
             with self._layers.repository(repository).in_use() as live, trio.fail_after(_PATIENCE):
-                self._nursery.start_soon(_connect_ahead, live, layers)
+                self._tasks.start_soon("connecting ahead", _connect_ahead, live, layers, subject=repository)
                 _, manifest = await resolve_manifest(live.source, selector, this_platform(), self._store)
                 image.layers = manifest.layers
         except trio.TooSlowError:
@@ -279,7 +295,7 @@ class Resolving:
         load = image.loads.get(key)
         if load is None or load.failure is not None:
             load = image.loads[key] = _Load()
-            self._nursery.start_soon(self._bring, load, repository, descriptor, image)
+            self._start(load, repository, descriptor, image)
         return load
 
     async def _bring(
@@ -301,23 +317,16 @@ class Resolving:
             )
         except LazyfsError as error:
             load.failure = bare(error)
-        except Exception as surprise:
-            load.failure = _failed(surprise, f"layer {descriptor.digest} of {repository}")
-            raise
-        finally:
-            if load.index is None and load.failure is None:
-                load.failure = Unreachable(f"layer {descriptor.digest} of {repository} is not waited for any more")
-            load.ended.set()
-            if image is not None:
-                image.begin()
+        load.ended.set()
+        if image is not None:
+            image.begin()
         if image is not None and load.index is not None and not self._layers.is_known(load.index.layer):
             await load.index.objects()  # while others build
             await self._layers.bring_prefix(load.index, repository)
 
 
-def _failed(surprise: Exception, what: str) -> LazyfsError:
-    """For who waits: a descriptor or a thread that cannot be had, or a defect of ours, which the log tells in full."""
-    cause = foremost(surprise) if isinstance(surprise, BaseExceptionGroup) else surprise
+def _failed(cause: Exception, what: str) -> LazyfsError:
+    """For those who wait: a descriptor or a thread that cannot be had, or a defect of ours, which the log tells in full."""
     return LocalError(f"{what} cannot be resolved: {cause!r}", hint="It is tried again when it is asked for again.")
 
 

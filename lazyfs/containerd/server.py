@@ -8,7 +8,6 @@ Source: containerd, api/services/snapshots/v1/snapshots.proto and core/snapshots
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -33,12 +32,10 @@ from lazyfs.errors import (
     SnapshotExists,
     SnapshotNotFound,
     StoreFull,
-    foremost,
 )
 from lazyfs.snapshots.labels import REASON
 from lazyfs.snapshots.snapshot import Snapshot
-
-_log = logging.getLogger(__name__)
+from lazyfs.tasks import Failures, cause_of
 
 _THREADS: Final = 128
 """Calls at once. There are only as many threads as there ever were calls; so many Prepares that each wait for a registry that is silent,
@@ -58,9 +55,9 @@ T = TypeVar("T")
 
 
 @asynccontextmanager
-async def serving(snapshotter: Snapshotter, socket: Path) -> AsyncIterator[None]:
+async def serving(snapshotter: Snapshotter, socket: Path, failures: Failures) -> AsyncIterator[None]:
     """Answer at a unix socket inside of the block; calls under way get a while at its end. Raises RuntimeError where it cannot."""
-    service = _Service(snapshotter, trio.lowlevel.current_trio_token())
+    service = _Service(snapshotter, trio.lowlevel.current_trio_token(), failures)
     async with _answering(partial(services.add_SnapshotsServicer_to_server, service), _THREADS, socket):
         yield
 
@@ -91,9 +88,10 @@ async def _answering(add: Callable[[grpc.Server], None], threads: int, socket: P
 class _Service(services.SnapshotsServicer):
     """One containerd's calls."""
 
-    def __init__(self, snapshotter: Snapshotter, token: trio.lowlevel.TrioToken) -> None:
+    def __init__(self, snapshotter: Snapshotter, token: trio.lowlevel.TrioToken, failures: Failures) -> None:
         self._snapshotter = snapshotter
         self._token = token
+        self._failures = failures
 
     def Prepare(
         self, request: messages.PrepareSnapshotRequest, context: grpc.ServicerContext
@@ -149,10 +147,10 @@ class _Service(services.SnapshotsServicer):
         except (trio.RunFinishedError, trio.Cancelled):
             context.abort(grpc.StatusCode.UNAVAILABLE, "lazyfsd is ending")
         except Exception as surprise:  # noqa: BLE001
-            error = foremost(surprise) if isinstance(surprise, BaseExceptionGroup) else surprise
+            error = cause_of(surprise)
             if isinstance(error, LazyfsError):
                 _refuse(error, context)
-            _log.error("surprise in a call of containerd", exc_info=surprise)
+            self._failures.record("call of containerd", surprise)
             context.abort(grpc.StatusCode.INTERNAL, f"lazyfsd failed: {error!r}; its log has the traceback")
 
 

@@ -35,7 +35,7 @@ from lazyfs.snapshots.database import Snapshots
 from lazyfs.snapshots.labels import REMOTE, REMOTE_VALUE, TARGET, Claim, Ordinary, is_extract, read_labels
 from lazyfs.snapshots.snapshot import LazyLayer, Snapshot, shown
 from lazyfs.store.store import Store
-from lazyfs.tasks import Tasks, keep_running
+from lazyfs.tasks import Supervisor
 
 _log = logging.getLogger(__name__)
 
@@ -58,13 +58,13 @@ class Snapshotter:
         layers: LazyLayers,
         resolving: Resolving,
         mounts: LayerMounts,
-        nursery: Tasks,
+        tasks: Supervisor,
     ) -> None:
         """`folder` is its own, STORE/containerd/NAME. Blocking. Raises StoreUnusable, also where a row is damaged."""
         self._store = store
         self._layers = layers
         self._resolving = resolving
-        self._nursery = nursery
+        self._tasks = tasks
         self._place = Place.of_containerd(folder)
         try:
             self._place.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -99,10 +99,10 @@ class Snapshotter:
                 self._layers.add(snapshot.lazy)
             elif snapshot.id in mounted:
                 self._use(snapshot, await trio.to_thread.run_sync(self.snapshots.ancestry, snapshot.key))
-        self._nursery.start_soon(self._layers.resume, wanted.values())
+        self._tasks.keep_running("pulls of an earlier process", self._layers.resume, tuple(wanted.values()))
         for snapshot in await trio.to_thread.run_sync(self.snapshots.unnoted):
-            self._nursery.start_soon(self._note_later, snapshot)
-        self._nursery.start_soon(keep_running, "the removal of what an earlier process left", self.cleanup)
+            self._tasks.start_soon("note of a layer's objects", self._note_later, snapshot, subject=shown(snapshot.key))
+        self._tasks.keep_running("removal of what an earlier process left", self.cleanup)
 
     async def prepare(
         self, key: str, parent: str, labels: Mapping[str, str], kind: Literal["active", "view"] = "active"
@@ -155,7 +155,7 @@ class Snapshotter:
         self._leave(snapshot.id)
         if snapshot.lazy is not None:
             self._layers.drop(snapshot.lazy)
-        self._nursery.start_soon(trio.to_thread.run_sync, self.roots.remove, snapshot.id)
+        self._remove_later(snapshot.id)
 
     async def stat(self, key: str) -> Snapshot:
         """Raises SnapshotNotFound."""
@@ -187,9 +187,15 @@ class Snapshotter:
         there = await trio.to_thread.run_sync(self.roots.directories)
         known = await trio.to_thread.run_sync(self.snapshots.ids)
         for number in set(there) - known:
-            self._nursery.start_soon(trio.to_thread.run_sync, self.roots.remove, number)
+            self._remove_later(number)
         # Somebody may have held a root when its snapshot was removed.
-        self._nursery.start_soon(trio.to_thread.run_sync, self.roots.drop_layers)
+        self._tasks.start_soon("unmount of layers", trio.to_thread.run_sync, self.roots.drop_layers)
+
+    def _remove_later(self, number: int) -> None:
+        """What a removed snapshot had. What is left where that fails goes with the next cleanup."""
+        self._tasks.start_soon(
+            "removal of a snapshot", trio.to_thread.run_sync, self.roots.remove, number, subject=f"number {number}"
+        )
 
     async def _commit_lazy(self, claim: Claim, parent: str, labels: Mapping[str, str]) -> str:
         """Why the layer cannot be lazy. Raises SnapshotExists where it is; SnapshotError for a parent that cannot be one."""
@@ -208,6 +214,9 @@ class Snapshotter:
                 if isinstance(error, LocalError):
                     _log.warning("layer %s cannot be made lazy: %s", claim.digest, error)
                 return f"{claim.digest} cannot be lazy: {error}"
+            except Exception as surprise:  # noqa: BLE001  a defect costs containerd a lazy layer, and not a pull
+                cause = self._tasks.failures.record("lazy layer", surprise, claim.digest)
+                return f"{claim.digest} cannot be lazy: lazyfsd failed: {cause!r}"
             reason = ""
         if reason:
             return reason
@@ -217,7 +226,8 @@ class Snapshotter:
                 snapshot = await trio.to_thread.run_sync(self.snapshots.commit_lazy, name, parent, marked, resolved.lazy)
                 self._layers.add(resolved.lazy)
                 live = self._layers.pull(resolved.lazy, resolved.layer_index)
-                self._nursery.start_soon(self._note_later, snapshot, live)
+                key = shown(snapshot.key)
+                self._tasks.start_soon("note of a layer's objects", self._note_later, snapshot, live, subject=key)
         raise SnapshotExists(f"the layer {claim.target} is lazy, and here")
 
     async def _note_later(self, snapshot: Snapshot, live: LiveLayer | None = None) -> None:

@@ -17,9 +17,9 @@ import msgspec
 import trio
 
 from lazyfs.daemon.orders import MAX_ORDER, Order, Report, decode_order, encode
-from lazyfs.errors import LazyfsError, NotNative, foremost
+from lazyfs.errors import LazyfsError, NotNative
 from lazyfs.live.uses import Uses
-from lazyfs.tasks import Guarded
+from lazyfs.tasks import Failures, Supervisor, cause_of
 
 _log = logging.getLogger(__name__)
 
@@ -36,30 +36,36 @@ Carry = Callable[[Order, Tell], Awaitable[Report]]
 """Carries an order out, telling how it goes; returns the last report without its `done`. Raises LazyfsError."""
 
 
-async def serve_control(listener: socket.socket, user: int, carry: Carry, uses: Uses) -> None:
+async def serve_control(listener: socket.socket, user: int, carry: Carry, uses: Uses, tasks: Supervisor) -> None:
     """Accept until cancelled; orders under way are cancelled then.
 
-    Each client counts as one of `uses` from its connection to its last report: an order is under way as long as that.
+    Each client counts as one of `uses` from its connection to its last report: an order is under way as long as that. Neither a client
+    nor an accept that fails ends another client.
     """
     async with trio.open_nursery() as nursery:
-        clients = Guarded(nursery)
+        clients = tasks.within(nursery)
         accepting = trio.socket.from_stdlib_socket(listener)
-        while True:
-            try:
-                connection, _ = await accepting.accept()
-            except OSError as error:  # no descriptors left, for example: clients wait in the queue
-                _log.warning("an order has to wait: %s", error)
-                await trio.sleep(_ACCEPT_PAUSE)
-                continue
-            clients.start_soon(_serve, trio.SocketStream(connection), user, carry, uses)
+
+        async def accept() -> None:
+            while True:
+                try:
+                    connection, _ = await accepting.accept()
+                except OSError as error:  # no descriptors left, for example: clients wait in the queue
+                    _log.warning("an order has to wait: %s", error)
+                    await trio.sleep(_ACCEPT_PAUSE)
+                    continue
+                stream = trio.SocketStream(connection)
+                clients.start_soon("control connection", _serve, stream, user, carry, uses, tasks.failures)
+
+        clients.keep_running("control socket", accept)
 
 
-async def _serve(stream: trio.SocketStream, user: int, carry: Carry, uses: Uses) -> None:
+async def _serve(stream: trio.SocketStream, user: int, carry: Carry, uses: Uses, failures: Failures) -> None:
     with uses.in_use():
-        await _serve_counted(stream, user, carry)
+        await _serve_counted(stream, user, carry, failures)
 
 
-async def _serve_counted(stream: trio.SocketStream, user: int, carry: Carry) -> None:
+async def _serve_counted(stream: trio.SocketStream, user: int, carry: Carry, failures: Failures) -> None:
     async with stream:
         peer = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
         if _PEER.unpack(peer)[1] != user:
@@ -70,12 +76,12 @@ async def _serve_counted(stream: trio.SocketStream, user: int, carry: Carry) -> 
                 await stream.send_all(encode(report))
 
         try:
-            await tell(await _carried_out(stream, carry, tell))
+            await tell(await _carried_out(stream, carry, tell, failures))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # it has gone: nobody is left to be told
 
 
-async def _carried_out(stream: trio.SocketStream, carry: Carry, tell: Tell) -> Report:
+async def _carried_out(stream: trio.SocketStream, carry: Carry, tell: Tell, failures: Failures) -> Report:
     """The last report."""
     try:
         line = await _receive_line(stream)
@@ -98,19 +104,15 @@ async def _carried_out(stream: trio.SocketStream, carry: Carry, tell: Tell) -> R
             result = await carry(order, tell)
             nursery.cancel_scope.cancel()
     except Exception as surprise:  # noqa: BLE001  the guard of this border: an order that fails must not end the daemon
-        cause = foremost(surprise) if isinstance(surprise, BaseExceptionGroup) else surprise
+        cause = cause_of(surprise)
         if isinstance(cause, (trio.BrokenResourceError, trio.ClosedResourceError)):
             raise cause from None  # it has gone, and was being told something
-        return _told(order, cause)
+        if isinstance(cause, LazyfsError):
+            return {"error": str(cause), "code": cause.exit_code, "unsupported": isinstance(cause, NotNative)}
+        failures.record("order", surprise, type(order).__name__)
+        return {"error": f"lazyfsd failed: {cause!r}; its log has the traceback", "code": 1}
     else:
         return {**result, "done": True}
-
-
-def _told(order: Order, error: BaseException) -> Report:
-    if isinstance(error, LazyfsError):
-        return {"error": str(error), "code": error.exit_code, "unsupported": isinstance(error, NotNative)}
-    _log.error("surprise in %s", type(order).__name__, exc_info=error)
-    return {"error": f"lazyfsd failed: {error!r}; its log has the traceback", "code": 1}
 
 
 async def _receive_line(stream: trio.SocketStream) -> bytes | None:

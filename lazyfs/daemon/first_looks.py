@@ -12,7 +12,7 @@ from typing import Final
 import trio
 
 from lazyfs.native import first_look
-from lazyfs.tasks import Tasks
+from lazyfs.tasks import Supervisor
 
 _log = logging.getLogger(__name__)
 
@@ -23,15 +23,15 @@ _AT_ONCE: Final = 1
 
 
 class FirstLooks:
-    """Those that are under way, in a nursery."""
+    """Those that are under way."""
 
-    def __init__(self, nursery: Tasks) -> None:
-        self._nursery = nursery
+    def __init__(self, tasks: Supervisor) -> None:
+        self._tasks = tasks
         self._turns = trio.CapacityLimiter(_AT_ONCE)
 
     def begin(self, names: int) -> None:
         """Look at the tree behind the descriptor `names`, which is closed afterwards."""
-        self._nursery.start_soon(self._look, names)
+        self._tasks.start_soon("first look", self._look, names)
 
     async def _look(self, names: int) -> None:
         # -I, -S: nothing but Python itself is read, which is half of its start.

@@ -87,6 +87,10 @@ def families(report: Report) -> Iterator[Metric]:
     yield from _gate(report)
     yield from _sources(report)
     yield from _store(report)
+    failures = CounterMetricFamily("lazyfs_task_failures", "Tasks that failed, by what they do.", labels=["task"])
+    for kind, count in report["failures"].items():
+        failures.add_metric([kind], count)
+    yield failures
 
 
 def _containerds(report: Report) -> Iterator[Metric]:

@@ -33,6 +33,7 @@ from lazyfs.kernel.ends import Ends
 from lazyfs.mount.table import our_mounts
 from lazyfs.native.layers import LayerMounts
 from lazyfs.store.store import Store
+from lazyfs.tasks import Supervisor
 
 _log = logging.getLogger(__name__)
 
@@ -153,14 +154,15 @@ class Mounts:
         """Unmount what is at `directory`. Raises MountFailed."""
         await trio.to_thread.run_sync(partial(self._overlays.take_away, Path(directory), lazy=lazy))
 
-    async def watch(self) -> None:
-        """Until cancelled: hear of mounts that have ended, and clear up behind them."""
+    async def watch(self, tasks: Supervisor) -> None:
+        """Until cancelled: hear of mounts that have ended, and clear up behind them. One that fails is no reason to leave out the next,
+        which is told of only once."""
         while True:
             await trio.lowlevel.wait_readable(self._ends)
             for watch in self._ends.ended():
                 number = self._watches.pop(watch, None)
                 if number is not None:
-                    await self.end(number)
+                    await tasks.attempt("end of a mount", self.end, number, subject=f"number {number}")
 
     async def listen(self, row: Row) -> None:
         """Hear of the end of a mount that is there, or was a moment ago."""

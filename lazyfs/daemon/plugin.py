@@ -44,7 +44,7 @@ from lazyfs.source.open import open_source
 from lazyfs.source.protocol import ImageSource
 from lazyfs.source.reference import parse_reference
 from lazyfs.store.store import Store
-from lazyfs.tasks import Tasks, keep_running
+from lazyfs.tasks import Guarded, Supervisor
 
 _log = logging.getLogger(__name__)
 
@@ -54,12 +54,12 @@ _RUN: Final = Path("/run")
 class Plugin:
     """All of them."""
 
-    def __init__(self, config: Config, store: Store, catalog: Catalog, mounts: LayerMounts, nursery: Tasks) -> None:
+    def __init__(self, config: Config, store: Store, catalog: Catalog, mounts: LayerMounts, tasks: Supervisor) -> None:
         self._store = store
         self._mounts = mounts
-        self._nursery = nursery
-        self.layers = LazyLayers(store, catalog, nursery, partial(_open, config.plain_http), background=config.background)
-        self._resolving = Resolving(store, self.layers, nursery)
+        self._tasks = tasks
+        self.layers = LazyLayers(store, catalog, Guarded(tasks), partial(_open, config.plain_http), background=config.background)
+        self._resolving = Resolving(store, self.layers, tasks)
         self.snapshotters: dict[str, Snapshotter] = {}
         self.unserved: dict[str, str] = {}
         """Containerds whose snapshots cannot be used, and why."""
@@ -74,7 +74,7 @@ class Plugin:
             folder = self._store.directory.path / "containerd" / name
             try:
                 snapshotter = await trio.to_thread.run_sync(
-                    Snapshotter, self._store, folder, self.layers, self._resolving, self._mounts, self._nursery
+                    Snapshotter, self._store, folder, self.layers, self._resolving, self._mounts, self._tasks
                 )
             except (StoreUnusable, StoreFull) as error:
                 _log.error("the containerd %s is not served until this service is started again: %s", name, error)
@@ -102,21 +102,19 @@ class Plugin:
         """Answer each containerd at its socket until `stack` is left. Raises StoreUnusable."""
         # Imported when those who wait in the gate are served already: it takes 0.1 s.
         server = await trio.to_thread.run_sync(import_module, "lazyfs.containerd.server")
-        self._nursery.start_soon(_import_ahead)
+        self._tasks.start_soon("import ahead", _import_ahead)
         private = stack.enter_context(_private_folder(self._store.directory.path))
         for name in listeners:
             snapshotter = self.snapshotters.get(name)
             answers = (
-                server.serving(snapshotter, private / name)
+                server.serving(snapshotter, private / name, self._tasks.failures)
                 if snapshotter
                 else server.refusing(self.unserved[name], private / name)
             )
             await stack.enter_async_context(answers)
         begun = handshakes.stop()
         for name, listener in listeners.items():
-            self._nursery.start_soon(
-                keep_running, f"the relay for {name}", relay, listener, private / name, iter(begun.get(name, ()))
-            )
+            self._tasks.start_soon("relays", relay, listener, private / name, self._tasks, begun.get(name, ()), subject=name)
 
     def roots_on(self, layers: set[str]) -> list[Path]:
         """Where roots are mounted that are stacked on any of these live layers."""

@@ -19,7 +19,7 @@ from lazyfs.daemon.state import Row, State
 from lazyfs.errors import LazyfsError, MountFailed
 from lazyfs.mount.table import our_mounts
 from lazyfs.native.stack import SOURCE_PREFIX, source_of
-from lazyfs.tasks import Tasks, keep_running
+from lazyfs.tasks import Supervisor
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Revival:
         self._images = images
         self._mounts = mounts
 
-    async def begin(self, tasks: Tasks, *, same_gate: bool) -> None:
+    async def begin(self, tasks: Supervisor, *, same_gate: bool) -> None:
         """After a start: find the mounts that the state tells of. Without `same_gate` theirs is dead, and they are made anew.
 
         Touches none of them; what takes time goes on in `tasks`.
@@ -53,7 +53,7 @@ class Revival:
             )
             if here or (row.phase == "detached" and same_gate):
                 self._mounts.found(row, attached=here)
-                tasks.start_soon(keep_running, f"the revival of {row.mount.directory}", self._revive, row, here, same_gate)
+                tasks.keep_running("revival", self._revive, row, here, same_gate, subject=row.mount.directory)
             else:
                 gone.append(row.number)
         if gone:

@@ -6,6 +6,8 @@ would wait for an answer that only this process can give.
 
 It ends by itself when nothing is mounted and nobody asks for anything; as a service it stays. Its end is that of the connection:
 the gate is unmounted, and /dev/fuse says ENODEV when no overlay holds it any more.
+
+Only the gate's connection can end the process by failing. All other tasks are supervised (lazyfs/tasks.py).
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ from lazyfs.native.stack import unmount_stack
 from lazyfs.store.folders import GATE
 from lazyfs.store.in_use import InUse
 from lazyfs.store.store import Store
-from lazyfs.tasks import Guarded, keep_running
+from lazyfs.tasks import Guarded, Supervisor
 
 if TYPE_CHECKING:
     from lazyfs.daemon.plugin import Plugin
@@ -110,21 +112,17 @@ async def _serve(options: Options, fds: FdStore, handshakes: Handshakes) -> None
             sockets = await service.serve_containerds(fds, handshakes, stack)
             if options.config.store_size >= 0:
                 await trio.to_thread.run_sync(store.eviction.set_limit, options.config.store_size)
-            nursery.start_soon(service.serve_clients, listener)
-            nursery.start_soon(keep_running, "the watch over mounts", service.mounts.watch)
-            nursery.start_soon(keep_running, "the refreshing of overlays", service.refresher.run)
-            nursery.start_soon(service.upkeep.run)
-            nursery.start_soon(keep_running, "the removal of dead containers", service.sweep_containers)
+            service.begin(listener)
             if options.config.metrics is not None:
                 await service.tell_metrics(options.config.metrics, stack)
-            nursery.start_soon(keep_running, "the watchdog", feed, fds, connection.directory, sockets, service.summary)
+            service.tasks.keep_running("watchdog", feed, fds, connection.directory, sockets, service.summary)
             fds.notify(f"READY=1\nSTATUS={await service.summary()}")
             await life.wait_for_end()
             fds.notify("STOPPING=1\nSTATUS=ending")
             await service.stop()
             await service.leave(connection)
             nursery.cancel_scope.cancel()
-        await service.upkeep.stop()  # now nothing arrives any more
+        await service.tasks.attempt("last sync", service.upkeep.stop)  # now nothing arrives any more
 
 
 class Service:
@@ -135,13 +133,13 @@ class Service:
     ) -> None:
         self._options = options
         self._store = store
-        self.tasks = Guarded(nursery)
+        self.tasks = Supervisor(nursery)
         self._layer_mounts = LayerMounts(store.directory.path)
         self._life = life
         self._clients = trio.CancelScope()
         self.catalog = Catalog()
         self.recordings = Recordings()
-        self.images = Images(store, self.catalog, self.tasks)
+        self.images = Images(store, self.catalog, Guarded(self.tasks))
         self.mounts = Mounts(
             store, state, self.catalog, self.images, self.recordings, ends, FirstLooks(self.tasks), self._layer_mounts, life
         )
@@ -154,6 +152,15 @@ class Service:
         """What serves containerds, where there are any."""
         self.refresher = Refresher(store, self.gate, self.catalog, self._overlays_on)
         self.upkeep = Upkeep(store, self.in_use, answered=self.gate.answered, evicted=self.refresher.look_again, alone=True)
+
+    def begin(self, listener: socket.socket) -> None:
+        """All that goes on beside the gate's connection, from now on."""
+        tasks = self.tasks
+        tasks.keep_running("control socket", self.serve_clients, listener)
+        tasks.keep_running("mount watch", self.mounts.watch, tasks)
+        tasks.keep_running("refresh of overlays", self.refresher.run)
+        tasks.keep_running("store upkeep", self.upkeep.run, tasks)
+        tasks.keep_running("removal of dead containers", self.sweep_containers)
 
     def in_use(self) -> InUse:
         """What the mounted images consist of; an EROFS image that is mounted is seen by the store itself."""
@@ -225,11 +232,14 @@ class Service:
     async def serve_clients(self, listener: socket.socket) -> None:
         """Carry orders out until the daemon is told to end: their clients then ask the next one."""
         with self._clients:
-            await keep_running("the control socket", serve_control, listener, os.geteuid(), self.carry, self._life.uses)
+            await serve_control(listener, os.geteuid(), self.carry, self._life.uses, self.tasks)
 
     async def _describe(self, order: StatusOrder) -> Report:
         chosen = [mount for mount in self.mounts.live.values() if order.directory in ("", mount.row.mount.directory)]
-        mounts = [await describe_mount(mount, self.images.live.get(mount.image), self._store, self.gate) for mount in chosen]
+        failures = self.tasks.failures
+        mounts = [
+            await describe_mount(mount, self.images.live.get(mount.image), self._store, self.gate, failures) for mount in chosen
+        ]
         containerds, repositories = await self.plugin.describe() if self.plugin is not None else ((), ())
         gate = {name: self.gate.counts[name] for name in ("published", "entries", "late", "reads", "errors")}
         return {
@@ -239,6 +249,7 @@ class Service:
             "gate": {**gate, "latency": msgspec.to_builtins(self.gate.latency.status())},
             "containerds": msgspec.to_builtins(containerds),
             "repositories": msgspec.to_builtins(repositories),
+            "failures": failures.counts(),
         }
 
     async def tell_metrics(self, address: Address, stack: AsyncExitStack) -> None:
@@ -273,8 +284,10 @@ class Service:
 
     async def _unmount_all(self) -> None:
         async with trio.open_nursery() as nursery:
+            tasks = self.tasks.within(nursery)
             for mount in list(self.mounts.live.values()):
-                nursery.start_soon(self._unmount, mount.row.mount.directory)
+                directory = mount.row.mount.directory
+                tasks.start_soon("last unmount", self._unmount, directory, subject=directory)
 
     async def _unmount(self, directory: str) -> None:
         for lazy in (False, True):
@@ -287,15 +300,17 @@ class Service:
 
     async def stop(self) -> None:
         """What must be safe before the process ends. Told to end, orders are given up, and what has arrived is made durable while the
-        mounts are taken away, busy ones lazily; a service leaves its mounts to the process that follows."""
+        mounts are taken away, busy ones lazily; a service leaves its mounts to the process that follows. One step that fails is no
+        reason to leave out the next."""
+        tasks = self.tasks
         with trio.CancelScope(shield=True):
             if self._life.told.is_set():
                 self._clients.cancel()
-                self.tasks.start_soon(self.upkeep.stop)
+                tasks.start_soon("last sync", self.upkeep.stop)
                 if not self._options.service:
-                    await self._unmount_all()
-            await self.recordings.end_all()
-            await self.mounts.drop_layers()
+                    await tasks.attempt("last unmounts", self._unmount_all)
+            await tasks.attempt("last records", self.recordings.end_all)
+            await tasks.attempt("last unmount of layers", self.mounts.drop_layers)
 
     async def leave(self, connection: Connection) -> None:
         """Take the gate away and answer until nobody needs it any more; told to end, not for long. A service leaves it to its successor."""

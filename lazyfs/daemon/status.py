@@ -12,9 +12,10 @@ from lazyfs.gate.gate import Gate
 from lazyfs.mount.status import LayerStatus, MountStatus
 from lazyfs.store.store import Store
 from lazyfs.store.tally import Missing
+from lazyfs.tasks import Failures
 
 
-async def describe_mount(mount: LiveMount, live: LiveImage | None, store: Store, gate: Gate) -> MountStatus:
+async def describe_mount(mount: LiveMount, live: LiveImage | None, store: Store, gate: Gate, failures: Failures) -> MountStatus:
     """One mount now: an image that is mounted twice tells the same of both. The first time costs a look at every chunk, later ones
     what the image has of layers."""
     row = mount.row
@@ -57,4 +58,5 @@ async def describe_mount(mount: LiveMount, live: LiveImage | None, store: Store,
         entries=gate.counts["entries"],
         reads=gate.counts["reads"],
         kept=store.kept,
+        failures=failures.counts(),
     )

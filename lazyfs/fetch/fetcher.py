@@ -41,6 +41,7 @@ from lazyfs.fetch.window import Windows, choose
 from lazyfs.format.digest import Digest
 from lazyfs.source.protocol import ImageSource
 from lazyfs.store.store import Store
+from lazyfs.tasks import Failures, Supervisor
 
 READ_DEADLINE: Final = 60.0
 """Seconds until a read that waits for the network gives up."""
@@ -67,10 +68,10 @@ class _Look(NamedTuple):
 class Fetcher:
     """Reads chunks of one image's layers. Made by `open_fetcher`."""
 
-    def __init__(self, store: Store, source: ImageSource, nursery: trio.Nursery, traffic: Traffic) -> None:
+    def __init__(self, store: Store, source: ImageSource, tasks: Supervisor, traffic: Traffic) -> None:
         self._store = store
         self._source = source
-        self._nursery = nursery
+        self._tasks = tasks
         self._traffic = traffic
         self._shared = Shared(store, source)
         self._board = self._shared.board
@@ -199,15 +200,25 @@ class Fetcher:
             self._wholes[layer.digest] = run
             slots = shared.layer_slots
         self._runs += 1
-        self._nursery.start_soon(self._fly, layer, run, slots)
+        try:
+            self._tasks.start_soon("fetch", self._fly, layer, run, slots, subject=layer.digest)
+        except BaseException as error:
+            run.flights.land_all(error if isinstance(error, Exception) else None)  # nobody else lands them
+            self._ends(layer, run)
+            raise
         return run.flights.take_off(piece.chunk.digest)
 
     async def _fly(self, layer: LayerBlob, run: Run, slots: Slots) -> None:
         try:
-            await run.fly(slots=slots)
+            failure = await run.fly(slots=slots)
+            if failure is not None and not isinstance(failure, LazyfsError):
+                raise failure  # its readers have it already; a defect is logged and counted once, here
         finally:
-            self._runs -= 1
-            self._forget(layer, run)
+            self._ends(layer, run)
+
+    def _ends(self, layer: LayerBlob, run: Run) -> None:
+        self._runs -= 1
+        self._forget(layer, run)
 
     def _forget(self, layer: LayerBlob, run: Run) -> None:
         if self._wholes.get(layer.digest) is run:
@@ -236,9 +247,12 @@ class Fetcher:
             return not scope.cancelled_caught
 
         try:
-            return await run.fly(pause)
+            failure = await run.fly(pause)
         finally:
             self._forget(layer, run)
+        if failure is not None and not isinstance(failure, LazyfsError):
+            self._tasks.failures.record("fetch", failure, layer.digest)
+        return failure
 
     def _look(self, digest: bytes) -> _Look:
         flight = self._board.get(digest)
@@ -259,14 +273,17 @@ def _patience(layer: LayerBlob) -> float:
 
 
 @asynccontextmanager
-async def open_fetcher(store: Store, source: ImageSource, traffic: Traffic | None = None) -> AsyncIterator[Fetcher]:
-    """A fetcher whose runs live as long as the block: leaving it cancels what is under way.
+async def open_fetcher(
+    store: Store, source: ImageSource, traffic: Traffic | None = None, *, failures: Failures | None = None
+) -> AsyncIterator[Fetcher]:
+    """A fetcher whose runs live as long as the block: leaving it cancels what is under way. A run that fails ends no other; `failures`
+    counts those that fail in a way that nobody expects.
 
     Fetchers that share a `traffic` share a line: the background of each gives way to the readers of all.
     """
     failure: LazyfsError | None = None
     async with trio.open_nursery() as nursery:
-        fetcher = Fetcher(store, source, nursery, traffic or Traffic())
+        fetcher = Fetcher(store, source, Supervisor(nursery, failures), traffic or Traffic())
         try:
             yield fetcher
         except LazyfsError as error:

@@ -28,6 +28,7 @@ from lazyfs.fetch.transfer import Transfer
 from lazyfs.fetch.unpack import Unpacked
 from lazyfs.fetch.whole_run import WholeRun
 from lazyfs.image.layer import Layer
+from lazyfs.tasks import cause_of
 
 _log = logging.getLogger(__name__)
 
@@ -111,8 +112,8 @@ class Run:
                 self._layer.digest,
             )
         except Exception as error:  # noqa: BLE001  # not swallowed: it goes to those who asked, and on to their guard
-            failure = error
-            self._shared.errors[type(error).__name__] += 1
+            failure = cause_of(error)
+            self._shared.errors[type(failure).__name__] += 1
         finally:
             try:
                 for piece in self._claimed:

@@ -70,6 +70,8 @@ class MountStatus(msgspec.Struct, frozen=True):
     """Reads through FUSE."""
     kept: int = 0
     """Chunks that it has put into the store."""
+    failures: dict[str, int] = {}
+    """Tasks of its process that have failed, by what they do (lazyfs/tasks.py)."""
 
 
 def encode_status(status: MountStatus) -> bytes:

@@ -17,7 +17,7 @@ from lazyfs.store.eviction import Freed
 from lazyfs.store.in_use import InUse
 from lazyfs.store.scrub import Scrub
 from lazyfs.store.store import Store
-from lazyfs.tasks import keep_running
+from lazyfs.tasks import Supervisor
 
 _log = logging.getLogger(__name__)
 
@@ -75,14 +75,19 @@ class Upkeep:
         self.evicted_objects = 0
         self.evicted_bytes = 0
 
-    async def run(self) -> None:
+    async def run(self, tasks: Supervisor) -> None:
         """Until cancelled: what is under way in a thread then ends in peace."""
         with ExitStack() as stack:
+            stack.callback(self._lose_right)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(keep_running, "the syncing of the store", self._make_durable_now_and_then)
-                nursery.start_soon(keep_running, "the scrub of the store", self._scrub_slowly)
-                nursery.start_soon(keep_running, "the release of removed files", self._release_now_and_then)
-                nursery.start_soon(keep_running, "the bound of the store", self._keep_the_limit, stack)
+                tasks = tasks.within(nursery)
+                tasks.keep_running("store sync", self._make_durable_now_and_then)
+                tasks.keep_running("store scrub", self._scrub_slowly)
+                tasks.keep_running("release of removed files", self._release_now_and_then)
+                tasks.keep_running("store limit", self._keep_the_limit, stack)
+
+    def _lose_right(self) -> None:
+        self._has_right = False
 
     async def stop(self) -> None:
         """Before the process ends: all is made durable."""

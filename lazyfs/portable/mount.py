@@ -40,7 +40,7 @@ from lazyfs.source.reference import Reference
 from lazyfs.store.in_use import InUse, declare
 from lazyfs.store.store import Store
 from lazyfs.store.tally import Tally
-from lazyfs.tasks import keep_running
+from lazyfs.tasks import Failures, Supervisor
 from lazyfs.vfs.filesystem import FileSystem
 from lazyfs.vfs.tree import Tree
 
@@ -88,19 +88,21 @@ async def _serve(request: MountRequest, reporter: Reporter) -> None:
         tell = partial(_tell_progress, reporter)
         layers = await load_image_layers(source, store, image, lazy_only=request.lazy_only, progress=tell)
         tree = await trio.to_thread.run_sync(Tree, [layer.entries for layer in layers])
-        fetcher = await stack.enter_async_context(open_fetcher(store, source))
-        mount = PortableMount(request, image, layers, store, fetcher, FileSystem(tree, layers, fetcher))
+        failures = Failures()
+        fetcher = await stack.enter_async_context(open_fetcher(store, source, failures=failures))
+        mount = PortableMount(request, image, layers, store, fetcher, FileSystem(tree, layers, fetcher), failures)
         _log.info("%s resolved in %.3f s", image.name, time.monotonic() - started)
         # Before the mount exists: a signal that came between would leave it dead.
         signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
         stack.enter_context(_Session(Operations(mount.filesystem, mount.status), request.directory, image.name))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_unmount_on_signal, signals, request.directory)
-            nursery.start_soon(mount.live, reporter)
-            nursery.start_soon(keep_running, "the upkeep of the store", mount.keep_store)
+            tasks = Supervisor(nursery, failures)
+            tasks.keep_running("unmount on a signal", _unmount_on_signal, signals, request.directory)
+            tasks.start_soon("pull", mount.live, reporter, tasks)
+            tasks.keep_running("store upkeep", mount.keep_store, tasks)
             await serve_kernel(_TASKS)
             nursery.cancel_scope.cancel()
-        await Upkeep(store, InUse).stop()
+            await tasks.attempt("last sync", Upkeep(store, InUse).stop)
 
 
 class PortableMount:
@@ -114,8 +116,10 @@ class PortableMount:
         store: Store,
         fetcher: Fetcher,
         filesystem: FileSystem,
+        failures: Failures,
     ) -> None:
         self.filesystem = filesystem
+        self._failures = failures
         self._request = request
         self._image = image
         self._layers = layers
@@ -125,16 +129,16 @@ class PortableMount:
         self._tally: Tally | None = None
         self._tallying = trio.Lock()
 
-    async def live(self, reporter: Reporter) -> None:
-        """Report readiness, then let the pull finish. What goes wrong is told, and ends nothing for those who read."""
+    async def live(self, reporter: Reporter, tasks: Supervisor) -> None:
+        """Report readiness, then let the pull finish. What goes wrong is told to the parent, and ends nothing for those who read."""
         try:
-            await self._live(reporter)
-        except Exception as surprise:  # noqa: BLE001  the guard of what nobody asked for
-            _log.exception("nothing is fetched but what is read")
-            await _tell(reporter, error=f"{self._image.name} is mounted, but incomplete: {surprise!r}", code=1)
+            surprise = await tasks.attempt("report of a pull", self._live, reporter, tasks, subject=self._image.name)
+            if surprise is not None:
+                await _tell(reporter, error=f"{self._image.name} is mounted, but incomplete: {surprise!r}", code=1)
+        finally:
             reporter.detach()
 
-    async def _live(self, reporter: Reporter) -> None:
+    async def _live(self, reporter: Reporter, tasks: Supervisor) -> None:
         await trio.to_thread.run_sync(_tune, self._request.directory, abandon_on_cancel=True)
         reporter.tell(ready=True, image=self._image.name)
         if self._request.background != "wait":
@@ -145,19 +149,16 @@ class PortableMount:
         self._background = Background(self._store, self._fetcher, wanted)
         async with trio.open_nursery() as nursery:
             if self._request.background == "wait":
-                nursery.start_soon(self._report_progress, reporter, self._background)
-            try:
-                await self._background.run()
-            except Exception as surprise:  # noqa: BLE001  the guard of what nobody asked for: it must not end the mount for its readers
-                _log.exception("the background fetch has ended")
+                tasks.within(nursery).start_soon("progress of a pull", self._report_progress, reporter, self._background)
+            surprise = await tasks.attempt("background fetch", self._background.run, subject=self._image.name)
+            if surprise is not None:
                 self._background.trouble = f"the background fetch has ended: {surprise!r}"
             nursery.cancel_scope.cancel()
         if not self._background.finished.is_set():
             await _tell(reporter, error=f"{self._image.name} is mounted, but incomplete: {self._background.trouble}", code=4)
         await _tell(reporter, left=0, total=1, trouble="", done=True)
-        reporter.detach()
 
-    async def keep_store(self) -> None:
+    async def keep_store(self, tasks: Supervisor) -> None:
         """Until cancelled: what arrives becomes durable, and what the store has no room for goes, this image's last."""
         objects: set[str] = set()
         for index in range(len(self._layers)):
@@ -168,7 +169,7 @@ class PortableMount:
             await trio.to_thread.run_sync(declare, self._store.directory, objects, documents)
         except LocalError as error:
             _log.warning("others may remove what is mounted here before what is not: %s", error)
-        await Upkeep(self._store, lambda: InUse(objects, documents)).run()
+        await Upkeep(self._store, lambda: InUse(objects, documents)).run(tasks)
 
     async def _report_progress(self, reporter: Reporter, background: Background) -> None:
         blobs = [await self.filesystem.blob(index) for index in range(len(self._layers))]
@@ -207,6 +208,7 @@ class PortableMount:
                 unkept=fetched.unkept,
                 damaged=self._store.all_damaged,
                 errors=fetched.errors,
+                failures=self._failures.counts(),
                 trouble=self._background.trouble if self._background else "",
                 layer_states=tuple(
                     LayerStatus(layer.digest, layer.descriptor.size, layer.reason) for layer in self._layers[:_LAYERS_TOLD]

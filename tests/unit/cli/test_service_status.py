@@ -21,6 +21,7 @@ REPORT = {
          "refused": [{"key": f"key-{number}", "reason": "was not converted"} for number in range(25)]},
         {"name": "two", "trouble": "its database is damaged"},
     ],
+    "failures": {"relay": 1, "TOC": 2},
 }  # fmt: skip
 
 
@@ -42,5 +43,6 @@ def test_all_of_it_is_told() -> None:
             "misses: 100 put in place, half of them within 5 ms, 99 % within 100 ms; 2 served through the gate in 30 reads,"
             " 1 of them because they were late; 0 errors"
         ),
+        "failed tasks: TOC (2), relay (1); the log says why",
         "store: 5.0 MB of 9.0 MB used; 3 objects (1.0 MB) made room  (process 7)",
     ]

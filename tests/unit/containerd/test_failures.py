@@ -15,7 +15,7 @@ from lazyfs.gate.catalog import Catalog, LayerObjects
 from lazyfs.gate.inode import inode_of
 from lazyfs.image.layer import Layer
 from lazyfs.store.store import Store
-from lazyfs.tasks import Guarded
+from lazyfs.tasks import Guarded, Supervisor
 from tests.conftest import LogWatch
 from tests.unit.containerd.living import LINGER, living
 from tests.unit.containerd.scripted import ScriptedImage
@@ -24,8 +24,8 @@ from tests.unit.fetch.scripted import until
 
 def resolving(store: Store, image: ScriptedImage, nursery: trio.Nursery) -> Resolving:
     """What resolves, where a task that fails ends nothing else."""
-    tasks = Guarded(nursery)
-    return Resolving(store, LazyLayers(store, Catalog(), tasks, lambda _: image.registry()), tasks)
+    tasks = Supervisor(nursery)
+    return Resolving(store, LazyLayers(store, Catalog(), Guarded(tasks), lambda _: image.registry()), tasks)
 
 
 async def test_a_layer_that_cannot_be_indexed_is_tried_again(
@@ -88,7 +88,7 @@ async def test_a_repository_that_fails_is_served_again(
         live = it.use()
         await live.indexed.wait()
         (old,) = {supply.fetcher for supply in it.catalog.find(inode_of(image.layer(0).pieces[0].content.name))}
-        old._nursery.start_soon(_fail)  # as a run that ends with what it does not expect
+        old._tasks._nursery.start_soon(_fail)  # as a run that ends with what it does not expect
         await trio.sleep(2)
         piece = live.wanted.layer.pieces[0] if live.wanted else None
         (supply,) = it.catalog.find(inode_of(image.layer(0).pieces[0].content.name))
@@ -107,7 +107,7 @@ async def test_whoever_waits_for_what_fails_is_told(
     store: Store, image: ScriptedImage, jumping: MockClock, expect_log: LogWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A thread, a descriptor, or a defect of ours: all who wait get an error, and the next one has a try of his own."""
-    expect_log("_bring has failed: no threads")
+    expect_log("TOC of layer .* has failed: no threads")
     async with trio.open_nursery() as nursery:
         it = resolving(store, image, nursery)
         with pytest.MonkeyPatch.context() as patch:
@@ -124,7 +124,7 @@ async def test_whoever_waits_for_an_image_that_fails_is_told(
     store: Store, image: ScriptedImage, jumping: MockClock, expect_log: LogWatch
 ) -> None:
     """The same where its manifest cannot even be asked for."""
-    expect_log("_follow has failed: no threads")
+    expect_log("image of .* has failed: no threads")
     async with trio.open_nursery() as nursery:
         it = resolving(store, image, nursery)
         with pytest.MonkeyPatch.context() as patch:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from lazyfs.containerd.handshakes import ACKNOWLEDGEMENT, PREFACE, SETTINGS, Handshakes, Unacknowledged
 from lazyfs.containerd.relay import relay
+from lazyfs.tasks import Supervisor
 
 METHOD = "/test.Echo/Echo"
 PATIENCE_S = 30
@@ -103,7 +104,7 @@ async def test_grpc_goes_on_where_it_was_begun(folder: Path, listener: socket.so
             server.add_insecure_port(f"unix:{folder}/inner")
             server.start()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(relay, listener, folder / "inner", handshakes.stop()["name"])
+                nursery.start_soon(relay, listener, folder / "inner", Supervisor(nursery), handshakes.stop()["name"])
                 assert await trio.to_thread.run_sync(waiting.result, PATIENCE_S) == b"early"
                 later = [echo.future(b"%d" % number, timeout=PATIENCE_S) for number in range(50)]
                 for number, answer in enumerate(later):

@@ -17,6 +17,7 @@ from trio.testing import MockClock
 
 from lazyfs.containerd.handshakes import ACKNOWLEDGEMENT, PREFACE, SETTINGS
 from lazyfs.containerd.relay import relay
+from lazyfs.tasks import Supervisor
 from tests.conftest import LogWatch
 
 LARGE = random.Random(1).randbytes(3 << 20)
@@ -56,7 +57,7 @@ async def relaying(listener: socket.socket, folder: Path, answer: Answer | None 
         if answer is not None:
             await stack.enter_async_context(answering(folder / "inner", answer))
         nursery = await stack.enter_async_context(trio.open_nursery())
-        nursery.start_soon(relay, listener, folder / "inner")
+        nursery.start_soon(relay, listener, folder / "inner", Supervisor(nursery))
         yield
         nursery.cancel_scope.cancel()
 

@@ -20,6 +20,7 @@ from lazyfs.gate.catalog import Catalog
 from lazyfs.native.metadata import LayerMetadata
 from lazyfs.snapshots.labels import Claim, ToldLayer
 from lazyfs.store.store import Store
+from lazyfs.tasks import Supervisor
 from tests.conftest import LogWatch
 from tests.unit.containerd.scripted import HOST, REPOSITORY, ScriptedImage, ScriptedRegistry
 
@@ -33,7 +34,7 @@ class Setting:
     def __init__(self, store: Store, registry: ScriptedRegistry, nursery: trio.Nursery) -> None:
         self.registry = registry
         self.layers = LazyLayers(store, Catalog(), nursery, self._open)
-        self.resolving = Resolving(store, self.layers, nursery)
+        self.resolving = Resolving(store, self.layers, Supervisor(nursery))
 
     def _open(self, repository: str) -> ScriptedRegistry:
         assert repository == REPOSITORY

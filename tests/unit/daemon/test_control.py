@@ -19,6 +19,7 @@ from lazyfs.daemon.holding import SOCKET_NAME
 from lazyfs.daemon.orders import MAX_ORDER, Order, Refused, Report, StatusOrder, UnmountOrder
 from lazyfs.errors import MountFailed, NotNative
 from lazyfs.live.uses import Uses
+from lazyfs.tasks import Supervisor
 
 
 @asynccontextmanager
@@ -30,7 +31,7 @@ async def listening(folder: Path, carry: Carry, user: int = os.geteuid(), uses: 
         os.close(descriptor)
         listener.listen()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(serve_control, listener, user, carry, uses or Uses())
+            nursery.start_soon(serve_control, listener, user, carry, uses or Uses(), Supervisor(nursery))
             yield Client(folder)
             nursery.cancel_scope.cancel()
 
@@ -69,7 +70,7 @@ async def test_errors_keep_their_words_and_exit_code(tmp_path: Path, expect_log:
     async def carry(order: Order, tell: Tell) -> Report:
         raise errors.pop(0)
 
-    expect_log("surprise in StatusOrder")
+    expect_log("order of StatusOrder has failed: ZeroDivisionError")
     async with listening(tmp_path, carry) as client:
         for text, code, unsupported in (
             ("it is busy. Wait", 5, False),

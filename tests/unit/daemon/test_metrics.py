@@ -47,6 +47,7 @@ REPORT: dict[str, Any] = {
         }
     ],
     "repositories": [REPOSITORY],
+    "failures": {"TOC": 2},
 }  # fmt: skip
 
 
@@ -95,6 +96,7 @@ async def test_told_over_http() -> None:
     assert told["lazyfs_received_bytes_total docker://r/a"] == 500
     assert told["lazyfs_fetch_errors_total Unreachable docker://r/a"] == 2
     assert told["lazyfs_store_bytes used"] == 10
+    assert told["lazyfs_task_failures_total TOC"] == 2
     assert told["lazyfs_evicted_bytes_total"] == 30
     assert told["process_resident_memory_bytes"] > 0
     with pytest.raises(OSError, match="refused"):

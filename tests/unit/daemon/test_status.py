@@ -26,6 +26,7 @@ from lazyfs.portable.mount import MountRequest, PortableMount
 from lazyfs.store.content import content_of
 from lazyfs.store.in_use import InUse
 from lazyfs.store.store import Store
+from lazyfs.tasks import Failures
 from lazyfs.vfs.filesystem import FileSystem
 from lazyfs.vfs.tree import Tree
 from tests.unit.daemon.test_images import BLOB, DIGEST, IMAGE
@@ -56,7 +57,7 @@ async def by_lazyfsd(store: Store) -> AsyncIterator[Describe]:
         gate = Gate(store, catalog, lambda *_: None, lambda _: False)
 
         async def describe() -> Told:
-            told = await describe_mount(mount, live, store, gate)
+            told = await describe_mount(mount, live, store, gate, Failures())
             return told.complete, told.missing_chunks, told.missing_bytes, told.total_bytes
 
         yield describe
@@ -68,7 +69,7 @@ async def by_a_portable_mount(store: Store) -> AsyncIterator[Describe]:
     async with open_fetcher(store, ScriptedSource()) as fetcher:
         request = cast("MountRequest", MountRequest(None, Path("/mnt"), Path("/store"), None, None, "off"))  # type: ignore[arg-type]
         files = FileSystem(Tree([layer.entries for layer in LAYERS]), LAYERS, fetcher)
-        mount = PortableMount(request, IMAGE, LAYERS, store, fetcher, files)
+        mount = PortableMount(request, IMAGE, LAYERS, store, fetcher, files, Failures())
 
         async def describe() -> Told:
             told = json.loads(await mount.status())

@@ -16,6 +16,7 @@ from lazyfs.mount.upkeep import Upkeep
 from lazyfs.store.content import Content
 from lazyfs.store.in_use import InUse
 from lazyfs.store.store import Store
+from lazyfs.tasks import Supervisor
 from tests.conftest import LogWatch
 from tests.unit.store.contents import flip, keep_all, noise
 
@@ -30,6 +31,14 @@ async def running(loop: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
         nursery.start_soon(loop)
         yield
         nursery.cancel_scope.cancel()
+
+
+def upkeeping(upkeep: Upkeep) -> Callable[[], Awaitable[None]]:
+    async def run() -> None:
+        async with trio.open_nursery() as nursery:
+            await upkeep.run(Supervisor(nursery))
+
+    return run
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -53,7 +62,7 @@ def here(store: Store, made: Sequence[Content]) -> list[int]:
 
 async def test_what_arrives_becomes_durable(store: Store) -> None:
     """Within seconds, and again and again."""
-    async with running(Upkeep(store, InUse).run):
+    async with running(upkeeping(Upkeep(store, InUse))):
         for seed in range(3):
             keep_all(store, [noise(10, seed)])
             store.index.change()
@@ -74,7 +83,7 @@ async def test_a_disk_that_fails_is_told_and_survived(
 
     monkeypatch.setattr(store.durability, "make_durable", fail)
     expect_log("would not survive a power cut: the disk has failed")
-    async with running(Upkeep(store, InUse).run):
+    async with running(upkeeping(Upkeep(store, InUse))):
         await until(lambda: len(tries) > 6)
     assert caplog.text.count("would not survive") == 2
     await Upkeep(store, InUse).stop()
@@ -90,7 +99,7 @@ async def test_the_limit_is_kept(store: Store) -> None:
 
     in_use = InUse({one.name for one in made[:2]})
     upkeep = Upkeep(store, lambda: in_use, answered=lambda name: name == made[2].name, evicted=evicted)
-    async with running(upkeep.run):
+    async with running(upkeeping(upkeep)):
         await until(lambda: not store.durability.is_pending())
         assert told == []
         limit = store.eviction.usage().used - 5 * SIZE
@@ -110,7 +119,7 @@ async def test_only_one_process_makes_room(store: Store, directory: Path) -> Non
     made = arrive(store, 4)
     with Store.open(directory) as other:
         theirs, ours = Upkeep(other, InUse), Upkeep(store, InUse, alone=True)
-        async with running(ours.run):
+        async with running(upkeeping(ours)):
             await until(lambda: ours._has_right)
             with pytest.raises(StoreUnusable, match="another process is making room"):
                 await theirs.prune(everything=True, older_than=0)
@@ -148,7 +157,7 @@ async def test_what_has_rotted_is_found(
 
     expect_log("damaged and dropped: its bytes do not match its digest")
     upkeep = Upkeep(store, InUse, evicted=evicted)
-    async with running(upkeep.run):
+    async with running(upkeeping(upkeep)):
         await until(lambda: upkeep.scrub.rounds == 2)
     assert told == [made[3].name]
     assert (upkeep.scrub.damaged, upkeep.scrub.chunks) == (1, 9)
