@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from bench.place import Place
 from lazyfs.daemon.client import Client, DaemonUnreachable
-from lazyfs.daemon.orders import StatusOrder
 from lazyfs.kernel.mountinfo import mounts
+from lazyfs.reports.orders import StatusOrder
 from tests.commands import run
 from tests.containerd import Containerd
 
@@ -41,7 +43,7 @@ class Lazyfsd:
     def status(self) -> dict[str, Any]:
         """What `lazyfs status --json` is made of. Raises DaemonUnreachable."""
         *_, report = Client(self.store).call(StatusOrder(""), start=False)
-        return dict(report)
+        return dict(msgspec.to_builtins(report))
 
     def wait_until_ready(self) -> None:
         """Until it answers."""

@@ -14,9 +14,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from lazyfs.daemon.client import Client
-from lazyfs.daemon.orders import StatusOrder
 from lazyfs.kernel.mountinfo import mounted_at, mounts
+from lazyfs.reports.orders import StatusOrder
 from tests.commands import run
 
 PATIENCE_S: Final = 60.0
@@ -49,7 +51,7 @@ class Lazyfsd:
     def status(self, directory: Path | None = None) -> list[dict[str, Any]]:
         """What it tells of one mount, or of all. Waits while it is being started again."""
         *_, answer = Client(self.store).call(StatusOrder(str(directory or "")), start=False)
-        mounts: list[dict[str, Any]] = answer["mounts"]
+        mounts: list[dict[str, Any]] = msgspec.to_builtins(answer)["mounts"]
         return mounts
 
     def count(self, directory: Path, name: str) -> int:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from lazyfs.daemon.client import Client, DaemonUnreachable
-from lazyfs.daemon.orders import StatusOrder
 from lazyfs.kernel.mountinfo import mounts
+from lazyfs.reports.orders import StatusOrder
 from lazyfs.snapshots.database import Snapshots
 from lazyfs.snapshots.snapshot import Snapshot
 from tests.commands import run

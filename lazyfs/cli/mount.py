@@ -17,16 +17,20 @@ import secrets
 import signal
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from lazyfs.cli.options import access_of, add_image, add_store, add_store_size, platform_of, reference_of, store_of, store_size_of
 from lazyfs.cli.progress import follow
 from lazyfs.daemon.client import Client
-from lazyfs.daemon.orders import MountOrder, Refused
 from lazyfs.errors import LazyfsError, MountFailed, NotNative, UsageError, require
 from lazyfs.kernel.open_files import require_open_files
 from lazyfs.mount.table import absolute, find_mount
-from lazyfs.portable.daemon import Report, Reporter, died, fork_daemon
+from lazyfs.portable.daemon import Reporter, died, fork_daemon
+from lazyfs.reports.orders import MountOrder
+from lazyfs.reports.results import PortableResult
+from lazyfs.reports.steps import Step
+from lazyfs.reports.wire import Refused
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -146,7 +150,7 @@ def _mount_natively(arguments: argparse.Namespace, directory: Path, store: Path)
             hint="Ask from there, or use a --store of your own here",
         )
     if arguments.json:
-        print(json.dumps({name: answer[name] for name in ("image", "directory", "pid", "mode")}), flush=True)
+        print(json.dumps({name: getattr(answer, name) for name in ("image", "directory", "pid", "mode")}), flush=True)
     return 0
 
 
@@ -202,37 +206,18 @@ def _mount_portably(arguments: argparse.Namespace, directory: Path, store: Path)
         raise
 
 
-def _follow(pid: int, reports: Iterator[Report], directory: Path, arguments: argparse.Namespace) -> int:
-    reports = _checked(reports)
-    first = follow(reports, until="ready")
-    if not first:
-        raise died(pid)
+def _follow(pid: int, reports: Iterator[Step | PortableResult], directory: Path, arguments: argparse.Namespace) -> int:
+    first = follow(reports, partial(died, pid))
     os.statvfs(directory)  # returns when the mount answers
     if arguments.json:
-        print(json.dumps({"image": first["image"], "directory": str(directory), "pid": pid, "mode": "portable"}), flush=True)
+        print(json.dumps({"image": first.image, "directory": str(directory), "pid": pid, "mode": "portable"}), flush=True)
     if arguments.background == "wait":
-        _show_progress(reports, directory)
+        follow(reports, partial(_incomplete, directory))
     return 0
 
 
-def _show_progress(reports: Iterator[Report], directory: Path) -> None:
-    """Until everything is here. Raises what the mount's process tells, MountFailed when it ends before that."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("fetching", total=None)
-        trouble = ""
-        for report in reports:
-            progress.update(task, total=report["total"], completed=report["total"] - report["left"])
-            if report["trouble"] and report["trouble"] != trouble:
-                trouble = report["trouble"]
-                print(f"lazyfs: {trouble}; trying again", file=sys.stderr)
-            if report.get("done"):
-                return
-    raise MountFailed(
+def _incomplete(directory: Path) -> LazyfsError:
+    return MountFailed(
         f"the mount at {directory} has ended before everything was here", hint="What has arrived is kept: mount it again"
     )
 
@@ -241,12 +226,3 @@ def _check_not_hidden(directory: Path, what: str, path: Path) -> None:
     """The mount's process would look for its own files inside of its own mount."""
     if path.resolve().is_relative_to(directory):
         raise MountFailed(f"{directory} holds {what} ({path}), which the mount would hide", hint="Mount it at another directory")
-
-
-def _checked(reports: Iterator[Report]) -> Iterator[Report]:
-    for report in reports:
-        if "error" in report:
-            error = LazyfsError(report["error"])
-            error.exit_code = report["code"]  # type: ignore[misc]  # the child's class, seen from here
-            raise error
-        yield report

@@ -9,13 +9,15 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from lazyfs.cli.options import add_store, parse_age, store_of
 from lazyfs.cli.progress import follow
 from lazyfs.daemon.client import Client
-from lazyfs.daemon.orders import PruneOrder
 from lazyfs.mount.table import our_mounts
+from lazyfs.reports.orders import PruneOrder
+from lazyfs.reports.results import PruneResult
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,33 +38,30 @@ def run(arguments: argparse.Namespace) -> int:
         freed = follow(client.call(order, start=True))  # only lazyfsd knows what its mounts need
     else:
         freed = _prune_alone(store, order)
-    freed.pop("done", None)
-    print(json.dumps(freed) if arguments.json else _describe(store, freed))
+    print(json.dumps(msgspec.to_builtins(freed)) if arguments.json else _describe(store, freed))
     return 0
 
 
-def _prune_alone(directory: Path, order: PruneOrder) -> dict[str, Any]:
+def _prune_alone(directory: Path, order: PruneOrder) -> PruneResult:
     import trio
 
     from lazyfs.mount.upkeep import Upkeep
     from lazyfs.store.in_use import InUse
     from lazyfs.store.store import Store
 
-    async def prune() -> dict[str, Any]:
+    async def prune() -> PruneResult:
         with Store.open(directory) as store:
             return await Upkeep(store, InUse).prune(everything=order.everything, older_than=order.older_than)
 
     return trio.run(prune)
 
 
-def _describe(directory: Path, freed: dict[str, Any]) -> str:
-    what = f"{freed['objects']} files and {freed['documents']} documents and metadata images"
-    if freed["parts"]:
-        what += f" and {freed['parts']} unfinished layers"
-    lines = [f"{directory}", f"  removed {what}: {freed['bytes'] / 1e6:.1f} MB"]
-    if freed["held_bytes"]:
-        lines.append(
-            f"  of these {freed['held_bytes'] / 1e6:.1f} MB are still open or mounted, and take room until they are closed"
-        )
-    lines.append(f"  left: {freed['used_bytes'] / 1e6:.1f} MB")
+def _describe(directory: Path, freed: PruneResult) -> str:
+    what = f"{freed.objects} files and {freed.documents} documents and metadata images"
+    if freed.parts:
+        what += f" and {freed.parts} unfinished layers"
+    lines = [f"{directory}", f"  removed {what}: {freed.bytes / 1e6:.1f} MB"]
+    if freed.held_bytes:
+        lines.append(f"  of these {freed.held_bytes / 1e6:.1f} MB are still open or mounted, and take room until they are closed")
+    lines.append(f"  left: {freed.used_bytes / 1e6:.1f} MB")
     return "\n".join(lines)

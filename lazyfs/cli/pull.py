@@ -18,15 +18,20 @@ import sys
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from lazyfs.cli.importing import importing
 from lazyfs.cli.options import access_of, add_store, platform_of, store_of
 from lazyfs.cli.progress import Display
 from lazyfs.daemon.client import Client
-from lazyfs.daemon.orders import PullOrder, Refused, Report
 from lazyfs.errors import LocalError, UsageError
 from lazyfs.registry.access import AccessOptions
 from lazyfs.registry.credentials import config_path
 from lazyfs.registry.given import add_creds
+from lazyfs.reports.orders import PullOrder
+from lazyfs.reports.results import PullResult
+from lazyfs.reports.steps import Accepted
+from lazyfs.reports.wire import Refused
 from lazyfs.source.reference import parse_reference
 
 _ADDRESS: Final = Path("/run/containerd/containerd.sock")
@@ -77,18 +82,18 @@ def run(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     where = {"namespace": arguments.namespace, "snapshotter": arguments.snapshotter}
-    print(json.dumps({**pulled, **where}) if arguments.json else _describe(pulled), flush=True)
+    print(json.dumps({**msgspec.to_builtins(pulled), **where}) if arguments.json else _describe(pulled), flush=True)
     return 0
 
 
-def _pull_by_lazyfsd(store: Path, order: PullOrder, display: Display) -> Report | None:
+def _pull_by_lazyfsd(store: Path, order: PullOrder, display: Display) -> PullResult | None:
     """None where it is done here: none runs or comes up, it takes on no more, or is an older one. Raises Refused: it has failed."""
     accepted = False
     try:
         for report in Client(store, _PATIENCE, only_first=True).call(order, start=False):
-            if report.pop("done", False):
+            if isinstance(report, PullResult):
                 return report
-            accepted = accepted or "accepted" in report
+            accepted = accepted or isinstance(report, Accepted)
             display.show(report)
     except Refused:
         if accepted:
@@ -106,17 +111,17 @@ def _has_a_world_of_its_own() -> bool:
     return own.parents[1] != Path(pwd.getpwuid(os.geteuid()).pw_dir) and own.exists()
 
 
-def _pull_here(order: PullOrder, access: AccessOptions, display: Display) -> Report:
+def _pull_here(order: PullOrder, access: AccessOptions, display: Display) -> PullResult:
     with importing():
         import trio
 
         from lazyfs.daemon.pulling import import_what_pulls, pull_image
 
         import_what_pulls()
-    report: Report = trio.run(pull_image, order, access, display.show)
-    return report
+    result: PullResult = trio.run(pull_image, order, access, display.show)
+    return result
 
 
-def _describe(pulled: Report) -> str:
-    lazy = sum(layer["lazy"] for layer in pulled["layers"])
-    return f"{pulled['image']} {pulled['digest']}: {lazy} of {len(pulled['layers'])} layers lazy"
+def _describe(pulled: PullResult) -> str:
+    lazy = sum(layer.lazy for layer in pulled.layers)
+    return f"{pulled.image} {pulled.digest}: {lazy} of {len(pulled.layers)} layers lazy"

@@ -25,10 +25,11 @@ from lazyfs.cli.options import access_of, add_image, add_store, platform_of, ref
 from lazyfs.cli.progress import follow
 from lazyfs.daemon.client import Client, DaemonUnreachable
 from lazyfs.daemon.containers import container_folder
-from lazyfs.daemon.orders import MountOrder, Refused, UnmountOrder
 from lazyfs.errors import LazyfsError, LocalError, UsageError
 from lazyfs.kernel.mountinfo import mounted_at
 from lazyfs.kernel.removal import remove_tree
+from lazyfs.reports.orders import MountOrder, UnmountOrder
+from lazyfs.reports.wire import Refused
 
 _UPPER = "upper"
 
@@ -147,7 +148,7 @@ def _prepare(arguments: argparse.Namespace, client: Client, folder: Path) -> Non
         record=str(arguments.record.absolute()) if arguments.record else "",
         lazy_only=arguments.lazy_only,
     )
-    config: str = follow(client.call(order, start=True))["config"]
+    config = follow(client.call(order, start=True)).config
     # As in Docker: a variable of ours that is not set is not passed on.
     env = [text if "=" in text else f"{text}={os.environ[text]}" for text in arguments.env if "=" in text or text in os.environ]
     settings = settings_of(config, arguments.command, env=env, user=arguments.user, workdir=arguments.workdir)

@@ -3,42 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
-
-import msgspec
+from typing import Final
 
 from lazyfs.cli.output import megabytes
-from lazyfs.daemon.orders import Report
-from lazyfs.gate.latency import LatencyStatus
+from lazyfs.reports.status import ContainerdStatus, RepositoryStatus, ServiceStatus
 
 _MOST_REFUSED: Final = 20
 """Layers that are not lazy, of one containerd, before the rest is only counted."""
 
 
-def describe_service(report: Report) -> list[str]:
+def describe_service(status: ServiceStatus) -> list[str]:
     """Lines for a reader."""
-    lines = [line for containerd in report["containerds"] for line in _containerd(containerd)]
-    lines += [line for repository in report["repositories"] for line in _repository(repository)]
-    gate, store = report["gate"], report["store"]
-    latency = msgspec.convert(gate["latency"], LatencyStatus)
+    lines = [line for containerd in status.containerds for line in _containerd(containerd)]
+    lines += [line for repository in status.repositories for line in _repository(repository)]
+    gate, store = status.gate, status.store
+    latency = gate.latency
     took = (
         f", half of them within {_time(latency.quantile(0.5))}, 99 % within {_time(latency.quantile(0.99))}"
         if latency.count
         else ""
     )
     lines.append(
-        f"misses: {gate['published']} put in place{took}; {gate['entries']} served through the gate in {gate['reads']} reads,"
-        f" {gate['late']} of them because they were late; {gate['errors']} errors"
+        f"misses: {gate.published} put in place{took}; {gate.entries} served through the gate in {gate.reads} reads,"
+        f" {gate.late} of them because they were late; {gate.errors} errors"
     )
-    limit = f" of {megabytes(store['limit_bytes'])}" if store["limit_bytes"] else ""
-    evicted = (
-        f"; {store['evicted_objects']} objects ({megabytes(store['evicted_bytes'])}) made room"
-        if store["evicted_objects"]
-        else ""
-    )
-    if failures := failed_tasks(report.get("failures", {})):  # an older lazyfsd has no such thing
+    limit = f" of {megabytes(store.limit_bytes)}" if store.limit_bytes else ""
+    evicted = f"; {store.evicted_objects} objects ({megabytes(store.evicted_bytes)}) made room" if store.evicted_objects else ""
+    if failures := failed_tasks(status.failures):
         lines.append(failures)
-    lines.append(f"store: {megabytes(store['used_bytes'])}{limit} used{evicted}  (process {report['pid']})")
+    lines.append(f"store: {megabytes(store.used_bytes)}{limit} used{evicted}  (process {status.pid})")
     return lines
 
 
@@ -48,29 +41,27 @@ def failed_tasks(counts: Mapping[str, int]) -> str:
     return f"failed tasks: {told}; the log says why" if told else ""
 
 
-def _containerd(told: dict[str, Any]) -> list[str]:
-    if told.get("trouble"):  # an older lazyfsd has no such thing
-        return [f"containerd {told['name']} is not served: {told['trouble']}"]
-    lines = [
-        f"containerd {told['name']}: {told['snapshots']} snapshots, {len(told['lazy'])} lazy layers, {told['unpacked']} unpacked"
-    ]
-    lines.append(f"  {told['active']} active, {told['views']} views, {told['roots']} of their roots mounted by lazyfsd")
-    lines += [f"  {layer['digest']} from {layer['reference']}: {layer['trouble']}" for layer in told["lazy"] if layer["trouble"]]
-    refused = told["refused"]
-    lines += [f"  {layer['key']} is not lazy: the layer {layer['reason']}" for layer in refused[:_MOST_REFUSED]]
+def _containerd(told: ContainerdStatus) -> list[str]:
+    if told.trouble:
+        return [f"containerd {told.name} is not served: {told.trouble}"]
+    lines = [f"containerd {told.name}: {told.snapshots} snapshots, {len(told.lazy)} lazy layers, {told.unpacked} unpacked"]
+    lines.append(f"  {told.active} active, {told.views} views, {told.roots} of their roots mounted by lazyfsd")
+    lines += [f"  {layer.digest} from {layer.reference}: {layer.trouble}" for layer in told.lazy if layer.trouble]
+    refused = told.refused
+    lines += [f"  {layer.key} is not lazy: the layer {layer.reason}" for layer in refused[:_MOST_REFUSED]]
     if len(refused) > _MOST_REFUSED:
         lines.append(f"  and {len(refused) - _MOST_REFUSED} more that are not lazy (--json lists them)")
     return lines
 
 
-def _repository(told: dict[str, Any]) -> list[str]:
-    errors = ", ".join(f"{count} {name}" for name, count in sorted(told["errors"].items()))
-    line = f"fetched {megabytes(told['received'])} in {told['requests']} requests from {told['name']}"
+def _repository(told: RepositoryStatus) -> list[str]:
+    errors = ", ".join(f"{count} {name}" for name, count in sorted(told.errors.items()))
+    line = f"fetched {megabytes(told.received)} in {told.requests} requests from {told.name}"
     if errors:
         line += f"; errors: {errors}"
-    if told["unkept"]:
-        line += f"; not kept: {told['unkept']}"
-    return [line, *([f"  {told['trouble']}"] if told["trouble"] else [])]
+    if told.unkept:
+        line += f"; not kept: {told.unkept}"
+    return [line, *([f"  {told.trouble}"] if told.trouble else [])]
 
 
 def _time(seconds: float) -> str:

@@ -18,13 +18,16 @@ from lazyfs.cli.output import megabytes
 from lazyfs.cli.progress import follow
 from lazyfs.cli.service_status import describe_service, failed_tasks
 from lazyfs.daemon.client import Client, DaemonUnreachable
-from lazyfs.daemon.orders import Report, StatusOrder
 from lazyfs.errors import LazyfsError, MountFailed
-from lazyfs.mount.status import MountStatus, ask_status
+from lazyfs.mount.status import ask_status
 from lazyfs.mount.table import Mounted, find_mount, our_mounts
+from lazyfs.reports.orders import StatusOrder
+from lazyfs.reports.status import MountStatus, ServiceStatus
 
 _NO_MOUNT = "/"
 """A directory that no mount is at: only what is not about mounts is told then."""
+_SERVICE = ("containerds", "repositories", "gate", "store", "failures", "pid")
+"""What `--json` shows of lazyfsd, in this order."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,9 +58,9 @@ def run(arguments: argparse.Namespace) -> int:
             print(json.dumps({"directory": str(mounted.path), "image": mounted.image, "error": str(answer)}))
         else:
             print(answer)
-    served = _ask_for_containerds(store_of(arguments)) if arguments.directory is None else {}
+    served = _ask_for_containerds(store_of(arguments)) if arguments.directory is None else None
     if served and arguments.json:
-        print(json.dumps(served))
+        print(json.dumps({name: msgspec.to_builtins(getattr(served, name)) for name in _SERVICE}))
     elif served:
         print("\n".join(describe_service(served)))
     if not mounts and not served and not arguments.json:
@@ -76,25 +79,21 @@ def _ask(mounts: list[Mounted], store: Path) -> Iterator[tuple[Mounted, MountSta
 def _ask_daemon(mounted: Mounted, store: Path) -> MountStatus:
     """Raises LazyfsError: there is no lazyfsd, or it knows nothing of the mount."""
     answer = follow(Client(mounted.store or store).call(StatusOrder(str(mounted.path)), start=True))
-    if not answer["mounts"]:
+    if not answer.mounts:
         raise MountFailed(
             f"the mount at {mounted.path} is no mount of the lazyfsd that serves {mounted.store or store}",
             hint="It works as far as its files are here. Name its --store, or unmount it",
         )
-    return msgspec.convert(answer["mounts"][-1], MountStatus)
+    return answer.mounts[-1]
 
 
-def _ask_for_containerds(store: Path) -> Report:
-    """What lazyfsd says of the containerds that it serves; empty where there is no lazyfsd, or none that it serves."""
+def _ask_for_containerds(store: Path) -> ServiceStatus | None:
+    """What lazyfsd says of the containerds that it serves; None where there is no lazyfsd, or none that it serves."""
     try:
         answer = follow(Client(store).call(StatusOrder(_NO_MOUNT), start=False))
     except DaemonUnreachable:
-        return {}
-    return (
-        {name: answer[name] for name in ("containerds", "repositories", "gate", "store", "failures", "pid") if name in answer}
-        if answer["containerds"]
-        else {}
-    )
+        return None
+    return answer if answer.containerds else None
 
 
 def _describe(status: MountStatus) -> str:

@@ -11,15 +11,16 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from lazyfs.cli.options import add_store, store_of
 from lazyfs.cli.progress import follow
 from lazyfs.daemon.client import Client
-from lazyfs.daemon.orders import StatusOrder
 from lazyfs.errors import LazyfsError
+from lazyfs.reports.orders import StatusOrder
+from lazyfs.reports.status import StoreStatus
 from lazyfs.store.check import CheckReport, check, clear
 from lazyfs.store.eviction import Usage
 from lazyfs.store.statistics import StoreStatistics
@@ -53,39 +54,38 @@ class _Info(NamedTuple):
     counted: StoreStatistics
     usage: Usage
     durable: bool
-    told: dict[str, Any]
+    told: StoreStatus | None
     """By lazyfsd, where it runs: what the kernel still holds, and what was evicted and looked through."""
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         room = {"used_bytes": self.usage.used, "limit_bytes": self.usage.limit, "durable": self.durable}
-        return {**msgspec.to_builtins(self.counted), **room, **self.told}
+        told = msgspec.to_builtins(self.told) if self.told else {}
+        return {**msgspec.to_builtins(self.counted), **room, **told}
 
     def describe(self, directory: Path) -> str:
         counted, told = self.counted, self.told
         whole = f"{counted.objects} files whole ({counted.object_bytes / 1e6:.1f} MB)"
         under_way = f"{counted.partial} under way ({counted.partial_bytes / 1e6:.1f} MB)"
         documents = f"{counted.documents} manifests, configs and TOCs ({counted.document_bytes / 1e6:.1f} MB)"
-        used = f"{told.get('used_bytes', self.usage.used) / 1e6:.1f} MB on disk"
+        used = f"{(told.used_bytes if told else self.usage.used) / 1e6:.1f} MB on disk"
         limit = f", of {self.usage.limit / 1e6:.1f} MB that it may take" if self.usage.limit else ""
         durable = "all of it is safe from a power cut" if self.durable else "the latest is not yet safe from a power cut"
         lines = [f"{directory}", f"  {whole}, {under_way}, {documents}", f"  {used}{limit}; {durable}"]
-        if told.get("held_bytes"):
-            lines.append(f"  {told['held_bytes'] / 1e6:.1f} MB of that are of removed files, still open or mounted")
-        if told.get("evicted_objects"):
-            lines.append(
-                f"  {told['evicted_objects']} files ({told['evicted_bytes'] / 1e6:.1f} MB) made room since lazyfsd began"
-            )
+        if told and told.held_bytes:
+            lines.append(f"  {told.held_bytes / 1e6:.1f} MB of that are of removed files, still open or mounted")
+        if told and told.evicted_objects:
+            lines.append(f"  {told.evicted_objects} files ({told.evicted_bytes / 1e6:.1f} MB) made room since lazyfsd began")
         return "\n".join(lines)
 
 
-def _lazyfsd_knows(directory: Path) -> dict[str, Any]:
+def _lazyfsd_knows(directory: Path) -> StoreStatus | None:
     client = Client(directory)
     if not client.is_running():
-        return {}
+        return None
     try:
-        return dict(follow(client.call(StatusOrder(), start=False)).get("store", {}))
+        return follow(client.call(StatusOrder(), start=False)).store
     except LazyfsError:
-        return {}  # it ended just now
+        return None  # it ended just now
 
 
 def _check(store: Store) -> CheckReport:

@@ -19,11 +19,11 @@ from typing import Final
 from lazyfs.cli.options import add_store, store_of
 from lazyfs.cli.progress import follow
 from lazyfs.daemon.client import Client, DaemonUnreachable
-from lazyfs.daemon.orders import UnmountOrder
 from lazyfs.errors import UsageError
 from lazyfs.mount.abort import abort
 from lazyfs.mount.table import Mounted, find_mount
 from lazyfs.mount.unmount import unmount
+from lazyfs.reports.orders import UnmountOrder
 
 _END_DEADLINE: Final = 10.0
 
@@ -63,9 +63,9 @@ def _unmount_natively(mounted: Mounted, store: Path, *, lazy: bool) -> None:
     except DaemonUnreachable:
         unmount(mounted.path, lazy=lazy)  # its lazyfsd has gone, or is another store's, and then hears of it
         return
-    if "ending" in answer:
+    if answer.ending:
         # With the last mount lazyfsd goes as well; who unmounts, to clear the store, should not meet it.
         with suppress(ProcessLookupError):
-            keeper = os.pidfd_open(answer["ending"])
+            keeper = os.pidfd_open(answer.ending)
             select.select([keeper], [], [], _END_DEADLINE)
             os.close(keeper)

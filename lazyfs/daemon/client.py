@@ -14,19 +14,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
-
-import msgspec
+from typing import Final, TypeVar
 
 from lazyfs.daemon.holding import SOCKET_NAME
-from lazyfs.daemon.orders import Order, Refused, Report, encode
 from lazyfs.errors import LocalError, StoreUnusable, require
 from lazyfs.kernel.open_files import require_open_files
+from lazyfs.reports.steps import Step
+from lazyfs.reports.wire import Asks, Refused, decode_report, encode
 
 _START_DEADLINE: Final = 20.0
 _TRIES: Final = 20
 _PAUSE: Final = 0.005
 _TAKE_BACK_DEADLINE: Final = 10.0
+
+R = TypeVar("R")
 
 
 class DaemonUnreachable(LocalError):
@@ -49,11 +50,12 @@ class Client:
             connection.close()
         return connection is not None
 
-    def call(self, order: Order, *, start: bool) -> Iterator[Report]:
-        """Send `order` and yield its reports, the last one with `done`. `start` the daemon where it does not run.
+    def call(self, order: Asks[R], *, start: bool) -> Iterator[Step | R]:
+        """Send `order` and yield its steps, then its result. `start` the daemon where it does not run.
 
         Closed or interrupted before that, the order is taken back: its end is waited for, and it may have been carried out.
-        Raises Refused with what the daemon tells, DaemonUnreachable where there is none, or it dies again and again.
+        Raises Refused with what the daemon tells, DaemonUnreachable where there is none, or it dies again and again, LocalError for a
+        report that cannot be read.
         """
         for _ in range(_TRIES):
             connection = self._connect()
@@ -65,11 +67,10 @@ class Client:
                 connection.sendall(encode(order))
                 with connection.makefile("rb") as lines, _taken_back(connection):
                     for line in lines:
-                        report = msgspec.json.decode(line, type=dict)
-                        if "error" in report:
-                            raise Refused(report["error"], report["code"], unsupported=report.get("unsupported", False))
-                        yield report
-                        if report.get("done"):
+                        report = decode_report(line, order.result)
+                        if report is not None:
+                            yield report
+                        if isinstance(report, order.result):
                             return
                         if self._only_first:
                             connection.settimeout(None)

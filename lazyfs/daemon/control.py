@@ -16,9 +16,11 @@ from typing import Final
 import msgspec
 import trio
 
-from lazyfs.daemon.orders import MAX_ORDER, Order, Report, decode_order, encode
 from lazyfs.errors import LazyfsError, NotNative
 from lazyfs.live.uses import Uses
+from lazyfs.reports.orders import Order
+from lazyfs.reports.steps import Step
+from lazyfs.reports.wire import MAX_ORDER, Refusal, Result, decode_order, encode, encode_result
 from lazyfs.tasks import Failures, Supervisor, cause_of
 
 _log = logging.getLogger(__name__)
@@ -31,9 +33,9 @@ _ACCEPT_PAUSE: Final = 1.0
 """Seconds until the next client is accepted, after one could not be."""
 _PEER: Final = struct.Struct("3i")
 
-Tell = Callable[[Report], Awaitable[None]]
-Carry = Callable[[Order, Tell], Awaitable[Report]]
-"""Carries an order out, telling how it goes; returns the last report without its `done`. Raises LazyfsError."""
+Tell = Callable[[Step], Awaitable[None]]
+Carry = Callable[[Order, Tell], Awaitable[Result]]
+"""Carries an order out, telling how it goes. Raises LazyfsError."""
 
 
 async def serve_control(listener: socket.socket, user: int, carry: Carry, uses: Uses, tasks: Supervisor) -> None:
@@ -71,26 +73,29 @@ async def _serve_counted(stream: trio.SocketStream, user: int, carry: Carry, fai
         if _PEER.unpack(peer)[1] != user:
             return
 
-        async def tell(report: Report) -> None:
+        async def send(line: bytes) -> None:
             with trio.move_on_after(_ANSWER_DEADLINE):
-                await stream.send_all(encode(report))
+                await stream.send_all(line)
+
+        async def tell(step: Step) -> None:
+            await send(encode(step))
 
         try:
-            await tell(await _carried_out(stream, carry, tell, failures))
+            await send(await _carried_out(stream, carry, tell, failures))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # it has gone: nobody is left to be told
 
 
-async def _carried_out(stream: trio.SocketStream, carry: Carry, tell: Tell, failures: Failures) -> Report:
-    """The last report."""
+async def _carried_out(stream: trio.SocketStream, carry: Carry, tell: Tell, failures: Failures) -> bytes:
+    """The last report, as it is sent."""
     try:
         line = await _receive_line(stream)
         if line is None:
-            return {"error": "the order did not come whole", "code": 2}
+            return encode(Refusal("the order did not come whole", 2))
         order = decode_order(line)
     except msgspec.DecodeError as error:
-        return {"error": f"lazyfsd does not understand this client: {error}. Are both of the same version?", "code": 1}
-    result: Report = {}
+        return encode(Refusal(f"lazyfsd does not understand this client: {error}. Are both of the same version?", 1))
+    result: Result | None = None
     try:
         async with trio.open_nursery() as nursery:
 
@@ -108,11 +113,11 @@ async def _carried_out(stream: trio.SocketStream, carry: Carry, tell: Tell, fail
         if isinstance(cause, (trio.BrokenResourceError, trio.ClosedResourceError)):
             raise cause from None  # it has gone, and was being told something
         if isinstance(cause, LazyfsError):
-            return {"error": str(cause), "code": cause.exit_code, "unsupported": isinstance(cause, NotNative)}
+            return encode(Refusal(str(cause), cause.exit_code, isinstance(cause, NotNative)))
         failures.record("order", surprise, type(order).__name__)
-        return {"error": f"lazyfsd failed: {cause!r}; its log has the traceback", "code": 1}
-    else:
-        return {**result, "done": True}
+        return encode(Refusal(f"lazyfsd failed: {cause!r}; its log has the traceback", 1))
+    assert result is not None
+    return encode_result(result)
 
 
 async def _receive_line(stream: trio.SocketStream) -> bytes | None:

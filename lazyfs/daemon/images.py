@@ -12,7 +12,6 @@ from contextlib import AsyncExitStack
 import trio
 
 from lazyfs.daemon.control import Tell
-from lazyfs.daemon.orders import MountOrder
 from lazyfs.daemon.state import Mount
 from lazyfs.eager.image import load_image_layers
 from lazyfs.errors import foremost
@@ -25,6 +24,7 @@ from lazyfs.image.image import Image, resolve_image
 from lazyfs.image.layer import Layer
 from lazyfs.live.uses import Uses
 from lazyfs.registry.access import AccessOptions, parse_creds
+from lazyfs.reports.orders import MountOrder
 from lazyfs.source.open import open_source
 from lazyfs.source.protocol import ImageSource
 from lazyfs.source.reference import parse_reference

@@ -7,21 +7,21 @@ process, and begin anew with the next one; Prometheus expects that.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
 
-import msgspec
 import trio
 from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from lazyfs.daemon.config import Address
-from lazyfs.daemon.orders import Report
+from lazyfs.daemon.status import Measured
 from lazyfs.errors import LazyfsError
-from lazyfs.gate.latency import BOUNDS, LatencyStatus
+from lazyfs.reports.status import BOUNDS, ContainerdStatus, GateStatus, RepositoryStatus, StoreStatus
 
 _log = logging.getLogger(__name__)
 
@@ -29,8 +29,7 @@ _DEADLINE: Final = 10.0
 """Seconds for one answer: what cannot be told by then is not told."""
 _MOST_REASONS: Final = 100
 """Layers that are not lazy whose reasons are told: each is a time series."""
-Measure = Callable[[], Awaitable[Report]]
-"""What `lazyfs status` is told, with `mounted`, the number of native mounts, and `repositories` of their images as well."""
+Measure = Callable[[], Awaitable[Measured]]
 
 
 @asynccontextmanager
@@ -68,32 +67,32 @@ class _Told(Collector):
 
     def collect(self) -> Iterator[Metric]:
         try:
-            report = trio.from_thread.run(partial(_within, self._measure), trio_token=self._token)
+            measured = trio.from_thread.run(partial(_within, self._measure), trio_token=self._token)
         except (trio.RunFinishedError, trio.Cancelled, trio.TooSlowError, LazyfsError, OSError) as error:
             _log.warning("metrics are not told: %s", str(error) or "it would take too long")
             return
-        yield from families(report)
+        yield from families(measured)
 
 
-async def _within(measure: Measure) -> Report:
+async def _within(measure: Measure) -> Measured:
     with trio.fail_after(_DEADLINE):
         return await measure()
 
 
-def families(report: Report) -> Iterator[Metric]:
-    """The metrics that a report comes to."""
-    yield _gauge("lazyfs_mounts", "Native mounts of `lazyfs mount` and `lazyfs run`.", {(): report["mounted"]})
-    yield from _containerds(report)
-    yield from _gate(report)
-    yield from _sources(report)
-    yield from _store(report)
+def families(measured: Measured) -> Iterator[Metric]:
+    """The metrics that it comes to."""
+    yield _gauge("lazyfs_mounts", "Native mounts of `lazyfs mount` and `lazyfs run`.", {(): measured.mounts})
+    yield from _containerds(measured.status.containerds)
+    yield from _gate(measured.status.gate)
+    yield from _sources(measured.repositories)
+    yield from _store(measured.status.store)
     failures = CounterMetricFamily("lazyfs_task_failures", "Tasks that failed, by what they do.", labels=["task"])
-    for kind, count in report["failures"].items():
+    for kind, count in measured.status.failures.items():
         failures.add_metric([kind], count)
     yield failures
 
 
-def _containerds(report: Report) -> Iterator[Metric]:
+def _containerds(containerds: Iterable[ContainerdStatus]) -> Iterator[Metric]:
     snapshots = GaugeMetricFamily(
         "lazyfs_snapshots", "Snapshots of a containerd, by what they are.", labels=["containerd", "kind"]
     )
@@ -107,79 +106,85 @@ def _containerds(report: Report) -> Iterator[Metric]:
     unserved = GaugeMetricFamily(
         "lazyfs_containerd_unserved", "Containerds whose snapshots cannot be used.", labels=["containerd"]
     )
-    for told in report["containerds"]:
-        name = told["name"]
-        unserved.add_metric([name], bool(told["trouble"]))
-        if told["trouble"]:
+    for told in containerds:
+        name = told.name
+        unserved.add_metric([name], bool(told.trouble))
+        if told.trouble:
             continue
-        kinds = {"active": told["active"], "view": told["views"], "lazy": len(told["lazy"]), "unpacked": told["unpacked"]}
+        kinds = {"active": told.active, "view": told.views, "lazy": len(told.lazy), "unpacked": told.unpacked}
         for kind, count in kinds.items():
             snapshots.add_metric([name, kind], count)
-        roots.add_metric([name], told["roots"])
-        refused.add_metric([name], len(told["refused"]))
-        for layer in told["refused"][:_MOST_REASONS]:
-            reasons.add_metric([name, layer["key"], layer["reason"]], 1)
+        roots.add_metric([name], told.roots)
+        refused.add_metric([name], len(told.refused))
+        for layer in told.refused[:_MOST_REASONS]:
+            reasons.add_metric([name, layer.key, layer.reason], 1)
     yield from (snapshots, roots, refused, reasons, unserved)
 
 
-def _gate(report: Report) -> Iterator[Metric]:
-    told = report["gate"]
-    answers = {"put in place": "published", "served through the gate": "entries", "error": "errors"}
+def _gate(told: GateStatus) -> Iterator[Metric]:
+    answers = {"put in place": told.published, "served through the gate": told.entries, "error": told.errors}
     misses = CounterMetricFamily("lazyfs_misses", "Files that were asked for and not here, by the answer.", labels=["answer"])
-    for answer, key in answers.items():
-        misses.add_metric([answer], told[key])
+    for answer, count in answers.items():
+        misses.add_metric([answer], count)
     yield misses
-    latency = msgspec.convert(told["latency"], LatencyStatus)
     total, buckets = 0, []
-    for bound, count in zip((*map(str, BOUNDS), "+Inf"), latency.counts, strict=True):
+    for bound, count in zip((*map(str, BOUNDS), "+Inf"), told.latency.counts, strict=True):
         total += count
         buckets.append((bound, total))
     histogram = HistogramMetricFamily("lazyfs_miss_seconds", "How long a miss took until its file was in place.")
-    histogram.add_metric([], buckets, latency.seconds)
+    histogram.add_metric([], buckets, told.latency.seconds)
     yield histogram
-    yield _counter("lazyfs_gate_reads", "Reads that went through the gate.", told["reads"])
+    yield _counter("lazyfs_gate_reads", "Reads that went through the gate.", told.reads)
 
 
-def _sources(report: Report) -> Iterator[Metric]:
+def _sources(repositories: Iterable[RepositoryStatus]) -> Iterator[Metric]:
     labels = ["repository"]
     requests = CounterMetricFamily("lazyfs_requests", "Range requests to registries.", labels=labels)
     received = CounterMetricFamily("lazyfs_received_bytes", "Compressed bytes that came from registries.", labels=labels)
     unkept = CounterMetricFamily("lazyfs_unkept_chunks", "Chunks that there was no room for.", labels=labels)
     errors = CounterMetricFamily("lazyfs_fetch_errors", "Fetches that failed, by their cause.", labels=["repository", "cause"])
-    for name, told in _by_repository(report).items():
-        requests.add_metric([name], told["requests"])
-        received.add_metric([name], told["received"])
-        unkept.add_metric([name], told["unkept"])
-        for cause, count in told["errors"].items():
+    for name, told in _by_name(repositories).items():
+        requests.add_metric([name], told.requests)
+        received.add_metric([name], told.received)
+        unkept.add_metric([name], told.unkept)
+        for cause, count in told.errors.items():
             errors.add_metric([name, cause], count)
     yield from (requests, received, unkept, errors)
 
 
-def _by_repository(report: Report) -> dict[str, Report]:
+def _by_name(repositories: Iterable[RepositoryStatus]) -> dict[str, RepositoryStatus]:
     """Two images of one repository are fetched from by one fetcher each; a name may be told only once."""
-    found: dict[str, Report] = {}
-    for told in report["repositories"]:
-        known = found.setdefault(told["name"], {"requests": 0, "received": 0, "unkept": 0, "errors": {}})
-        for key in ("requests", "received", "unkept"):
-            known[key] += told[key]
-        for cause, count in told["errors"].items():
-            known["errors"][cause] = known["errors"].get(cause, 0) + count
+    found: dict[str, RepositoryStatus] = {}
+    for told in repositories:
+        known = found.get(told.name)
+        found[told.name] = told if known is None else _sum(known, told)
     return found
 
 
-def _store(report: Report) -> Iterator[Metric]:
-    told = report["store"]
-    sizes = {"used": told["used_bytes"], "held": told["held_bytes"], "limit": told["limit_bytes"]}
+def _sum(one: RepositoryStatus, other: RepositoryStatus) -> RepositoryStatus:
+    return RepositoryStatus(
+        one.name,
+        one.requests + other.requests,
+        one.received + other.received,
+        one.chunks + other.chunks,
+        one.unkept + other.unkept,
+        dict(Counter(one.errors) + Counter(other.errors)),
+        one.trouble or other.trouble,
+    )
+
+
+def _store(told: StoreStatus) -> Iterator[Metric]:
+    sizes = {"used": told.used_bytes, "held": told.held_bytes, "limit": told.limit_bytes}
     yield _gauge(
         "lazyfs_store_bytes",
         "What the store takes; of that, what has been removed and is still open; what it may take (0: no bound).",
         {(state,): size for state, size in sizes.items()},
         ["state"],
     )
-    yield _counter("lazyfs_evicted_objects", "Files that made room.", told["evicted_objects"])
-    yield _counter("lazyfs_evicted_bytes", "What they took.", told["evicted_bytes"])
-    yield _counter("lazyfs_scrubbed_bytes", "What was read again, to find what has rotted.", told["scrubbed_bytes"])
-    yield _counter("lazyfs_scrub_damaged", "What was found damaged.", told["scrub_damaged"])
+    yield _counter("lazyfs_evicted_objects", "Files that made room.", told.evicted_objects)
+    yield _counter("lazyfs_evicted_bytes", "What they took.", told.evicted_bytes)
+    yield _counter("lazyfs_scrubbed_bytes", "What was read again, to find what has rotted.", told.scrubbed_bytes)
+    yield _counter("lazyfs_scrub_damaged", "What was found damaged.", told.scrub_damaged)
 
 
 def _gauge(name: str, text: str, values: dict[tuple[str, ...], float], labels: list[str] | None = None) -> Metric:

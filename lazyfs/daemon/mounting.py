@@ -18,12 +18,14 @@ import trio
 from lazyfs.daemon.control import Tell
 from lazyfs.daemon.images import Images, LiveImage
 from lazyfs.daemon.mounts import Mounts
-from lazyfs.daemon.orders import MountOrder, Report, UnmountOrder
 from lazyfs.daemon.state import Mount, Row
 from lazyfs.errors import MountFailed, NotNative, Unreachable
 from lazyfs.fetch.background import measure_missing
 from lazyfs.mount.table import find_mount
 from lazyfs.native.probe import Verdict, probe
+from lazyfs.reports.orders import MountOrder, UnmountOrder
+from lazyfs.reports.results import MountResult, UnmountResult
+from lazyfs.reports.steps import Progress
 from lazyfs.source.reference import Reference, parse_reference
 from lazyfs.store.store import Store
 
@@ -45,7 +47,7 @@ class Mounting:
         self._verdict: Verdict | None = None
         self.has_gate = True
 
-    async def mount(self, order: MountOrder, tell: Tell) -> Report:
+    async def mount(self, order: MountOrder, tell: Tell) -> MountResult:
         """Mount as ordered. Raises LazyfsError; nothing is left then, but what has arrived in the store, or with `background` a mount
         that is incomplete. Nor is there when it is cancelled, but a mount that somebody uses already.
         """
@@ -68,7 +70,7 @@ class Mounting:
                 live.give_up()
                 raise
 
-    async def _tell_again(self, row: Row, order: MountOrder, tell: Tell) -> Report:
+    async def _tell_again(self, row: Row, order: MountOrder, tell: Tell) -> MountResult:
         """The order was carried out by a process that died before it said so; the image may not have come to life again."""
         live = await self._images.bring_to_life(row.mount, order.creds, tell, lazy_only=False)
         try:
@@ -89,7 +91,7 @@ class Mounting:
             else:
                 await mount.ended.wait()
 
-    async def unmount(self, order: UnmountOrder) -> Report:
+    async def unmount(self, order: UnmountOrder) -> UnmountResult:
         """Unmount as ordered, and wait for the end of it. Raises MountFailed: it is none of ours, or busy."""
         directory = Path(order.directory)
         async with self._alone(order.directory):
@@ -107,7 +109,7 @@ class Mounting:
                 raise
             with trio.move_on_after(0 if order.lazy else _END_DEADLINE):
                 await mount.ended.wait()
-        return {"directory": order.directory}
+        return UnmountResult(order.directory)
 
     async def _check(self, order: MountOrder) -> None:
         directory = Path(order.directory)
@@ -133,13 +135,13 @@ class Mounting:
                 f"this machine cannot mount natively: {self._verdict.reason}", hint="`lazyfs mount --mode portable` can"
             )
 
-    async def _report(self, row: Row, live: LiveImage, order: MountOrder, tell: Tell) -> Report:
+    async def _report(self, row: Row, live: LiveImage, order: MountOrder, tell: Tell) -> MountResult:
         """What is told of a mount that is there, and where the order says so, when all of it has arrived."""
         if order.background == "wait":
             await _follow(live, self._store, tell)
         config = await trio.to_thread.run_sync(self._store.document, live.image.manifest.config.digest)
         text = (config or b"").decode("utf-8", "replace")
-        return {"directory": row.mount.directory, "image": row.mount.image, "mode": "native", "config": text, "pid": os.getpid()}
+        return MountResult(row.mount.directory, row.mount.image, "native", text, os.getpid())
 
     @asynccontextmanager
     async def _alone(self, *directories: str) -> AsyncIterator[None]:
@@ -184,9 +186,9 @@ async def _follow(live: LiveImage, store: Store, tell: Tell) -> None:
     before = fetcher.statistics().unpacked
     while not live.rest_ended.is_set():
         done = min(total, fetcher.statistics().unpacked - before)
-        await tell({"task": "fetching", "done_bytes": done, "total": total, "trouble": live.trouble})
+        await tell(Progress("fetching", done, total, live.trouble))
         with trio.move_on_after(_REPORT_PAUSE):
             await live.rest_ended.wait()
     if live.trouble:
         raise Unreachable(f"{live.image.name} is mounted, but incomplete: {live.trouble}")
-    await tell({"task": "fetching", "done_bytes": total, "total": total, "trouble": ""})
+    await tell(Progress("fetching", total, total))

@@ -26,20 +26,15 @@ from lazyfs.containerd.relay import relay
 from lazyfs.containerd.resolving import Resolving
 from lazyfs.containerd.roots import Roots
 from lazyfs.containerd.snapshotter import Snapshotter
-from lazyfs.containerd.status import (
-    ContainerdStatus,
-    RepositoryStatus,
-    describe_containerd,
-    describe_repositories,
-    unserved_containerd,
-)
 from lazyfs.daemon.config import Config
+from lazyfs.daemon.containerds import describe_containerd, describe_repositories, unserved_containerd
 from lazyfs.daemon.pulling import MODULES
 from lazyfs.errors import StoreFull, StoreUnusable
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.gate.catalog import Catalog
 from lazyfs.native.layers import LayerMounts
 from lazyfs.registry.access import AccessOptions
+from lazyfs.reports.status import ContainerdStatus, RepositoryStatus
 from lazyfs.source.open import open_source
 from lazyfs.source.protocol import ImageSource
 from lazyfs.source.reference import parse_reference

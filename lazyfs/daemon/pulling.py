@@ -16,16 +16,19 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from lazyfs.daemon.control import Tell
-from lazyfs.daemon.orders import PullOrder, Report
 from lazyfs.errors import UsageError
 from lazyfs.format.manifest import Descriptor
 from lazyfs.format.platform import parse_platform
 from lazyfs.registry.access import AccessOptions
+from lazyfs.reports.orders import PullOrder
+from lazyfs.reports.results import LayerResult, PullResult
+from lazyfs.reports.steps import Accepted, Note, Progress, Step
 from lazyfs.source.open import open_source
 from lazyfs.source.reference import parse_reference
 
 if TYPE_CHECKING:
     from lazyfs.pull.layers import PulledLayer
+    from lazyfs.pull.pull import Pulled
 
 _log = logging.getLogger(__name__)
 
@@ -40,16 +43,16 @@ class Pulling:
     def __init__(self) -> None:
         self._under_way = 0
 
-    async def pull(self, order: PullOrder, tell: Tell) -> Report:
+    async def pull(self, order: PullOrder, tell: Tell) -> PullResult:
         """As `pull_image`; what is shown is told to the client. Raises LazyfsError."""
         if self._under_way >= _AT_ONCE:
             raise UsageError(f"lazyfsd has {_AT_ONCE} pulls under way")
         self._under_way += 1
         try:
             await trio.to_thread.run_sync(import_what_pulls)
-            await tell({"accepted": True})
+            await tell(Accepted())
             _log.info("pulls %s into %s", order.reference, order.address)
-            sending, receiving = trio.open_memory_channel[Report](math.inf)
+            sending, receiving = trio.open_memory_channel[Step](math.inf)
             ended = trio.Event()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_tell_all, receiving, tell, ended)
@@ -61,10 +64,10 @@ class Pulling:
             self._under_way -= 1
 
 
-async def _tell_all(reports: trio.MemoryReceiveChannel[Report], tell: Tell, ended: trio.Event) -> None:
+async def _tell_all(reports: trio.MemoryReceiveChannel[Step], tell: Tell, ended: trio.Event) -> None:
     """To a client who may be slow, or stopped: how far the blobs had come is of no use to him once all are there."""
     async for report in reports:
-        if "note" in report or not ended.is_set():
+        if isinstance(report, Note) or not ended.is_set():
             await tell(report)
 
 
@@ -79,8 +82,8 @@ def import_what_pulls() -> None:
         raise UsageError("lazyfs pull needs grpcio and protobuf", hint="Install lazyfs[containerd]") from error
 
 
-async def pull_image(order: PullOrder, access: AccessOptions, show: Callable[[Report], None]) -> Report:
-    """What has become of the image: Pulled.report. How far each blob has come is shown, and each layer that is not lazy.
+async def pull_image(order: PullOrder, access: AccessOptions, show: Callable[[Step], None]) -> PullResult:
+    """What has become of the image. How far each blob has come is shown, and each layer that is not lazy.
 
     Raises LazyfsError. Cancelled: what has arrived stays for a day, and the next pull goes on from there.
     """
@@ -89,7 +92,11 @@ async def pull_image(order: PullOrder, access: AccessOptions, show: Callable[[Re
     from lazyfs.pull.pull import pull
 
     def received(blob: Descriptor, count: int) -> None:
-        show({"task": blob.digest[7:19], "done_bytes": count, "total": blob.size})
+        show(Progress(blob.digest[7:19], count, blob.size))
+
+    def made(layer: PulledLayer) -> None:
+        if layer.reason:
+            show(of_layer(layer))
 
     reference = parse_reference(order.reference)
     wanted = Wanted(reference, parse_platform(order.platform), order.snapshotter, order.complete)
@@ -98,7 +105,7 @@ async def pull_image(order: PullOrder, access: AccessOptions, show: Callable[[Re
         # To open and to close it waits for others.
         containerd = await trio.to_thread.run_sync(Containerd, Path(order.address), order.namespace)
         try:
-            return (await pull(containerd, source, wanted, received, lambda layer: show(of_layer(layer)))).report()
+            return result_of(await pull(containerd, source, wanted, received, made))
         finally:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(containerd.close)
@@ -107,6 +114,12 @@ async def pull_image(order: PullOrder, access: AccessOptions, show: Callable[[Re
             await source.aclose()
 
 
-def of_layer(layer: PulledLayer) -> Report:
-    """What there is to tell of it when its snapshot is there."""
-    return {"note": f"layer {layer.digest} {layer.reason}"} if layer.reason else {}
+def of_layer(layer: PulledLayer) -> Note:
+    """What there is to say of a layer that is not lazy."""
+    return Note(f"layer {layer.digest} {layer.reason}")
+
+
+def result_of(pulled: Pulled) -> PullResult:
+    """As it is reported."""
+    layers = tuple(LayerResult(*layer, not layer.reason) for layer in pulled.layers)
+    return PullResult(pulled.name, pulled.digest, pulled.manifest_digest, layers)

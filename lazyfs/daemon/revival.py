@@ -14,11 +14,11 @@ import trio
 
 from lazyfs.daemon.images import Images, LiveImage
 from lazyfs.daemon.mounts import Mounts
-from lazyfs.daemon.orders import Report
 from lazyfs.daemon.state import Row, State
 from lazyfs.errors import LazyfsError, MountFailed
 from lazyfs.mount.table import our_mounts
 from lazyfs.native.stack import SOURCE_PREFIX, source_of
+from lazyfs.reports.steps import Step
 from lazyfs.tasks import Supervisor
 
 _log = logging.getLogger(__name__)
@@ -101,5 +101,5 @@ class Revival:
         await self._mounts.listen(row)
 
 
-async def _say_nothing(_: Report) -> None:
+async def _say_nothing(_: Step) -> None:
     """Nobody listens."""

@@ -19,7 +19,6 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import msgspec
 import trio
 
 from lazyfs.containerd.handshakes import Handshakes
@@ -33,14 +32,13 @@ from lazyfs.daemon.images import Images
 from lazyfs.daemon.life import Life
 from lazyfs.daemon.mounting import Mounting
 from lazyfs.daemon.mounts import Mounts
-from lazyfs.daemon.orders import MountOrder, Order, PruneOrder, PullOrder, Report, StatusOrder, UnmountOrder
 from lazyfs.daemon.pulling import Pulling
 from lazyfs.daemon.recording import Recordings
 from lazyfs.daemon.refresh import Refresher
 from lazyfs.daemon.revival import Revival
 from lazyfs.daemon.stacks import write_stacks_on_signal
 from lazyfs.daemon.state import State
-from lazyfs.daemon.status import describe_mount
+from lazyfs.daemon.status import Measured, describe_mount, describe_repository
 from lazyfs.daemon.watchdog import feed
 from lazyfs.errors import LazyfsError
 from lazyfs.fuse.connection import Connection, serve_gate
@@ -54,6 +52,10 @@ from lazyfs.kernel.mountinfo import mounted_at
 from lazyfs.mount.upkeep import Upkeep
 from lazyfs.native.layers import LayerMounts
 from lazyfs.native.stack import unmount_stack
+from lazyfs.reports.orders import MountOrder, Order, PruneOrder, PullOrder, StatusOrder, UnmountOrder
+from lazyfs.reports.results import UnmountResult
+from lazyfs.reports.status import GateStatus, ServiceStatus
+from lazyfs.reports.wire import Result
 from lazyfs.store.folders import GATE
 from lazyfs.store.in_use import InUse
 from lazyfs.store.store import Store
@@ -209,7 +211,7 @@ class Service:
         await serve_gate(self.operations, self._options.store / GATE, fds, task_status=task_status)
         self._life.gate_ended.set()
 
-    async def carry(self, order: Order, tell: Tell) -> Report:
+    async def carry(self, order: Order, tell: Tell) -> Result:
         """Carry out an order. Raises LazyfsError."""
         self._life.was_asked = True
         match order:
@@ -221,7 +223,7 @@ class Service:
                     await trio.to_thread.run_sync(self._store.eviction.set_limit, order.store_size)
                 return await self.mounting.mount(order, tell)
             case UnmountOrder():
-                return {**await self.mounting.unmount(order), **self._farewell()}
+                return self._farewell(await self.mounting.unmount(order))
             case StatusOrder():
                 return await self._describe(order)
             case PullOrder():
@@ -234,23 +236,23 @@ class Service:
         with self._clients:
             await serve_control(listener, os.geteuid(), self.carry, self._life.uses, self.tasks)
 
-    async def _describe(self, order: StatusOrder) -> Report:
+    async def _describe(self, order: StatusOrder) -> ServiceStatus:
         chosen = [mount for mount in self.mounts.live.values() if order.directory in ("", mount.row.mount.directory)]
         failures = self.tasks.failures
         mounts = [
             await describe_mount(mount, self.images.live.get(mount.image), self._store, self.gate, failures) for mount in chosen
         ]
         containerds, repositories = await self.plugin.describe() if self.plugin is not None else ((), ())
-        gate = {name: self.gate.counts[name] for name in ("published", "entries", "late", "reads", "errors")}
-        return {
-            "pid": os.getpid(),
-            "mounts": msgspec.to_builtins(mounts),
-            "store": await self.upkeep.describe(),
-            "gate": {**gate, "latency": msgspec.to_builtins(self.gate.latency.status())},
-            "containerds": msgspec.to_builtins(containerds),
-            "repositories": msgspec.to_builtins(repositories),
-            "failures": failures.counts(),
-        }
+        counts = {name: self.gate.counts[name] for name in ("published", "entries", "late", "reads", "errors")}
+        return ServiceStatus(
+            pid=os.getpid(),
+            mounts=tuple(mounts),
+            store=await self.upkeep.describe(),
+            gate=GateStatus(**counts, latency=self.gate.latency.status()),
+            containerds=tuple(containerds),
+            repositories=tuple(repositories),
+            failures=failures.counts(),
+        )
 
     async def tell_metrics(self, address: Address, stack: AsyncExitStack) -> None:
         """Until `stack` is left. Nobody's container is to stop for want of them: where they cannot be told, that is a warning."""
@@ -261,18 +263,20 @@ class Service:
         else:
             await stack.enter_async_context(telling(address, self.measure))
 
-    async def measure(self) -> Report:
+    async def measure(self) -> Measured:
         """What metrics are made of: see lazyfs/daemon/metrics.py."""
-        report = await self._describe(StatusOrder(_NO_MOUNT))
-        for name, live in self.images.live.items():
-            if live.fetcher is not None:
-                report["repositories"].append({"name": name.partition("@")[0], **live.fetcher.statistics()._asdict()})
-        return {**report, "mounted": len(self.mounts.live)}
+        status = await self._describe(StatusOrder(_NO_MOUNT))
+        images = [
+            describe_repository(name.partition("@")[0], live.fetcher.statistics(), live.trouble)
+            for name, live in self.images.live.items()
+            if live.fetcher is not None
+        ]
+        return Measured(status, len(self.mounts.live), (*status.repositories, *images))
 
-    def _farewell(self) -> Report:
+    def _farewell(self, result: UnmountResult) -> UnmountResult:
         """Whose end a client may wait for: with the last mount, this daemon goes as well."""
         alone = self._life.uses.count == 1  # who asks is one
-        return {"ending": os.getppid()} if alone and not self.mounts.is_used else {}
+        return UnmountResult(result.directory, os.getppid()) if alone and not self.mounts.is_used else result
 
     async def sweep_containers(self) -> None:
         """Until cancelled: clear up behind every `lazyfs run` that was killed."""

@@ -1,18 +1,35 @@
-"""What lazyfsd says of its mounts."""
+"""What lazyfsd says of its mounts, and of what it fetches from."""
 
 from __future__ import annotations
 
 import os
+from typing import NamedTuple
 
 import trio
 
 from lazyfs.daemon.images import LiveImage
 from lazyfs.daemon.mounts import LiveMount
+from lazyfs.fetch.statistics import FetchStatistics
 from lazyfs.gate.gate import Gate
-from lazyfs.mount.status import LayerStatus, MountStatus
+from lazyfs.reports.status import LayerStatus, MountStatus, RepositoryStatus, ServiceStatus
 from lazyfs.store.store import Store
 from lazyfs.store.tally import Missing
 from lazyfs.tasks import Failures
+
+
+class Measured(NamedTuple):
+    """What metrics are made of."""
+
+    status: ServiceStatus
+    mounts: int
+    """Native ones."""
+    repositories: tuple[RepositoryStatus, ...]
+    """Those of mounted images as well. Several may have the same name."""
+
+
+def describe_repository(name: str, fetched: FetchStatistics, trouble: str) -> RepositoryStatus:
+    """What has been fetched from one repository by one fetcher."""
+    return RepositoryStatus(name, fetched.requests, fetched.received, fetched.chunks, fetched.unkept, fetched.errors, trouble)
 
 
 async def describe_mount(mount: LiveMount, live: LiveImage | None, store: Store, gate: Gate, failures: Failures) -> MountStatus:

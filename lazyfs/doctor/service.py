@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from lazyfs.daemon.client import Client, DaemonUnreachable
+from lazyfs.daemon.client import Client
 from lazyfs.daemon.config import Config, load_config
-from lazyfs.daemon.orders import Refused, StatusOrder
 from lazyfs.doctor.finding import Finding, loss, missing, ok
 from lazyfs.doctor.machine import examine_files, own_files
-from lazyfs.errors import LazyfsError
+from lazyfs.errors import LazyfsError, LocalError
+from lazyfs.reports.orders import StatusOrder
+from lazyfs.reports.status import ServiceStatus
+from lazyfs.reports.wire import Refused
 
 _PATIENCE: Final = 10.0
 _NO_MOUNT: Final = "/"
@@ -34,11 +36,12 @@ def examine_service(store: Path, config: Config) -> Iterator[Finding]:
     """The daemon of `store`, and the sockets that `config` names. Blocking, up to some 10 s."""
     try:
         *_, answer = Client(store, _PATIENCE).call(StatusOrder(_NO_MOUNT), start=False)
-    except (DaemonUnreachable, Refused) as error:
+    except (LocalError, Refused) as error:
         yield missing("lazyfsd", error.message, _START)
         yield examine_files(own_files(), "whoever is logged in here")
         return
-    process = int(answer["pid"])
+    assert isinstance(answer, ServiceStatus)
+    process = answer.pid
     yield ok("lazyfsd", f"lazyfsd serves {store} (process {process})")
     yield from _process(process)
     for name, path in config.containerds.items():

@@ -20,6 +20,7 @@ from lazyfs.format.bounds import ImageBounds
 from lazyfs.format.digest import Digest
 from lazyfs.image.image import Image, all_of, load_layers
 from lazyfs.image.layer import Layer, Whole, load_layer
+from lazyfs.reports.steps import Note
 from lazyfs.source.protocol import ImageSource
 from lazyfs.store.store import Store
 from lazyfs.store.turn import turn
@@ -64,7 +65,7 @@ async def load_image_layers(
         notes = {number: _note(image, number, whole, convert=number in ordinary) for number, whole in wanted.items()}
 
         async def waiting(digest: Digest) -> None:
-            await progress({"note": f"waiting for layer {digest[:19]}, which is being fetched for another mount"})
+            await progress(Note(f"waiting for layer {digest[:19]}, which is being fetched for another mount"))
 
         async with turn(store, (image.layers[number].digest for number in wanted), waiting) as its:
             place = Place(source, store, image, keys, bounds, Bars(progress), its)
@@ -76,7 +77,7 @@ async def _noted(layers: tuple[Layer, ...], tell: Tell) -> tuple[Layer, ...]:
     """`layers`; where one shows less than a full pull, it is told."""
     for layer in layers:
         if layer.note:
-            await tell({"note": f"layer {layer.digest[:19]}: {layer.note}"})
+            await tell(Note(f"layer {layer.digest[:19]}: {layer.note}"))
     return layers
 
 
@@ -103,7 +104,7 @@ async def _fetch(
             brought[number] = layer
     missing = {number: whole for number, whole in wanted.items() if number not in brought}
     for number in missing:
-        await tell({"note": notes[number]})
+        await tell(Note(notes[number]))
     if missing:
         brought |= await bring(place, {**known, **brought}, missing)
     return brought

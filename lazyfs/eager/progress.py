@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Final
 
 import trio
 
+from lazyfs.reports.steps import Note, Progress
+
 _PAUSE: Final = 0.25
 
-Tell = Callable[[dict[str, Any]], Awaitable[None]]
-"""Takes `{"note": TEXT}`, a line for the user's eyes, and `{"task": TEXT, "done_bytes": N, "total": N}`, which moves a bar."""
+Tell = Callable[[Note | Progress], Awaitable[None]]
 
 
 class Bars:
@@ -43,4 +44,4 @@ class Bars:
         for task, done in list(self._done.items()):
             if self._told.get(task) != done:
                 self._told[task] = done
-                await self._tell({"task": task, "done_bytes": done, "total": self._totals[task]})
+                await self._tell(Progress(task, done, self._totals[task]))

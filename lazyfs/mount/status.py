@@ -15,63 +15,11 @@ from pathlib import Path
 import msgspec
 
 from lazyfs.errors import LazyfsError, MountFailed
+from lazyfs.reports.status import MountStatus
 
 _ATTRIBUTE = "user.lazyfs.status"
 _STATUS_DEADLINE = 30.0
 _PROCESS_ATTRIBUTE = "user.lazyfs.process"
-
-
-class LayerStatus(msgspec.Struct, frozen=True):
-    """One layer of a mount."""
-
-    digest: str
-    size: int
-    """Of the blob."""
-    reason: str
-    """Why it is not lazy; empty for one that is."""
-
-
-class MountStatus(msgspec.Struct, frozen=True):
-    """The state of one mount; sizes in bytes."""
-
-    directory: str
-    image: str
-    pid: int
-    store: str
-    background: str
-    complete: bool
-    """Everything is here: neither registry nor network is needed any more."""
-    missing_chunks: int
-    missing_bytes: int
-    """Uncompressed."""
-    total_bytes: int
-    layers: int
-    layer_bytes: int
-    """What a full pull moves: the layers' compressed sizes."""
-    requests: int
-    received_bytes: int
-    """Compressed bytes of chunks that this process has fetched."""
-    chunks: int
-    unkept: int
-    damaged: int
-    errors: dict[str, int]
-    trouble: str
-    """Why the background fetch stands still, if it does, or why the mount does not work."""
-    mode: str = "portable"
-    upper: str = ""
-    """The writable directory of a native mount that has one."""
-    layer_states: tuple[LayerStatus, ...] = ()
-    """Of each layer, the lowest first."""
-    published: int = 0
-    """Native, here and below: of all mounts of this lazyfsd since it began. Misses that it answered by putting the file in its place."""
-    entries: int = 0
-    """Misses that it answered with an entry of the gate: those files are read through FUSE for a while."""
-    reads: int = 0
-    """Reads through FUSE."""
-    kept: int = 0
-    """Chunks that it has put into the store."""
-    failures: dict[str, int] = {}
-    """Tasks of its process that have failed, by what they do (lazyfs/tasks.py)."""
 
 
 def encode_status(status: MountStatus) -> bytes:

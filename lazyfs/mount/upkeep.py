@@ -8,11 +8,13 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import trio
 
 from lazyfs.errors import LazyfsError, StoreUnusable
+from lazyfs.reports.results import PruneResult
+from lazyfs.reports.status import StoreStatus
 from lazyfs.store.eviction import Freed
 from lazyfs.store.in_use import InUse
 from lazyfs.store.scrub import Scrub
@@ -93,36 +95,36 @@ class Upkeep:
         """Before the process ends: all is made durable."""
         await self._make_durable()
 
-    async def prune(self, *, everything: bool, older_than: float) -> dict[str, Any]:
+    async def prune(self, *, everything: bool, older_than: float) -> PruneResult:
         """Remove what no mounted image needs (`everything`: also what one does), of that only what came more than `older_than`
-        seconds ago. What was freed, as JSON. Raises StoreFull, StoreUnusable."""
+        seconds ago. Raises StoreFull, StoreUnusable."""
         freed = await self._remove(None, mounted_too=everything, older_than=older_than)
         if freed is None:
             raise StoreUnusable("another process is making room in the store just now", hint="Try again")
         await self._release()
         usage = await trio.to_thread.run_sync(self._store.eviction.usage)
-        return {
-            "objects": freed.objects,
-            "documents": freed.documents,
-            "parts": freed.parts,
-            "bytes": freed.bytes,
-            "held_bytes": min(freed.held, usage.held),
-            "used_bytes": usage.used,
-        }
+        return PruneResult(
+            objects=freed.objects,
+            documents=freed.documents,
+            parts=freed.parts,
+            bytes=freed.bytes,
+            held_bytes=min(freed.held, usage.held),
+            used_bytes=usage.used,
+        )
 
-    async def describe(self) -> dict[str, Any]:
-        """How the store stands, as JSON: what this process alone knows, and what all could know."""
+    async def describe(self) -> StoreStatus:
+        """How the store stands: what this process alone knows, and what all could know."""
         usage = await trio.to_thread.run_sync(self._store.eviction.usage)
-        return {
-            "used_bytes": usage.used,
-            "held_bytes": usage.held,
-            "limit_bytes": usage.limit,
-            "durable": not await trio.to_thread.run_sync(self._store.durability.is_pending),
-            "evicted_objects": self.evicted_objects,
-            "evicted_bytes": self.evicted_bytes,
-            "scrubbed_bytes": self.scrub.bytes,
-            "scrub_damaged": self.scrub.damaged,
-        }
+        return StoreStatus(
+            used_bytes=usage.used,
+            held_bytes=usage.held,
+            limit_bytes=usage.limit,
+            durable=not await trio.to_thread.run_sync(self._store.durability.is_pending),
+            evicted_objects=self.evicted_objects,
+            evicted_bytes=self.evicted_bytes,
+            scrubbed_bytes=self.scrub.bytes,
+            scrub_damaged=self.scrub.damaged,
+        )
 
     async def _make_durable_now_and_then(self) -> None:
         while True:

@@ -1,41 +1,38 @@
 """Going to the background, and telling the one who waits in the foreground how it went.
 
 The fork comes first, before threads, event loop or sqlite exist: none of them survives one. From then on the child
-reports in lines of JSON through a pipe, and the parent only listens. A child that dies without a word is an error as well.
+reports through a pipe, in the lines of reports/wire.py, and the parent only listens. A child that dies without a word is an error as well.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, TextIO
+from typing import BinaryIO
 
 from lazyfs.errors import LazyfsError, MountFailed, not_installed
+from lazyfs.reports.results import PortableResult
+from lazyfs.reports.steps import Step
+from lazyfs.reports.wire import Refusal, decode_report, encode, encode_result
 
 _log = logging.getLogger(__name__)
-
-Report = dict[str, Any]
-"""On the way: `{"note": TEXT}` for the user's eyes, `{"task": TEXT, "done_bytes": BYTES, "total": BYTES}` for a bar. Then
-`{"ready": true}`, and while the parent waits for all to be here `{"left": BYTES, "total": BYTES, "trouble": TEXT}`, the last of
-these with `"done": true`. Instead of any of these `{"error": TEXT, "code": EXIT CODE}`."""
 
 
 class Reporter:
     """The child's end. After `detach` nobody listens any more."""
 
-    def __init__(self, pipe: TextIO | None) -> None:
+    def __init__(self, pipe: BinaryIO | None) -> None:
         self._pipe = pipe
 
-    def tell(self, **report: Any) -> bool:
-        """One line to the parent; False if it no longer listens."""
+    def tell(self, report: Step | PortableResult | Refusal) -> bool:
+        """One report to the parent; False if it no longer listens."""
         if self._pipe is None:
             return False
         try:
-            self._pipe.write(json.dumps(report) + "\n")
+            self._pipe.write(encode_result(report) if isinstance(report, PortableResult) else encode(report))
             self._pipe.flush()
         except BrokenPipeError:
             self._pipe = None  # the parent was interrupted; the mount lives on
@@ -48,8 +45,8 @@ class Reporter:
             self._pipe = None
 
 
-def fork_daemon(serve: Callable[[Reporter], None]) -> tuple[int, Iterator[Report]]:
-    """Run `serve` in a child of its own session; returns its pid and its reports as they come.
+def fork_daemon(serve: Callable[[Reporter], None]) -> tuple[int, Iterator[Step | PortableResult]]:
+    """Run `serve` in a child of its own session; returns its pid and its reports as they come, a refusal as Refused.
 
     The child never returns from here: it ends with 0, or with the exit code of the LazyfsError that it reports.
     """
@@ -63,32 +60,34 @@ def fork_daemon(serve: Callable[[Reporter], None]) -> tuple[int, Iterator[Report
             os.close(reading)
             os.setsid()
             _silence()
-            reporter = Reporter(os.fdopen(writing, "w"))
+            reporter = Reporter(os.fdopen(writing, "wb"))
             try:
                 serve(reporter)
                 code = 0
             except LazyfsError as error:
                 code = error.exit_code
-                if not reporter.tell(error=str(error), code=code):
+                if not reporter.tell(Refusal(str(error), code)):
                     _log.error("%s", error)
             except BaseException as surprise:  # noqa: BLE001  nobody above will print it: this process ends here
                 missing = not_installed(surprise)
                 if missing is None:
                     _log.critical("the mount has ended: %r", surprise, exc_info=surprise)
-                    reporter.tell(error=f"the mount's process failed: {surprise!r}; its log has the traceback", code=code)
+                    reporter.tell(Refusal(f"the mount's process failed: {surprise!r}; its log has the traceback", code))
                 else:
                     code = missing.exit_code
-                    reporter.tell(error=str(missing), code=code)
+                    reporter.tell(Refusal(str(missing), code))
         finally:
             os._exit(code)
     os.close(writing)
     return pid, _reports(reading)
 
 
-def _reports(reading: int) -> Iterator[Report]:
-    with os.fdopen(reading) as pipe:
+def _reports(reading: int) -> Iterator[Step | PortableResult]:
+    with os.fdopen(reading, "rb") as pipe:
         for line in pipe:
-            yield json.loads(line)
+            report = decode_report(line, PortableResult)
+            if report is not None:
+                yield report
 
 
 def _silence() -> None:

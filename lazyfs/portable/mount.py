@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import pyfuse3
 import trio
@@ -30,11 +30,15 @@ from lazyfs.fuse.operations import Operations
 from lazyfs.image.image import Image, resolve_image
 from lazyfs.image.layer import Layer
 from lazyfs.kernel.heap import share_arenas
-from lazyfs.mount.status import LayerStatus, MountStatus, encode_status
+from lazyfs.mount.status import encode_status
 from lazyfs.mount.table import find_mount
 from lazyfs.mount.unmount import unmount
 from lazyfs.mount.upkeep import Upkeep
-from lazyfs.portable.daemon import Report, Reporter
+from lazyfs.portable.daemon import Reporter
+from lazyfs.reports.results import PortableResult
+from lazyfs.reports.status import LayerStatus, MountStatus
+from lazyfs.reports.steps import Note, Progress, Step
+from lazyfs.reports.wire import Refusal
 from lazyfs.source.open import AccessOptions, open_source
 from lazyfs.source.reference import Reference
 from lazyfs.store.in_use import InUse, declare
@@ -134,13 +138,13 @@ class PortableMount:
         try:
             surprise = await tasks.attempt("report of a pull", self._live, reporter, tasks, subject=self._image.name)
             if surprise is not None:
-                await _tell(reporter, error=f"{self._image.name} is mounted, but incomplete: {surprise!r}", code=1)
+                await _tell(reporter, Refusal(f"{self._image.name} is mounted, but incomplete: {surprise!r}", 1))
         finally:
             reporter.detach()
 
     async def _live(self, reporter: Reporter, tasks: Supervisor) -> None:
         await trio.to_thread.run_sync(_tune, self._request.directory, abandon_on_cancel=True)
-        reporter.tell(ready=True, image=self._image.name)
+        reporter.tell(PortableResult(self._image.name))
         if self._request.background != "wait":
             reporter.detach()
         if self._request.background == "off":
@@ -155,8 +159,8 @@ class PortableMount:
                 self._background.trouble = f"the background fetch has ended: {surprise!r}"
             nursery.cancel_scope.cancel()
         if not self._background.finished.is_set():
-            await _tell(reporter, error=f"{self._image.name} is mounted, but incomplete: {self._background.trouble}", code=4)
-        await _tell(reporter, left=0, total=1, trouble="", done=True)
+            await _tell(reporter, Refusal(f"{self._image.name} is mounted, but incomplete: {self._background.trouble}", 4))
+        await _tell(reporter, PortableResult(self._image.name))
 
     async def keep_store(self, tasks: Supervisor) -> None:
         """Until cancelled: what arrives becomes durable, and what the store has no room for goes, this image's last."""
@@ -177,8 +181,8 @@ class PortableMount:
         before = self._fetcher.statistics().unpacked
         while True:
             # Counted, not measured: what was copied inside of the store is made up for by the last line.
-            left = max(0, total - (self._fetcher.statistics().unpacked - before))
-            await _tell(reporter, left=left, total=total, trouble=background.trouble)
+            done = min(total, self._fetcher.statistics().unpacked - before)
+            await _tell(reporter, Progress("fetching", done, total, background.trouble))
             await trio.sleep(0.25)
 
     async def status(self) -> bytes:
@@ -217,15 +221,15 @@ class PortableMount:
         )
 
 
-async def _tell(reporter: Reporter, **report: Any) -> None:
+async def _tell(reporter: Reporter, report: Step | PortableResult | Refusal) -> None:
     """In a thread: the pipe of a parent that is stopped (Ctrl-Z) fills up, and the mount must not stop with it."""
-    await trio.to_thread.run_sync(partial(reporter.tell, **report), abandon_on_cancel=True)
+    await trio.to_thread.run_sync(reporter.tell, report, abandon_on_cancel=True)
 
 
-async def _tell_progress(reporter: Reporter, report: Report) -> None:
-    if "note" in report:
-        _log.info("%s", report["note"])
-    await _tell(reporter, **report)
+async def _tell_progress(reporter: Reporter, step: Note | Progress) -> None:
+    if isinstance(step, Note):
+        _log.info("%s", step.note)
+    await _tell(reporter, step)
 
 
 class _Session:

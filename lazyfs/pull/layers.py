@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import trio
 
@@ -50,10 +50,6 @@ class PulledLayer(NamedTuple):
     chain_id: Digest
     reason: str
     """Why it is not lazy, as the end of a sentence that begins with it; `""` for one that is."""
-
-    def report(self) -> dict[str, Any]:
-        """For JSON."""
-        return {**self._asdict(), "lazy": not self.reason}
 
 
 class Layers:

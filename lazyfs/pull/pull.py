@@ -7,7 +7,7 @@ is what containerd's own client does, so that its garbage collector, `ctr` and C
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import trio
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -54,11 +54,6 @@ class Pulled(NamedTuple):
     manifest_digest: Digest
     layers: tuple[PulledLayer, ...]
     """The lowest first."""
-
-    def report(self) -> dict[str, Any]:
-        """For JSON."""
-        layers = [layer.report() for layer in self.layers]
-        return {"image": self.name, "digest": self.digest, "manifest": self.manifest_digest, "layers": layers}
 
 
 async def pull(

@@ -14,11 +14,11 @@ from pathlib import Path
 import trio
 
 from lazyfs.daemon.images import Images
-from lazyfs.daemon.orders import MountOrder
 from lazyfs.errors import InvalidInput
 from lazyfs.format.platform import this_platform
 from lazyfs.gate.catalog import Catalog
 from lazyfs.kernel.heap import share_arenas
+from lazyfs.reports.orders import MountOrder
 from lazyfs.store.store import Store
 
 

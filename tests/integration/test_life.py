@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from lazyfs.daemon.client import Client
-from lazyfs.daemon.orders import StatusOrder
 from lazyfs.kernel.mountinfo import mounted_at
+from lazyfs.reports.orders import StatusOrder
+from lazyfs.reports.status import ServiceStatus
 from tests.commands import Lazyfs, run
 from tests.lazyfsd import Lazyfsd, await_end, moments
 from tests.lying_registry import Lie, LyingRegistry
@@ -172,7 +173,8 @@ def test_killed_in_the_middle_of_an_order(small: SmallImage, lazyfs: Lazyfs, tmp
             asked = len(registry.ranges)
             registry.lie = None
             *_, status = Client(lazyfs.store).call(StatusOrder(), start=False)
-            os.kill(status["pid"], signal.SIGKILL)
+            assert isinstance(status, ServiceStatus)
+            os.kill(status.pid, signal.SIGKILL)
             assert client.wait(60) == 0
         assert not wrong_files(root, small)
         starts = [int(re.findall(r"\d+", each)[0]) for each in registry.ranges[asked:]]

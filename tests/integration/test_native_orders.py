@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from lazyfs.daemon.client import Client
-from lazyfs.daemon.orders import MountOrder
 from lazyfs.format.platform import this_platform
 from lazyfs.kernel.mountinfo import mounted_at
+from lazyfs.reports.orders import MountOrder
+from lazyfs.reports.results import MountResult
 from tests.commands import Lazyfs
 from tests.lazyfsd import Lazyfsd, moments, remains
 from tests.lying_registry import LyingRegistry
@@ -79,5 +80,6 @@ def test_an_order_that_is_sent_again_is_answered_as_it_was(lazyfs: Lazyfs, small
         *_, first = Client(lazyfs.store).call(order, start=False)
         Lazyfsd(lazyfs.store).kill()
         *_, second = Client(lazyfs.store).call(order, start=False)
-        assert second["config"] == first["config"] != ""
+        assert isinstance(first, MountResult) and isinstance(second, MountResult)
+        assert second.config == first.config != ""
         lazyfs.run("umount", directory)

@@ -1,4 +1,4 @@
-"""Imports that nobody looks through for garbage, in a process of its own: what is frozen stays so."""
+"""What a start imports, and that nobody looks through it for garbage: in processes of their own."""
 
 from __future__ import annotations
 
@@ -26,4 +26,22 @@ else:
 def test_what_was_imported_is_not_looked_at_again() -> None:
     """And what comes behind it is, whether or not the import failed."""
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+REPORTS = """
+import sys
+import lazyfs.reports.orders, lazyfs.reports.results, lazyfs.reports.status, lazyfs.reports.steps, lazyfs.reports.wire
+rooms = {name.split(".")[1] for name in sys.modules if name.startswith("lazyfs.")}
+assert rooms == {"errors", "reports"}, rooms
+import lazyfs.daemon.client, lazyfs.cli.run
+rooms = {name.split(".")[1] for name in sys.modules if name.startswith("lazyfs.")}
+assert not rooms & {"fetch", "live", "gate", "fuse", "containerd", "pull", "eager"}, rooms
+assert not {"trio", "grpc", "httpx", "sqlite3", "rich", "pyfuse3"} & set(sys.modules), sorted(sys.modules)
+"""
+
+
+def test_a_client_imports_no_daemon() -> None:
+    """Reports, the client, and `lazyfs run`, start without an event loop, and without what lazyfsd works with."""
+    done = subprocess.run([sys.executable, "-c", REPORTS], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pytest
@@ -9,23 +10,27 @@ import pytest
 from lazyfs.cli import mount
 from lazyfs.cli.main import main
 from lazyfs.errors import MountFailed
+from lazyfs.reports.results import PortableResult
+from lazyfs.reports.steps import Note, Progress
+
+MOUNTED = PortableResult("host/repo:v1")
+WAITING = argparse.Namespace(json=False, background="wait")
 
 
-def test_waiting_ends_with_the_word_that_everything_is_here(capsys: pytest.CaptureFixture[str]) -> None:
+def test_waiting_ends_with_the_word_that_everything_is_here(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Trouble on the way is told once, and is no failure."""
-    reports = [
-        {"left": 5, "total": 10, "trouble": "the registry is away"},
-        {"left": 5, "total": 10, "trouble": "the registry is away"},
-        {"left": 0, "total": 1, "trouble": "", "done": True},
+    trouble = Progress("fetching", 5, 10, "the registry is away")
+    assert mount._follow(0, iter([Note("a layer is fetched whole"), MOUNTED, trouble, trouble, MOUNTED]), tmp_path, WAITING) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "lazyfs: a layer is fetched whole",
+        "lazyfs: the registry is away; trying again",
     ]
-    mount._show_progress(iter(reports), Path("/mnt"))
-    assert capsys.readouterr().err.count("the registry is away") == 1
 
 
-def test_a_process_that_ends_before_everything_is_here_is_a_failure() -> None:
+def test_a_process_that_ends_before_everything_is_here_is_a_failure(tmp_path: Path) -> None:
     """Killed or unmounted: `--background wait` promised completeness."""
-    with pytest.raises(MountFailed, match="/mnt has ended before"):
-        mount._show_progress(iter([{"left": 0, "total": 10, "trouble": ""}]), Path("/mnt"))
+    with pytest.raises(MountFailed, match=f"{tmp_path} has ended before"):
+        mount._follow(0, iter([MOUNTED, Progress("fetching", 0, 10)]), tmp_path, WAITING)
 
 
 @pytest.mark.parametrize(

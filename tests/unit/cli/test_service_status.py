@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from lazyfs.cli.service_status import describe_service
+from lazyfs.reports.status import ServiceStatus
 
 REPORT = {
     "pid": 7,
+    "mounts": [],
     "gate": {
         "published": 100, "entries": 2, "late": 1, "reads": 30, "errors": 0,
         "latency": {"counts": [0, 0, 90, 0, 0, 0, 10, 0, 0, 0, 0, 0], "seconds": 1.0},
     },
-    "store": {"used_bytes": 5_000_000, "limit_bytes": 9_000_000, "evicted_objects": 3, "evicted_bytes": 1_000_000},
+    "store": {"used_bytes": 5_000_000, "limit_bytes": 9_000_000, "evicted_objects": 3, "evicted_bytes": 1_000_000, "held_bytes": 0, "durable": True, "scrubbed_bytes": 0, "scrub_damaged": 0},
     "repositories": [
         {"name": "docker://host/repo", "requests": 4, "received": 2_000_000, "chunks": 9, "unkept": 1,
          "errors": {"Unreachable": 2}, "trouble": "it stands still"},
@@ -19,7 +23,8 @@ REPORT = {
         {"name": "one", "snapshots": 30, "active": 1, "views": 0, "roots": 1, "unpacked": 25, "trouble": "",
          "lazy": [{"reference": "docker://host/repo", "digest": "sha256:abc", "size": 1, "uses": 1, "trouble": "its TOC is lost"}],
          "refused": [{"key": f"key-{number}", "reason": "was not converted"} for number in range(25)]},
-        {"name": "two", "trouble": "its database is damaged"},
+        {"name": "two", "snapshots": 0, "active": 0, "views": 0, "roots": 0, "lazy": [], "unpacked": 0, "refused": [],
+         "trouble": "its database is damaged"},
     ],
     "failures": {"relay": 1, "TOC": 2},
 }  # fmt: skip
@@ -27,7 +32,7 @@ REPORT = {
 
 def test_all_of_it_is_told() -> None:
     """Each figure with its word; reasons, as many as can be read."""
-    lines = describe_service(REPORT)
+    lines = describe_service(msgspec.convert(REPORT, ServiceStatus))
     assert lines[:4] == [
         "containerd one: 30 snapshots, 1 lazy layers, 25 unpacked",
         "  1 active, 0 views, 1 of their roots mounted by lazyfsd",

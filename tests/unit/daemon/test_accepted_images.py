@@ -8,11 +8,11 @@ import pytest
 import trio
 
 from lazyfs.daemon.images import Images
-from lazyfs.daemon.orders import MountOrder
 from lazyfs.daemon.state import Mount
 from lazyfs.errors import InvalidToc
 from lazyfs.format.platform import this_platform
 from lazyfs.gate.catalog import Catalog
+from lazyfs.reports.orders import MountOrder
 from lazyfs.store.store import Store
 from tests.bad.oci import Oci, file
 

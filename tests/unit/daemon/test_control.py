@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import trio
@@ -16,10 +17,16 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from lazyfs.daemon.client import Client, DaemonUnreachable
 from lazyfs.daemon.control import Carry, Tell, serve_control
 from lazyfs.daemon.holding import SOCKET_NAME
-from lazyfs.daemon.orders import MAX_ORDER, Order, Refused, Report, StatusOrder, UnmountOrder
 from lazyfs.errors import MountFailed, NotNative
 from lazyfs.live.uses import Uses
+from lazyfs.reports.orders import Order, PruneOrder, StatusOrder, UnmountOrder
+from lazyfs.reports.results import PruneResult, UnmountResult
+from lazyfs.reports.steps import Accepted, Note, Progress, Step
+from lazyfs.reports.wire import MAX_ORDER, Asks, Refused, Result
 from lazyfs.tasks import Supervisor
+
+R = TypeVar("R")
+DONE = PruneResult(objects=42, documents=0, bytes=0, held_bytes=0, used_bytes=0)
 
 
 @asynccontextmanager
@@ -36,25 +43,26 @@ async def listening(folder: Path, carry: Carry, user: int = os.geteuid(), uses: 
             nursery.cancel_scope.cancel()
 
 
-async def call(client: Client, order: Order) -> list[Report]:
+async def call(client: Client, order: Asks[R]) -> list[Step | R]:
     return await trio.to_thread.run_sync(lambda: list(client.call(order, start=False)), abandon_on_cancel=True)
 
 
 async def test_reports_come_in_order(tmp_path: Path) -> None:
-    """A client sees every report, the last one with `done`; also in a folder whose path no socket address could hold."""
+    """A client sees every report, the last one the result; also in a folder whose path no socket address could hold."""
     folder = tmp_path / ("x" * 200)
     folder.mkdir()
     seen: list[Order] = []
+    steps = [Accepted(), Note("a layer"), Progress("fetching", 1, 2), Progress("fetching", 1, 2, "it stands still")]
 
-    async def carry(order: Order, tell: Tell) -> Report:
+    async def carry(order: Order, tell: Tell) -> Result:
         seen.append(order)
-        for number in range(3):
-            await tell({"number": number})
-        return {"answer": 42}
+        for step in steps:
+            await tell(step)
+        return UnmountResult("/a", 7)
 
     async with listening(folder, carry) as client:
         order = UnmountOrder("/a\nb\udcff".encode("utf-8", "surrogateescape").decode("utf-8", "replace"), lazy=True)
-        assert await call(client, order) == [{"number": 0}, {"number": 1}, {"number": 2}, {"answer": 42, "done": True}]
+        assert await call(client, order) == [*steps, UnmountResult("/a", 7)]
         assert seen == [order]
 
 
@@ -67,7 +75,7 @@ async def test_errors_keep_their_words_and_exit_code(tmp_path: Path, expect_log:
         ZeroDivisionError("a bug"),
     ]
 
-    async def carry(order: Order, tell: Tell) -> Report:
+    async def carry(order: Order, tell: Tell) -> Result:
         raise errors.pop(0)
 
     expect_log("order of StatusOrder has failed: ZeroDivisionError")
@@ -87,13 +95,13 @@ async def test_a_client_that_goes_cancels_its_order(tmp_path: Path) -> None:
     """Ctrl-C in the client is the end of what it ordered."""
     under_way, cancelled = trio.Event(), trio.Event()
 
-    async def carry(order: Order, tell: Tell) -> Report:
+    async def carry(order: Order, tell: Tell) -> Result:
         under_way.set()
         try:
             await trio.sleep_forever()
         finally:
             cancelled.set()
-        return {}
+        return DONE
 
     async with listening(tmp_path, carry):
         stream = await trio.open_unix_socket(str(tmp_path / SOCKET_NAME))
@@ -109,16 +117,16 @@ async def test_an_order_counts_from_the_connection_to_its_last_report(tmp_path: 
     uses = Uses()
     counted: list[int] = []
 
-    async def carry(order: Order, tell: Tell) -> Report:
+    async def carry(order: Order, tell: Tell) -> Result:
         counted.append(uses.count)
-        return {}
+        return DONE
 
     async with listening(tmp_path, carry, uses=uses) as client:
         stream = await trio.open_unix_socket(str(tmp_path / SOCKET_NAME))
         with trio.fail_after(5):
             while uses.count < 1:
                 await trio.lowlevel.checkpoint()
-        await call(client, StatusOrder())
+        await call(client, PruneOrder())
         assert counted == [2]
         await stream.aclose()
         with trio.fail_after(5):
@@ -129,7 +137,7 @@ async def test_an_order_counts_from_the_connection_to_its_last_report(tmp_path: 
 async def test_half_an_order_is_waited_for_ten_seconds(tmp_path: Path, autojump_clock: MockClock) -> None:
     """Not for ever: a client that is stopped would keep the daemon from its end."""
 
-    async def carry(order: Order, tell: Tell) -> Report:
+    async def carry(order: Order, tell: Tell) -> Result:
         raise AssertionError("it was carried out")
 
     uses = Uses()
@@ -160,8 +168,8 @@ async def test_no_descriptor_for_a_client(tmp_path: Path, autojump_clock: MockCl
     """EMFILE passes: the client waits in the queue meanwhile, and the daemon goes on."""
     expect_log("an order has to wait.*Too many open files")
 
-    async def carry(order: Order, tell: Tell) -> Report:
-        return {"answer": 42}
+    async def carry(order: Order, tell: Tell) -> Result:
+        return DONE
 
     async with listening(tmp_path, carry):
         with socket.socket(socket.AF_UNIX) as client:
@@ -176,7 +184,7 @@ async def test_no_descriptor_for_a_client(tmp_path: Path, autojump_clock: MockCl
 async def test_other_users_are_not_answered(tmp_path: Path) -> None:
     """The socket's mode is one guard, the kernel's word about the peer another."""
 
-    async def carry(order: Order, tell: Tell) -> Report:
+    async def carry(order: Order, tell: Tell) -> Result:
         raise AssertionError("it was carried out")
 
     async with listening(tmp_path, carry, user=os.geteuid() + 1):
@@ -192,7 +200,7 @@ async def test_other_users_are_not_answered(tmp_path: Path) -> None:
 async def test_nonsense_is_refused(line: bytes, tmp_path: Path) -> None:
     """What is no order, or no end of one, gets an error and costs nothing."""
 
-    async def carry(order: Order, tell: Tell) -> Report:
+    async def carry(order: Order, tell: Tell) -> Result:
         raise AssertionError("it was carried out")
 
     async with listening(tmp_path, carry):

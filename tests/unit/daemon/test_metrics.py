@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 import socket
 from collections.abc import Iterator
 from typing import Any
 from urllib.request import urlopen
 
+import msgspec
 import pytest
 import trio
 from prometheus_client.parser import text_string_to_metric_families
 
 from lazyfs.daemon.config import Address
 from lazyfs.daemon.metrics import families, telling
-from lazyfs.daemon.orders import Report
+from lazyfs.daemon.status import Measured
 from lazyfs.errors import StoreUnusable
-from lazyfs.gate.latency import BOUNDS
+from lazyfs.reports.status import BOUNDS, RepositoryStatus, ServiceStatus
 from tests.conftest import LogWatch
 
-REPOSITORY = {
-    "name": "docker://r/a",
-    "requests": 3,
-    "received": 500,
-    "chunks": 2,
-    "unkept": 1,
-    "errors": {"Unreachable": 2},
-    "trouble": "",
-}
+REPOSITORY = RepositoryStatus("docker://r/a", 3, 500, 2, 1, {"Unreachable": 2}, "")
 REPORT: dict[str, Any] = {
     "pid": 7,
-    "mounted": 2,
+    "mounts": [],
     "store": {
         "used_bytes": 10, "held_bytes": 1, "limit_bytes": 0, "durable": True, "evicted_objects": 3, "evicted_bytes": 30,
         "scrubbed_bytes": 4, "scrub_damaged": 0,
@@ -41,18 +33,22 @@ REPORT: dict[str, Any] = {
     },
     "containerds": [
         {
-            "name": "containerd", "snapshots": 9, "active": 1, "views": 2, "roots": 3, "lazy": [{}, {}], "unpacked": 4,
+            "name": "containerd", "snapshots": 9, "active": 1, "views": 2, "roots": 3, "lazy": 2 * [{"reference": "docker://r/a", "digest": "sha256:a", "size": 1, "uses": 1, "trouble": ""}], "unpacked": 4,
             "refused": [{"key": f"layer-{number}", "reason": 'says "no"'} for number in range(150)],
             "trouble": "",
         }
     ],
-    "repositories": [REPOSITORY],
+    "repositories": [],
     "failures": {"TOC": 2},
 }  # fmt: skip
 
 
-async def measure() -> Report:
-    return copy.deepcopy(REPORT)
+def measured(*repositories: RepositoryStatus) -> Measured:
+    return Measured(msgspec.convert(REPORT, ServiceStatus), 2, repositories)
+
+
+async def measure() -> Measured:
+    return measured(REPOSITORY)
 
 
 def free_port() -> int:
@@ -105,7 +101,7 @@ async def test_told_over_http() -> None:
 
 def test_two_fetchers_of_one_repository_are_one() -> None:
     """A series is told once, whoever fetches from there."""
-    report = copy.deepcopy(REPORT) | {"repositories": [REPOSITORY, REPOSITORY | {"errors": {"NotFound": 1, "Unreachable": 1}}]}
+    report = measured(REPOSITORY, msgspec.structs.replace(REPOSITORY, errors={"NotFound": 1, "Unreachable": 1}))
     (requests,) = [family for family in families(report) if family.name == "lazyfs_requests"]
     (errors,) = [family for family in families(report) if family.name == "lazyfs_fetch_errors"]
     assert [each.value for each in requests.samples] == [6]
@@ -116,7 +112,7 @@ async def test_what_cannot_be_told(expect_log: LogWatch) -> None:
     """A store that fails costs the answer, and no more; the process's own numbers come all the same."""
     expect_log("metrics are not told: the store has gone")
 
-    async def fail() -> Report:
+    async def fail() -> Measured:
         raise StoreUnusable("the store has gone")
 
     port = free_port()

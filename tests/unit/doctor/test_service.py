@@ -14,10 +14,11 @@ import pytest
 
 from lazyfs.daemon.config import Config
 from lazyfs.daemon.holding import SOCKET_NAME
-from lazyfs.daemon.orders import encode
 from lazyfs.doctor import service
 from lazyfs.doctor.finding import Finding
 from lazyfs.doctor.service import examine_service, read_config
+from lazyfs.reports.status import GateStatus, LatencyStatus, ServiceStatus, StoreStatus
+from lazyfs.reports.wire import encode_result
 
 
 def found(store: Path, config: Config) -> dict[str, Finding]:
@@ -44,6 +45,12 @@ def answering(store: Path, answer: bytes) -> Iterator[None]:
         thread.join()
 
 
+def serving(process: int) -> bytes:
+    """What a lazyfsd that serves nothing yet answers."""
+    gate = GateStatus(0, 0, 0, 0, 0, LatencyStatus((), 0.0))
+    return encode_result(ServiceStatus(process, (), StoreStatus(0, 0, 0, True, 0, 0, 0, 0), gate, (), ()))
+
+
 def test_nobody_serves(tmp_path: Path) -> None:
     """No daemon: how to start one, and how many files whoever asks may open."""
     told = found(tmp_path, Config())
@@ -54,7 +61,7 @@ def test_nobody_serves(tmp_path: Path) -> None:
 
 def test_it_serves(tmp_path: Path) -> None:
     """Its process is looked into: its mount namespace and its limit are those of this test."""
-    with answering(tmp_path, encode({"done": True, "pid": os.getpid()})):
+    with answering(tmp_path, serving(os.getpid())):
         told = found(tmp_path, Config(containerds={"a": tmp_path / "none.sock"}))
     assert told["lazyfsd"].verdict == "ok"
     assert told["namespace"].verdict == "ok"
@@ -71,7 +78,7 @@ def test_it_is_somewhere_else(tmp_path: Path) -> None:
         elsewhere.stdin.write(b"here\n")
         elsewhere.stdin.flush()
         elsewhere.stdout.readline()
-        with answering(tmp_path, encode({"done": True, "pid": elsewhere.pid})):
+        with answering(tmp_path, serving(elsewhere.pid)):
             told = found(tmp_path, Config(containerds={}))
         elsewhere.stdin.close()
     assert told["namespace"].verdict == "missing"
@@ -92,7 +99,7 @@ def test_a_snapshotter_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with socket.socket(socket.AF_UNIX) as stuck:
         stuck.bind(str(tmp_path / "stuck.sock"))
         stuck.listen()
-        with answering(tmp_path, encode({"done": True, "pid": os.getpid()})):
+        with answering(tmp_path, serving(os.getpid())):
             told = found(tmp_path, Config(containerds={"b": tmp_path / "stuck.sock"}))
     assert told["snapshotter.b"].verdict == "missing"
     assert "deadline_exceeded" in told["snapshotter.b"].text or "unavailable" in told["snapshotter.b"].text

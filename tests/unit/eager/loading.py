@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from lazyfs.eager.image import load_image_layers
 from lazyfs.fetch.background import measure_missing
@@ -12,6 +11,7 @@ from lazyfs.format.entry import Entry
 from lazyfs.format.platform import Platform
 from lazyfs.image.image import resolve_image
 from lazyfs.image.layer import Layer
+from lazyfs.reports.steps import Note, Progress
 from lazyfs.store.content import content_of
 from lazyfs.store.store import Store
 from tests.unit.converter.making import Item
@@ -34,20 +34,20 @@ APP: list[Item] = [
 ]
 
 
-class Told(list[dict[str, Any]]):
+class Told(list[Note | Progress]):
     """What was told of the progress."""
 
-    async def __call__(self, report: dict[str, Any]) -> None:
+    async def __call__(self, report: Note | Progress) -> None:
         self.append(report)
 
     @property
     def notes(self) -> list[str]:
-        return [report["note"] for report in self if "note" in report]
+        return [report.note for report in self if isinstance(report, Note)]
 
     @property
     def bars(self) -> dict[str, tuple[int, int]]:
         """Where each bar ended, and where it should."""
-        return {report["task"]: (report["done_bytes"], report["total"]) for report in self if "task" in report}
+        return {report.task: (report.done_bytes, report.total) for report in self if isinstance(report, Progress)}
 
 
 async def load(place: Place, store: Store, told: Told | None = None, *, lazy_only: bool = False) -> tuple[Layer, ...]:

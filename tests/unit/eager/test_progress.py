@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import trio
 import trio.testing
 
 from lazyfs.eager.progress import Bars
+from lazyfs.reports.steps import Note, Progress
 
 
 async def test_what_moves_is_told_a_few_times_a_second(autojump_clock: trio.testing.MockClock) -> None:
     """Many steps are one report, and what stands still is told once."""
-    told: list[dict[str, Any]] = []
+    told: list[Note | Progress] = []
 
-    async def tell(report: dict[str, Any]) -> None:
+    async def tell(report: Note | Progress) -> None:
         told.append(report)
 
     bars = Bars(tell)
@@ -31,8 +30,8 @@ async def test_what_moves_is_told_a_few_times_a_second(autojump_clock: trio.test
             await trio.sleep_forever()
     await bars.tell()
     assert told == [
-        {"task": "a", "done_bytes": 0, "total": 100},
-        {"task": "b", "done_bytes": 0, "total": 7},
-        {"task": "a", "done_bytes": 50, "total": 100},
-        {"task": "a", "done_bytes": 100, "total": 100},
+        Progress("a", 0, 100),
+        Progress("b", 0, 7),
+        Progress("a", 50, 100),
+        Progress("a", 100, 100),
     ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.gate.latency import BOUNDS, Latency
+from lazyfs.gate.latency import Latency
+from lazyfs.reports.status import BOUNDS
 
 
 @given(st.lists(st.floats(0, 5), min_size=1), st.sampled_from([0.01, 0.5, 0.99, 1.0]))

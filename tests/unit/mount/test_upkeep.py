@@ -124,10 +124,10 @@ async def test_only_one_process_makes_room(store: Store, directory: Path) -> Non
             with pytest.raises(StoreUnusable, match="another process is making room"):
                 await theirs.prune(everything=True, older_than=0)
             assert here(store, made) == [0, 1, 2, 3]
-            assert (await ours.prune(everything=True, older_than=0))["objects"] == 4
+            assert (await ours.prune(everything=True, older_than=0)).objects == 4
         keep_all(store, [noise(SIZE, 0)])
         store.index.change()
-        assert (await theirs.prune(everything=True, older_than=0))["objects"] == 1
+        assert (await theirs.prune(everything=True, older_than=0)).objects == 1
 
 
 async def test_prune_says_what_it_freed(store: Store, directory: Path) -> None:
@@ -137,10 +137,10 @@ async def test_prune_says_what_it_freed(store: Store, directory: Path) -> None:
     with (directory / "objects" / made[1].name).open("rb"):
         freed = await upkeep.prune(everything=False, older_than=0)
     assert here(store, made) == [0]
-    assert (freed["objects"], freed["bytes"], freed["held_bytes"]) == (2, 2 * SIZE, SIZE)
-    assert (await upkeep.prune(everything=False, older_than=0))["objects"] == 0
-    assert (await upkeep.prune(everything=True, older_than=3600))["objects"] == 0
-    assert (await upkeep.prune(everything=True, older_than=0))["objects"] == 1
+    assert (freed.objects, freed.bytes, freed.held_bytes) == (2, 2 * SIZE, SIZE)
+    assert (await upkeep.prune(everything=False, older_than=0)).objects == 0
+    assert (await upkeep.prune(everything=True, older_than=3600)).objects == 0
+    assert (await upkeep.prune(everything=True, older_than=0)).objects == 1
 
 
 async def test_what_has_rotted_is_found(

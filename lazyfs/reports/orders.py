@@ -1,31 +1,25 @@
-"""What a client asks of lazyfsd, and what it hears back: one JSON value a line, over a unix socket.
+"""What a client asks of lazyfsd: one JSON object a line, over a unix socket.
 
-A client sends one order and reads reports until one has `done`, or `error` with the exit code that it stands for. A
-connection that ends before that is a daemon that died: the order may be sent again, since each is idempotent (a mount
-order by its ticket).
+A client sends one order and reads reports until the last one (wire.py). A connection that ends before that is a daemon that died: the
+order may be sent again, since each is idempotent (a mount order by its ticket).
 """
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import ClassVar, Literal
 
 import msgspec
 
-from lazyfs.errors import LazyfsError
-
-MAX_ORDER: Final = 1 << 20
-"""Bytes of an order: bounded before it is read."""
+from lazyfs.reports.results import MountResult, PruneResult, PullResult, UnmountResult
+from lazyfs.reports.status import ServiceStatus
 
 BackgroundMode = Literal["on", "off", "wait"]
-Report = dict[str, Any]
-"""`{"note": TEXT}` is for the user's eyes; `{"task": TEXT, "done_bytes": N, "total": N}` moves a progress bar;
-`{"accepted": true}` is the first report of a pull: before that, who asks may as well do it himself;
-`{"done": true, …}` and `{"error": TEXT, "code": EXIT CODE, "unsupported": BOOL}` are the last."""
 
 
 class MountOrder(msgspec.Struct, frozen=True, tag="mount"):
     """Mount an image natively. Paths are absolute, and as the daemon sees them."""
 
+    result: ClassVar[type[MountResult]] = MountResult
     ticket: str
     """Random: tells an order that is sent again from another one for the same directory."""
     reference: str
@@ -50,6 +44,7 @@ class MountOrder(msgspec.Struct, frozen=True, tag="mount"):
 class UnmountOrder(msgspec.Struct, frozen=True, tag="unmount"):
     """Take a native mount away."""
 
+    result: ClassVar[type[UnmountResult]] = UnmountResult
     directory: str
     lazy: bool = False
 
@@ -57,12 +52,14 @@ class UnmountOrder(msgspec.Struct, frozen=True, tag="unmount"):
 class StatusOrder(msgspec.Struct, frozen=True, tag="status"):
     """Tell the state of one native mount, or of all (`directory` empty), and of the daemon."""
 
+    result: ClassVar[type[ServiceStatus]] = ServiceStatus
     directory: str = ""
 
 
 class PruneOrder(msgspec.Struct, frozen=True, tag="prune"):
     """Make room: what no mounted image needs, or of that only what arrived more than `older_than` seconds ago."""
 
+    result: ClassVar[type[PruneResult]] = PruneResult
     everything: bool = False
     """What mounted images have as well: they fetch it again."""
     older_than: float = 0.0
@@ -71,6 +68,7 @@ class PruneOrder(msgspec.Struct, frozen=True, tag="prune"):
 class PullOrder(msgspec.Struct, frozen=True, tag="pull"):
     """Pull an image into a containerd, with what root's docker configuration has for its registry. See lazyfs/pull/pull.py."""
 
+    result: ClassVar[type[PullResult]] = PullResult
     reference: str
     platform: str
     """`os/architecture[/variant]`."""
@@ -83,24 +81,3 @@ class PullOrder(msgspec.Struct, frozen=True, tag="pull"):
 
 
 Order = MountOrder | UnmountOrder | StatusOrder | PruneOrder | PullOrder
-
-
-class Refused(LazyfsError):
-    """An error that the daemon told: its text is complete, its exit code the daemon's."""
-
-    def __init__(self, text: str, code: int, *, unsupported: bool = False) -> None:
-        super().__init__(text)
-        self.exit_code = code  # type: ignore[misc]  # the daemon's class, seen from here
-        self.unsupported = unsupported
-        """This machine cannot mount natively: a portable mount may do."""
-
-
-def encode(message: Order | Report) -> bytes:
-    """One line."""
-    return msgspec.json.encode(message) + b"\n"
-
-
-def decode_order(line: bytes) -> Order:
-    """Raises msgspec.DecodeError for what is no order of this version."""
-    order: Order = msgspec.json.decode(line, type=Order)
-    return order
