@@ -41,6 +41,8 @@ class LiveImage:
     def __init__(self, image: Image, layers: tuple[Layer, ...], source: ImageSource) -> None:
         self.image = image
         self.layers = layers
+        """Without entries, once the gate knows its objects."""
+        self.prefetch_ends = [layer.prefetch_end for layer in layers]
         self.source = source
         self.objects: tuple[LayerObjects, ...] = ()
         """Of each layer, once it is indexed."""
@@ -155,7 +157,9 @@ class Images:
             return
         try:
             async with open_fetcher(self._store, live.source) as live.fetcher:
-                live.objects = tuple([await self._index(layer) for layer in live.layers])
+                if not live.objects:  # else a try before this one has made them
+                    live.objects = tuple([await self._index(layer) for layer in live.layers])
+                    live.layers = tuple(layer.without_entries() for layer in live.layers)
                 self._catalog.add(live.image.name, live.fetcher, live.objects)
                 live.failure = ""
                 live.indexed.set()
@@ -192,7 +196,7 @@ class Images:
 
     async def _fetch_all(self, live: LiveImage) -> None:
         assert live.fetcher is not None
-        wanted = [Wanted(blob, layer.prefetch_end) for blob, layer in zip(live.blobs, live.layers, strict=True)]
+        wanted = [Wanted(blob, end) for blob, end in zip(live.blobs, live.prefetch_ends, strict=True)]
         live.background = Background(self._store, live.fetcher, wanted)
         try:
             await live.background.run()

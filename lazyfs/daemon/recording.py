@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import trio
 
-from lazyfs.errors import LazyfsError
+from lazyfs.errors import LazyfsError, LocalError
+from lazyfs.format.entry import Entry
+from lazyfs.format.toc import parse_toc
 from lazyfs.gate.record import Recorder
 from lazyfs.image.image import Image
 from lazyfs.image.layer import Layer
+from lazyfs.store.store import Store
 
 _log = logging.getLogger(__name__)
 
@@ -18,7 +22,8 @@ _log = logging.getLogger(__name__)
 class Recordings:
     """Not for threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: Store) -> None:
+        self._store = store
         self._under_way: dict[int, tuple[Recorder, Path]] = {}
 
     def touched(self, number: int, name: str) -> None:
@@ -29,7 +34,7 @@ class Recordings:
 
     def begin(self, number: int, path: Path, image: Image, layers: tuple[Layer, ...]) -> None:
         """From now on, what the mount `number` touches is written to `path` at its end."""
-        self._under_way[number] = (Recorder(image, layers), path)
+        self._under_way[number] = (Recorder(image, partial(_entries, self._store, layers)), path)
 
     async def end(self, number: int) -> None:
         """The mount has ended: write its record, if it has one."""
@@ -46,3 +51,14 @@ class Recordings:
         """Write every record: the daemon ends."""
         for number in list(self._under_way):
             await self.end(number)
+
+
+def _entries(store: Store, layers: tuple[Layer, ...]) -> list[tuple[Entry, ...]]:
+    """Blocking. Of mounted layers, whose TOCs stay in the store. Raises LocalError."""
+    found = []
+    for layer in layers:
+        data = store.document(layer.toc_digest)
+        if data is None:
+            raise LocalError(f"the TOC of layer {layer.digest} is not in the store any more")
+        found.append(parse_toc(data, layer.toc_offset, f"layer {layer.digest}", accepted=True))
+    return found

@@ -140,7 +140,7 @@ class Service:
         self._life = life
         self._clients = trio.CancelScope()
         self.catalog = Catalog()
-        self.recordings = Recordings()
+        self.recordings = Recordings(store)
         self.images = Images(store, self.catalog, Guarded(self.tasks))
         self.mounts = Mounts(
             store, state, self.catalog, self.images, self.recordings, ends, FirstLooks(self.tasks), self._layer_mounts, life

@@ -55,7 +55,7 @@ class LayerBlob:
     def of(cls, layer: Layer) -> Self:
         """The pieces of a layer that has been loaded."""
         made = cls(layer.digest, layer.descriptor.size, layer.toc_offset, layer.entries)
-        made.whole = layer if layer.whole else None
+        made.whole = layer.without_entries() if layer.whole else None
         return made
 
     def position(self, offset: int) -> int:

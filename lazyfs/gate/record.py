@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,7 +21,6 @@ import msgspec
 from lazyfs.errors import LocalError
 from lazyfs.format.entry import OPAQUE_MARKER, OWN_NAMES, WHITEOUT_PREFIX, Entry, base_of, parent_of
 from lazyfs.image.image import Image
-from lazyfs.image.layer import Layer
 from lazyfs.store.content import content_of
 
 
@@ -34,9 +33,10 @@ class _Line(msgspec.Struct, frozen=True, rename="camel"):
 class Recorder:
     """One recording. Not for threads, but `write`, which runs in one when nothing is touched any more."""
 
-    def __init__(self, image: Image, layers: tuple[Layer, ...]) -> None:
+    def __init__(self, image: Image, read_entries: Callable[[], Sequence[Sequence[Entry]]]) -> None:
+        """`read_entries` reads the entries of the image's layers, the lowest first. They are not kept meanwhile: mounts live long."""
         self._digest = image.digest
-        self._layers = layers
+        self._read_entries = read_entries
         self._touched: dict[str, None] = {}
 
     def touch(self, name: str) -> None:
@@ -44,10 +44,11 @@ class Recorder:
         self._touched[name] = None
 
     def write(self, path: Path) -> None:
-        """Write the record to `path`, all of it or nothing. Blocking, some seconds for a large image. Raises LocalError."""
+        """Write the record to `path`, all of it or nothing. Blocking, some seconds for a large image. Raises LocalError, and what
+        reading the entries raises."""
         lines = [
             msgspec.json.encode(_Line(name.decode("utf-8", "replace"), self._digest, index)) + b"\n"
-            for index, name in paths_of(tuple(self._touched), [layer.entries for layer in self._layers])
+            for index, name in paths_of(tuple(self._touched), self._read_entries())
         ]
         try:
             _replace(path, b"".join(lines))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import trio
 
@@ -71,6 +71,10 @@ class Layer(NamedTuple):
     def reason(self) -> str:
         """Why it is not lazy; empty where it is."""
         return self.whole.reason if self.whole else ""
+
+    def without_entries(self) -> Self:
+        """The layer where nobody needs its entries any more: they are nearly all of its memory, and its TOC is in the store."""
+        return self._replace(entries=())
 
     @property
     def prefetch_end(self) -> int:

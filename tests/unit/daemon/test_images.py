@@ -16,12 +16,12 @@ from lazyfs.daemon.images import Images, LiveImage
 from lazyfs.fetch.background import Background
 from lazyfs.fetch.piece import LayerBlob
 from lazyfs.format.digest import digest_of
-from lazyfs.format.entry import Chunk, Entry
+from lazyfs.format.entry import PREFETCH_LANDMARK, Chunk, Entry
 from lazyfs.format.manifest import Descriptor, ImageConfig, Manifest
 from lazyfs.gate.catalog import Catalog, LayerObjects, key_of
 from lazyfs.gate.inode import inode_of
 from lazyfs.image.image import Image
-from lazyfs.image.layer import Layer
+from lazyfs.image.layer import Layer, Whole
 from lazyfs.store.content import content_of
 from lazyfs.store.store import Store
 from tests.unit.fetch.scripted import ScriptedSource, until
@@ -85,6 +85,18 @@ async def test_an_image_lingers_and_ends(store: Store, autojump_clock: MockClock
         await trio.sleep(100)
         assert not it.images.live
         assert not it.catalog.images_with([INODE])
+
+
+async def test_entries_are_kept_until_the_gate_knows_the_objects(store: Store, autojump_clock: MockClock) -> None:
+    """They are nearly all of an image's memory, and directories have no objects: twenty images must not cost what their names do."""
+    async with open_images(store) as it:
+        landmark = Entry(PREFETCH_LANDMARK, "reg", size=1, chunks=(Chunk(0, 1, bytes(32), 5, 0, 6),))
+        layer = LAYER._replace(entries=(*LAYER.entries, landmark), whole=Whole("", DIGEST))
+        live = it.images.add(IMAGE, (layer,), ScriptedSource(), background=False)
+        await live.indexed.wait()
+        assert live.layers == (layer._replace(entries=()),) and live.prefetch_ends == [5]
+        assert live.blobs[0].whole == live.layers[0], "nor by way of the fetcher"
+        assert it.catalog.images_with([INODE]) == {IMAGE.name}
 
 
 async def test_an_image_that_is_ending_is_not_mounted_again(store: Store, autojump_clock: MockClock) -> None:

@@ -18,7 +18,6 @@ from lazyfs.format.entry import PREFETCH_LANDMARK, Chunk, Entry
 from lazyfs.format.manifest import OCI_LAYER_GZIP, OCI_MANIFEST, Descriptor, ImageConfig, Manifest
 from lazyfs.gate.record import Recorder, paths_of
 from lazyfs.image.image import Image
-from lazyfs.image.layer import Layer
 from lazyfs.store.content import content_of
 from lazyfs.vfs.tree import Tree
 
@@ -45,7 +44,7 @@ def recorder(*layers: list[Entry]) -> Recorder:
     descriptor = Descriptor(OCI_LAYER_GZIP, DIGEST, 1, {}, None, {})
     config = ImageConfig((), "amd64", "linux", "")
     image = Image("oci:x", DIGEST, Manifest(OCI_MANIFEST, descriptor, (), {}, {}, b""), config)
-    return Recorder(image, tuple(Layer(descriptor, DIGEST, 1, tuple(entries)) for entries in layers))
+    return Recorder(image, lambda: layers)
 
 
 def written(it: Recorder, path: Path) -> list[dict[str, Any]]:
