@@ -22,7 +22,7 @@ from converter.prioritize import Prioritized, find
 from converter.progress import Progress, Step
 from converter.uploads import Uploads
 from lazyfs.errors import InvalidTar
-from lazyfs.format.bounds import Bounds
+from lazyfs.format.bounds import Bounds, ImageBounds
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import Descriptor
 from lazyfs.format.tar import TarMember, read_tar
@@ -75,17 +75,19 @@ class _Read(NamedTuple):
     """Names of the format's that the image has files under (layertar/own.py)."""
 
     @classmethod
-    def of(cls, spool: Spool, descriptor: Descriptor, what: str) -> _Read:
-        """Blocking, in a thread of trio's, which ends where its caller is cancelled. Raises InvalidTar."""
+    def of(cls, spool: Spool, descriptor: Descriptor, what: str, together: ImageBounds) -> _Read:
+        """Blocking, in a thread of trio's, which ends where its caller is cancelled. `together` is the account of all that is read.
+        Raises InvalidTar."""
         left_out = LeftOut()
-        bounds = _account(descriptor, what)
+        bounds = _account(descriptor, what, together)
         members = tuple(read_tar(spool.read_at, spool.size, descriptor.size, what, left_out, bounds=bounds))
+        bounds.settle()
         return cls(members, left_out, own_files(members, spool.read_at))
 
 
-def _account(descriptor: Descriptor, what: str) -> Bounds:
+def _account(descriptor: Descriptor, what: str, together: ImageBounds | None = None) -> Bounds:
     """What the layer may cost, for a thread of trio's."""
-    return Bounds(descriptor.size, what, InvalidTar, trio.from_thread.check_cancelled)
+    return Bounds(descriptor.size, what, InvalidTar, trio.from_thread.check_cancelled, image=together)
 
 
 class Line:
@@ -108,6 +110,8 @@ class Line:
         self.remember = remember
         """Whether more images follow, which may hold the same blobs."""
         self.read: dict[Digest, _Read] = {}
+        self.bounds = ImageBounds()
+        """For what the layers describe: those of an image are in memory together, and with `remember` those of all images."""
         self.finished: dict[Digest, list[tuple[Sequence[Planned], NewLayer]]] = {}
 
 
@@ -193,7 +197,7 @@ class _Job:
         if self._read is None:
             spool = await self._bring()
             async with parsing_room().hold(PARSING):  # one at a time: what is wrong with one ends all
-                self._read = await trio.to_thread.run_sync(_Read.of, spool, descriptor, self._what)
+                self._read = await trio.to_thread.run_sync(_Read.of, spool, descriptor, self._what, self._line.bounds)
             if self._line.remember:
                 self._line.read[descriptor.digest] = self._read
         self._fetched.set()

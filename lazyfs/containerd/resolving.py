@@ -25,6 +25,7 @@ import trio
 from lazyfs.containerd.lazy_layers import Index, LazyLayers, descriptor_of
 from lazyfs.containerd.repository import LiveRepository
 from lazyfs.errors import BadAnswer, LazyfsError, LocalError, Unreachable, UsageError, bare
+from lazyfs.format.bounds import ImageBounds
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor
 from lazyfs.format.platform import this_platform
@@ -79,6 +80,10 @@ class _Image:
         self.failure: LazyfsError | None = None
         self.known = trio.Event()
         """Its layers are known, or the manifest cannot be had."""
+        self.bounds = ImageBounds()
+        """For what its layers describe, in memory until they are asked for: containerd asks for one after the other."""
+        self.counted: set[Digest] = set()
+        """Layers that are on that account: one may be asked for again, on another parent."""
         self.loads: dict[str, _Load] = {}
         self.places = trio.CapacityLimiter(_AT_ONCE)
         """For those that are under way: a manifest may name a thousand layers."""
@@ -301,6 +306,8 @@ class Resolving:
     async def _bring(
         self, load: _Load, repository: str, descriptor: Descriptor, image: _Image | None = None, *, accepted: bool = False
     ) -> None:
+        bounds = image.bounds if image is not None and descriptor.digest not in image.counted else None
+
         def in_store(toc: Toc) -> None:
             if image is not None:
                 load.toc = LayerMetadata(toc.digest, toc.offset, toc.arrived)
@@ -309,8 +316,12 @@ class Resolving:
         try:
             async with image.places if image is not None else nullcontext():
                 with self._layers.repository(repository).in_use() as live, trio.fail_after(_PATIENCE):
-                    layer = await load_layer(live.source, self._store, descriptor, accepted=accepted, in_store=in_store)
+                    layer = await load_layer(
+                        live.source, self._store, descriptor, accepted=accepted, image=bounds, in_store=in_store
+                    )
                     load.index = Index(layer)
+            if image is not None:
+                image.counted.add(descriptor.digest)
         except trio.TooSlowError:
             load.failure = Unreachable(
                 f"{repository} did not bring the TOC of layer {descriptor.digest} within {_PATIENCE:.0f} s"

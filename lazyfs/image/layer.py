@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import trio
 
-from lazyfs.errors import InvalidInput, LazyfsError, NotLazy, bare, show
+from lazyfs.errors import InvalidInput, InvalidToc, LazyfsError, NotLazy, bare, show
 from lazyfs.format.bounds import ImageBounds
 from lazyfs.format.digest import Digest, check, is_digest
 from lazyfs.format.entry import NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, Entry
@@ -132,7 +132,7 @@ async def load_layer(
 
     `accepted`: an earlier version may have mounted the layer, so bounds that are new are not applied (format/toc.py). `image` is the
     account of its image, for the bound of all layers together. `in_store` is told when the TOC is
-    in the store, before it is parsed: somebody else may read it there at the same time.
+    in the store, before it is parsed: somebody else may read it there at the same time. One that is refused does not stay there.
 
     Raises NotLazy with the reason where the layer cannot be lazy, RangeIgnored where only this source keeps it from being lazy;
     InvalidManifest, InvalidToc, DigestMismatch, SourceError. Cancelled: the TOC may be in the store.
@@ -152,8 +152,11 @@ async def load_layer(
             try:
                 return await trio.to_thread.run_sync(partial(toc.layer, accepted=accepted, image=image))
             except LazyfsError as error:
+                if is_new and store is not None and isinstance(error, InvalidToc):
+                    await trio.to_thread.run_sync(store.documents.drop, toc_digest)
                 raise bare(error) from None  # before the room is given back
 
+    is_new = False  # the TOC was not in the store before: no mount that an earlier version accepted may need it
     hint = await trio.to_thread.run_sync(_hint, store, source.authority, descriptor) if store else None
     if store is not None and hint is not None:
         known = await parsed(room_for_toc(hint.json_size, hint.arrived), partial(_recall, store, descriptor, toc_digest, hint))
@@ -162,7 +165,8 @@ async def load_layer(
     verified = False
 
     def accept(member: TocMember) -> Toc:
-        nonlocal verified
+        nonlocal verified, is_new
+        is_new = store is not None and not store.documents.has(toc_digest)
         toc = _accept(store, source.authority, descriptor, toc_digest, member)
         verified = True
         return toc

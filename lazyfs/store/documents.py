@@ -57,6 +57,14 @@ class Documents:
         except OSError as error:
             raise refusal(error, f"document {digest} cannot be kept") from error
 
+    def has(self, digest: Digest) -> bool:
+        """Whether there is a file of that name, damaged or not."""
+        return os.path.exists(self._path(digest))
+
+    def drop(self, digest: Digest) -> None:
+        """Remove a document that nobody will ask for."""
+        self._remove(self._path(digest))
+
     def digests(self) -> list[Digest]:
         """Of every document here."""
         return [Digest(f"sha256:{entry.name}") for entry in os.scandir(self._directory.documents)]

@@ -15,6 +15,7 @@ import zstandard
 from converter.kept import TOC_DIGEST
 from converter.rewrite import SOURCE_DIGEST
 from lazyfs.errors import DigestMismatch, InvalidInput, InvalidManifest, InvalidTar, LazyfsError, Unreachable
+from lazyfs.format import bounds
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.format.entry import Entry
 from lazyfs.format.footer import FOOTER_SIZE, parse_footer
@@ -290,6 +291,24 @@ async def test_many_layers_keep_their_order() -> None:
     source.add_image(*tars)
     await converted(source, sink)
     assert [toc["entries"][1]["name"] for toc in tocs(sink)] == [f"f{number}" for number in range(12)]
+
+
+async def test_layers_that_are_too_much_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of an image are in memory until the last one is indexed; each alone is small enough."""
+    monkeypatch.setattr(bounds, "DESCRIPTION", 1 << 20)
+    value = bytes(10_000)
+    tars = [
+        tar_of([(Entry(b"%d-%d" % (layer, number), "dir", xattrs=((b"user.x", value),)), b"") for number in range(80)])
+        for layer in range(2)
+    ]
+    for together in (tars[:1], tars):
+        source, sink = Place(), Place()
+        source.add_image(*together)
+        if len(together) == 1:
+            await converted(source, sink)
+        else:
+            error = await refused(source, sink)
+            assert isinstance(error, InvalidTar) and "beside what the image's other layers take" in str(error)
 
 
 async def test_a_layer_that_comes_twice_is_sent_once() -> None:

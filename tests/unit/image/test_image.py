@@ -249,6 +249,20 @@ async def test_toc_that_is_vouched_for_and_broken_is_fetched_once() -> None:
     assert len(source.asked) == 1
 
 
+async def test_a_toc_that_is_refused_does_not_stay(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to 256 MiB that nobody will read. One that was here before may belong to a mount that an earlier version has accepted."""
+    monkeypatch.setattr(bounds, "DESCRIPTION", 1 << 16)
+    source = MemorySource()
+    source.put_image(make_blob({"version": 1, "entries": [{"name": f"{number:04}", "type": "dir"} for number in range(1500)]}))
+    (descriptor,) = (await resolve_image(source, "v1", AMD64, None)).layers
+    for is_there in (False, False, True):
+        if is_there:
+            await load_layer(source, store, descriptor, accepted=True)
+        with pytest.raises(InvalidToc):
+            await load_layer(source, store, descriptor)
+        assert len(store.documents.digests()) == is_there
+
+
 async def test_layers_that_are_too_much_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each alone is small enough, and an image of one of them is taken."""
     monkeypatch.setattr(bounds, "DESCRIPTION", 1 << 20)
