@@ -69,7 +69,7 @@ class Uploads:
             try:
                 await self._fetch(blob.digest, blob.size, file)
             except DigestMismatch as error:
-                _log.info("%s: %s: it is fetched once more", self._source.name, error)
+                _log.info("%s: %s: fetching it once more", self._source.name, error)
                 self._source.distrust(blob.digest)
                 await self._fetch(blob.digest, blob.size, file)
             stack.pop_all()

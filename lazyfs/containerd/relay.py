@@ -42,7 +42,7 @@ async def _accept(accepting: trio.socket.SocketType, target: Path, callers: Supe
         try:
             connection, _ = await accepting.accept()
         except OSError as error:  # no descriptors left: callers wait
-            _log.warning("a call of containerd has to wait: %s", error)
+            _log.warning("cannot accept a call of containerd yet: %s", error)
             await trio.sleep(_PAUSE)
             continue
         caller = trio.SocketStream(connection)
@@ -61,7 +61,7 @@ async def _serve(caller: trio.SocketStream, target: Path) -> None:
         try:
             server = await trio.open_unix_socket(str(target))
         except OSError as error:
-            _log.warning("a call of containerd cannot be served: %s", error)
+            _log.warning("cannot serve a call of containerd: %s", error)
             return
         async with server, trio.open_nursery() as nursery:
             nursery.start_soon(_pass_on, caller, server, nursery.cancel_scope, Unacknowledged().rest)

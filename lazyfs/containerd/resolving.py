@@ -216,7 +216,7 @@ class Resolving:
         """The TOCs of these. Raises LazyfsError, also when that takes too long; what is under way arrives all the same."""
         loads = []
         for lazy in lost:
-            _log.warning("the TOC of layer %s is not in the store any more: it is fetched again", lazy.digest)
+            _log.warning("the TOC of layer %s is missing from the store: fetching it again", lazy.digest)
             loads.append(_Load())
             self._start(loads[-1], lazy.reference, descriptor_of(lazy), accepted=True)
         with trio.move_on_after(DEADLINE) as patience:
@@ -259,7 +259,7 @@ class Resolving:
         try:
             image.growing = growing = GrowingStack(self._store.directory.path)
         except LazyfsError as error:
-            _log.info("nothing is built ahead of time: %s", error)
+            _log.info("cannot start the builders ahead of time: %s", error)
             yield lambda _: None
             return
         try:

@@ -71,7 +71,7 @@ class Roots:
             if snapshot.id in self.mounted():
                 if snapshot.id not in self._dead:
                     return at
-                _log.warning("the root of %s is made anew: the gate of the old one was lost", snapshot.key)
+                _log.warning("remounted the root of %s: the gate of the old mount was lost", snapshot.key)
                 self._take_away(snapshot.id)
             try:
                 self._mount(snapshot, images, at)
@@ -98,7 +98,7 @@ class Roots:
         try:
             remove_tree(self._place.of(number))
         except OSError as error:
-            _log.warning("what is left of snapshot %d cannot be removed: %s", number, error)
+            _log.warning("cannot remove the rest of snapshot %d: %s", number, error)
         finally:
             with self._lock:
                 self._being_removed.discard(number)
@@ -137,7 +137,7 @@ class Roots:
             unmount(self._place.root(number), lazy=True)
         except OSError as error:
             if error.errno not in {errno.EINVAL, errno.ENOENT}:  # not mounted
-                _log.warning("the root of snapshot %d cannot be unmounted: %s", number, error)
+                _log.warning("cannot unmount the root of snapshot %d: %s", number, error)
         self._dead.discard(number)
 
 

@@ -134,7 +134,7 @@ class Snapshotter:
         chain = await trio.to_thread.run_sync(self.snapshots.ancestry, key)
         images = await self._images(chain[1:])
         if not await trio.to_thread.run_sync(self._has_directories, snapshot):
-            _log.warning("the directories of %s were lost, with what was changed in it: they are made anew", key)
+            _log.warning("the directories of %s are missing, and with them its changes: created empty ones", key)
             await trio.to_thread.run_sync(self._make_directories, snapshot, chain[1:], images)
         return await self._mounts_of(snapshot, chain, images)
 
@@ -212,7 +212,7 @@ class Snapshotter:
                 await self._resolving.build([*self._stack(below), resolved.lazy])
             except LazyfsError as error:
                 if isinstance(error, LocalError):
-                    _log.warning("layer %s cannot be made lazy: %s", claim.digest, error)
+                    _log.warning("cannot serve layer %s lazily: %s", claim.digest, error)
                 return f"{claim.digest} cannot be lazy: {error}"
             except Exception as surprise:  # noqa: BLE001  a defect costs containerd a lazy layer, and not a pull
                 cause = self._tasks.failures.record("lazy layer", surprise, claim.digest)
@@ -251,7 +251,7 @@ class Snapshotter:
                 names = await trio.to_thread.run_sync(_objects_of, self._store, lazy)
             await trio.to_thread.run_sync(self.snapshots.note_objects, lazy.toc_digest, names)
         except LazyfsError as error:
-            _log.warning("what the layer %s takes on disk will not be told: %s", lazy.digest, error)
+            _log.warning("cannot record the disk usage of layer %s: %s", lazy.digest, error)
         self._unnoted.pop(snapshot.key, None)
 
     async def _images(self, below: Sequence[Snapshot]) -> tuple[Path, ...]:

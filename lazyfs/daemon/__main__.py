@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     if len(dict(options.snapshotter)) < len(options.snapshotter):
-        parser.error("two --snapshotter have the same NAME: each containerd has its own")
+        parser.error("two --snapshotter options have the same NAME: each containerd needs its own")
     start = _Start()
     code = 1
     try:

@@ -53,7 +53,7 @@ async def serve_control(listener: socket.socket, user: int, carry: Carry, uses: 
                 try:
                     connection, _ = await accepting.accept()
                 except OSError as error:  # no descriptors left, for example: clients wait in the queue
-                    _log.warning("an order has to wait: %s", error)
+                    _log.warning("cannot accept an order yet: %s", error)
                     await trio.sleep(_ACCEPT_PAUSE)
                     continue
                 stream = trio.SocketStream(connection)

@@ -80,4 +80,4 @@ class FdStore:
                 socket.send_fds(sender, [message.encode()], list(descriptors))
         except OSError as error:
             # Who is not told cannot help us when we die; while we live, nothing is lost.
-            _log.warning("lazyfsd's keeper does not answer (%s): what is mounted will not survive the daemon", error.strerror)
+            _log.warning("the keeper of lazyfsd does not answer (%s): mounts will not survive the daemon", error.strerror)

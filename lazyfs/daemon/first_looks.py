@@ -41,6 +41,6 @@ class FirstLooks:
                 with trio.move_on_after(_DEADLINE):
                     await trio.run_process(command, pass_fds=[names], stdin=subprocess.DEVNULL, check=False)
         except OSError as error:
-            _log.warning("nothing can look at what has been mounted: %s", error)
+            _log.warning("cannot warm up the inodes of a mount: %s", error)
         finally:
             os.close(names)

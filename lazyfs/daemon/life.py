@@ -73,7 +73,7 @@ class Life:
         token = trio.lowlevel.current_trio_token()
 
         def tell(number: int) -> None:
-            _log.info("told to end by %s", signal.Signals(number).name)
+            _log.info("stopping: received %s", signal.Signals(number).name)
             self.told.set()
 
         def heard(number: int, _frame: FrameType | None) -> None:

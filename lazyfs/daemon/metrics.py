@@ -42,7 +42,7 @@ async def telling(address: Address, measure: Measure) -> AsyncIterator[None]:
         # In a thread: a host's name may have to be looked up.
         server, thread = await trio.to_thread.run_sync(start_http_server, address.port, address.host, registry)
     except OSError as error:
-        _log.warning("metrics cannot be told at %s port %d: %s", address.host, address.port, error.strerror)
+        _log.warning("cannot serve metrics at %s port %d: %s", address.host, address.port, error.strerror)
         yield
         return
     try:
@@ -69,7 +69,7 @@ class _Told(Collector):
         try:
             measured = trio.from_thread.run(partial(_within, self._measure), trio_token=self._token)
         except (trio.RunFinishedError, trio.Cancelled, trio.TooSlowError, LazyfsError, OSError) as error:
-            _log.warning("metrics are not told: %s", str(error) or "it would take too long")
+            _log.warning("cannot collect metrics: %s", str(error) or "it would take too long")
             return
         yield from families(measured)
 

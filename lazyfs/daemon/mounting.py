@@ -87,7 +87,7 @@ class Mounting:
             try:
                 await self._mounts.take_away(row.mount.directory, lazy=False)
             except MountFailed as error:
-                _log.warning("the order of a mount was taken back, and the mount stays: %s", error)
+                _log.warning("the order for a mount was cancelled, but its mount cannot be removed: %s", error)
             else:
                 await mount.ended.wait()
 

@@ -114,7 +114,7 @@ class Mounts:
         try:
             self._looks.begin(await trio.to_thread.run_sync(self._overlays.open_names, images))
         except OSError as error:
-            _log.warning("nothing can look at what has been mounted: %s", error)
+            _log.warning("cannot warm up the inodes of a mount: %s", error)
 
     async def make_anew(self, row: Row, live: LiveImage) -> str:
         """Make a mount whose gate is dead once more, at its place. The answer is empty, or says why it stays as it was.
@@ -169,12 +169,12 @@ class Mounts:
         try:
             self._watches[await trio.to_thread.run_sync(self._ends.add, row.mount.directory)] = row.number
         except OSError as error:
-            _log.warning("nobody will tell of the end of the mount at %s: %s", row.mount.directory, error)
+            _log.warning("cannot watch %s for unmount: %s", row.mount.directory, error)
         # Where it has ended before it was listened to, what is watched is something else.
         try:
             is_there = any(str(mounted.path) == row.mount.directory for mounted in await trio.to_thread.run_sync(our_mounts))
         except OSError as error:  # no descriptors left, for example
-            _log.warning("whether the mount at %s is still there is not known: %s", row.mount.directory, error)
+            _log.warning("cannot find out whether %s is still mounted: %s", row.mount.directory, error)
             is_there = True
         if not is_there:
             await self.end(row.number)
@@ -188,7 +188,7 @@ class Mounts:
             try:
                 await self._clear_up(mount)
             except (LazyfsError, OSError) as error:
-                _log.warning("something of the mount at %s is left: %s", mount.row.mount.directory, error)
+                _log.warning("cannot clean up after the mount at %s: %s", mount.row.mount.directory, error)
             finally:
                 mount.ended.set()
                 self._life.last_was_volatile = mount.row.mount.volatile
@@ -239,4 +239,4 @@ def _logged(numbers: Iterable[int]) -> Iterator[None]:
     try:
         yield
     except LocalError as error:
-        _log.warning("what is known of the mounts %s cannot be noted: %s", numbers, error)
+        _log.warning("cannot save the state of mounts %s: %s", numbers, error)

@@ -72,7 +72,7 @@ class Plugin:
                     Snapshotter, self._store, folder, self.layers, self._resolving, self._mounts, self._tasks
                 )
             except (StoreUnusable, StoreFull) as error:
-                _log.error("the containerd %s is not served until this service is started again: %s", name, error)
+                _log.error("containerd %s is not served until lazyfsd is restarted: %s", name, error)
                 self.unserved[name] = str(error)
                 self._unserved_roots.append(Roots(self._store.directory.path, Place.of_containerd(folder), self._mounts))
             else:

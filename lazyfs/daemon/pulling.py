@@ -51,7 +51,7 @@ class Pulling:
         try:
             await trio.to_thread.run_sync(import_what_pulls)
             await tell(Accepted())
-            _log.info("pulls %s into %s", order.reference, order.address)
+            _log.info("pulling %s into %s", order.reference, order.address)
             sending, receiving = trio.open_memory_channel[Step](math.inf)
             ended = trio.Event()
             async with trio.open_nursery() as nursery:

@@ -45,7 +45,7 @@ class Recordings:
         try:
             await trio.to_thread.run_sync(recorder.write, path)
         except (LazyfsError, OSError) as error:
-            _log.error("the record of a mount cannot be written to %s: %s", path, error)
+            _log.error("cannot write the record of a mount to %s: %s", path, error)
 
     async def end_all(self) -> None:
         """Write every record: the daemon ends."""

@@ -93,4 +93,4 @@ def _reconfigure(directories: Sequence[Path]) -> None:
             reconfigure(directory)
         except OSError as error:
             # It is gone, or hidden under another mount: then its files are read through the gate for a while longer.
-            _log.info("the overlay at %s cannot be made to look again: %s", directory, error)
+            _log.info("cannot refresh the overlay at %s: %s", directory, error)

@@ -57,7 +57,7 @@ class Revival:
             else:
                 gone.append(row.number)
         if gone:
-            _log.info("%d mounts of an earlier lazyfsd have gone", len(gone))
+            _log.info("%d mounts of an earlier lazyfsd are gone", len(gone))
             await self._mounts.forget(gone)
 
     async def _revive(self, row: Row, attached: bool, same_gate: bool) -> None:
@@ -78,7 +78,7 @@ class Revival:
                 elif pause > 1.0:
                     await self._mounts.trouble(row.number, "")
             except LazyfsError as error:
-                _log.warning("%s cannot bring what is missing: %s", row.mount.directory, error)
+                _log.warning("%s cannot fetch what is missing: %s", row.mount.directory, error)
                 await self._mounts.trouble(row.number, str(error))
                 await trio.sleep(pause)
                 pause = min(2 * pause, _SLOWEST)
@@ -91,13 +91,13 @@ class Revival:
         try:
             refusal = await self._mounts.make_anew(row, live)
         except MountFailed as error:
-            _log.warning("the mount at %s could not be made anew: %s", directory, error)
+            _log.warning("cannot remount %s: %s", directory, error)
             await self._mounts.end(row.number)
             return
         if refusal:
             await self._mounts.trouble(row.number, f"files that are missing cannot be had until it is mounted again: {refusal}")
         else:
-            _log.warning("the mount at %s was made anew: the gate of the old one was lost", directory)
+            _log.warning("remounted %s: the gate of the old mount was lost", directory)
         await self._mounts.listen(row)
 
 

@@ -259,7 +259,7 @@ class Service:
         try:
             from lazyfs.daemon.metrics import telling
         except ImportError as error:
-            _log.warning("metrics are not told: %s; pip install 'lazyfs[containerd]'", error)
+            _log.warning("cannot serve metrics: %s; pip install 'lazyfs[containerd]'", error)
         else:
             await stack.enter_async_context(telling(address, self.measure))
 
@@ -298,7 +298,7 @@ class Service:
             try:
                 await self.mounting.unmount(UnmountOrder(directory, lazy=lazy))
             except LazyfsError as error:
-                _log.warning("asked to end: %s", error)
+                _log.warning("stopping: %s", error)
             else:
                 return
 
@@ -325,7 +325,7 @@ class Service:
         with trio.move_on_after(_END_DEADLINE if self._life.told.is_set() else float("inf")) as patience:
             await self._life.gate_ended.wait()
         if patience.cancelled_caught:
-            _log.warning("files that are missing in mounts that are still in use cannot be had any more")
+            _log.warning("mounts are still in use: files that they are missing can no longer be fetched")
 
 
 def _take_away(root: Path) -> None:

@@ -57,7 +57,7 @@ async def feed(fds: FdStore, gate: Path, sockets: Mapping[str, Path], describe: 
                 for name, look in looks.items():
                     nursery.start_soon(_note, look, name, silent)
         if silent:
-            _log.warning("systemd is told nothing: no answer from %s", ", ".join(sorted(silent)))
+            _log.warning("not reporting to the watchdog of systemd: no answer from %s", ", ".join(sorted(silent)))
         else:
             fds.notify(f"WATCHDOG=1\nSTATUS={await _described(describe)}")
         await trio.sleep(pause)
@@ -83,7 +83,7 @@ async def _look_up(gate: Path) -> bool:
     try:
         process = await trio.lowlevel.open_process(command, stdin=subprocess.DEVNULL)
     except OSError as error:
-        _log.warning("nothing can look at the gate: %s", error)
+        _log.warning("cannot probe the gate: %s", error)
         return False
     try:
         return await process.wait() == 0

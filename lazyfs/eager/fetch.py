@@ -113,7 +113,7 @@ class _Download:
         is_doubtful = isinstance(failure, DigestMismatch) or (resumed and isinstance(failure, InvalidInput))
         if not (self._may_repeat and is_doubtful) or await trio.to_thread.run_sync(self._has_right_bytes):
             raise failure
-        _log.warning("%s; it is fetched once more", failure)
+        _log.warning("%s; fetching it once more", failure)
         self._may_repeat = False
         self._source.distrust(self._blob.digest)
         if self._part is not None:
@@ -173,7 +173,7 @@ class _Download:
         try:
             change()
         except OSError as error:
-            _log.info("layer %s is not kept while it arrives: %s", self._blob.digest, error.strerror)
+            _log.info("cannot store layer %s while it arrives: %s", self._blob.digest, error.strerror)
             with suppress(OSError):
                 self._part.clear()  # what is there has been unpacked: its room is needed
             self._part = None
@@ -199,7 +199,7 @@ def _part(store: Store, blob: Descriptor, *, keep: bool) -> Iterator[Part | None
             try:
                 part = stack.enter_context(store.parts.open(blob.digest, blob.size))
             except LocalError as error:
-                _log.info("layer %s is not kept while it arrives: %s", blob.digest, error)
+                _log.info("cannot store layer %s while it arrives: %s", blob.digest, error)
         yield part
 
 

@@ -107,7 +107,7 @@ class Run:
         except RangeIgnored:
             self._shared.rangeless.add(self._layer.digest)
             _log.info(
-                "%s answers ranges with whole blobs: layer %s is streamed once instead",
+                "%s answers ranges with whole blobs: streaming layer %s once instead",
                 self._shared.source.name,
                 self._layer.digest,
             )
@@ -285,7 +285,11 @@ class Run:
         shared.counts["wrong"] += 1
         if self._layer.digest not in shared.doubted:
             shared.doubted.add(self._layer.digest)
-            _log.info("a part of layer %s came wrong from %s, and is fetched once more", self._layer.digest, shared.source.name)
+            _log.info(
+                "a part of layer %s from %s does not match its digest: fetching it once more",
+                self._layer.digest,
+                shared.source.name,
+            )
 
     async def _in_thread(self, work: Callable[[], list[Piece]]) -> list[Piece]:
         return await trio.to_thread.run_sync(work, limiter=self._shared.readers)

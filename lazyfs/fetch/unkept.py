@@ -34,7 +34,7 @@ class Unkept:
     def remember(self, digest: bytes, data: memoryview, refusal: LocalError) -> None:
         """Hold a verified chunk that the store refused. The first refusal is logged."""
         if not self.count:
-            _log.warning("what arrives is served, but not kept: %s", refusal)
+            _log.warning("serving what arrives without storing it: %s", refusal)
         self.count += 1
         if digest not in self._chunks:
             self._chunks[digest] = data

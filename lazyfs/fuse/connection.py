@@ -98,7 +98,7 @@ async def serve_gate(
         session.attach(fd)
         if connection.taken_over and not session.resend():
             _log.warning(
-                "this kernel (%s) cannot repeat what was asked of the process that died: those callers wait until 1 is written "
+                "this kernel (%s) cannot repeat the requests of the process that died: their callers wait until 1 is written "
                 "to /sys/fs/fuse/connections/%d/abort, which ends the connection for all",
                 os.uname().release,
                 connection.number,
@@ -125,14 +125,14 @@ class _Maker:
         found = self._fds.get(FD_NAME)
         if found is not None:
             if _has_ended(found):
-                _log.info("the connection that was kept has ended")
+                _log.info("the saved connection has ended")
             elif greeting := await self._agree(session, found):
                 is_mounted = greeting.connection in connections_at(self._gate, _SUBTYPE)
                 return found, Connection(self._gate, greeting.connection, taken_over=True, is_mounted=is_mounted)
             else:
                 _log.error(
-                    "%s does not tell how the connection at %s began, so nobody can serve it: it is given up, and what is read "
-                    "through it fails until its image is mounted again",
+                    "%s does not describe the FUSE connection at %s, so it cannot be served: aborting it; reads through it fail "
+                    "until the image is mounted again",
                     self._record,
                     self._gate,
                 )
@@ -231,4 +231,4 @@ def _tune(number: int) -> None:
     try:
         Path(f"/sys/class/bdi/{os.major(number)}:{os.minor(number)}/read_ahead_kb").write_text(f"{_READ_AHEAD_KB}\n")
     except OSError as error:
-        _log.info("the read-ahead of connection %d stays as it is: %s", number, error.strerror)
+        _log.info("cannot change the read-ahead of connection %d: %s", number, error.strerror)

@@ -35,7 +35,7 @@ def guarded(handler: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, An
             _complain(str(error))
             raise FUSEError(error.errno) from error
         except Exception as surprise:
-            _log.exception("surprise in %s%r", handler.__name__, args[1:])
+            _log.exception("unexpected error in %s%r", handler.__name__, args[1:])
             raise FUSEError(errno.EIO) from surprise
 
     return guard

@@ -86,7 +86,7 @@ async def serve(max_tasks: int) -> None:
             except* OSError as group:
                 if not all(error.errno == errno.EAGAIN for error in _leaves(group)):
                     raise
-                _log.info("a request vanished between poll and read: the loop begins anew")
+                _log.info("a request vanished between poll and read: restarting the loop")
                 resend(seen.lowlevel.fd)
             else:
                 return

@@ -49,7 +49,7 @@ async def download(
             except DigestMismatch as error:
                 if is_last_try or spool.blob_is_right:
                     raise
-                _log.info("%s: %s: it is fetched once more", source.name, error)
+                _log.info("%s: %s: fetching it once more", source.name, error)
                 source.distrust(layer.digest)
                 is_last_try = True
             else:

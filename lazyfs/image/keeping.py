@@ -24,4 +24,4 @@ def keep(store: Store, digest: Digest, data: bytes | bytearray, note: str = "", 
         if note:
             store.keep_note(note, value)
     except StoreFull as error:
-        _log.info("%s is used, but not kept: %s", digest, error)
+        _log.info("cannot store %s: %s", digest, error)

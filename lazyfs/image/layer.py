@@ -183,7 +183,7 @@ async def load_layer(
         if verified or descriptor.size <= FOOTER_SIZE:
             raise
         # The manifest vouches for a TOC, and these bytes are not it: they may have been changed on the way.
-        _log.info("%s: %s: its TOC is fetched once more", source.name, error)
+        _log.info("%s: %s: fetching its TOC once more", source.name, error)
         source.distrust(descriptor.digest)
     return await fetched()
 

@@ -137,7 +137,7 @@ class Upkeep:
         except LazyfsError as error:
             # Once, however often it is tried: a full disk stays full.
             if self._is_survivable:
-                _log.warning("what has arrived would not survive a power cut: %s", error)
+                _log.warning("cannot sync what has arrived: %s", error)
             self._is_survivable = False
         else:
             self._is_survivable = True
@@ -153,7 +153,7 @@ class Upkeep:
                 try:
                     await self._make_room()
                 except LazyfsError as error:
-                    _log.warning("no room can be made in the store: %s", error)
+                    _log.warning("cannot evict from the store: %s", error)
             await trio.sleep(_LOOK_PAUSE)
 
     async def _make_room(self) -> None:
@@ -203,7 +203,7 @@ class Upkeep:
             try:
                 step = await trio.to_thread.run_sync(self.scrub.step, _SCRUB_STEP)
             except LazyfsError as error:
-                _log.warning("the store cannot be looked through: %s", error)
+                _log.warning("cannot scrub the store: %s", error)
                 await trio.sleep(_SCRUB_REST)
                 continue
             if step.dropped:

@@ -13,7 +13,7 @@ Options, and why:
   st_dev, but inode numbers above 2^62, and for a 32-bit program that was built without 64-bit file offsets lstat and readdir then
   fail (EOVERFLOW). Off, find -xdev, rsync -x, cp -x and tar --one-file-system do what they do elsewhere (only directories are asked
   for their file system); du -x leaves out files, os.path.ismount takes a file for a mount point, and the first change of a file
-  changes its st_dev and inode number. Failing programs weigh more. README.md tells it.
+  changes its st_dev and inode number. Failing programs weigh more. lazyfs/docs/SEMANTICS.md says so.
 - volatile, for an upper that is thrown away: nothing is synced, and the kernel refuses to mount the upper again.
 """
 

@@ -71,7 +71,7 @@ def fork_daemon(serve: Callable[[Reporter], None]) -> tuple[int, Iterator[Step |
             except BaseException as surprise:  # noqa: BLE001  nobody above will print it: this process ends here
                 missing = not_installed(surprise)
                 if missing is None:
-                    _log.critical("the mount has ended: %r", surprise, exc_info=surprise)
+                    _log.critical("the mount ended unexpectedly: %r", surprise, exc_info=surprise)
                     reporter.tell(Refusal(f"the mount's process failed: {surprise!r}; its log has the traceback", code))
                 else:
                     code = missing.exit_code

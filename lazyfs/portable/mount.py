@@ -172,7 +172,7 @@ class PortableMount:
         try:
             await trio.to_thread.run_sync(declare, self._store.directory, objects, documents)
         except LocalError as error:
-            _log.warning("others may remove what is mounted here before what is not: %s", error)
+            _log.warning("cannot mark the files of this mount as in use: they may be evicted first: %s", error)
         await Upkeep(self._store, lambda: InUse(objects, documents)).run(tasks)
 
     async def _report_progress(self, reporter: Reporter, background: Background) -> None:
@@ -273,7 +273,7 @@ async def _unmount_on_signal(signals: AsyncIterator[int], directory: Path) -> No
             try:
                 await trio.to_thread.run_sync(partial(unmount, directory, lazy=lazy))
             except MountFailed as error:
-                _log.warning("asked to end: %s", error)
+                _log.warning("stopping: %s", error)
             else:
                 break
         if find_mount(directory) is None:
@@ -304,4 +304,4 @@ def _set(knob: Path, value: int) -> None:
     try:
         knob.write_text(str(value))
     except OSError as error:
-        _log.info("%s stays as it is: %s", knob, error)
+        _log.info("cannot change %s: %s", knob, error)

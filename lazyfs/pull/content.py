@@ -91,7 +91,7 @@ class Content:
                 continue  # what an earlier one had left may have been wrong
             if is_distrusted:
                 raise DigestMismatch(f"layer {blob.digest}, as {source.name} sends it, has another digest")
-            _log.info("%s: layer %s has another digest: it is fetched once more", source.name, blob.digest)
+            _log.info("%s: layer %s has another digest: fetching it once more", source.name, blob.digest)
             source.distrust(blob.digest)
             is_distrusted = True
         received(blob.size)

@@ -44,7 +44,7 @@ class Holdoffs:
         if status not in {429, 503} or not (seconds := min(retry_after(value), MAX_HOLDOFF)):
             return
         if url.origin not in self._status:
-            _log.warning("%s answers %d: it is not asked again for %.0f s", url.authority, status, seconds)
+            _log.warning("%s answered %d: no request to it for %.0f s", url.authority, status, seconds)
         for record in (self._until, self._status):
             if len(record) >= _MAX_HOSTS and url.origin not in record:
                 del record[next(iter(record))]

@@ -81,7 +81,7 @@ class Repository:
             except DigestMismatch as error:
                 if is_last_try:
                     raise
-                _log.info("%s: it is asked for once more", error)
+                _log.info("%s: asking for it once more", error)
                 is_last_try = True
             else:
                 return answer

@@ -34,7 +34,7 @@ class Documents:
         except FileNotFoundError:
             return None
         except (OSError, DigestMismatch) as error:
-            _log.warning("a stored document is damaged and dropped: %s", error)
+            _log.warning("dropped a damaged document: %s", error)
             self.damaged += 1
             self._remove(path)
             return None

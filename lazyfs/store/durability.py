@@ -119,7 +119,7 @@ def settle(directory: Directory, files: Files, index: Index) -> None:
                 raise refusal(error, f"the store {directory.path} cannot be settled after a start of the machine") from error
             if dropped or removed:
                 _log.warning(
-                    "the store %s was not all on disk when the machine stopped: %d chunks and %d files dropped",
+                    "the store %s was not fully synced when the machine stopped: dropped %d chunks and %d files",
                     directory.path,
                     dropped,
                     removed,

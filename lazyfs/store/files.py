@@ -198,7 +198,7 @@ class Files:
         except FileNotFoundError:
             pass  # it is an object already, or the reader who misses it will say so
         except OSError as error:
-            _log.warning("%s stays in partial/: %s", name, error)
+            _log.warning("cannot move %s out of partial/: %s", name, error)
 
     def copy_without(self, path: str, offset: int, size: int) -> str:
         """A temporary copy of an object but for one range, left as a hole. Raises OSError: nothing is left then."""

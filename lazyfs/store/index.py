@@ -348,6 +348,6 @@ class Index(View):
                 try:
                     now[row.object] = self._identity(row.object)
                 except OSError as error:
-                    _log.warning("%s cannot be looked at: %s", row.object, error)
+                    _log.warning("cannot stat %s: %s", row.object, error)
                     now[row.object] = b""
         return [row for row in rows if is_single(row.object) or self._buffer.file(row) == now[row.object] != b""]

@@ -85,7 +85,7 @@ class Losses:
             return False
         self._open.forget(name)
         if dropped:
-            _log.warning("chunk %d of %s is damaged and dropped: %s", row.position, name, cause)
+            _log.warning("dropped damaged chunk %d of %s: %s", row.position, name, cause)
             with self._counting:
                 self.damaged += 1
         if place is None:
@@ -113,7 +113,7 @@ class Losses:
         self._index.change(work, synced=True, removing=[name])
         self._open.forget(name)
         if dropped:
-            _log.warning("the file of %s is gone: dropped", name)
+            _log.warning("dropped %s from the index: its file is missing", name)
 
     def _drop_gone(self) -> None:
         """Drop all rows whose files are gone."""
@@ -130,4 +130,4 @@ class Losses:
             gone = [name for name in self._index.names() if name not in here]
             if gone:
                 self._index.change(work, synced=True, removing=gone)
-                _log.warning("%d files of the store are gone: dropped", len(gone))
+                _log.warning("dropped %d objects from the index: their files are missing", len(gone))

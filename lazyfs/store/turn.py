@@ -55,7 +55,7 @@ class Turn:
                 await waiting(digest)
             if not await self._wait(digest):
                 _log.warning(
-                    "layer %s is fetched by another process, which has not moved for %.0f s: it is fetched here as well",
+                    "another process that fetches layer %s has made no progress for %.0f s: fetching it here as well",
                     digest,
                     _PATIENCE,
                 )

@@ -84,7 +84,7 @@ def test_a_database_that_cannot_be_used(
         f"containerd {CONTAINERD} is not served: "
         in run(sys.executable, "-m", "lazyfs", "status", "--store", plugin.store, code=None).stdout.decode()
     )
-    assert f"the containerd {CONTAINERD} is not served" in plugin.logged()
+    assert f"containerd {CONTAINERD} is not served" in plugin.logged()
     plugin.stop()
     path.write_bytes(kept)
     plugin.start()

@@ -1,4 +1,4 @@
-"""Where a mount differs from a full pull: what README.md says of it is so."""
+"""Where a mount differs from a full pull: what lazyfs/docs/SEMANTICS.md says of it is so."""
 
 from __future__ import annotations
 

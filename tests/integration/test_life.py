@@ -235,7 +235,7 @@ def test_daemon_without_descriptors(small: SmallImage, lazyfs: Lazyfs) -> None:
             with ExitStack() as stack:
                 with without_descriptors(process):
                     client = stack.enter_context(start(lazyfs, "status", "--json", "--store", lazyfs.store))
-                    await_log(lazyfsd, "an order has to wait")
+                    await_log(lazyfsd, "cannot accept an order yet")
                     run("umount", other)  # after it was listed: it is left out of what the client prints
                 said = [json.loads(line) for line in client.communicate(timeout=60)[0].splitlines()]
             # Other tests' mounts are listed as well.

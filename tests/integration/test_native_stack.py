@@ -161,7 +161,7 @@ def test_suid_and_devices(place: Workshop) -> None:
 
 
 def test_inode_numbers_fit_everywhere(place: Workshop) -> None:
-    """README.md promises: 32-bit programs can stat everything; hard links are one file; directories are all of one file system."""
+    """lazyfs/docs/SEMANTICS.md promises: 32-bit programs can stat everything; hard links are one file; directories are all of one file system."""
     files = [regular(b"d/file", b"x"), Entry(b"d/link", "hardlink", link=b"d/file")]
     with place.mounted([place.image("low", {b"d/low": b"y"}), place.image("high", {}, files)]) as at:
         stats = {path.name: path.lstat() for path in [at, *at.rglob("*")]}

@@ -128,7 +128,7 @@ async def test_many_connections(folder: Path, listener: socket.socket) -> None:
 
 async def test_a_target_that_is_not_there(folder: Path, listener: socket.socket, expect_log: LogWatch) -> None:
     """Who calls then is hung up on; who calls when it is there is served."""
-    expect_log("cannot be served: .*No such file")
+    expect_log("cannot serve a call of containerd: .*No such file")
     async with relaying(listener, folder, None):
         async with await call(folder) as stream:
             assert await all_of(stream) == b""
@@ -197,7 +197,7 @@ async def test_no_descriptors_left(
     folder: Path, listener: socket.socket, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, expect_log: LogWatch
 ) -> None:
     """Callers wait in the queue, and the relay does not end."""
-    expect_log("has to wait: .*Too many open files")
+    expect_log("cannot accept a call of containerd yet: .*Too many open files")
     failures = iter([errno.EMFILE, errno.ENFILE])
     wrapped = trio.socket.from_stdlib_socket(listener)
     real = type(wrapped).accept

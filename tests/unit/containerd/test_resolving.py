@@ -354,7 +354,7 @@ async def test_the_images_of_a_stack(store: Store, image: ScriptedImage) -> None
 
 async def test_images_and_tocs_that_were_removed(store: Store, image: ScriptedImage, expect_log: LogWatch) -> None:
     """Both are had again, of the lost layers alone, if there is a registry; if not, that is what is told."""
-    expect_log(f"TOC of layer {image.lazy[1].digest} is not in the store any more")
+    expect_log(f"TOC of layer {image.lazy[1].digest} is missing from the store")
     async with resolving(store, image.registry()) as it:
         stack = [(await it.resolving.resolve(image.claim(number))).lazy for number in range(2)]
         images = await it.resolving.build(stack)
@@ -375,7 +375,7 @@ async def test_a_toc_that_was_removed_and_does_not_come(
     store: Store, image: ScriptedImage, jumping: MockClock, monkeypatch: pytest.MonkeyPatch, expect_log: LogWatch
 ) -> None:
     """Who asks for the images waits ten seconds, and no longer."""
-    expect_log("is not in the store any more")
+    expect_log("is missing from the store")
 
     def refuse(_store: Path, _stack: Sequence[LayerMetadata | Path]) -> tuple[Path, ...]:
         raise StoreUnusable("there is no TOC")

@@ -166,7 +166,7 @@ def without_descriptors() -> Iterator[None]:
 
 async def test_no_descriptor_for_a_client(tmp_path: Path, autojump_clock: MockClock, expect_log: Callable[[str], None]) -> None:
     """EMFILE passes: the client waits in the queue meanwhile, and the daemon goes on."""
-    expect_log("an order has to wait.*Too many open files")
+    expect_log("cannot accept an order yet.*Too many open files")
 
     async def carry(order: Order, tell: Tell) -> Result:
         return DONE

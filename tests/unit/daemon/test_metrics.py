@@ -110,7 +110,7 @@ def test_two_fetchers_of_one_repository_are_one() -> None:
 
 async def test_what_cannot_be_told(expect_log: LogWatch) -> None:
     """A store that fails costs the answer, and no more; the process's own numbers come all the same."""
-    expect_log("metrics are not told: the store has gone")
+    expect_log("cannot collect metrics: the store has gone")
 
     async def fail() -> Measured:
         raise StoreUnusable("the store has gone")
@@ -132,6 +132,6 @@ def taken() -> Iterator[int]:
 
 async def test_an_address_that_is_taken(taken: int, expect_log: LogWatch) -> None:
     """Is a warning: the daemon goes on."""
-    expect_log("metrics cannot be told at 127.0.0.1 port .*: Address already in use")
+    expect_log("cannot serve metrics at 127.0.0.1 port .*: Address already in use")
     async with telling(Address("127.0.0.1", taken), measure):
         pass

@@ -68,7 +68,7 @@ async def test_not_fed_when_the_service_is_silent(
     tmp_path: Path, notify: socket.socket, service: Path, expect_log: LogWatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A socket that takes calls and never answers: nothing is told, and the log says who is silent."""
-    expect_log("systemd is told nothing: no answer from .*the service for stuck")
+    expect_log("not reporting to the watchdog of systemd: no answer from .*the service for stuck")
     fds = FdStore({}, notify.getsockname(), SHORT)
     with socket.socket(socket.AF_UNIX) as stuck:
         stuck.bind(str(tmp_path / "stuck.sock"))

@@ -152,7 +152,7 @@ async def test_registries_that_stand_still_take_nobodys_thread(store: Store, mon
 
 async def test_damaged_part_is_fetched_again(store: Store, expect_log: LogWatch) -> None:
     """Once, and from the first byte: nobody knows where it is wrong. The inflater may be the first to notice."""
-    expect_log("fetched once more")
+    expect_log("fetching it once more")
     for damage in (bytes(50_000), DATA[:49_999] + b"!"):
         with store.parts.open(BLOB.digest, len(DATA)) as part:
             part.append(memoryview(damage))
@@ -164,7 +164,7 @@ async def test_damaged_part_is_fetched_again(store: Store, expect_log: LogWatch)
 
 async def test_wrong_bytes_once(store: Store, expect_log: LogWatch) -> None:
     """They are not believed, and whoever brought them is not asked again; the right ones are."""
-    expect_log("hashes to .*it is fetched once more")
+    expect_log("hashes to .*fetching it once more")
     source = Source(DATA[:-1] + bytes([DATA[-1] ^ 1]))
 
     def distrust(digest: Digest) -> None:
@@ -176,7 +176,7 @@ async def test_wrong_bytes_once(store: Store, expect_log: LogWatch) -> None:
 
 async def test_wrong_bytes_for_ever(store: Store, expect_log: LogWatch) -> None:
     """Twice, and then it is an error, of which nothing is left."""
-    expect_log("hashes to .*it is fetched once more")
+    expect_log("hashes to .*fetching it once more")
     source = Source(bytes(reversed(DATA[:-1])) + b"!")
     source.blobs[BLOB.digest] = DATA[:-8] + bytes(8)
     with pytest.raises((DigestMismatch, InvalidInput)):
@@ -264,7 +264,7 @@ async def test_large_window_waits_for_room(
 
 async def test_large_window_behind_wrong_bytes(store: Store, monkeypatch: pytest.MonkeyPatch, expect_log: LogWatch) -> None:
     """A damaged part and a large window are two reasons to begin again."""
-    expect_log("fetched once more")
+    expect_log("fetching it once more")
     data = zstd(27)
     blob = Descriptor(OCI_LAYER_GZIP, digest_of(data), len(data), {}, None, {})
     monkeypatch.setattr(sys.modules[__name__], "BLOB", blob)

@@ -62,7 +62,7 @@ async def test_another_blob_than_the_manifests(store: Store, expect_log: LogWatc
     place.add_image(TAR)
     (described,) = place.body()["layers"]
     place.blobs[described["digest"]] = gzip.compress(tar_of(APP)).ljust(described["size"], b"\0")
-    expect_log("hashes to .*it is fetched once more")
+    expect_log("hashes to .*fetching it once more")
     with pytest.raises(DigestMismatch, match="hashes to"):
         await load(place, store)
     assert not kept(store)

@@ -93,7 +93,7 @@ async def test_background_does_not_download_for_a_full_store(
     store: Store, autojump_clock: object, expect_log: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While there is no room it tries with one chunk at a time; with room it goes on where it stood."""
-    expect_log("is served, but not kept: no room")  # type: ignore[operator]
+    expect_log("serving what arrives without storing it: no room")  # type: ignore[operator]
     layer, blob = make_layer(FILES)
     source = ScriptedSource(blob)
     keep, refusals = store.keep, iter(range(len(FILES) + 3))

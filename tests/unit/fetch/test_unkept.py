@@ -19,7 +19,7 @@ FULL = StoreFull("no room")
 
 def test_the_oldest_goes_when_there_is_too_much(monkeypatch: pytest.MonkeyPatch, expect_log: LogWatch) -> None:
     """Whatever the chunks' sizes. A chunk that comes again counts once; the newest stays, however large it is."""
-    expect_log("not kept: no room")
+    expect_log("without storing it: no room")
     monkeypatch.setattr(unkept, "UNKEPT_BYTES", 100)
     held = Unkept()
     for number in range(10):
@@ -38,7 +38,7 @@ async def test_a_full_store_takes_no_more_memory_than_that(
     store: Store, monkeypatch: pytest.MonkeyPatch, expect_log: LogWatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A file is read twice, chunk by chunk: every byte is right, what is in memory bounded, and one line says why."""
-    expect_log("not kept: no room")
+    expect_log("without storing it: no room")
     monkeypatch.setattr(unkept, "UNKEPT_BYTES", 300_000)
     large = RANDOM.randbytes(1_000_000)
     layer, blob = make_layer([(b"large", large)], chunk_size=100_000)

@@ -65,7 +65,7 @@ async def test_wrong_once_is_told_to_nobody(
         told = fetcher.statistics()
     assert measure_missing(store, [layer]).chunks == 0
     assert told.wrong == 1 and not told.errors and source.distrusted == [layer.digest]
-    (line,) = [record for record in caplog.records if "wrong" in record.message]
+    (line,) = [record for record in caplog.records if "does not match its digest" in record.message]
     assert line.levelno == logging.INFO and layer.digest in line.message
 
 

@@ -41,7 +41,7 @@ async def test_errors_of_ours(error: LazyfsError, number: int, expect_log: LogWa
 
 async def test_surprises(expect_log: LogWatch) -> None:
     """Anything else is EIO, and logged as what it is: the mount lives on."""
-    expect_log("surprise in fail")
+    expect_log("unexpected error in fail")
     with pytest.raises(FUSEError) as caught:
         await Handlers().fail(ZeroDivisionError("oops"))
     assert caught.value.errno == errno.EIO

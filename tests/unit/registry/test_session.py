@@ -244,7 +244,7 @@ async def test_trouble_is_tried_again(autojump_clock: trio.testing.MockClock) ->
 
 async def test_a_host_that_wants_to_be_left_alone_is(autojump_clock: trio.testing.MockClock, expect_log: LogWatch) -> None:
     """By every document, and by those whose deadline ends earlier at once."""
-    expect_log("answers 429: it is not asked again for 20 s")
+    expect_log("answered 429: no request to it for 20 s")
     asked: list[float] = []
 
     def script(_: Request) -> bytes:

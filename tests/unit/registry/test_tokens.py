@@ -324,7 +324,7 @@ async def test_a_token_server_is_left_alone_when_it_asks_for_that(
     autojump_clock: trio.testing.MockClock, expect_log: LogWatch
 ) -> None:
     """Also by those who want a token for something else."""
-    expect_log("is not asked again for 9 s")
+    expect_log("no request to it for 9 s")
     async with guarded() as (both, session):
         both.tokens.script = [reply(429, retry_after="9"), reply(200, b'{"token": "T"}')]
         both.accepted = {"Bearer T"}

@@ -271,7 +271,7 @@ async def test_what_a_registry_says_of_a_piece_that_it_took_is_not_read(
 
 async def test_an_upload_waits_as_long_as_the_registry_asks(tmp_path: Path, jumping: MockClock, expect_log: LogWatch) -> None:
     """Longer than one request may: nobody waits for an upload but the converter."""
-    expect_log("is not asked again for 50 s")
+    expect_log("no request to it for 50 s")
     registry = Receiving()
     refused: list[float] = []
 

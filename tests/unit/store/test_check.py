@@ -71,7 +71,7 @@ def test_all_kinds_of_damage_are_dropped(store: Store, directory: Path, expect_l
         db.execute("UPDATE chunk SET digest = ? WHERE object = ?", (row.digests[0], moved.name))  # type: ignore[attr-defined]
 
     store.index.change(damage)
-    for cause in ("its file is gone", "too short", "sums do not match", "another object", "document is damaged"):
+    for cause in ("its file is gone", "too short", "sums do not match", "another object", "a damaged document"):
         expect_log(cause)
     report = run(store)
     assert (report.damaged_chunks, report.damaged_documents, report.documents) == (4, 1, 1)

@@ -34,7 +34,7 @@ def test_a_damaged_document_is_dropped(
     store.keep_document(DIGEST, DATA)
     path = directory / "documents" / DIGEST[7:]
     damage(path)
-    expect_log("document is damaged and dropped")
+    expect_log("dropped a damaged document")
     assert store.document(DIGEST) is None
     assert not path.exists()
     assert store.statistics().damaged == 1
@@ -45,5 +45,5 @@ def test_a_damaged_document_is_dropped(
 def test_bytes_under_a_wrong_digest_are_not_given_out(store: Store, expect_log: LogWatch) -> None:
     """Whatever a caller kept: a document hashes to its name, or is not there."""
     store.keep_document(DIGEST, b"something else")
-    expect_log("document is damaged and dropped")
+    expect_log("dropped a damaged document")
     assert store.document(DIGEST) is None

@@ -106,7 +106,7 @@ def test_what_did_not_reach_the_disk_is_dropped(
         store.keep_note("key", "value")
     DAMAGES[damage](directory / "objects" / made.name)
     reboot("another")
-    expect_log("not all on disk when the machine stopped")
+    expect_log("not fully synced when the machine stopped")
     with Store.open(directory) as store:
         assert names(directory)["objects"] == names(directory)["arrived"] == {sound.name}
         assert all(got in (None, piece) for got, piece in zip(read_all(store, made), pieces, strict=True))
@@ -126,7 +126,7 @@ def test_what_is_durable_is_not_read_again(directory: Path, reboot: Callable[[st
     reboot("another")
     with Store.open(directory) as store:
         assert names(directory)["objects"] == {made.name}
-        expect_log("damaged and dropped")
+        expect_log("dropped (a )?damaged")
         assert read_all(store, made) == [None]
 
 
@@ -156,7 +156,7 @@ def test_files_without_rows_go(directory: Path, reboot: Callable[[str], None], e
     (directory / "partial" / made.name).write_bytes(b"")
     (directory / "objects" / "folder").mkdir()
     reboot("another")
-    expect_log("0 chunks and 8 files dropped")
+    expect_log("dropped 0 chunks and 8 files")
     with Store.open(directory):
         assert names(directory) == {"objects": {made.name, "folder"}, "arrived": {made.name}, "partial": set()}
 
@@ -168,7 +168,7 @@ def test_a_twin_of_its_own_goes(directory: Path, reboot: Callable[[str], None], 
     (directory / "arrived" / made.name).unlink()
     (directory / "arrived" / made.name).write_bytes(bytes(5000))
     reboot("another")
-    expect_log("0 chunks and 1 files dropped")
+    expect_log("dropped 0 chunks and 1 files")
     with Store.open(directory) as store:
         assert names(directory)["arrived"] == set()
         assert store.publish(made)
@@ -203,7 +203,7 @@ def test_a_whole_file_under_way_is_checked_before_it_becomes_an_object(
     os.rename(directory / "objects" / made.name, directory / "partial" / made.name)
     overwrite(directory / "partial" / made.name, 0, bytes(100))
     reboot("another")
-    expect_log("1 chunks and 1 files dropped")  # the twin
+    expect_log("dropped 1 chunks and 1 files")  # the twin
     with Store.open(directory) as store:
         assert names(directory) == {"objects": set(), "arrived": set(), "partial": {made.name}}
         assert read_all(store, made) == [None, SEVERAL[1]]
@@ -219,7 +219,7 @@ def test_rows_without_a_file_go(directory: Path, reboot: Callable[[str], None], 
     for one in made:
         (directory / "objects" / one.name).unlink()
     reboot("another")
-    expect_log("3 chunks and 2 files dropped")
+    expect_log("dropped 3 chunks and 2 files")
     with Store.open(directory) as store:
         assert store.missing_many(made) == [[0], [0, 1]]
         assert names(directory)["arrived"] == set()
@@ -234,7 +234,7 @@ def test_the_row_of_what_is_dropped_does_not_come_back(store: Store, directory: 
     connection = store.index._database._writer
     assert connection is not None
     connection.set_trace_callback(synced.append)
-    expect_log("damaged and dropped")
+    expect_log("dropped (a )?damaged")
     assert read_all(store, made) == [None]
     connection.set_trace_callback(None)
     wanted = [line.split("\n")[0] for line in synced if line.startswith(("PRAGMA", "BEGIN", "DELETE", "COMMIT"))]
@@ -276,6 +276,6 @@ def test_a_store_that_cannot_be_settled_is_not_opened(
         patch.setattr(os, "unlink", refuse)
         with pytest.raises(StoreUnusable, match="cannot be settled after a start of the machine: Read-only"):
             Store.open(directory)
-    expect_log("0 chunks and 1 files dropped")
+    expect_log("dropped 0 chunks and 1 files")
     with Store.open(directory) as store:
         assert read_all(store, made) == SINGLE

@@ -79,7 +79,7 @@ def test_the_rows_of_a_file_that_was_removed_by_hand_vouch_for_no_other(
     store.keep(MADE, 1, PIECES[1])
     store.index.change()
     (directory / "partial" / MADE.name).unlink()
-    expect_log("is gone: dropped")
+    expect_log("its file is missing")
     store.keep(MADE, 2, PIECES[2])
     store.index.change()
     assert not list((directory / "objects").iterdir())

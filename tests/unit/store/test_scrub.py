@@ -41,7 +41,7 @@ def test_damage_is_dropped_and_named(store: Store, directory: Path, expect_log: 
     made, _ = keep_all(store, SEVERAL), keep_all(store, [noise(10)])
     flip(directory / "objects" / made.name)
     store.index.change()
-    expect_log("damaged and dropped")
+    expect_log("dropped (a )?damaged")
     scrub = Scrub(store, never)
     assert scrub.step(10**9).dropped == (made.name,)
     assert (scrub.damaged, store.damaged) == (1, 1)

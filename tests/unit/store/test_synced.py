@@ -40,7 +40,7 @@ def test_rows_are_synced_before_an_evicted_file_goes(store: Store) -> None:
 
 def test_rows_are_synced_before_a_file_that_has_gone_is_made_anew(store: Store, expect_log: LogWatch) -> None:
     """The same where somebody's hand removed it."""
-    expect_log("is gone: dropped")
+    expect_log("its file is missing")
     made = content(noise(5000, 1), noise(5000, 2))
     store.keep(made, 0, noise(5000, 1))
     store.index.change()

@@ -122,7 +122,7 @@ def test_damage_is_missing(store: Store, directory: Path, expect_log: LogWatch) 
     tally = store.tally(MADE[:1])
     assert tally.measure() == Missing(0, 0)
     flip(directory / "objects" / MADE[0].name)
-    expect_log("is damaged and dropped")
+    expect_log("dropped damaged chunk")
     assert read_all(store, MADE[0]) == [None]
     assert tally.measure() == Missing(1, 1000)
     keep_all(store, FILES[0])
@@ -243,7 +243,7 @@ def test_all_that_was_removed_by_hand_is_missing(store: Store, directory: Path, 
     for made in MADE[:2]:
         (directory / "objects" / made.name).unlink()
     expect_log("its file is gone")
-    expect_log("1 files of the store are gone")
+    expect_log("dropped 1 objects from the index")
     assert read_all(store, MADE[0]) == [None]
     assert tally.measure() == Missing(2, 2000)
 

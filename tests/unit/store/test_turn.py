@@ -82,7 +82,7 @@ async def test_process_that_is_stopped_holds_nobody_for_long(
     store: Store, autojump_clock: MockClock, expect_log: LogWatch
 ) -> None:
     """After 20 s without a sign of life the layer is anybody's to fetch, and still not to be kept under way."""
-    expect_log("has not moved for 20 s")
+    expect_log("has made no progress for 20 s")
     with closing(Claims(store.directory.path / "claims")) as stopped:
         stopped.claim(to_raw(A))
         began = trio.current_time()
