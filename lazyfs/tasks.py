@@ -182,26 +182,3 @@ async def _waking(run: Callable[[], Awaitable[object]], wakes: tuple[trio.Event,
 def _wake(events: tuple[trio.Event, ...]) -> None:
     for event in events:
         event.set()
-
-
-# Until daemon/images.py and containerd/lazy_layers.py have become live/: what they use.
-
-
-class Guarded:
-    """A Supervisor's nursery, as those two see it."""
-
-    def __init__(self, tasks: Supervisor | trio.Nursery) -> None:
-        self._tasks = tasks if isinstance(tasks, Supervisor) else Supervisor(tasks)
-
-    def start_soon(self, run: Run, *arguments: object) -> None:
-        """Run `run(*arguments)`, once."""
-        self._tasks.start_soon(getattr(run, "__qualname__", repr(run)), run, *arguments)
-
-
-Tasks = trio.Nursery | Guarded
-
-
-async def keep_running(what: str, run: Run, *arguments: object) -> None:
-    """As a Supervisor does, in the caller's task."""
-    async with trio.open_nursery() as nursery:
-        Supervisor(nursery).keep_running(what, run, *arguments)

@@ -22,8 +22,7 @@ from typing import Final, NamedTuple
 import msgspec
 import trio
 
-from lazyfs.containerd.lazy_layers import Index, LazyLayers, descriptor_of
-from lazyfs.containerd.repository import LiveRepository
+from lazyfs.containerd.lazy_layers import LazyLayers, layer_of
 from lazyfs.errors import BadAnswer, LazyfsError, LocalError, Unreachable, UsageError, bare
 from lazyfs.format.bounds import ImageBounds
 from lazyfs.format.digest import Digest
@@ -31,6 +30,8 @@ from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor
 from lazyfs.format.platform import this_platform
 from lazyfs.image.image import resolve_manifest
 from lazyfs.image.layer import TOC_DIGEST, Toc, claimed_toc_digest, load_layer
+from lazyfs.live.layer import Index
+from lazyfs.live.source import LiveSource
 from lazyfs.native.metadata import GrowingStack, LayerMetadata, ensure_metadata
 from lazyfs.snapshots.labels import Claim
 from lazyfs.snapshots.snapshot import LazyLayer
@@ -218,7 +219,7 @@ class Resolving:
         for lazy in lost:
             _log.warning("the TOC of layer %s is missing from the store: fetching it again", lazy.digest)
             loads.append(_Load())
-            self._start(loads[-1], lazy.reference, descriptor_of(lazy), accepted=True)
+            self._start(loads[-1], lazy.reference, layer_of(lazy).descriptor, accepted=True)
         with trio.move_on_after(DEADLINE) as patience:
             for load in loads:
                 await load.ended.wait()
@@ -332,8 +333,8 @@ class Resolving:
         if image is not None:
             image.begin()
         if image is not None and load.index is not None and not self._layers.is_known(load.index.layer):
-            await load.index.objects()  # while others build
-            await self._layers.bring_prefix(load.index, repository)
+            await load.index.indexed()  # while others build
+            await self._layers.fetch_prefix(load.index, repository)
 
 
 def _failed(cause: Exception, what: str) -> LazyfsError:
@@ -360,7 +361,7 @@ def _looks_lazy(layer: Descriptor) -> bool:
     return TOC_DIGEST in layer.annotations
 
 
-async def _connect_ahead(repository: LiveRepository, count: int) -> None:
+async def _connect_ahead(repository: LiveSource, count: int) -> None:
     with repository.in_use(), trio.move_on_after(DEADLINE):
         await repository.source.connect_ahead(count)
 

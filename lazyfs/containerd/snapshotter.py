@@ -21,7 +21,7 @@ from uuid import uuid4
 
 import trio
 
-from lazyfs.containerd.lazy_layers import LazyLayers, LiveLayer, name_of, recall
+from lazyfs.containerd.lazy_layers import LazyLayers, layer_of, name_of
 from lazyfs.containerd.mounts import Mount, Place, bind, ordinary
 from lazyfs.containerd.resolving import DEADLINE, Resolving
 from lazyfs.containerd.roots import INDEX_OFF, Roots
@@ -30,6 +30,7 @@ from lazyfs.erofs.reader import inherited_from
 from lazyfs.errors import LazyfsError, LocalError, SnapshotBusy, SnapshotExists, SnapshotNotFound, StoreUnusable
 from lazyfs.fetch.piece import LayerBlob, Piece
 from lazyfs.format.digest import digest_of
+from lazyfs.live.layer import LiveLayer, load_again
 from lazyfs.native.layers import LayerMounts
 from lazyfs.snapshots.database import Snapshots
 from lazyfs.snapshots.labels import REMOTE, REMOTE_VALUE, TARGET, Claim, Ordinary, is_extract, read_labels
@@ -81,7 +82,7 @@ class Snapshotter:
         self.roots = Roots(store.directory.path, self._place, mounts)
         self._unnoted: dict[str, Snapshot] = {}
         """Lazy ones whose objects will be noted in a moment."""
-        self._stacked: dict[int, tuple[str, ...]] = {}
+        self._stacked: dict[int, tuple[LiveLayer, ...]] = {}
         """By the number of a snapshot whose root is mounted: the live layers that it uses."""
 
     def close(self) -> None:
@@ -241,12 +242,13 @@ class Snapshotter:
         """For its usage. Where the layer is on its way to be indexed, from there: a TOC is much to read for that."""
         lazy = snapshot.lazy
         assert lazy is not None
+        kept = None
         if live is not None:
-            with trio.move_on_after(DEADLINE):
-                await live.indexed.wait()
+            with trio.move_on_after(DEADLINE), suppress(StoreUnusable):
+                kept = await live.known()
         try:
-            if live is not None and live.wanted is not None:
-                names = await trio.to_thread.run_sync(_names, live.wanted.layer.pieces)
+            if kept is not None:
+                names = await trio.to_thread.run_sync(_names, kept.objects.layer.pieces)
             else:
                 names = await trio.to_thread.run_sync(_objects_of, self._store, lazy)
             await trio.to_thread.run_sync(self.snapshots.note_objects, lazy.toc_digest, names)
@@ -287,18 +289,15 @@ class Snapshotter:
     def _use(self, snapshot: Snapshot, chain: Sequence[Snapshot]) -> None:
         """The layers of a root live as long as it does."""
         if snapshot.id not in self._stacked:
-            lazy = [each.lazy for each in chain if each.lazy is not None]
-            self._stacked[snapshot.id] = tuple(name_of(each) for each in lazy)
-            for each in lazy:
-                self._layers.use(each)
+            self._stacked[snapshot.id] = tuple(self._layers.use(each.lazy) for each in chain if each.lazy is not None)
 
     def _leave(self, number: int) -> None:
-        for name in self._stacked.pop(number, ()):
-            self._layers.leave(name)
+        for live in self._stacked.pop(number, ()):
+            live.uses.change(-1)
 
     def roots_on(self, layers: set[str]) -> list[Path]:
         """Where the roots are mounted that are stacked on any of these live layers."""
-        return [self._place.root(number) for number, names in self._stacked.items() if layers & set(names)]
+        return [self._place.root(number) for number, used in self._stacked.items() if any(live.name in layers for live in used)]
 
     def _has_directories(self, snapshot: Snapshot) -> bool:
         """A row is on the disk at once, and a directory with the next commit of the file system's journal."""
@@ -354,7 +353,7 @@ def lazy_name(target: str, parent: str) -> str:
 
 
 def _objects_of(store: Store, lazy: LazyLayer) -> set[str]:
-    layer = recall(store, lazy)
+    layer = load_again(store, layer_of(lazy))
     if layer is None:
         raise StoreUnusable(f"the TOC of layer {lazy.digest} is not in the store any more")
     return _names(LayerBlob.of(layer).pieces)

@@ -16,11 +16,11 @@ from typing import Final
 import trio
 
 from lazyfs.daemon.control import Tell
-from lazyfs.daemon.images import Images, LiveImage
 from lazyfs.daemon.mounts import Mounts
 from lazyfs.daemon.state import Mount, Row
 from lazyfs.errors import MountFailed, NotNative, Unreachable
 from lazyfs.fetch.background import measure_missing
+from lazyfs.live.image import ImageRequest, Images, LiveImage
 from lazyfs.mount.table import find_mount
 from lazyfs.native.probe import Verdict, probe
 from lazyfs.reports.orders import MountOrder, UnmountOrder
@@ -56,7 +56,7 @@ class Mounting:
                 return await self._tell_again(mount.row, order, tell)
         async with self._alone(order.directory, order.upper):
             await self._check(order)
-            live = await self._images.bring_to_life(order, order.creds, tell, lazy_only=order.lazy_only)
+            live = await self._images.bring_to_life(image_of(order), order.creds, tell, lazy_only=order.lazy_only)
             try:
                 row = await self._mounts.make(_pinned(order, live), live)
             except BaseException:
@@ -72,7 +72,7 @@ class Mounting:
 
     async def _tell_again(self, row: Row, order: MountOrder, tell: Tell) -> MountResult:
         """The order was carried out by a process that died before it said so; the image may not have come to life again."""
-        live = await self._images.bring_to_life(row.mount, order.creds, tell, lazy_only=False)
+        live = await self._images.bring_to_life(image_of(row.mount), order.creds, tell, lazy_only=False)
         try:
             return await self._report(row, live, order, tell)
         finally:
@@ -156,6 +156,11 @@ class Mounting:
             self._busy -= names
 
 
+def image_of(mount: MountOrder | Mount) -> ImageRequest:
+    """The image of an order, or of a row of the state: that one is mounted, so it was accepted."""
+    return ImageRequest(mount.reference, mount.platform, mount.plain_http, mount.background != "off", isinstance(mount, Mount))
+
+
 def _pinned(order: MountOrder, live: LiveImage) -> Mount:
     """What is noted of an order: with the digest that a tag means now, without passwords."""
     reference = parse_reference(order.reference)
@@ -175,9 +180,9 @@ def _pinned(order: MountOrder, live: LiveImage) -> Mount:
 
 async def _follow(live: LiveImage, store: Store, tell: Tell) -> None:
     """Until all of the image is here. Raises SourceError: what is left cannot be had."""
-    while not live.indexed.is_set():
+    while not live.is_known:
         with trio.move_on_after(_REPORT_PAUSE):
-            await live.indexed.wait()
+            await live.known()
         if live.failure:
             raise Unreachable(f"{live.image.name} is mounted, but {live.failure}")
     total = (await trio.to_thread.run_sync(measure_missing, store, live.blobs)).size

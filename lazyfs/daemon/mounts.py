@@ -1,7 +1,7 @@
 """The native mounts of one daemon: gone when the kernel says so.
 
 A mount is an overlay that the daemon makes in its own mount namespace. It is not the daemon's to serve: what is here keeps
-working without it. So all that is kept of a mount is its row (state.py), its image while it lives (images.py), and a
+working without it. So all that is kept of a mount is its row (state.py), its image while it lives (live/image.py), and a
 watch that tells when the last user of it has gone, whoever unmounted it and however.
 
 The order of a mount: the row, then the overlay, then the mark that it is there. The order of its end: the overlay, then the
@@ -22,7 +22,6 @@ import msgspec
 import trio
 
 from lazyfs.daemon.first_looks import FirstLooks
-from lazyfs.daemon.images import Images, LiveImage
 from lazyfs.daemon.life import Life
 from lazyfs.daemon.overlays import Overlays
 from lazyfs.daemon.recording import Recordings
@@ -30,6 +29,7 @@ from lazyfs.daemon.state import Mount, Phase, Row, State
 from lazyfs.errors import LazyfsError, LocalError, MountFailed
 from lazyfs.gate.catalog import Catalog
 from lazyfs.kernel.ends import Ends
+from lazyfs.live.image import Images, LiveImage
 from lazyfs.mount.table import our_mounts
 from lazyfs.native.layers import LayerMounts
 from lazyfs.store.store import Store

@@ -31,7 +31,9 @@ from lazyfs.daemon.containerds import describe_containerd, describe_repositories
 from lazyfs.daemon.pulling import MODULES
 from lazyfs.errors import StoreFull, StoreUnusable
 from lazyfs.format.digest import Digest, digest_of
-from lazyfs.gate.catalog import Catalog
+from lazyfs.live.layers import Layers
+from lazyfs.live.pulls import Pulls
+from lazyfs.live.source import Sources
 from lazyfs.native.layers import LayerMounts
 from lazyfs.registry.access import AccessOptions
 from lazyfs.reports.status import ContainerdStatus, RepositoryStatus
@@ -39,7 +41,7 @@ from lazyfs.source.open import open_source
 from lazyfs.source.protocol import ImageSource
 from lazyfs.source.reference import parse_reference
 from lazyfs.store.store import Store
-from lazyfs.tasks import Guarded, Supervisor
+from lazyfs.tasks import Supervisor
 
 _log = logging.getLogger(__name__)
 
@@ -49,11 +51,14 @@ _RUN: Final = Path("/run")
 class Plugin:
     """All of them."""
 
-    def __init__(self, config: Config, store: Store, catalog: Catalog, mounts: LayerMounts, tasks: Supervisor) -> None:
+    def __init__(
+        self, config: Config, store: Store, sources: Sources, layers: Layers, mounts: LayerMounts, tasks: Supervisor
+    ) -> None:
         self._store = store
         self._mounts = mounts
         self._tasks = tasks
-        self.layers = LazyLayers(store, catalog, Guarded(tasks), partial(_open, config.plain_http), background=config.background)
+        pulls = Pulls(store, tasks, rest=config.background)
+        self.layers = LazyLayers(sources, layers, pulls, partial(_open, config.plain_http))
         self._resolving = Resolving(store, self.layers, tasks)
         self.snapshotters: dict[str, Snapshotter] = {}
         self.unserved: dict[str, str] = {}

@@ -12,10 +12,11 @@ from typing import Final
 
 import trio
 
-from lazyfs.daemon.images import Images, LiveImage
+from lazyfs.daemon.mounting import image_of
 from lazyfs.daemon.mounts import Mounts
 from lazyfs.daemon.state import Row, State
 from lazyfs.errors import LazyfsError, MountFailed
+from lazyfs.live.image import Images, LiveImage
 from lazyfs.mount.table import our_mounts
 from lazyfs.native.stack import SOURCE_PREFIX, source_of
 from lazyfs.reports.steps import Step
@@ -70,7 +71,7 @@ class Revival:
                 live = mount.live
                 if live is None:
                     # Its documents are in the store, unless they were damaged.
-                    live = await self._images.bring_to_life(row.mount, "", _say_nothing, lazy_only=False)
+                    live = await self._images.bring_to_life(image_of(row.mount), "", _say_nothing, lazy_only=False)
                     self._mounts.has_image(row.number, live)
                     continue
                 if attached and not same_gate:

@@ -28,7 +28,6 @@ from lazyfs.daemon.control import Tell, serve_control
 from lazyfs.daemon.fdstore import FdStore
 from lazyfs.daemon.first_looks import FirstLooks
 from lazyfs.daemon.holding import LISTENER
-from lazyfs.daemon.images import Images
 from lazyfs.daemon.life import Life
 from lazyfs.daemon.mounting import Mounting
 from lazyfs.daemon.mounts import Mounts
@@ -49,6 +48,9 @@ from lazyfs.gate.gate import Gate
 from lazyfs.kernel.ends import Ends
 from lazyfs.kernel.heap import share_arenas
 from lazyfs.kernel.mountinfo import mounted_at
+from lazyfs.live.image import Images
+from lazyfs.live.layers import Layers
+from lazyfs.live.source import Sources
 from lazyfs.mount.upkeep import Upkeep
 from lazyfs.native.layers import LayerMounts
 from lazyfs.native.stack import unmount_stack
@@ -59,7 +61,7 @@ from lazyfs.reports.wire import Result
 from lazyfs.store.folders import GATE
 from lazyfs.store.in_use import InUse
 from lazyfs.store.store import Store
-from lazyfs.tasks import Guarded, Supervisor
+from lazyfs.tasks import Supervisor
 
 if TYPE_CHECKING:
     from lazyfs.daemon.plugin import Plugin
@@ -141,7 +143,9 @@ class Service:
         self._clients = trio.CancelScope()
         self.catalog = Catalog()
         self.recordings = Recordings(store)
-        self.images = Images(store, self.catalog, Guarded(self.tasks))
+        self._sources = Sources(store, self.catalog, self.tasks)
+        self._layers = Layers(store, self.catalog, self.tasks)
+        self.images = Images(store, self.catalog, self._sources, self._layers, self.tasks)
         self.mounts = Mounts(
             store, state, self.catalog, self.images, self.recordings, ends, FirstLooks(self.tasks), self._layer_mounts, life
         )
@@ -173,10 +177,11 @@ class Service:
             documents |= self.plugin.documents()
         return InUse(self.catalog.held(), documents)
 
-    def _overlays_on(self, images: set[str]) -> list[Path]:
-        """Where overlays are mounted that show any of these images, or layers."""
+    def _overlays_on(self, layers: set[str]) -> list[Path]:
+        """Where overlays are mounted that show any of these live layers."""
+        images = self.images.showing(layers)
         found = [Path(mount.row.mount.directory) for mount in self.mounts.live.values() if mount.image in images]
-        return found if self.plugin is None else [*found, *self.plugin.roots_on(images)]
+        return found if self.plugin is None else [*found, *self.plugin.roots_on(layers)]
 
     async def open_plugin(self, fds: FdStore, stack: AsyncExitStack) -> None:
         """Open what belongs to every containerd that we were given a socket for."""
@@ -185,7 +190,7 @@ class Service:
             return
         from lazyfs.daemon.plugin import Plugin
 
-        self.plugin = Plugin(self._options.config, self._store, self.catalog, self._layer_mounts, self.tasks)
+        self.plugin = Plugin(self._options.config, self._store, self._sources, self._layers, self._layer_mounts, self.tasks)
         await self.plugin.open(names, stack)
 
     async def serve_containerds(self, fds: FdStore, handshakes: Handshakes, stack: AsyncExitStack) -> dict[str, Path]:

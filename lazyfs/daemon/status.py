@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import trio
 
-from lazyfs.daemon.images import LiveImage
 from lazyfs.daemon.mounts import LiveMount
 from lazyfs.fetch.statistics import FetchStatistics
 from lazyfs.gate.gate import Gate
+from lazyfs.live.image import LiveImage
 from lazyfs.reports.status import LayerStatus, MountStatus, RepositoryStatus, ServiceStatus
 from lazyfs.store.store import Store
 from lazyfs.store.tally import Missing
@@ -42,7 +42,7 @@ async def describe_mount(mount: LiveMount, live: LiveImage | None, store: Store,
     requests = received = chunks = unkept = 0
     if live is not None:
         layers = tuple(LayerStatus(str(layer.digest), layer.descriptor.size, layer.reason) for layer in live.layers)
-    if live is not None and live.indexed.is_set() and live.fetcher is not None:
+    if live is not None and live.is_known and live.fetcher is not None:
         tally = await live.tally(store)
         missing = await trio.to_thread.run_sync(tally.measure)
         total = sum(blob.total for blob in live.blobs)
@@ -55,7 +55,7 @@ async def describe_mount(mount: LiveMount, live: LiveImage | None, store: Store,
         pid=os.getpid(),
         store=str(store.directory.path),
         background=row.mount.background,
-        complete=live is not None and live.indexed.is_set() and missing.chunks == 0,
+        complete=live is not None and live.is_known and missing.chunks == 0,
         missing_chunks=missing.chunks,
         missing_bytes=missing.size,
         total_bytes=total,

@@ -22,6 +22,7 @@ from lazyfs.fetch.window import MOST_PIECES
 from lazyfs.store.content import Content
 from lazyfs.store.store import Store
 from lazyfs.store.tally import Missing, Tally
+from lazyfs.tasks import Failures
 
 _log = logging.getLogger(__name__)
 
@@ -51,11 +52,23 @@ class _Pause:
 class Background:
     """Brings an image's missing chunks, or without `rest` only the layers' prefixes. `finished` is set when nothing is missing."""
 
-    def __init__(self, store: Store, fetcher: Fetcher, layers: Sequence[Wanted], *, rest: bool = True) -> None:
+    def __init__(
+        self,
+        store: Store,
+        fetcher: Fetcher,
+        layers: Sequence[Wanted],
+        *,
+        rest: bool = True,
+        subject: str = "",
+        failures: Failures | None = None,
+    ) -> None:
+        """`subject` names what is fetched in the log; `failures` counts what nobody expected."""
         self._store = store
         self._fetcher = fetcher
         self._layers = layers
         self._rest = rest
+        self._subject = subject
+        self._failures = failures or Failures()
         self.finished = trio.Event()
         self.trouble = ""
         """Why it stands still, or why it gave something up; empty while all is well."""
@@ -63,8 +76,16 @@ class Background:
     async def run(self) -> None:
         """Until what is wanted is here, or what is left is damaged at the source. Tries again, ever slower, while the source fails.
 
-        Cancelled: stops; what had arrived is kept.
+        Nobody asked for it, so whatever goes wrong raises nothing: it is logged, and told as `trouble`. Cancelled: stops; what had
+        arrived is kept.
         """
+        try:
+            await self._run()
+        except Exception as surprise:  # noqa: BLE001  it must not end a mount, or lazyfsd, for those who read
+            cause = self._failures.record("background fetch", surprise, self._subject)
+            self.trouble = f"the background fetch has ended: {cause!r}"
+
+    async def _run(self) -> None:
         given_up = False
         for wanted in self._layers:
             prefix = wanted.layer.pieces[: wanted.layer.position(wanted.prefetch_end)]

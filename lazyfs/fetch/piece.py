@@ -40,7 +40,7 @@ class LayerBlob:
         self.digest = digest
         self.size = size
         self.whole: Layer | None = None
-        """Where the layer is not lazy: pieces have no place in its blob then, and whoever wants one fetches all of it."""
+        """Where the layer is not lazy, the layer without its entries: pieces have no place in its blob then, and whoever wants one fetches all of it."""
         self.data_end = data_end
         pieces: list[Piece] = []
         for entry in entries:

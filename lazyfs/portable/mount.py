@@ -150,13 +150,11 @@ class PortableMount:
         if self._request.background == "off":
             return
         wanted = [Wanted(await self.filesystem.blob(index), layer.prefetch_end) for index, layer in enumerate(self._layers)]
-        self._background = Background(self._store, self._fetcher, wanted)
+        self._background = Background(self._store, self._fetcher, wanted, subject=self._image.name, failures=tasks.failures)
         async with trio.open_nursery() as nursery:
             if self._request.background == "wait":
                 tasks.within(nursery).start_soon("progress of a pull", self._report_progress, reporter, self._background)
-            surprise = await tasks.attempt("background fetch", self._background.run, subject=self._image.name)
-            if surprise is not None:
-                self._background.trouble = f"the background fetch has ended: {surprise!r}"
+            await self._background.run()
             nursery.cancel_scope.cancel()
         if not self._background.finished.is_set():
             await _tell(reporter, Refusal(f"{self._image.name} is mounted, but incomplete: {self._background.trouble}", 4))

@@ -13,13 +13,17 @@ from pathlib import Path
 
 import trio
 
-from lazyfs.daemon.images import Images
+from lazyfs.daemon.mounting import image_of
 from lazyfs.errors import InvalidInput
 from lazyfs.format.platform import this_platform
 from lazyfs.gate.catalog import Catalog
 from lazyfs.kernel.heap import share_arenas
+from lazyfs.live.image import Images
+from lazyfs.live.layers import Layers
+from lazyfs.live.source import Sources
 from lazyfs.reports.orders import MountOrder
 from lazyfs.store.store import Store
+from lazyfs.tasks import Supervisor
 
 
 async def nothing(_: object) -> None:
@@ -32,13 +36,14 @@ async def main(store_path: Path, layouts: list[str]) -> list[str]:
         catalog = Catalog()
         catalog.begin()
         async with trio.open_nursery() as living:
-            images = Images(store, catalog, living)
+            tasks = Supervisor(living)
+            images = Images(store, catalog, Sources(store, catalog, tasks), Layers(store, catalog, tasks), tasks)
 
             async def order(number: int) -> None:
                 mount = MountOrder(str(number), f"oci:{layouts[number]}:v1", "/mnt", str(this_platform()), background="off")
                 try:
-                    live = await images.bring_to_life(mount, "", nothing, lazy_only=False)
-                    await live.indexed.wait()
+                    live = await images.bring_to_life(image_of(mount), "", nothing, lazy_only=False)
+                    await live.known()
                 except InvalidInput as error:
                     refusals[number] = str(error)
 

@@ -7,21 +7,34 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from lazyfs.containerd.lazy_layers import LazyLayers, LiveLayer, name_of
+from lazyfs.containerd.lazy_layers import LazyLayers, name_of
 from lazyfs.fetch.background import measure_missing
 from lazyfs.gate.catalog import Catalog
 from lazyfs.gate.inode import inode_of
+from lazyfs.live.course import State
+from lazyfs.live.layer import LiveLayer
+from lazyfs.live.layers import Layers
+from lazyfs.live.pulls import Pulls
+from lazyfs.live.source import OpenSource, Sources
 from lazyfs.store.store import Store
-from lazyfs.tasks import Tasks
+from lazyfs.tasks import Supervisor
 from tests.unit.containerd.scripted import REPOSITORY, ScriptedImage, ScriptedRegistry
 
 LINGER = 31.0
 
 
+def lazy_layers(
+    store: Store, catalog: Catalog, tasks: Supervisor, open_source: OpenSource, *, background: bool = True
+) -> LazyLayers:
+    """As a daemon makes them."""
+    sources, layers = Sources(store, catalog, tasks), Layers(store, catalog, tasks)
+    return LazyLayers(sources, layers, Pulls(store, tasks, rest=background), open_source)
+
+
 class Setting:
     """The lazy layers of a daemon of which nothing else is there."""
 
-    def __init__(self, store: Store, image: ScriptedImage, nursery: Tasks, *, background: bool = True) -> None:
+    def __init__(self, store: Store, image: ScriptedImage, nursery: trio.Nursery, *, background: bool = True) -> None:
         self._image = image
         self._store = store
         self.registries = [image.registry()]
@@ -29,7 +42,7 @@ class Setting:
         self.opened = 0
         self.catalog = Catalog()
         self.catalog.begin()
-        self.layers = LazyLayers(store, self.catalog, nursery, self._open, background=background)
+        self.layers = lazy_layers(store, self.catalog, Supervisor(nursery), self._open, background=background)
 
     @property
     def registry(self) -> ScriptedRegistry:
@@ -66,6 +79,12 @@ class Setting:
     def holds(self, number: int = 0) -> bool:
         """Whether the gate would find who brings the layer's first file."""
         return bool(self.catalog.find(inode_of(self._image.layer(number).pieces[0].content.name)))
+
+
+async def ended(live: LiveLayer) -> None:
+    """The layer's pull has ended."""
+    if live.pull is not None:
+        await live.pull.course.reach(State.ENDED)
 
 
 @asynccontextmanager

@@ -5,10 +5,9 @@ from __future__ import annotations
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from lazyfs.containerd.lazy_layers import name_of
 from lazyfs.store.store import Store
 from tests.conftest import LogWatch
-from tests.unit.containerd.living import LINGER, Setting, living
+from tests.unit.containerd.living import LINGER, Setting, ended, living
 from tests.unit.containerd.scripted import ScriptedImage
 
 
@@ -17,14 +16,14 @@ async def test_a_layer_lingers_and_ends(store: Store, image: ScriptedImage, jump
     async with living(store, image) as it:
         live = it.use()
         assert not it.catalog.is_complete, "what it holds is not known yet, and the gate waits for it"
-        await live.indexed.wait()
+        await live.known()
         assert it.catalog.is_complete and it.holds()
-        it.layers.leave(live.name)
+        live.uses.change(-1)
         await trio.sleep(LINGER / 2)
         assert it.use() is live
         await trio.sleep(10 * LINGER)
         assert it.layers.live == {live.name: live}
-        it.layers.leave(live.name)
+        live.uses.change(-1)
         await trio.sleep(LINGER)
         assert not it.layers.live and not it.holds() and not it.registry.closed
         await trio.sleep(LINGER)
@@ -33,16 +32,15 @@ async def test_a_layer_lingers_and_ends(store: Store, image: ScriptedImage, jump
 
 
 async def test_a_use_is_counted_for_each(store: Store, image: ScriptedImage, jumping: MockClock) -> None:
-    """A layer under two roots lives until both are gone; an unknown one that somebody leaves is nothing."""
+    """A layer under two roots lives until both are gone."""
     async with living(store, image) as it:
-        assert it.use() is it.use()
-        name = name_of(image.lazy[0])
-        it.layers.leave(name)
+        live = it.use()
+        assert it.use() is live
+        live.uses.change(-1)
         await trio.sleep(10 * LINGER)
         assert it.holds()
-        it.layers.leave(name)
+        live.uses.change(-1)
         await trio.sleep(LINGER)
-        it.layers.leave(name)
         assert not it.layers.live
 
 
@@ -50,16 +48,16 @@ async def test_layers_share_their_repository(store: Store, image: ScriptedImage,
     """One source and one fetcher for all that come from there; it is closed after the last, and the next layer opens another."""
     async with living(store, image) as it:
         first, second = it.use(0), it.use(1)
-        await first.indexed.wait()
-        await second.indexed.wait()
-        assert it.opened == 1 and first.repository is second.repository
-        it.layers.leave(first.name)
+        await first.known()
+        await second.known()
+        assert it.opened == 1 and first.source is second.source
+        first.uses.change(-1)
         await trio.sleep(3 * LINGER)
         assert not it.registry.closed and it.holds(1) and not it.holds(0)
-        it.layers.leave(second.name)
+        second.uses.change(-1)
         await trio.sleep(3 * LINGER)
         assert it.registry.closed
-        await it.use(0).indexed.wait()
+        await it.use(0).known()
         assert it.opened == 2 and not it.registry.closed
 
 
@@ -69,11 +67,11 @@ async def test_a_repository_that_is_ending_is_not_used_again(store: Store, image
         old = it.registry
         old.may_close = trio.Event()
         live = it.use()
-        await live.indexed.wait()
-        it.layers.leave(live.name)
+        await live.known()
+        live.uses.change(-1)
         await trio.sleep(3 * LINGER)
         assert not old.closed
-        await it.use().indexed.wait()
+        await it.use().known()
         assert it.opened == 2 and it.registry is not old
         old.may_close.set()
         await wait_all_tasks_blocked()
@@ -90,10 +88,10 @@ async def test_a_toc_that_was_lost_is_fetched_anew(
         it.registry.away = True
         live = it.use()
         await trio.sleep(300)
-        assert live.trouble == "the registry is away" and not live.indexed.is_set() and not it.catalog.is_complete
+        assert live.trouble == "the registry is away" and not live.is_known and not it.catalog.is_complete
         assert 5 < len(it.registry.ranges) < 15, "ever slower"
         it.registry.away = False
-        await live.indexed.wait()
+        await live.known()
         assert not live.trouble and it.catalog.is_complete and it.holds()
         nursery.cancel_scope.cancel()
 
@@ -108,10 +106,10 @@ async def test_what_is_broken_at_the_source_is_given_up(
         broken[image.layer(0).pieces[0].chunk.member + 30] ^= 1
         it.registry.blobs[image.lazy[0].digest] = bytes(broken)
         live = it.pull()
-        await live.complete.wait()
-        assert live.repository.trouble and it.missing() == 1
+        await ended(live)
+        assert live.source.trouble and it.missing() == 1
         await trio.sleep(3 * LINGER)
         assert not it.layers.live
     async with living(store, image) as it:
-        await it.pull().complete.wait()
+        await ended(it.pull())
         assert not it.missing()

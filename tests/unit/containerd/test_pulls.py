@@ -10,7 +10,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from lazyfs.store.store import Store
 from tests.conftest import LogWatch
-from tests.unit.containerd.living import LINGER, Setting, living
+from tests.unit.containerd.living import LINGER, Setting, ended, living
 from tests.unit.containerd.scripted import ScriptedImage
 from tests.unit.fetch.scripted import until
 
@@ -19,7 +19,7 @@ async def test_a_pull_brings_all(store: Store, image: ScriptedImage, jumping: Mo
     """Without a container, too; the layer lives until then. A restart asks for nothing that had come and made room since."""
     async with living(store, image) as it:
         live = it.pull()
-        await live.complete.wait()
+        await ended(live)
         assert not it.missing() and it.missing(1)
         await trio.sleep(3 * LINGER)
         assert not it.layers.live and it.registry.closed
@@ -32,7 +32,7 @@ async def test_a_pull_brings_all(store: Store, image: ScriptedImage, jumping: Mo
         assert not it.layers.live and it.missing(0) and not it.missing(1)
         first = image.layer(1).pieces[0].chunk.member
         assert it.registry.ranges == [(first, image.layer(1).pieces[-1].chunk.member_end)]
-        await it.pull(0).complete.wait()
+        await ended(it.pull(0))
         assert not it.missing(0), "a new pull brings it"
 
 
@@ -53,10 +53,10 @@ async def test_a_pull_waits_for_its_registry(
         it.registry.away = True
         live = it.pull()
         await trio.sleep(1000)
-        assert not live.complete.is_set() and live.uses.count == 1
+        assert live.pull and live.uses.count == 1
         it.registry.away = False
-        await live.complete.wait()
-        assert not it.missing() and not live.repository.trouble
+        await ended(live)
+        assert not it.missing() and not live.source.trouble
 
 
 async def test_pulls_of_one_repository_begin_with_their_prefixes(
@@ -70,12 +70,12 @@ async def test_pulls_of_one_repository_begin_with_their_prefixes(
         first = it.pull(0)
         await wait_all_tasks_blocked(0.1)
         second = it.pull(1)
-        await second.indexed.wait()
+        await second.known()
         await wait_all_tasks_blocked(0.1)
         it.registry.ranges.clear()
         it.registry.gate.set()
-        await first.complete.wait()
-        await second.complete.wait()
+        await ended(first)
+        await ended(second)
         assert not it.missing(0) and not it.missing(1)
         rest = (image.layer(0).pieces[1].chunk.member, image.layer(0).pieces[1].chunk.member_end)
         assert it.registry.ranges[-1] == rest, "all that is not in a prefix"
@@ -104,7 +104,7 @@ async def test_without_the_background_a_pull_ends_with_its_prefix(
     """Nobody says that it is complete: a lazyfsd with another configuration goes on."""
     monkeypatch.setattr("lazyfs.image.layer.Layer.prefetch_end", image.layer(0).pieces[0].chunk.member_end)
     async with living(store, image, background=False) as it:
-        await it.pull().complete.wait()
+        await ended(it.pull())
         await trio.sleep(3 * LINGER)
         assert it.missing() == 1 and not it.layers.live
     async with living(store, image) as it:
@@ -118,7 +118,7 @@ async def test_a_pull_is_stopped(store: Store, image: ScriptedImage, jumping: Mo
     async with living(store, image) as it:
         it.registry.gate = trio.Event()
         live = it.pull()
-        await live.indexed.wait()
+        await live.known()
         await wait_all_tasks_blocked(0.1)
         assert len(it.registry.ranges) == 1
         it.stop()
@@ -137,7 +137,7 @@ async def test_a_pull_goes_on_for_the_last_of_its_snapshots(store: Store, image:
         await wait_all_tasks_blocked(0.1)
         assert it.layers.documents() == {image.lazy[0].toc_digest}
         it.registry.gate.set()
-        await live.complete.wait()
+        await ended(live)
         assert not it.missing()
         it.stop()
         assert it.layers.documents() == set()
@@ -148,7 +148,7 @@ async def test_a_pull_is_stopped_before_it_began(store: Store, image: ScriptedIm
     async with living(store, image) as it:
         live = it.pull()
         it.stop()
-        await live.indexed.wait()
+        await live.known()
         await trio.sleep(3 * LINGER)
         assert not it.layers.live and not it.registry.ranges and it.missing() == 2
 
@@ -176,7 +176,7 @@ async def test_a_stopped_pull_is_begun_again(store: Store, image: ScriptedImage,
     async with living(store, image) as it:
         it.registry.gate = trio.Event()
         live = it.pull()
-        await live.indexed.wait()
+        await live.known()
         for _ in range(3):
             it.stop()
             assert it.pull() is live
@@ -194,7 +194,7 @@ async def test_a_pull_that_is_nearly_done_is_not_lost(
     run_sync = trio.to_thread.run_sync
 
     async def interrupted(work: Callable[..., object], *arguments: object, **more: object) -> object:
-        if work == it.layers._note_complete and len(it.layers.live) == 1:
+        if work == it.layers._pulls._note_complete and len(it.layers.live) == 1:
             it.pull(1)
             await trio.sleep(1)
         return await run_sync(work, *arguments, **more)  # type: ignore[arg-type]
@@ -215,18 +215,18 @@ async def test_a_pull_that_comes_or_goes_leaves_the_others_alone(
     async with living(store, image) as it:
         it.registry.gate = trio.Event()
         first = it.pull(0)
-        await first.indexed.wait()
+        await first.known()
         await until(lambda: it.registry.ranges)
         for _ in range(3):
             second = it.pull(1)
-            await second.indexed.wait()
+            await second.known()
             await wait_all_tasks_blocked(0.1)
             it.stop(1)
             await wait_all_tasks_blocked(0.1)
         second = it.pull(1)
         it.registry.gate.set()
-        await first.complete.wait()
-        await second.complete.wait()
+        await ended(first)
+        await ended(second)
         assert not it.missing(0) and not it.missing(1)
         pieces = [piece.chunk for number in range(2) for piece in image.layer(number).pieces]
         assert it.registry.ranges == [(chunk.member, chunk.member_end) for chunk in pieces]
@@ -237,13 +237,13 @@ async def test_a_pull_that_is_stopped_makes_way_for_the_next(store: Store, image
     async with living(store, image) as it:
         it.registry.gate = trio.Event()
         first = it.pull(0)
-        await first.indexed.wait()
+        await first.known()
         await until(lambda: it.registry.ranges)
         second = it.pull(1)
-        await second.indexed.wait()
+        await second.known()
         it.stop(0)
-        await first.complete.wait()
+        await ended(first)
         await until(lambda: len(it.registry.ranges) == 2)
         it.registry.gate.set()
-        await second.complete.wait()
+        await ended(second)
         assert not it.missing(1) and it.missing(0)

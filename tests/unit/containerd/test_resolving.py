@@ -11,7 +11,6 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from lazyfs.containerd.lazy_layers import LazyLayers
 from lazyfs.containerd.resolving import Resolved, Resolving
 from lazyfs.errors import BadAnswer, DigestMismatch, InvalidInput, NotFound, StoreUnusable, Unreachable, UsageError
 from lazyfs.fetch.background import measure_missing
@@ -22,6 +21,7 @@ from lazyfs.snapshots.labels import Claim, ToldLayer
 from lazyfs.store.store import Store
 from lazyfs.tasks import Supervisor
 from tests.conftest import LogWatch
+from tests.unit.containerd.living import lazy_layers
 from tests.unit.containerd.scripted import HOST, REPOSITORY, ScriptedImage, ScriptedRegistry
 
 MEMORY = 61.0
@@ -33,8 +33,9 @@ class Setting:
 
     def __init__(self, store: Store, registry: ScriptedRegistry, nursery: trio.Nursery) -> None:
         self.registry = registry
-        self.layers = LazyLayers(store, Catalog(), nursery, self._open)
-        self.resolving = Resolving(store, self.layers, Supervisor(nursery))
+        tasks = Supervisor(nursery)
+        self.layers = lazy_layers(store, Catalog(), tasks, self._open)
+        self.resolving = Resolving(store, self.layers, tasks)
 
     def _open(self, repository: str) -> ScriptedRegistry:
         assert repository == REPOSITORY
@@ -102,7 +103,7 @@ async def test_an_image_is_resolved_once(store: Store, image: ScriptedImage, jum
     async with resolving(store, registry) as it:
         found = await it.resolve_all([image.claim(number % 2) for number in range(10)])
         assert [resolved.lazy for resolved in found] == [image.lazy[number % 2] for number in range(10)]
-        assert [entry.name for entry in found[0].layer_index.layer.entries] == [b"a", b"b"]
+        assert len((await found[0].layer_index.indexed()).objects) == 2
         await wait_all_tasks_blocked()
         assert registry.asked == ["v1"] and len(registry.ranges) == 2 and registry.connected
         assert [layer[:2] for layer in grown.begun] == [

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from lazyfs.daemon.images import Images
+from lazyfs.daemon.mounting import image_of
 from lazyfs.daemon.state import Mount
 from lazyfs.errors import InvalidToc
 from lazyfs.format.platform import this_platform
@@ -15,6 +15,7 @@ from lazyfs.gate.catalog import Catalog
 from lazyfs.reports.orders import MountOrder
 from lazyfs.store.store import Store
 from tests.bad.oci import Oci, file
+from tests.unit.live.test_images import make_images
 
 
 async def nothing(_: object) -> None:
@@ -32,12 +33,12 @@ async def test_a_mounted_layer_is_served_after_an_upgrade(tmp_path: Path) -> Non
         catalog = Catalog()
         catalog.begin()
         async with trio.open_nursery() as nursery:
-            images = Images(store, catalog, nursery)
+            images = make_images(store, catalog, nursery)
             with pytest.raises(InvalidToc, match="two chunks of the member at offset 0 overlap"):
-                await images.bring_to_life(order, "", nothing, lazy_only=True)
-            live = await images.bring_to_life(row, "", nothing, lazy_only=False)
-            await live.indexed.wait()
+                await images.bring_to_life(image_of(order), "", nothing, lazy_only=True)
+            live = await images.bring_to_life(image_of(row), "", nothing, lazy_only=False)
+            await live.known()
             with pytest.raises(InvalidToc, match="overlap"):
-                await Images(store, catalog, nursery).bring_to_life(order, "", nothing, lazy_only=True)
+                await make_images(store, catalog, nursery).bring_to_life(image_of(order), "", nothing, lazy_only=True)
             assert len(live.blobs[0].pieces) == 2
             nursery.cancel_scope.cancel()

@@ -13,7 +13,6 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from lazyfs.daemon.images import Images
 from lazyfs.daemon.mounts import LiveMount
 from lazyfs.daemon.state import Mount, Row
 from lazyfs.daemon.status import describe_mount
@@ -29,8 +28,8 @@ from lazyfs.store.store import Store
 from lazyfs.tasks import Failures
 from lazyfs.vfs.filesystem import FileSystem
 from lazyfs.vfs.tree import Tree
-from tests.unit.daemon.test_images import BLOB, DIGEST, IMAGE
 from tests.unit.fetch.scripted import ScriptedSource
+from tests.unit.live.test_images import BLOB, DIGEST, IMAGE, make_images
 
 CHUNKS = [Chunk(0, 10, bytes([number]) * 32, number, 0, number + 1) for number in range(5)]
 LAYERS = (Layer(BLOB, DIGEST, 9, tuple(Entry(b"%d" % chunk.member, "reg", size=10, chunks=(chunk,)) for chunk in CHUNKS)),)
@@ -50,8 +49,8 @@ def store(tmp_path: Path) -> Iterator[Store]:
 async def by_lazyfsd(store: Store) -> AsyncIterator[Describe]:
     async with trio.open_nursery() as nursery:
         catalog = Catalog()
-        live = Images(store, catalog, nursery).add(IMAGE, LAYERS, ScriptedSource(), background=False)
-        await live.indexed.wait()
+        live = make_images(store, catalog, nursery).add(IMAGE, LAYERS, ScriptedSource(), background=False)
+        await live.known()
         row = Row(1, "mounted", "", Mount("/mnt", "", IMAGE.name, "", "", False, "off", "", False, ""))
         mount = LiveMount(row, IMAGE.name, False, trio.Event(), live)
         gate = Gate(store, catalog, lambda *_: None, lambda _: False)

@@ -11,19 +11,22 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from lazyfs.daemon import images
-from lazyfs.daemon.images import Images, LiveImage
 from lazyfs.fetch.background import Background
-from lazyfs.fetch.piece import LayerBlob
 from lazyfs.format.digest import digest_of
 from lazyfs.format.entry import PREFETCH_LANDMARK, Chunk, Entry
 from lazyfs.format.manifest import Descriptor, ImageConfig, Manifest
-from lazyfs.gate.catalog import Catalog, LayerObjects, key_of
+from lazyfs.gate.catalog import Catalog, LayerObjects
 from lazyfs.gate.inode import inode_of
 from lazyfs.image.image import Image
 from lazyfs.image.layer import Layer, Whole
+from lazyfs.live import layer as live_layer
+from lazyfs.live.image import Images, LiveImage
+from lazyfs.live.layer import Indexed, index_layer
+from lazyfs.live.layers import Layers
+from lazyfs.live.source import Sources
 from lazyfs.store.content import content_of
 from lazyfs.store.store import Store
+from lazyfs.tasks import Supervisor
 from tests.unit.fetch.scripted import ScriptedSource, until
 
 DIGEST = digest_of(b"")
@@ -51,13 +54,19 @@ class SlowToClose(ScriptedSource):
         await self.may_close.wait()
 
 
+def make_images(store: Store, catalog: Catalog, nursery: trio.Nursery) -> Images:
+    """As a daemon makes them."""
+    tasks = Supervisor(nursery)
+    return Images(store, catalog, Sources(store, catalog, tasks), Layers(store, catalog, tasks), tasks)
+
+
 class Setting:
     """The images of a daemon of which nothing else is there."""
 
     def __init__(self, store: Store, nursery: trio.Nursery) -> None:
         self.catalog = Catalog()
         self.catalog.begin()
-        self.images = Images(store, self.catalog, nursery)
+        self.images = make_images(store, self.catalog, nursery)
 
     def add(self, source: ScriptedSource) -> LiveImage:
         """Mount the image, once."""
@@ -75,7 +84,7 @@ async def test_an_image_lingers_and_ends(store: Store, autojump_clock: MockClock
     """A container's image is kept for the next one a while, and goes when there is none."""
     async with open_images(store) as it:
         live = it.add(ScriptedSource())
-        await live.indexed.wait()
+        await live.known()
         live.leave()
         await trio.sleep(20)
         live.use(background=False)
@@ -93,10 +102,10 @@ async def test_entries_are_kept_until_the_gate_knows_the_objects(store: Store, a
         landmark = Entry(PREFETCH_LANDMARK, "reg", size=1, chunks=(Chunk(0, 1, bytes(32), 5, 0, 6),))
         layer = LAYER._replace(entries=(*LAYER.entries, landmark), whole=Whole("", DIGEST))
         live = it.images.add(IMAGE, (layer,), ScriptedSource(), background=False)
-        await live.indexed.wait()
-        assert live.layers == (layer._replace(entries=()),) and live.prefetch_ends == [5]
+        await live.known()
+        assert live.layers == (layer._replace(entries=()),) and live.live_layers[0].kept.prefetch_end == 5
         assert live.blobs[0].whole == live.layers[0], "nor by way of the fetcher"
-        assert it.catalog.images_with([INODE]) == {IMAGE.name}
+        assert it.images.showing(it.catalog.images_with([INODE])) == {IMAGE.name}
 
 
 async def test_an_image_that_is_ending_is_not_mounted_again(store: Store, autojump_clock: MockClock) -> None:
@@ -105,17 +114,17 @@ async def test_an_image_that_is_ending_is_not_mounted_again(store: Store, autoju
     async with open_images(store) as it:
         source = SlowToClose()
         old = it.add(source)
-        await old.indexed.wait()
+        await old.known()
         old.leave()
         await trio.sleep(100)
         assert not it.images.live, "nobody may find it: it is being closed"
         new = it.add(ScriptedSource())
-        await new.indexed.wait()
+        await new.known()
         assert it.catalog.is_complete
         source.may_close.set()
         await wait_all_tasks_blocked()
         assert it.images.live == {IMAGE.name: new}
-        assert it.catalog.images_with([INODE]) == {IMAGE.name}
+        assert it.images.showing(it.catalog.images_with([INODE])) == {IMAGE.name}
 
 
 async def test_an_image_that_cannot_be_indexed_is_tried_again(
@@ -125,20 +134,20 @@ async def test_an_image_that_cannot_be_indexed_is_tried_again(
     expect_log("No space left")
     tries: list[Layer] = []
 
-    def index(layer: Layer) -> LayerObjects:
+    def index(layer: Layer, known: LayerObjects | None) -> Indexed:
         tries.append(layer)
         if len(tries) < 3:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return LayerObjects(key_of(layer), LayerBlob.of(layer))
+        return index_layer(layer, known)
 
-    monkeypatch.setattr(images, "_index_layer", index)
+    monkeypatch.setattr(live_layer, "index_layer", index)
     async with open_images(store) as it:
         live = it.add(ScriptedSource())
         await until(lambda: live.failure)
-        assert "No space left" in live.trouble and not live.indexed.is_set()
-        await live.indexed.wait()
+        assert "No space left" in live.trouble and not live.is_known
+        await live.known()
         assert not live.trouble
-        assert it.catalog.images_with([INODE]) == {IMAGE.name}
+        assert it.images.showing(it.catalog.images_with([INODE])) == {IMAGE.name}
 
 
 async def test_what_nobody_wants_any_more_is_not_fetched(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 from trio.testing import MockClock
 
-from lazyfs.containerd.lull import Lull
+from lazyfs.live.lull import Lull
 
 
 async def test_nobody_waits_where_nothing_is_asked(autojump_clock: MockClock) -> None:

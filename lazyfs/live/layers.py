@@ -1,0 +1,111 @@
+"""Layers that something uses: containers' roots, images, pulls. The gate knows each, and who fetches what is missing of it.
+
+A layer that merely exists costs no memory. Who uses one does not wait until it is indexed: the gate does (gate/catalog.py), at the first
+miss.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+import trio
+
+from lazyfs.errors import LazyfsError
+from lazyfs.gate.catalog import Catalog, key_of
+from lazyfs.image.layer import Layer, load_layer
+from lazyfs.live.course import State
+from lazyfs.live.layer import Index, LiveLayer, load_again, name_of
+from lazyfs.live.source import LiveSource
+from lazyfs.store.store import Store
+from lazyfs.tasks import Supervisor
+
+_log = logging.getLogger(__name__)
+
+_FIRST_PAUSE: Final = 1.0
+_SLOWEST: Final = 60.0
+
+
+class Layers:
+    """All that live. Not for threads."""
+
+    def __init__(self, store: Store, catalog: Catalog, tasks: Supervisor) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._tasks = tasks
+        self.live: dict[str, LiveLayer] = {}
+        """By name (see layer.py)."""
+
+    def use(self, source: LiveSource, layer: Layer, index: Index | None = None) -> LiveLayer:
+        """The live layer, counted as used once more. `layer` may have no entries; `index` where it was loaded already."""
+        name = name_of(source.name, layer)
+        live = self.live.get(name)
+        if live is None or live.source is not source:
+            live = self.live[name] = LiveLayer(layer, source, index)
+            source.uses.change(+1)
+            self._catalog.expect(name)
+            self._tasks.start_soon("layer", self._run, live, subject=str(layer.digest))
+        live.uses.change(+1)
+        return live
+
+    def is_known(self, layer: Layer) -> bool:
+        """Whether it is indexed, for whatever image."""
+        return self._catalog.known(key_of(layer)) is not None
+
+    async def _run(self, live: LiveLayer) -> None:
+        try:
+            async with trio.open_nursery() as nursery:
+                inner = self._tasks.within(nursery)
+                inner.keep_running("layer", self._live, live, subject=str(live.layer.digest))
+        finally:
+            self._end(live)
+            live.source.uses.change(-1)
+
+    async def _live(self, live: LiveLayer) -> None:
+        """Until it has been unused for a while, whether it is known by then or not."""
+        async with trio.open_nursery() as nursery:
+            if not live.is_known:
+                indexing = self._tasks.within(nursery)
+                digest = str(live.layer.digest)
+                indexing.keep_running("layer index", self._index, live, subject=digest, failed=live.has_failed)
+            await live.uses.wait_until_unused(lambda: live.source.linger)
+            self._end(live)  # before the tasks are: nothing that is ending may be found
+            nursery.cancel_scope.cancel()
+
+    def _end(self, live: LiveLayer) -> None:
+        if live.course.is_at(State.ENDED):
+            return
+        live.course.move(State.ENDED)
+        live.source.withdraw(live.name)
+        if self.live.get(live.name) is live:  # else the name is another one's by now
+            del self.live[live.name]
+            self._catalog.remove(live.name)
+            if live.uses.count:
+                self._catalog.expect(live.name)  # what it holds is unknown then, and not "not there"
+
+    async def _index(self, live: LiveLayer) -> None:
+        await live.source.ready()
+        if live.index is None:
+            live.index = Index(await self._load(live))
+        kept = await live.index.indexed(self._catalog.known(key_of(live.layer)))
+        live.kept, live.index, live.trouble = kept, None, ""
+        live.source.offer(live.name, kept.objects)
+        live.course.move(State.KNOWN)
+
+    async def _load(self, live: LiveLayer) -> Layer:
+        """From the store; where its TOC was lost there, from the source, however long that takes."""
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                loaded = await trio.to_thread.run_sync(load_again, self._store, live.layer)
+                if loaded is None:
+                    loaded = await load_layer(live.source.source, self._store, live.layer.descriptor, accepted=True)
+            except LazyfsError as error:
+                if str(error) != live.trouble:
+                    _log.warning("what is missing of layer %s cannot be had: %s", live.layer.digest, error)
+                live.trouble = str(error)
+                await trio.sleep(pause)
+                pause = min(2 * pause, _SLOWEST)
+            else:
+                live.trouble = ""
+                return loaded

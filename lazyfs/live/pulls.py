@@ -1,0 +1,151 @@
+"""Layers that shall come whole, though nobody has asked for what is left of them.
+
+Each layer's prefix is fetched at once, because the container that will be started is going to wait for it. The rest waits for a lull
+(lull.py), and comes layer by layer: one queue for each source, in the order in which the pulls came.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+import trio
+
+from lazyfs.errors import LazyfsError, Unreachable
+from lazyfs.fetch.background import Background, Wanted
+from lazyfs.image.layer import Layer
+from lazyfs.kernel.heap import give_back
+from lazyfs.live.course import State
+from lazyfs.live.layer import Index, LiveLayer, Pull
+from lazyfs.live.lull import Lull
+from lazyfs.live.source import LiveSource
+from lazyfs.store.store import Store
+from lazyfs.tasks import Supervisor
+
+_log = logging.getLogger(__name__)
+
+_AHEAD: Final = 30.0
+"""Seconds for a prefix that nothing uses yet."""
+
+
+class Pulls:
+    """All that go on. Not for threads."""
+
+    def __init__(self, store: Store, tasks: Supervisor, *, rest: bool = True) -> None:
+        """Without `rest`, a pull ends with the prefix."""
+        self._store = store
+        self._tasks = tasks
+        self._rest = rest
+        self._queues: dict[LiveSource, dict[LiveLayer, Pull]] = {}
+        """Pulls that wait for their turn, or have it: the first of each."""
+        self.lull = Lull()
+
+    def begin(self, live: LiveLayer) -> Pull:
+        """Pull a layer, which lives until that has ended; the pull that goes on, where there is one."""
+        if live.pull is None:
+            live.pull = Pull()
+            live.uses.change(+1)
+            self._tasks.start_soon("pull", self._run, live, live.pull, subject=str(live.layer.digest))
+        return live.pull
+
+    def stop(self, live: LiveLayer) -> None:
+        """Nobody wants all of the layer any more. What is under way is given up at once, and the next pull has its turn."""
+        if live.pull is not None:
+            live.pull.scope.cancel()
+            live.pull = None
+
+    async def fetch_prefix(self, index: Index, source: LiveSource) -> None:
+        """Fetch a layer's prefix before anything uses the layer: the link has nothing else to do. Ends, whatever happens."""
+        kept = await index.indexed()
+        if kept.prefetch_end:
+            with source.in_use(), trio.move_on_after(_AHEAD):
+                await self._fetch(source, [kept.wanted], rest=False)
+
+    async def was_complete(self, layer: Layer) -> bool:
+        """Whether a pull of this layer has come to its end, now or in an earlier process. The store may have made room since."""
+        return await trio.to_thread.run_sync(self._store.note, _completeness(layer)) is not None
+
+    async def _run(self, live: LiveLayer, pull: Pull) -> None:
+        try:
+            with pull.scope:
+                wanted = (await live.known()).wanted
+                await self._fetch(live.source, [wanted], rest=False)
+                if self._rest:
+                    pull.course.move(State.WAITING)
+                    await self.lull.wait()
+                    self._enqueue(live, pull)
+                    await pull.course.reach(State.ENDED)
+        finally:
+            if live.pull is pull:  # else it was stopped, and another one may have begun
+                live.pull = None
+            if not pull.course.is_at(State.ENDED):
+                pull.course.move(State.ENDED)  # after a stop or a failure: wakes those who wait, and the queue
+            live.uses.change(-1)
+
+    def _enqueue(self, live: LiveLayer, pull: Pull) -> None:
+        queue = self._queues.get(live.source)
+        if queue is not None:
+            # A pull of the same layer that was stopped goes out of the queue by itself.
+            queue.pop(live, None)
+            queue[live] = pull
+        else:
+            self._queues[live.source] = {live: pull}
+            self._tasks.start_soon("pulls of a source", self._take_turns, live.source, subject=live.source.name)
+
+    async def _take_turns(self, source: LiveSource) -> None:
+        queue = self._queues[source]
+        try:
+            while queue:
+                live, pull = next(iter(queue.items()))
+                try:
+                    await self._take_turn(live, pull)
+                finally:
+                    if queue.get(live) is pull:
+                        del queue[live]
+            await trio.to_thread.run_sync(give_back)
+        finally:
+            del self._queues[source]
+            for pull in queue.values():  # of those that came after the last look, or all of them after a failure
+                if not pull.course.is_at(State.ENDED):
+                    pull.course.move(State.ENDED)
+
+    async def _take_turn(self, live: LiveLayer, pull: Pull) -> None:
+        """Fetch the rest of one layer, for as long as its pull is not stopped."""
+        if pull.course.is_at(State.ENDED):
+            return
+        async with trio.open_nursery() as nursery:
+
+            async def leave_when_stopped() -> None:
+                await pull.course.reach(State.ENDED)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(leave_when_stopped)
+            wanted = (await live.known()).wanted
+            if await self._fetch(live.source, [wanted]):
+                await trio.to_thread.run_sync(self._note_complete, live.layer)
+            if not pull.course.is_at(State.ENDED):
+                pull.course.move(State.ENDED)
+            nursery.cancel_scope.cancel()
+
+    async def _fetch(self, source: LiveSource, layers: Sequence[Wanted], *, rest: bool = True) -> bool:
+        """Fetch what is missing of some layers, or without `rest` of their prefixes. Whether nothing is."""
+        try:
+            fetcher = await source.ready()
+        except Unreachable as error:
+            source.trouble = str(error)
+            return False
+        background = Background(self._store, fetcher, layers, rest=rest, subject=source.name, failures=self._tasks.failures)
+        await background.run()
+        source.trouble = background.trouble
+        return background.finished.is_set()
+
+    def _note_complete(self, layer: Layer) -> None:
+        try:
+            self._store.keep_note(_completeness(layer), "yes")
+        except LazyfsError as error:
+            _log.info("a restart will look once more whether layer %s is complete: %s", layer.digest, error)
+
+
+def _completeness(layer: Layer) -> str:
+    return f"complete {layer.toc_digest}"

@@ -1,0 +1,146 @@
+"""Sources that something uses: the connections to one repository, or to one layout, and the fetcher that works with them.
+
+containerd's layers find a source by its repository's name, and share it. A mounted image has a source of its own, with the credentials
+of whoever ordered it. Sources of one authority share a line: the background of each gives way to the readers of all.
+
+A source lives while something uses it, and a shared one a while longer. Its states are in course.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+from weakref import WeakValueDictionary
+
+import trio
+
+from lazyfs.errors import Unreachable
+from lazyfs.fetch.fetcher import Fetcher, open_fetcher
+from lazyfs.fetch.traffic import Traffic
+from lazyfs.gate.catalog import Catalog, LayerObjects
+from lazyfs.live.course import SOURCE, Course, State
+from lazyfs.live.uses import LINGER, Uses
+from lazyfs.source.protocol import ImageSource
+from lazyfs.store.store import Store
+from lazyfs.tasks import Supervisor
+
+OpenSource = Callable[[str], ImageSource]
+"""Opens the source of that name. Raises UsageError, LocalError."""
+
+
+class LiveSource:
+    """One source. `Sources` makes it."""
+
+    def __init__(self, name: str, source: ImageSource, catalog: Catalog, *, shared: bool) -> None:
+        self.name: Final = name
+        self.source: Final = source
+        self.is_shared: Final = shared
+        self.linger: Final = LINGER if shared else 0.0
+        """Seconds that it stays without a user, and each of its layers likewise. What owns a source lingers itself."""
+        self.uses = Uses()
+        self.course = Course(SOURCE)
+        self.fetcher: Fetcher | None = None
+        """The last one: it is closed unless the state is READY."""
+        self.trouble = ""
+        """Why its background fetch stands still; empty while all is well."""
+        self._catalog = catalog
+        self._offers: dict[str, LayerObjects] = {}
+
+    @contextmanager
+    def in_use(self) -> Iterator[LiveSource]:
+        """Around a request to it."""
+        with self.uses.in_use():
+            yield self
+
+    async def ready(self) -> Fetcher:
+        """The fetcher, once it works. Raises Unreachable: the source has ended."""
+        await self.course.reach(State.READY, State.ENDED)
+        if not self.course.is_at(State.READY) or self.fetcher is None:
+            raise Unreachable(f"{self.name} is not in use any more")
+        return self.fetcher
+
+    def offer(self, name: str, objects: LayerObjects) -> None:
+        """Tell the gate that this source has a layer, now and whenever it gets another fetcher."""
+        self._offers[name] = objects
+        if self.course.is_at(State.READY) and self.fetcher is not None:
+            self._catalog.add(name, self.fetcher, (objects,))
+
+    def withdraw(self, name: str) -> None:
+        """The layer is not offered any more. The caller tells the catalog, where another source may offer it by now."""
+        self._offers.pop(name, None)
+
+    def has_fetcher(self, fetcher: Fetcher) -> None:
+        """For `Sources`."""
+        self.fetcher = fetcher
+        self.course.move(State.READY)
+        for name, objects in self._offers.items():
+            self._catalog.add(name, fetcher, (objects,))
+
+
+class Sources:
+    """All that live, for one store. Not for threads."""
+
+    def __init__(self, store: Store, catalog: Catalog, tasks: Supervisor) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._tasks = tasks
+        self._shared: dict[str, LiveSource] = {}
+        self._traffic: WeakValueDictionary[str, Traffic] = WeakValueDictionary()
+
+    def shared(self, name: str, open_source: OpenSource) -> LiveSource:
+        """The shared source of that name, opened if it does not live. It stays only while its `uses` say so, and a while longer.
+
+        Raises what `open_source` raises.
+        """
+        live = self._shared.get(name)
+        if live is None:
+            live = self._shared[name] = LiveSource(name, open_source(name), self._catalog, shared=True)
+            self._start(live)
+        return live
+
+    def own(self, name: str, source: ImageSource) -> LiveSource:
+        """A source for one image, in use once. It closes `source` when it ends."""
+        live = LiveSource(name, source, self._catalog, shared=False)
+        live.uses.change(+1)
+        self._start(live)
+        return live
+
+    def all_shared(self) -> list[LiveSource]:
+        """Those that live."""
+        return list(self._shared.values())
+
+    def _start(self, live: LiveSource) -> None:
+        self._tasks.start_soon("source", self._run, live, subject=live.name)
+
+    async def _run(self, live: LiveSource) -> None:
+        try:
+            async with trio.open_nursery() as nursery:
+                fetching = self._tasks.within(nursery)
+                fetching.keep_running("fetcher", self._fetch, live, subject=live.name)
+        finally:
+            self._end(live)
+            with trio.CancelScope(shield=True):
+                try:
+                    await live.source.aclose()
+                finally:
+                    live.course.move(State.CLOSED)
+
+    async def _fetch(self, live: LiveSource) -> None:
+        """Until the source has been unused for a while. After a failure it is run again, and serves the layers that lived before."""
+        traffic = self._traffic.setdefault(live.source.authority, Traffic())
+        try:
+            async with open_fetcher(self._store, live.source, traffic, failures=self._tasks.failures) as fetcher:
+                live.has_fetcher(fetcher)
+                await live.uses.wait_until_unused(lambda: live.linger)
+                self._end(live)  # while its fetcher works: nothing that is being closed may be found
+        finally:
+            if live.course.is_at(State.READY):
+                live.course.move(State.OPENING)
+
+    def _end(self, live: LiveSource) -> None:
+        """Nothing, where it has ended already: its name may be another one's by now."""
+        if self._shared.get(live.name) is live:
+            del self._shared[live.name]
+        if not live.course.is_at(State.ENDED):
+            live.course.move(State.ENDED)
