@@ -2,7 +2,7 @@
 
 The order of a miss:
 
-1. A flight for the chunk is in the air: wait for it.
+1. A flight for the chunk is in the air: wait for it. One of another source is waited for only so long (others.py).
 2. Else choose a run: the chunk, and the missing neighbours behind it that the window allows (window.py). All get a flight at
    once, so that no second run can hold them.
 3. In a thread, claim the run and look again: what arrived meanwhile, what lies in another file of the store (copied, not
@@ -29,7 +29,8 @@ from typing import Final, NamedTuple
 import trio
 
 from lazyfs.errors import LazyfsError, SourceError, Unreachable
-from lazyfs.fetch.flight import Flight, Flights
+from lazyfs.fetch.flight import Air, Flight, Flights
+from lazyfs.fetch.others import Others, wait_for_other
 from lazyfs.fetch.piece import LayerBlob, Piece
 from lazyfs.fetch.progress import FLOOR_TIME
 from lazyfs.fetch.run import Run
@@ -68,13 +69,14 @@ class _Look(NamedTuple):
 class Fetcher:
     """Reads chunks of one image's layers. Made by `open_fetcher`."""
 
-    def __init__(self, store: Store, source: ImageSource, tasks: Supervisor, traffic: Traffic) -> None:
+    def __init__(self, store: Store, source: ImageSource, tasks: Supervisor, traffic: Traffic, air: Air | None = None) -> None:
         self._store = store
         self._source = source
         self._tasks = tasks
         self._traffic = traffic
-        self._shared = Shared(store, source)
+        self._shared = Shared(store, source, air)
         self._board = self._shared.board
+        self._others = Others()
         self._windows: dict[str, Windows] = {}
         self._wholes: dict[Digest, Run] = {}
         """The run that brings all of a layer."""
@@ -97,7 +99,7 @@ class Fetcher:
     def signs_of_life(self, pieces: Sequence[Piece]) -> int:
         """Another number whenever one of the runs that bring these pieces has received a byte, or, while it waits for its turn,
         one of the runs before it. 0 where none is on its way."""
-        flights = [self._board.get(piece.chunk.digest) for piece in pieces]
+        flights = [self._flight(piece.chunk.digest) for piece in pieces]
         return sum(run.progress.signs for run in {flight.run for flight in flights if flight is not None})
 
     async def read(self, layer: LayerBlob, piece: Piece, start: int, length: int) -> bytes | memoryview:
@@ -117,7 +119,7 @@ class Fetcher:
                     unkept = self._shared.unkept.get(digest)
                     if unkept is not None:
                         return unkept[start : start + length]
-                    if digest not in self._board:
+                    if self._flight(digest) is None:
                         look = partial(self._store.read, piece.content, piece.number, start, length)
                         here = await trio.to_thread.run_sync(look, limiter=self._shared.readers)
                         if here is not None:
@@ -160,7 +162,7 @@ class Fetcher:
         return False
 
     def close(self) -> None:
-        """The image is no more: whoever waits is told so, and so is whoever comes."""
+        """The image is no more: those who wait for one of its own flights are told so, and so is whoever comes."""
         self._closed = True
         self._board.land_all(self._gone())
 
@@ -175,6 +177,10 @@ class Fetcher:
                 return await flight.wait()
             except SourceError:
                 pass  # another reader's run failed, perhaps far from this chunk: ours has a try of its own
+        elif (other := self._board.others(piece.chunk.digest)) is not None:
+            has_landed, data = await wait_for_other(other)
+            if has_landed:
+                return data
         if self._closed:
             raise self._gone()
         flight = self._board.get(piece.chunk.digest)
@@ -234,7 +240,7 @@ class Fetcher:
         if whole is not None and not whole.has_ended:
             await whole.wait_for_end()  # it brings them as well
             return None
-        free = [piece for piece in pieces if piece.chunk.digest not in self._board]
+        free = self._free(pieces)
         if not free:
             return None
         run = Run(self._shared, layer, free)
@@ -253,6 +259,37 @@ class Fetcher:
         if failure is not None and not isinstance(failure, LazyfsError):
             self._tasks.failures.record("fetch", failure, layer.digest)
         return failure
+
+    def _flight(self, digest: bytes) -> Flight | None:
+        """What a reader of the chunk joins."""
+        return self._board.get(digest) or self._board.others(digest)
+
+    def _free(self, pieces: Sequence[Piece]) -> list[Piece]:
+        """Those that no run is fetching that the background leaves them to."""
+        left: dict[Flights, bool] = {}
+        free = []
+        for piece in pieces:
+            for flight in self._board.air.get(piece.chunk.digest):
+                run = flight.run
+                if run not in left:
+                    left[run] = run.board is self._board or self._others.leaves_to(run)
+                if left[run]:
+                    break
+            else:
+                free.append(piece)
+        return free
+
+    def pass_over(self, pieces: Sequence[Piece]) -> None:
+        """These were waited for in vain while there was another way: for a while others are asked before the source that fetches them,
+        which may be another one than this fetcher's."""
+        flights = [self._flight(piece.chunk.digest) for piece in pieces]
+        for board in {flight.run.board for flight in flights if flight is not None} or {self._board}:
+            board.pass_over()
+
+    @property
+    def is_passed_over(self) -> bool:
+        """Whether that was a moment ago."""
+        return self._board.is_passed_over
 
     def _look(self, digest: bytes) -> _Look:
         flight = self._board.get(digest)
@@ -274,16 +311,22 @@ def _patience(layer: LayerBlob) -> float:
 
 @asynccontextmanager
 async def open_fetcher(
-    store: Store, source: ImageSource, traffic: Traffic | None = None, *, failures: Failures | None = None
+    store: Store,
+    source: ImageSource,
+    traffic: Traffic | None = None,
+    *,
+    air: Air | None = None,
+    failures: Failures | None = None,
 ) -> AsyncIterator[Fetcher]:
     """A fetcher whose runs live as long as the block: leaving it cancels what is under way. A run that fails ends no other; `failures`
     counts those that fail in a way that nobody expects.
 
-    Fetchers that share a `traffic` share a line: the background of each gives way to the readers of all.
+    Fetchers that share a `traffic` share a line: the background of each gives way to the readers of all. Those of one store share its
+    `air`: what one fetches, the others do not fetch as well.
     """
     failure: LazyfsError | None = None
     async with trio.open_nursery() as nursery:
-        fetcher = Fetcher(store, source, Supervisor(nursery, failures), traffic or Traffic())
+        fetcher = Fetcher(store, source, Supervisor(nursery, failures), traffic or Traffic(), air)
         try:
             yield fetcher
         except LazyfsError as error:

@@ -10,7 +10,7 @@ from typing import Final
 import trio
 
 from lazyfs.fetch.claim import claim_together
-from lazyfs.fetch.flight import Board
+from lazyfs.fetch.flight import Air, Board
 from lazyfs.fetch.gather import Gather
 from lazyfs.fetch.slots import Slots
 from lazyfs.fetch.unkept import Unkept
@@ -31,10 +31,11 @@ _LAYERS: Final = 8
 class Shared:
     """One fetcher's. Used on the event loop only."""
 
-    def __init__(self, store: Store, source: ImageSource) -> None:
+    def __init__(self, store: Store, source: ImageSource, air: Air | None = None) -> None:
+        """`air`: shared with the other fetchers of this store in this process."""
         self.store = store
         self.source = source
-        self.board = Board()
+        self.board = Board(air)
         self.rangeless: set[Digest] = set()
         """Layers of which the source has answered a range with the whole blob."""
         self.doubted: set[Digest] = set()

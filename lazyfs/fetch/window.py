@@ -90,7 +90,7 @@ def choose(layer: LayerBlob, piece: Piece, windows: Windows, board: Board, *, cr
             break
         if own:
             own_end = max(own_end, chunk.member_end)
-        if chunk.digest not in board and each != piece:
+        if chunk.digest not in board.air and each != piece:
             chosen.append(each)
             end = chunk.member_end
     windows.asked(window, start, end, end == own_end)

@@ -15,25 +15,18 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, TypeVar
-from weakref import WeakKeyDictionary
 
 import trio
 
 from lazyfs.errors import LazyfsError
-from lazyfs.fetch.fetcher import Fetcher
 from lazyfs.gate.catalog import Supply
 
-_MEMORY: Final = 30.0
-"""Seconds for which a source that was passed over is asked last."""
 _WINDOWS: Final = 3
 T = TypeVar("T")
 
 
 class Choice:
-    """Takes one way after the other, and remembers which were passed over."""
-
-    def __init__(self) -> None:
-        self._passed: WeakKeyDictionary[Fetcher, float] = WeakKeyDictionary()
+    """Takes one way after the other. Which were passed over, the fetchers remember: no reader of another source joins their flights."""
 
     async def take(self, supplies: Sequence[Supply], wanted: slice, work: Callable[[Supply], Awaitable[T]], hope: float) -> T:
         """What `work` makes of one of the supplies. Each has `hope` seconds for a sign of life while there are others.
@@ -52,17 +45,16 @@ class Choice:
                 failure = failure or error
                 continue
             race = _Race(work, wanted, hope, failure)
-            return await race.run(ways[number:], self._passed, alive=_signs(supply, wanted) != before)
+            return await race.run(ways[number:], alive=_signs(supply, wanted) != before)
         try:
             return await work(ways[-1])
         except LazyfsError as error:
             raise failure or error from None
 
     def _in_order(self, supplies: Sequence[Supply]) -> Sequence[Supply]:
-        if len(supplies) < 2 or not self._passed:
+        if len(supplies) < 2:
             return supplies
-        since = trio.current_time() - _MEMORY
-        return sorted(supplies, key=lambda supply: self._passed.get(supply.fetcher, since) > since)
+        return sorted(supplies, key=lambda supply: supply.fetcher.is_passed_over)
 
 
 class _Race(Generic[T]):
@@ -75,7 +67,7 @@ class _Race(Generic[T]):
         self._failure = failure
         self._won: list[T] = []
 
-    async def run(self, ways: Sequence[Supply], passed: WeakKeyDictionary[Fetcher, float], *, alive: bool) -> T:
+    async def run(self, ways: Sequence[Supply], *, alive: bool) -> T:
         """The first of `ways` has been waited for once; `alive`: it has given a sign of life."""
         windows = _WINDOWS - 1 if alive else 0
         async with trio.open_nursery() as nursery:
@@ -83,7 +75,7 @@ class _Race(Generic[T]):
                 failed = trio.Event()
                 nursery.start_soon(self._try, supply, failed, nursery.cancel_scope)
                 if supply is not ways[-1] and not await self._fails(supply, failed, windows):
-                    passed[supply.fetcher] = trio.current_time()
+                    supply.fetcher.pass_over(supply.pieces[self._wanted])
                 windows = _WINDOWS
         if self._won:
             return self._won[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -25,9 +26,17 @@ class Source:
         self.seconds, self.error, self.busy = seconds, error, busy
         self.asked = 0
         self.began = -1.0
+        self._passed_over = -math.inf
 
     def signs_of_life(self, pieces: Sequence[Piece]) -> int:
         return int(100 * min(trio.current_time() - self.began, self.busy)) if self.asked else 0
+
+    def pass_over(self, pieces: Sequence[Piece]) -> None:
+        self._passed_over = trio.current_time()
+
+    @property
+    def is_passed_over(self) -> bool:
+        return trio.current_time() - self._passed_over < 30
 
     async def bring(self) -> str:
         self.asked += 1

@@ -1,0 +1,25 @@
+"""What the tests of what is live share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lazyfs.store.store import Store
+from tests.unit.containerd.scripted import ScriptedImage
+from tests.unit.fetch.scripted import RANDOM
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "store") as store:
+        yield store
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> ScriptedImage:
+    """Of two lazy layers: one of twenty files, one of a single one."""
+    files = {f"f{number:02}": RANDOM.randbytes(2000) for number in range(20)}
+    return ScriptedImage(tmp_path / "image", files, {"other": RANDOM.randbytes(2000)})

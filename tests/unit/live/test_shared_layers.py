@@ -1,0 +1,46 @@
+"""Images and pulls that have a layer in common, started together, in virtual time."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from lazyfs.fetch.background import measure_missing
+from lazyfs.live.course import State
+from lazyfs.store.store import Store
+from tests.unit.containerd.scripted import ScriptedImage
+from tests.unit.live.living import Living, living
+
+Together = Callable[[Living, str], Awaitable[None]]
+
+
+async def mounted(it: Living, name: str) -> None:
+    """All of an image of both layers has come."""
+    await it.mount(name, 0, 1, background=True).rest_ended.wait()
+
+
+async def pulled(it: Living, _: str) -> None:
+    """All of both layers has come, for containerd."""
+    for live in [it.use(0), it.use(1)]:
+        pull = it.pulls.begin(live)
+        live.uses.change(-1)
+        await pull.course.reach(State.ENDED)
+
+
+@pytest.mark.parametrize("other", [mounted, pulled], ids=lambda other: other.__name__)
+async def test_a_layer_of_two_comes_once(
+    store: Store, image: ScriptedImage, jumping: MockClock, monkeypatch: pytest.MonkeyPatch, other: Together
+) -> None:
+    """In lockstep, from two sources: 1.0 times its bytes."""
+    monkeypatch.setattr("lazyfs.fetch.background.RUN_BYTES", 5_000)
+    async with living(store, image) as it:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mounted, it, "first")
+            nursery.start_soon(other, it, "second")
+        layers = [it.blob(0), it.blob(1)]
+        assert measure_missing(store, layers).chunks == 0
+        assert it.sent == sum(layer.data_end for layer in layers)
+        assert len(it.opened) == 2 and all(source.sent for source in it.opened)
