@@ -24,6 +24,7 @@ from tests.conftest import LogWatch
 from tests.unit.converter.making import Item, tar_of
 from tests.unit.converter.places import Place
 from tests.unit.eager.loading import LARGE, asks_for_layers, here, load
+from tests.unit.fetch.scripted import until
 
 FILES: list[Item] = [
     (Entry(b"small-%d" % number, "reg", size=100 + number), b"%d" % (number % 10) * (100 + number)) for number in range(20)
@@ -220,7 +221,7 @@ async def test_background_waits_for_the_layer_that_a_reader_brings(
         background = Background(store, fetcher, [Wanted(blob, layer.prefetch_end)])
         async with trio.open_nursery() as nursery:
             nursery.start_soon(read, fetcher, blob, 0)
-            await wait_all_tasks_blocked(0.05)
+            await until(lambda: fetcher._wholes)
             nursery.start_soon(fetcher.fetch, blob, blob.pieces)
             await wait_all_tasks_blocked(0.05)
             arrive.set()
