@@ -19,6 +19,7 @@ from lazyfs.fetch.piece import LayerBlob
 from lazyfs.gate.catalog import Supply
 from lazyfs.gate.choice import Choice
 from lazyfs.store.store import Store
+from tests.conftest import LogWatch
 from tests.unit.fetch.scripted import FILES, RANDOM, ScriptedSource, make_layer, read_piece, until
 
 LARGE = RANDOM.randbytes(1 << 20)
@@ -179,15 +180,20 @@ async def test_no_background_depends_on_another_source(store: Store, jumping: Mo
         nursery.cancel_scope.cancel()
 
 
-async def test_a_background_goes_on_where_another_source_fails(store: Store, jumping: MockClock) -> None:
+async def test_a_background_goes_on_where_another_source_fails(store: Store, jumping: MockClock, expect_log: LogWatch) -> None:
     """A lie of the first source is neither believed nor taken for damage of the other one's layer."""
+    expect_log("stands still")
     layer, blob = make_layer(FILES)
-    first, own = lying(blob), ScriptedSource(blob)
+    first, own = held_back(lying(blob)), ScriptedSource(blob)
     async with fetchers(store, [first, own]) as both:
         backgrounds = [Background(store, fetcher, [Wanted(layer, 0)]) for fetcher in both]
         async with trio.open_nursery() as nursery:
-            for background in backgrounds:
-                nursery.start_soon(background.run)
+            nursery.start_soon(backgrounds[0].run)
+            await until(lambda: first.ranges)
+            nursery.start_soon(backgrounds[1].run)
+            await trio.sleep(0.5)
+            assert not own.ranges
+            first.gate.set()
         assert backgrounds[1].finished.is_set() and not backgrounds[1].trouble
     assert measure_missing(store, [layer]).chunks == 0
 
