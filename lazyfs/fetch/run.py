@@ -42,6 +42,10 @@ _TIME_TO_ANSWER: Final = 10.0
 deadline that is later by a moment, which must not make it wait for all of it."""
 
 
+_PATIENCE: Final = 50.0
+"""Seconds for which a run that nobody reads waits for a host that asks for a pause: whoever joins it waits as long."""
+
+
 async def go_on() -> bool:
     """The pause of a run that somebody waits for: none."""
     return True
@@ -183,7 +187,11 @@ class Run:
         coming = {piece.chunk.digest for piece in self._claimed}
         if self._claimed:
             self._expect(coming)
-            transfer = Transfer(self._shared, self._layer, self.flights.progress, self._landed, pause)
+            # Where nobody reads, the run goes on later by itself.
+            latest = (
+                max(self._deadline - _TIME_TO_ANSWER, trio.current_time()) if self._wanted else trio.current_time() + _PATIENCE
+            )
+            transfer = Transfer(self._shared, self._layer, self.flights.progress, self._landed, pause, latest)
             await self._transfer(transfer, self._claimed)
             if self._wrong:
                 self._is_last_try = True

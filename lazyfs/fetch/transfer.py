@@ -8,6 +8,7 @@ small take no job: there are only so many runs.)
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -43,6 +44,8 @@ class Transfer(NamedTuple):
     progress: Progress
     landed: Callable[[Unpacked], None]
     pause: Callable[[], Awaitable[bool]]
+    deadline: float
+    """Until when a host that asks for a pause is waited for."""
 
     async def fly(self, pieces: Sequence[Piece], *, whole: bool = False) -> None:
         """Fetch `pieces`, which stand in blob order; `whole` asks for the whole blob and skips what is not wanted.
@@ -64,7 +67,7 @@ class Transfer(NamedTuple):
         failure: LazyfsError | None = None
         async with trio.open_nursery() as nursery:
             try:
-                async with self.shared.source.open_range(self.layer.digest, self.layer.size, start, end) as stream:
+                async with self._open(start, end) as stream:
                     position = start
                     for batch in batches:
                         if not await self.pause():
@@ -83,7 +86,7 @@ class Transfer(NamedTuple):
         """Most misses of a crowd: what they cost the event loop is what the crowd waits for. So without a task of its own, and the
         sender is let go before its bytes are unpacked.
         """
-        async with self.shared.source.open_range(self.layer.digest, self.layer.size, start, end) as stream:
+        async with self._open(start, end) as stream:
             if not await self.pause():
                 return
             data = await self._receive(stream, start, batch)
@@ -95,6 +98,9 @@ class Transfer(NamedTuple):
         else:
             await self.shared.jobs.acquire()
             await self._unpack(batch, data)
+
+    def _open(self, start: int, end: int) -> AbstractAsyncContextManager[RangeStream]:
+        return self.shared.source.open_range(self.layer.digest, self.layer.size, start, end, deadline=self.deadline)
 
     async def _receive(self, stream: RangeStream, position: int, batch: Batch) -> bytes | bytearray | memoryview:
         self.progress.waits(stream)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractAsyncContextManager
 
 from lazyfs.format.digest import Digest
@@ -50,9 +51,11 @@ class Documents:
         """See ImageSource."""
         await self._source.connect_ahead(count)
 
-    def open_range(self, digest: Digest, size: int, start: int, end: int) -> AbstractAsyncContextManager[RangeStream]:
+    def open_range(
+        self, digest: Digest, size: int, start: int, end: int, *, deadline: float = math.inf
+    ) -> AbstractAsyncContextManager[RangeStream]:
         """See ImageSource."""
-        return self._source.open_range(digest, size, start, end)
+        return self._source.open_range(digest, size, start, end, deadline=deadline)
 
     def distrust(self, digest: Digest) -> None:
         """See ImageSource."""

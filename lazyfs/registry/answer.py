@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final, NamedTuple
 
 from lazyfs.errors import BadAnswer, RangeIgnored
@@ -30,6 +31,8 @@ class Asked(NamedTuple):
     end: int
     first: int
     """Where the range began when it was asked for the first time; `start` is behind that where the rest is asked for."""
+    deadline: float = math.inf
+    """When whoever reads it gives up: a host's own pause is waited for where it ends before."""
 
 
 class Answer(NamedTuple):

@@ -6,6 +6,7 @@ again for each range would double the requests. It expires; then the store refus
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -20,6 +21,7 @@ from lazyfs.registry.answer import MAX_SKIP, Answer, Asked, accept
 from lazyfs.registry.body import Body
 from lazyfs.registry.connection import Connection
 from lazyfs.registry.head import Head
+from lazyfs.registry.holdoff import MAX_HOLDOFF
 from lazyfs.registry.rangeless import Rangeless, may_refuse_the_range
 from lazyfs.registry.redirects import REDIRECTS, redirected
 from lazyfs.registry.retry import PROMPTLY, TRIES, Later, may_pass, patiently
@@ -34,8 +36,8 @@ CAUTIOUS: Final = 8
 _TOO_MANY: Final = {429, 503}
 MAX_AHEAD: Final = 8
 """Connections opened before anybody asks for a range: an image's TOCs are read so many at a time."""
-_PATIENCE: Final = 50.0
-"""Seconds for which a host's own wish is waited for: readers wait for a minute (fetch/), and are better told at once than then."""
+_PATIENCE: Final = 2 * MAX_HOLDOFF + 5.0
+"""Seconds for which a host's own pauses are waited for, all together: two of the longest, as for documents (holdoff.py)."""
 _MAX_SIGNED: Final = 4096
 _SMALL_BODY: Final = 16 << 10
 """A refusal's body up to here is read to keep the connection; a longer one costs it, and so does one that breaks off or is not prompt."""
@@ -75,10 +77,18 @@ class Ranges:
 
     @asynccontextmanager
     async def open(
-        self, what: str, path: str, scope: Scope, digest: Digest, size: int, start: int, end: int
+        self,
+        what: str,
+        path: str,
+        scope: Scope,
+        digest: Digest,
+        size: int,
+        start: int,
+        end: int,
+        deadline: float = math.inf,
     ) -> AsyncIterator[Body]:
         """Bytes `[start, end)` of the blob at `path`; see ImageSource.open_range. `what` names the blob in errors."""
-        asked = Asked(what, self._session.url(path), scope, digest, size, start, end, start)
+        asked = Asked(what, self._session.url(path), scope, digest, size, start, end, start, deadline)
         # Waited for outside of the deadline: a busy server is not one that does not answer. Not awaited where it is free: that is a
         # turn of the event loop.
         try:
@@ -111,11 +121,10 @@ class Ranges:
         """What can still be done where a patient request has ended in `error`. Raises it where there is nothing."""
         if isinstance(error, _Broken):
             return await self._try_whole(asked, error)
+        latest = min(trio.current_time() + _PATIENCE, asked.deadline, trio.current_effective_deadline())
         for _ in range(TRIES):
             # A host's own wish may be longer than the patience of one request, and not longer than the caller's.
-            if not isinstance(error, HeldOff):
-                break
-            if error.until > min(trio.current_time() + _PATIENCE, trio.current_effective_deadline()):
+            if not isinstance(error, HeldOff) or error.until > latest:
                 break
             await trio.sleep_until(error.until + random.uniform(0.0, 1.0))  # not all at once
             try:

@@ -7,6 +7,7 @@ blob has no digest of its own): whoever asks for a range verifies it by what the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -74,8 +75,13 @@ class ImageSource(Protocol):
         """Make ready for so many ranges at a time, while something else is waited for. What fails is told to whoever opens one."""
         ...
 
-    def open_range(self, digest: Digest, size: int, start: int, end: int) -> AbstractAsyncContextManager[RangeStream]:
+    def open_range(
+        self, digest: Digest, size: int, start: int, end: int, *, deadline: float = math.inf
+    ) -> AbstractAsyncContextManager[RangeStream]:
         """Bytes `[start, end)` of a blob of `size` bytes, 0 <= start < end <= size.
+
+        `deadline`: in trio's time, when the reader gives up. A server that asks for a pause is waited for, some minutes at most, where
+        that ends before; else HeldOff is raised at once, which is Unreachable.
 
         Entering raises NotFound, Unauthorized, Unreachable, BadAnswer, and RangeIgnored where the server sends only the
         whole blob, and `start` is over 1 MiB in (less is skipped over). A range that starts at 0 and ends at `size` is

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -91,10 +92,14 @@ class Repository:
         await self._ranges.connect_ahead(count)
 
     @asynccontextmanager
-    async def open_range(self, digest: Digest, size: int, start: int, end: int) -> AsyncIterator[Body]:
+    async def open_range(
+        self, digest: Digest, size: int, start: int, end: int, *, deadline: float = math.inf
+    ) -> AsyncIterator[Body]:
         """See ImageSource."""
         path = f"{self.repository}/blobs/{digest}"
-        async with self._ranges.open(f"blob {digest} of {self.name}", path, self.pull, digest, size, start, end) as body:
+        async with self._ranges.open(
+            f"blob {digest} of {self.name}", path, self.pull, digest, size, start, end, deadline
+        ) as body:
             yield body
 
     def distrust(self, digest: Digest) -> None:

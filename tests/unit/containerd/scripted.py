@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -55,7 +56,9 @@ class ScriptedRegistry(ScriptedSource):
         return self._documents[reference]
 
     @asynccontextmanager
-    async def open_range(self, digest: Digest, size: int, start: int, end: int) -> AsyncIterator[_Stream]:
+    async def open_range(
+        self, digest: Digest, size: int, start: int, end: int, *, deadline: float = math.inf
+    ) -> AsyncIterator[_Stream]:
         assert not self.closed
         if self.away:
             self.ranges.append((start, end))

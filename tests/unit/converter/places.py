@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -47,7 +48,9 @@ class Place:
         return self.blobs[digest]
 
     @asynccontextmanager
-    async def open_range(self, digest: Digest, size: int, start: int, end: int) -> AsyncIterator[Stream]:
+    async def open_range(
+        self, digest: Digest, size: int, start: int, end: int, *, deadline: float = math.inf
+    ) -> AsyncIterator[Stream]:
         self.done.append(f"read {digest}")
         data = self.blobs[digest][start:end]
         if digest in self.comes_wrong:

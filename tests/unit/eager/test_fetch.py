@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import random
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -47,7 +48,9 @@ class Source(ScriptedSource):
         self.distrusted.append(digest)
 
     @asynccontextmanager
-    async def open_range(self, digest: Digest, size: int, start: int, end: int) -> AsyncIterator[Any]:
+    async def open_range(
+        self, digest: Digest, size: int, start: int, end: int, *, deadline: float = math.inf
+    ) -> AsyncIterator[Any]:
         async with super().open_range(digest, size, start, end) as stream:
             yield _Halting(self, stream, start)
 

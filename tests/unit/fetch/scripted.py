@@ -103,7 +103,9 @@ class ScriptedSource:
         self.connected += count
 
     @asynccontextmanager
-    async def open_range(self, digest: Digest, size: int, start: int, end: int) -> AsyncIterator[_Stream]:
+    async def open_range(
+        self, digest: Digest, size: int, start: int, end: int, *, deadline: float = math.inf
+    ) -> AsyncIterator[_Stream]:
         self.ranges.append((start, end))
         await self.gate.wait()
         if trio.current_time() < self.held_off_until:

@@ -62,7 +62,9 @@ async def test_background_waits_for_readers(store: Store) -> None:
     stuck.gate = trio.Event()
 
     real_open = source.open_range
-    source.open_range = lambda digest, *rest: (stuck.open_range if digest == slow.digest else real_open)(digest, *rest)  # type: ignore[method-assign]
+    source.open_range = lambda digest, *rest, **more: (stuck.open_range if digest == slow.digest else real_open)(
+        digest, *rest, **more
+    )  # type: ignore[method-assign]
     async with open_fetcher(store, source) as fetcher:
         background = Background(store, fetcher, [Wanted(layer, 0)])
         async with trio.open_nursery() as nursery:

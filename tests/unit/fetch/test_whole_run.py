@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -37,7 +38,7 @@ class Source(Place):
 
     away = False
 
-    def open_range(self, digest: Digest, size: int, start: int, end: int) -> Any:
+    def open_range(self, digest: Digest, size: int, start: int, end: int, *, deadline: float = math.inf) -> Any:
         if self.away:
             raise Unreachable("the source is away")
         return super().open_range(digest, size, start, end)

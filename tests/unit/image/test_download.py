@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -35,7 +36,9 @@ class Wrong(MemorySource):
         self._at = at
 
     @asynccontextmanager
-    async def open_range(self, digest: Digest, size: int, start: int, end: int) -> AsyncIterator[RangeStream]:
+    async def open_range(
+        self, digest: Digest, size: int, start: int, end: int, *, deadline: float = math.inf
+    ) -> AsyncIterator[RangeStream]:
         right = self.blobs[digest]
         if self.times:
             self.times -= 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -59,7 +60,9 @@ class Breaking(ScriptedSource):
         self.count = count
 
     @asynccontextmanager
-    async def open_range(self, digest: Digest, size: int, start: int, end: int) -> AsyncIterator[RangeStream]:
+    async def open_range(
+        self, digest: Digest, size: int, start: int, end: int, *, deadline: float = math.inf
+    ) -> AsyncIterator[RangeStream]:
         async with super().open_range(digest, size, start, end) as stream:
             yield _Breaking(stream, self.count)
 
@@ -73,7 +76,9 @@ class Waiting(ScriptedSource):
         self.asked = trio.Event()
 
     @asynccontextmanager
-    async def open_range(self, digest: Digest, size: int, start: int, end: int) -> AsyncIterator[RangeStream]:
+    async def open_range(
+        self, digest: Digest, size: int, start: int, end: int, *, deadline: float = math.inf
+    ) -> AsyncIterator[RangeStream]:
         self.asked.set()
         async with super().open_range(digest, size, start, end) as stream:
             yield stream

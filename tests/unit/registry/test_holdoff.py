@@ -12,7 +12,7 @@ from lazyfs.registry.holdoff import MAX_HOLDOFF, Holdoffs, holdoffs_of_this_run
 from lazyfs.registry.session import Session
 from lazyfs.registry.url import parse_url
 from tests.conftest import LogWatch
-from tests.unit.registry.one_blob import BLOB, ranged, ranges_of, read, read_from
+from tests.unit.registry.one_blob import BLOB, DIGEST, SCOPE, ranged, ranges_of, read, read_from
 from tests.unit.registry.scripted import Answer, Request, Server, reply, serving
 
 REGISTRY = parse_url("https://registry.test/v2/", "it")
@@ -28,7 +28,7 @@ async def test_retry_after_is_obeyed(autojump_clock: trio.testing.MockClock, exp
     assert 7 <= trio.current_time() - started <= 9
     expect_log("answered 503: no request to it for 60 s")
     started = trio.current_time()
-    with pytest.raises(HeldOff, match=r"answers 503, and may be asked again in (59|60) s") as caught:
+    with pytest.raises(HeldOff, match=r"answers 503, and may be asked again in (59|60) s") as caught, trio.fail_after(50):
         await read_from([reply(503, retry_after="3600")], 10, 20)
     assert trio.current_time() - started < 1
     assert caught.value.until == pytest.approx(started + MAX_HOLDOFF, abs=1)
@@ -47,6 +47,27 @@ async def test_a_long_pause_is_waited_for_where_the_reader_can(
     with pytest.raises(HeldOff), trio.fail_after(44):
         await read_from([reply(429, retry_after="45")], 10, 20)
     assert trio.current_time() - started < 1
+
+
+async def test_the_longest_pause_is_waited_for_where_nobody_reads(
+    autojump_clock: trio.testing.MockClock, expect_log: LogWatch
+) -> None:
+    """A conversion or a mount has no deadline: it waits as documents do, twice. A range whose reader has one does not wait beyond it,
+    though no cancel scope says so: a run outlives its reader."""
+    expect_log("is not asked again for 60 s")
+    busy, good = reply(503, retry_after="3600"), reply(206, BLOB[10:20], content_range=f"bytes 10-19/{len(BLOB)}")
+    started = trio.current_time()
+    assert (await read_from([busy, busy, good], 10, 20))[0] == BLOB[10:20]
+    assert 120 <= trio.current_time() - started < 125
+    async with serving(Server([busy] * 4)) as server, ranges_of(server.host) as ranges:
+        with pytest.raises(HeldOff):
+            await read(ranges, 10, 20)
+        assert len(server.script) == 1
+        started = trio.current_time()
+        with pytest.raises(HeldOff):
+            async with ranges.open("B", f"r/blobs/{DIGEST}", SCOPE, DIGEST, len(BLOB), 10, 20, started + 59):
+                pass
+        assert trio.current_time() - started < 1
 
 
 async def test_a_document_outlasts_a_long_pause(autojump_clock: trio.testing.MockClock, expect_log: LogWatch) -> None:
@@ -106,7 +127,7 @@ async def test_a_store_that_is_held_off_does_not_stop_the_registry(
     async with serving(Server([reply(503, retry_after="3600")])) as store, serving(Server([])) as server:
         async with ranges_of(server.host) as ranges:
             server.script = [reply(307, location=f"http://{store.host}/a")] * 2
-            with pytest.raises(HeldOff, match=store.host):
+            with pytest.raises(HeldOff, match=store.host), trio.fail_after(50):
                 await read(ranges, 0, 5)
             server.script = ranged
             assert await read(ranges, 0, 5) == BLOB[:5]
