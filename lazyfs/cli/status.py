@@ -107,7 +107,7 @@ def _describe(status: MountStatus) -> str:
     lines = [
         f"{status.directory}  {status.image}",
         f"  {status.mode}{f', changes go to {status.upper}' if status.upper else ''}; {state}",
-        f"  fetched {megabytes(status.received_bytes)} of {megabytes(status.layer_bytes)} in {status.requests} requests  (process {status.pid}, store {status.store})",
+        f"  {_fetched(status)}  (process {status.pid}, store {status.store})",
     ]
     lines += [
         f"  layer {layer.digest} ({megabytes(layer.size)}) was fetched whole: {layer.reason}"
@@ -126,3 +126,16 @@ def _describe(status: MountStatus) -> str:
     if status.trouble:
         lines.append(f"  {status.trouble}")
     return "\n".join(lines)
+
+
+def _fetched(status: MountStatus) -> str:
+    """How much of the layers came, and how. Layers that came whole, before the mount was there, are counted apart: their bytes are not
+    among those that were fetched lazily."""
+    whole = [layer.size for layer in status.layer_states if layer.reason]
+    texts = []
+    if not whole or len(whole) < len(status.layer_states) or status.requests:
+        lazily = f"{megabytes(status.received_bytes)} of {megabytes(status.layer_bytes - sum(whole))}"
+        texts.append(f"fetched {lazily} in {status.requests} requests")
+    if whole:
+        texts.append(f"{megabytes(sum(whole))} of layers fetched whole")
+    return ", ".join(texts)
