@@ -17,6 +17,7 @@ import msgspec
 from lazyfs.errors import InvalidInput
 from lazyfs.format.digest import digest_of
 from lazyfs.format.entry import TOC_NAME, Entry
+from lazyfs.format.estargz import TOC_DIGEST
 from lazyfs.format.footer import FOOTER_SIZE, parse_footer
 from lazyfs.format.manifest import Descriptor
 from lazyfs.format.tar import TarMember
@@ -27,9 +28,6 @@ from lazyfs.layertar.content import read_content
 from lazyfs.layertar.cut import Cut
 from lazyfs.layertar.plan import Planned
 from lazyfs.layertar.spool import Spool
-
-TOC_DIGEST = "containerd.io/snapshot/stargz/toc.digest"
-UNCOMPRESSED_SIZE = "io.containers.estargz.uncompressed-size"
 
 
 def chunks_if_as_asked(

@@ -16,14 +16,16 @@ from typing import Final, NamedTuple
 
 import trio
 
-from converter.kept import TOC_DIGEST, chunks_if_as_asked
+from converter.kept import chunks_if_as_asked
 from converter.layer import NewLayer, Style, write_layer
 from converter.prioritize import Prioritized, find
 from converter.progress import Progress, Step
 from converter.uploads import Uploads
 from lazyfs.errors import InvalidTar
 from lazyfs.format.bounds import Bounds, ImageBounds
+from lazyfs.format.dialects import claim_of, dialect_of
 from lazyfs.format.digest import Digest
+from lazyfs.format.estargz import ESTARGZ
 from lazyfs.format.manifest import Descriptor
 from lazyfs.format.tar import TarMember, read_tar
 from lazyfs.format.whiteout import LeftOut
@@ -235,7 +237,7 @@ class _Job:
     async def _bring(self) -> Spool:
         descriptor, diff_id = self._layer
         line = self._line
-        keep = line.request.keep and TOC_DIGEST in descriptor.annotations
+        keep = line.request.keep and dialect_of(descriptor.annotations) is ESTARGZ
         step = line.progress.phase(self._title, "fetch", descriptor.size)
         self._spool = await download(line.source, descriptor, diff_id, step, keep_blob=keep)
         return self._spool
@@ -251,7 +253,7 @@ class _Job:
         if not read.left_out:  # else a new conversion would not write what this layer holds
             count = await trio.to_thread.run_sync(chunks_if_as_asked, plan, read.members, spool, descriptor, style.cut)
         if count is not None and spool.blob is not None:
-            toc_digest = Digest(descriptor.annotations[TOC_DIGEST])
+            toc_digest = claim_of(descriptor.annotations, self._what).digest
             new = NewLayer(
                 descriptor.digest, descriptor.size, self._layer.diff_id, toc_digest, spool.size, len(plan), count, True
             )

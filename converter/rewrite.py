@@ -10,14 +10,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from converter.kept import TOC_DIGEST, UNCOMPRESSED_SIZE
 from converter.layer import NewLayer
 from lazyfs.format.digest import Digest, digest_of
+from lazyfs.format.estargz import ESTARGZ, TOC_DIGEST, UNCOMPRESSED_SIZE
 from lazyfs.format.foreign_json import decode, encode, fields, replaced
 from lazyfs.format.manifest import (
     OCI_CONFIG,
     OCI_INDEX,
-    OCI_LAYER_GZIP,
     OCI_MANIFEST,
     REFERENCE_DIGEST,
     Descriptor,
@@ -97,7 +96,7 @@ def _document(new: Mapping[str, Any], old: Manifest | Index, media_type: str, so
 
 
 def _layer(old: Descriptor, new: NewLayer) -> dict[str, Any]:
-    descriptor = _descriptor(old, OCI_LAYER_GZIP, new.digest, new.size)
+    descriptor = _descriptor(old, ESTARGZ.media_type, new.digest, new.size)
     if not new.kept:
         others = {key: value for key, value in old.annotations.items() if not key.startswith(_FOREIGN)}
         descriptor = replaced(

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lazyfs.cli.main import main
-from lazyfs.snapshots.labels import TARGET, TOC_DIGEST
+from lazyfs.format.estargz import TOC_DIGEST
+from lazyfs.snapshots.labels import TARGET
 from tests.bad.oci import Oci
 from tests.lying_registry import LyingRegistry
 

@@ -17,8 +17,8 @@ from lazyfs.cli.main import main
 from lazyfs.format.entry import Entry
 from lazyfs.format.footer import FOOTER_SIZE, parse_footer
 from lazyfs.format.toc import parse_toc
-from lazyfs.image.toc_member import read_toc_member
 from tests.bad.oci import Oci
+from tests.toc_member import read_toc_member
 
 CHUNK_SIZE = 64 << 10
 LARGE = 8

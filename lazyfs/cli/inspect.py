@@ -19,7 +19,8 @@ from lazyfs.cli.session import open_image
 from lazyfs.errors import LazyfsError, NotLazy, SourceError
 from lazyfs.format.manifest import Descriptor
 from lazyfs.image.image import all_of
-from lazyfs.image.layer import Layer, load_layer
+from lazyfs.image.layer import Layer, Toc, load_layer
+from lazyfs.source.protocol import ImageSource
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _inspect(arguments: argparse.Namespace) -> dict[str, Any]:
     async with open_image(arguments, None) as (source, image):
-        results = await all_of([partial(load_layer, source, None, descriptor) for descriptor in image.layers])
+        results = await all_of([partial(_load, source, descriptor) for descriptor in image.layers])
     layers = [_describe(descriptor, result) for descriptor, result in zip(image.layers, results, strict=True)]
     return {
         "image": image.name,
@@ -51,21 +52,29 @@ async def _inspect(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _describe(descriptor: Descriptor, result: Layer | LazyfsError) -> dict[str, Any]:
+async def _load(source: ImageSource, descriptor: Descriptor) -> tuple[Layer, int]:
+    """A layer, and the bytes of its compressed TOC."""
+    came: list[Toc] = []
+    layer = await load_layer(source, None, descriptor, in_store=came.append)
+    return layer, came[0].arrived
+
+
+def _describe(descriptor: Descriptor, result: tuple[Layer, int] | LazyfsError) -> dict[str, Any]:
     head: dict[str, Any] = {"digest": descriptor.digest, "size": descriptor.size, "media_type": descriptor.media_type}
     if isinstance(result, SourceError):
         raise result
     if isinstance(result, LazyfsError):
         reason = result.message.removeprefix(f"layer {descriptor.digest} ")
         return head | {"lazy": False, "reason": reason, "format": "ordinary" if isinstance(result, NotLazy) else "broken"}
+    layer, toc_size = result
     return head | {
         "lazy": True,
-        "format": "eStargz",
-        "entries": len(result.entries),
-        "chunks": sum(len(entry.chunks) for entry in result.entries),
-        "toc_digest": result.toc_digest,
-        "toc_size": descriptor.size - result.toc_offset,
-        "landmark": result.landmark,
+        "format": layer.dialect.name,
+        "entries": len(layer.entries),
+        "chunks": sum(len(entry.chunks) for entry in layer.entries),
+        "toc_digest": layer.toc_digest,
+        "toc_size": toc_size,
+        "landmark": layer.landmark,
     }
 
 

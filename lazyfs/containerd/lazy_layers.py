@@ -14,9 +14,11 @@ from typing import Final
 import trio
 
 from lazyfs.errors import LazyfsError
+from lazyfs.format.dialect import TocClaim
+from lazyfs.format.dialects import named
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import Descriptor
-from lazyfs.image.layer import TOC_DIGEST, Layer
+from lazyfs.image.layer import Layer
 from lazyfs.live.course import State
 from lazyfs.live.layer import Index, LiveLayer
 from lazyfs.live.layer import name_of as live_name
@@ -104,9 +106,9 @@ class LazyLayers:
         What had come whole once is left as it is, since the store may have made room of it; so is what was removed meanwhile.
         """
         for lazy in layers:
-            if await self._pulls.was_complete(layer_of(lazy)) or not self._snapshots[name_of(lazy), lazy.toc_digest]:
-                continue
             try:
+                if await self._pulls.was_complete(layer_of(lazy)) or not self._snapshots[name_of(lazy), lazy.toc_digest]:
+                    continue
                 pull = self.pull(lazy).pull
             except LazyfsError as error:
                 _log.warning("the pull of layer %s cannot go on: %s", lazy.digest, error)
@@ -118,10 +120,13 @@ class LazyLayers:
 
 def name_of(lazy: LazyLayer) -> str:
     """What the layer goes by where it lives."""
-    return live_name(lazy.reference, layer_of(lazy))
+    return live_name(lazy.reference, lazy.digest, lazy.toc_digest, lazy.dialect)
 
 
 def layer_of(lazy: LazyLayer) -> Layer:
-    """The facts of a layer, as its manifest's descriptor has them, without entries."""
-    descriptor = Descriptor(lazy.media_type, lazy.digest, lazy.size, {TOC_DIGEST: lazy.toc_digest}, None, {})
-    return Layer(descriptor, lazy.toc_digest, lazy.toc_offset, ())
+    """The facts of a layer, as its manifest's descriptor has them, without entries. Raises StoreUnusable for a dialect that only a
+    later version knows."""
+    dialect = named(lazy.dialect)
+    annotations = TocClaim(dialect, lazy.toc_digest).annotations
+    descriptor = Descriptor(lazy.media_type, lazy.digest, lazy.size, annotations, None, {})
+    return Layer(descriptor, lazy.toc_digest, lazy.toc_offset, (), dialect=dialect)

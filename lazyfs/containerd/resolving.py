@@ -25,15 +25,16 @@ import trio
 from lazyfs.containerd.lazy_layers import LazyLayers, layer_of
 from lazyfs.errors import BadAnswer, LazyfsError, LocalError, Unreachable, UsageError, bare
 from lazyfs.format.bounds import ImageBounds
+from lazyfs.format.dialects import claim_of, claimed_text, dialect_of, held_to, key_of
 from lazyfs.format.digest import Digest
-from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor
+from lazyfs.format.manifest import Descriptor
 from lazyfs.format.platform import this_platform
 from lazyfs.image.image import resolve_manifest
-from lazyfs.image.layer import TOC_DIGEST, Toc, claimed_toc_digest, load_layer
+from lazyfs.image.layer import Toc, load_layer
 from lazyfs.live.layer import Index
 from lazyfs.live.source import LiveSource
 from lazyfs.native.metadata import GrowingStack, LayerMetadata, ensure_metadata
-from lazyfs.snapshots.labels import Claim
+from lazyfs.snapshots.labels import Claim, ToldLayer
 from lazyfs.snapshots.snapshot import LazyLayer
 from lazyfs.source.reference import parse_reference
 from lazyfs.store.store import Store
@@ -52,8 +53,8 @@ _BRIEFLY: Final = 0.5
 _AT_ONCE: Final = 8
 """TOCs of one image under way, as in image/image.py."""
 
-_Expect = Callable[[Sequence[Digest]], None]
-"""Takes digests of TOCs that will come."""
+_Expect = Callable[[Sequence[str]], None]
+"""Takes the keys (format/dialects.py) of TOCs that will come."""
 
 
 class Resolved(NamedTuple):
@@ -175,7 +176,13 @@ class Resolving:
             await trio.to_thread.run_sync(_wait_for, load.image, abandon_on_cancel=True)
         layer = load.index.layer
         lazy = LazyLayer(
-            repository, layer.digest, layer.descriptor.size, layer.descriptor.media_type, layer.toc_digest, layer.toc_offset
+            repository,
+            layer.digest,
+            layer.descriptor.size,
+            layer.descriptor.media_type,
+            layer.toc_digest,
+            layer.toc_offset,
+            layer.dialect.name,
         )
         return Resolved(lazy, load.index)
 
@@ -195,7 +202,10 @@ class Resolving:
 
         That needs no registry, unless somebody has removed both an image and the TOC that it was built from. Raises LazyfsError.
         """
-        layers = [layer if isinstance(layer, Path) else LayerMetadata(layer.toc_digest, layer.toc_offset) for layer in stack]
+        layers = [
+            layer if isinstance(layer, Path) else LayerMetadata(layer.toc_digest, layer.toc_offset, dialect=layer.dialect)
+            for layer in stack
+        ]
         try:
             return await self._build(layers)
         except LazyfsError:
@@ -241,9 +251,9 @@ class Resolving:
         try:
             async with self._building_ahead(image) as expect:
                 if key.told:
-                    image.layers = tuple(_told(*layer) for layer in claim.layers)
+                    image.layers = tuple(layer.descriptor for layer in claim.layers)
                 else:
-                    expect([claim.toc_digest])  # there is at least that one; its process starts while the manifest is on its way
+                    expect([key_of(claim.toc)])  # there is at least that; its process starts while the manifest is on its way
                     await self._find_manifest(image, key.repository, key.selector, 1 + len(claim.following))
                 image.known.set()
                 if image.failure is None:
@@ -266,7 +276,7 @@ class Resolving:
         try:
             async with trio.open_nursery() as nursery:
                 tasks = self._tasks.within(nursery)
-                yield lambda toc_digests: tasks.start_soon("start of builders", _expect, growing, toc_digests)
+                yield lambda keys: tasks.start_soon("start of builders", _expect, growing, keys)
         finally:
             image.growing = None
             with trio.CancelScope(shield=True):
@@ -287,7 +297,7 @@ class Resolving:
     async def _resolve_ahead(self, image: _Image, repository: str, expect: _Expect) -> None:
         """Every layer of an image that looks lazy, and the EROFS images of those that stand on lazy ones only."""
         stack = list(takewhile(_looks_lazy, image.layers))
-        expect(_toc_digests(stack))
+        expect(_toc_keys(stack))
         loads = [self._load(image, repository, layer) for layer in image.layers if _looks_lazy(layer)]
         image.ahead = loads[: len(stack)]
         image.begin()
@@ -311,7 +321,7 @@ class Resolving:
 
         def in_store(toc: Toc) -> None:
             if image is not None:
-                load.toc = LayerMetadata(toc.digest, toc.offset, toc.arrived)
+                load.toc = LayerMetadata(toc.claim.digest, toc.offset, toc.arrived, toc.claim.dialect.name)
                 image.begin()  # which reads it, too, on another processor
 
         try:
@@ -345,20 +355,15 @@ def _failed(cause: Exception, what: str) -> LazyfsError:
 def _vouched(image: _Image, claim: Claim) -> Descriptor:
     """The layer with the TOC that is believed: the one that containerd's manifest vouches for. Raises BadAnswer."""
     if claim.size is not None:
-        return _told(claim.digest, claim.size, claim.toc_digest)
+        return ToldLayer(claim.digest, claim.size, claim.toc).descriptor
     named = next((layer for layer in image.layers if layer.digest == claim.digest), None)
     if named is None:
         raise BadAnswer(f"the manifest of {claim.reference} does not name layer {claim.digest}: the tag may have moved")
-    return msgspec.structs.replace(named, annotations={**named.annotations, TOC_DIGEST: claim.toc_digest})
-
-
-def _told(digest: Digest, size: int, toc_digest: Digest | None) -> Descriptor:
-    """A layer as a manifest would name it; only gzip has TOCs that can be lazy, and what is no gzip has no footer."""
-    return Descriptor(OCI_LAYER_GZIP, digest, size, {TOC_DIGEST: toc_digest} if toc_digest else {}, None, {})
+    return msgspec.structs.replace(named, annotations=held_to(named.annotations, claim.toc))
 
 
 def _looks_lazy(layer: Descriptor) -> bool:
-    return TOC_DIGEST in layer.annotations
+    return dialect_of(layer.annotations) is not None
 
 
 async def _connect_ahead(repository: LiveSource, count: int) -> None:
@@ -366,16 +371,16 @@ async def _connect_ahead(repository: LiveSource, count: int) -> None:
         await repository.source.connect_ahead(count)
 
 
-async def _expect(growing: GrowingStack, toc_digests: Sequence[Digest]) -> None:
+async def _expect(growing: GrowingStack, keys: Sequence[str]) -> None:
     with suppress(OSError):  # whoever builds is told why no process can be started
-        await trio.to_thread.run_sync(growing.expect, toc_digests)
+        await trio.to_thread.run_sync(growing.expect, keys)
 
 
-def _toc_digests(layers: Sequence[Descriptor]) -> list[Digest]:
+def _toc_keys(layers: Sequence[Descriptor]) -> list[str]:
     found = []
     for layer in layers:
         with suppress(LazyfsError):  # whoever loads it tells what is wrong with it
-            found.append(claimed_toc_digest(layer.annotations, f"layer {layer.digest}"))
+            found.append(key_of(claim_of(layer.annotations, f"layer {layer.digest}")))
     return found
 
 
@@ -386,4 +391,5 @@ def _wait_for(image: Future[Path]) -> None:
 
 
 def _load_key(descriptor: Descriptor) -> str:
-    return f"{descriptor.digest} {descriptor.annotations[TOC_DIGEST]}"
+    dialect = dialect_of(descriptor.annotations)
+    return f"{descriptor.digest} {dialect.name if dialect else ''} {claimed_text(descriptor.annotations)}"

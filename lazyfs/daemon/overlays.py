@@ -29,7 +29,9 @@ class Overlays:
     def metadata(self, layers: Sequence[Layer]) -> tuple[Path, ...]:
         """The EROFS images of a stack, the lowest first, built where they are not there. Raises LazyfsError."""
         try:
-            return ensure_metadata(self._store, [LayerMetadata(layer.toc_digest, layer.toc_offset) for layer in layers])
+            return ensure_metadata(
+                self._store, [LayerMetadata(layer.toc_digest, layer.toc_offset, dialect=layer.dialect.name) for layer in layers]
+            )
         except InvalidToc as error:
             # It was read and found good: only EROFS or overlayfs cannot hold what it describes.
             raise NotNative(

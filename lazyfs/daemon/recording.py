@@ -10,7 +10,6 @@ import trio
 
 from lazyfs.errors import LazyfsError, LocalError
 from lazyfs.format.entry import Entry
-from lazyfs.format.toc import parse_toc
 from lazyfs.gate.record import Recorder
 from lazyfs.image.image import Image
 from lazyfs.image.layer import Layer
@@ -60,5 +59,5 @@ def _entries(store: Store, layers: tuple[Layer, ...]) -> list[tuple[Entry, ...]]
         data = store.document(layer.toc_digest)
         if data is None:
             raise LocalError(f"the TOC of layer {layer.digest} is not in the store any more")
-        found.append(parse_toc(data, layer.toc_offset, f"layer {layer.digest}", accepted=True))
+        found.append(layer.dialect.entries(data, layer.toc_offset, f"layer {layer.digest}", accepted=True))
     return found

@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from lazyfs.format.dialects import claimed_text
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.format.entry import Chunk
 from lazyfs.format.manifest import Descriptor
@@ -22,7 +23,7 @@ from lazyfs.format.toc import parse_toc
 from lazyfs.format.toc_json import encode_toc
 from lazyfs.image.image import Image
 from lazyfs.image.keeping import keep
-from lazyfs.image.layer import TOC_DIGEST, Layer, Whole
+from lazyfs.image.layer import Layer, Whole
 from lazyfs.layertar.plan import Planned
 from lazyfs.store.store import Store
 
@@ -33,7 +34,7 @@ VERSION: Final = 1
 def keys_of(image: Image) -> tuple[str, ...]:
     """For each layer, the note under which its document is found."""
     facts = (
-        f"{layer.media_type} {layer.digest} {diff_id} {layer.annotations.get(TOC_DIGEST, '')}"
+        f"{layer.media_type} {layer.digest} {diff_id} {claimed_text(layer.annotations)}"
         for layer, diff_id in zip(image.layers, image.config.diff_ids, strict=True)
     )
     chains = accumulate(facts, _link, initial=str(VERSION))

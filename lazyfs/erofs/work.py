@@ -13,9 +13,10 @@ import msgspec
 from lazyfs.erofs.image import write_outline
 from lazyfs.erofs.outline import Outline, root_is_opaque
 from lazyfs.errors import InvalidToc, LazyfsError, StoreUnusable
+from lazyfs.format.dialects import named
 from lazyfs.format.digest import Digest, check
 from lazyfs.format.entry import Entry
-from lazyfs.format.toc import parse_toc
+from lazyfs.format.estargz import ESTARGZ
 from lazyfs.store.refusal import refusal
 
 _MOST_IMPLIED: Final = 16 << 20
@@ -28,9 +29,10 @@ class Read(msgspec.Struct, frozen=True, tag=True):
     path: str
     digest: Digest
     offset: int
-    """Where the TOC begins in its blob (`parse_toc`)."""
+    """Where the chunks end in its blob (`parse_toc`)."""
     arrived: int | None = None
-    """Bytes of its compressed member; None for a TOC that was parsed and accepted before."""
+    """Bytes of the compressed TOC; None for a TOC that was parsed and accepted before."""
+    dialect: str = ESTARGZ.name
 
 
 class Told(msgspec.Struct, frozen=True, tag=True):
@@ -88,7 +90,7 @@ class Worker:
                 hint="Mount the image again to fetch it.",
             ) from error
         check(data, read.digest, f"the stored document {read.path}")
-        entries = parse_toc(
+        entries = named(read.dialect).entries(
             data, read.offset, f"the layer with the TOC {read.digest}", arrived=read.arrived, accepted=read.arrived is None
         )
         self._outline = Outline(entries)

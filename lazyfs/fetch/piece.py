@@ -9,8 +9,10 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from typing import NamedTuple, Self
 
+from lazyfs.format.dialect import Dialect
 from lazyfs.format.digest import Digest
 from lazyfs.format.entry import Chunk, Entry
+from lazyfs.format.estargz import ESTARGZ
 from lazyfs.image.layer import Layer
 from lazyfs.store.content import Content, content_of
 
@@ -35,13 +37,14 @@ def pieces_of(entry: Entry) -> tuple[Piece, ...]:
 class LayerBlob:
     """A layer's blob and what is in it. Immutable once made."""
 
-    def __init__(self, digest: Digest, size: int, data_end: int, entries: Iterable[Entry]) -> None:
-        """`data_end` is the TOC's offset; `entries` those of the TOC. Costs about 5 µs a file."""
+    def __init__(self, digest: Digest, size: int, data_end: int, entries: Iterable[Entry], dialect: Dialect = ESTARGZ) -> None:
+        """`data_end` is where the chunks end; `entries` those of the TOC. Costs about 5 µs a file."""
         self.digest = digest
         self.size = size
         self.whole: Layer | None = None
         """Where the layer is not lazy, the layer without its entries: pieces have no place in its blob then, and whoever wants one fetches all of it."""
         self.data_end = data_end
+        self.dialect = dialect
         pieces: list[Piece] = []
         for entry in entries:
             pieces.extend(pieces_of(entry))
@@ -54,7 +57,7 @@ class LayerBlob:
     @classmethod
     def of(cls, layer: Layer) -> Self:
         """The pieces of a layer that has been loaded."""
-        made = cls(layer.digest, layer.descriptor.size, layer.toc_offset, layer.entries)
+        made = cls(layer.digest, layer.descriptor.size, layer.toc_offset, layer.entries, layer.dialect)
         made.whole = layer.without_entries() if layer.whole else None
         return made
 

@@ -1,6 +1,7 @@
 """From compressed bytes to kept chunks: the work of a worker thread.
 
-This is the one door through which bytes of a registry enter. Behind it everything is verified.
+This is the one door through which bytes of a registry enter. The layer's dialect decodes them (format/dialect.py); behind this door
+everything is verified.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from typing import NamedTuple
 
 from lazyfs.errors import DigestMismatch, InvalidInput, LocalError
 from lazyfs.fetch.piece import Piece
+from lazyfs.format.dialect import Dialect
 from lazyfs.format.digest import from_raw
-from lazyfs.format.member import inflate_member
 from lazyfs.store.store import Store
 
 
@@ -35,6 +36,8 @@ class Packed(NamedTuple):
     pieces: Sequence[Piece]
     what: str
     """Names the layer in errors."""
+    dialect: Dialect
+    """The layer's."""
 
 
 def unpack_together(store: Store, packed: Sequence[Packed]) -> list[list[Unpacked]]:
@@ -43,11 +46,12 @@ def unpack_together(store: Store, packed: Sequence[Packed]) -> list[list[Unpacke
 
 
 def unpack(store: Store, packed: Packed) -> list[Unpacked]:
-    """Inflate, verify and keep the pieces.
+    """Decode, verify and keep the pieces.
 
     Blocking, for a thread. A piece that fails takes no other down, but those of the same broken member.
     """
-    start, data, pieces, what = packed
+    start, data, pieces, what, dialect = packed
+    decode = dialect.decode
     view = memoryview(data)
     done: list[Unpacked] = []
     position = 0
@@ -61,7 +65,7 @@ def unpack(store: Store, packed: Packed) -> list[Unpacked]:
         length = max(piece.chunk.inner + piece.chunk.size for piece in group)
         end = max(piece.chunk.member_end for piece in group)
         try:
-            inflated = memoryview(inflate_member(view[member - start : end - start], length, f"{what} at offset {member}"))
+            inflated = memoryview(decode(view[member - start : end - start], length, f"{what} at offset {member}"))
         except InvalidInput as error:
             done.extend(Unpacked(piece, None, error, None) for piece in group)
         else:

@@ -22,6 +22,7 @@ from lazyfs.errors import InvalidToc, show
 from lazyfs.format.bounds import ATTRIBUTE, ENTRY, Bounds, ImageBounds, never
 from lazyfs.format.entry import WHITEOUT_PREFIX, Chunk, Entry, EntryType
 from lazyfs.format.hidden import HiddenFiles
+from lazyfs.format.member import MAX_RATIO
 from lazyfs.format.toc_chunks import Chunks
 from lazyfs.format.toc_raw import RawEntry, decode_entries, decode_keys, decode_xattrs, no_toc
 from lazyfs.format.whiteout import LeftOut, place_of, whiteout
@@ -48,17 +49,18 @@ def parse_toc(
     accepted: bool = False,
     check_cancelled: Callable[[], None] = never,
     image: ImageBounds | None = None,
+    ratio: int = MAX_RATIO,
 ) -> tuple[Entry, ...]:
     """The entries of a TOC, in its order, clean and complete.
 
-    `data` is the JSON; `toc_offset` the blob offset of the TOC's own member, which ends the last chunk; `what` names the layer in
+    `data` is the JSON; `toc_offset` the blob offset where the last chunk ends (Place.data_end); `what` names the layer in
     errors. Duplicate names: the last wins. Parents that no entry names are not made up here. Entries that nobody shows
     (format/whiteout.py) are counted in `left_out`; the first hard link to one comes as that file.
 
     `arrived` is the size of the TOC's compressed member, which bounds what its entries may cost (format/bounds.py); without it that
     of `data`. `accepted` is for a TOC that was parsed before, perhaps by an earlier version that had fewer bounds, and may be mounted:
-    those of format/bounds.py are not applied to it. `image` is the account of the layer's image. Raises InvalidToc, and what
-    `check_cancelled` raises.
+    those of format/bounds.py are not applied to it. `image` is the account of the layer's image. `ratio` is the
+    dialect's. Raises InvalidToc, and what `check_cancelled` raises.
     """
     bounds = Bounds(
         len(data) if arrived is None else arrived, what, InvalidToc, check_cancelled, enforced=not accepted, image=image
@@ -67,7 +69,7 @@ def parse_toc(
     names: dict[bytes, Entry] = {}
     hidden: HiddenFiles | None = None  # few layers have any
     times: dict[str, int] = {}
-    files = Chunks(toc_offset, what, enforced=not accepted)
+    files = Chunks(toc_offset, what, enforced=not accepted, ratio=ratio)
     heads = 0
     following = next(raw, None)
     if following is not None and following.type == "chunk":

@@ -4,7 +4,7 @@ A blob of 17 KB can be described as 200 files of 17 MB each, if they all lie in 
 verified and kept, so a layer is refused unless what its chunks name can come out of the blob once:
 
 - chunks of one member are the same bytes of it (two files with one content), or lie apart;
-- a member has room for its chunks: deflate makes at most 1032 bytes of one;
+- a member has room for its chunks: a byte of it becomes at most so many (deflate: 1032; Dialect.ratio);
 - all files together have no more bytes than the blob could inflate to, or 256 MiB. A file may name a chunk twice, so that the
   sum over the chunks alone would not bound it.
 """
@@ -27,12 +27,16 @@ _SLACK: Final = 1 << 20
 class Chunks:
     """The chunks of all files of one layer."""
 
-    def __init__(self, toc_offset: int, what: str, *, enforced: bool = True) -> None:
-        """`toc_offset` ends the last member; `what` names the layer in errors. Not `enforced`: only `member_end` is found."""
+    def __init__(self, toc_offset: int, what: str, *, enforced: bool = True, ratio: int = MAX_RATIO) -> None:
+        """`toc_offset` ends the last member; `what` names the layer in errors. Not `enforced`: only `member_end` is found.
+
+        `ratio`: how many bytes one byte of a member can become.
+        """
         self._toc_offset = toc_offset
         self._what = what
         self._enforced = enforced
-        self._max_total = max(ZEROS, MAX_RATIO * toc_offset)
+        self._ratio = ratio
+        self._max_total = max(ZEROS, ratio * toc_offset)
         self._total = 0
         self._first: dict[int, Chunk] = {}
         """By member."""
@@ -71,7 +75,7 @@ class Chunks:
     def _complete(self, chunk: Chunk, end: int) -> None:
         if end < chunk.member_end:
             msgspec.structs.force_setattr(chunk, "member_end", end)  # nobody has seen it yet
-        if chunk.inner + chunk.size > MAX_RATIO * (end - chunk.member) and self._enforced:
+        if chunk.inner + chunk.size > self._ratio * (end - chunk.member) and self._enforced:
             raise InvalidToc(
                 f"{self._what}: a chunk ends {chunk.inner + chunk.size} bytes into the member at offset {chunk.member}, and that"
                 f" member's {end - chunk.member} bytes cannot become so many"

@@ -55,7 +55,7 @@ class Supply(NamedTuple):
 def key_of(layer: Layer) -> str:
     """What an indexed layer goes by: the blob's digest is where its bytes are to be had, its TOC's says which they are. Two images
     may name the same blob, and only one of them the TOC, the size and the place of the TOC that are true."""
-    return f"{layer.digest} {layer.toc_digest} {layer.descriptor.size} {layer.toc_offset}"
+    return f"{layer.digest} {layer.dialect.name} {layer.toc_digest} {layer.descriptor.size} {layer.toc_offset}"
 
 
 class LayerObjects:

@@ -1,7 +1,8 @@
 """A layer: its descriptor, and its TOC, verified.
 
-The trust chain goes manifest -> annotation `toc.digest` -> TOC -> chunk digests. The footer stands outside of it: it
-only says where to look for the TOC, and a lie there ends in a digest that does not match.
+The trust chain goes manifest -> an annotation of the layer -> TOC -> chunk digests. The layer's dialect (format/dialect.py) says which
+annotation, and where the TOC is; what it reads for that (a footer) stands outside of the chain: a lie there ends in a digest that does
+not match.
 
 A layer that has no such TOC is fetched whole (lazyfs/eager); we then write a TOC of it ourselves, so that everybody behind
 this sees one kind of layer.
@@ -10,19 +11,20 @@ this sees one kind of layer.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import trio
 
-from lazyfs.errors import InvalidInput, InvalidToc, LazyfsError, NotLazy, bare, show
+from lazyfs.errors import InvalidInput, InvalidToc, LazyfsError, bare
 from lazyfs.format.bounds import ImageBounds
-from lazyfs.format.digest import Digest, check, is_digest
+from lazyfs.format.dialect import Dialect, TocClaim
+from lazyfs.format.dialects import claim_of
+from lazyfs.format.digest import Digest, check
 from lazyfs.format.entry import NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, Entry
-from lazyfs.format.footer import FOOTER_SIZE
+from lazyfs.format.estargz import ESTARGZ
 from lazyfs.format.manifest import Descriptor, check_layer_type
-from lazyfs.format.toc import parse_toc
 from lazyfs.format.whiteout import LeftOut
 from lazyfs.image.keeping import keep
 from lazyfs.image.room import parsing_room, room_for_toc
@@ -33,10 +35,6 @@ if TYPE_CHECKING:
     from lazyfs.store.store import Store
 
 _log = logging.getLogger(__name__)
-
-TOC_DIGEST: Final = "containerd.io/snapshot/stargz/toc.digest"
-"""The annotation of a layer's descriptor that vouches for its TOC."""
-
 
 _UNKNOWN: Final = 16 << 20
 """Bytes that a TOC is taken to have of which that was not noted."""
@@ -62,6 +60,7 @@ class Layer(NamedTuple):
     """For a layer that is not lazy: no chunk of it can be fetched alone."""
     note: str = ""
     """What a full pull would show and this layer does not, in words; empty where there is nothing."""
+    dialect: Dialect = ESTARGZ
 
     @property
     def digest(self) -> Digest:
@@ -95,18 +94,19 @@ class Toc(NamedTuple):
     """A layer's TOC, verified, and not yet parsed."""
 
     descriptor: Descriptor
-    digest: Digest
+    claim: TocClaim
     offset: int
-    """Where it is in the blob."""
+    """Where the chunks end in the blob."""
     arrived: int
-    """Bytes of its compressed member."""
+    """Bytes of it that came, compressed."""
     data: bytes | bytearray
-    """JSON."""
+    """Its dialect's document."""
 
     def layer(self, *, accepted: bool = False, image: ImageBounds | None = None) -> Layer:
         """Blocking, in a thread of trio's, which ends where its caller is cancelled. Parsed: 7 µs an entry. Raises InvalidToc."""
         left_out = LeftOut()
-        entries = parse_toc(
+        dialect, digest = self.claim
+        entries = dialect.entries(
             self.data,
             self.offset,
             _named(self.descriptor),
@@ -116,7 +116,7 @@ class Toc(NamedTuple):
             check_cancelled=trio.from_thread.check_cancelled,
             image=image,
         )
-        return Layer(self.descriptor, self.digest, self.offset, entries, note=left_out.note)
+        return Layer(self.descriptor, digest, self.offset, entries, dialect=dialect, note=left_out.note)
 
 
 async def load_layer(
@@ -139,8 +139,8 @@ async def load_layer(
     """
     what = _named(descriptor)
     check_layer_type(descriptor)  # first: what is no layer of an image would not become one by being converted
-    # Whatever compression the media type names: where there is a footer and the TOC that is vouched for, it is eStargz.
-    toc_digest = claimed_toc_digest(descriptor.annotations, what)
+    # Whatever compression the media type names: where there is the TOC that is vouched for, it is as its dialect says.
+    claim = claim_of(descriptor.annotations, what)
 
     async def parsed(room: int, read: Callable[[], Toc | None]) -> Layer | None:
         async with parsing_room().hold(room):
@@ -153,26 +153,29 @@ async def load_layer(
                 return await trio.to_thread.run_sync(partial(toc.layer, accepted=accepted, image=image))
             except LazyfsError as error:
                 if is_new and store is not None and isinstance(error, InvalidToc):
-                    await trio.to_thread.run_sync(store.documents.drop, toc_digest)
+                    await trio.to_thread.run_sync(store.documents.drop, claim.digest)
                 raise bare(error) from None  # before the room is given back
 
     is_new = False  # the TOC was not in the store before: no mount that an earlier version accepted may need it
-    hint = await trio.to_thread.run_sync(_hint, store, source.authority, descriptor) if store else None
+    note = _note(source.authority, descriptor, claim.dialect)
+    hint = await trio.to_thread.run_sync(_hint, store, note, descriptor) if store else None
     if store is not None and hint is not None:
-        known = await parsed(room_for_toc(hint.json_size, hint.arrived), partial(_recall, store, descriptor, toc_digest, hint))
+        known = await parsed(room_for_toc(hint.json_size, hint.arrived), partial(_recall, store, descriptor, claim, hint))
         if known is not None:
             return known
+    first = claim.dialect.first_range(descriptor.size, what)
+    folder = store.directory.temporary if store else None
     verified = False
 
     def accept(member: TocMember) -> Toc:
         nonlocal verified, is_new
-        is_new = store is not None and not store.documents.has(toc_digest)
-        toc = _accept(store, source.authority, descriptor, toc_digest, member)
+        is_new = store is not None and not store.documents.has(claim.digest)
+        toc = _accept(store, note, descriptor, claim, member)
         verified = True
         return toc
 
     async def fetched() -> Layer:
-        async with fetch_toc_member(source, descriptor, what, store.directory.temporary if store else None) as member:
+        async with fetch_toc_member(source, descriptor, claim.dialect, first, folder) as member:
             layer = await parsed(room_for_toc(member.json_size, member.size), partial(accept, member))
             assert layer is not None
             return layer
@@ -180,22 +183,12 @@ async def load_layer(
     try:
         return await fetched()
     except InvalidInput as error:
-        if verified or descriptor.size <= FOOTER_SIZE:
+        if verified:
             raise
         # The manifest vouches for a TOC, and these bytes are not it: they may have been changed on the way.
         _log.info("%s: %s: fetching its TOC once more", source.name, error)
         source.distrust(descriptor.digest)
     return await fetched()
-
-
-def claimed_toc_digest(annotations: Mapping[str, str], what: str) -> Digest:
-    """The TOC digest that the manifest vouches for. Raises NotLazy where it does not."""
-    text = annotations.get(TOC_DIGEST)
-    if text is None:
-        raise NotLazy(f"{what} has no annotation {TOC_DIGEST}: its manifest vouches for no TOC")
-    if not is_digest(text):
-        raise NotLazy(f"{what} has the annotation {TOC_DIGEST} {show(text)}, which is not a sha256 digest")
-    return Digest(text)
 
 
 class _Hint(NamedTuple):
@@ -206,36 +199,36 @@ class _Hint(NamedTuple):
     json_size: int
 
 
-def _accept(store: Store | None, authority: str, descriptor: Descriptor, toc_digest: Digest, member: TocMember) -> Toc:
-    data = member.json()
-    check(data, toc_digest, f"the TOC of {_named(descriptor)}")
+def _accept(store: Store | None, note: str, descriptor: Descriptor, claim: TocClaim, member: TocMember) -> Toc:
+    data = member.document()
+    check(data, claim.digest, f"the TOC of {_named(descriptor)}")
     if store is not None:
-        hint = f"{member.offset} {member.size} {member.json_size}"
-        keep(store, toc_digest, data, _note(authority, descriptor), hint)
-    return Toc(descriptor, toc_digest, member.offset, member.size, data)
+        keep(store, claim.digest, data, note, f"{member.data_end} {member.size} {member.json_size}")
+    return Toc(descriptor, claim, member.data_end, member.size, data)
 
 
-def _hint(store: Store, authority: str, descriptor: Descriptor) -> _Hint | None:
+def _hint(store: Store, note: str, descriptor: Descriptor) -> _Hint | None:
     """Blocking. What the store's note says; None where there is none."""
-    numbers = (store.note(_note(authority, descriptor)) or "").split(" ")
+    numbers = (store.note(note) or "").split(" ")
     if not all(number.isdecimal() and len(number) < 20 for number in numbers):
         return None
     if len(numbers) == 1:  # an earlier version's, which did not say what came
-        return _Hint(int(numbers[0]), max(descriptor.size - FOOTER_SIZE - int(numbers[0]), 0), _UNKNOWN)
+        return _Hint(int(numbers[0]), max(descriptor.size - int(numbers[0]), 0), _UNKNOWN)
     return _Hint(*map(int, numbers)) if len(numbers) == 3 else None
 
 
-def _recall(store: Store, descriptor: Descriptor, toc_digest: Digest, hint: _Hint) -> Toc | None:
-    data = store.document(toc_digest)
+def _recall(store: Store, descriptor: Descriptor, claim: TocClaim, hint: _Hint) -> Toc | None:
+    data = store.document(claim.digest)
     if data is None:
         return None
-    return Toc(descriptor, toc_digest, hint.offset, min(hint.arrived, len(data)), data)
+    return Toc(descriptor, claim, hint.offset, min(hint.arrived, len(data)), data)
 
 
 def _named(descriptor: Descriptor) -> str:
     return f"layer {descriptor.digest}"
 
 
-def _note(authority: str, descriptor: Descriptor) -> str:
+def _note(authority: str, descriptor: Descriptor, dialect: Dialect) -> str:
     # The blob's footer says where the TOC is, and no digest vouches for a part of a blob: one registry must not tell that for another.
-    return f"toc-offset {authority} {descriptor.digest}"
+    key = f"toc-offset {authority} {descriptor.digest}"
+    return key if dialect is ESTARGZ else f"{key} {dialect.name}"  # earlier versions knew eStargz only

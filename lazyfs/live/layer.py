@@ -13,7 +13,7 @@ import trio
 from lazyfs.errors import StoreUnusable
 from lazyfs.fetch.background import Wanted
 from lazyfs.fetch.piece import LayerBlob
-from lazyfs.format.toc import parse_toc
+from lazyfs.format.digest import Digest
 from lazyfs.gate.catalog import LayerObjects, key_of
 from lazyfs.image.layer import Layer
 from lazyfs.live.course import LAYER, PULL, Course, State
@@ -75,7 +75,7 @@ class LiveLayer:
         """`index`: None where the layer is to be loaded from the store."""
         self.layer: Final = layer.without_entries()
         self.source: Final = source
-        self.name: Final = name_of(source.name, layer)
+        self.name: Final = name_of(source.name, layer.digest, layer.toc_digest, layer.dialect.name)
         self.uses = Uses()
         self.course = Course(LAYER)
         self.index = index
@@ -104,9 +104,9 @@ class LiveLayer:
         self.trouble = f"what is missing of it cannot be had: {error}"
 
 
-def name_of(source: str, layer: Layer) -> str:
-    """What a live layer goes by: where it is, and which TOC is believed of it."""
-    return f"{source}@{layer.digest} {layer.toc_digest}"
+def name_of(source: str, digest: Digest, toc_digest: Digest, dialect: str) -> str:
+    """What a live layer goes by: where it is, and which TOC is believed of it, read in which dialect."""
+    return f"{source}@{digest} {dialect} {toc_digest}"
 
 
 def index_layer(layer: Layer, known: LayerObjects | None = None) -> Indexed:
@@ -119,4 +119,4 @@ def load_again(store: Store, layer: Layer) -> Layer | None:
     data = store.document(layer.toc_digest)
     if data is None:
         return None
-    return layer._replace(entries=parse_toc(data, layer.toc_offset, f"layer {layer.digest}", accepted=True))
+    return layer._replace(entries=layer.dialect.entries(data, layer.toc_offset, f"layer {layer.digest}", accepted=True))

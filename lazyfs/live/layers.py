@@ -38,7 +38,7 @@ class Layers:
 
     def use(self, source: LiveSource, layer: Layer, index: Index | None = None) -> LiveLayer:
         """The live layer, counted as used once more. `layer` may have no entries; `index` where it was loaded already."""
-        name = name_of(source.name, layer)
+        name = name_of(source.name, layer.digest, layer.toc_digest, layer.dialect.name)
         live = self.live.get(name)
         if live is None or live.source is not source:
             live = self.live[name] = LiveLayer(layer, source, index)

@@ -14,6 +14,7 @@ import trio
 
 from lazyfs.errors import LazyfsError, Unreachable
 from lazyfs.fetch.background import Background, Wanted
+from lazyfs.format.dialects import toc_key
 from lazyfs.image.layer import Layer
 from lazyfs.kernel.heap import give_back
 from lazyfs.live.course import State
@@ -148,4 +149,4 @@ class Pulls:
 
 
 def _completeness(layer: Layer) -> str:
-    return f"complete {layer.toc_digest}"
+    return f"complete sha256:{toc_key(layer.toc_digest, layer.dialect.name)}"

@@ -2,7 +2,7 @@
 
 In STORE/erofs:
 
-    VERSION-HEX           an image; VERSION is the writer's, HEX the layer's TOC digest. Where directories that the layer implies take
+    VERSION-HEX           an image; VERSION is the writer's, HEX the layer's TOC digest (format/dialects.py). Where directories that the layer implies take
                           attributes from the layers below, HEX is a hash of both: the layer has another image on other layers
     VERSION-HEX.layer     what the layer with the TOC digest HEX needs from below (`Told`, as JSON): with it, the names of a
                           stack's images are known without reading a TOC
@@ -26,8 +26,10 @@ import msgspec
 from lazyfs.erofs.image import WRITER_VERSION
 from lazyfs.erofs.reader import inherited_from
 from lazyfs.erofs.work import Build, Built, Read, Told, publish
+from lazyfs.format.dialects import toc_key
 from lazyfs.format.digest import Digest
 from lazyfs.format.entry import Entry
+from lazyfs.format.estargz import ESTARGZ
 from lazyfs.native.builder import Builders
 from lazyfs.store.refusal import refusal
 
@@ -41,7 +43,13 @@ class LayerMetadata(NamedTuple):
     """Its TOC's, which the store has among its documents; for a layer that is not lazy the one of our own making."""
     toc_offset: int
     arrived: int | None = None
-    """Bytes of the TOC's compressed member; None for a TOC that was parsed and accepted before."""
+    """Bytes of the compressed TOC; None for a TOC that was parsed and accepted before."""
+    dialect: str = ESTARGZ.name
+
+    @property
+    def key(self) -> str:
+        """What names of files have in them that are made of this TOC."""
+        return toc_key(self.toc_digest, self.dialect)
 
 
 def ensure_metadata(store_directory: Path, layers: Sequence[LayerMetadata | Path]) -> tuple[Path, ...]:
@@ -88,9 +96,9 @@ class GrowingStack:
         """Blocking. What is under way is waited for, what has not been begun is cancelled; no process stays."""
         self._end.close()
 
-    def expect(self, toc_digests: Sequence[Digest]) -> None:
-        """Blocking. Layers with these TOCs will come, and more may: start the processes meanwhile that those take which were never built."""
-        unknown = sum(not self._stack.is_known(digest) for digest in toc_digests)
+    def expect(self, keys: Sequence[str]) -> None:
+        """Blocking. Layers with TOCs of these keys will come, and more may: start the processes meanwhile that those take which were never built."""
+        unknown = sum(not self._stack.is_known(key) for key in keys)
         count = max(0, min(unknown, self._processors) - self._expected)
         self._expected += count
         self._builders.start(count)
@@ -113,7 +121,8 @@ class _Stack:
     def __init__(self, store_directory: Path) -> None:
         self._documents = store_directory / "documents"
         self._folder = store_directory / "erofs"
-        self._told: dict[Digest, Told] = {}
+        self._told: dict[str, Told] = {}
+        """By key."""
         try:
             self._folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
@@ -121,7 +130,7 @@ class _Stack:
 
     def told(self, layer: LayerMetadata) -> Told:
         """What is known of a layer that was found or built."""
-        return self._told[layer.toc_digest]
+        return self._told[layer.key]
 
     def find(self, layer: LayerMetadata, below: Sequence[Path]) -> Path | None:
         """The layer's image on the images `below`; None where something has to be read or built."""
@@ -148,30 +157,30 @@ class _Stack:
         return image
 
     def _recall(self, layer: LayerMetadata) -> Told | None:
-        told = self._told.get(layer.toc_digest)
+        told = self._told.get(layer.key)
         if told is None:
             try:
-                told = msgspec.json.decode(self._note(layer.toc_digest).read_bytes(), type=Told)
+                told = msgspec.json.decode(self._note(layer.key).read_bytes(), type=Told)
             except (OSError, msgspec.DecodeError):
                 return None
-            self._told[layer.toc_digest] = told
+            self._told[layer.key] = told
         return told
 
     def _remember(self, layer: LayerMetadata, told: Told) -> None:
-        self._told[layer.toc_digest] = told
-        note = self._note(layer.toc_digest)
+        self._told[layer.key] = told
+        note = self._note(layer.key)
         try:
             note.unlink(missing_ok=True)  # what is there could not be read
             publish(str(self._folder), note.name, lambda file: file.writelines([msgspec.json.encode(told)]))
         except OSError as error:
             raise refusal(error, f"{note} cannot be written") from error
 
-    def is_known(self, toc_digest: Digest) -> bool:
+    def is_known(self, key: str) -> bool:
         """Whether the layer with this TOC was built before, on whatever."""
-        return self._note(toc_digest).exists()
+        return self._note(key).exists()
 
-    def _note(self, toc_digest: Digest) -> Path:
-        return self._folder / f"{WRITER_VERSION}-{toc_digest[7:]}.layer"
+    def _note(self, key: str) -> Path:
+        return self._folder / f"{WRITER_VERSION}-{key}.layer"
 
 
 def _touched(image: Path) -> bool:
@@ -189,5 +198,5 @@ def _name(layer: LayerMetadata, inherited: dict[bytes, Entry]) -> str:
     """Whether a directory is there below at all matters to whiteouts in it; the root always is."""
     facts = sorted((path, entry) for path, entry in inherited.items() if path or entry != _PLAIN_ROOT)
     if not facts:
-        return f"{WRITER_VERSION}-{layer.toc_digest[7:]}"
-    return f"{WRITER_VERSION}-{hashlib.sha256(layer.toc_digest.encode() + msgspec.json.encode(facts)).hexdigest()}"
+        return f"{WRITER_VERSION}-{layer.key}"
+    return f"{WRITER_VERSION}-{hashlib.sha256(f'sha256:{layer.key}'.encode() + msgspec.json.encode(facts)).hexdigest()}"

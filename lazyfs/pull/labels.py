@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from lazyfs.errors import InvalidManifest
-from lazyfs.format.digest import Digest, digest_of, parse_digest
+from lazyfs.format.dialect import TocClaim
+from lazyfs.format.dialects import claim_of, claimed_text, dialect_of, marks
+from lazyfs.format.digest import Digest, digest_of, is_digest
 from lazyfs.format.manifest import (
     DOCKER_CONFIG,
     INDEX_TYPES,
@@ -23,8 +24,7 @@ from lazyfs.format.manifest import (
     Manifest,
     check_layer_type,
 )
-from lazyfs.image.layer import TOC_DIGEST
-from lazyfs.snapshots.labels import FOLLOWING, IMAGE, LAYER, LAYERS, MANIFEST, MAX_LABEL, SIZE, TARGET
+from lazyfs.snapshots.labels import FOLLOWING, IMAGE, LAYER, LAYERS, MANIFEST, MAX_LABEL, SIZE, TARGET, told_toc
 from lazyfs.source.reference import Reference
 
 UNCOMPRESSED: Final = "containerd.io/uncompressed"
@@ -75,7 +75,7 @@ def layer_labels(
     name: str, manifest_digest: Digest, layers: Sequence[Descriptor], number: int, chain_id: Digest
 ) -> dict[str, str]:
     """Of layer `number`'s snapshot when it is prepared: what CRI's labels say (see lazyfs.snapshots.labels), and what spares lazyfsd
-    the manifest. Of the image's annotations none but the TOC's digest becomes a label. Raises InvalidManifest for what is no layer."""
+    the manifest. Of the image's annotations none but those of the layer's dialect become labels. Raises InvalidManifest for what is no layer."""
     layer = layers[number]
     labels = {
         TARGET: chain_id,
@@ -83,11 +83,12 @@ def layer_labels(
         MANIFEST: manifest_digest,
         LAYER: layer.digest,
         FOLLOWING: _joined(FOLLOWING, [each.digest for each in layers[number:]]),
-        LAYERS: _joined(LAYERS, [f"{each.digest[7:]}:{each.size}:{_toc_digest(each)[7:]}" for each in layers]),
+        LAYERS: _joined(LAYERS, [f"{each.digest[7:]}:{each.size}:{told_toc(_claim(each))}" for each in layers]),
     }
-    if not_lazy(layer):
+    claim = _claim(layer)
+    if claim is None:
         return labels
-    return {**labels, TOC_DIGEST: _toc_digest(layer), SIZE: str(layer.size)}
+    return {**labels, **{name: layer.annotations[name] for name in claim.dialect.annotations}, SIZE: str(layer.size)}
 
 
 def not_lazy(layer: Descriptor) -> str:
@@ -96,12 +97,11 @@ def not_lazy(layer: Descriptor) -> str:
     Raises InvalidManifest for what is no layer.
     """
     check_layer_type(layer)
-    if TOC_DIGEST not in layer.annotations:
-        return f"has no annotation {TOC_DIGEST}: it was not converted"
-    try:
-        parse_digest(layer.annotations[TOC_DIGEST])
-    except InvalidManifest:
-        return f"has an annotation {TOC_DIGEST} that is no sha256 digest"
+    dialect = dialect_of(layer.annotations)
+    if dialect is None:
+        return f"has no annotation {marks()}: it was not converted"
+    if not is_digest(claimed_text(layer.annotations)):
+        return f"has an annotation {dialect.annotations[0]} that is no sha256 digest"
     return ""
 
 
@@ -129,9 +129,9 @@ def _is_layer(media_type: str) -> bool:
     return media_type.startswith(("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs."))
 
 
-def _toc_digest(layer: Descriptor) -> str:
-    """Empty for one that cannot be lazy."""
-    return "" if not_lazy(layer) else layer.annotations[TOC_DIGEST]
+def _claim(layer: Descriptor) -> TocClaim | None:
+    """None for one that cannot be lazy."""
+    return None if not_lazy(layer) else claim_of(layer.annotations, f"layer {layer.digest}")
 
 
 def _joined(key: str, parts: Sequence[str]) -> str:

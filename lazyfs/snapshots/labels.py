@@ -14,19 +14,22 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from lazyfs.errors import InvalidManifest
+from lazyfs.format.dialect import TocClaim
+from lazyfs.format.dialects import claimed_text, dialect_of, known, named
 from lazyfs.format.digest import Digest, parse_digest
+from lazyfs.format.estargz import ESTARGZ
+from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor
 
 TARGET: Final = "containerd.io/snapshot.ref"
 """The chain ID of the layer that containerd is about to unpack: its leave to commit that layer at once, lazy."""
 REMOTE: Final = "containerd.io/snapshot/remote"
 """What a lazy snapshot is labelled with."""
 REMOTE_VALUE: Final = "remote snapshot"
-TOC_DIGEST: Final = "containerd.io/snapshot/stargz/toc.digest"
 SIZE: Final = "containerd.io/snapshot/lazyfs.size"
 """The blob's size in bytes. Of all clients only our own says it."""
 LAYERS: Final = "containerd.io/snapshot/lazyfs.layers"
 """The image's layers from the lowest up, as many as fit: `HEX:SIZE:HEX` (blob, bytes, TOC; nothing for the TOC of one that has none),
-between commas. Only our own client says it, too: who knows this need not ask for the manifest."""
+between commas; `HEX:SIZE:HEX:DIALECT` for one that is not eStargz. Only our own client says it, too: who knows this need not ask for the manifest."""
 REASON: Final = "containerd.io/snapshot/lazyfs.reason"
 """Set by us, on a snapshot that was unpacked: why the layer is not lazy, as the end of a sentence that begins with it."""
 IMAGE: Final = "containerd.io/snapshot/cri.image-ref"
@@ -58,8 +61,14 @@ class ToldLayer(NamedTuple):
 
     digest: Digest
     size: int
-    toc_digest: Digest | None
+    toc: TocClaim | None
     """None: it cannot be lazy."""
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """The layer as a manifest would name it."""
+        media_type, annotations = (self.toc.dialect.media_type, self.toc.annotations) if self.toc else (OCI_LAYER_GZIP, {})
+        return Descriptor(media_type, self.digest, self.size, annotations, None, {})
 
 
 class Claim(NamedTuple):
@@ -71,7 +80,7 @@ class Claim(NamedTuple):
     """The image, as the client wrote it: `HOST/REPO:TAG`, `HOST/REPO@DIGEST`."""
     digest: Digest
     """The layer's."""
-    toc_digest: Digest
+    toc: TocClaim
     manifest_digest: Digest | None
     following: tuple[Digest, ...]
     """Layers that will be asked for soon: those above this one, as many as fitted into a label. Never this one."""
@@ -99,16 +108,17 @@ def read_labels(labels: Mapping[str, str]) -> Claim | Ordinary:
         return Ordinary("has a label for its image that names none")
     if digest is None:
         return Ordinary("has a label for its blob that is no sha256 digest")
-    if TOC_DIGEST not in labels:
+    dialect = dialect_of(labels)
+    if dialect is None:
         return Ordinary("has no TOC that its manifest vouches for: it was not converted")
-    toc_digest = _digest(labels[TOC_DIGEST])
+    toc_digest = _digest(claimed_text(labels))
     if toc_digest is None:
         return Ordinary("has a TOC digest that is no sha256 digest")
     return Claim(
         target,
         reference,
         digest,
-        toc_digest,
+        TocClaim(dialect, toc_digest),
         _digest(labels.get(MANIFEST, "")),
         _following(labels, digest),
         _number(labels.get(SIZE, "")),
@@ -149,11 +159,27 @@ def _told(text: str) -> tuple[ToldLayer, ...]:
     for item in text.split(",", _MAX_FOLLOWING)[:_MAX_FOLLOWING] if text else ():
         digest, _, rest = item.partition(":")
         size, _, toc = rest.partition(":")
-        layer = ToldLayer(Digest(f"sha256:{digest}"), _number(size) or 0, Digest(f"sha256:{toc}") if toc else None)
-        if not layer.size or _digest(layer.digest) is None or (layer.toc_digest and _digest(layer.toc_digest) is None):
+        claim = _told_toc(toc) if toc else None
+        layer = ToldLayer(Digest(f"sha256:{digest}"), _number(size) or 0, claim)
+        if not layer.size or _digest(layer.digest) is None or (toc and claim is None):
             return ()
         found.append(layer)
     return tuple(found)
+
+
+def told_toc(claim: TocClaim | None) -> str:
+    """A layer's TOC as it stands in LAYERS."""
+    if claim is None:
+        return ""
+    return claim.digest[7:] if claim.dialect is ESTARGZ else f"{claim.digest[7:]}:{claim.dialect.name}"
+
+
+def _told_toc(text: str) -> TocClaim | None:
+    toc, colon, name = text.partition(":")
+    digest = _digest(f"sha256:{toc}")
+    if digest is None or (colon and not known(name)):
+        return None
+    return TocClaim(named(name) if colon else ESTARGZ, digest)
 
 
 def _number(text: str) -> int | None:

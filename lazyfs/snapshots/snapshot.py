@@ -11,6 +11,7 @@ from typing import Final, Literal
 import msgspec
 
 from lazyfs.format.digest import Digest
+from lazyfs.format.estargz import ESTARGZ
 
 Kind = Literal["active", "view", "committed"]
 """As containerd's filters spell it."""
@@ -18,7 +19,7 @@ _SHOWN: Final = 200
 """Characters: a status of gRPC travels in a header, which clients refuse over 8 KiB, and a character may take 12 bytes there."""
 
 
-class LazyLayer(msgspec.Struct, frozen=True):
+class LazyLayer(msgspec.Struct, frozen=True, omit_defaults=True):
     """All that it takes to mount a layer without asking anybody. JSON in the database: a field that a later version adds has a
     default.
     """
@@ -32,7 +33,9 @@ class LazyLayer(msgspec.Struct, frozen=True):
     media_type: str
     toc_digest: Digest
     toc_offset: int
-    """Where in the blob its TOC begins."""
+    """Where in the blob its chunks end: for eStargz, where the TOC begins."""
+    dialect: str = ESTARGZ.name
+    """The name of its dialect. Not in the rows of earlier versions, which knew no other."""
 
 
 class Snapshot(msgspec.Struct, frozen=True):

@@ -14,16 +14,16 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from lazyfs.errors import InvalidTar, LazyfsError, show
+from lazyfs.errors import InvalidInput, InvalidTar, LazyfsError, show
 from lazyfs.format.bounds import Bounds, never
+from lazyfs.format.dialect import Dialect
+from lazyfs.format.dialects import claim_of, dialect_of
 from lazyfs.format.digest import check
-from lazyfs.format.entry import OPAQUE_MARKER, TOC_NAME, WHITEOUT_PREFIX, Entry, base_of, parent_of
-from lazyfs.format.footer import FOOTER_SIZE, parse_footer
+from lazyfs.format.entry import OPAQUE_MARKER, TOC_NAME, WHITEOUT_PREFIX, Chunk, Entry, base_of, parent_of
 from lazyfs.format.manifest import Descriptor
 from lazyfs.format.tar import TarMember, read_tar
-from lazyfs.format.toc import check_parents, parse_toc
-from lazyfs.image.layer import TOC_DIGEST, claimed_toc_digest
-from lazyfs.image.toc_member import read_toc_member
+from lazyfs.format.toc import check_parents
+from lazyfs.image.toc_member import toc_in
 from lazyfs.layertar.spool import Spool
 
 _STEP: Final = 4 << 20
@@ -53,7 +53,8 @@ def verify_layer(spool: Spool, descriptor: Descriptor, check_cancelled: Callable
         check_parents({name: member.entry for name, member in unpacked.items()}, what, bounds)
     except LazyfsError as error:
         return LayerFindings(False, (), 0, (error.message,))
-    if TOC_DIGEST not in descriptor.annotations:
+    dialect = dialect_of(descriptor.annotations)
+    if dialect is None:
         return LayerFindings(False, tuple(member.entry for member in unpacked.values()), 0, ())
     try:
         entries = _read_toc(spool, descriptor, what)
@@ -63,7 +64,7 @@ def verify_layer(spool: Spool, descriptor: Descriptor, check_cancelled: Callable
     for entry in entries:
         member = unpacked.get(entry.name)
         if member is not None and member.entry.size == entry.size:
-            problems.extend(_compare_content(entry, member, spool))
+            problems.extend(_compare_content(entry, member, spool, dialect))
     chunks = sum(len(entry.chunks) for entry in entries)
     return LayerFindings(True, entries, chunks, tuple(f"{what}: {problem}" for problem in problems))
 
@@ -86,13 +87,11 @@ def _last_of_each_name(members: Iterator[TarMember]) -> dict[bytes, TarMember]:
 def _read_toc(spool: Spool, descriptor: Descriptor, what: str) -> tuple[Entry, ...]:
     blob = spool.blob
     assert blob is not None, "the spool was made without its blob"
-    digest = claimed_toc_digest(descriptor.annotations, what)
-    size = descriptor.size
-    footer = os.pread(blob.fileno(), FOOTER_SIZE, max(0, size - FOOTER_SIZE))
-    offset = parse_footer(footer, size, what)
-    data = read_toc_member(os.pread(blob.fileno(), size - FOOTER_SIZE - offset, offset), what)
+    dialect, digest = claim_of(descriptor.annotations, what)
+    toc = toc_in(blob, descriptor.size, dialect, what)
+    data = toc.document()
     check(data, digest, f"the TOC of {what}")
-    return parse_toc(data, offset, what, arrived=size - FOOTER_SIZE - offset)
+    return dialect.entries(data, toc.data_end, what, arrived=toc.size)
 
 
 def _compare_trees(listed: dict[bytes, Entry], unpacked: dict[bytes, TarMember]) -> Iterator[str]:
@@ -147,18 +146,23 @@ def _compare_entries(listed: Entry, unpacked: Entry) -> Iterator[str]:
             yield f"{show(listed.name)} has the {field} {show(lazily)} in the TOC and {show(fully)} in the tar"
 
 
-def _compare_content(entry: Entry, member: TarMember, spool: Spool) -> Iterator[str]:
+def _compare_content(entry: Entry, member: TarMember, spool: Spool, dialect: Dialect) -> Iterator[str]:
     """Each chunk's bytes, once as the tar has them and once as a lazy reader finds them, if these are not the same place."""
+    gzip = bool(spool.members)
     for chunk in entry.chunks:
         where = f"{show(entry.name)}: the chunk at {chunk.file_offset}"
         start = spool.members.get(chunk.member)
-        if start is None:
+        if gzip and start is None:
             yield f"{where} is said to begin at blob offset {chunk.member}, where no gzip member begins"
             continue
         in_tar = _place_in_tar(member, chunk.file_offset, chunk.size)
         if in_tar is None or _hash(spool, in_tar, chunk.size) != chunk.digest:
             yield f"{where} has other bytes in the tar than its chunkDigest"
-        if start + chunk.inner != in_tar and _hash(spool, start + chunk.inner, chunk.size) != chunk.digest:
+        if start is None:
+            right = _decoded_hash(spool, chunk, dialect) == chunk.digest
+        else:
+            right = start + chunk.inner == in_tar or _hash(spool, start + chunk.inner, chunk.size) == chunk.digest
+        if not right:
             yield f"{where} has other bytes at its blob offset than its chunkDigest"
 
 
@@ -167,6 +171,17 @@ def _place_in_tar(member: TarMember, file_offset: int, size: int) -> int | None:
         if extent.file_offset <= file_offset and file_offset + size <= extent.file_offset + extent.size:
             return extent.tar_offset + file_offset - extent.file_offset
     return None
+
+
+def _decoded_hash(spool: Spool, chunk: Chunk, dialect: Dialect) -> bytes:
+    """Of the chunk as a lazy reader finds it; empty where it finds none."""
+    assert spool.blob is not None
+    packed = os.pread(spool.blob.fileno(), chunk.member_end - chunk.member, chunk.member)
+    try:
+        plain = dialect.decode(packed, chunk.inner + chunk.size, "")
+    except InvalidInput:
+        return b""
+    return hashlib.sha256(memoryview(plain)[chunk.inner : chunk.inner + chunk.size]).digest()
 
 
 def _hash(spool: Spool, offset: int, size: int) -> bytes:

@@ -30,13 +30,13 @@ from lazyfs.format.tar import read_tar
 from lazyfs.format.tar_header import END_OF_TAR, header_bytes
 from lazyfs.format.toc import parse_toc
 from lazyfs.format.toc_json import encode_toc
-from lazyfs.image.toc_member import read_toc_member
 from lazyfs.layertar.layer_index import index_layer
 from lazyfs.layertar.plan import plan_layer
 from lazyfs.layertar.spool import Spool, unpack
 from lazyfs.layertar.tree import Tree
 from lazyfs.vfs.tree import Tree as MergedTree
 from tests.tars import header, padded
+from tests.toc_member import read_toc_member
 
 ALLOWED_S: Final = 4.0
 ALLOWED_BYTES: Final = 150 << 20

@@ -13,17 +13,18 @@ import trio
 
 from lazyfs.errors import NotFound, Unreachable
 from lazyfs.fetch.piece import LayerBlob
+from lazyfs.format.dialect import TocClaim
 from lazyfs.format.digest import Digest
+from lazyfs.format.estargz import ESTARGZ, TOC_DIGEST
 from lazyfs.format.footer import FOOTER_SIZE, parse_footer
 from lazyfs.format.manifest import OCI_LAYER_GZIP
 from lazyfs.format.member import compress_member
 from lazyfs.format.toc import parse_toc
-from lazyfs.image.layer import TOC_DIGEST
-from lazyfs.image.toc_member import read_toc_member
 from lazyfs.snapshots.labels import Claim
 from lazyfs.snapshots.snapshot import LazyLayer
 from lazyfs.source.protocol import Document
 from tests.bad.oci import Json, Oci, file, sha256
+from tests.toc_member import read_toc_member
 from tests.unit.fetch.scripted import ScriptedSource, _Stream
 
 HOST = "registry.test"
@@ -101,7 +102,7 @@ class ScriptedImage:
     def claim(self, number: int, **changes: Any) -> Claim:
         """What CRI's labels say of a layer, or something else."""
         lazy = self.lazy[number]
-        claim = Claim(f"chain-{number}", f"{HOST}/image:v1", lazy.digest, lazy.toc_digest, None, (), None)
+        claim = Claim(f"chain-{number}", f"{HOST}/image:v1", lazy.digest, TocClaim(ESTARGZ, lazy.toc_digest), None, (), None)
         return claim._replace(**changes)
 
 

@@ -14,7 +14,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from lazyfs.containerd.resolving import Resolved, Resolving
 from lazyfs.errors import BadAnswer, DigestMismatch, InvalidInput, NotFound, StoreUnusable, Unreachable, UsageError
 from lazyfs.fetch.background import measure_missing
-from lazyfs.format.digest import Digest, digest_of
+from lazyfs.format.dialect import TocClaim
+from lazyfs.format.digest import digest_of
+from lazyfs.format.estargz import ESTARGZ
 from lazyfs.gate.catalog import Catalog
 from lazyfs.native.metadata import LayerMetadata
 from lazyfs.snapshots.labels import Claim, ToldLayer
@@ -74,7 +76,7 @@ class Grown:
         self.open += 1
         return self
 
-    def expect(self, toc_digests: Sequence[Digest]) -> None:
+    def expect(self, keys: Sequence[str]) -> None:
         """Nothing is started."""
 
     def add(self, layer: LayerMetadata) -> Future[Path]:
@@ -164,11 +166,11 @@ async def test_a_toc_that_the_label_does_not_vouch_for(
     registry = image.registry()
     async with resolving(store, registry) as it:
         with pytest.raises(DigestMismatch, match="TOC"):
-            await it.resolving.resolve(image.claim(0, toc_digest=ELSEWHERE))
+            await it.resolving.resolve(image.claim(0, toc=TocClaim(ESTARGZ, ELSEWHERE)))
         assert store.document(ELSEWHERE) is None
         assert (await it.resolving.resolve(image.claim(0))).lazy == image.lazy[0]
         with pytest.raises(DigestMismatch):
-            await it.resolving.resolve(image.claim(0, toc_digest=ELSEWHERE))
+            await it.resolving.resolve(image.claim(0, toc=TocClaim(ESTARGZ, ELSEWHERE)))
 
 
 async def test_a_registry_that_is_away(store: Store, image: ScriptedImage, jumping: MockClock, grown: Grown) -> None:
@@ -211,7 +213,7 @@ async def test_a_registry_that_is_silent(store: Store, image: ScriptedImage, jum
             await it.resolving.resolve(image.claim(0, reference=f"{HOST}/image:v2"))
         assert trio.current_time() - start == 60
         with pytest.raises(Unreachable, match=r"did not bring the TOC of layer .* within 60 s"):
-            await it.resolving.resolve(image.claim(0, manifest_digest=image.digest, toc_digest=ELSEWHERE))
+            await it.resolving.resolve(image.claim(0, manifest_digest=image.digest, toc=TocClaim(ESTARGZ, ELSEWHERE)))
 
 
 async def test_a_pull_waits_for_a_silent_registry_once(
@@ -239,7 +241,7 @@ async def test_what_our_own_client_tells_needs_no_manifest(
     store: Store, image: ScriptedImage, jumping: MockClock, grown: Grown
 ) -> None:
     """It is only where to look: a size that is wrong costs that layer its laziness, and a layer that was left out nothing."""
-    told = tuple(ToldLayer(lazy.digest, lazy.size, lazy.toc_digest) for lazy in image.lazy)
+    told = tuple(ToldLayer(lazy.digest, lazy.size, TocClaim(ESTARGZ, lazy.toc_digest)) for lazy in image.lazy)
     registry = image.registry()
     async with resolving(store, registry) as it:
         for wrong in (0, 1, told[0].size - 1):

@@ -12,12 +12,12 @@ import pytest
 import trio
 import zstandard
 
-from converter.kept import TOC_DIGEST
 from converter.rewrite import SOURCE_DIGEST
 from lazyfs.errors import DigestMismatch, InvalidInput, InvalidManifest, InvalidTar, LazyfsError, Unreachable
 from lazyfs.format import bounds
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.format.entry import Entry
+from lazyfs.format.estargz import TOC_DIGEST
 from lazyfs.format.footer import FOOTER_SIZE, parse_footer
 from lazyfs.format.manifest import (
     DOCKER_LAYER_GZIP,

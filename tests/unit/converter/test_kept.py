@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 import msgspec
 import pytest
 
-from converter.kept import TOC_DIGEST, chunks_if_as_asked
+from converter.kept import chunks_if_as_asked
 from converter.layer import Style
 from lazyfs.format.digest import digest_of
 from lazyfs.format.entry import Entry
+from lazyfs.format.estargz import TOC_DIGEST
 from lazyfs.format.footer import build_footer
 from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor
 from lazyfs.format.member import compress_member

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from converter.kept import TOC_DIGEST
 from converter.layer import Style, write_layer
 from lazyfs.cli.main import main
 from lazyfs.format.entry import Entry
+from lazyfs.format.estargz import TOC_DIGEST
 from lazyfs.format.manifest import OCI_LAYER_GZIP
 from lazyfs.format.tar import read_tar
 from lazyfs.layertar.cut import every

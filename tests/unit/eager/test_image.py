@@ -21,10 +21,11 @@ from lazyfs.errors import DigestMismatch, InvalidInput, InvalidTar, NotLazy, Ran
 from lazyfs.format import bounds
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.format.entry import OWN_NAMES, Entry
+from lazyfs.format.estargz import TOC_DIGEST
 from lazyfs.format.manifest import OCI_LAYER_GZIP, OCI_LAYER_TAR, OCI_LAYER_ZSTD
 from lazyfs.format.toc import parse_toc
 from lazyfs.image.image import resolve_image
-from lazyfs.image.layer import TOC_DIGEST, Layer
+from lazyfs.image.layer import Layer
 from lazyfs.store import index as store_index
 from lazyfs.store.content import content_of
 from lazyfs.store.store import Store

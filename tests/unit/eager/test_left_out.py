@@ -6,10 +6,10 @@ import json
 
 from lazyfs.format.digest import digest_of
 from lazyfs.format.entry import Entry
+from lazyfs.format.estargz import TOC_DIGEST
 from lazyfs.format.footer import build_footer
 from lazyfs.format.manifest import OCI_LAYER_GZIP
 from lazyfs.format.member import compress_member
-from lazyfs.image.layer import TOC_DIGEST
 from lazyfs.store.store import Store
 from tests.bad.oci import toc_tar
 from tests.unit.converter.making import Item, tar_of

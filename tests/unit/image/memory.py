@@ -12,10 +12,10 @@ from typing import Any
 
 from lazyfs.errors import NotFound, Unreachable
 from lazyfs.format.digest import Digest, digest_of
+from lazyfs.format.estargz import TOC_DIGEST
 from lazyfs.format.footer import build_footer
 from lazyfs.format.manifest import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST
 from lazyfs.format.member import compress_member
-from lazyfs.image.layer import TOC_DIGEST
 from lazyfs.source.protocol import Document
 
 

@@ -12,6 +12,7 @@ import pytest
 from lazyfs.errors import DigestMismatch, InvalidManifest, InvalidToc, NotFound, NotLazy, StoreFull, Unreachable
 from lazyfs.format import bounds
 from lazyfs.format.digest import Digest, digest_of
+from lazyfs.format.estargz import ESTARGZ
 from lazyfs.format.footer import build_footer
 from lazyfs.format.manifest import OCI_INDEX, OCI_MANIFEST
 from lazyfs.format.member import compress_member, inflate_member
@@ -19,7 +20,6 @@ from lazyfs.format.platform import Platform
 from lazyfs.image.choice import MAX_DEPTH, MAX_DOCUMENTS
 from lazyfs.image.image import load_layers, resolve_image
 from lazyfs.image.layer import load_layer
-from lazyfs.image.toc_member import first_guess
 from lazyfs.store.store import Store
 from tests.unit.image.memory import MemorySource, make_blob
 
@@ -193,11 +193,10 @@ async def test_small_toc_takes_one_range_and_a_large_one_two() -> None:
         assert sum(what.startswith("range") for what in source.asked) == ranges
 
 
-def test_first_guess_is_never_more_than_the_blob() -> None:
+def test_the_first_range_is_never_more_than_the_blob() -> None:
     """Small blobs are asked for whole, large ones for a hundredth."""
-    assert first_guess(100) == 100
-    assert first_guess(300 << 20) == (300 << 20) // 100
-    assert first_guess(1 << 62) == 4 << 20
+    for size, most in ((100, 100), (300 << 20, (300 << 20) // 100), (1 << 62, 4 << 20)):
+        assert ESTARGZ.first_range(size, "it") == (size - most, size)
 
 
 async def test_toc_that_another_digest_vouches_for_is_refused(store: Store) -> None:

@@ -12,14 +12,18 @@ from pathlib import Path
 import pytest
 
 from lazyfs.errors import InvalidInput, InvalidToc
+from lazyfs.format import estargz
+from lazyfs.format.dialect import Place
 from lazyfs.format.digest import digest_of
+from lazyfs.format.estargz import ESTARGZ, TOC_DIGEST
 from lazyfs.format.footer import FOOTER_SIZE, build_footer
 from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor
 from lazyfs.format.member import compress_member
 from lazyfs.image import toc_member
-from lazyfs.image.layer import TOC_DIGEST, load_layer
-from lazyfs.image.toc_member import TocMember, read_toc_member
+from lazyfs.image.layer import load_layer
+from lazyfs.image.toc_member import TocMember
 from lazyfs.store.store import Store
+from tests.toc_member import read_toc_member
 from tests.unit.image.memory import MemorySource
 
 
@@ -63,7 +67,7 @@ def test_a_member_that_is_far_longer_than_its_json() -> None:
     """A footer may point anywhere: 256 MiB for a TOC of 300 bytes are no TOC."""
     begin = member(300)
     with pytest.raises(InvalidToc, match="the compressed TOC has 200000000 bytes, more than its JSON of 300 bytes can take"):
-        TocMember(0, 200_000_000, "layer 1", begin)
+        TocMember(ESTARGZ, Place(0, 200_000_000, 0), "layer 1", begin)
 
 
 def blob_of(toc: bytes, level: int) -> tuple[bytes, int]:
@@ -80,7 +84,7 @@ def descriptor_of(blob: bytes, toc: bytes) -> Descriptor:
 
 async def test_a_large_toc_waits_on_disk(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not come with the blob's end is put on disk, inflated from there piece by piece, and is the same TOC."""
-    monkeypatch.setattr(toc_member, "_IN_ONE_GO", 1000)
+    monkeypatch.setattr(estargz, "_IN_ONE_GO", 1000)
     monkeypatch.setattr(toc_member, "_PIECE", 10_000)
     names = [random.Random(number).randbytes(20).hex() for number in range(3000)]
     toc = json.dumps({"version": 1, "entries": [{"name": name, "type": "dir"} for name in names]}).encode()
@@ -109,7 +113,7 @@ async def test_what_is_no_toc_is_not_fetched_to_its_end(store: Store) -> None:
 @pytest.mark.parametrize("cut", [1, 5000])
 async def test_a_large_toc_that_ends_early(store: Store, cut: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Named like a small one that does."""
-    monkeypatch.setattr(toc_member, "_IN_ONE_GO", 1000)
+    monkeypatch.setattr(estargz, "_IN_ONE_GO", 1000)
     toc = random.Random(5).randbytes(50_000).hex().encode()
     blob, offset = blob_of(toc, 6)
     short = blob[: -FOOTER_SIZE - 2000 - cut] + build_footer(offset)

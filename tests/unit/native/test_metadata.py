@@ -138,7 +138,7 @@ def test_a_stack_that_grows(tmp_path: Path) -> None:
     layers = [kept(tmp_path, [ROOT, Entry(b"d", "dir", uid=3)]), kept(tmp_path, [Entry(b"d/f", "fifo")])]
     for _ in range(2):  # built, and found
         with closing(GrowingStack(tmp_path)) as stack:
-            stack.expect([layer.toc_digest for layer in layers])
+            stack.expect([layer.key for layer in layers])
             images = [stack.add(layer) for layer in (*layers, tmp_path)]
             assert [image.result() for image in images] == [*ensure_metadata(tmp_path, layers), tmp_path]
     assert not builders_left()

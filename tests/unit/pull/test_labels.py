@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazyfs.errors import InvalidManifest
+from lazyfs.format.dialect import TocClaim
 from lazyfs.format.digest import Digest, digest_of
+from lazyfs.format.estargz import ESTARGZ
 from lazyfs.format.manifest import (
     DOCKER_CONFIG,
     DOCKER_LAYER_GZIP,
@@ -116,9 +118,12 @@ def test_a_lazy_layers_labels_are_understood() -> None:
     """What is written for a snapshotter is what lazyfsd reads; it need not ask for the manifest."""
     layers = [lazy(1), described(2), lazy(3), lazy(4)]
     found = read_labels(layer_labels(NAME, digest("m"), layers, 2, digest("chain")))
-    told = tuple(ToldLayer(one.digest, one.size, Digest(one.annotations[TOC]) if one.annotations else None) for one in layers)
+    told = tuple(
+        ToldLayer(one.digest, one.size, TocClaim(ESTARGZ, Digest(one.annotations[TOC])) if one.annotations else None)
+        for one in layers
+    )
     assert found == Claim(
-        digest("chain"), NAME, digest(3), digest((3, "toc")), digest("m"), (digest(4),), 1000, told
+        digest("chain"), NAME, digest(3), TocClaim(ESTARGZ, digest((3, "toc"))), digest("m"), (digest(4),), 1000, told
     )  # fmt: skip
 
 

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lazyfs.format.dialect import TocClaim
 from lazyfs.format.digest import digest_of
+from lazyfs.format.estargz import ESTARGZ
 from lazyfs.snapshots.labels import Claim, Ordinary, ToldLayer, is_extract, read_labels
 
 TARGET = "containerd.io/snapshot.ref"
@@ -14,6 +16,7 @@ TOC = "containerd.io/snapshot/stargz/toc.digest"
 CRI = "containerd.io/snapshot/cri."
 STARGZ = "containerd.io/snapshot/remote/stargz."
 CHAIN, LAYER, NEXT, TOP, TOC_DIGEST, MANIFEST = (digest_of(str(number).encode()) for number in range(6))
+CLAIM = TocClaim(ESTARGZ, TOC_DIGEST)
 REFERENCE = "host:5000/repo:v1"
 
 OF_CRI = {
@@ -38,10 +41,10 @@ OF_RPULL = {
 
 def test_both_families_are_understood() -> None:
     """CRI's labels and ctr-remote's say the same, each with what only it knows."""
-    assert read_labels(OF_CRI) == Claim(CHAIN, REFERENCE, LAYER, TOC_DIGEST, MANIFEST, (NEXT, TOP), None)
-    assert read_labels(OF_RPULL) == Claim(CHAIN, REFERENCE, LAYER, TOC_DIGEST, None, (NEXT, TOP), None)
+    assert read_labels(OF_CRI) == Claim(CHAIN, REFERENCE, LAYER, CLAIM, MANIFEST, (NEXT, TOP), None)
+    assert read_labels(OF_RPULL) == Claim(CHAIN, REFERENCE, LAYER, CLAIM, None, (NEXT, TOP), None)
     both = read_labels(OF_CRI | OF_RPULL | {"containerd.io/snapshot/lazyfs.size": "1234"})
-    assert both == Claim(CHAIN, REFERENCE, LAYER, TOC_DIGEST, MANIFEST, (NEXT, TOP), 1234)
+    assert both == Claim(CHAIN, REFERENCE, LAYER, CLAIM, MANIFEST, (NEXT, TOP), 1234)
 
 
 def told(*layers: tuple[str, int, str]) -> dict[str, str]:
@@ -52,7 +55,7 @@ def test_our_own_client_tells_the_layers() -> None:
     """All of the image's layers, also those that cannot be lazy; where one makes no sense, none is believed."""
     found = read_labels(OF_CRI | told((NEXT, 5, ""), (LAYER, 7, TOC_DIGEST)))
     assert isinstance(found, Claim)
-    assert found.layers == (ToldLayer(NEXT, 5, None), ToldLayer(LAYER, 7, TOC_DIGEST))
+    assert found.layers == (ToldLayer(NEXT, 5, None), ToldLayer(LAYER, 7, CLAIM))
     for broken in (("sha256:short", 7, ""), (LAYER, 0, ""), (LAYER, -1, ""), (LAYER, 1 << 60, ""), (LAYER, 7, "sha256:short")):
         found = read_labels(OF_CRI | told((NEXT, 5, ""), broken))
         assert isinstance(found, Claim)

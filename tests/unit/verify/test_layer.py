@@ -15,18 +15,18 @@ import pytest
 
 from converter.layer import Style, write_layer
 from lazyfs.format.digest import Digest, digest_of
+from lazyfs.format.estargz import TOC_DIGEST
 from lazyfs.format.footer import FOOTER_SIZE, build_footer, parse_footer
 from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor
 from lazyfs.format.member import compress_member, inflate_member
 from lazyfs.format.tar import read_tar
-from lazyfs.image.layer import TOC_DIGEST
-from lazyfs.image.toc_member import read_toc_member
 from lazyfs.layertar.cut import every
 from lazyfs.layertar.layer_index import index_layer
 from lazyfs.layertar.plan import plan_layer
 from lazyfs.layertar.spool import Spool, unpack
 from lazyfs.layertar.tree import Tree
 from lazyfs.verify.layer import LayerFindings, verify_layer
+from tests.toc_member import read_toc_member
 
 Toc = dict[str, Any]
 

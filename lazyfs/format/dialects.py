@@ -1,0 +1,81 @@
+"""The dialects that this version reads, and which of them a layer is of.
+
+A layer's annotations decide. Rows, notes and names of files that say nothing of a dialect are eStargz's: earlier versions knew no other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+from lazyfs.errors import NotLazy, StoreUnusable, show
+from lazyfs.format.dialect import Dialect, TocClaim
+from lazyfs.format.digest import Digest, is_digest
+from lazyfs.format.estargz import ESTARGZ
+
+DIALECTS: tuple[Dialect, ...] = (ESTARGZ,)
+"""Where a layer has the annotations of several, it is of the first. Only this module looks at it, so that there is one place to extend."""
+
+
+def dialect_of(annotations: Mapping[str, str]) -> Dialect | None:
+    """The dialect that a layer's annotations, or the labels that containerd made of them, claim; None for an ordinary layer."""
+    for dialect in DIALECTS:
+        if all(name in annotations for name in dialect.annotations):
+            return dialect
+    return None
+
+
+def claim_of(annotations: Mapping[str, str], what: str) -> TocClaim:
+    """The dialect of a layer and the digest that its manifest has for the TOC. Raises NotLazy where there is none."""
+    dialect = dialect_of(annotations)
+    if dialect is None:
+        raise NotLazy(f"{what} has no annotation {marks()}: its manifest vouches for no TOC")
+    text = claimed_text(annotations)
+    if not is_digest(text):
+        raise NotLazy(f"{what} has the annotation {dialect.annotations[0]} {show(text)}, which is not a sha256 digest")
+    return TocClaim(dialect, Digest(text))
+
+
+def claimed_text(annotations: Mapping[str, str]) -> str:
+    """What should be the digest of the TOC, as it stands there; empty for an ordinary layer."""
+    dialect = dialect_of(annotations)
+    return annotations[dialect.annotations[0]] if dialect else ""
+
+
+def held_to(annotations: Mapping[str, str], claim: TocClaim) -> dict[str, str]:
+    """A registry's annotations of a layer, made to say what containerd's own manifest says, which is `claim`.
+
+    They may still say which dialect it is more precisely than labels do, but never name another TOC.
+    """
+    merged = {**annotations, claim.dialect.annotations[0]: claim.digest}
+    return merged if claimed_text(merged) == claim.digest else claim.annotations
+
+
+def marks() -> str:
+    """The annotations one of which makes a layer lazy, for a message."""
+    return " or ".join(dict.fromkeys(dialect.annotations[0] for dialect in DIALECTS))
+
+
+def named(name: str) -> Dialect:
+    """The dialect of that name. Raises StoreUnusable where this version knows none."""
+    for dialect in DIALECTS:
+        if dialect.name == name:
+            return dialect
+    raise StoreUnusable(f"a layer is of the dialect {show(name)}, which this lazyfs does not know", hint="Use a newer lazyfs")
+
+
+def known(name: str) -> bool:
+    """Whether this version knows the dialect."""
+    return any(dialect.name == name for dialect in DIALECTS)
+
+
+def key_of(claim: TocClaim) -> str:
+    """The `toc_key` of a TOC that a manifest names."""
+    return toc_key(claim.digest, claim.dialect.name)
+
+
+def toc_key(toc_digest: Digest, dialect: str) -> str:
+    """64 hex digits that name what is made of a TOC. Two dialects may read one document in two ways, so it is not always its digest."""
+    if dialect == ESTARGZ.name:
+        return toc_digest[7:]
+    return hashlib.sha256(f"{dialect} {toc_digest}".encode()).hexdigest()
