@@ -257,6 +257,6 @@ def test_tar_that_implies_more_directories_than_anybody_can_hold() -> None:
     """Its size is no measure of what it would cost to merge."""
     names = [f"{number}/" + "a/" * 2000 + "f" for number in range(200)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lazyfs.format.toc.MAX_ENTRIES", 100_000)
+        patch.setattr("lazyfs.format.toc_raw.MAX_ENTRIES", 100_000)
         problems = verify(blob_of(tar_of(*map(tarfile.TarInfo, names)), [])).problems
     assert len(problems) == 1 and "implies more directories" in problems[0]
