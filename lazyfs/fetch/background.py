@@ -72,6 +72,8 @@ class Background:
         self.finished = trio.Event()
         self.trouble = ""
         """Why it stands still, or why it gave something up; empty while all is well."""
+        self.stands_still = False
+        """Its last request has failed and brought nothing: it will try again, and others may go before."""
 
     async def run(self) -> None:
         """Until what is wanted is here, or what is left is damaged at the source. Tries again, ever slower, while the source fails.
@@ -131,6 +133,8 @@ class Background:
         tried = run
         while True:
             failure = await self._fetcher.fetch(layer, tried)
+            if failure is None:
+                self.stands_still = False
             if failure is not None:
                 self._report(layer, failure)
             if isinstance(failure, InvalidInput):
@@ -144,6 +148,7 @@ class Background:
             left = await self._missing(run)
             if not left or (failure is None and len(left) == len(run)):
                 return None
+            self.stands_still = failure is not None and len(left) == len(run)
             if len(left) == len(run):
                 await pause.sleep()
             else:

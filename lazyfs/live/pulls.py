@@ -1,13 +1,14 @@
 """Layers that shall come whole, though nobody has asked for what is left of them.
 
 Each layer's prefix is fetched at once, because the container that will be started is going to wait for it. The rest waits for a lull
-(lull.py), and comes layer by layer: one queue for each source, in the order in which the pulls came.
+(lull.py), and comes layer by layer: one queue for each source, in the order in which the pulls came. A pull that stands still, because its
+blob cannot be had, goes to the end of the queue.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Sized
 from typing import Final
 
 import trio
@@ -26,6 +27,8 @@ from lazyfs.tasks import Supervisor
 
 _log = logging.getLogger(__name__)
 
+_LOOK: Final = 10.0
+"""Seconds between looks whether a pull stands still that others wait for."""
 _AHEAD: Final = 30.0
 """Seconds for a prefix that nothing uses yet."""
 
@@ -99,11 +102,14 @@ class Pulls:
         try:
             while queue:
                 live, pull = next(iter(queue.items()))
+                is_over = True
                 try:
-                    await self._take_turn(live, pull)
+                    is_over = await self._take_turn(live, pull, queue)
                 finally:
                     if queue.get(live) is pull:
                         del queue[live]
+                        if not is_over:
+                            queue[live] = pull
             await trio.to_thread.run_sync(give_back)
         finally:
             del self._queues[source]
@@ -111,11 +117,20 @@ class Pulls:
                 if not pull.course.is_at(State.ENDED):
                     pull.course.move(State.ENDED)
 
-    async def _take_turn(self, live: LiveLayer, pull: Pull) -> None:
-        """Fetch the rest of one layer, for as long as its pull is not stopped."""
+    async def _take_turn(self, live: LiveLayer, pull: Pull, queue: Sized) -> bool:
+        """Fetch the rest of one layer, for as long as its pull is not stopped. False where it stands still and others are in `queue`."""
         if pull.course.is_at(State.ENDED):
-            return
+            return True
+        is_over = True
         async with trio.open_nursery() as nursery:
+
+            async def leave_when_stuck(background: Background) -> None:
+                nonlocal is_over
+                while True:
+                    await trio.sleep(_LOOK)
+                    if background.stands_still and len(queue) > 1:
+                        is_over = False
+                        nursery.cancel_scope.cancel()
 
             async def leave_when_stopped() -> None:
                 await pull.course.reach(State.ENDED)
@@ -123,22 +138,34 @@ class Pulls:
 
             nursery.start_soon(leave_when_stopped)
             wanted = (await live.known()).wanted
-            if await self._fetch(live.source, [wanted]):
+            if await self._fetch(live.source, [wanted], begun=lambda it: nursery.start_soon(leave_when_stuck, it)):
                 await trio.to_thread.run_sync(self._note_complete, live.layer)
             if not pull.course.is_at(State.ENDED):
                 pull.course.move(State.ENDED)
+            is_over = True
             nursery.cancel_scope.cancel()
+        return is_over
 
-    async def _fetch(self, source: LiveSource, layers: Sequence[Wanted], *, rest: bool = True) -> bool:
-        """Fetch what is missing of some layers, or without `rest` of their prefixes. Whether nothing is."""
+    async def _fetch(
+        self,
+        source: LiveSource,
+        layers: Sequence[Wanted],
+        *,
+        rest: bool = True,
+        begun: Callable[[Background], object] = lambda _: None,
+    ) -> bool:
+        """Fetch what is missing of some layers, or without `rest` of their prefixes. Whether nothing is. `begun` is told who does it."""
         try:
             fetcher = await source.ready()
         except Unreachable as error:
             source.trouble = str(error)
             return False
         background = Background(self._store, fetcher, layers, rest=rest, subject=source.name, failures=self._tasks.failures)
-        await background.run()
-        source.trouble = background.trouble
+        begun(background)
+        try:
+            await background.run()
+        finally:
+            source.trouble = background.trouble
         return background.finished.is_set()
 
     def _note_complete(self, layer: Layer) -> None:

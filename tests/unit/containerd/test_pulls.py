@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from lazyfs.errors import Unreachable
+from lazyfs.format.digest import Digest
 from lazyfs.store.store import Store
 from tests.conftest import LogWatch
 from tests.unit.containerd.living import LINGER, Setting, ended, living
@@ -247,3 +250,29 @@ async def test_a_pull_that_is_stopped_makes_way_for_the_next(store: Store, image
         it.registry.gate.set()
         await ended(second)
         assert not it.missing(1) and it.missing(0)
+
+
+async def test_a_pull_that_stands_still_lets_the_next_one_go(
+    store: Store, image: ScriptedImage, jumping: MockClock, expect_log: LogWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A blob that the registry has lost does not keep the others from coming; when it is there again, it comes as well."""
+    expect_log("stands still: the blob is away")
+    async with living(store, image) as it:
+        right, is_away = it.registry.open_range, True
+
+        def lost(digest: Digest, *rest: Any, **more: Any) -> Any:
+            if is_away and digest == image.lazy[0].digest:
+                raise Unreachable("the blob is away")
+            return right(digest, *rest, **more)
+
+        monkeypatch.setattr(it.registry, "open_range", lost)
+        first = it.pull(0)
+        await trio.sleep(100)
+        second = it.pull(1)
+        with trio.fail_after(300):
+            await ended(second)
+        assert it.missing(0) and not it.missing(1) and first.pull
+        is_away = False
+        with trio.fail_after(300):
+            await ended(first)
+        assert not it.missing(0)
