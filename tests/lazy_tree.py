@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lazyfs.cli.main import main
-from lazyfs.format.estargz import TOC_DIGEST
 from lazyfs.snapshots.labels import TARGET
 from tests.bad.oci import Oci
 from tests.lying_registry import LyingRegistry
@@ -30,9 +29,9 @@ def labels_of(layout: Path, host: str) -> dict[str, str]:
     manifest = json.loads((blobs / manifest_digest[7:]).read_bytes())
     layer = manifest["layers"][0]
     config = json.loads((blobs / manifest["config"]["digest"][7:]).read_bytes())
-    return {
+    passed = {key: value for key, value in layer["annotations"].items() if key.startswith("containerd.io/snapshot/")}
+    return passed | {
         TARGET: config["rootfs"]["diff_ids"][0],
-        TOC_DIGEST: layer["annotations"][TOC_DIGEST],
         "containerd.io/snapshot/cri.image-ref": f"{host}/image:v1",
         "containerd.io/snapshot/cri.manifest-digest": manifest_digest,
         "containerd.io/snapshot/cri.layer-digest": layer["digest"],

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lazyfs.errors import InvalidManifest
+from lazyfs.format import dialects
 from lazyfs.format.dialect import TocClaim
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.format.estargz import ESTARGZ
@@ -35,8 +37,9 @@ from lazyfs.pull.labels import (
     snapshot_reference,
     source_label,
 )
-from lazyfs.snapshots.labels import Claim, Ordinary, ToldLayer, read_labels
+from lazyfs.snapshots.labels import LAYERS, Claim, Ordinary, ToldLayer, read_labels
 from lazyfs.source.reference import parse_reference
+from tests.dialect.front import ANNOTATION, FRONT
 
 TOC = "containerd.io/snapshot/stargz/toc.digest"
 CONTENT = "containerd.io/gc.ref.content."
@@ -179,3 +182,22 @@ def test_labels_hold_as_many_layers_as_fit(count: int, data: st.DataObject) -> N
 def test_ingests_are_named_as_containerds_client_names_them(kind: str, name: str) -> None:
     """So that what one of the two has begun the other finishes."""
     assert ingest_name(kind, digest(1)) == f"{name}-{digest(1)}"
+
+
+def test_layers_of_another_dialect_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its annotations become labels, and the list of layers names it; a lazyfsd that does not know it believes none of the list."""
+    monkeypatch.setattr(dialects, "DIALECTS", (FRONT, *dialects.DIALECTS))
+    front = lazy(1)
+    front = msgspec.structs.replace(front, annotations={ANNOTATION: front.annotations[TOC]})
+    layers = [front, lazy(2), described(3)]
+    labels = layer_labels(NAME, digest("m"), layers, 0, digest("chain"))
+    found = read_labels(labels)
+    assert isinstance(found, Claim)
+    assert found.toc.dialect == FRONT
+    assert [layer.toc and layer.toc.dialect for layer in found.layers] == [FRONT, ESTARGZ, None]
+    assert [layer.descriptor.annotations for layer in found.layers] == [layer.annotations for layer in layers]
+    monkeypatch.setattr(dialects, "DIALECTS", (ESTARGZ,))
+    assert read_labels(labels) == Ordinary("has no TOC that its manifest vouches for: it was not converted")
+    found = read_labels(layer_labels(NAME, digest("m"), layers, 1, digest("chain")) | {LAYERS: labels[LAYERS]})
+    assert isinstance(found, Claim)
+    assert found.layers == ()
