@@ -61,6 +61,7 @@ class Living:
         self._image = image
         for number, lazy in enumerate(image.lazy):
             store.keep_document(lazy.toc_digest, image.toc(number))
+        self._loaded = [load_again(store, layer_of(lazy)) for lazy in image.lazy]
 
     def source(self) -> LiveSource:
         """The shared one, of the repository."""
@@ -89,7 +90,7 @@ class Living:
 
     def loaded(self, number: int) -> Layer:
         """With its entries."""
-        layer = load_again(self.store, layer_of(self._image.lazy[number]))
+        layer = self._loaded[number]
         assert layer is not None
         return layer
 
