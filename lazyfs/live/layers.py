@@ -41,6 +41,8 @@ class Layers:
         name = name_of(source.name, layer.digest, layer.toc_digest, layer.dialect.name)
         live = self.live.get(name)
         if live is None or live.source is not source:
+            if live is not None:
+                self._catalog.remove(name)  # its source is about to close; the gate waits for the new one
             live = self.live[name] = LiveLayer(layer, source, index)
             source.uses.change(+1)
             self._catalog.expect(name)

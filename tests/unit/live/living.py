@@ -103,7 +103,11 @@ class Living:
 
     def holds(self, number: int = 0) -> bool:
         """Whether the gate would find what fetches the layer's first file."""
-        return bool(self.catalog.find(inode_of(self.blob(number).pieces[0].content.name)))
+        return bool(self.catalog.find(self.inode(number)))
+
+    def inode(self, number: int = 0) -> int:
+        """Of the layer's first file."""
+        return inode_of(self.blob(number).pieces[0].content.name)
 
     @property
     def sent(self) -> int:

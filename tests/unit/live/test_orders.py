@@ -198,6 +198,7 @@ class Model:
             assert mounted.image.name in it.images.live and it.images.live[mounted.image.name] is mounted, name
         unknown = [live for live in it.layers.live.values() if not live.is_known]
         assert it.catalog.is_complete == (not unknown), "what is not known yet is not taken for what is not there"
+        assert it.catalog._images.keys() <= it.layers.live.keys(), "nor does what has ended stay"
         self.waiting = [waiting for waiting in self.waiting if not waiting.is_over]
 
     def inode(self, live: LiveLayer) -> int:

@@ -1,0 +1,56 @@
+"""Live layers that take each other's place, in virtual time."""
+
+from __future__ import annotations
+
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from lazyfs.live.course import State
+from lazyfs.store.store import Store
+from tests.conftest import LogWatch
+from tests.unit.containerd.scripted import ScriptedImage
+from tests.unit.live.living import living
+
+
+async def test_the_end_of_a_layer_leaves_the_next_one_of_its_name_alone(
+    store: Store, image: ScriptedImage, jumping: MockClock
+) -> None:
+    """An image that is mounted again while its last source is closing has another one: whose layer goes by the same name."""
+    async with living(store, image) as it:
+        ending, coming = (it.sources.own("image", it.open()) for _ in range(2))
+        old = it.layers.use(ending, it.loaded(0), it.index(0))
+        await old.known()
+        new = it.layers.use(coming, it.loaded(0), it.index(0))
+        assert new is not old and new.name == old.name
+        assert not it.catalog.is_complete and not it.holds(), "the gate waits for the new one"
+        await new.known()
+        for uses in (old.uses, ending.uses):
+            uses.change(-1)
+        await wait_all_tasks_blocked()
+        assert old.course.is_at(State.ENDED) and ending.course.is_at(State.CLOSED)
+        assert it.layers.live == {new.name: new} and it.holds() and it.catalog.is_complete
+        assert [supply.fetcher for supply in it.catalog.find(it.inode())] == [coming.fetcher]
+
+
+async def test_a_source_gets_a_place_in_the_catalog_for_live_layers_only(
+    store: Store, image: ScriptedImage, jumping: MockClock, expect_log: LogWatch
+) -> None:
+    """Its fetcher fails, and the next one is there for those that are left."""
+    async with living(store, image) as it:
+        expect_log("fetcher of .* has failed")
+        layers = [it.use(0), it.use(1)]
+        for live in layers:
+            await live.known()
+        layers[0].uses.change(-1)
+        await trio.sleep(40)
+        source = it.source()
+        failed = source.fetcher
+        assert failed is not None and not it.holds(0)
+        failed._tasks._nursery.start_soon(_fail)
+        await trio.sleep(2)
+        assert source.fetcher is not failed and it.holds(1) and not it.holds(0)
+        assert list(it.catalog._images) == [layers[1].name]
+
+
+async def _fail() -> None:
+    raise ZeroDivisionError
