@@ -33,6 +33,8 @@ class Layers:
         self._store = store
         self._catalog = catalog
         self._tasks = tasks
+        # One layer at a time: it is all Python, and several threads of it would only hold up the event loop longer.
+        self._indexing = trio.CapacityLimiter(1)
         self.live: dict[str, LiveLayer] = {}
         """By name (see layer.py)."""
 
@@ -89,7 +91,8 @@ class Layers:
         await live.source.ready()
         if live.index is None:
             live.index = Index(await self._load(live))
-        kept = await live.index.indexed(self._catalog.known(key_of(live.layer)))
+        async with self._indexing:
+            kept = await live.index.indexed(self._catalog.known(key_of(live.layer)))
         live.kept, live.index, live.trouble = kept, None, ""
         live.source.offer(live.name, kept.objects)
         live.course.move(State.KNOWN)

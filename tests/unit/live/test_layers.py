@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from lazyfs.live.course import State
+from lazyfs.live.layer import index_layer
 from lazyfs.store.store import Store
 from tests.conftest import LogWatch
 from tests.unit.containerd.scripted import ScriptedImage
@@ -50,6 +54,28 @@ async def test_a_source_gets_a_place_in_the_catalog_for_live_layers_only(
         await trio.sleep(2)
         assert source.fetcher is not failed and it.holds(1) and not it.holds(0)
         assert list(it.catalog._images) == [layers[1].name]
+
+
+async def test_one_layer_at_a_time_is_indexed(
+    store: Store, image: ScriptedImage, jumping: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes the interpreter, and the event loop waits for that as often as there are threads."""
+    most = running = 0
+
+    async def run_sync(work: Callable[..., object], *arguments: object, **_: object) -> object:
+        nonlocal most, running
+        if work is not index_layer:
+            return work(*arguments)
+        running += 1
+        most = max(most, running)
+        await trio.sleep(1)
+        running -= 1
+        return work(*arguments)
+
+    async with living(store, image) as it:
+        monkeypatch.setattr("trio.to_thread.run_sync", run_sync)
+        await it.mount("first", 0, 1).known()
+    assert most == 1
 
 
 async def _fail() -> None:
