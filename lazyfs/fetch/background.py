@@ -1,8 +1,7 @@
 """The pull finishes: what no reader has asked for yet is fetched all the same, behind what readers wait for.
 
-First each layer's prefetch prefix (what its author says a start needs), then the rest, layer by layer, in long runs
-in the blob's own order: at the speed of a full pull, and with as few requests. When everything is here, the image
-needs no registry any more.
+It comes in the order of order.py, in long runs: at the speed of a full pull, and with as few requests. When everything is here, the
+image needs no registry any more.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import trio
 from lazyfs.errors import InvalidInput, LocalError
 from lazyfs.fetch.claim import BRIDGE
 from lazyfs.fetch.fetcher import Fetcher
+from lazyfs.fetch.order import prefetch_order
 from lazyfs.fetch.piece import LayerBlob, Piece
 from lazyfs.fetch.window import MOST_PIECES
 from lazyfs.store.content import Content
@@ -89,11 +89,8 @@ class Background:
 
     async def _run(self) -> None:
         given_up = False
-        for wanted in self._layers:
-            prefix = wanted.layer.pieces[: wanted.layer.position(wanted.prefetch_end)]
-            given_up |= await self._bring(wanted.layer, prefix)
-        for wanted in self._layers if self._rest else ():
-            given_up |= await self._bring(wanted.layer, wanted.layer.pieces)
+        for layer, pieces in prefetch_order(self._layers, rest=self._rest):
+            given_up |= await self._bring(layer, pieces)
         if not given_up:
             self.trouble = ""
             if self._rest:
@@ -204,7 +201,7 @@ def measure_missing(store: Store, layers: Iterable[LayerBlob]) -> Missing:
 
 
 def cut_runs(pieces: Sequence[Piece], alone: Container[bytes] = ()) -> list[list[Piece]]:
-    """Runs of at most RUN_BYTES and MOST_PIECES, but of whole members, which are inflated from their beginning; a new one wherever something that is here lies between. Of one piece for the digests `alone`."""
+    """Runs of at most RUN_BYTES and MOST_PIECES, but of whole members, which are inflated from their beginning; a new one wherever something that is here lies between, or the order goes back. Of one piece for the digests `alone`."""
     runs: list[list[Piece]] = []
     for piece in pieces:
         last = runs[-1] if runs else None
@@ -213,7 +210,7 @@ def cut_runs(pieces: Sequence[Piece], alone: Container[bytes] = ()) -> list[list
             last is not None
             and chunk.digest not in alone
             and last[-1].chunk.digest not in alone
-            and chunk.member <= last[-1].chunk.member_end + BRIDGE
+            and last[-1].chunk.member <= chunk.member <= last[-1].chunk.member_end + BRIDGE
             and (
                 chunk.member == last[-1].chunk.member
                 or (chunk.member_end - last[0].chunk.member <= RUN_BYTES and len(last) < MOST_PIECES)
