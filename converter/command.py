@@ -24,7 +24,7 @@ from lazyfs.format.member import DEFAULT_LEVEL
 from lazyfs.format.platform import parse_platform, this_platform
 from lazyfs.format.toc import MAX_CHUNK_SIZE
 from lazyfs.layertar.cut import CHUNK_SIZE, every
-from lazyfs.registry.given import add_creds, settle_creds
+from lazyfs.source.given import add_creds, settle_creds
 from lazyfs.source.open import AccessOptions, open_sink, open_source, parse_creds
 from lazyfs.source.reference import Reference, parse_reference
 

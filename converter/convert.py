@@ -31,7 +31,7 @@ from lazyfs.format.manifest import (
     parse_document,
 )
 from lazyfs.format.platform import Platform
-from lazyfs.image.choice import MAX_DEPTH, choose
+from lazyfs.source.choice import MAX_DEPTH, choose
 from lazyfs.source.protocol import Document, ImageSink, ImageSource
 
 
@@ -128,13 +128,13 @@ class _Reading:
         self.indexes: dict[Digest, Index] = {}
 
     async def get(self, reference: str, media_type: str) -> tuple[Digest, Manifest | Index]:
-        """See lazyfs.image.choice."""
+        """See lazyfs.source.choice."""
         document = await self._source.document(reference)
         name = f"{self._source.name}@{document.digest}"
         return document.digest, parse_document(document.media_type or media_type, document.data, name)
 
     async def blob(self, descriptor: Descriptor) -> bytes:
-        """See lazyfs.image.choice."""
+        """See lazyfs.source.choice."""
         return await self._source.small_blob(descriptor.digest, MAX_CONFIG)
 
     async def read_all(self, index: Index, name: str, depth: int) -> None:

@@ -27,10 +27,10 @@ from lazyfs.format.dialects import claim_of, dialect_of
 from lazyfs.format.digest import Digest
 from lazyfs.format.estargz import ESTARGZ
 from lazyfs.format.manifest import Descriptor
+from lazyfs.format.room import PARSING, parsing_room
 from lazyfs.format.tar import TarMember, read_tar
 from lazyfs.format.whiteout import LeftOut
-from lazyfs.image.download import download
-from lazyfs.image.room import PARSING, parsing_room
+from lazyfs.layertar.download import download
 from lazyfs.layertar.layer_index import LayerIndex, index_layer
 from lazyfs.layertar.own import own_files, own_note
 from lazyfs.layertar.plan import Planned, plan_layer

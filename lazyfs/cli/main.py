@@ -16,7 +16,7 @@ from lazyfs import __version__
 from lazyfs.cli.importing import importing
 from lazyfs.cli.output import abandon, put
 from lazyfs.errors import LazyfsError, foremost, not_installed
-from lazyfs.registry.given import hide_creds, settle_creds
+from lazyfs.source.given import hide_creds, settle_creds
 
 _COMMANDS: Final = {
     "convert": "rewrite an image so that it can be mounted lazily",

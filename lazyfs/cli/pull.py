@@ -27,11 +27,11 @@ from lazyfs.daemon.client import Client
 from lazyfs.errors import LocalError, UsageError
 from lazyfs.registry.access import AccessOptions
 from lazyfs.registry.credentials import config_path
-from lazyfs.registry.given import add_creds
 from lazyfs.reports.orders import PullOrder
 from lazyfs.reports.results import PullResult
 from lazyfs.reports.steps import Accepted
 from lazyfs.reports.wire import Refused
+from lazyfs.source.given import add_creds
 from lazyfs.source.reference import parse_reference
 
 _ADDRESS: Final = Path("/run/containerd/containerd.sock")

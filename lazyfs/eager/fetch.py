@@ -2,7 +2,7 @@
 
 What arrives is kept under way (store/parts.py) until the tar has been put to use. The next attempt unpacks what is there, which also
 hashes it, and asks for the rest alone. Wrong bytes are fetched from scratch once: they may be a disk's, or a connection's. A layer
-that needs more than is given to it while it comes is unpacked from what is kept, when there is memory for it (image/room.py).
+that needs more than is given to it while it comes is unpacked from what is kept, when there is memory for it (format/room.py).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import trio
 from lazyfs.eager.blob import BlobReader
 from lazyfs.errors import DigestMismatch, InvalidInput, LazyfsError, LocalError, StoreFull
 from lazyfs.format.manifest import Descriptor
+from lazyfs.format.room import parsing_room
 from lazyfs.image.layer import Whole
-from lazyfs.image.room import parsing_room
 from lazyfs.layertar.spool import LARGEST_WINDOW, NeedsMore, Spool, unpack
 from lazyfs.source.protocol import ImageSource
 from lazyfs.store.parts import Part

@@ -2,7 +2,7 @@
 
 fetch    two at a time: downloaded in parallel ranges, verified, unpacked to a tar
 place    one after the other from the lowest up, because each needs what the ones below show: read as a tar, when there is room for
-         what that takes (image/room.py), and put on the tree
+         what that takes (format/room.py), and put on the tree
 keep     its files hashed and kept, with all cores; what is here already is not written again
 describe its entries, with the chunks of its files, as a document of the store
 """
@@ -21,11 +21,11 @@ from lazyfs.eager.progress import Bars
 from lazyfs.errors import InvalidTar, LazyfsError, StoreFull, bare, foremost
 from lazyfs.format.bounds import Bounds, ImageBounds
 from lazyfs.format.entry import Chunk
+from lazyfs.format.room import PARSING, TAR_WEIGHT, parsing_room
 from lazyfs.format.tar import read_tar
 from lazyfs.format.whiteout import LeftOut
 from lazyfs.image.image import Image
 from lazyfs.image.layer import Layer, Whole
-from lazyfs.image.room import PARSING, TAR_WEIGHT, parsing_room
 from lazyfs.layertar.files import batches, keep_file
 from lazyfs.layertar.layer_index import index_layer
 from lazyfs.layertar.own import own_files, own_note

@@ -48,7 +48,7 @@ class ImageBounds:
     """What the layers of one image have described so far. Any thread may call it.
 
     A layer counts when it has been parsed, so layers that are parsed at the same time do not see each other: what they may exceed the
-    bound by is what the parsing of layers may take in one process (image/room.py).
+    bound by is what the parsing of layers may take in one process (format/room.py).
     """
 
     def __init__(self) -> None:

@@ -21,9 +21,9 @@ from lazyfs.format.manifest import (
     parse_document,
 )
 from lazyfs.format.platform import Platform
-from lazyfs.image.choice import choose
 from lazyfs.image.keeping import keep
 from lazyfs.image.layer import Layer, load_layer
+from lazyfs.source.choice import choose
 from lazyfs.source.protocol import ImageSource
 
 if TYPE_CHECKING:

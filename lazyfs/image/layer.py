@@ -25,9 +25,9 @@ from lazyfs.format.digest import Digest, check
 from lazyfs.format.entry import NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, Entry
 from lazyfs.format.estargz import ESTARGZ
 from lazyfs.format.manifest import Descriptor, check_layer_type
+from lazyfs.format.room import parsing_room, room_for_toc
 from lazyfs.format.whiteout import LeftOut
 from lazyfs.image.keeping import keep
-from lazyfs.image.room import parsing_room, room_for_toc
 from lazyfs.image.toc_member import TocMember, fetch_toc_member
 from lazyfs.source.protocol import ImageSource
 

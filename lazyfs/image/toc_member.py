@@ -20,8 +20,8 @@ from lazyfs.format.bounds import DESCRIPTION, DESCRIPTION_RATIO
 from lazyfs.format.dialect import Dialect, Place
 from lazyfs.format.manifest import Descriptor
 from lazyfs.format.toc_raw import MAX_TOC_SIZE
-from lazyfs.layertar.spool import unnamed_file, write
 from lazyfs.source.protocol import ImageSource
+from lazyfs.store.unnamed import unnamed_file, write
 
 _PIECE: Final = 1 << 20
 _HEAD: Final = 64 << 10

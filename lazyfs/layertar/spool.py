@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from types import TracebackType
@@ -25,15 +24,29 @@ from typing import IO, TYPE_CHECKING, Final, Literal, Self, cast
 import zstandard
 from isal import isal_zlib
 
-from lazyfs.errors import DigestMismatch, InvalidInput, LocalError
+from lazyfs.errors import DigestMismatch, InvalidInput
 from lazyfs.format.bounds import ENTRY, Bounds
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import Descriptor
 from lazyfs.layertar.member_map import MemberMap
-from lazyfs.store.refusal import refusal
+from lazyfs.store.unnamed import unnamed_file, write
 
 if TYPE_CHECKING:
     from _typeshed import SupportsRead
+
+__all__ = [
+    "LARGEST_WINDOW",
+    "PEEK",
+    "SMALL_WINDOW",
+    "LayerKind",
+    "NeedsMore",
+    "Pull",
+    "Spool",
+    "kind_of",
+    "unnamed_file",
+    "unpack",
+    "write",
+]
 
 _PULL: Final = 1 << 20
 _FEED: Final = 64 << 10
@@ -102,24 +115,6 @@ class Spool:
     def read_at(self, offset: int, size: int) -> bytes:
         """The `size` bytes of the tar at `offset`; fewer only at its end."""
         return os.pread(self._file.fileno(), size, offset)
-
-
-def unnamed_file(folder: str | None = None) -> IO[bytes]:
-    """A file in `folder`, else in TMPDIR, that has no name and no buffer."""
-    try:
-        return tempfile.TemporaryFile(prefix="lazyfs-", buffering=0, dir=folder)
-    except OSError as error:
-        raise _no_room(error, folder) from error
-
-
-def write(file: IO[bytes], data: bytes | memoryview, folder: str | None = None) -> None:
-    """All of `data`, to a file in `folder`, else in TMPDIR. Raises LocalError where the disk does not take it."""
-    rest = memoryview(data)
-    try:
-        while rest:
-            rest = rest[file.write(rest) :]
-    except OSError as error:
-        raise _no_room(error, folder) from error
 
 
 def unpack(
@@ -269,11 +264,3 @@ def _gunzip(blob: _Blob, spool: Spool, bounds: Bounds) -> Iterator[bytes]:
         if not out and not stream.eof:
             raise EOFError("it ends inside a gzip member")
         yield out
-
-
-def _no_room(error: OSError, folder: str | None) -> LocalError:
-    if folder is not None:
-        return refusal(error, f"temporary files in {folder}")
-    return LocalError(
-        f"temporary files in {tempfile.gettempdir()}: {error.strerror}", hint="Point TMPDIR to a folder with more room"
-    )

@@ -11,8 +11,8 @@ from lazyfs.errors import InvalidInput, show
 from lazyfs.format.digest import Digest
 from lazyfs.format.entry import Entry
 from lazyfs.format.manifest import Descriptor, check_layer_type
-from lazyfs.image.download import download
 from lazyfs.image.image import Image
+from lazyfs.layertar.download import download
 from lazyfs.source.protocol import ImageSource
 from lazyfs.verify.layer import LayerFindings, verify_layer
 from lazyfs.vfs.tree import Tree

@@ -26,8 +26,8 @@ from lazyfs.format.manifest import (
 )
 from lazyfs.format.platform import parse_platform
 from lazyfs.format.toc import parse_toc
-from lazyfs.image.choice import choose
 from lazyfs.snapshots.filters import Filter
+from lazyfs.source.choice import choose
 from lazyfs.source.layout import Layout
 from lazyfs.source.reference import parse_reference
 from tests import tars

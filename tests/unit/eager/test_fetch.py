@@ -19,8 +19,8 @@ from lazyfs.eager.fetch import fetch_tar
 from lazyfs.errors import DigestMismatch, InvalidInput, StoreFull, Unreachable
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor
+from lazyfs.format.room import PARSING, parsing_room
 from lazyfs.image.layer import Whole
-from lazyfs.image.room import PARSING, parsing_room
 from lazyfs.store.parts import Part
 from lazyfs.store.store import Store
 from tests.conftest import LogWatch

@@ -17,9 +17,9 @@ from lazyfs.format.footer import build_footer
 from lazyfs.format.manifest import OCI_INDEX, OCI_MANIFEST
 from lazyfs.format.member import compress_member, inflate_member
 from lazyfs.format.platform import Platform
-from lazyfs.image.choice import MAX_DEPTH, MAX_DOCUMENTS
 from lazyfs.image.image import load_layers, resolve_image
 from lazyfs.image.layer import load_layer
+from lazyfs.source.choice import MAX_DEPTH, MAX_DOCUMENTS
 from lazyfs.store.store import Store
 from tests.unit.image.memory import MemorySource, make_blob
 

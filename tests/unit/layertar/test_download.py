@@ -14,8 +14,8 @@ from lazyfs.errors import DigestMismatch, InvalidInput
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.format.manifest import OCI_LAYER_GZIP, OCI_LAYER_TAR, Descriptor
 from lazyfs.format.platform import this_platform
-from lazyfs.image.download import download
 from lazyfs.image.image import resolve_image
+from lazyfs.layertar.download import download
 from lazyfs.source.protocol import RangeStream
 from lazyfs.verify.image import verify_image
 from tests.tars import file

@@ -12,11 +12,11 @@ import pytest
 
 from lazyfs.cli.main import main
 from lazyfs.errors import UsageError
-from lazyfs.registry.given import add_creds, settle_creds
+from lazyfs.source.given import add_creds, settle_creds
 
 SETTLE = """
 import argparse, os, sys
-from lazyfs.registry.given import add_creds, settle_creds
+from lazyfs.source.given import add_creds, settle_creds
 parser = argparse.ArgumentParser()
 add_creds(parser)
 arguments = parser.parse_args(["--creds-stdin"])
@@ -102,7 +102,7 @@ def test_every_command_has_all_three_and_takes_one(command: str, tmp_path: Path,
 
 def test_a_title_without_passwords() -> None:
     """All that a command line may hold goes; user, image and options stay. Nothing changes where nothing is to hide."""
-    code = "import sys; from lazyfs.registry.given import hide_creds; hide_creds(sys.argv[1:]); print(open('/proc/self/cmdline').read())"
+    code = "import sys; from lazyfs.source.given import hide_creds; hide_creds(sys.argv[1:]); print(open('/proc/self/cmdline').read())"
     for options, shown in (
         (["--creds", "me:secret", "image"], "--creds USER:*** image"),
         (["--src-creds=me:secret", "--dst-creds", "me:secret", "-v"], "--src-creds=USER:*** --dst-creds USER:*** -v"),

@@ -10,9 +10,9 @@ import trio.testing
 
 from lazyfs.errors import InvalidToc
 from lazyfs.format.platform import Platform
+from lazyfs.format.room import Room, parsing_room
 from lazyfs.image.image import all_of, resolve_image
 from lazyfs.image.layer import load_layer
-from lazyfs.image.room import Room, parsing_room
 from tests.unit.image.memory import MemorySource, make_blob
 
 
