@@ -61,6 +61,9 @@ async def test_the_toc_is_fetched_from_where_it_is(store: Store, names: int, ran
     assert (layer.dialect, layer.toc_offset) == (FRONT, len(blob))
     assert len(source.asked) == ranges
     assert store.document(digest_of(packed)) == packed
+    note = f"toc-offset {source.authority} {layer.digest}"
+    assert store.note(note) is None, "that one is eStargz's"
+    assert store.note(f"{note} front") is not None
     source.away = True
     assert await load_layer(source, store, descriptor) == layer
 

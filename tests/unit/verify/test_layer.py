@@ -9,15 +9,17 @@ import json
 import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from converter.layer import Style, write_layer
+from lazyfs.format import dialects
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.format.estargz import TOC_DIGEST
 from lazyfs.format.footer import FOOTER_SIZE, build_footer, parse_footer
-from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor
+from lazyfs.format.manifest import OCI_LAYER_GZIP, OCI_LAYER_ZSTD, Descriptor
 from lazyfs.format.member import compress_member, inflate_member
 from lazyfs.format.tar import read_tar
 from lazyfs.layertar.cut import every
@@ -26,6 +28,8 @@ from lazyfs.layertar.plan import plan_layer
 from lazyfs.layertar.spool import Spool, unpack
 from lazyfs.layertar.tree import Tree
 from lazyfs.verify.layer import LayerFindings, verify_layer
+from tests.dialect.front import FRONT
+from tests.dialect.writing import fronted
 from tests.toc_member import read_toc_member
 
 Toc = dict[str, Any]
@@ -260,3 +264,20 @@ def test_tar_that_implies_more_directories_than_anybody_can_hold() -> None:
         patch.setattr("lazyfs.format.toc_raw.MAX_ENTRIES", 100_000)
         problems = verify(blob_of(tar_of(*map(tarfile.TarInfo, names)), [])).problems
     assert len(problems) == 1 and "implies more directories" in problems[0]
+
+
+def test_a_layer_of_another_dialect(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its chunks are decoded as the dialect says, and held against the tar as well."""
+    monkeypatch.setattr(dialects, "DIALECTS", (FRONT, *dialects.DIALECTS))
+    lie = with_toc(BLOB, lambda toc: entry(toc, "d/b").update(innerOffset=1))
+    for blob, words in ((BLOB, ()), (lie, ("'d/b': the chunk at 0 has other bytes at its blob offset",))):
+        path = tmp_path / "blob"
+        path.write_bytes(blob)
+        made = fronted(path)
+        descriptor = Descriptor(OCI_LAYER_ZSTD, digest_of(made.blob), len(made.blob), made.annotations, None, {})
+        with Spool(keep_blob=True) as spool:
+            unpack(spool, io.BytesIO(made.blob).read, descriptor, Digest(made.diff_id), lambda count: None)
+            findings = verify_layer(spool, descriptor)
+        assert findings.lazy and findings.chunks
+        assert len(findings.problems) == len(words)
+        assert all(word in problem for word, problem in zip(words, findings.problems, strict=True)), findings.problems
