@@ -31,6 +31,7 @@ from lazyfs.format.room import PARSING, parsing_room
 from lazyfs.format.tar import TarMember, read_tar
 from lazyfs.format.whiteout import LeftOut
 from lazyfs.layertar.download import download
+from lazyfs.layertar.in_order import run_in_order
 from lazyfs.layertar.layer_index import LayerIndex, index_layer
 from lazyfs.layertar.own import own_files, own_note
 from lazyfs.layertar.plan import Planned, plan_layer
@@ -136,7 +137,7 @@ async def _run(line: Line, jobs: Sequence[_Job], last: bool) -> tuple[list[Finis
     finished: dict[int, Finished] = {}
     ready, write = trio.open_memory_channel[_Job](len(jobs))
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_fetch_all, jobs)
+        nursery.start_soon(run_in_order, [job.fetch for job in jobs], _FETCHES)
 
         async def write_all() -> None:
             async for job in write:
@@ -155,20 +156,6 @@ async def _run(line: Line, jobs: Sequence[_Job], last: bool) -> tuple[list[Finis
                 for job in jobs:
                     ready.send_nowait(job)
     return [finished[job.number] for job in jobs], found.missing
-
-
-async def _fetch_all(jobs: Sequence[_Job]) -> None:
-    """In order, because the lowest layer is wanted first."""
-    room = trio.Semaphore(_FETCHES)
-
-    async def fetch(job: _Job) -> None:
-        await job.fetch()
-        room.release()
-
-    async with trio.open_nursery() as nursery:
-        for job in jobs:
-            await room.acquire()
-            nursery.start_soon(fetch, job)
 
 
 class _Job:

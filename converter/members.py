@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 from lazyfs.format.member import compress_member
 from lazyfs.format.tar import ReadAt
 from lazyfs.format.tar_header import header_bytes, padding
+from lazyfs.layertar.batches import batches as in_batches
 from lazyfs.layertar.content import read_content
 from lazyfs.layertar.cut import Cut
 from lazyfs.layertar.plan import Planned
@@ -73,18 +74,7 @@ def members(plan: Sequence[Planned], cut: Cut, read_at: ReadAt) -> Iterator[Piec
 
 def batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
     """Consecutive pieces that one thread takes at once: up to 1 MiB, or one larger one."""
-    batch: list[Piece] = []
-    weight = 0
-    for piece in pieces:
-        more = piece.size + len(piece.tail)
-        if batch and (weight + more > BATCH or len(batch) == _BATCH_COUNT):
-            yield batch
-            batch = []
-            weight = 0
-        batch.append(piece)
-        weight += more
-    if batch:
-        yield batch
+    return in_batches(pieces, lambda piece: piece.size + len(piece.tail), weight=BATCH, count=_BATCH_COUNT)
 
 
 def compress(pieces: Sequence[Piece], plan: Sequence[Planned], read_at: ReadAt, level: int) -> Packed:

@@ -27,6 +27,7 @@ from lazyfs.format.whiteout import LeftOut
 from lazyfs.image.image import Image
 from lazyfs.image.layer import Layer, Whole
 from lazyfs.layertar.files import batches, keep_file
+from lazyfs.layertar.in_order import run_in_order
 from lazyfs.layertar.layer_index import index_layer
 from lazyfs.layertar.own import own_files, own_note
 from lazyfs.layertar.plan import Planned, plan_layer
@@ -66,7 +67,7 @@ async def bring(place: Place, known: Mapping[int, Layer], wanted: Mapping[int, W
         async with trio.open_nursery() as nursery:
             nursery.start_soon(place.bars.run)
             async with trio.open_nursery() as running:
-                running.start_soon(_run_all, list(jobs.values()))
+                running.start_soon(run_in_order, [job.run for job in jobs.values()], _AT_ONCE)
                 tree = Tree()
                 for number in range(max(jobs) + 1):
                     if number in jobs:
@@ -81,20 +82,6 @@ async def bring(place: Place, known: Mapping[int, Layer], wanted: Mapping[int, W
         raise
     await place.bars.tell()
     return {number: job.layer for number, job in jobs.items()}
-
-
-async def _run_all(jobs: Sequence[_Job]) -> None:
-    """In order, because the lowest layer is placed first: whoever holds a place gets his turn."""
-    room = trio.Semaphore(_AT_ONCE)
-
-    async def run(job: _Job) -> None:
-        await job.run()
-        room.release()
-
-    async with trio.open_nursery() as nursery:
-        for job in jobs:
-            await room.acquire()
-            nursery.start_soon(run, job)
 
 
 class _Job:

@@ -12,6 +12,7 @@ from typing import Final
 
 from lazyfs.format.entry import Chunk
 from lazyfs.format.tar import ReadAt
+from lazyfs.layertar.batches import batches as in_batches
 from lazyfs.layertar.content import read_content
 from lazyfs.layertar.cut import DEFAULT
 from lazyfs.layertar.plan import Planned
@@ -24,20 +25,8 @@ _BATCH_COUNT: Final = 128
 
 def batches(plan: Sequence[Planned]) -> Iterator[list[int]]:
     """The positions of files that are not empty, as many together as a thread takes up at once."""
-    batch: list[int] = []
-    weight = 0
-    for position, planned in enumerate(plan):
-        size = planned.entry.size
-        if not size:
-            continue
-        if batch and (weight + size > _BATCH or len(batch) == _BATCH_COUNT):
-            yield batch
-            batch = []
-            weight = 0
-        batch.append(position)
-        weight += size
-    if batch:
-        yield batch
+    filled = (position for position, planned in enumerate(plan) if planned.entry.size)
+    return in_batches(filled, lambda position: plan[position].entry.size, weight=_BATCH, count=_BATCH_COUNT)
 
 
 def keep_file(store: Store, planned: Planned, start: int, read_at: ReadAt) -> tuple[Chunk, ...]:

@@ -1,0 +1,25 @@
+"""Layers on their way, a few at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+
+import trio
+
+
+async def run_in_order(jobs: Iterable[Callable[[], Awaitable[None]]], at_once: int) -> None:
+    """Run all jobs, `at_once` at a time, each begun after those before it: what is placed from the lowest layer up waits for no layer
+    that has not begun.
+
+    Raises what they raise, in an ExceptionGroup; the others are cancelled then. Cancelled: so are they.
+    """
+    room = trio.Semaphore(at_once)
+
+    async def run(job: Callable[[], Awaitable[None]]) -> None:
+        await job()
+        room.release()
+
+    async with trio.open_nursery() as nursery:
+        for job in jobs:
+            await room.acquire()
+            nursery.start_soon(run, job)
