@@ -86,6 +86,19 @@ def test_it_is_the_first_to_make_room(store: Store) -> None:
     assert not store.missing(made, 0, 1)
 
 
+def test_a_limit_of_the_store_is_kept_by_removing_it(store: Store) -> None:
+    """It counts under --store-size, and goes before any object; while its layer is being fetched the objects have to go instead."""
+    made = keep_all(store, [noise(SIZE, 0)])
+    part = begin(store)
+    store.eviction.set_limit(store.eviction.usage().used - 1)
+    usage = store.eviction.usage()
+    with fetched(store):
+        assert store.eviction.remove(usage.used - usage.limit, InUse(), lambda _: False, mounted_too=True).parts == 0
+        assert part.exists() and store.missing(made, 0, 1)
+    assert remove(store, 1) == 1
+    assert not part.exists()
+
+
 def test_pruning_takes_it(store: Store) -> None:
     """Like all that nothing needs, by its age where one is named."""
     path = begin(store, age=100)
