@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from converter.layer import NewLayer
+from lazyfs.format.dialect import TocClaim
+from lazyfs.format.dialects import annotation_names
 from lazyfs.format.digest import Digest, digest_of
-from lazyfs.format.estargz import ESTARGZ, TOC_DIGEST, UNCOMPRESSED_SIZE
+from lazyfs.format.estargz import ESTARGZ, UNCOMPRESSED_SIZE
 from lazyfs.format.foreign_json import decode, encode, fields, replaced
 from lazyfs.format.manifest import (
     OCI_CONFIG,
@@ -31,7 +33,7 @@ SOURCE_DIGEST: Final = "dev.lazyfs.source.digest"
 
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _FOREIGN: Final = ("io.containers.zstd-chunked.", "io.github.containers.zstd-chunked.", "containerd.io/snapshot/stargz/")
-"""Annotations that speak about the bytes of a layer, which are others now."""
+"""Annotations that speak about the bytes of a layer, which are others now; beside those of the dialects that are read."""
 
 
 def rewrite_config(config: ImageConfig, data: bytes, layers: Sequence[NewLayer]) -> bytes:
@@ -98,10 +100,10 @@ def _document(new: Mapping[str, Any], old: Manifest | Index, media_type: str, so
 def _layer(old: Descriptor, new: NewLayer) -> dict[str, Any]:
     descriptor = _descriptor(old, ESTARGZ.media_type, new.digest, new.size)
     if not new.kept:
-        others = {key: value for key, value in old.annotations.items() if not key.startswith(_FOREIGN)}
-        descriptor = replaced(
-            descriptor, {"annotations": {**others, TOC_DIGEST: new.toc_digest, UNCOMPRESSED_SIZE: str(new.tar_size)}}
-        )
+        stale = annotation_names()
+        others = {key: value for key, value in old.annotations.items() if key not in stale and not key.startswith(_FOREIGN)}
+        claim = TocClaim(ESTARGZ, new.toc_digest).annotations
+        descriptor = replaced(descriptor, {"annotations": {**others, **claim, UNCOMPRESSED_SIZE: str(new.tar_size)}})
     return descriptor
 
 

@@ -56,6 +56,11 @@ def marks() -> str:
     return " or ".join(dict.fromkeys(dialect.annotations[0] for dialect in DIALECTS))
 
 
+def annotation_names() -> frozenset[str]:
+    """Every annotation by which a layer may claim a dialect: when a layer is rewritten, those that it had no longer hold."""
+    return frozenset(name for dialect in DIALECTS for name in dialect.annotations)
+
+
 def named(name: str) -> Dialect:
     """The dialect of that name. Raises StoreUnusable where this version knows none."""
     for dialect in DIALECTS:

@@ -6,9 +6,11 @@ import json
 from typing import Any
 
 import msgspec
+import pytest
 
 from converter.layer import NewLayer
 from converter.rewrite import rewrite_attestation, rewrite_config, rewrite_index, rewrite_manifest
+from lazyfs.format import dialects
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.format.manifest import (
     DOCKER_CONFIG,
@@ -26,6 +28,7 @@ from lazyfs.format.manifest import (
     parse_document,
 )
 from lazyfs.source.protocol import Document
+from tests.dialect.front import ANNOTATION, FRONT
 
 A, B, C, D = (digest_of(text) for text in (b"a", b"b", b"c", b"d"))
 SOURCE = digest_of(b"source")
@@ -118,12 +121,15 @@ def test_docker_manifests_become_ocis() -> None:
     }
 
 
-def test_annotations_of_other_formats_go_and_others_stay() -> None:
-    """A layer that claims to be both zstd:chunked and eStargz is refused by containers/storage."""
+def test_annotations_of_other_formats_go_and_others_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer that claims to be both zstd:chunked and eStargz is refused by containers/storage; one that claims another dialect
+    that we read would be taken for that."""
+    monkeypatch.setattr(dialects, "DIALECTS", (FRONT, *dialects.DIALECTS))
     annotations = {
         "io.github.containers.zstd-chunked.manifest-position": "1:2:3:1",
         "io.containers.zstd-chunked.manifest-checksum": "x",
         "containerd.io/snapshot/stargz/toc.digest": A,
+        ANNOTATION: A,
         "org.example": "stays",
     }
     old = {
