@@ -32,10 +32,14 @@ _PATIENCE: Final = 20.0
 class Turn:
     """The layers that are held, and those that should be and are held by somebody who does not move."""
 
-    def __init__(self, store: Store, claims: Claims) -> None:
+    def __init__(self, store: Store, claims: Claims, digests: Iterable[Digest]) -> None:
         self._store = store
         self._claims = claims
         self._held: set[Digest] = set()
+        now = trio.current_time()
+        self._seen = {digest: (store.parts.sign(digest), now) for digest in digests}
+        """The last sign of life of each layer, and since when it is the last: a stopped process that holds several layers holds who wants
+        them once, not once for each."""
 
     def holds(self, digest: Digest) -> bool:
         """Whether the layer is held: only then may its blob be kept under way."""
@@ -64,7 +68,9 @@ class Turn:
         self._store.parts.begin(digest)
 
     async def _wait(self, digest: Digest) -> bool:
-        seen, since = self._store.parts.sign(digest), trio.current_time()
+        seen, since = self._seen[digest]
+        # Whoever has got the lock just now shows a first sign at once.
+        since = max(since, trio.current_time() - _PATIENCE + 4 * _POLL)
         while not self._claims.claim(to_raw(digest)):
             now = self._store.parts.sign(digest)
             if now != seen:
@@ -95,13 +101,14 @@ async def turn(
     Waits for as long as others fetch them; `waiting` is told for which. Cancelled: none is held.
     """
     failure: Exception | None = None
+    wanted = sorted(set(digests))
     with closing(Claims(store.directory.path / "claims")) as claims:
-        its = Turn(store, claims)
+        its = Turn(store, claims, wanted)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(its.show_life)
             try:
                 # Always in the same order: nobody waits for a layer while somebody else waits for one that he holds.
-                for digest in sorted(set(digests)):
+                for digest in wanted:
                     await its.take(digest, waiting)
                 yield its
             except Exception as error:  # noqa: BLE001  not swallowed: a nursery would wrap it in a group

@@ -81,14 +81,15 @@ async def test_an_error_ends_the_turn(store: Store) -> None:
 async def test_process_that_is_stopped_holds_nobody_for_long(
     store: Store, autojump_clock: MockClock, expect_log: LogWatch
 ) -> None:
-    """After 20 s without a sign of life the layer is anybody's to fetch, and still not to be kept under way."""
+    """After 20 s without a sign of life the layer is anybody's to fetch, and still not to be kept under way. 20 s for all its layers."""
     expect_log("has made no progress for 20 s")
     with closing(Claims(store.directory.path / "claims")) as stopped:
         stopped.claim(to_raw(A))
+        stopped.claim(to_raw(C))
         began = trio.current_time()
-        async with turn(store, [A, B]) as its:
+        async with turn(store, [A, B, C]) as its:
             assert trio.current_time() - began == pytest.approx(20, abs=1)
-            assert (its.holds(A), its.holds(B)) == (False, True)
+            assert (its.holds(A), its.holds(B), its.holds(C)) == (False, True, False)
             its.let_go(A)
         assert not stopped_is_free(store)
 
