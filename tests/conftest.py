@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,10 +24,18 @@ from tests.commands import Lazyfs, umoci_unpack
 from tests.docker_registry import Registry
 from tests.images.build import Builder
 from tests.tree import Record, walk
+from tests.workers import Workers, once, own_folder, pytest_xdist_auto_num_workers
+
+__all__ = ["pytest_xdist_auto_num_workers"]
 
 # No deadline: how long an example takes says more about the machine's other work than about the code.
 hypothesis.settings.register_profile("lazyfs", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("lazyfs")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the workers of a run share what is made once."""
+    config.pluginmanager.register(Workers(config), Workers.__name__)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -120,10 +127,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session")
-def session_folder() -> Iterator[Path]:
-    """For what is large: on a disk, and gone when the session is, unlike pytest's own folders."""
-    with tempfile.TemporaryDirectory(prefix="lazyfs-tests-", dir="/var/tmp", ignore_cleanup_errors=True) as name:
-        yield Path(name)
+def run_folder(pytestconfig: pytest.Config) -> Path:
+    """One for all workers, on a disk, gone when the run is: for what is made once."""
+    workers = pytestconfig.pluginmanager.get_plugin(Workers.__name__)
+    assert isinstance(workers, Workers)
+    return workers.folder
+
+
+@pytest.fixture(scope="session")
+def session_folder(run_folder: Path) -> Iterator[Path]:
+    """This worker's own, for what is large: on a disk, and gone when the session is, unlike pytest's own folders."""
+    with own_folder(run_folder) as folder:
+        yield folder
 
 
 @pytest.fixture
@@ -134,9 +149,9 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
 
 
 @pytest.fixture(scope="session")
-def shared_registry(session_folder: Path) -> Iterator[Registry]:
-    """One registry for the session: what tests put there stays, under names of their own."""
-    with Registry(session_folder / "registry") as running:
+def shared_registry(session_folder: Path, run_folder: Path) -> Iterator[Registry]:
+    """One registry a worker, over a storage that all workers share: what tests put there stays, under names of their own."""
+    with Registry(session_folder / "registry", storage=run_folder / "storage") as running:
         yield running
 
 
@@ -147,27 +162,41 @@ def images() -> Callable[[str], str]:
 
 
 @pytest.fixture(scope="session")
-def originals(shared_registry: Registry, images: Callable[[str], str]) -> Callable[[str], str]:
+def originals(shared_registry: Registry, images: Callable[[str], str], run_folder: Path) -> Callable[[str], str]:
     """`originals("python")` is that image, as built, in the session's registry."""
-    return functools.cache(lambda name: shared_registry.push(images(name), f"original/{name}:v1"))
+
+    def original(name: str) -> str:
+        once(run_folder, f"original-{name}", lambda: shared_registry.push(images(name), f"original/{name}:v1"))
+        return f"docker://{shared_registry.address}/original/{name}:v1"
+
+    return functools.cache(original)
 
 
 @pytest.fixture(scope="session")
-def converted(shared_registry: Registry, originals: Callable[[str], str], session_folder: Path) -> Callable[[str], str]:
+def converted(
+    shared_registry: Registry, originals: Callable[[str], str], session_folder: Path, run_folder: Path
+) -> Callable[[str], str]:
     """`converted("python")` is that image, converted at default options, in the session's registry."""
 
     def convert(name: str) -> str:
-        reference = f"docker://{shared_registry.address}/converted/{name}:v1"
-        Lazyfs(session_folder / "convert").run("convert", originals(name), reference, timeout=600)
+        source, reference = originals(name), f"docker://{shared_registry.address}/converted/{name}:v1"
+        command = Lazyfs(session_folder / "convert")
+        once(run_folder, f"converted-{name}", lambda: command.run("convert", source, reference, timeout=600))
         return reference
 
     return functools.cache(convert)
 
 
 @pytest.fixture(scope="session")
-def unpacked(images: Callable[[str], str], session_folder: Path) -> Callable[[str], dict[bytes, Record]]:
+def unpacked(images: Callable[[str], str], run_folder: Path) -> Callable[[str], dict[bytes, Record]]:
     """`unpacked("python")` is the tree that umoci makes of the original."""
-    return functools.cache(lambda name: walk(umoci_unpack(images(name), session_folder / f"unpacked-{name}")))
+
+    def tree(name: str) -> dict[bytes, Record]:
+        target = run_folder / f"unpacked-{name}"
+        once(run_folder, target.name, lambda: umoci_unpack(images(name), target))
+        return walk(target / "rootfs")
+
+    return functools.cache(tree)
 
 
 @pytest.fixture
