@@ -32,10 +32,18 @@ __all__ = ["pytest_xdist_auto_num_workers"]
 hypothesis.settings.register_profile("lazyfs", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("lazyfs")
 
+_LONGEST_ID = 16
+"""Bytes of a parameter that a test is named by."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let the workers of a run share what is made once."""
     config.pluginmanager.register(Workers(config), Workers.__name__)
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Do not name a test by a long run of bytes: nobody reads it, and the time in a gzip header differs from worker to worker."""
+    return argname if isinstance(val, bytes) and len(val) > _LONGEST_ID else None
 
 
 @pytest.hookimpl(tryfirst=True)
