@@ -104,7 +104,11 @@ def test_the_plugin_may_have_another_name(converted: Named) -> None:
 @pytest.mark.parametrize(
     ("image", "which"),
     # Of edge, containerd itself unpacks another tree: it drops times before 1970, and lists some whiteouts.
-    [("edge", "lllll"), ("python", "olo"), ("python", "lol"), ("python", "ool"), ("python", "ooo")],
+    [
+        ("edge", "lllll"),
+        ("python", "lol"),
+        *(pytest.param("python", which, marks=pytest.mark.slow) for which in ("olo", "ool", "ooo")),
+    ],
 )
 def test_mixed_images_show_the_unpacked_tree(
     image: str,

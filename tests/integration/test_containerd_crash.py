@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.fuse, pytest.mark.containerd, pytest.mark.peer]
 LATE = 0.02
 """Seconds that each answer of the registry takes: a Prepare is as long as a Commit then."""
 PATIENCE_S = 60
+SERIES = [("lol", 3), *(pytest.param(which, 30, marks=pytest.mark.slow) for which in ("lll", "lol", "ooo"))]
 FILES = {f"files/{number}": bytes([number]) * (33_000 + number) for number in range(1, 40)}
 
 
@@ -44,8 +45,7 @@ def pulls(request: pytest.FixtureRequest, plugin: Plugin, tool: ToolImage) -> It
         yield Pulls(containerd, plugin, registry)
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("pulls", ["lll", "lol", "ooo"], indirect=True)
+@pytest.mark.parametrize(("pulls", "kills"), SERIES, indirect=["pulls"])
 def test_containerd_killed(pulls: Pulls, kills: int, seed: str) -> None:
     """At any moment of a pull: what it did not hear of is its own again, or goes with its garbage."""
     chance = random.Random(seed)
@@ -60,8 +60,7 @@ def test_containerd_killed(pulls: Pulls, kills: int, seed: str) -> None:
     pulls.check_descriptors(kills)
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("pulls", ["lll", "lol", "ooo"], indirect=True)
+@pytest.mark.parametrize(("pulls", "kills"), SERIES, indirect=["pulls"])
 def test_lazyfsd_killed(pulls: Pulls, kills: int, seed: str) -> None:
     """At any moment of a pull: it succeeds, or does when it is repeated."""
     chance = random.Random(seed)

@@ -158,7 +158,7 @@ def build_many(folder: Path, count: int) -> SmallImage:
     return build_of(folder, {f"files/{number % 50}/{number}": chance.randbytes(33_000 + number) for number in range(count)})
 
 
-@pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(100, marks=pytest.mark.slow)])
 def test_kills_under_containers(
     kills: int, plugin: Plugin, images: Callable[[str], str], session_folder: Path, seed: str, tmp_path: Path
 ) -> None:

@@ -29,6 +29,8 @@ from tests.tool_image import TOOL, ToolImage, build_tool
 pytestmark = [pytest.mark.fuse, pytest.mark.containerd, pytest.mark.peer]
 
 DISKS = OURS, CONTAINERDS = "ours", "containerds"
+SERIES = [("lol", 3), *(pytest.param(which, 40, marks=pytest.mark.slow) for which in ("lll", "lol", "ooo"))]
+"""Which layers are lazy, and how often the power fails."""
 SIZE = 256 << 20
 PATIENCE_S = 60
 ROUND_S = 2.0
@@ -125,8 +127,7 @@ def disks(folder: Path, at: Path) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("cuts", [5, pytest.param(40, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("which", ["lll", "lol", "ooo"])
+@pytest.mark.parametrize(("which", "cuts"), SERIES)
 def test_power_cuts(which: str, cuts: int, tool: ToolImage, seed: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Whichever layers are lazy: nothing is wrong afterwards, nothing is left over, and no container has lost its image."""
     chance = random.Random(seed)

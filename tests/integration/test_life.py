@@ -77,7 +77,7 @@ def await_kept(store: Path, size: int) -> None:
     raise AssertionError(f"no more than {kept(store)} bytes are kept")
 
 
-@pytest.mark.parametrize("command", ["mount", "run"])
+@pytest.mark.parametrize("command", ["mount", pytest.param("run", marks=pytest.mark.slow)])
 def test_order_that_takes_longer_than_a_daemon_waits(command: str, small: SmallImage, lazyfs: Lazyfs, tmp_path: Path) -> None:
     """No lazyfsd runs, and a layer takes 15 s to arrive: the one that is started stays, and is the only one."""
     root = tmp_path / "root"

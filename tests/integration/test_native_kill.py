@@ -26,7 +26,6 @@ pytestmark = [pytest.mark.fuse, pytest.mark.root]
 READERS = 8
 FILES = 64
 """More than are read from one kill to the next."""
-CALLERS = 300
 LATE = 0.02
 
 
@@ -44,7 +43,7 @@ def shares(image: SmallImage) -> list[dict[str, bytes]]:
     return [dict(files[number::READERS]) for number in range(READERS)]
 
 
-@pytest.mark.parametrize("kills", [10, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
 def test_kills_under_readers(kills: int, lazyfs: Lazyfs, reader: Readers, seed: str, tmp_path: Path) -> None:
     """kill -9 under 8 readers of files that are missing, from a registry that answers late: no error, every byte right."""
     image = build_many(tmp_path, kills * FILES)
@@ -65,26 +64,27 @@ def test_kills_under_readers(kills: int, lazyfs: Lazyfs, reader: Readers, seed: 
             assert lazyfsd.log().count("taken over") >= kills
 
 
-def test_300_killed_callers(lazyfs: Lazyfs, reader: Readers, seed: str, tmp_path: Path) -> None:
-    """300 callers of missing files killed at random moments, while others read: the daemon goes on answering, none takes over."""
-    image = build_many(tmp_path, CALLERS + 200)
+@pytest.mark.parametrize("callers", [60, pytest.param(300, marks=pytest.mark.slow)])
+def test_killed_callers(callers: int, lazyfs: Lazyfs, reader: Readers, seed: str, tmp_path: Path) -> None:
+    """Callers of missing files killed at random moments, while others read: the daemon goes on answering, none takes over."""
+    image = build_many(tmp_path, callers + 200)
     names = list(image.files)
-    halves = names[: CALLERS // 2], names[CALLERS // 2 : CALLERS]
+    halves = names[: callers // 2], names[callers // 2 : callers]
     with LyingRegistry(image.layout) as registry:
         registry.server.late = LATE
         with lazyfs.mounted(f"{registry.image}:v1", "--background", "off", "--plain-http", mode="native") as root, reader:
             lazyfsd = Lazyfsd(lazyfs.store)
             process = lazyfsd.process
-            busy = reader(root, {name: image.files[name] for name in names[CALLERS:]})
-            command = [sys.executable, "-m", "tests.killed_callers", str(root), str(CALLERS // 2)]
-            callers = [subprocess.Popen([*command, f"{seed}-{len(half)}", *half]) for half in halves]
-            for each in callers:
+            busy = reader(root, {name: image.files[name] for name in names[callers:]})
+            command = [sys.executable, "-m", "tests.killed_callers", str(root), str(callers // 2)]
+            both = [subprocess.Popen([*command, f"{seed}-{len(half)}", *half]) for half in halves]
+            for each in both:
                 assert each.wait(PATIENCE_S) == 0
             busy.check()
             reader(root, image.files).check()
             assert lazyfsd.process == process
             # A request that vanishes at the worst moment begins the loop anew; that is to be rare, and never a loop of its own.
-            assert lazyfsd.log().count("begins anew") < CALLERS // 10
+            assert lazyfsd.log().count("begins anew") < callers // 10
             assert "fuse_reply" not in lazyfsd.log()
 
 

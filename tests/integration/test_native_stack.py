@@ -63,7 +63,7 @@ async def metadata_of(reference_text: str, store: Path) -> tuple[Path, ...]:
 @pytest.mark.umoci
 @pytest.mark.images
 @pytest.mark.registry
-@pytest.mark.parametrize("name", ["python", "edge"])
+@pytest.mark.parametrize("name", [pytest.param("python", marks=pytest.mark.slow), "edge"])
 def test_complete_image_without_a_gate(
     name: str, lazyfs: Lazyfs, converted: Callable[[str], str], unpacked: Callable[[str], dict[bytes, Record]], tmp_path: Path
 ) -> None:

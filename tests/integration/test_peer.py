@@ -112,7 +112,7 @@ def as_seen(entry: dict[str, Any]) -> Seen:
     return Seen(**{field: entry[field] for field in Seen._fields if field != "xattrs"}, xattrs=xattrs)
 
 
-@pytest.mark.parametrize("prioritised", [False, True])
+@pytest.mark.parametrize("prioritised", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_peer_reads_our_blobs(
     prioritised: bool, peer: Read, images: Callable[[str], str], lazyfs: Lazyfs, tmp_path: Path
 ) -> None:
@@ -150,7 +150,9 @@ def test_peer_reads_our_blobs(
 @pytest.mark.fuse
 @pytest.mark.umoci
 @pytest.mark.containerd
+@pytest.mark.parametrize("image", ["debian", pytest.param("python", marks=pytest.mark.slow)])
 def test_we_mount_what_the_peer_wrote(
+    image: str,
     lazyfs: Lazyfs,
     originals: Callable[[str], str],
     unpacked: Callable[[str], dict[bytes, Record]],
@@ -158,10 +160,10 @@ def test_we_mount_what_the_peer_wrote(
     session_folder: Path,
 ) -> None:
     """An image that `ctr-remote images optimize` has converted mounts, and reads back byte for byte."""
-    name = f"{shared_registry.address}/peer/python:v1"
+    name = f"{shared_registry.address}/peer/{image}:v1"
     with Containerd(session_folder / "c-peer") as containerd:
-        pulled = containerd.pull(originals("python"))
+        pulled = containerd.pull(originals(image))
         containerd.ctr("images", "optimize", "--oci", "--no-optimize", pulled, name, program="ctr-remote")
         containerd.ctr("images", "push", "--plain-http", name, program="ctr-remote")
     with lazyfs.mounted(f"docker://{name}", "--background", "off") as root:
-        assert not compare(unpacked("python"), walk(root))
+        assert not compare(unpacked(image), walk(root))

@@ -1,4 +1,4 @@
-"""The power fails in the middle of a full read, ten times: afterwards every file read natively is right.
+"""The power fails in the middle of a full read, again and again: afterwards every file read natively is right.
 
 Before each cut the journal of the file system is made to commit: names are on the disk then, and bytes that nobody has synced are not.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import random
 from pathlib import Path
-from typing import Final
 
 import pytest
 
@@ -18,8 +17,6 @@ from tests.lazyfsd import moments, remains
 from tests.small_image import SmallImage, build
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
-
-CUTS: Final = 10
 
 
 def wrong_files(root: Path, image: SmallImage) -> list[str]:
@@ -32,21 +29,22 @@ def image(tmp_path: Path) -> SmallImage:
     return build(tmp_path / "image", small_files=600, seed="power")
 
 
-def test_ten_power_cuts(image: SmallImage, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cuts", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_power_cuts(cuts: int, image: SmallImage, tmp_path: Path) -> None:
     """Some of what arrived is kept, what did not reach the disk is fetched again, and no reader is told a wrong byte."""
     chance = random.Random(7)
     disk = tmp_path / "disk"
     make_disk(disk, 96 << 20)
     names = sorted(image.files)
     chance.shuffle(names)
-    copies = [tmp_path / f"copy-{number}" for number in range(CUTS)]
+    copies = [tmp_path / f"copy-{number}" for number in range(cuts)]
     with mounted(disk, tmp_path / "live") as file_system:
         lazyfs = lazyfs_on(file_system, tmp_path / "lazyfs")
         with lazyfs.mounted(image.converted, "--background", "off", mode="native") as root:
             for number, copy in enumerate(copies):
-                for name in names[number * len(names) // CUTS : (number + 1) * len(names) // CUTS]:
+                for name in names[number * len(names) // cuts : (number + 1) * len(names) // cuts]:
                     assert (root / name).read_bytes() == image.files[name]
-                if number == CUTS // 2:
+                if number == cuts // 2:
                     until_durable(lazyfs)
                 commit_names(file_system)
                 cut(file_system, disk, copy)

@@ -29,8 +29,6 @@ from tests.toy_gate import content
 pytestmark = [pytest.mark.root, pytest.mark.fuse]
 
 READERS = 8
-KILLS = 30
-CALLERS = 300
 
 
 @pytest.fixture
@@ -40,15 +38,16 @@ def toy(tmp_path: Path) -> Iterator[ToyDaemon]:
         yield daemon
 
 
-def test_30_kills_under_readers(tmp_path: Path, seed: str) -> None:
-    """30 times kill -9 under 8 readers of files that were never read: no error, every byte right, and requests were in flight."""
+@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
+def test_kills_under_readers(kills: int, tmp_path: Path, seed: str) -> None:
+    """kill -9 under 8 readers of files that were never read: no error, every byte right, and requests were in flight."""
     chance = random.Random(seed)
     readers = []
     with ToyDaemon(tmp_path / "state", pause=0.02) as toy:
         toy.start()
         for number in range(READERS):
             truth = tmp_path / f"truth-{number}"
-            names = [f"slow{number * 1000 + file + 1}-20000" for file in range(200)]
+            names = [f"slow{number * 1000 + file + 1}-20000" for file in range(20 + 6 * kills)]
             truth.write_bytes(pickle.dumps({name: content(name) for name in names}))
             reader = subprocess.Popen([sys.executable, "-m", "tests.reader"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             assert reader.stdin is not None
@@ -56,7 +55,7 @@ def test_30_kills_under_readers(tmp_path: Path, seed: str) -> None:
             reader.stdin.close()
             reader.stdin = None
             readers.append(reader)
-        for _ in range(KILLS):
+        for _ in range(kills):
             time.sleep(chance.uniform(0, 0.3))
             toy.kill()
         for reader in readers:
@@ -65,25 +64,26 @@ def test_30_kills_under_readers(tmp_path: Path, seed: str) -> None:
             report = Report(**json.loads(last))
             assert (report.wrong, report.away, len(report.right)) == ([], [], len(dots)), f"LAZYFS_SEED={seed}"
         asked_again = sum(count - 1 for count in Counter(toy.asked()).values())
-        assert asked_again > KILLS, f"nothing was in flight: LAZYFS_SEED={seed}"
-        assert toy.log().count("taken over") == KILLS
+        assert asked_again > kills, f"nothing was in flight: LAZYFS_SEED={seed}"
+        assert toy.log().count("taken over") == kills
 
 
-def test_300_killed_callers(tmp_path: Path, seed: str) -> None:
-    """300 callers killed at random moments of their lookups and reads, while others read: the daemon goes on answering."""
+@pytest.mark.parametrize("callers", [60, pytest.param(300, marks=pytest.mark.slow)])
+def test_killed_callers(callers: int, tmp_path: Path, seed: str) -> None:
+    """Callers killed at random moments of their lookups and reads, while others read: the daemon goes on answering."""
     with ToyDaemon(tmp_path / "state", pause=0.005) as toy:
         process = toy.start()
-        half = [sys.executable, "-m", "tests.killed_callers", str(toy.gate), str(CALLERS // 2)]
+        half = [sys.executable, "-m", "tests.killed_callers", str(toy.gate), str(callers // 2)]
         both = [subprocess.Popen([*half, f"{seed}-{number}"]) for number in range(2)]
         for number in range(200):
             name = f"file{10_000 + number}-5000"
             check(toy.gate / name)
-        for callers in both:
-            assert callers.wait(PATIENCE_S) == 0
+        for each in both:
+            assert each.wait(PATIENCE_S) == 0
         check(toy.gate / "slow9-300000")
         assert toy.await_process(0) == process, "it had to be started again"
         # A request that vanishes at the worst moment begins the loop anew; that is to be rare, and never a loop of its own.
-        assert toy.log().count("begins anew") < CALLERS // 10
+        assert toy.log().count("begins anew") < callers // 10
         assert "fuse_reply" not in toy.log()
 
 

@@ -18,8 +18,8 @@ from tests.tree import Record, compare, walk
 pytestmark = [pytest.mark.images, pytest.mark.registry]
 
 OWN_NAMES = (b"stargz.index.json", b".no.prefetch.landmark", b".prefetch.landmark")
-TREES = ["debian", "python", "edge", pytest.param("nginx", marks=pytest.mark.slow), pytest.param("scipy", marks=pytest.mark.slow)]
-
+TREES = ["edge", *(pytest.param(name, marks=pytest.mark.slow) for name in ("debian", "python", "nginx", "scipy"))]
+"""The lower layers of edge are debian and python."""
 OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("busybox", "redis", "node", "gcc", "openjdk")]
 
 Named = Callable[[str], str]

@@ -46,7 +46,7 @@ def read(path: Path, mode: str) -> bytes:
 @pytest.mark.registry
 @pytest.mark.umoci
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", ["debian", "python", "edge"])
+@pytest.mark.parametrize("name", ["edge", *(pytest.param(name, marks=pytest.mark.slow) for name in ("debian", "python"))])
 def test_unconverted_tree_is_the_unpacked_one(
     name: str, mode: str, lazyfs: Lazyfs, originals: Named, unpacked: Callable[[str], dict[bytes, Record]]
 ) -> None:

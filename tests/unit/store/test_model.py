@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -190,6 +191,14 @@ class StoreMachine(RuleBasedStateMachine):
         assert not any(under_way(store) for store in self.stores)
 
 
-StoreMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+class LongStoreMachine(StoreMachine):
+    """The same, for longer."""
+
+
+StoreMachine.TestCase.settings = settings(max_examples=10, stateful_step_count=30, deadline=None)
+LongStoreMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
 TestStore = StoreMachine.TestCase
-TestStore.__doc__ = "Any sequence of keeping, reading, copying, damage and reopening, by two processes, agrees with the model."
+TestStoreForLong = pytest.mark.slow(LongStoreMachine.TestCase)
+TestStore.__doc__ = TestStoreForLong.__doc__ = (
+    "Any sequence of keeping, reading, copying, damage and reopening, by two processes, agrees with the model."
+)

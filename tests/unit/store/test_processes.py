@@ -86,10 +86,11 @@ def check_everything(directory: Path) -> int:
     return here
 
 
-def test_killed_in_the_middle_of_writing(directory: Path) -> None:
-    """Ten times SIGKILL at another moment: no wrong byte, no damage, nothing temporary, and the work goes on from there."""
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_killed_in_the_middle_of_writing(directory: Path, kills: int) -> None:
+    """SIGKILL, each time at another moment: no wrong byte, no damage, nothing temporary, and the work goes on from there."""
     chance = random.Random(1)
-    for _ in range(10):
+    for _ in range(kills):
         with start(WRITER, directory, chance.randrange(1, 60)) as process:
             assert process.stdout is not None
             process.stdout.readline()
