@@ -1,4 +1,8 @@
-"""Documents of every kind, each given to skopeo, umoci, containerd and lazyfs: what the peers take, lazyfs takes, and shows the same."""
+"""Documents of every kind: what skopeo, umoci and containerd take, lazyfs takes, and shows the same.
+
+tests/documents/table.py says what they take. Whether that is so is asked of the peers themselves in the slow tier, row by row; in the
+default tier of some rows.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +100,7 @@ def lazy_layers(layout: Path) -> list[Layer]:
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+def lab(tmp_path_factory: pytest.TempPathFactory, session_folder: Path) -> Iterator[Lab]:
     """A registry of one layer of documents, a containerd, and the image in both forms."""
     folder = tmp_path_factory.mktemp("lab")
     usual = Content(PLAIN)
@@ -105,7 +109,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     assert main(["convert", f"oci:{folder}/usual:v1", f"oci:{folder}/lazy:v1"]) == 0
     lazy = lazy_layers(folder / "lazy")
     run("umoci", "unpack", "--image", f"{folder}/usual:v1", folder / "tree")
-    with serving() as served, Containerd(Path("/var/tmp/lazyfs-documents")) as containerd, ThreadPoolExecutor(4) as threads:
+    with serving() as served, Containerd(session_folder / "c-documents") as containerd, ThreadPoolExecutor(4) as threads:
         yield Lab(served, containerd, threads, PLAIN, lazy, walk(folder / "tree" / "rootfs"))
 
 
@@ -174,26 +178,56 @@ def expected(tree: dict[bytes, Record]) -> dict[bytes, Shown]:
     }
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.slow else []) for case in TABLE]
-)
-def test_what_the_peers_take_is_taken(lab: Lab, case: Case, tmp_path: Path) -> None:
-    """As it is, lazily, and converted; from a registry and from a layout. The tree is the peers'."""
-    name = f"case-{TABLE.index(case)}"
+def serve(lab: Lab, case: Case, name: str) -> Content:
+    """Make the image of a case, in both forms, what the registry has as `name` and `name`-lazy."""
     plain, lazy = Content(lab.plain), Content(lab.lazy)
     case.make(plain)
     case.make(lazy)
     lab.served.contents |= {name: plain, f"{name}-lazy": lazy}
+    return plain
+
+
+def taken(lab: Lab, case: Case, name: str, tmp_path: Path) -> list[dict[bytes, Shown]]:
+    """What lazyfs shows of the image: converted, as it is, and lazily; from a registry and from a layout. What it refuses is left out."""
     reference = f"docker://{lab.served.host}/{name}"
-    asked = lab.threads.submit(ask_peers, lab, plain, name, tmp_path)
     trees: list[dict[bytes, Shown]] = []
     if main(["convert", f"{reference}:v1", f"oci:{tmp_path}/converted:v1"]) == 0:
         trees.append(shown(f"oci:{tmp_path}/converted:v1", tmp_path / "store", lazy_only=True))
     for image, lazy_only in ((f"{reference}:v1", False), (f"{reference}-lazy:v1", case.lazy)):
         with suppress(LazyfsError):
             trees.append(shown(image, tmp_path / "store", lazy_only=lazy_only))
-    peers = asked.result()
     assert len(trees) == (3 if case.accepted else 0)
+    return trees
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.slow else []) for case in TABLE]
+)
+def test_what_the_table_accepts_is_taken(lab: Lab, case: Case, tmp_path: Path) -> None:
+    """And nothing else. The tree is that of the two layers, where the table says so."""
+    name = f"taken-{TABLE.index(case)}"
+    serve(lab, case, name)
+    trees = taken(lab, case, name, tmp_path)
+    assert not case.same or all(tree == expected(lab.tree) for tree in trees)
+
+
+def rows() -> Iterator[object]:
+    """As parameters. The first of its kind that is accepted, the first that is refused, and those of other trees are for every day."""
+    seen: set[tuple[str, bool]] = set()
+    for case in TABLE:
+        kind = case.name.partition(":")[0], case.accepted
+        every_day = not case.slow and (kind not in seen or not case.same)
+        seen.add(kind)
+        yield pytest.param(case, id=case.name, marks=[] if every_day else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize("case", list(rows()))
+def test_what_the_peers_take_is_taken(lab: Lab, case: Case, tmp_path: Path) -> None:
+    """The peers say what the table says of them. The tree is theirs."""
+    name = f"case-{TABLE.index(case)}"
+    asked = lab.threads.submit(ask_peers, lab, serve(lab, case, name), name, tmp_path)
+    trees = taken(lab, case, name, tmp_path)
+    peers = asked.result()
     assert case.accepted or not (peers.skopeo and peers.containerd), "both peers take it"
     theirs = lab.tree if case.same else walk(peers.umoci) if peers.umoci else {}
     assert all(tree == expected(theirs) for tree in trees)

@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import run
+from tests.lazyfsd import moments
 from tests.reader import Report
 from tests.toy_daemon import PATIENCE_S, ToyDaemon, check
 from tests.toy_gate import content
@@ -29,6 +30,10 @@ from tests.toy_gate import content
 pytestmark = [pytest.mark.root, pytest.mark.fuse]
 
 READERS = 8
+PAUSE = 0.02
+"""Seconds that each answer takes."""
+MOST_BETWEEN = 40
+"""Files that all readers together ask for from one kill to the next: fewer than there are."""
 
 
 @pytest.fixture
@@ -43,7 +48,7 @@ def test_kills_under_readers(kills: int, tmp_path: Path, seed: str) -> None:
     """kill -9 under 8 readers of files that were never read: no error, every byte right, and requests were in flight."""
     chance = random.Random(seed)
     readers = []
-    with ToyDaemon(tmp_path / "state", pause=0.02) as toy:
+    with ToyDaemon(tmp_path / "state", pause=PAUSE) as toy:
         toy.start()
         for number in range(READERS):
             truth = tmp_path / f"truth-{number}"
@@ -56,7 +61,9 @@ def test_kills_under_readers(kills: int, tmp_path: Path, seed: str) -> None:
             reader.stdin = None
             readers.append(reader)
         for _ in range(kills):
-            time.sleep(chance.uniform(0, 0.3))
+            enough = len(toy.asked()) + chance.randrange(1, MOST_BETWEEN)
+            assert any(len(toy.asked()) >= enough for _ in moments()), "the readers ask for nothing more"
+            time.sleep(chance.uniform(0, PAUSE))
             toy.kill()
         for reader in readers:
             said, _ = reader.communicate(timeout=PATIENCE_S)
