@@ -42,6 +42,10 @@ class SmallImage(NamedTuple):
         """The layout of what was converted."""
         return self.layout.parent / "original"
 
+    def wrong_files(self, root: Path) -> list[str]:
+        """The files that do not read back as they should where the image is mounted."""
+        return [name for name, data in self.files.items() if (root / name).read_bytes() != data]
+
 
 def content(seed: object, size: int) -> bytes:
     """Bytes that compress to about half."""

@@ -58,10 +58,6 @@ def start(lazyfs: Lazyfs, *arguments: str | Path) -> Iterator[subprocess.Popen[b
             process.kill()
 
 
-def wrong_files(directory: Path, small: SmallImage) -> list[str]:
-    return [name for name, data in small.files.items() if (directory / name).read_bytes() != data]
-
-
 def kept(store: Path) -> int:
     """Bytes of the largest blob under way."""
     with suppress(FileNotFoundError):
@@ -87,7 +83,7 @@ def test_order_that_takes_longer_than_a_daemon_waits(command: str, small: SmallI
         options = ["--plain-http", "--store", lazyfs.store]
         if command == "mount":
             lazyfs.run("mount", "--mode", "native", *options, f"{registry.image}:v1", root)
-            assert not wrong_files(root, small)
+            assert not small.wrong_files(root)
             lazyfs.run("umount", root)
         else:
             told = lazyfs.run("run", *options, f"{registry.image}:v1", "/nothing", code=127)
@@ -116,7 +112,7 @@ def test_interrupted_client(mode: str, small: SmallImage, lazyfs: Lazyfs, tmp_pa
             assert working.wait(60) == 130
             assert waiting.wait(60) == 0, waiting.stderr and waiting.stderr.read()
         root = roots[waiting is second]
-        assert not wrong_files(root, small)
+        assert not small.wrong_files(root)
         starts = [int(re.findall(r"\d+", each)[0]) for each in registry.ranges[asked:]]
         assert max(starts) >= LARGE // 2, "the rest was asked for, and not all of it"
         assert mounted_at(roots[waiting is first]) is None
@@ -156,7 +152,7 @@ def test_interrupted_order_ends_its_connections(command: str, small: SmallImage,
         assert size >= LARGE // 2
         registry.lie = None
         lazyfs.run(*mount)
-        assert not wrong_files(root, small)
+        assert not small.wrong_files(root)
         assert f"bytes={size}-" in " ".join(registry.ranges[asked:])
         lazyfs.run("umount", root)
 
@@ -176,7 +172,7 @@ def test_killed_in_the_middle_of_an_order(small: SmallImage, lazyfs: Lazyfs, tmp
             assert isinstance(status, ServiceStatus)
             os.kill(status.pid, signal.SIGKILL)
             assert client.wait(60) == 0
-        assert not wrong_files(root, small)
+        assert not small.wrong_files(root)
         starts = [int(re.findall(r"\d+", each)[0]) for each in registry.ranges[asked:]]
         assert max(starts) >= LARGE // 2
         lazyfs.run("umount", root)
@@ -246,7 +242,7 @@ def test_daemon_without_descriptors(small: SmallImage, lazyfs: Lazyfs) -> None:
                     break
             assert lazyfsd.process == process
             lazyfs.run("mount", small.converted, other, "--store", lazyfs.store, "--mode", "native")
-        assert not wrong_files(root, small)
+        assert not small.wrong_files(root)
         assert lazyfsd.process == process
 
 

@@ -38,11 +38,6 @@ def log_lines(lazyfs: Lazyfs, directory: Path) -> list[str]:
     return [line for line in lines if " INFO " not in line]
 
 
-def wrong_files(directory: Path, small: SmallImage) -> list[str]:
-    """The files that do not read back as they should."""
-    return [name for name, data in small.files.items() if (directory / name).read_bytes() != data]
-
-
 def walk_metadata(directory: Path) -> int:
     """Ask for all metadata of a tree; how many paths it has."""
     count = 0
@@ -75,7 +70,7 @@ def test_registry_away_and_back(lazyfs: Lazyfs, registry: Registry, small: Small
             assert sum(f"cannot read '{name}': " in line and registry.address in line for line in lines) == 1
         assert lazyfs.json("status", root)["errors"] == {"Unreachable": 3}
         registry.start()
-        assert not wrong_files(root, small)
+        assert not small.wrong_files(root)
         assert len(log_lines(lazyfs, root)) == 3
 
 
@@ -112,7 +107,8 @@ def test_blob_changed_under_way(lazyfs: Lazyfs, layout: Path, small: SmallImage)
         with path.open("r+b") as blob:
             blob.seek(offset + 20)
             blob.write(bytes([good[offset + 20] ^ 1]))
-        assert wrong_files(root, small._replace(files={key: data for key, data in small.files.items() if key != name})) == []
+        neighbours = small._replace(files={key: data for key, data in small.files.items() if key != name})
+        assert not neighbours.wrong_files(root)
         assert read(root / name) == errno.EIO
         (line,) = log_lines(lazyfs, root)
         assert f"cannot read '{name}'" in line and f"layer sha256:{path.name}" in line
@@ -133,7 +129,7 @@ def test_blob_cut_short_under_way(lazyfs: Lazyfs, layout: Path, small: SmallImag
         (line,) = log_lines(lazyfs, root)
         assert f"cannot read '{large_file(3)}'" in line and f"instead of {len(good)}" in line
         path.write_bytes(good)
-        assert not wrong_files(root, small)
+        assert not small.wrong_files(root)
 
 
 def other_range(request: Request, right: bytes) -> bytes:
@@ -164,7 +160,7 @@ def test_registry_that_begins_to_lie(case: str, lazyfs: Lazyfs, small: SmallImag
         (line,) = log_lines(lazyfs, root)
         assert f"cannot read '{large_file(0)}'" in line and words in line
         registry.lie = None
-        assert not wrong_files(root, small)
+        assert not small.wrong_files(root)
         assert len(log_lines(lazyfs, root)) == 1
 
 
@@ -186,7 +182,7 @@ def test_disk_full(lazyfs: Lazyfs, small: SmallImage, tiny_disk: Callable[[int],
     tiny_disk(1500)
     with lazyfs.mounted(small.converted, "--background", "off") as root:
         for _ in range(2):
-            assert not wrong_files(root, small)
+            assert not small.wrong_files(root)
             Path("/proc/sys/vm/drop_caches").write_text("1")
         status = lazyfs.json("status", root)
         assert status["unkept"] and not status["complete"]

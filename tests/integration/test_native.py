@@ -19,11 +19,6 @@ from tests.small_image import SmallImage, build, build_of, large_file, small_fil
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
 
 
-def wrong_files(root: Path, image: SmallImage) -> list[str]:
-    """Files of a mounted image whose bytes are not what they should be."""
-    return [name for name, data in image.files.items() if (root / name).read_bytes() != data]
-
-
 def counts(lazyfs: Lazyfs, root: Path) -> dict[str, int]:
     """What passed the gate of the lazyfsd that made the mount at `root`, and what it kept."""
     told = lazyfs.json("status", root)
@@ -43,8 +38,8 @@ def holding(directory: Path) -> Iterator[None]:
 def test_all_files_read_back(lazyfs: Lazyfs, small: SmallImage) -> None:
     """Every byte of every file, cold, again, and in a second mount with the registry away; afterwards nothing is left."""
     with lazyfs.mounted(small.converted, "--background", "off", mode="native") as root:
-        assert not wrong_files(root, small)
-        assert not wrong_files(root, small)
+        assert not small.wrong_files(root)
+        assert not small.wrong_files(root)
         assert run(root / "bin/tool").stdout == b"tool\n"
         assert not (root / "gone").exists()
         assert (root / "bin/tool").stat().st_nlink == 2
@@ -52,7 +47,7 @@ def test_all_files_read_back(lazyfs: Lazyfs, small: SmallImage) -> None:
             (root / "new").touch()
     assert traces(lazyfs.store) == []
     with lazyfs.mounted(small.converted, "--background", "off", mode="native") as root:
-        assert not wrong_files(root, small)
+        assert not small.wrong_files(root)
         assert lazyfs.json("status", root)["requests"] == 0
     assert remains(lazyfs.store) == []
 
@@ -116,7 +111,7 @@ def test_chown_fetches_nothing(lazyfs: Lazyfs, small: SmallImage, tmp_path: Path
         run("chown", "-R", "1234:1234", root)
         status = lazyfs.json("status", root)
         assert (status["requests"], status["received_bytes"]) == (0, 0)
-        assert not wrong_files(root, small)
+        assert not small.wrong_files(root)
         assert (root / small_file(3)).stat().st_uid == 1234
         wait_until_local(lazyfs, root, [small_file(3), small_file(4), large_file(1)])
 
@@ -148,9 +143,9 @@ def test_images_share_what_they_have_in_common(lazyfs: Lazyfs, small: SmallImage
         lazyfs.mounted(one, "--background", "off", mode="native") as first,
         lazyfs.mounted(two, "--background", "off", mode="native") as second,
     ):
-        assert not wrong_files(first, small)
+        assert not small.wrong_files(first)
         kept = counts(lazyfs, first)["kept"]
-        assert not wrong_files(second, other)
+        assert not other.wrong_files(second)
         assert counts(lazyfs, first)["kept"] == kept
         assert lazyfs.json("status", second)["chunks"] == 0
         assert len({lazyfs.json("status", root)["pid"] for root in (first, second)}) == 1
@@ -206,7 +201,7 @@ def test_paths_that_are_not_utf8_are_mounted_portably(lazyfs: Lazyfs, small: Sma
     assert b"not UTF-8" in told
     told = lazyfs.run("mount", small.converted, directory, "--store", lazyfs.store).stderr
     assert b"mounting portably" in told
-    assert not wrong_files(directory, small)
+    assert not small.wrong_files(directory)
     lazyfs.run("umount", directory)
 
 

@@ -19,10 +19,6 @@ from tests.small_image import SmallImage, build
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
 
 
-def wrong_files(root: Path, image: SmallImage) -> list[str]:
-    return [name for name, data in image.files.items() if (root / name).read_bytes() != data]
-
-
 @pytest.fixture
 def image(tmp_path: Path) -> SmallImage:
     """Large enough to be cut off in."""
@@ -58,8 +54,8 @@ def test_power_cuts(cuts: int, image: SmallImage, tmp_path: Path) -> None:
                 after = set(os.listdir(lazyfs.store / "objects"))
                 dropped += len(before - after)
                 kept += len(before & after)
-                assert not wrong_files(root, image)
-                assert not wrong_files(root, image)
+                assert not image.wrong_files(root)
+                assert not image.wrong_files(root)
             assert remains(lazyfs.store) == []
         copy.unlink()
     assert dropped, "no cut came between a name and its bytes: this has tested nothing"

@@ -20,11 +20,6 @@ from tests.small_image import SmallImage, large_file, listed, small_file
 pytestmark = pytest.mark.fuse
 
 
-def wrong_files(root: Path, small: SmallImage) -> list[str]:
-    """The files that do not read back as they should."""
-    return [name for name, data in small.files.items() if (root / name).read_bytes() != data]
-
-
 @pytest.mark.registry
 def test_complete_image_needs_no_registry(lazyfs: Lazyfs, registry: Registry, small: SmallImage) -> None:
     """After `--background wait` the registry may go, and so may the mount's process: everything reads back, in a new mount too."""
@@ -33,12 +28,12 @@ def test_complete_image_needs_no_registry(lazyfs: Lazyfs, registry: Registry, sm
         status = lazyfs.json("status", root)
         assert status["complete"] and not status["missing_chunks"] and not status["trouble"]
         registry.stop()
-        assert not wrong_files(root, small)
+        assert not small.wrong_files(root)
         os.kill(status["pid"], signal.SIGKILL)
         lazyfs.run("umount", root)
         assert find_mount(root) is None
     with lazyfs.mounted(image) as root:
-        assert not wrong_files(root, small)
+        assert not small.wrong_files(root)
         status = lazyfs.json("status", root)
         assert status["complete"] and not status["requests"] and not status["errors"]
 
@@ -50,7 +45,7 @@ def test_second_mount_fetches_nothing(lazyfs: Lazyfs, registry: Registry, small:
     with lazyfs.mounted(image, "--background", "wait") as one:
         asked = len(registry.requests())
         with lazyfs.mounted(registry.push(small.converted, "other:v1"), "--background", "wait") as other:
-            assert not wrong_files(one, small) and not wrong_files(other, small)
+            assert not small.wrong_files(one) and not small.wrong_files(other)
         asked_again = [request for request in registry.blob_requests(asked) if "lazyfs" in request.agent]
         assert not asked_again
 
@@ -61,7 +56,7 @@ def test_two_mounts_at_the_same_moment_fetch_nothing_twice(lazyfs: Lazyfs, regis
     image = registry.push(small.converted, "small:v1")
     with lazyfs.mounted(image, "--background", "off") as one, lazyfs.mounted(image, "--background", "off") as other:
         with ThreadPoolExecutor() as readers:
-            assert list(readers.map(wrong_files, [one, other] * 2, [small] * 4)) == [[]] * 4
+            assert list(readers.map(small.wrong_files, [one, other] * 2)) == [[]] * 4
         first, second = lazyfs.json("status", one), lazyfs.json("status", other)
     # The landmarks of the two layers are one chunk, which nobody reads.
     assert (
@@ -89,12 +84,12 @@ def test_prefix_before_the_landmark_comes_first(lazyfs: Lazyfs, small: SmallImag
             ranges = registry.ranges[2:]  # behind those for the TOCs
             (first,) = [entry.chunks[0].member for _, entry in listed(target) if entry.name == large_file(5).encode()]
             assert ranges[0] == f"bytes={first}-{end - 1}"
-            assert not wrong_files(root, small)
+            assert not small.wrong_files(root)
             assert registry.ranges[2:] == ranges
 
 
 def test_reader_goes_before_the_background(lazyfs: Lazyfs, small: SmallImage) -> None:
     """With the background on, files are right at once, and in the end all is here."""
     with LyingRegistry(small.layout) as registry, lazyfs.mounted(registry.image + ":v1") as root:
-        assert not wrong_files(root, small)
+        assert not small.wrong_files(root)
         assert not lazyfs.json("status", root)["errors"]

@@ -23,10 +23,6 @@ def other(session_folder: Path) -> SmallImage:
     return build(session_folder / "other", seed="other")
 
 
-def wrong_files(root: Path, image: SmallImage) -> list[str]:
-    return [name for name, data in image.files.items() if (root / name).read_bytes() != data]
-
-
 def objects(lazyfs: Lazyfs) -> set[str]:
     return set(os.listdir(lazyfs.store / "objects"))
 
@@ -49,11 +45,11 @@ def test_prune_leaves_what_is_mounted(lazyfs: Lazyfs, small: SmallImage, other: 
         assert freed["objects"] == len(before - objects(lazyfs)) > len(other.files) * 0.9
         assert freed["bytes"] > sum(len(data) for data in other.files.values()) * 0.9
         assert lazyfs.json("status", root)["missing_chunks"] == 0
-        assert not wrong_files(root, small)
+        assert not small.wrong_files(root)
         said = lazyfs.run("prune", "--all", "--store", lazyfs.store).stdout.decode()
         assert "removed" in said
-        assert not wrong_files(root, small)
-        assert not wrong_files(root, small)
+        assert not small.wrong_files(root)
+        assert not small.wrong_files(root)
     lazyfs.run("prune", "--store", lazyfs.store)
     assert objects(lazyfs) == set()
     assert remains(lazyfs.store) == []
@@ -72,14 +68,14 @@ def test_a_store_that_is_too_small(lazyfs: Lazyfs, small: SmallImage, other: Sma
         else:
             raise AssertionError(f"the store stays too large: {told}")
         assert told["limit_bytes"] == used
-        assert not wrong_files(root, small)
+        assert not small.wrong_files(root)
         with (root / large_file(3)).open("rb") as file:
             begun = file.read(1000)
             lazyfs.run("prune", "--all", "--store", lazyfs.store)
             assert begun + file.read() == small.files[large_file(3)]
     with lazyfs.mounted(other.converted, "--background", "off", mode=mode) as root:
         assert info(lazyfs)["limit_bytes"] == used
-        assert not wrong_files(root, other)
+        assert not other.wrong_files(root)
     assert remains(lazyfs.store) == []
 
 

@@ -29,11 +29,6 @@ MODES = ["portable", pytest.param("native", marks=pytest.mark.root)]
 Named = Callable[[str], str]
 
 
-def wrong_files(directory: Path, small: SmallImage) -> list[str]:
-    """The files that do not read back as they should."""
-    return [name for name, data in small.files.items() if (directory / name).read_bytes() != data]
-
-
 def read(path: Path, mode: str) -> bytes:
     """All of a file. Past the page cache where that is possible: natively nothing of it is there before the first read."""
     if mode == "native":
@@ -63,13 +58,13 @@ def test_registry_is_needed_once(small: SmallImage, mode: str, lazyfs: Lazyfs) -
     """The second mount, by digest, needs no registry: names and files are here."""
     with LyingRegistry(small.original) as registry:
         with lazyfs.mounted(f"{registry.image}:v1", mode=mode) as root:
-            assert not wrong_files(root, small)
+            assert not small.wrong_files(root)
             image = lazyfs.json("status", root)["image"]
         asked = len(registry.server.requests)
         with lazyfs.mounted(image, mode=mode) as root:
             assert len(registry.server.requests) == asked
     with lazyfs.mounted(image, mode=mode) as root:
-        assert not wrong_files(root, small)
+        assert not small.wrong_files(root)
 
 
 def test_each_layer_is_told_in_a_line(small: SmallImage, lazyfs: Lazyfs, tmp_path: Path) -> None:
@@ -128,7 +123,7 @@ def test_two_mounts_at_once_fetch_a_layer_once(small: SmallImage, lazyfs: Lazyfs
         with ThreadPoolExecutor(2) as threads:
             list(threads.map(mount, directories))
         for directory in directories:
-            assert not wrong_files(directory, small)
+            assert not small.wrong_files(directory)
             assert lazyfs.json("status", directory)["requests"] == 0
         assert len(registry.ranges) == 2  # one a layer
 
@@ -149,7 +144,7 @@ def test_disk_without_room_for_a_layer(small: SmallImage, lazyfs: Lazyfs, tmp_pa
         assert not any((disk / "store" / "tmp").iterdir())
         run("mount", "-o", "remount,size=50m", disk)
         lazyfs.run(*command)
-        assert not wrong_files(directory, small)
+        assert not small.wrong_files(directory)
         lazyfs.run("umount", directory)
     finally:
         run("umount", disk)
@@ -205,6 +200,6 @@ def test_killed_while_a_layer_is_fetched(small: SmallImage, lazyfs: Lazyfs, tmp_
         sizes = [part.stat().st_size for part in (lazyfs.store / "partial").glob("blob-*")]
         asked = len(registry.ranges)
         with lazyfs.mounted(f"{registry.image}:v1") as root:
-            assert not wrong_files(root, small)
+            assert not small.wrong_files(root)
         assert f"bytes={max(sizes)}-" in " ".join(registry.ranges[asked:])
     assert not list((lazyfs.store / "partial").iterdir())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
 import trio
 from trio.testing import MockClock
+
+from lazyfs.store.store import Store
 
 T = TypeVar("T")
 
@@ -22,3 +25,16 @@ def jumping(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> MockC
 
     monkeypatch.setattr("trio.to_thread.run_sync", run_sync)
     return autojump_clock
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """Where the store is."""
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def store(directory: Path) -> Iterator[Store]:
+    """A store of the test's own."""
+    with Store.open(directory) as opened:
+        yield opened

@@ -10,14 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lazyfs.store.store import Store
 from tests.unit.containerd.scripted import ScriptedImage
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(tmp_path / "store") as store:
-        yield store
 
 
 @pytest.fixture

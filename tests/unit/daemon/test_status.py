@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import cast
@@ -37,12 +37,6 @@ LAYERS = (Layer(BLOB, DIGEST, 9, tuple(Entry(b"%d" % chunk.member, "reg", size=1
 Told = tuple[bool, int, int, int]
 """complete, missing_chunks, missing_bytes, total_bytes"""
 Describe = Callable[[], Awaitable[Told]]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(tmp_path / "store") as store:
-        yield store
 
 
 @asynccontextmanager

@@ -6,7 +6,7 @@ import math
 import os
 import random
 import stat
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -29,12 +29,6 @@ from tests.unit.fetch.scripted import ScriptedSource, make_layer, pass_time, set
 RANDOM = random.Random(2)
 SMALL = [(b"f%03d" % number, RANDOM.randbytes(100 + 61 * number)) for number in range(50)]
 LARGE = RANDOM.randbytes(450_000)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(tmp_path / "store") as store:
-        yield store
 
 
 class Setting:

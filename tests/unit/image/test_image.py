@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,12 +23,6 @@ from tests.unit.image.memory import MemorySource, make_blob
 
 AMD64 = Platform("linux", "amd64")
 TOC: dict[str, Any] = {"version": 1, "entries": [{"name": "d", "type": "dir"}]}
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(tmp_path / "store") as store:
-        yield store
 
 
 async def test_mounting_a_digest_again_asks_nobody(store: Store) -> None:

@@ -6,8 +6,6 @@ import json
 import os
 import random
 import tarfile
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -25,12 +23,6 @@ from lazyfs.image.toc_member import TocMember
 from lazyfs.store.store import Store
 from tests.toc_member import read_toc_member
 from tests.unit.image.memory import MemorySource
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(tmp_path / "store") as store:
-        yield store
 
 
 def member(json_size: int, size_field: bytes = b"", level: int = 6, fill: bytes = b" ") -> bytes:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 import trio
@@ -35,12 +34,6 @@ IMAGE = Image(f"scripted:@{DIGEST}", DIGEST, Manifest("", BLOB, (BLOB,), {}, {},
 CHUNK = Chunk(0, 1, bytes(32), 0, 0, 1)
 LAYER = Layer(BLOB, DIGEST, 1, (Entry(b"file", "reg", size=1, chunks=(CHUNK,)),))
 INODE = inode_of(content_of([CHUNK]).name)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(tmp_path / "store") as store:
-        yield store
 
 
 class SlowToClose(ScriptedSource):
