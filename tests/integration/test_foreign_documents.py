@@ -127,7 +127,9 @@ def ask_peers(lab: Lab, content: Content, name: str, folder: Path) -> Peers:
     def containerd() -> bool:
         # A name space of its own, because a layer that is there already would not be looked at.
         pull = ("images", "pull", "--plain-http", "--snapshotter", "overlayfs", reference)
-        return not lab.containerd.ctr("--namespace", name, *pull, code=None).returncode
+        refused = lab.containerd.ctr("--namespace", name, *pull, code=None).returncode != 0
+        lab.containerd.ctr("version")  # it is still there: a refusal is its own
+        return not refused
 
     def umoci() -> Path | None:
         failed = run("umoci", "unpack", "--image", f"{layout}:v1", folder / "umoci", code=None).returncode
