@@ -181,18 +181,27 @@ def originals(shared_registry: Registry, images: Callable[[str], str], run_folde
 
 
 @pytest.fixture(scope="session")
-def converted(
-    shared_registry: Registry, originals: Callable[[str], str], session_folder: Path, run_folder: Path
-) -> Callable[[str], str]:
-    """`converted("python")` is that image, converted at default options, in the session's registry."""
+def converted_layout(images: Callable[[str], str], session_folder: Path, run_folder: Path) -> Callable[[str], str]:
+    """`converted_layout("python")` is that image, converted at default options, in a layout that is not to be changed."""
 
     def convert(name: str) -> str:
-        source, reference = originals(name), f"docker://{shared_registry.address}/converted/{name}:v1"
+        layout = f"oci:{run_folder}/converted-{name}:v1"
         command = Lazyfs(session_folder / "convert")
-        once(run_folder, f"converted-{name}", lambda: command.run("convert", source, reference, timeout=600))
-        return reference
+        once(run_folder, f"convert-{name}", lambda: command.run("convert", images(name), layout, timeout=600))
+        return layout
 
     return functools.cache(convert)
+
+
+@pytest.fixture(scope="session")
+def converted(shared_registry: Registry, converted_layout: Callable[[str], str], run_folder: Path) -> Callable[[str], str]:
+    """`converted("python")` is the same image in the session's registry."""
+
+    def push(name: str) -> str:
+        once(run_folder, f"converted-{name}", lambda: shared_registry.push(converted_layout(name), f"converted/{name}:v1"))
+        return f"docker://{shared_registry.address}/converted/{name}:v1"
+
+    return functools.cache(push)
 
 
 @pytest.fixture(scope="session")

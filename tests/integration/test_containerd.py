@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import os
 import tarfile
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.bad.oci import Oci
-from tests.commands import Lazyfs, run
+from tests.commands import run
 from tests.containerd import PYTHON_HELLO, Containerd
 from tests.docker_registry import Registry
 from tests.lazyfsd import moments, object_name
@@ -42,18 +41,12 @@ def containerd(plugin: Plugin) -> Iterator[Containerd]:
 
 
 @pytest.fixture(scope="module")
-def mixed(images: Named, session_folder: Path, shared_registry: Registry) -> Callable[..., str]:
+def mixed(images: Named, converted_layout: Named, session_folder: Path, shared_registry: Registry) -> Callable[..., str]:
     """`mixed("python", "lol")` is that image, in the registry, with the layers lazy that have an `l`."""
-
-    @functools.cache
-    def converted(name: str) -> str:
-        layout = f"oci:{session_folder}/converted-{name}:v1"
-        Lazyfs(session_folder / "convert").run("convert", images(name), layout, timeout=600)
-        return layout
 
     def of(name: str, which: str, user: str = "") -> str:
         folder = session_folder / f"{name}-{which}{user}"
-        made = mix(images(name), converted(name), [letter == "l" for letter in which], folder, user)
+        made = mix(images(name), converted_layout(name), [letter == "l" for letter in which], folder, user)
         return shared_registry.push(made, f"mixed/{folder.name}:v1")
 
     return of
