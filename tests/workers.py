@@ -46,7 +46,9 @@ class Workers:
         reporter: Any = session.config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None and not self._worker:
             for outcome in ("failed", "error"):
-                reporter.stats.get(outcome, []).sort(key=lambda report: self._tier(report.nodeid))
+                reporter.stats.get(outcome, []).sort(
+                    key=lambda report: (self._tier(report.nodeid), report.nodeid.partition("::")[0])
+                )
 
     def pytest_unconfigure(self) -> None:
         """All workers have ended."""
