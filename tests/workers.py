@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,18 @@ class Workers:
         """Give workers the long files first, so that at the end thousands of short tests keep every worker busy."""
         if self._worker:
             items.sort(key=lambda item: -self._tier(item.nodeid))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        """Run a test that is marked `alone` while no other worker runs one."""
+        if not self._worker:
+            return (yield)
+        with ExitStack() as stack:
+            # Held until the room is entered: a test that waits for the others to leave lets no further one in.
+            with _locked(self.folder / "door.lock", fcntl.LOCK_EX):
+                alone = item.get_closest_marker("alone") is not None
+                stack.enter_context(_locked(self.folder / "room.lock", fcntl.LOCK_EX if alone else fcntl.LOCK_SH))
+            return (yield)
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Several workers report as they finish: list what failed in the order of the tiers, the lowest first."""
@@ -79,9 +91,15 @@ def own_folder(shared: Path) -> Iterator[Path]:
 
 def once(shared: Path, name: str, make: Callable[[], object]) -> None:
     """Have `make` called by one worker of the run; the others wait for it. One that failed leaves it to the next."""
-    with (shared / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _locked(shared / f"{name}.lock", fcntl.LOCK_EX):
         done = shared / f"{name}.done"
         if not done.exists():
             make()
             done.touch()
+
+
+@contextmanager
+def _locked(path: Path, how: int) -> Iterator[None]:
+    with path.open("w") as lock:
+        fcntl.flock(lock, how)
+        yield

@@ -16,12 +16,22 @@ from tests.readers import Readers
 from tests.small_image import SmallImage, build
 from tests.snapshot_lab import Lab
 from tests.snapshots_client import SnapshotsClient
+from tests.wheelhouse import fill
+from tests.workers import once
 
 
 @pytest.fixture(scope="session")
 def small(session_folder: Path) -> SmallImage:
     """The small image, built and converted. Its files are not to be changed."""
     return build(session_folder / "small")
+
+
+@pytest.fixture(scope="session")
+def wheels(run_folder: Path) -> Path:
+    """What systemd/install needs to install lazyfs without the network."""
+    folder = run_folder / "wheels"
+    once(run_folder, folder.name, lambda: fill(folder, "lazyfs[mount,containerd]", "hatchling"))
+    return folder
 
 
 @pytest.fixture

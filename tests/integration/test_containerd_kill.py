@@ -157,7 +157,7 @@ def build_many(folder: Path, count: int) -> SmallImage:
     return build_of(folder, {f"files/{number % 50}/{number}": chance.randbytes(33_000 + number) for number in range(count)})
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.alone])])
 def test_kills_under_containers(
     kills: int, plugin: Plugin, converted_layout: Callable[[str], str], seed: str, tmp_path: Path
 ) -> None:

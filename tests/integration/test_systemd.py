@@ -22,7 +22,6 @@ from tests.machine import CONFIG, LAZYFS, SERVICE, SOCKET, STORE, Machine
 from tests.small_image import SmallImage, build_of, content
 from tests.snapshots_client import SnapshotsClient, refused
 from tests.systemd import ROOT
-from tests.wheelhouse import fill
 
 pytestmark = [pytest.mark.fuse, pytest.mark.containerd, pytest.mark.systemd]
 
@@ -37,9 +36,8 @@ KILLS = 8
 
 
 @pytest.fixture(scope="module")
-def bare(session_folder: Path) -> Iterator[Machine]:
+def bare(session_folder: Path, wheels: Path) -> Iterator[Machine]:
     """One where lazyfs never was."""
-    wheels = fill(session_folder / "wheels", "lazyfs[mount,containerd]", "hatchling")
     with Machine(session_folder / "machine") as running:
         running.wheels = wheels
         yield running

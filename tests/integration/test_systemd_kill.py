@@ -21,9 +21,8 @@ from tests.machine import CONFIG, LAZYFS, SERVICE, SOCKET, Machine
 from tests.readers import Readers
 from tests.small_image import build_of
 from tests.snapshots_client import SnapshotsClient, refused
-from tests.wheelhouse import fill
 
-pytestmark = [pytest.mark.fuse, pytest.mark.containerd, pytest.mark.systemd, pytest.mark.slow]
+pytestmark = [pytest.mark.fuse, pytest.mark.containerd, pytest.mark.systemd, pytest.mark.slow, pytest.mark.alone]
 
 KILLS = 100
 FILES = 60
@@ -35,9 +34,8 @@ AT = Path("/mnt")
 
 
 @pytest.fixture
-def machine(session_folder: Path) -> Iterator[Machine]:
+def machine(session_folder: Path, wheels: Path) -> Iterator[Machine]:
     """One where it is installed and runs, and fetches nothing that nobody has asked for."""
-    wheels = fill(session_folder / "wheels", "lazyfs[mount,containerd]", "hatchling")
     with Machine(session_folder / "machine-kill") as running:
         running.wheels = wheels
         running.path(CONFIG).parent.mkdir()

@@ -136,6 +136,7 @@ def test_a_hostile_head_is_read_or_refused(piece: bytes) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("piece", PIECES)
 def test_a_hostile_head_costs_little(piece: bytes) -> None:
     """Nothing here is quadratic. Processor time, on a machine that does nothing else."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +13,8 @@ from typing import cast
 import pytest
 
 from tests.workers import Workers, once, own_folder, pytest_xdist_auto_num_workers
+
+ROOT = Path(__file__).parents[3]
 
 
 def test_made_by_one_for_all(tmp_path: Path) -> None:
@@ -91,3 +95,35 @@ def test_failures_are_listed_from_the_lowest_tier_up(tmp_path: Path, monkeypatch
     assert [report.nodeid for report in failed] == [
         f"tests/{name}::test" for name in ("unit/a.py", "unit/b.py", "integration/a.py")
     ]
+
+
+ALONE = """
+import pathlib, time, pytest
+folder = pathlib.Path(__file__).parent
+
+@pytest.mark.parametrize("number", range(6))
+def test_other(number):
+    (folder / f"running-{number}").touch()
+    assert not (folder / "alone").exists()
+    time.sleep(0.05)
+    (folder / f"running-{number}").unlink()
+
+@pytest.mark.alone
+def test_alone():
+    (folder / "alone").touch()
+    time.sleep(0.1)
+    assert not list(folder.glob("running-*"))
+    (folder / "alone").unlink()
+"""
+
+
+def test_alone_means_alone(tmp_path: Path) -> None:
+    """No other worker runs a test meanwhile: workers under a real pytest."""
+    (tmp_path / "test_it.py").write_text(ALONE)
+    (tmp_path / "conftest.py").write_text("from tests.conftest import pytest_configure\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = alone: x\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "3", "--dist", "load", "-p", "no:cacheprovider", str(tmp_path)]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and "7 passed" in done.stdout, done.stdout + done.stderr
