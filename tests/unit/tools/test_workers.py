@@ -122,7 +122,7 @@ def test_alone_means_alone(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(ALONE)
     (tmp_path / "conftest.py").write_text("from tests.conftest import pytest_configure\n")
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = alone: x\n")
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "3", "--dist", "load", "-p", "no:cacheprovider", str(tmp_path)]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "load", "-p", "no:cacheprovider", str(tmp_path)]
     done = subprocess.run(
         command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
     )
