@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lazyfs.snapshots.database import FILE_NAME
-from lazyfs.snapshots.schema import FORMAT
+from lazyfs.snapshots.schema import SNAPSHOTS
 from tests.commands import run
 from tests.containerd import Containerd
 from tests.lazyfsd import moments
@@ -110,7 +110,7 @@ def test_a_database_spoilt_under_containers(
             assert "has format 99" in plugin.status()["containerds"][0]["trouble"]
             assert printed(containerd, sleeper, TOOL, "/files/1").encode() == FILES["files/1"]
             assert printed(containerd, sleeper, TOOL, "/top", code=1) == "/top: EIO\n"
-            version(path, FORMAT)
+            version(path, SNAPSHOTS.format)
             restart(plugin)
             if restart is Plugin.stop:
                 plugin.start()
