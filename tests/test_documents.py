@@ -82,3 +82,10 @@ def test_every_explained_warning_exists() -> None:
     text = (ROOT / "lazyfs" / "docs" / "TROUBLESHOOTING.md").read_text()
     cells = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| `")]
     assert {line for cell in cells for line in re.findall(r"`([^`]+)`", cell)} <= set(log_lines())
+
+
+def test_named_files_exist() -> None:
+    """The code's own document names files that are there."""
+    text = (ROOT / "lazyfs" / "README.md").read_text()
+    names = set(re.findall(r"(?<![/\w])([a-z_/]+/[a-z_]+\.py)\b", text))
+    assert not [name for name in sorted(names) if not ((ROOT / "lazyfs" / name).exists() or (ROOT / name).exists())]
