@@ -54,7 +54,7 @@ async def test_the_longest_pause_is_waited_for_where_nobody_reads(
 ) -> None:
     """A conversion or a mount has no deadline: it waits as documents do, twice. A range whose reader has one does not wait beyond it,
     though no cancel scope says so: a run outlives its reader."""
-    expect_log("is not asked again for 60 s")
+    expect_log("no request to it for 60 s")
     busy, good = reply(503, retry_after="3600"), reply(206, BLOB[10:20], content_range=f"bytes 10-19/{len(BLOB)}")
     started = trio.current_time()
     assert (await read_from([busy, busy, good], 10, 20))[0] == BLOB[10:20]
