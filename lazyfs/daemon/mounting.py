@@ -17,12 +17,12 @@ import trio
 
 from lazyfs.daemon.control import Tell
 from lazyfs.daemon.mounts import Mounts
+from lazyfs.daemon.overlays import Overlays
 from lazyfs.daemon.state import Mount, Row
 from lazyfs.errors import MountFailed, NotNative, Unreachable
 from lazyfs.fetch.background import measure_missing
 from lazyfs.live.image import ImageRequest, Images, LiveImage
-from lazyfs.mount.table import find_mount
-from lazyfs.native.probe import Verdict, probe
+from lazyfs.native.probe import Verdict
 from lazyfs.reports.orders import MountOrder, UnmountOrder
 from lazyfs.reports.results import MountResult, UnmountResult
 from lazyfs.reports.steps import Progress
@@ -39,10 +39,11 @@ _END_DEADLINE: Final = 5.0
 class Mounting:
     """Carries orders out, of which no two have to do with one directory."""
 
-    def __init__(self, store: Store, images: Images, mounts: Mounts) -> None:
+    def __init__(self, store: Store, images: Images, mounts: Mounts, overlays: Overlays) -> None:
         self._store = store
         self._images = images
         self._mounts = mounts
+        self._overlays = overlays
         self._busy: set[str] = set()
         self._verdict: Verdict | None = None
         self.has_gate = True
@@ -125,11 +126,11 @@ class Mounting:
                     f"{order.upper} takes the changes of the mount at {mount.row.mount.directory}{detached}",
                     hint="Two mounts cannot write to one upper directory: wait for the end of that one, or name another",
                 )
-        mounted = await trio.to_thread.run_sync(find_mount, directory)
+        mounted = await trio.to_thread.run_sync(self._overlays.find, directory)
         if mounted is not None:
             raise MountFailed(f"{directory} is a lazyfs mount already", hint=f"Take it away first: lazyfs umount {directory}")
         if self._verdict is None:
-            self._verdict = await trio.to_thread.run_sync(probe, self._store.directory.path)
+            self._verdict = await trio.to_thread.run_sync(self._overlays.try_out)
         if not self._verdict.native:
             raise NotNative(
                 f"this machine cannot mount natively: {self._verdict.reason}", hint="`lazyfs mount --mode portable` can"

@@ -30,9 +30,6 @@ from lazyfs.errors import LazyfsError, LocalError, MountFailed
 from lazyfs.gate.catalog import Catalog
 from lazyfs.kernel.ends import Ends
 from lazyfs.live.image import Images, LiveImage
-from lazyfs.mount.table import our_mounts
-from lazyfs.native.layers import LayerMounts
-from lazyfs.store.store import Store
 from lazyfs.tasks import Supervisor
 
 _log = logging.getLogger(__name__)
@@ -55,14 +52,13 @@ class Mounts:
 
     def __init__(
         self,
-        store: Store,
+        overlays: Overlays,
         state: State,
         catalog: Catalog,
         images: Images,
         recordings: Recordings,
         ends: Ends,
         looks: FirstLooks,
-        layers: LayerMounts,
         life: Life,
     ) -> None:
         """`life` counts those whose end will be heard of."""
@@ -73,7 +69,7 @@ class Mounts:
         self._ends = ends
         self._looks = looks
         self._life = life
-        self._overlays = Overlays(store.directory.path, layers)
+        self._overlays = overlays
         self._watches: dict[int, int] = {}
         """Number of a watch: number of a mount."""
         # One mount(2) at a time: they share the mount points of layers.
@@ -172,7 +168,9 @@ class Mounts:
             _log.warning("cannot watch %s for unmount: %s", row.mount.directory, error)
         # Where it has ended before it was listened to, what is watched is something else.
         try:
-            is_there = any(str(mounted.path) == row.mount.directory for mounted in await trio.to_thread.run_sync(our_mounts))
+            is_there = any(
+                str(mounted.path) == row.mount.directory for mounted in await trio.to_thread.run_sync(self._overlays.mounted)
+            )
         except OSError as error:  # no descriptors left, for example
             _log.warning("cannot find out whether %s is still mounted: %s", row.mount.directory, error)
             is_there = True

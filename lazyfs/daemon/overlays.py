@@ -12,10 +12,11 @@ from pathlib import Path
 from lazyfs.daemon.state import Row
 from lazyfs.errors import InvalidToc, MountFailed, NotNative
 from lazyfs.image.layer import Layer
-from lazyfs.mount.table import find_mount, holders
+from lazyfs.mount.table import Mounted, find_mount, holders, our_mounts
 from lazyfs.native.data_layers import data_layers, whole_files
 from lazyfs.native.layers import LayerMounts
 from lazyfs.native.metadata import LayerMetadata, ensure_metadata
+from lazyfs.native.probe import Verdict, probe
 from lazyfs.native.stack import mount_stack, open_stack, source_of, unmount_stack
 
 
@@ -25,6 +26,18 @@ class Overlays:
     def __init__(self, store: Path, layers: LayerMounts) -> None:
         self._store = store
         self._layers = layers
+
+    def mounted(self) -> list[Mounted]:
+        """All mounts of lazyfs that this process can see, those of other stores included. Raises OSError."""
+        return our_mounts()
+
+    def find(self, directory: Path) -> Mounted | None:
+        """The mount of lazyfs at `directory`, the uppermost one. Raises OSError."""
+        return find_mount(directory)
+
+    def try_out(self) -> Verdict:
+        """Whether this machine can mount natively. Some ms."""
+        return probe(self._store)
 
     def metadata(self, layers: Sequence[Layer]) -> tuple[Path, ...]:
         """The EROFS images of a stack, the lowest first, built where they are not there. Raises LazyfsError."""

@@ -14,10 +14,10 @@ import trio
 
 from lazyfs.daemon.mounting import image_of
 from lazyfs.daemon.mounts import Mounts
+from lazyfs.daemon.overlays import Overlays
 from lazyfs.daemon.state import Row, State
 from lazyfs.errors import LazyfsError, MountFailed
 from lazyfs.live.image import Images, LiveImage
-from lazyfs.mount.table import our_mounts
 from lazyfs.native.stack import SOURCE_PREFIX, source_of
 from lazyfs.reports.steps import Step
 from lazyfs.tasks import Supervisor
@@ -30,10 +30,11 @@ _SLOWEST: Final = 60.0
 class Revival:
     """Of what the state tells."""
 
-    def __init__(self, state: State, images: Images, mounts: Mounts) -> None:
+    def __init__(self, state: State, images: Images, mounts: Mounts, overlays: Overlays) -> None:
         self._state = state
         self._images = images
         self._mounts = mounts
+        self._overlays = overlays
 
     async def begin(self, tasks: Supervisor, *, same_gate: bool) -> None:
         """After a start: find the mounts that the state tells of. Without `same_gate` theirs is dead, and they are made anew.
@@ -41,7 +42,7 @@ class Revival:
         Touches none of them; what takes time goes on in `tasks`.
         """
         rows = await trio.to_thread.run_sync(self._state.rows)
-        seen = {str(mounted.path): mounted for mounted in await trio.to_thread.run_sync(our_mounts)}
+        seen = {str(mounted.path): mounted for mounted in await trio.to_thread.run_sync(self._overlays.mounted)}
         latest = {row.mount.directory: row.number for row in rows}
         gone = []
         for row in rows:

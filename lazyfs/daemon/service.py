@@ -31,6 +31,7 @@ from lazyfs.daemon.holding import LISTENER
 from lazyfs.daemon.life import Life
 from lazyfs.daemon.mounting import Mounting
 from lazyfs.daemon.mounts import Mounts
+from lazyfs.daemon.overlays import Overlays
 from lazyfs.daemon.pulling import Pulling
 from lazyfs.daemon.recording import Recordings
 from lazyfs.daemon.refresh import Refresher
@@ -139,6 +140,7 @@ class Service:
         self._store = store
         self.tasks = Supervisor(nursery)
         self._layer_mounts = LayerMounts(store.directory.path)
+        overlays = Overlays(store.directory.path, self._layer_mounts)
         self._life = life
         self._clients = trio.CancelScope()
         self.catalog = Catalog()
@@ -146,11 +148,9 @@ class Service:
         self._sources = Sources(store, self.catalog, self.tasks)
         self._layers = Layers(store, self.catalog, self.tasks)
         self.images = Images(store, self.catalog, self._sources, self._layers, self.tasks)
-        self.mounts = Mounts(
-            store, state, self.catalog, self.images, self.recordings, ends, FirstLooks(self.tasks), self._layer_mounts, life
-        )
-        self.mounting = Mounting(store, self.images, self.mounts)
-        self.revival = Revival(state, self.images, self.mounts)
+        self.mounts = Mounts(overlays, state, self.catalog, self.images, self.recordings, ends, FirstLooks(self.tasks), life)
+        self.mounting = Mounting(store, self.images, self.mounts, overlays)
+        self.revival = Revival(state, self.images, self.mounts, overlays)
         self.pulling = Pulling()
         self.gate = Gate(store, self.catalog, self.recordings.touched, callers.changes_metadata_only)
         self.operations = GateOperations(self.gate)

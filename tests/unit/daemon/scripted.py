@@ -1,0 +1,271 @@
+"""The mounts of a daemon in virtual time: its database is real, the kernel and the images are a test's."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import trio
+
+from lazyfs.daemon.first_looks import FirstLooks
+from lazyfs.daemon.life import Life
+from lazyfs.daemon.mounting import Mounting
+from lazyfs.daemon.mounts import Mounts
+from lazyfs.daemon.overlays import Overlays
+from lazyfs.daemon.recording import Recordings
+from lazyfs.daemon.revival import Revival
+from lazyfs.daemon.state import Mount, Row, State
+from lazyfs.errors import LazyfsError, MountFailed
+from lazyfs.format.digest import digest_of
+from lazyfs.format.manifest import Descriptor, ImageConfig, Manifest
+from lazyfs.gate.catalog import Catalog
+from lazyfs.image.image import Image
+from lazyfs.image.layer import Layer
+from lazyfs.kernel.ends import Ends
+from lazyfs.live.image import Images, LiveImage
+from lazyfs.live.uses import Uses
+from lazyfs.mount.table import Mounted
+from lazyfs.native.probe import Verdict
+from lazyfs.reports.orders import MountOrder
+from lazyfs.reports.steps import Step
+from lazyfs.store.store import Store
+from lazyfs.tasks import Supervisor
+
+DIGEST = digest_of(b"")
+BLOB = Descriptor("", DIGEST, 0, {}, None, {})
+IMAGE = Image(f"registry.test/image@{DIGEST}", DIGEST, Manifest("", BLOB, (BLOB,), {}, {}, b""), ImageConfig((), "", "", ""))
+LAYER = Layer(BLOB, DIGEST, 1, ())
+ROOT = "/mnt"
+REFERENCE = "docker://registry.test/image:v1"
+
+
+class Kernel(Overlays):
+    """Mounts that are a list. `done` is what was asked of it, in order."""
+
+    def __init__(self) -> None:
+        self.table: list[str] = []
+        """Directories, the latest last."""
+        self.done: list[str] = []
+        self.errors: dict[str, LazyfsError | OSError] = {}
+        """By the name of the call that raises it, once."""
+        self.on_make: Callable[[], object] = lambda: None
+        """Called when an overlay has been made."""
+        self.busy = False
+        """Whether somebody is in each mount: it can be detached, and nothing else."""
+        self.verdict = Verdict(True, True, "")
+        self.ends = ScriptedEnds(self)
+
+    def _note(self, call: str, about: object = "") -> None:
+        self.done.append(f"{call} {about}".strip())
+        if call in self.errors:
+            raise self.errors.pop(call)
+
+    def mounted(self) -> list[Mounted]:
+        if "mounted" in self.errors:
+            raise self.errors.pop("mounted")
+        return [Mounted(Path(each), "0:1", IMAGE.name, 0, "native") for each in self.table]
+
+    def find(self, directory: Path) -> Mounted | None:
+        return next((each for each in self.mounted() if each.path == directory), None)
+
+    def try_out(self) -> Verdict:
+        self._note("try out")
+        return self.verdict
+
+    def metadata(self, layers: object) -> tuple[Path, ...]:
+        self._note("metadata")
+        return (Path("/metadata"),)
+
+    def make(self, row: Row, images: tuple[Path, ...]) -> bool:
+        self._note("make", row.mount.directory)
+        self.table.append(row.mount.directory)
+        self.on_make()
+        return True
+
+    def open_names(self, images: tuple[Path, ...]) -> int:
+        self._note("open names")
+        return 0
+
+    def take_away(self, directory: Path, *, lazy: bool) -> None:
+        self._note("detach" if lazy else "unmount", directory)
+        if str(directory) not in self.table:
+            raise MountFailed(f"{directory} is no mount")
+        if self.busy and not lazy:
+            raise MountFailed(f"{directory} is busy")
+        self.table.remove(str(directory))
+        if not self.busy:
+            self.ends.end(str(directory))
+
+    def clear_up(self, row: Row) -> None:
+        self._note("clear up", row.mount.directory)
+
+    def drop_layers(self) -> None:
+        self._note("drop layers")
+
+
+class ScriptedEnds(Ends):
+    """Tells of the ends of mounts that a test, or the kernel above, brings about."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._readable = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._watches: list[str] = []
+        self._ended: list[int] = []
+
+    def fileno(self) -> int:
+        return self._readable
+
+    def add(self, root: str) -> int:
+        self._kernel._note("watch", root)
+        self._watches.append(root)
+        return len(self._watches) - 1
+
+    def end(self, root: str) -> None:
+        """The last user of what is, or was, mounted at `root` has gone. Nobody is told who does not watch."""
+        if root in self._watches:
+            self._ended.append(len(self._watches) - 1 - self._watches[::-1].index(root))
+            os.eventfd_write(self._readable, 1)
+
+    def ended(self) -> list[int]:
+        os.eventfd_read(self._readable)
+        found, self._ended = self._ended, []
+        return found
+
+    def close(self) -> None:
+        os.close(self._readable)
+
+
+class ScriptedImage:
+    """A live image as its mounts see it."""
+
+    def __init__(self) -> None:
+        self.image = IMAGE
+        self.layers = (LAYER,)
+        self.uses = Uses()
+        self.uses.change(+1)
+        self.given_up = 0
+
+    def leave(self) -> None:
+        self.uses.change(-1)
+
+    def give_up(self) -> None:
+        self.given_up += 1
+
+
+class ScriptedImages:
+    """Images that come to life when a test lets them: `gate`; or do not: `errors`, one for each that tries."""
+
+    def __init__(self) -> None:
+        self.live: dict[str, LiveImage] = {}
+        self.made: list[ScriptedImage] = []
+        self.errors: list[LazyfsError] = []
+        self.gate = trio.Event()
+        self.gate.set()
+        self.asked: list[tuple[object, str, bool]] = []
+        """What was to come to life, with which password, and whether only lazily."""
+
+    async def bring_to_life(
+        self, wanted: object, creds: str, tell: Callable[[Step], object], *, lazy_only: bool
+    ) -> ScriptedImage:
+        self.asked.append((wanted, creds, lazy_only))
+        await self.gate.wait()
+        if self.errors:
+            raise self.errors.pop(0)
+        self.made.append(ScriptedImage())
+        return self.made[-1]
+
+
+class ScriptedLooks(FirstLooks):
+    """First looks that are only counted."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+
+    def begin(self, names: int) -> None:
+        self.begun += 1
+
+
+class FullState(State):
+    """A database whose disk may be full."""
+
+    full = False
+
+    def mark(self, *arguments: Any) -> None:
+        if self.full:
+            raise MountFailed("no space left on device")
+        super().mark(*arguments)
+
+    def remove(self, *arguments: Any) -> None:
+        if self.full:
+            raise MountFailed("no space left on device")
+        super().remove(*arguments)
+
+
+class Setting:
+    """All of it, as lazyfsd puts it together."""
+
+    def __init__(self, store: Store, state: State) -> None:
+        self.kernel = Kernel()
+        self.images = ScriptedImages()
+        self.state = state
+        self.store = store
+        self.catalog = Catalog()
+        self.catalog.begin()
+        self.recordings = Recordings(store)
+        self.looks = ScriptedLooks()
+        self.life = Life(service=False)
+        images = cast(Images, self.images)
+        self.mounts = Mounts(self.kernel, state, self.catalog, images, self.recordings, self.kernel.ends, self.looks, self.life)
+        self.mounting = Mounting(store, images, self.mounts, self.kernel)
+        self.revival = Revival(state, images, self.mounts, self.kernel)
+        self.told: list[Step] = []
+
+    async def tell(self, step: Step) -> None:
+        """What an order's client is told."""
+        self.told.append(step)
+
+    def watch(self, nursery: trio.Nursery) -> None:
+        """Hear of ends, as lazyfsd does."""
+        nursery.start_soon(self.mounts.watch, Supervisor(nursery))
+
+    @property
+    def rows(self) -> list[tuple[str, str]]:
+        """Directory and phase of what the database knows."""
+        return [(row.mount.directory, row.phase) for row in self.state.rows()]
+
+    @property
+    def remains(self) -> tuple[int, int, int, int]:
+        """Mounts of the kernel, rows, live mounts, uses of the daemon: all 0 where nothing is left."""
+        return len(self.kernel.table), len(self.rows), len(self.mounts.live), self.life.uses.count
+
+
+@contextmanager
+def setting(folder: Path) -> Iterator[Setting]:
+    with Store.open(folder / "store") as store, FullState(folder / "store") as state:
+        made = Setting(store, state)
+        try:
+            yield made
+        finally:
+            made.kernel.ends.close()
+
+
+_MOUNT = Mount(ROOT, "ticket", IMAGE.name, REFERENCE, "linux/amd64", False, "on", "", False, "")
+
+
+def mount_of(directory: str = ROOT, **changes: Any) -> Mount:
+    return msgspec.structs.replace(_MOUNT, directory=directory, **changes)
+
+
+def order_of(directory: str = ROOT, **changes: Any) -> MountOrder:
+    order = MountOrder(f"ticket of {directory}", REFERENCE, directory, "linux/amd64")
+    return msgspec.structs.replace(order, **changes)
+
+
+def full(call: str) -> OSError:
+    """What the kernel says where it has no more of something."""
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), call)
