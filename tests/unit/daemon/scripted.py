@@ -145,7 +145,7 @@ class ScriptedImage:
 
     def __init__(self) -> None:
         self.image = IMAGE
-        self.layers = (LAYER,)
+        self.layers: tuple[Layer, ...] = (LAYER,)
         self.uses = Uses()
         self.uses.change(+1)
         self.given_up = 0
