@@ -155,7 +155,7 @@ def test_peer_reads_our_blobs(
 @pytest.mark.fuse
 @pytest.mark.umoci
 @pytest.mark.containerd
-@pytest.mark.parametrize("image", ["debian", pytest.param("python", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("image", ["busybox", *(pytest.param(name, marks=pytest.mark.slow) for name in ("debian", "python"))])
 def test_we_mount_what_the_peer_wrote(
     image: str,
     lazyfs: Lazyfs,
