@@ -33,7 +33,7 @@ AWAY = "away"
 KUBERNETES = "k8s.io"
 ENVIRONMENT = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 """With such a one a pull is the command's own."""
-PULLS = "INFO lazyfs.daemon.pulling: pulls "
+PULLS = "INFO lazyfs.daemon.pulling: pulling "
 CREDS = "private"
 """In the name of a test that pulls with credentials, which is the command's own as well."""
 PIECE = 1 << 20
