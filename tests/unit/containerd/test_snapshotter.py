@@ -382,9 +382,10 @@ async def test_cleanup_and_a_snapshot_that_comes_meanwhile(store: Store, folder:
         ids = it.snapshotter.snapshots.ids
 
         def late() -> frozenset[int]:
+            found = ids()
             it.snapshotter.snapshots.create("late", "", "active", {})
             it.place.fs(1).mkdir(parents=True)
-            return ids()
+            return found
 
         monkeypatch.setattr(it.snapshotter.snapshots, "ids", late)
         await it.snapshotter.cleanup()
