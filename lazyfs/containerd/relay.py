@@ -34,7 +34,9 @@ async def relay(listener: socket.socket, target: Path, tasks: Supervisor, begun:
         for known in begun:
             caller = trio.SocketStream(trio.socket.from_stdlib_socket(known))
             callers.start_soon("relayed connection", _serve, caller, target)
-        callers.keep_running("relay", _accept, trio.socket.from_stdlib_socket(listener), target, callers, subject=str(target))
+        callers.keep_running(
+            "accept of calls", _accept, trio.socket.from_stdlib_socket(listener), target, callers, subject=str(target)
+        )
 
 
 async def _accept(accepting: trio.socket.SocketType, target: Path, callers: Supervisor) -> None:

@@ -59,7 +59,7 @@ async def serve_control(listener: socket.socket, user: int, carry: Carry, uses: 
                 stream = trio.SocketStream(connection)
                 clients.start_soon("control connection", _serve, stream, user, carry, uses, tasks.failures)
 
-        clients.keep_running("control socket", accept)
+        clients.keep_running("accept of orders", accept)
 
 
 async def _serve(stream: trio.SocketStream, user: int, carry: Carry, uses: Uses, failures: Failures) -> None:

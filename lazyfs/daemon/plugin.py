@@ -114,7 +114,9 @@ class Plugin:
             await stack.enter_async_context(answers)
         begun = handshakes.stop()
         for name, listener in listeners.items():
-            self._tasks.start_soon("relays", relay, listener, private / name, self._tasks, begun.get(name, ()), subject=name)
+            # Run again, it has none: they were relayed by the run before.
+            first = iter(begun.get(name, ()))
+            self._tasks.keep_running("relay", relay, listener, private / name, self._tasks, first, subject=name)
 
     def roots_on(self, layers: set[str]) -> list[Path]:
         """Where roots are mounted that are stacked on any of these live layers."""

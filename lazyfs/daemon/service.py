@@ -238,7 +238,9 @@ class Service:
 
     async def serve_clients(self, listener: socket.socket) -> None:
         """Carry orders out until the daemon is told to end: their clients then ask the next one."""
-        with self._clients:
+        if self._life.told.is_set():
+            return
+        with trio.CancelScope() as self._clients:  # of its own: one cannot be entered again after a failure
             await serve_control(listener, os.geteuid(), self.carry, self._life.uses, self.tasks)
 
     async def _describe(self, order: StatusOrder) -> ServiceStatus:
