@@ -30,7 +30,7 @@ nothing else. Where they should not, `tasks.within(nursery)` supervises them, wi
         nursery.cancel_scope.cancel()
 
 What is caught elsewhere, by a guard that answers somebody (an order, a call of containerd), is recorded with `failures.record`, which any
-thread may call. tests/unit/test_surprises.py lists every task that lazyfs starts, and what a surprise in it comes to.
+thread may call. tests/unit/surprises/test_surprises.py lists every task that lazyfs starts, and what a surprise in it comes to.
 """
 
 from __future__ import annotations

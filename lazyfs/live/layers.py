@@ -93,6 +93,8 @@ class Layers:
             live.index = Index(await self._load(live))
         async with self._indexing:
             kept = await live.index.indexed(self._catalog.known(key_of(live.layer)))
+        if live.course.is_at(State.ENDED):
+            return  # while a thread was at it
         live.kept, live.index, live.trouble = kept, None, ""
         live.source.offer(live.name, kept.objects)
         live.course.move(State.KNOWN)

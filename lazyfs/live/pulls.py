@@ -110,6 +110,8 @@ class Pulls:
                         del queue[live]
                         if not is_over:
                             queue[live] = pull
+                        elif not pull.course.is_at(State.ENDED):
+                            pull.course.move(State.ENDED)  # it failed: those who wait are woken
             await trio.to_thread.run_sync(give_back)
         finally:
             del self._queues[source]

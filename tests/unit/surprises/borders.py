@@ -1,0 +1,270 @@
+"""What talks to others: clients, containerd, systemd, the kernel's news of mounts."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from typing import Any, cast
+
+import trio
+
+from lazyfs.containerd.handshakes import SETTINGS, Handshakes
+from lazyfs.containerd.relay import relay
+from lazyfs.daemon import plugin, pulling, watchdog
+from lazyfs.daemon.client import Client
+from lazyfs.daemon.config import Config
+from lazyfs.daemon.control import Carry, Tell, serve_control
+from lazyfs.daemon.fdstore import FdStore
+from lazyfs.daemon.first_looks import FirstLooks
+from lazyfs.daemon.holding import SOCKET_NAME
+from lazyfs.daemon.life import Life
+from lazyfs.daemon.mounts import LiveMount, Mounts
+from lazyfs.daemon.overlays import Overlays
+from lazyfs.daemon.plugin import Plugin
+from lazyfs.daemon.pulling import Pulling
+from lazyfs.daemon.recording import Recordings
+from lazyfs.daemon.state import Mount, Row, State
+from lazyfs.errors import LazyfsError
+from lazyfs.gate.catalog import Catalog
+from lazyfs.live.layers import Layers
+from lazyfs.live.source import Sources
+from lazyfs.live.uses import Uses
+from lazyfs.mount.upkeep import Upkeep
+from lazyfs.native.layers import LayerMounts
+from lazyfs.reports.orders import Order, PruneOrder, PullOrder
+from lazyfs.reports.results import PruneResult, PullResult
+from lazyfs.reports.steps import Note
+from lazyfs.reports.wire import Result
+from lazyfs.store.in_use import InUse
+from lazyfs.tasks import Supervisor
+from tests.unit.surprises.scene import PATIENCE, Scene, until
+
+DONE = PruneResult(objects=1, documents=0, bytes=0, held_bytes=0, used_bytes=0)
+PULLED = PullResult("", "", "", ())
+
+
+def _listener(it: Scene, path: Path) -> socket.socket:
+    listener = it.stack.enter_context(socket.socket(socket.AF_UNIX))
+    listener.bind(os.fspath(path))
+    listener.listen()
+    return listener
+
+
+async def relayed(it: Scene) -> None:
+    """A caller who was begun with, and one who comes: who was cut off is told so, and whoever comes next is served."""
+    listener, inner = _listener(it, it.folder / "outer"), _listener(it, it.folder / "inner")
+
+    async def greet(stream: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError):
+            await stream.send_all(b"!")
+            await stream.receive_some()
+
+    async with it.tasks() as tasks, trio.open_nursery() as nursery:
+        accepting = trio.SocketListener(trio.socket.from_stdlib_socket(inner))
+        nursery.start_soon(trio.serve_listeners, greet, [accepting])
+        known, theirs = socket.socketpair()
+        nursery.start_soon(relay, listener, it.folder / "inner", tasks, [theirs])
+        with trio.fail_after(PATIENCE):
+            first = trio.SocketStream(trio.socket.from_stdlib_socket(known))
+            greeted = await _heard(first, 1)
+            for _ in range(2):
+                heard = await _heard(await trio.open_unix_socket(os.fspath(it.folder / "outer")), len(SETTINGS) + 1)
+            assert heard == SETTINGS + b"!" and greeted in {b"", b"!"}
+        nursery.cancel_scope.cancel()
+
+
+async def _heard(stream: trio.SocketStream, count: int) -> bytes:
+    """So many bytes, or fewer where it is cut off."""
+    heard = b""
+    async with stream:
+        with suppress(trio.BrokenResourceError):
+            while len(heard) < count and (more := await stream.receive_some(count - len(heard))):
+                heard += more
+    return heard
+
+
+async def _ordered(it: Scene, carry: Carry, order: Any) -> list[Any]:
+    """What two clients hear, one after the other."""
+    listener = _listener(it, it.folder / SOCKET_NAME)
+    heard: list[Any] = []
+    async with it.tasks() as tasks, trio.open_nursery() as nursery:
+        uses = Uses()
+        nursery.start_soon(serve_control, listener, os.geteuid(), carry, uses, tasks)
+        for _ in range(2):
+            ask = lambda: list(Client(it.folder).call(order, start=False))  # noqa: E731
+            try:
+                with trio.fail_after(PATIENCE):
+                    heard.append((await trio.to_thread.run_sync(ask, abandon_on_cancel=True))[-1])
+            except LazyfsError as error:
+                heard.append(error)
+        await until(lambda: not uses.count)
+        nursery.cancel_scope.cancel()
+    return heard
+
+
+async def accepted(it: Scene) -> None:
+    """An accept that fails is tried again: both are answered."""
+
+    async def carry(order: Order, tell: Tell) -> Result:
+        return DONE
+
+    assert await _ordered(it, carry, PruneOrder()) == [DONE, DONE]
+
+
+async def cut_off(it: Scene) -> None:
+    """A client that has said nothing yet sees the end of its connection; the next one is answered."""
+
+    async def carry(order: Order, tell: Tell) -> Result:
+        return DONE
+
+    listener = _listener(it, it.folder / SOCKET_NAME)
+    async with it.tasks() as tasks, trio.open_nursery() as nursery:
+        uses = Uses()
+        nursery.start_soon(serve_control, listener, os.geteuid(), carry, uses, tasks)
+        with trio.fail_after(PATIENCE):
+            assert not await _heard(await trio.open_unix_socket(os.fspath(it.folder / SOCKET_NAME)), 1)
+            ask = lambda: list(Client(it.folder).call(PruneOrder(), start=False))  # noqa: E731
+            assert await trio.to_thread.run_sync(ask, abandon_on_cancel=True) == [DONE]
+        await until(lambda: not uses.count)
+        nursery.cancel_scope.cancel()
+
+
+async def connected(it: Scene) -> None:
+    """One client is told, or cut off; the next one is answered, and neither counts as a user afterwards."""
+
+    async def carry(order: Order, tell: Tell) -> Result:
+        await trio.sleep(0.01)
+        return DONE
+
+    first, second = await _ordered(it, carry, PruneOrder())
+    assert isinstance(first, LazyfsError) and second == DONE
+
+
+async def pulled(it: Scene) -> None:
+    """The same of a pull, whose progress cannot be told."""
+
+    async def pull_image(order: PullOrder, access: object, show: Any) -> Result:
+        show(Note("on its way"))
+        await trio.sleep(0.05)
+        return PULLED
+
+    it.patch.setattr(pulling, "pull_image", pull_image)
+    it.patch.setattr(pulling, "MODULES", ())
+    order = PullOrder("host/repo", "linux/amd64", "/containerd", "ns", "lazyfs")
+    first, second = await _ordered(it, Pulling().pull, order)
+    assert isinstance(first, LazyfsError) and "lazyfsd failed" in str(first) and second == PULLED
+
+
+async def watched(it: Scene) -> None:
+    """A look that fails is one round: systemd is told nothing of it, and of the next one that we are alive."""
+    heard = it.stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+    heard.bind(f"\0lazyfs-surprises-{os.getpid()}")
+    fds = FdStore({}, f"@lazyfs-surprises-{os.getpid()}", watchdog=40.0)
+
+    async def describe() -> str:
+        return "well"
+
+    async def looks(_: Path) -> bool:
+        await trio.lowlevel.checkpoint()
+        return True
+
+    it.patch.setattr(watchdog, "_look_up", looks)
+    async with it.tasks() as tasks, trio.open_nursery() as nursery:
+        tasks.within(nursery).keep_running("watchdog", watchdog.feed, fds, it.folder, {}, describe)
+        with trio.fail_after(PATIENCE):
+            said = await trio.socket.from_stdlib_socket(heard).recv(100)
+        assert said == b"WATCHDOG=1\nSTATUS=well" and it.failures.counts() == {"watchdog": 1}
+        nursery.cancel_scope.cancel()
+
+
+async def looked(it: Scene) -> None:
+    """What it looks through is closed, and the next look has its turn."""
+    looked_at: list[int] = []
+
+    async def run_process(*_: object, pass_fds: list[int], **__: object) -> None:
+        await trio.sleep(0.001)
+        looked_at.extend(pass_fds)
+
+    it.patch.setattr(trio, "run_process", run_process)
+    async with it.tasks() as tasks:
+        looks = FirstLooks(tasks)
+        for _ in range(2):
+            looks.begin(os.open(it.folder, os.O_RDONLY | os.O_DIRECTORY))
+        await it.until_failed("first look")
+        await until(lambda: looked_at and not looks._turns.borrowed_tokens)
+
+
+async def ended(it: Scene) -> None:
+    """Two mounts that end together: who waits for the end of the one is woken, and the other is cleared up."""
+    store = it.store()
+    state = it.stack.enter_context(State(store.directory.path))
+    bell = os.eventfd(1)
+    it.stack.callback(os.close, bell)
+
+    class Ends:
+        def __init__(self) -> None:
+            self.left = [[1, 2]]
+
+        def fileno(self) -> int:
+            return bell
+
+        def ended(self) -> list[int]:
+            os.eventfd_read(bell)
+            return self.left.pop()
+
+    life, catalog = Life(service=True), Catalog()
+    anything = cast("Any", Ends())
+    overlays = Overlays(store.directory.path, LayerMounts(store.directory.path))
+    mounts = Mounts(overlays, state, catalog, cast("Any", _Images()), Recordings(store), anything, anything, life)
+    live = {}
+    for number in (1, 2):
+        row = Row(number, "mounted", "", Mount(f"/{number}", "", "image", "", "", False, "off", "", False, ""))
+        mounts._begin(LiveMount(row, "image", False, trio.Event()))
+        mounts._watches[number] = number
+        live[number] = mounts.live[number]
+    async with it.tasks() as tasks, trio.open_nursery() as nursery:
+        nursery.start_soon(mounts.watch, tasks)
+        with trio.fail_after(PATIENCE):
+            for mount in live.values():
+                await mount.ended.wait()
+        assert not mounts.live and not mounts.is_used
+        nursery.cancel_scope.cancel()
+
+
+class _Images:
+    def __init__(self) -> None:
+        self.live: dict[str, object] = {}
+
+
+async def plugged(it: Scene) -> None:
+    """Whoever calls is heard, at once or after a pause."""
+    it.patch.setattr(plugin, "_RUN", it.folder)
+    it.patch.setattr(plugin, "MODULES", ())
+    listener = _listener(it, it.folder / "outer")
+    async with it.tasks() as tasks, trio.open_nursery() as nursery:
+        inner: Supervisor = tasks.within(nursery)
+        store = it.store()
+        catalog = Catalog()
+        sources, layers = Sources(store, catalog, inner), Layers(store, catalog, inner)
+        served = Plugin(Config(store=it.folder), store, sources, layers, LayerMounts(it.folder), inner)
+        served.unserved["one"] = "it is damaged"
+        async with AsyncExitStack() as stack:
+            await served.serve({"one": listener}, Handshakes({}), stack)
+            with trio.fail_after(PATIENCE):
+                async with await trio.open_unix_socket(os.fspath(it.folder / "outer")) as caller:
+                    assert await caller.receive_some(len(SETTINGS)) == SETTINGS
+            nursery.cancel_scope.cancel()
+
+
+async def kept(it: Scene) -> None:
+    """What keeps the store in order: one of four that fails is tried again, and none of the others begins anew."""
+    store = it.store()
+    async with it.tasks() as tasks, trio.open_nursery() as nursery:
+        upkeep = Upkeep(store, InUse, alone=True)
+        nursery.start_soon(upkeep.run, tasks)
+        await until(it.failures.counts)
+        await until(lambda: upkeep._has_right)
+        assert sum(it.failures.counts().values()) == 1
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,120 @@
+"""Layers that containerd asks for."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+import pytest
+import trio
+
+from lazyfs.containerd.lazy_layers import LazyLayers
+from lazyfs.containerd.resolving import Resolving
+from lazyfs.containerd.snapshotter import Snapshotter
+from lazyfs.errors import LocalError, SnapshotExists
+from lazyfs.gate.catalog import Catalog
+from lazyfs.native.layers import LayerMounts
+from lazyfs.store.store import Store
+from tests.unit.containerd.living import lazy_layers
+from tests.unit.containerd.scripted import ScriptedImage, ScriptedRegistry
+from tests.unit.surprises.scene import PATIENCE, Scenario, Scene, until
+
+
+class Setting(NamedTuple):
+    """What a lazyfsd with a plugin has of it."""
+
+    image: ScriptedImage
+    layers: LazyLayers
+    resolving: Resolving
+    snapshotter: Snapshotter
+    store: Store
+
+
+async def _stay_open(_: ScriptedRegistry) -> None:
+    await trio.lowlevel.checkpoint()
+
+
+@asynccontextmanager
+async def setting(it: Scene) -> AsyncIterator[Setting]:
+    # At the end all is cancelled at once, and what is closed may be asked something yet.
+    it.patch.setattr(ScriptedRegistry, "aclose", _stay_open)
+    image = ScriptedImage(it.folder / "image", {"a": b"first" * 1000}, {"b": b"second" * 1000})
+    store = it.store()
+    async with it.tasks() as tasks, trio.open_nursery() as nursery:
+        inner = tasks.within(nursery)
+        layers = lazy_layers(store, Catalog(), inner, lambda _: image.registry())
+        resolving = Resolving(store, layers, inner)
+        mounts = LayerMounts(store.directory.path)
+        snapshotter = Snapshotter(store, store.directory.path / "containerd" / "c", layers, resolving, mounts, inner)
+        it.stack.callback(snapshotter.close)
+        yield Setting(image, layers, resolving, snapshotter, store)
+        nursery.cancel_scope.cancel()
+
+
+async def told(it: Scene) -> None:
+    """All who wait for the layer are told; the next one has it."""
+    async with setting(it) as found:
+        with trio.fail_after(PATIENCE):
+            with pytest.raises(LocalError, match="surprise"):
+                await found.resolving.resolve(found.image.claim(0))
+            await found.resolving.resolve(found.image.claim(0))
+
+
+async def resolved(it: Scene) -> None:
+    """What was only to save time is done without."""
+    async with setting(it) as found:
+        with trio.fail_after(PATIENCE):
+            await found.resolving.resolve(found.image.claim(0))
+            await until(it.failures.counts)
+
+
+def started(kind: str) -> Scenario:
+    """A lazyfsd that finds the snapshots of an earlier one: two lazy layers, and a directory that is nobody's."""
+
+    async def scenario(it: Scene) -> None:
+        async with setting(it) as found:
+            for number, lazy in enumerate(found.image.lazy):
+                found.store.keep_document(lazy.toc_digest, found.image.toc(number))
+                found.snapshotter.snapshots.commit_lazy(f"{number}", "", {}, lazy)
+            found.snapshotter._found = [each for page in found.snapshotter.snapshots.pages() for each in page]
+            left = found.snapshotter._place.of(77)
+            left.mkdir(parents=True)
+            await found.snapshotter.start()
+            await it.until_failed(kind)
+            await found.snapshotter.cleanup()
+            await until(lambda: not left.exists())
+
+    return scenario
+
+
+def asked(make: Callable[[Setting], Awaitable[object]]) -> Scenario:
+    """A call of containerd that leaves something for later: the call succeeds, and so does the next one."""
+
+    async def scenario(it: Scene) -> None:
+        async with setting(it) as found:
+            with trio.fail_after(PATIENCE):
+                await make(found)
+                await until(it.failures.counts)
+                await found.snapshotter.cleanup()
+
+    return scenario
+
+
+async def committed(found: Setting) -> None:
+    """A lazy layer; what it takes on disk is told when it is asked for."""
+    claim = found.image.claim(0)
+    with pytest.raises(SnapshotExists):
+        await found.snapshotter._commit_lazy(claim, "", {})
+    found.layers.lull.end()
+
+
+async def removed(found: Setting) -> None:
+    """An ordinary snapshot."""
+    found.snapshotter.snapshots.create("key", "", "active", {})
+    await found.snapshotter.remove("key")
+
+
+async def cleaned(found: Setting) -> None:
+    """A garbage collection."""
+    await found.snapshotter.cleanup()

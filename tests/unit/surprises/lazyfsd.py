@@ -1,0 +1,161 @@
+"""lazyfsd as a whole, without a kernel to serve: what fails in it is told by its status, and it ends as it should."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from lazyfs.containerd.handshakes import Handshakes
+from lazyfs.daemon import life, service
+from lazyfs.daemon.client import Client
+from lazyfs.daemon.config import Config
+from lazyfs.daemon.fdstore import FdStore
+from lazyfs.daemon.holding import SOCKET_NAME
+from lazyfs.daemon.service import Options, Service
+from lazyfs.daemon.state import Mount, State
+from lazyfs.fuse.connection import Connection
+from lazyfs.mount import upkeep
+from lazyfs.reports.orders import StatusOrder
+from tests.unit.surprises.scene import PATIENCE, Scenario, Scene, until
+
+_MOUNT = Mount("/nowhere", "", "host/repo@sha256:0", "oci:/nowhere", "linux/amd64", False, "off", "", False, "")
+
+
+class Lazyfsd:
+    """A running one."""
+
+    service: Service
+
+    def __init__(self, store: Path) -> None:
+        self.store = store
+        self.ended = trio.Event()
+        self.heard: list[str] = []
+        """What its keeper was told."""
+
+    async def failures(self) -> dict[str, int]:
+        """As a client is told."""
+        client = Client(self.store)
+        ask = lambda: list(client.call(StatusOrder(), start=False))  # noqa: E731
+        report = (await trio.to_thread.run_sync(ask, abandon_on_cancel=True))[-1]
+        return dict(report.failures)
+
+
+class _NoResort:
+    def begin(self) -> None:
+        """It would end the tests."""
+
+
+@asynccontextmanager
+async def lazyfsd(it: Scene, *, is_service: bool = True) -> AsyncIterator[Lazyfsd]:
+    """From its start to its end, which it was told to come to. It has a mount of an earlier process."""
+    store = it.folder / "store"
+    it.store().close()
+    with State(store) as state:
+        state.mark(state.add(_MOUNT).number, "detached", "")
+    running = Lazyfsd(store)
+    gone = trio.Event()
+
+    class Gate(Connection):
+        async def unmount(self) -> None:
+            gone.set()
+
+    async def serve_gate(*_: object, task_status: trio.TaskStatus[Connection]) -> None:
+        task_status.started(Gate(store, 1, taken_over=True))
+        await gone.wait()
+
+    class Known(Service):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            running.service = self
+            it.failures = self.tasks.failures
+
+    it.patch.setattr(service, "serve_gate", serve_gate)
+    it.patch.setattr(service, "Service", Known)
+    it.patch.setattr(life, "LastResort", _NoResort)
+    it.patch.setattr(life, "SIGNALS", ())  # they would stay ignored afterwards
+    listener = it.stack.enter_context(socket.socket(socket.AF_UNIX))
+    listener.bind(os.fspath(store / SOCKET_NAME))
+    listener.listen()
+    notified = it.stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+    notified.bind(f"\0lazyfs-surprises-{os.getpid()}")
+    fds = FdStore({"control": os.dup(listener.fileno())}, f"@lazyfs-surprises-{os.getpid()}", watchdog=8.0)
+    listener.close()
+
+    async def serve() -> None:
+        await service._serve(Options(Config(store=store), is_service), fds, Handshakes({}))
+        running.ended.set()
+
+    async def hear() -> None:
+        keeper = trio.socket.from_stdlib_socket(notified)
+        while True:
+            running.heard.append((await keeper.recv(1 << 16)).decode())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        nursery.start_soon(hear)
+        await until(lambda: any("READY=1" in heard for heard in running.heard))
+        it.expect("/nowhere")
+        await until(
+            lambda: running.service.mounts.live and all(each.row.trouble for each in running.service.mounts.live.values())
+        )
+        yield running
+        running.service._life.told.set()
+        with trio.fail_after(PATIENCE):
+            await running.ended.wait()
+        nursery.cancel_scope.cancel()
+
+
+def goes_on(kind: str) -> Scenario:
+    """It is tried again, a client is told of the failure, and the end is that of any other lazyfsd."""
+
+    async def scenario(it: Scene) -> None:
+        async with lazyfsd(it) as running:
+            await it.until_failed(kind)
+            assert (await running.failures())[kind] == 1
+
+    return scenario
+
+
+async def watchdog(it: Scene) -> None:
+    """systemd hears of us all the same."""
+    async with lazyfsd(it) as running:
+        await it.until_failed("watchdog")
+        await until(lambda: any("WATCHDOG=1" in heard for heard in running.heard))
+
+
+async def ends(it: Scene) -> None:
+    """What fails at the end keeps it from none of the other steps."""
+    for pause in ("_SYNC_PAUSE", "_LOOK_PAUSE"):
+        it.patch.setattr(upkeep, pause, 1e9)
+    async with lazyfsd(it, is_service=False) as running:
+        stopped: list[str] = []
+        end_all, drop_layers = running.service.recordings.end_all, running.service.mounts.drop_layers
+
+        async def record() -> None:
+            stopped.append("records")
+            await end_all()
+
+        async def drop() -> None:
+            stopped.append("layers")
+            await drop_layers()
+
+        it.patch.setattr(running.service.recordings, "end_all", record)
+        it.patch.setattr(running.service.mounts, "drop_layers", drop)
+    assert "records" in stopped and "layers" in stopped
+
+
+async def gate(it: Scene) -> None:
+    """Without its connection there is nothing to serve: the process ends, and the next one takes the connection over."""
+    async with lazyfsd(it):
+        pass
+
+
+async def until_told(_: Scene) -> None:
+    """The wait for the end is lazyfsd's own: it ends with it."""
+    await life.Life(service=True).wait_for_end()
