@@ -37,7 +37,7 @@ def counting(mount: Path, folder: Path) -> Iterator[FuseRequests]:
     table = Path("/proc/self/mountinfo").read_text()
     found = re.search(rf"^\S+ \S+ 0:(\d+) \S+ {re.escape(str(mount))} .* - fuse", table, re.MULTILINE)
     if found is None:
-        raise RuntimeError(f"{mount} is no FUSE mount")
+        raise RuntimeError(f"{mount} is not a FUSE mount")
     tracing = folder / "tracing"
     tracing.mkdir(exist_ok=True)
     run("mount", "-t", "tracefs", "tracefs", tracing)

@@ -68,7 +68,7 @@ def _rpull(_: Place, __: Lazyfsd, running: Containerd, reference: str) -> None:
 
 def _lazyfs_pull(place: Place, daemon: Lazyfsd, running: Containerd, reference: str) -> None:
     options: tuple[str | Path, ...] = ("--store", daemon.store, "--address", running.folder / "socket", "--snapshotter", OURS)
-    # Where certificates are is no question of a registry on loopback, and lazyfsd leaves to the command what it cannot know.
+    # Where certificates are is not a question of a registry on loopback, and lazyfsd leaves to the command what it cannot know.
     environment = {name: value for name, value in place.environment.items() if not name.startswith("SSL_CERT_")}
     run(LAZYFS, "pull", *options, reference, env=environment)
 

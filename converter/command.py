@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=None,
         metavar="1..12",
-        help=f"of compression ({DEFAULT_LEVEL}); giving it converts all layers anew",
+        help=f"of compression ({DEFAULT_LEVEL}); giving it converts all layers again",
     )
     parser.add_argument(
         "--prioritize",
@@ -122,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="which image of several (default: this machine's)")
     which.add_argument("--all-platforms", action="store_true", help="all images of an index, and the index")
     parser.add_argument("--workers", type=int, metavar="N", help="compressing threads (default: one a core)")
-    parser.add_argument("--force", action="store_true", help="convert layers anew even if they are what is asked")
+    parser.add_argument("--force", action="store_true", help="convert layers again even if they already have the wanted form")
     parser.add_argument("--json", action="store_true", help="report as one JSON object; sizes in bytes")
     add_creds(parser, where="for the registry, instead of ~/.docker/config.json")
     add_creds(parser, "src-", "for SRC's registry, where DST's is another")
@@ -167,5 +167,5 @@ def _size(text: str) -> int:
     if text[-1:].upper() in _SUFFIXES:
         digits, shift = text[:-1], _SUFFIXES[text[-1:].upper()]
     if not digits.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write it as 4194304, 4096K or 4M")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write it as 4194304, 4096K or 4M")
     return int(digits) << shift

@@ -49,7 +49,7 @@ class _Input(NamedTuple):
     """Where all of an index is wanted."""
     images: dict[Digest, OldImage]
     others: dict[Digest, Manifest]
-    """What is no image: attestations, and artifacts of other kinds. Copied as they are."""
+    """What is not an image: attestations, and artifacts of other kinds. Copied as they are."""
     indexes: dict[Digest, Index]
     """Those inside of `whole`, the innermost first."""
 

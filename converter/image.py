@@ -33,7 +33,7 @@ class NewImage(NamedTuple):
 async def read_image(source: ImageSource, digest: Digest, manifest: Manifest) -> OldImage:
     """Read the config, and check that it fits the manifest. Raises LazyfsError."""
     for layer in manifest.layers:
-        check_layer_type(layer)  # what is no layer is found before anything is fetched
+        check_layer_type(layer)  # what is not a layer is found before anything is fetched
     data = await source.small_blob(manifest.config.digest, MAX_CONFIG)
     config = parse_config(data, f"the config of {source.name}@{digest}")
     if len(config.diff_ids) != len(manifest.layers):

@@ -132,7 +132,7 @@ class SyncedDatabase:
     def _refusal(self, error: sqlite3.Error) -> StoreFull | StoreUnusable:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
         if code == sqlite3.SQLITE_FULL:
-            return StoreFull(f"{self._path} cannot be written: {error}", hint="Make room on that disk")
+            return StoreFull(f"{self._path} cannot be written: {error}", hint="Free space on that disk")
         if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
             return self._damaged(error)
         return StoreUnusable(f"{self._path} cannot be used: {error}")

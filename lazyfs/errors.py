@@ -130,11 +130,11 @@ class InvalidToc(InvalidInput):
 
 
 class InvalidTar(InvalidInput):
-    """A layer is no tar, or one that no runtime would unpack alike."""
+    """A layer is not a tar, or one that no runtime would unpack alike."""
 
 
 class InvalidManifest(InvalidInput):
-    """An index, manifest or config that is no image of a kind we know."""
+    """An index, manifest or config that is not an image of a kind we know."""
 
 
 class NotLazy(InvalidInput):

@@ -67,7 +67,7 @@ class Response:
     """What ends that line."""
     last_chunk: bytes = b"0\r\n\r\n"
     tail: bytes = b""
-    """Sent behind the body, of which it is no part."""
+    """Sent behind the body, of which it is not a part."""
     answers_head: bool = False
     """The body is sent to HEAD as well."""
     blob: bytes = b""

@@ -31,7 +31,7 @@ def read_inside(root: Path, name: str, limit: int) -> bytes | None:
             return None
         raise LocalError(f"cannot look up {name} in {root}: {error.strerror}") from error
     try:
-        # What is no regular file is not even opened: a FIFO would block, a device might do anything.
+        # What is not a regular file is not even opened: a FIFO would block, a device might do anything.
         if not stat.S_ISREG(os.fstat(found).st_mode):
             return None
         with open(f"/proc/self/fd/{found}", "rb") as file:

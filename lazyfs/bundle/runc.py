@@ -35,7 +35,7 @@ class _LogLine(msgspec.Struct):
 def require_runc() -> None:
     """Raises LocalError where runc is not installed: said before anything is mounted."""
     if not any(os.access(f"{folder}/runc", os.X_OK) for folder in os.get_exec_path()):
-        raise LocalError("runc is not installed, and it is what runs containers here", hint="Install it: apt install runc")
+        raise LocalError("runc is not installed; lazyfs run needs it", hint="Install it: apt install runc")
 
 
 def run_bundle(bundle: Path, name: str, mask: Collection[int], hold: int | None = None) -> int:

@@ -71,10 +71,10 @@ def settings_of(
 def _read(config: str | bytes) -> _Settings:
     document = decode(config)
     if not isinstance(document, dict):
-        raise msgspec.DecodeError("it is no object")
+        raise msgspec.DecodeError("it is not an object")
     settings = fields(document, ("config",)).get("config", {})
     if not isinstance(settings, dict):
-        raise msgspec.DecodeError("its config is no object")
+        raise msgspec.DecodeError("its config is not an object")
     return msgspec.convert(fields(settings, _Settings.__struct_encode_fields__), _Settings)
 
 

@@ -1,4 +1,4 @@
-"""Print one file of an image: only that file's chunks are fetched, each verified before a byte of it is printed."""
+"""Print one file of an image. Only that file's chunks are fetched, and each is verified before a byte of it is printed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Find out what this machine lacks: kernel, FUSE, limits, lazyfsd, containerd's configuration.
+"""Check this machine and say what is missing: kernel, FUSE, limits, lazyfsd, containerd's configuration.
 
 Each line begins with `ok`, with `loss` where something works less well than it could, or with `missing` where something does not work.
-Nothing is changed: a native mount is tried out, and taken away again.
+Nothing is changed: a native mount is tried and removed again.
 """
 
 from __future__ import annotations

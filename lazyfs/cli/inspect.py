@@ -1,6 +1,6 @@
-"""Say of each layer whether it can be mounted lazily, or why not: its format, size, entries, chunks, TOC digest, landmark.
+"""Show for each layer whether it can be mounted lazily, or why not: its format, size, entries, chunks, TOC digest, landmark.
 
-Nothing is kept on this machine. The exit code is 0 if the whole image can be mounted lazily, 3 if not.
+Nothing is stored. The exit code is 0 if the whole image can be mounted lazily, 3 if not.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""List a directory of an image, or one file, from the layers' TOCs alone: no file is fetched and nothing is mounted."""
+"""List a directory of an image, or one file. Only the layers' TOCs are fetched, and nothing is mounted."""
 
 from __future__ import annotations
 

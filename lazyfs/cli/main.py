@@ -20,18 +20,18 @@ from lazyfs.source.given import hide_creds, settle_creds
 
 _COMMANDS: Final = {
     "convert": "rewrite an image so that it can be mounted lazily",
-    "mount": "mount an image's root file system at once, and let the pull finish behind it",
-    "umount": "take a mount away",
+    "mount": "mount an image's root file system at once; the pull finishes in the background",
+    "umount": "unmount an image",
     "run": "run a command in a container of an image, before the image has arrived",
     "pull": "pull an image into containerd, lazily",
-    "status": "say what is mounted, and what of it is here",
+    "status": "show what is mounted, and what of it has arrived",
     "ls": "list a directory of an image, without mounting it",
     "cat": "print one file of an image, without mounting it",
-    "inspect": "say of each layer whether it can be mounted lazily, or why not",
+    "inspect": "show for each layer whether it can be mounted lazily, or why not",
     "verify": "check everything about an image, from its manifest to its last chunk",
-    "store": "look after what has been kept on this machine",
-    "prune": "remove what has been kept and no mounted image needs",
-    "doctor": "find out what this machine lacks",
+    "store": "inspect, check or clear the store",
+    "prune": "remove from the store what no mounted image needs",
+    "doctor": "check this machine and say what is missing",
 }
 
 _EPILOG: Final = """\
@@ -41,7 +41,7 @@ images:
 
 exit codes:
   0  done        1  failed            2  wrong command line    3  the image is not what it claims, or not lazy
-  4  a registry or layout did not give it                      5  this machine refused: disk, permissions, mount
+  4  a registry or layout did not deliver                     5  this machine refused: disk, permissions, mount
   130  interrupted
 
 example:
@@ -49,7 +49,7 @@ example:
   lazyfs mount docker://localhost:5000/python:3.12 /mnt && chroot /mnt python3 -c 'print("hello")'
   lazyfs status /mnt; lazyfs umount /mnt
 
-`lazyfs COMMAND --help` tells more about each.
+`lazyfs COMMAND --help` explains each command.
 """
 
 

@@ -1,11 +1,11 @@
 """Mount an image's root file system before it has arrived.
 
-Returns as soon as the mount answers. What is read is fetched at once; everything else follows in the background, and
-when all is here neither the registry nor the network is needed any more.
+The command returns as soon as the mount works. What programs read is fetched at once; the rest follows in the background. A complete
+image needs neither registry nor network.
 
-natively (root): the kernel itself serves metadata and every file that has arrived, at the speed of a full pull; one lazyfsd
-for all such mounts brings what is missing. portably: a process of its own serves the whole mount through FUSE; any user,
-any kernel. `--mode auto` tries a native mount out, and says what it chose.
+natively (root): the kernel serves metadata and every file that has arrived, at the speed of a full pull; one lazyfsd fetches
+what is missing, for all such mounts. portably (any user, any kernel): one process serves the mount through FUSE. `--mode auto` tries a
+native mount, and says what it chose.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--background",
         choices=("on", "off", "wait"),
         default="on",
-        help="fetch what nobody reads as well: on (default), off, or wait until everything is here",
+        help="fetch the rest of the image in the background: on (default), off, or wait until the image is complete",
     )
     parser.add_argument(
         "--rw", metavar="UPPER", type=Path, help="native: writable, changes go to the directory UPPER (made if need be)"
@@ -66,9 +66,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Mount. Raises LazyfsError."""
     directory = absolute(arguments.directory)
     if find_mount(directory):  # asked first: a mount whose process has died fails whoever touches it
-        raise MountFailed(f"{directory} is a lazyfs mount already", hint=f"Take it away first: lazyfs umount {directory}")
+        raise MountFailed(f"{directory} is a lazyfs mount already", hint=f"Unmount it first: lazyfs umount {directory}")
     if not directory.is_dir():
-        raise MountFailed(f"{directory} is no directory", hint="Make it first")
+        raise MountFailed(f"{directory} is not a directory", hint="Make it first")
     directory = directory.resolve()  # the name under which the kernel will list the mount
     store = store_of(arguments)
     reference = reference_of(arguments)
@@ -147,7 +147,7 @@ def _mount_natively(arguments: argparse.Namespace, directory: Path, store: Path)
     if not find_mount(directory):
         raise MountFailed(
             f"lazyfsd has mounted {directory}, but not where this process could see it: it lives in another mount namespace",
-            hint="Ask from there, or use a --store of your own here",
+            hint="Run the command there, or use another --store here",
         )
     if arguments.json:
         print(json.dumps({name: getattr(answer, name) for name in ("image", "directory", "pid", "mode")}), flush=True)
@@ -218,7 +218,7 @@ def _follow(pid: int, reports: Iterator[Step | PortableResult], directory: Path,
 
 def _incomplete(directory: Path) -> LazyfsError:
     return MountFailed(
-        f"the mount at {directory} has ended before everything was here", hint="What has arrived is kept: mount it again"
+        f"the mount at {directory} was unmounted before the image was complete", hint="What has arrived is kept: mount it again"
     )
 
 

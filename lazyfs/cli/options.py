@@ -33,7 +33,7 @@ def add_store(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         type=Path,
         default=None,
-        help="what is kept (default: /var/lib/lazyfs for root, ~/.cache/lazyfs else)",
+        help="the store (default: /var/lib/lazyfs for root, ~/.cache/lazyfs otherwise)",
     )
 
 
@@ -42,7 +42,7 @@ def add_store_size(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--store-size",
         metavar="SIZE",
-        help="what the store may take from now on, as 500M or 20G: what nobody needs goes first (0: no bound; default: as it is)",
+        help="bound of the store's size from now on, as 500M or 20G: unneeded files are removed first (0: no bound; default: unchanged)",
     )
 
 
@@ -78,5 +78,5 @@ def parse_age(text: str) -> float:
     """Seconds of `90s`, `30m`, `12h`, `7d`. Raises UsageError."""
     found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,3})?)([smhd]?)", text.strip(), re.ASCII)
     if not found:
-        raise UsageError(f"{show(text)} is no age", hint="Write seconds, or a number with m, h or d behind it")
+        raise UsageError(f"{show(text)} is not an age", hint="Write seconds, or a number with m, h or d behind it")
     return float(found[1]) * _AGES[found[2]]

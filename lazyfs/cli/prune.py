@@ -1,7 +1,7 @@
-"""Make room: remove what has been kept, and no mounted image needs.
+"""Remove from the store what no mounted image needs.
 
---all removes what mounted images consist of as well (they fetch it again when it is read), --older-than only what has been here
-for longer than that. What somebody has open stays readable, and takes its room until he closes it.
+--all also removes files of mounted images (they are fetched again when they are read). --older-than removes only what arrived before that.
+A file that a process has open stays readable, and takes space until it is closed.
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ def _describe(directory: Path, freed: PruneResult) -> str:
         what += f" and {freed.parts} unfinished layers"
     lines = [f"{directory}", f"  removed {what}: {freed.bytes / 1e6:.1f} MB"]
     if freed.held_bytes:
-        lines.append(f"  of these {freed.held_bytes / 1e6:.1f} MB are still open or mounted, and take room until they are closed")
+        lines.append(
+            f"  of these {freed.held_bytes / 1e6:.1f} MB are still open or mounted, and take space until they are closed"
+        )
     lines.append(f"  left: {freed.used_bytes / 1e6:.1f} MB")
     return "\n".join(lines)

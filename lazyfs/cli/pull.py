@@ -1,10 +1,10 @@
-"""Pull an image into containerd, lazily: containers start from it at once, and what they read arrives when they read it.
+"""Pull an image into containerd, lazily: containers start at once, and what they read is fetched when they read it.
 
-For containerd 1.6 and 1.7, whose `ctr images pull` tells a snapshotter too little for that; later ones can do without this command. A
-layer that cannot be lazy is brought and unpacked as ctr would. Afterwards the image is like any other: ctr run, ctr images rm.
-Killed or failed, it goes on the next time where it was.
+It is for containerd 1.6 and 1.7, whose `ctr images pull` does not tell a snapshotter enough; later versions do not need it. containerd
+unpacks layers that cannot be lazy, as for ctr. Afterwards the image is like any other: ctr run, ctr images rm. A pull that failed or was
+killed continues the next time.
 
-Where the lazyfsd of the state directory runs, it carries the pull out, which is quicker; not with --creds, nor where the environment names
+If the lazyfsd of the state directory is running, it carries out the pull, which is faster; not with --creds, nor if the environment names
 proxies, certificates or a docker configuration of its own.
 """
 
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_creds(parser, where="for this pull, instead of ~/.docker/config.json")
     parser.add_argument("--plain-http", action="store_true", help="no TLS (loopback never uses it)")
     parser.add_argument(
-        "--complete", action="store_true", help="bring the blobs of lazy layers as well: export, push and check need them"
+        "--complete", action="store_true", help="fetch the blobs of lazy layers as well: export, push and check need them"
     )
     add_store(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object")
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     reference = parse_reference(arguments.reference)
     if reference.transport != "docker":
         raise UsageError(
-            f"{reference} is no image in a registry: lazyfsd could not fetch what is missing",
+            f"{reference} is not an image in a registry: lazyfsd could not fetch what is missing",
             hint="Push it to one: lazyfs convert or skopeo copy",
         )
     order = PullOrder(

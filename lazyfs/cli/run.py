@@ -1,9 +1,8 @@
 """Run a command in a container of an image, before the image has arrived.
 
-The image's root file system is mounted natively, with a writable layer that is thrown away at the end, and runc runs in it what
-the image's config says: entrypoint and command, environment, user, working directory. CMD takes the place of the
-image's own command. Standard input, signals and the exit code are the program's; where standard input and output are a
-terminal, so has the program one.
+The image's root file system is mounted natively, with a writable layer that is removed at the end. runc runs what the image's
+config says: entrypoint and command, environment, user, working directory. CMD replaces the image's own command. Standard input,
+signals and the exit code are the program's. It has a terminal if standard input and output are one.
 
 exit codes:
   that of the program; 128 + N where signal N ended it
@@ -53,8 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-new-privileges",
         action="store_true",
-        help="let setuid programs (sudo) and file capabilities give rights, as Docker does. Default: they give none, because an image"
-        " that nobody has checked could make root of any of its users",
+        help="let setuid programs (sudo) and file capabilities grant privileges, as Docker does. Default: they grant none, because"
+        " an unchecked image could make any of its users root",
     )
     parser.add_argument(
         "--background", choices=("on", "off"), default="on", help="fetch what the program does not read as well (default: on)"
@@ -123,11 +122,11 @@ def _make_bundle(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> None:
     """What can be told before anything is asked for. Raises UsageError, LocalError."""
     if os.geteuid() != 0:
-        raise LocalError("only root can run containers here", hint="lazyfs mount --mode portable is for every user")
+        raise LocalError("only root can run containers", hint="lazyfs mount --mode portable is for every user")
     if arguments.tty and not os.isatty(0):
-        raise UsageError("--tty: standard input is no terminal")
+        raise UsageError("--tty: standard input is not a terminal")
     if arguments.record and not arguments.record.absolute().parent.is_dir():
-        raise UsageError(f"--record: {arguments.record.absolute().parent} is no directory")
+        raise UsageError(f"--record: {arguments.record.absolute().parent} is not a directory")
 
 
 def _prepare(arguments: argparse.Namespace, client: Client, folder: Path) -> None:

@@ -28,7 +28,7 @@ def describe_service(status: ServiceStatus) -> list[str]:
         f" {gate.late} of them because they were late; {gate.errors} errors"
     )
     limit = f" of {megabytes(store.limit_bytes)}" if store.limit_bytes else ""
-    evicted = f"; {store.evicted_objects} objects ({megabytes(store.evicted_bytes)}) made room" if store.evicted_objects else ""
+    evicted = f"; {store.evicted_objects} objects ({megabytes(store.evicted_bytes)}) evicted" if store.evicted_objects else ""
     if failures := failed_tasks(status.failures):
         lines.append(failures)
     lines.append(f"store: {megabytes(store.used_bytes)}{limit} used{evicted}  (process {status.pid})")
@@ -60,7 +60,7 @@ def _repository(told: RepositoryStatus) -> list[str]:
     if errors:
         line += f"; errors: {errors}"
     if told.unkept:
-        line += f"; not kept: {told.unkept}"
+        line += f"; not stored: {told.unkept}"
     return [line, *([f"  {told.trouble}"] if told.trouble else [])]
 
 

@@ -1,7 +1,7 @@
-"""Say what is mounted, and what of it is here.
+"""Show what is mounted, and what of it has arrived.
 
-Without DIR: all mounts that this user can see, native and portable, and where lazyfsd serves a containerd, what that one has of it. A
-complete mount needs neither registry nor network any more.
+Without DIR: all mounts that this user can see, native and portable, and, if lazyfsd serves a containerd, what it has. A complete
+mount needs neither registry nor network.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Ask and print. Exit code 5 when a mount does not answer. Raises MountFailed for a DIR that is no mount."""
+    """Ask and print. Exit code 5 when a mount does not answer. Raises MountFailed for a DIR that is not a mount."""
     if arguments.directory is None:
         mounts = our_mounts()
     else:
         mounted = find_mount(arguments.directory)
         if mounted is None:
-            raise MountFailed(f"{arguments.directory} is no lazyfs mount", hint="`lazyfs status` lists those there are")
+            raise MountFailed(f"{arguments.directory} is not a lazyfs mount", hint="`lazyfs status` lists the mounts")
         mounts = [mounted]
     silent = 0
     for mounted, answer in _ask(mounts, store_of(arguments)):
@@ -81,8 +81,8 @@ def _ask_daemon(mounted: Mounted, store: Path) -> MountStatus:
     answer = follow(Client(mounted.store or store).call(StatusOrder(str(mounted.path)), start=True))
     if not answer.mounts:
         raise MountFailed(
-            f"the mount at {mounted.path} is no mount of the lazyfsd that serves {mounted.store or store}",
-            hint="It works as far as its files are here. Name its --store, or unmount it",
+            f"the mount at {mounted.path} is not a mount of the lazyfsd that serves {mounted.store or store}",
+            hint="Files that have arrived work. Name its --store, or unmount it",
         )
     return answer.mounts[-1]
 
@@ -120,7 +120,7 @@ def _describe(status: MountStatus) -> str:
         )
     if status.errors or status.damaged or status.unkept:
         errors = ", ".join(f"{count} {name}" for name, count in sorted(status.errors.items())) or "none"
-        lines.append(f"  errors: {errors}; damaged in the store: {status.damaged}; not kept: {status.unkept}")
+        lines.append(f"  errors: {errors}; damaged in the store: {status.damaged}; not stored: {status.unkept}")
     if failures := failed_tasks(status.failures):
         lines.append(f"  {failures}")
     if status.trouble:

@@ -1,7 +1,7 @@
-"""Look after what has been kept on this machine: every chunk that arrived, once, for all images.
+"""Inspect, check or clear the store: every chunk that arrived, once, for all images.
 
-info    what is there, how much, and how much it may be
-check   read everything, drop what is damaged (it is fetched again when it is needed), remove what a crash left
+info    what is in it, its size, and its bound
+check   read everything, drop what is damaged (it is fetched again when needed), remove what a crash left
 clear   remove everything; refused while something is mounted from it
 """
 
@@ -74,7 +74,7 @@ class _Info(NamedTuple):
         if told and told.held_bytes:
             lines.append(f"  {told.held_bytes / 1e6:.1f} MB of that are of removed files, still open or mounted")
         if told and told.evicted_objects:
-            lines.append(f"  {told.evicted_objects} files ({told.evicted_bytes / 1e6:.1f} MB) made room since lazyfsd began")
+            lines.append(f"  {told.evicted_objects} files ({told.evicted_bytes / 1e6:.1f} MB) evicted since lazyfsd started")
         return "\n".join(lines)
 
 

@@ -1,10 +1,10 @@
-"""Take a mount away.
+"""Unmount an image.
 
-A busy mount is left as it is, and those who hold it are named; --lazy detaches it all the same: it vanishes at once, and its
-process ends with its last user.
+A mount that is in use is left alone, and the processes that use it are named. --lazy detaches it: it disappears at once, and its
+process exits with its last user.
 
---abort is the way out of a lazyfsd that cannot come up: all that it has mounted is given up, containers' roots as well. Stop the
-service first. Whoever waits for a missing file gets an error; nothing on disk is lost.
+--abort is the way out if lazyfsd cannot start: it removes all its mounts, roots of containers included. Stop the service first.
+Processes that wait for a missing file get an error; nothing on disk is lost.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _END_DEADLINE: Final = 10.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line."""
     parser.add_argument("directory", metavar="DIR", type=Path, nargs="?", help="where it is mounted")
-    parser.add_argument("--abort", action="store_true", help="give up all that the lazyfsd of the store has mounted")
-    parser.add_argument("--lazy", action="store_true", help="detach a busy mount")
+    parser.add_argument("--abort", action="store_true", help="give up all mounts of the store's lazyfsd")
+    parser.add_argument("--lazy", action="store_true", help="detach a mount that is in use")
     add_store(parser)
 
 

@@ -1,8 +1,8 @@
 """Check everything about an image, from its manifest to its last chunk.
 
-Every blob is downloaded and held against its digest, its tar against its diff ID, its TOC against the manifest, every
-chunk against the TOC, and the tree that the TOC tells against the tree that the tar unpacks to: an image that shows
-one thing lazily and another to a full pull fails, with the path. Nothing is kept. Exit code 3 when something is wrong.
+Every blob is downloaded and compared with its digest, its tar with its diff ID, its TOC with the manifest, every chunk with the TOC, and
+the tree of the TOC with the tree of the tar: an image that shows one thing lazily and another in a full pull fails, and the path is
+named. Nothing is stored. The exit code is 3 if something is wrong.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ class LazyLayers:
     async def resume(self, layers: Iterable[LazyLayer]) -> None:
         """Go on with the pulls of an earlier process.
 
-        What had come whole once is left as it is, since the store may have made room of it; so is what was removed meanwhile.
+        What had come whole once is left as it is, since the store may have evicted some of it; so is what was removed meanwhile.
         """
         for lazy in layers:
             try:
@@ -111,7 +111,7 @@ class LazyLayers:
                     continue
                 pull = self.pull(lazy).pull
             except LazyfsError as error:
-                _log.warning("the pull of layer %s cannot go on: %s", lazy.digest, error)
+                _log.warning("cannot continue the pull of layer %s: %s", lazy.digest, error)
                 continue
             with trio.move_on_after(_RESUME_PATIENCE):
                 assert pull is not None  # it has begun

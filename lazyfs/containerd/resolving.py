@@ -105,7 +105,7 @@ class _Image:
         while self.growing and self.ahead and (self.ahead[0].toc or self.ahead[0].failure):
             load = self.ahead.pop(0)
             if load.toc is None:
-                self.ahead.clear()  # what stands on it is built when it is asked for
+                self.ahead.clear()  # its children are built when they are asked for
             else:
                 load.image = self.growing.add(load.toc)
 
@@ -170,7 +170,7 @@ class Resolving:
         await self._wait(load.ended, image, claim)
         image.loads.pop(_load_key(vouched), None)  # from here on it is in use, or nobody's
         if load.index is None:
-            raise load.failure or Unreachable(f"layer {claim.digest} of {repository} is not waited for any more")
+            raise load.failure or Unreachable(f"layer {claim.digest} of {repository} is no longer waited for")
         if load.image is not None:
             # What goes wrong there, whoever builds it for good is told.
             await trio.to_thread.run_sync(_wait_for, load.image, abandon_on_cancel=True)
@@ -234,7 +234,7 @@ class Resolving:
             for load in loads:
                 await load.ended.wait()
         if patience.cancelled_caught:
-            raise Unreachable(f"{lost[0].reference} did not bring the TOCs that were lost within {DEADLINE:.0f} s")
+            raise Unreachable(f"{lost[0].reference} did not deliver the missing TOCs within {DEADLINE:.0f} s")
         for load in loads:
             if load.failure is not None:
                 raise load.failure
@@ -290,7 +290,7 @@ class Resolving:
                 _, manifest = await resolve_manifest(live.source, selector, this_platform(), self._store)
                 image.layers = manifest.layers
         except trio.TooSlowError:
-            image.failure = Unreachable(f"{repository} did not bring the manifest of {selector} within {_PATIENCE:.0f} s")
+            image.failure = Unreachable(f"{repository} did not deliver the manifest of {selector} within {_PATIENCE:.0f} s")
         except LazyfsError as error:
             image.failure = error
 
@@ -335,7 +335,7 @@ class Resolving:
                 image.counted.add(descriptor.digest)
         except trio.TooSlowError:
             load.failure = Unreachable(
-                f"{repository} did not bring the TOC of layer {descriptor.digest} within {_PATIENCE:.0f} s"
+                f"{repository} did not deliver the TOC of layer {descriptor.digest} within {_PATIENCE:.0f} s"
             )
         except LazyfsError as error:
             load.failure = bare(error)
@@ -349,7 +349,7 @@ class Resolving:
 
 def _failed(cause: Exception, what: str) -> LazyfsError:
     """For those who wait: a descriptor or a thread that cannot be had, or a defect of ours, which the log tells in full."""
-    return LocalError(f"{what} cannot be resolved: {cause!r}", hint="It is tried again when it is asked for again.")
+    return LocalError(f"{what} cannot be resolved: {cause!r}", hint="The next request tries again.")
 
 
 def _vouched(image: _Image, claim: Claim) -> Descriptor:

@@ -2,7 +2,7 @@
 
 A Prepare that names its target (`containerd.io/snapshot.ref`) is containerd asking for a layer: one that can be lazy is committed at
 once, and the answer is that it exists already; containerd then neither fetches nor unpacks it. Whatever stands in the way of that
-is no error, which would end the whole pull, but a reason: the answer is an ordinary directory, and containerd unpacks the layer.
+is not an error, which would end the whole pull, but a reason: the answer is an ordinary directory, and containerd unpacks the layer.
 
 containerd's garbage collector calls Remove, List and Cleanup while it holds a lock of its own: they wait for sqlite, and for
 nothing else. What has to be unmounted and removed from the disk for them is, behind their backs.
@@ -204,7 +204,7 @@ class Snapshotter:
         with suppress(SnapshotNotFound):
             known = await trio.to_thread.run_sync(self.snapshots.stat, name)
             if known.lazy is not None:
-                raise SnapshotExists(f"the layer {claim.target} is lazy, and here")
+                raise SnapshotExists(f"the layer {claim.target} is lazy, and ready")
         reason = f"could not be resolved within {DEADLINE:.0f} s"
         with trio.move_on_after(DEADLINE):
             try:
@@ -229,7 +229,7 @@ class Snapshotter:
                 live = self._layers.pull(resolved.lazy, resolved.layer_index)
                 key = shown(snapshot.key)
                 self._tasks.start_soon("note of a layer's objects", self._note_later, snapshot, live, subject=key)
-        raise SnapshotExists(f"the layer {claim.target} is lazy, and here")
+        raise SnapshotExists(f"the layer {claim.target} is lazy, and ready")
 
     async def _note_later(self, snapshot: Snapshot, live: LiveLayer | None = None) -> None:
         """A pull does not wait for it: whoever asks for the usage before that does."""
@@ -355,7 +355,7 @@ def lazy_name(target: str, parent: str) -> str:
 def _objects_of(store: Store, lazy: LazyLayer) -> set[str]:
     layer = load_again(store, layer_of(lazy))
     if layer is None:
-        raise StoreUnusable(f"the TOC of layer {lazy.digest} is not in the store any more")
+        raise StoreUnusable(f"the TOC of layer {lazy.digest} is missing from the store")
     return _names(LayerBlob.of(layer).pieces)
 
 

@@ -156,4 +156,4 @@ def _told(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreUnusable(f"what was unpacked into {directory} cannot be looked through: {error.strerror}") from error
+        raise StoreUnusable(f"cannot read what was unpacked into {directory}: {error.strerror}") from error

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="FILE",
         nargs="?",
         const=_CONFIG,
-        help=f"be the service that FILE ({_CONFIG}) describes; options given here win. Implies --service",
+        help=f"run the service that FILE ({_CONFIG}) describes; options given here win. Implies --service",
     )
     parser.add_argument(
         "--check-config", action="store_true", help="say whether FILE is right, and end: 0; 2 wrong; 5 not readable"
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--no-keeper",
         action="store_true",
-        help="serve in this process: somebody else, as systemd, starts it again and keeps its descriptors",
+        help="serve in this process, without a keeper: systemd, for example, restarts it and keeps its descriptors",
     )
     options = parser.parse_args(arguments)
     if len(dict(options.snapshotter)) < len(options.snapshotter):
@@ -123,7 +123,7 @@ def _named_socket(text: str) -> tuple[str, Path]:
     name, equals, path = text.partition("=")
     name, path = (name, path) if equals else ("containerd", text)
     if not _NAME.match(name) or not path:
-        raise argparse.ArgumentTypeError(f"{text!r} is no [NAME=]SOCKET, NAME of letters, digits and -")
+        raise argparse.ArgumentTypeError(f"{text!r} is not [NAME=]SOCKET, NAME of letters, digits and -")
     return name, Path(path).absolute()
 
 

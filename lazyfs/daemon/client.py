@@ -76,7 +76,7 @@ class Client:
                             connection.settimeout(None)
             time.sleep(_PAUSE)  # it died, or ended just now
         raise DaemonUnreachable(
-            f"the lazyfsd of {self._store} ends each time it is asked", hint=f"Its log is {self._store}/logs/lazyfsd.log"
+            f"the lazyfsd of {self._store} exits each time it is contacted", hint=f"Its log is {self._store}/logs/lazyfsd.log"
         )
 
     @contextmanager
@@ -86,8 +86,8 @@ class Client:
             yield
         except TimeoutError as error:
             raise DaemonUnreachable(
-                f"the lazyfsd of {self._store} has said nothing for {self._patience:.0f} s",
-                hint="SIGUSR1 has it log what it does",
+                f"the lazyfsd of {self._store} has not answered for {self._patience:.0f} s",
+                hint="SIGUSR1 makes it log what its tasks are doing",
             ) from error
 
     def _connect(self) -> socket.socket | None:

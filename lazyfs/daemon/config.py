@@ -43,7 +43,7 @@ class Config(msgspec.Struct, frozen=True):
 
     store: Path = default_directory()
     store_size: int = -1
-    """Bytes that the store may take; 0 is no bound, -1 leaves it as it is."""
+    """Bytes that the store may take; 0 means no bound, -1 leaves it as it is."""
     background: bool = True
     """Whether the rest of a pull is fetched that nothing has asked for yet."""
     containerds: dict[str, Path] = msgspec.field(default_factory=lambda: {"containerd": DEFAULT_SOCKET})
@@ -108,7 +108,7 @@ def parse_config(data: bytes, name: str) -> Config:
         text = data.decode()
         document = tomllib.loads(text)
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{name} is no TOML: {error}") from error
+        raise UsageError(f"{name} is not TOML: {error}") from error
     try:
         return _config_of(document)
     except _Mistake as mistake:
@@ -136,14 +136,14 @@ def _config_of(document: dict[str, Any]) -> Config:
 
 def _containerds(tables: object) -> dict[str, Path]:
     if not isinstance(tables, list):
-        raise _Mistake(("containerd",), "containerd is no table of its own: write [[containerd]], once for each")
+        raise _Mistake(("containerd",), "containerd is not a table of its own: write [[containerd]], once for each")
     found: dict[str, Path] = {}
     for number, table in enumerate(tables):
         place: _Place = ("containerd", number)
         one = _table(table, _Containerd, place)
         socket = _absolute(one.socket, (*place, "socket"))
         if not _NAME.match(one.name):
-            raise _Mistake((*place, "name"), f"{one.name!r} is no name for a containerd: letters, digits and -")
+            raise _Mistake((*place, "name"), f"{one.name!r} is not a name for a containerd: letters, digits and -")
         if len(bytes(socket)) > _LONGEST_SOCKET:
             raise _Mistake((*place, "socket"), f"a socket's path has at most {_LONGEST_SOCKET} bytes")
         if one.name in found:
@@ -164,7 +164,7 @@ def _plain_http(tables: object) -> frozenset[str]:
             url = api_url(host, AccessOptions())
         except BadAnswer as error:
             raise _Mistake(
-                ("registry", host), f'{host!r} is no HOST or HOST:PORT: write [registry."registry.example:5000"]'
+                ("registry", host), f'{host!r} is not HOST or HOST:PORT: write [registry."registry.example:5000"]'
             ) from error
         if url.target != "/v2/":
             raise _Mistake(
@@ -178,7 +178,7 @@ def _plain_http(tables: object) -> frozenset[str]:
 def _table(table: object, kind: type[T], place: _Place) -> T:
     where = _LISTS[str(place[0])] if place else ""
     if not isinstance(table, dict):
-        raise _Mistake(place, f"{'.'.join(map(str, place))} is no table: write {where}")
+        raise _Mistake(place, f"{'.'.join(map(str, place))} is not a table: write {where}")
     unknown = [key for key in table if key not in kind.__struct_fields__]
     if unknown:
         known = [*kind.__struct_fields__, *([] if place else _LISTS.values())]
@@ -205,7 +205,7 @@ def _check(value: object, field: FieldInfo, place: _Place) -> None:
 
 def _absolute(text: str, place: _Place) -> Path:
     if not text.startswith("/"):
-        raise _Mistake(place, f"{text!r} is no absolute path: a service has no directory of its own to begin at")
+        raise _Mistake(place, f"{text!r} is not an absolute path: a service has no directory of its own to begin at")
     return Path(text)
 
 
@@ -221,7 +221,7 @@ def _size(value: str | int) -> int:
 def _address(text: str) -> Address:
     found = _ADDRESS.match(text)
     if found is None or not 0 < int(found[3]) < 1 << 16:
-        raise _Mistake(("metrics",), f"{text!r} is no HOST:PORT: write 127.0.0.1:9709, for example")
+        raise _Mistake(("metrics",), f"{text!r} is not HOST:PORT: write 127.0.0.1:9709, for example")
     return Address(found[1] or found[2], int(found[3]))
 
 

@@ -54,7 +54,7 @@ def listen(path: Path) -> int:
         with suppress(FileNotFoundError):
             if stat.S_ISSOCK(os.lstat(path.name, dir_fd=folder).st_mode):
                 if _answers(address):
-                    raise LocalError(f"somebody else listens at {path}", hint="End that process, or choose another path")
+                    raise LocalError(f"another process listens at {path}", hint="Stop that process, or choose another path")
                 os.unlink(path.name, dir_fd=folder)
         old = os.umask(0o177)
         try:

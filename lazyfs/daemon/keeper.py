@@ -61,7 +61,7 @@ def keep(state: Path, command: list[str], sockets: Mapping[str, Path]) -> int:
 
     `sockets`: where it shall listen besides, by the names that the daemon knows them by. Takes the whole process over: its
     descriptors, its output, its signals. 0 at once where the directory has a keeper. Raises OSError when the directory cannot be
-    used, LocalError where somebody else listens at one of the sockets.
+    used, LocalError where another process listens at one of the sockets.
     """
     os.umask(0o077)
     os.closerange(_FIRST, os.sysconf("SC_OPEN_MAX"))
@@ -119,7 +119,7 @@ class Keeper:
             if hopeless and not self._stored:
                 return status if status > 0 else 1
             if hopeless and self._stopping:
-                self._log.say("asked to end, and it does not: what is mounted is lost")
+                self._log.say("it was told to stop and does not: giving up its mounts")
                 return 1
             pause = 0.0 if trouble <= _PATIENCE else min(0.1 * 2.0 ** ((trouble - _PATIENCE) / _NEVER_READY), _LONGEST_PAUSE)
             if pause:
@@ -193,7 +193,7 @@ class Keeper:
                 self._pass_on(signal.SIGTERM)  # it was starting when we were told
 
     def _stop(self, number: int, _frame: object) -> None:
-        self._log.say(f"told to end by {signal.Signals(number).name}")
+        self._log.say(f"stopping: received {signal.Signals(number).name}")
         if self._ready or self._stopping:
             self._pass_on(signal.SIGTERM)
         self._stopping = True
@@ -224,7 +224,7 @@ class Log:
 
     def say(self, text: str) -> None:
         """One line."""
-        with suppress(OSError):  # a full disk is no reason to end
+        with suppress(OSError):  # a full disk is not a reason to end
             os.write(2, f"{time.strftime('%Y-%m-%d %H:%M:%S')} keeper ({os.getpid()}): {text}\n".encode())
 
     def bound(self) -> None:

@@ -61,7 +61,7 @@ class Life:
         self.is_over = True
         if self.gate_ended.is_set() and not self.told.is_set():
             # The next process, which the keeper starts at once, makes a new one, and all mounts anew.
-            raise MountFailed("the gate's connection was ended from outside", hint="What is mounted is made anew")
+            raise MountFailed("the gate's connection was ended from outside", hint="Its mounts are restored")
 
     def _linger(self) -> float:
         return LINGER if self.last_was_volatile or not self.was_asked else 0.0

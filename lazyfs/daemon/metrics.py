@@ -123,7 +123,7 @@ def _containerds(containerds: Iterable[ContainerdStatus]) -> Iterator[Metric]:
 
 def _gate(told: GateStatus) -> Iterator[Metric]:
     answers = {"put in place": told.published, "served through the gate": told.entries, "error": told.errors}
-    misses = CounterMetricFamily("lazyfs_misses", "Files that were asked for and not here, by the answer.", labels=["answer"])
+    misses = CounterMetricFamily("lazyfs_misses", "Misses, by how they were answered.", labels=["answer"])
     for answer, count in answers.items():
         misses.add_metric([answer], count)
     yield misses
@@ -141,7 +141,7 @@ def _sources(repositories: Iterable[RepositoryStatus]) -> Iterator[Metric]:
     labels = ["repository"]
     requests = CounterMetricFamily("lazyfs_requests", "Range requests to registries.", labels=labels)
     received = CounterMetricFamily("lazyfs_received_bytes", "Compressed bytes that came from registries.", labels=labels)
-    unkept = CounterMetricFamily("lazyfs_unkept_chunks", "Chunks that there was no room for.", labels=labels)
+    unkept = CounterMetricFamily("lazyfs_unkept_chunks", "Chunks that the store had no space for.", labels=labels)
     errors = CounterMetricFamily("lazyfs_fetch_errors", "Fetches that failed, by their cause.", labels=["repository", "cause"])
     for name, told in _by_name(repositories).items():
         requests.add_metric([name], told.requests)
@@ -181,7 +181,7 @@ def _store(told: StoreStatus) -> Iterator[Metric]:
         {(state,): size for state, size in sizes.items()},
         ["state"],
     )
-    yield _counter("lazyfs_evicted_objects", "Files that made room.", told.evicted_objects)
+    yield _counter("lazyfs_evicted_objects", "Files that were evicted.", told.evicted_objects)
     yield _counter("lazyfs_evicted_bytes", "What they took.", told.evicted_bytes)
     yield _counter("lazyfs_scrubbed_bytes", "What was read again, to find what has rotted.", told.scrubbed_bytes)
     yield _counter("lazyfs_scrub_damaged", "What was found damaged.", told.scrub_damaged)

@@ -98,7 +98,7 @@ class Mounting:
         async with self._alone(order.directory):
             found = [mount for mount in self._mounts.live.values() if mount.row.mount.directory == order.directory]
             if not found:
-                raise MountFailed(f"{directory} is no mount of this lazyfsd", hint="`lazyfs status` lists those there are")
+                raise MountFailed(f"{directory} is not a mount of this lazyfsd", hint="`lazyfs status` lists the mounts")
             mount = found[-1]
             if order.lazy:  # said first: a crash in between must not lose a mount that is nowhere to be seen
                 await self._mounts.mark(mount.row.number, "detached")
@@ -116,8 +116,8 @@ class Mounting:
         directory = Path(order.directory)
         if not self.has_gate:
             raise MountFailed(
-                f"the lazyfsd of {self._store.directory.path} is about to end, and waits for those who still use a mount that was detached",
-                hint="End them, or use another --store",
+                f"the lazyfsd of {self._store.directory.path} is stopping, and waits for processes that still use a detached mount",
+                hint="Stop those processes, or use another --store",
             )
         for mount in self._mounts.live.values():
             if order.upper and mount.row.mount.upper == order.upper:
@@ -128,7 +128,7 @@ class Mounting:
                 )
         mounted = await trio.to_thread.run_sync(self._overlays.find, directory)
         if mounted is not None:
-            raise MountFailed(f"{directory} is a lazyfs mount already", hint=f"Take it away first: lazyfs umount {directory}")
+            raise MountFailed(f"{directory} is a lazyfs mount already", hint=f"Unmount it first: lazyfs umount {directory}")
         if self._verdict is None:
             self._verdict = await trio.to_thread.run_sync(self._overlays.try_out)
         if not self._verdict.native:

@@ -151,7 +151,7 @@ class Mounts:
         await trio.to_thread.run_sync(partial(self._overlays.take_away, Path(directory), lazy=lazy))
 
     async def watch(self, tasks: Supervisor) -> None:
-        """Until cancelled: hear of mounts that have ended, and clear up behind them. One that fails is no reason to leave out the next,
+        """Until cancelled: hear of mounts that have ended, and clear up behind them. One that fails is not a reason to leave out the next,
         which is told of only once."""
         while True:
             await trio.lowlevel.wait_readable(self._ends)

@@ -91,7 +91,9 @@ class Overlays:
             mounted = find_mount(directory)
             busy = holders(mounted) if mounted else []
             by = f"it is busy: held by {', '.join(busy[:10])}" if busy else error.strerror
-            raise MountFailed(f"cannot unmount {directory}: {by}", hint="End them, or detach it with --lazy") from error
+            raise MountFailed(
+                f"cannot unmount {directory}: {by}", hint="Stop those processes, or detach it with --lazy"
+            ) from error
 
     def clear_up(self, row: Row) -> None:
         """Behind a mount that has ended: overlayfs leaves its folder, made so that nobody may look into it."""

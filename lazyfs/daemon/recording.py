@@ -58,6 +58,6 @@ def _entries(store: Store, layers: tuple[Layer, ...]) -> list[tuple[Entry, ...]]
     for layer in layers:
         data = store.document(layer.toc_digest)
         if data is None:
-            raise LocalError(f"the TOC of layer {layer.digest} is not in the store any more")
+            raise LocalError(f"the TOC of layer {layer.digest} is missing from the store")
         found.append(layer.dialect.entries(data, layer.toc_offset, f"layer {layer.digest}", accepted=True))
     return found

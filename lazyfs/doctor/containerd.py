@@ -30,11 +30,9 @@ def examine_containerd(path: Path, sockets: Mapping[str, Path]) -> Iterator[Find
     major = installed_major()
     if not path.exists():
         if major:
-            yield missing(
-                "containerd", f"there is no {path}: containerd knows no snapshotter but its own", _SNIPPET.format(major)
-            )
+            yield missing("containerd", f"there is no {path}: containerd has no snapshotter but its own", _SNIPPET.format(major))
         else:
-            yield loss("containerd", f"there is neither {path} nor a containerd: nothing is looked at")
+            yield loss("containerd", f"there is neither {path} nor a containerd: nothing to check")
         return
     try:
         config = read_merged(path, major or 2)
@@ -136,7 +134,7 @@ def _cri_1(config: Table, name: str) -> Iterator[Finding]:
     elif section.get("disable_snapshot_annotations", True):
         yield missing(
             "cri",
-            f"Kubernetes' images go to {name}, which is not told what they are: none is lazy",
+            f"Kubernetes' images go to {name}, which does not get their annotations: none is lazy",
             f'disable_snapshot_annotations = false in [plugins."{_CRI_1}".containerd]',
         )
     else:
@@ -163,7 +161,7 @@ def _transfer(config: Table, name: str) -> Iterator[Finding]:
     if exports.get("enable_remote_snapshot_annotations") != "true":
         yield missing(
             "transfer",
-            f"the transfer service does not tell {name} what it pulls: nothing is lazy",
+            f"the transfer service does not pass annotations to {name}: nothing is lazy",
             f'enable_remote_snapshot_annotations = "true" in [proxy_plugins.{name}.exports]',
         )
     elif not any(unpack.get("snapshotter") == name for unpack in _unpack_config(config)):
@@ -173,11 +171,11 @@ def _transfer(config: Table, name: str) -> Iterator[Finding]:
             f'an entry with snapshotter = "{name}" in [[plugins."{_TRANSFER}".unpack_config]]',
         )
     else:
-        yield ok("transfer", f"the transfer service unpacks into {name}, and tells it what it pulls")
+        yield ok("transfer", f"the transfer service unpacks into {name}, and passes annotations to it")
     if "root" not in exports:
         yield loss(
             "exports",
-            "kubelet cannot see the room that images take",
+            "kubelet cannot see the space that images take",
             f'root = "/var/lib/lazyfs" in [proxy_plugins.{name}.exports]',
         )
 

@@ -33,9 +33,9 @@ def examine_machine(store: Path, proc: Path = Path("/proc")) -> Iterator[Finding
     """Everything about the machine; `store` is where the store is, or will be. Blocking, some ms."""
     root = os.geteuid() == 0
     if root:
-        yield ok("root", "this is root, who may mount natively and serve containerd")
+        yield ok("root", "running as root: native mounts and containerd are possible")
     else:
-        yield missing("root", "this is not root: only portable mounts are possible", "Ask again as root")
+        yield missing("root", "not running as root: only portable mounts are possible", "Run lazyfs doctor as root")
     yield from _fuse()
     if root:
         yield from _kernel(store)
@@ -56,7 +56,7 @@ def examine_files(limit: int, whose: str) -> Finding:
 
 
 def own_files() -> int:
-    """How many files this process may open; -1 is no bound."""
+    """How many files this process may open; -1 means no bound."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 
 
@@ -95,11 +95,11 @@ def _kernel(store: Path) -> Iterator[Finding]:
 def _resend(release: str) -> Finding:
     found = re.match(r"(\d+)\.(\d+)", release)
     if found and (int(found[1]), int(found[2])) >= _RESEND:
-        return ok("resend", f"Linux {release} repeats what a dead lazyfsd has not answered")
+        return ok("resend", f"Linux {release} repeats requests that a killed lazyfsd had not answered")
     return loss(
         "resend",
-        f"Linux {release} does not repeat what a dead lazyfsd has not answered: who waited for it just then waits until the connection"
-        " is given up (`lazyfs umount --abort`), or for ever",
+        f"Linux {release} does not repeat requests that a killed lazyfsd had not answered: their callers wait until the connection is"
+        " aborted (`lazyfs umount --abort`)",
         "Linux 6.9 or newer does",
     )
 
@@ -117,10 +117,10 @@ def _timeouts(folder: Path) -> Finding:
         named = " and ".join(f"fs.fuse.{name} = {value}" for name, value in short.items())
         return missing(
             "timeouts",
-            f"{named}: the kernel gives up the connection of all mounts when one read takes as many seconds",
+            f"{named}: the kernel aborts the connection of all mounts when one read takes that many seconds",
             f"sysctl -w {' '.join(f'fs.fuse.{name}=0' for name in short)}, and in /etc/sysctl.d",
         )
-    return ok("timeouts", "the kernel does not give up a connection over a slow read")
+    return ok("timeouts", "the kernel does not abort a connection over a slow read")
 
 
 def _packages() -> Iterator[Finding]:

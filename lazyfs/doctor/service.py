@@ -25,7 +25,9 @@ _START: Final = "systemctl start lazyfs-snapshotter, or `lazyfsd --config`"
 def read_config(path: Path) -> tuple[Config, Finding]:
     """The service's configuration, that of a file that says nothing where there is none."""
     if not path.exists():
-        return Config(), loss("config", f"there is no {path}: defaults hold", "systemd/install writes one that explains itself")
+        return Config(), loss(
+            "config", f"{path} does not exist: defaults apply", "systemd/install writes one that explains itself"
+        )
     try:
         return load_config(path), ok("config", f"{path} is right")
     except LazyfsError as error:
@@ -38,7 +40,7 @@ def examine_service(store: Path, config: Config) -> Iterator[Finding]:
         *_, answer = Client(store, _PATIENCE).call(StatusOrder(_NO_MOUNT), start=False)
     except (LocalError, Refused) as error:
         yield missing("lazyfsd", error.message, _START)
-        yield examine_files(own_files(), "whoever is logged in here")
+        yield examine_files(own_files(), "this login")
         return
     assert isinstance(answer, ServiceStatus)
     process = answer.pid
@@ -53,14 +55,14 @@ def _process(process: int) -> Iterator[Finding]:
         own, here = (os.readlink(f"/proc/{each}/ns/mnt") for each in (process, "self"))
         limits = Path(f"/proc/{process}/limits").read_text()
     except OSError as error:
-        yield loss("namespace", f"process {process} cannot be looked into: {error.strerror}")
+        yield loss("namespace", f"process {process} cannot be inspected: {error.strerror}")
         return
     if own == here:
-        yield ok("namespace", "what lazyfsd mounts is seen from here")
+        yield ok("namespace", "mounts of lazyfsd are visible here")
     else:
         yield missing(
             "namespace",
-            "lazyfsd is in another mount namespace: what it mounts is not seen from here, nor by containerd",
+            "lazyfsd is in another mount namespace: its mounts are not visible here, nor to containerd",
             "Take PrivateTmp, ProtectSystem and their likes out of its unit (`systemctl cat lazyfs-snapshotter`)",
         )
     found = re.search(r"^Max open files +\S+ +(\d+|unlimited)", limits, re.MULTILINE)
@@ -73,7 +75,7 @@ def _socket(name: str, path: Path) -> Finding:
     try:
         from lazyfs.containerd.probe import Probe
     except (ImportError, RuntimeError):
-        return missing(about, f"{path} cannot be asked without grpcio", "pip install 'lazyfs[containerd]'")
+        return missing(about, f"{path} cannot be checked without grpcio", "pip install 'lazyfs[containerd]'")
     probe = Probe(path)
     try:
         silence = probe.ask(_PATIENCE) if path.is_socket() else "there is no such socket"

@@ -154,9 +154,9 @@ class _Download:
         try:
             data = self._part.read(position, count) if self._part is not None else b""
         except OSError as error:
-            raise DigestMismatch(f"what is here of layer {self._blob.digest} cannot be read: {error.strerror}") from error
+            raise DigestMismatch(f"the stored part of layer {self._blob.digest} cannot be read: {error.strerror}") from error
         if not data:
-            raise DigestMismatch(f"what is here of layer {self._blob.digest} has become shorter")
+            raise DigestMismatch(f"the stored part of layer {self._blob.digest} was truncated")
         return data
 
     def _fetched(self, reader: BlobReader, count: int) -> memoryview:

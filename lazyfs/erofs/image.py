@@ -199,7 +199,7 @@ class _Layout:
             if kind == "symlink":
                 size, tail = len(entry.link), entry.link
                 if not 0 < size <= _LINK_MAX:
-                    raise InvalidToc(f"{show(entry.name)} is a symbolic link to {size} bytes, which is no path")
+                    raise InvalidToc(f"{show(entry.name)} is a symbolic link to {size} bytes, which is not a path")
                 if INODE_SIZE + len(xattrs) + size > BLOCK:
                     inode.nid = self._reserve(INODE_SIZE + len(xattrs), in_one_block=False)
                     self._lone_links.append((len(self._pieces), xattrs, inode, self._inodes))

@@ -30,7 +30,7 @@ _OBJECTS: Final = (SINGLE.encode(), SEVERAL.encode())
 
 
 class Inode:
-    """Whatever is no directory: one inode, under one name or several."""
+    """Whatever is not a directory: one inode, under one name or several."""
 
     __slots__ = ("entry", "nid", "nlink")
 

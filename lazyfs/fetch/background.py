@@ -158,7 +158,7 @@ class Background:
         return await trio.to_thread.run_sync(missing_pieces, self._store, pieces)
 
     def _report(self, layer: LayerBlob, failure: Exception) -> None:
-        trouble = f"the background fetch of layer {layer.digest} stands still: {failure}"
+        trouble = f"the background fetch of layer {layer.digest} is stalled: {failure}"
         if trouble != self.trouble and not isinstance(failure, LocalError):  # of that the fetcher has warned
             _log.warning("%s", trouble)
         self.trouble = trouble

@@ -132,7 +132,7 @@ class Fetcher:
         self._give_up_what_stands_still(digest, before)
         self._shared.errors[Unreachable.__name__] += 1
         raise Unreachable(
-            f"{self._source.name} did not bring layer {layer.digest} at offset {piece.chunk.member} in {patience:.0f} s"
+            f"{self._source.name} did not deliver layer {layer.digest} at offset {piece.chunk.member} in {patience:.0f} s"
         )
 
     async def bring(self, layer: LayerBlob, piece: Piece) -> bool:
@@ -162,12 +162,12 @@ class Fetcher:
         return False
 
     def close(self) -> None:
-        """The image is no more: those who wait for one of its own flights are told so, and so is whoever comes."""
+        """The image is gone: those who wait for one of its own flights are told so, and so is whoever comes."""
         self._closed = True
         self._board.land_all(self._gone())
 
     def _gone(self) -> Unreachable:
-        return Unreachable(f"{self._source.name} is not mounted any more")
+        return Unreachable(f"{self._source.name} is no longer mounted")
 
     async def _wait_for(self, layer: LayerBlob, piece: Piece, since: float, deadline: float) -> memoryview | None:
         """`since`: when the reader first found that nobody had brought the piece to it; another process may have claimed it."""

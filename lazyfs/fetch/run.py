@@ -5,7 +5,7 @@ bytes under way are kept for the next one. Only where it makes no progress any m
 empty-handed, so that those who wait begin another one.
 
 Bytes that are not what the TOC promised are fetched a second time, by another way, before anybody is told: a cache on the way or a
-connection out of step is no reason for an error.
+connection out of step is not a reason for an error.
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ class Bounds:
 
     def too_large(self) -> InvalidInput:
         """The error for a description that is too large."""
-        others = ", beside what the image's other layers take" if self._is_crowded else ""
+        others = ", in addition to the image's other layers" if self._is_crowded else ""
         return self._error(
             f"{self._what}: its names, links and attributes, with {ENTRY} bytes for each entry, take more than {max(self.limit, 0)}"
             f" bytes, which is the limit for {self.arrived} bytes of input{others}"

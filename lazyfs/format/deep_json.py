@@ -105,7 +105,7 @@ def _skip(text: str, at: int) -> int:
 def _field(text: str, at: int) -> tuple[str, int]:
     """The name of a field, and where its value begins."""
     if text[at : at + 1] != '"':
-        raise ValueError(f"what stands at {at} is no field")
+        raise ValueError(f"what stands at {at} is not a field")
     name, at = _string(text, at)
     at = _skip(text, at)
     if text[at : at + 1] != ":":
@@ -128,6 +128,6 @@ def _scalar(text: str, at: int) -> tuple[Any, int]:
             return value, at + len(word)
     found = _NUMBER.match(text, at)
     if not found:
-        raise ValueError(f"what stands at {at} is no value")
+        raise ValueError(f"what stands at {at} is not a value")
     is_whole = found[2] is None and found[3] is None and len(found[1]) <= _LARGEST_NUMBER
     return (int(found[1]) if is_whole else float(found[0])), found.end()

@@ -64,7 +64,7 @@ class Dialect(NamedTuple):
     """(blob size, what): the range of the blob to ask for first. Raises NotLazy where a blob of that size cannot have a TOC."""
     locate: Callable[[int, int, bytes, str], Place]
     """(blob size, start, data, what): where the TOC is, from the bytes `data` of the first range, which begins at `start`. It lies inside
-    the blob. Raises NotLazy where this is no blob of the dialect, InvalidToc where it is a broken one."""
+    the blob. Raises NotLazy where this is not a blob of the dialect, InvalidToc where it is a broken one."""
     json_size: Callable[[Place, bytes, str], int]
     """(place, begin, what): bytes of JSON that the TOC claims to have, from the first 64 KiB of its compressed bytes. The caller bounds it.
     Raises InvalidToc, InvalidInput."""

@@ -25,7 +25,7 @@ def build_footer(toc_offset: int) -> bytes:
 def parse_footer(footer: bytes, blob_size: int, what: str) -> int:
     """The TOC member's offset in a blob of `blob_size` bytes whose last 51 are `footer`.
 
-    Raises NotLazy where this is no eStargz footer at all, InvalidToc where it is one that points outside the blob.
+    Raises NotLazy where this is not an eStargz footer at all, InvalidToc where it is one that points outside the blob.
     `what` names the layer.
     """
     if len(footer) != FOOTER_SIZE or footer[:16] != _HEADER or footer[32:38] != _MAGIC:
@@ -34,7 +34,7 @@ def parse_footer(footer: bytes, blob_size: int, what: str) -> int:
     try:
         offset = int(digits, 16)
     except ValueError:
-        raise InvalidToc(f"{what}: the footer's TOC offset is {show(digits)}, which is no hexadecimal number") from None
+        raise InvalidToc(f"{what}: the footer's TOC offset is {show(digits)}, which is not a hexadecimal number") from None
     if not 0 <= offset < blob_size - FOOTER_SIZE:
         raise InvalidToc(f"{what}: the footer puts the TOC at {offset}, outside the blob's {blob_size} bytes")
     return offset

@@ -41,7 +41,7 @@ DOCUMENT_TYPES: Final = (OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST)
 
 REFERENCE_TYPE: Final = "vnd.docker.reference.type"
 REFERENCE_DIGEST: Final = "vnd.docker.reference.digest"
-"""BuildKit's annotations on an index entry that is no image but speaks about one (an attestation)."""
+"""BuildKit's annotations on an index entry that is not an image but speaks about one (an attestation)."""
 
 MAX_DOCUMENT: Final = 4 << 20
 """Bytes of a manifest or index; the distribution specification's own figure."""
@@ -173,7 +173,7 @@ def parse_config(data: bytes, what: str) -> ImageConfig:
     rootfs = found.get("rootfs")
     if not isinstance(rootfs, dict):
         raise InvalidManifest(
-            f"{what} is no image config: it has no rootfs",
+            f"{what} is not an image config: it has no rootfs",
             hint="The reference names something other than a container image (a Helm chart, a wasm module, a signature)",
         )
     diff_ids = fields(rootfs, ("diff_ids",)).get("diff_ids", [])  # without any, the image has no layers
@@ -200,7 +200,7 @@ def check_layer_type(layer: Descriptor) -> None:
             f"{name} is encrypted", hint="Decrypt the image first, for example with skopeo copy --decryption-key"
         )
     raise InvalidManifest(
-        f"{name} is no layer of a container image",
+        f"{name} is not a layer of a container image",
         hint="The reference names something else that a registry can hold (a Helm chart, a wasm module, a signature)",
     )
 
@@ -260,7 +260,7 @@ def _json_object(data: bytes, what: str) -> dict[str, Any]:
     try:
         raw = decode(data)
     except msgspec.DecodeError as error:
-        raise InvalidManifest(f"{what} is no JSON: {error}") from None
+        raise InvalidManifest(f"{what} is not JSON: {error}") from None
     if not isinstance(raw, dict):
         raise InvalidManifest(f"{what} is JSON, but no object")
     return raw
@@ -284,7 +284,7 @@ def _listed(found: Mapping[str, Any], key: str, limit: int, what: str) -> Iterat
     """The items of a list, each with its name."""
     listed = found.get(key, [])
     if not isinstance(listed, list):
-        raise InvalidManifest(f"{key!r} of {what} is no list")
+        raise InvalidManifest(f"{key!r} of {what} is not a list")
     if len(listed) > limit:
         raise InvalidManifest(f"{what} has {len(listed)} {key}, over the limit of {limit}")
     return ((item, f"{key}[{number}] of {what}") for number, item in enumerate(listed))
@@ -298,7 +298,7 @@ def _descriptor(raw: object, what: str) -> Descriptor:
     platform = _platform(found.get("platform"), f"the platform of {what}")
     size = found.get("size", 0)
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= MAX_SIZE:
-        raise InvalidManifest(f"the size of {what} is {show(size)}, which is no count of bytes")
+        raise InvalidManifest(f"the size of {what} is {show(size)}, which is not a count of bytes")
     return Descriptor(media_type, parse_digest(found.get("digest"), f"the digest of {what}"), size, annotations, platform, raw)
 
 
@@ -307,7 +307,7 @@ def _platform(raw: object, what: str) -> Platform | None:
     if raw is None:
         return None
     if not isinstance(raw, dict):
-        raise InvalidManifest(f"{what} is no object")
+        raise InvalidManifest(f"{what} is not an object")
     found = fields(raw, Platform._fields)
     named = normal(*(_text(found, key, what) for key in Platform._fields))
     return named if named.os or named.architecture else None
@@ -319,12 +319,12 @@ def _annotations(found: Mapping[str, Any], what: str) -> Mapping[str, str]:
         raise InvalidManifest(f"the annotations of {what} are no object")
     for name, value in annotations.items():
         if value is not None and not isinstance(value, str):
-            raise InvalidManifest(f"the annotation {show(name)} of {what} is {show(value)}, which is no text")
+            raise InvalidManifest(f"the annotation {show(name)} of {what} is {show(value)}, which is not text")
     return {name: value for name, value in annotations.items() if value is not None}
 
 
 def _text(found: Mapping[str, Any], key: str, what: str) -> str:
     value = found.get(key, "")
     if not isinstance(value, str):
-        raise InvalidManifest(f"{key!r} of {what} is {show(value)}, which is no text")
+        raise InvalidManifest(f"{key!r} of {what} is {show(value)}, which is not text")
     return value

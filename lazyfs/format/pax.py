@@ -48,7 +48,7 @@ def parse_time(text: bytes, what: str) -> int:
     """Nanoseconds since 1970 of a decimal count of seconds; digits beyond the ninth are cut off, as in Go."""
     match = _TIME.match(text)
     if match is None:
-        raise InvalidTar(f"{what}: {show(text)} is no time")
+        raise InvalidTar(f"{what}: {show(text)} is not a time")
     sign, seconds, fraction = match.groups()
     total = int(seconds) * 10**9 + int((fraction or b"").ljust(9, b"0")[:9])
     if total >= 2**63 * 10**9:
@@ -66,5 +66,5 @@ def format_time(nanoseconds: int) -> bytes:
 def parse_number(text: bytes, what: str) -> int:
     """A decimal number that is no more than a 63-bit one."""
     if not text.isdigit() or len(text) > 19:
-        raise InvalidTar(f"{what}: {show(text)} is no number")
+        raise InvalidTar(f"{what}: {show(text)} is not a number")
     return int(text)

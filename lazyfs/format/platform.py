@@ -40,7 +40,7 @@ def parse_platform(text: str) -> Platform:
     parts = text.split("/")
     if len(parts) not in (2, 3) or not all(part and part.replace("_", "").replace("-", "").isalnum() for part in parts):
         raise UsageError(
-            f"{show(text)} is no platform", hint="Write it as OS/ARCHITECTURE or OS/ARCHITECTURE/VARIANT: linux/arm/v7"
+            f"{show(text)} is not a platform", hint="Write it as OS/ARCHITECTURE or OS/ARCHITECTURE/VARIANT: linux/arm/v7"
         )
     return normal(*parts)
 

@@ -74,7 +74,7 @@ def parse_data_map(block_at: Callable[[int], bytes], offset: int, bounds: Bounds
         line, newline, rest = text.partition(b"\n")
         if not newline:
             if len(text) > BLOCK:
-                raise InvalidTar(f"{what}: the sparse map is no list of numbers")
+                raise InvalidTar(f"{what}: the sparse map is not a list of numbers")
             text += block_at(offset)
             offset += BLOCK
             continue

@@ -7,7 +7,7 @@ its size field says, and one zero block followed by anything else is an error. T
 files in all their forms and contiguous files, because what they mean is plain.
 
 The tar is hostile input. Names come out clean, or not at all: `..`, NUL, components over 255 bytes and names over 4095 are refused; so are broken
-checksums, a file that ends early, a hard link to what is no earlier file, and what would take more than a bounded
+checksums, a file that ends early, a hard link to what is not an earlier file, and what would take more than a bounded
 amount of memory (extended headers over 1 MiB, 2,000,000 entries, the bounds in format/bounds.py) or disk (holes).
 """
 
@@ -96,7 +96,7 @@ def read_tar(
                 found = hidden.linked(entry)
                 if found is None:
                     raise InvalidTar(
-                        f"{what}: {show(entry.name)} is a hard link to {show(entry.link)}, which is no earlier file of its layer"
+                        f"{what}: {show(entry.name)} is a hard link to {show(entry.link)}, which is not an earlier file of its layer"
                     )
                 member = TarMember(*found)
             else:
@@ -176,8 +176,8 @@ class _Reader:
             return None
         if not _checksum_right(block):
             raise InvalidTar(
-                f"{self._what}: the block at {offset} of its tar is no header (wrong checksum)",
-                hint="The layer is no tar" if offset == 0 else "The layer is damaged",
+                f"{self._what}: the block at {offset} of its tar is not a header (wrong checksum)",
+                hint="The layer is not a tar" if offset == 0 else "The layer is damaged",
             )
         self._offset = offset + BLOCK
         return block
@@ -315,13 +315,13 @@ class _Reader:
         if kind != "symlink":
             return b""
         if not raw or b"\0" in raw or len(raw) > _MAX_LINK:
-            raise InvalidTar(f"{what} is a symbolic link to what is no path")
+            raise InvalidTar(f"{what} is a symbolic link to what is not a path")
         return raw
 
     def _id(self, field: bytes, text: bytes | None, what: str) -> int:
         number = parse_number(text, what) if text else header_number(field, self._what)
         if not 0 <= number <= _MAX_ID:
-            raise InvalidTar(f"{what} belongs to {number}, which is no user or group")
+            raise InvalidTar(f"{what} belongs to {number}, which is not a user or group")
         return number
 
     def _device(self, field: bytes, what: str) -> int:

@@ -30,7 +30,7 @@ from lazyfs.format.whiteout import LeftOut, place_of, whiteout
 MAX_CHUNK_SIZE: Final = 64 << 20
 """A chunk is held in memory while it is verified; the format's default is 4 MiB."""
 MAX_NAME: Final = 4095
-"""PATH_MAX: what no runtime could unpack is no name. It bounds depth as well."""
+"""PATH_MAX: what no runtime could unpack is not a name. It bounds depth as well."""
 MAX_ID: Final = 2**32 - 2
 """2^32-1 is "leave it as it is" to chown."""
 
@@ -111,7 +111,7 @@ def _entry(head: RawEntry, more: list[RawEntry], files: Chunks, times: dict[str,
         raise InvalidToc(f"{what}: {show(head.name)} is of the unknown type {show(head.type)}")
     name = clean_name(_raw(head.name, head.lazyfs_name, what), what)
     if more and kind != "reg":
-        raise InvalidToc(f"{what}: {show(head.name)} is no regular file and yet has chunks")
+        raise InvalidToc(f"{what}: {show(head.name)} is not a regular file and yet has chunks")
     if not name and kind != "dir":
         raise InvalidToc(f"{what}: the root is a {kind}")
     if not (0 <= head.uid <= MAX_ID and 0 <= head.gid <= MAX_ID):
@@ -124,7 +124,7 @@ def _entry(head: RawEntry, more: list[RawEntry], files: Chunks, times: dict[str,
         if kind == "hardlink":
             link = clean_name(link, what)
         elif not link or b"\0" in link or len(link) > 4095:
-            raise InvalidToc(f"{what}: {show(head.name)} is a symbolic link to what is no path")
+            raise InvalidToc(f"{what}: {show(head.name)} is a symbolic link to what is not a path")
     # Before the chunks and attributes are made. Every component of a name is a step for whoever walks there.
     bounds.describe(ENTRY + len(name) + len(link), 1 + name.count(b"/") + link.count(b"/") if link else 1 + name.count(b"/"))
     return Entry(
@@ -249,7 +249,7 @@ def _parse_time(text: str, name: str, what: str) -> int:
             raise ValueError
         moment = datetime.fromisoformat(match[1]) - _EPOCH
     except ValueError:
-        raise InvalidToc(f"{what}: {show(name)} has the modtime {show(text)}, which is no RFC 3339 time") from None
+        raise InvalidToc(f"{what}: {show(name)} has the modtime {show(text)}, which is not an RFC 3339 time") from None
     seconds = moment.days * 86400 + moment.seconds
     if match[3] != "Z":
         away = int(match[3][1:3]) * 3600 + int(match[3][4:]) * 60
@@ -308,4 +308,4 @@ def _check_links(names: dict[bytes, Entry], what: str) -> None:
 
 
 def _no_earlier_file(link: Entry, what: str) -> InvalidToc:
-    return InvalidToc(f"{what}: {show(link.name)} is a hard link to {show(link.link)}, which is no earlier file of its layer")
+    return InvalidToc(f"{what}: {show(link.name)} is a hard link to {show(link.link)}, which is not an earlier file of its layer")

@@ -29,7 +29,7 @@ _NAMESPACES: Final = (b"security.", b"trusted.", b"user.")
 
 
 def shown_xattrs(entry: Entry) -> tuple[tuple[bytes, bytes], ...]:
-    """The attributes of `entry` that a mount shows, in their order. An entry that is no hard link."""
+    """The attributes of `entry` that a mount shows, in their order. An entry that is not a hard link."""
     if not entry.xattrs:
         return ()
     return tuple(item for item in entry.xattrs if _is_shown(*item, entry))
@@ -51,7 +51,7 @@ def _is_shown(key: bytes, value: bytes, entry: Entry) -> bool:
 
 
 def _is_acl(value: bytes) -> bool:
-    """Whether the kernel would read it: what it does not is no attribute that anybody could have set, and fails whoever looks at it."""
+    """Whether the kernel would read it: what it does not is not an attribute that anybody could have set, and fails whoever looks at it."""
     entries = memoryview(value)[_ACL_HEADER.size :]
     if not entries or len(entries) % _ACL_ENTRY.size or _ACL_HEADER.unpack_from(value)[0] != _ACL_VERSION:
         return False

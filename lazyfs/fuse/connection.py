@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 FD_NAME: Final = "fuse"
 _SUBTYPE: Final = "lazyfs-gate"
-"""Not lazyfs: it is no image, and no mount that a user made."""
+"""Not lazyfs: it is not an image, and no mount that a user made."""
 _READ_AHEAD_KB: Final = 1024
 """Not more: a page fault in a mapped file asks for the whole window around the page."""
 _LARGEST_REQUEST: Final = 2 << 20

@@ -35,7 +35,7 @@ class GateOperations(pyfuse3.Operations):
         super().__init__()
         self._gate = gate
         self._not_here = EntryAttributes()
-        self._not_here.entry_timeout = 0  # inode 0 is no entry; without time the kernel does not remember that
+        self._not_here.entry_timeout = 0  # inode 0 is not an entry; without time the kernel does not remember that
 
     @guarded
     async def lookup(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> EntryAttributes:

@@ -4,7 +4,7 @@ The gate hears of objects, not of paths. An object that several files consist of
 meant nobody can tell, and their bytes are the same. A path that an upper layer hides was not meant: it would lead to another
 file.
 
-The form is that of ctr-remote's record (stargz-snapshotter, recorder/recorder.go): one JSON object a line. What is no UTF-8
+The form is that of ctr-remote's record (stargz-snapshotter, recorder/recorder.go): one JSON object a line. What is not UTF-8
 becomes U+FFFD, as there.
 """
 
@@ -88,7 +88,7 @@ class _Cover:
         self._named: set[bytes] = set()
         """What hides a file of that name: everything, directories that are only implied included."""
         self._ends: set[bytes] = set()
-        """Below which nothing shows: whiteouts, and what is no directory."""
+        """Below which nothing shows: whiteouts, and what is not a directory."""
         self._opaque: set[bytes] = set()
 
     def add(self, entries: Sequence[Entry]) -> None:

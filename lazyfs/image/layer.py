@@ -138,7 +138,7 @@ async def load_layer(
     InvalidManifest, InvalidToc, DigestMismatch, SourceError. Cancelled: the TOC may be in the store.
     """
     what = _named(descriptor)
-    check_layer_type(descriptor)  # first: what is no layer of an image would not become one by being converted
+    check_layer_type(descriptor)  # first: what is not a layer of an image would not become one by being converted
     # Whatever compression the media type names: where there is the TOC that is vouched for, it is as its dialect says.
     claim = claim_of(descriptor.annotations, what)
 

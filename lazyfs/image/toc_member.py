@@ -56,7 +56,7 @@ class TocMember:
         if size > MAX_TOC_SIZE or size > most:
             raise InvalidToc(f"{what}: the TOC has {size} bytes, more than {MAX_TOC_SIZE if size > MAX_TOC_SIZE else most}")
         if size < 0:
-            raise InvalidToc(f"{what}: the TOC has {size} bytes, which is no size")
+            raise InvalidToc(f"{what}: the TOC has {size} bytes, which is not a size")
         if self.size > 2 * size + _OVERHEAD:
             raise InvalidToc(f"{what}: the compressed TOC has {self.size} bytes, more than its JSON of {size} bytes can take")
         if size > self._dialect.ratio * self.size:

@@ -58,4 +58,4 @@ def _configured(file: int, name: bytes) -> tuple[int, str]:
             return device, path
     finally:
         os.close(control)
-    raise OSError(errno.EBUSY, "every free loop device was taken by somebody else", _CONTROL)
+    raise OSError(errno.EBUSY, "other processes took every free loop device", _CONTROL)

@@ -103,7 +103,7 @@ def reconfigure(at: Path, *, read_only: bool) -> None:
 
 
 def unmount(at: Path, *, lazy: bool = False) -> None:
-    """Take the uppermost mount at `at` away; `lazy` detaches a busy one. Raises OSError: EBUSY, EINVAL for what is no mount."""
+    """Take the uppermost mount at `at` away; `lazy` detaches a busy one. Raises OSError: EBUSY, EINVAL for what is not a mount."""
     call("umount2", os.fsencode(at), _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0), about=f"umount({at})")
 
 

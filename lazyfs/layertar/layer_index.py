@@ -199,7 +199,7 @@ class _Placing:
         target = (self._inodes.get(name) or self._own.get(name)) if way.node else None
         if target is None or target.entry.type == "dir" or name == entry.name:
             raise InvalidTar(
-                f"{self._what}: {show(entry.name)} is a hard link to {show(entry.link)}, which is no earlier file of its layer"
+                f"{self._what}: {show(entry.name)} is a hard link to {show(entry.link)}, which is not an earlier file of its layer"
             )
         return target
 

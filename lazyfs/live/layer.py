@@ -101,7 +101,7 @@ class LiveLayer:
 
     def has_failed(self, error: Exception) -> None:
         """To index it has failed, and is tried again."""
-        self.trouble = f"what is missing of it cannot be had: {error}"
+        self.trouble = f"what is missing cannot be fetched: {error}"
 
 
 def name_of(source: str, digest: Digest, toc_digest: Digest, dialect: str) -> str:

@@ -109,7 +109,7 @@ class Layers:
                     loaded = await load_layer(live.source.source, self._store, live.layer.descriptor, accepted=True)
             except LazyfsError as error:
                 if str(error) != live.trouble:
-                    _log.warning("what is missing of layer %s cannot be had: %s", live.layer.digest, error)
+                    _log.warning("cannot fetch layer %s: %s", live.layer.digest, error)
                 live.trouble = str(error)
                 await trio.sleep(pause)
                 pause = min(2 * pause, _SLOWEST)

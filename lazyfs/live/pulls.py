@@ -67,7 +67,7 @@ class Pulls:
                 await self._fetch(source, [kept.wanted], rest=False)
 
     async def was_complete(self, layer: Layer) -> bool:
-        """Whether a pull of this layer has come to its end, now or in an earlier process. The store may have made room since."""
+        """Whether a pull of this layer has come to its end, now or in an earlier process. The store may have evicted since."""
         return await trio.to_thread.run_sync(self._store.note, _completeness(layer)) is not None
 
     async def _run(self, live: LiveLayer, pull: Pull) -> None:
@@ -174,7 +174,7 @@ class Pulls:
         try:
             self._store.keep_note(_completeness(layer), "yes")
         except LazyfsError as error:
-            _log.info("a restart will look once more whether layer %s is complete: %s", layer.digest, error)
+            _log.info("cannot note that layer %s is complete: %s", layer.digest, error)
 
 
 def _completeness(layer: Layer) -> str:

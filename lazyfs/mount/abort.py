@@ -34,5 +34,5 @@ def abort(store: Path) -> tuple[Path, ...]:
         for mount in (*reversed(ours), *reversed(layers), *reversed(gates)):
             unmount(mount.path, lazy=True)
     except OSError as error:
-        raise MountFailed(f"not all that {store} had mounted could be given up: {error}") from error
+        raise MountFailed(f"not all mounts of {store} could be removed: {error}") from error
     return tuple(mount.path for mount in (*ours, *layers, *gates))

@@ -37,7 +37,7 @@ def ask_status(directory: Path) -> MountStatus:
             hint=f"If its process has died: lazyfs umount {directory} (--lazy if it hangs)",
         ) from error
     except msgspec.DecodeError as error:
-        raise LazyfsError(f"the mount at {directory} answers in another version's words: {error}") from error
+        raise LazyfsError(f"the mount at {directory} answers in the format of another version: {error}") from error
 
 
 def ask_process(directory: Path, patience: float) -> int | None:

@@ -46,7 +46,7 @@ def our_mounts() -> list[Mounted]:
 def find_mount(directory: Path) -> Mounted | None:
     """Our mount at `directory`, the uppermost one."""
     at = {mounted.path: mounted for mounted in our_mounts()}
-    # Only what is no mount may be a symbolic link to one.
+    # Only what is not a mount may be a symbolic link to one.
     return at.get(_absolute(directory, at)) or at.get(_resolved(Path.cwd() / directory, at))
 
 

@@ -28,14 +28,14 @@ def unmount(directory: Path, *, lazy: bool = False) -> None:
     """
     mounted = find_mount(directory)
     if mounted is None:
-        raise MountFailed(f"{directory} is no lazyfs mount", hint="`lazyfs status` lists those there are")
+        raise MountFailed(f"{directory} is not a lazyfs mount", hint="`lazyfs status` lists the mounts")
     with _server(mounted, lazy) as server:
         error = _umount2(mounted, lazy) if os.geteuid() == 0 else _fusermount(mounted, lazy)
         if error:
             busy = holders(mounted)
             if busy:
                 raise MountFailed(
-                    f"{directory} is busy: held by {', '.join(busy[:10])}", hint="End them, or detach it with --lazy"
+                    f"{directory} is busy: held by {', '.join(busy[:10])}", hint="Stop those processes, or detach it with --lazy"
                 )
             raise MountFailed(f"cannot unmount {directory}: {error}", hint="`--lazy` detaches a busy mount")
         if server is not None:

@@ -100,7 +100,7 @@ class Upkeep:
         seconds ago. Raises StoreFull, StoreUnusable."""
         freed = await self._remove(None, mounted_too=everything, older_than=older_than)
         if freed is None:
-            raise StoreUnusable("another process is making room in the store just now", hint="Try again")
+            raise StoreUnusable("another process is evicting files from the store", hint="Try again")
         await self._release()
         usage = await trio.to_thread.run_sync(self._store.eviction.usage)
         return PruneResult(
@@ -166,7 +166,7 @@ class Upkeep:
         if freed is not None and freed.bytes:
             self.evicted_objects += freed.objects
             self.evicted_bytes += freed.bytes
-            _log.info("removed %d objects (%.1f MB) to make room", freed.objects, freed.bytes / 1e6)
+            _log.info("removed %d objects (%.1f MB) to free space", freed.objects, freed.bytes / 1e6)
 
     async def _remove(self, wanted: int | None, *, mounted_too: bool, older_than: float = 0.0) -> Freed | None:
         """None where another process has the right to."""

@@ -52,9 +52,7 @@ class Builder:
         if not line:
             code = self._process.wait()
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
-            raise LocalError(
-                f"the process that builds metadata images ended with {how}", hint="Its last words are on standard error."
-            )
+            raise LocalError(f"the process that builds metadata images ended with {how}", hint="Its output is on standard error.")
         answer = msgspec.json.decode(line, type=Told | Built | Failed)
         if isinstance(answer, Failed):
             known: type[LazyfsError] = getattr(errors, answer.kind)

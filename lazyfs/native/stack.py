@@ -115,5 +115,5 @@ def reconfigure(at: Path) -> None:
 def _ours(at: Path) -> Mount:
     mount = mounted_at(at)
     if mount is None or mount.kind != "overlay" or not mount.source.startswith((SOURCE_PREFIX, SNAPSHOT_PREFIX)):
-        raise OSError(errno.EINVAL, "it is no native lazyfs mount", str(at))
+        raise OSError(errno.EINVAL, "it is not a native lazyfs mount", str(at))
     return mount

@@ -71,7 +71,7 @@ class MountRequest(NamedTuple):
     lazy_only: bool = False
     """Refuse layers that are not lazy, instead of fetching them whole."""
     store_size: int = -1
-    """Bytes that the store may take from now on; 0 is no bound, -1 leaves it as it is."""
+    """Bytes that the store may take from now on; 0 means no bound, -1 leaves it as it is."""
 
 
 def serve(request: MountRequest, reporter: Reporter) -> None:

@@ -42,9 +42,9 @@ class Containerd:
     """One name space of a containerd. `with` it; not for threads."""
 
     def __init__(self, address: Path, namespace: str) -> None:
-        """Raises ContainerdFailed where nobody listens, UsageError for what is no name space."""
+        """Raises ContainerdFailed where nobody listens, UsageError for what is not a name space."""
         if not _NAMES.match(namespace):
-            raise UsageError(f"{show(namespace)} is no name space of containerd")
+            raise UsageError(f"{show(namespace)} is not a name space of containerd")
         self.address = address
         self.namespace = namespace
         self.lease = ""
@@ -112,7 +112,7 @@ class Containerd:
     async def check_snapshotter(self, name: str) -> None:
         """Raises ContainerdFailed where containerd has no such snapshotter, UsageError where it could have none."""
         if not _NAMES.match(name):
-            raise UsageError(f"{show(name)} is no snapshotter's name")
+            raise UsageError(f"{show(name)} is not a snapshotter's name")
         request = introspection_pb2.PluginsRequest(filters=[f"type=={_PLUGIN}"])
         answer = await self.call(IntrospectionStub(self._channel).Plugins, request, deadline=_CONNECTING)
         found = {plugin.id: plugin for plugin in answer.plugins}
@@ -120,12 +120,12 @@ class Containerd:
             others = sorted(each for each, plugin in found.items() if not plugin.HasField("init_err"))
             raise ContainerdFailed(
                 f"the containerd at {self.address} has no snapshotter {show(name)}; it has {_clean(', '.join(others)) or 'none'}",
-                hint=f"Add [proxy_plugins.{name}] to its config.toml and restart it: lazyfs doctor tells what is missing",
+                hint=f"Add [proxy_plugins.{name}] to its config.toml and restart it: lazyfs doctor says what is missing",
             )
         if found[name].HasField("init_err"):
             raise ContainerdFailed(
                 f"containerd's snapshotter {show(name)} does not work: {_clean(found[name].init_err.message)}",
-                hint="containerd's log tells more",
+                hint="See containerd's log",
             )
 
 
@@ -138,7 +138,7 @@ def refusals() -> Iterator[None]:
         call = cast(grpc.Call, error)  # what a call raises is the call itself
         status = call.code()
         details = _clean(call.details() or status.name)
-        hint = "containerd's log tells more" if status in {grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL} else ""
+        hint = "See containerd's log" if status in {grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL} else ""
         raise ContainerdFailed(f"containerd: {details}", hint=hint, status=status.name) from error
 
 

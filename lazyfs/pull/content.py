@@ -198,7 +198,7 @@ class _Ingest:
                 return None
             raise
         if answer is None:
-            raise ContainerdFailed(f"containerd has ended the writing of {self.name}", status="UNAVAILABLE")
+            raise ContainerdFailed(f"containerd aborted the write of {self.name}", status="UNAVAILABLE")
         return answer
 
 

@@ -75,7 +75,7 @@ def layer_labels(
     name: str, manifest_digest: Digest, layers: Sequence[Descriptor], number: int, chain_id: Digest
 ) -> dict[str, str]:
     """Of layer `number`'s snapshot when it is prepared: what CRI's labels say (see lazyfs.snapshots.labels), and what spares lazyfsd
-    the manifest. Of the image's annotations none but those of the layer's dialect become labels. Raises InvalidManifest for what is no layer."""
+    the manifest. Of the image's annotations none but those of the layer's dialect become labels. Raises InvalidManifest for what is not a layer."""
     layer = layers[number]
     labels = {
         TARGET: chain_id,
@@ -94,14 +94,14 @@ def layer_labels(
 def not_lazy(layer: Descriptor) -> str:
     """Why the manifest alone says that a layer cannot be lazy, as the end of a sentence that begins with it; `""` where it may be.
 
-    Raises InvalidManifest for what is no layer.
+    Raises InvalidManifest for what is not a layer.
     """
     check_layer_type(layer)
     dialect = dialect_of(layer.annotations)
     if dialect is None:
         return f"has no annotation {marks()}: it was not converted"
     if not is_digest(claimed_text(layer.annotations)):
-        return f"has an annotation {dialect.annotations[0]} that is no sha256 digest"
+        return f"has an annotation {dialect.annotations[0]} that is not a sha256 digest"
     return ""
 
 

@@ -86,7 +86,7 @@ class Layers:
                 if error.status != "UNAVAILABLE":
                     raise
                 if not left:
-                    hint = "Is lazyfsd running? Its log tells more"
+                    hint = "Is lazyfsd running? See its log"
                     raise ContainerdFailed(f"the snapshotter {self._snapshotter} fails ({error.message})", hint=hint) from error
             await trio.sleep(_PAUSE)
         raise AssertionError("the last try returns or raises")
@@ -142,7 +142,7 @@ class Layers:
         await self._content.label(layer.digest, lambda _: {UNCOMPRESSED: diff_id})
 
     async def _remove(self, key: str) -> None:
-        """It goes with the lease, too: that it cannot be removed now is no reason to fail for."""
+        """It goes with the lease, too: that it cannot be removed now is not a reason to fail for."""
         with suppress(ContainerdFailed):
             request = snapshots_pb2.RemoveSnapshotRequest(snapshotter=self._snapshotter, key=key)
             await self._containerd.call(self._service.Remove, request)

@@ -71,7 +71,7 @@ async def pull(
     documents = Documents(source, Content(containerd))
     image = await resolve_image(documents, order.reference.selector, order.platform, None)
     for layer in image.layers:
-        not_lazy(layer)  # what is no layer is found before anything is written
+        not_lazy(layer)  # what is not a layer is found before anything is written
     return await _Pull(containerd, source, order, documents, image).run(progress, told)
 
 

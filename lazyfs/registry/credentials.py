@@ -63,7 +63,7 @@ def configured(host: str) -> Credentials | None:
         config = None
     auths = fields(config, ("auths",)).get("auths", {}) if isinstance(config, dict) else None
     if not isinstance(auths, dict):
-        raise UsageError(f"{path} is no configuration of docker", hint="Repair it, or name another folder in DOCKER_CONFIG")
+        raise UsageError(f"{path} is not a configuration of docker", hint="Repair it, or name another folder in DOCKER_CONFIG")
     for key in _keys(host):
         found = auths.get(key)
         if isinstance(found, dict):

@@ -67,7 +67,7 @@ def parse_head(data: bytes) -> Head:
             raise BadAnswer(f"the answer has two {name} headers")
     length = headers.get("content-length", "0")
     if not (length.isascii() and length.isdigit() and len(length) < 20):
-        raise BadAnswer("the answer's Content-Length is no number")
+        raise BadAnswer("the answer's Content-Length is not a number")
     if status[1] == "0":
         headers.pop("transfer-encoding", None)  # HTTP/1.0 has no chunks: as Go has it
     options = {option.strip() for option in headers.get("connection", "").lower().split(",")}

@@ -51,7 +51,7 @@ class Proxies(NamedTuple):
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> Proxies:
-    """The proxies that `environment` names. Raises UsageError for what is no http or https proxy."""
+    """The proxies that `environment` names. Raises UsageError for what is not a http or https proxy."""
     found = {}
     for scheme in ("http", "https"):
         name = scheme + "_proxy"

@@ -72,7 +72,7 @@ class Ranges:
         url = self._session.root
         with suppress(SourceError):  # whoever asks for a range tries again, and is told
             connection = await self._session.pool.acquire(url, fresh=True)
-            connection.used = True  # it waits: should the server close it meanwhile, that is no failure of a request
+            connection.used = True  # it waits: should the server close it meanwhile, that is not a failed request
             self._session.pool.release(url, connection, reusable=True)
 
     @asynccontextmanager

@@ -58,7 +58,7 @@ def pause_after(number: int) -> float:
 async def patiently(
     what: str, attempt: Callable[[], Awaitable[T | Later]], *, deadline: float = DEADLINE, tries: int = TRIES
 ) -> T:
-    """What `attempt` returns that is no Later. An Unreachable that it raises counts as a Later.
+    """What `attempt` returns that is not a Later. An Unreachable that it raises counts as a Later.
 
     Raises Unreachable after `deadline` seconds, else the last try's error. Cancelled: the try under way is cancelled.
     """

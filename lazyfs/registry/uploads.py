@@ -163,7 +163,7 @@ class Upload:
         if answer.status != 202:
             raise refusal(self._what, answer.url, answer.status, answer.body)
         smallest = answer.headers.get("oci-chunk-min-length", "")
-        # What is no number is no wish: others do not even look.
+        # What is not a number is not a wish: others do not even look.
         wish = int(smallest) if smallest.isascii() and smallest.isdigit() and len(smallest) < 19 else 0
         return self._location(answer, None), wish
 

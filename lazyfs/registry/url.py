@@ -70,17 +70,17 @@ class Url(NamedTuple):
 def parse_url(text: str, what: str, *, may_log_in: bool = False) -> Url:
     """The URL that `text` spells. `may_log_in`: it may have a user and a password. Raises BadAnswer, naming `what` but not the URL."""
     if len(text) > MAX_URL or not _CLEAN.match(text):
-        raise BadAnswer(f"{what} is no URL: it is empty, too long, or holds blanks or control characters")
+        raise BadAnswer(f"{what} is not a URL: it is empty, too long, or holds blanks or control characters")
     try:
         parts = urlsplit(text)
         port = parts.port
     except ValueError:
-        raise BadAnswer(f"{what} is no URL") from None  # the cause might show a password
+        raise BadAnswer(f"{what} is not a URL") from None  # the cause might show a password
     host = parts.hostname or ""
     if parts.scheme not in DEFAULT_PORTS or (parts.username is not None and not may_log_in):
-        raise BadAnswer(f"{what} is no plain http or https URL")
+        raise BadAnswer(f"{what} is not a plain http or https URL")
     if not _HOST.match(host) and not is_address(host):
-        raise BadAnswer(f"{what} names no host that can be asked")
+        raise BadAnswer(f"{what} names no usable host")
     target = (parts.path or "/") + ("?" + parts.query if parts.query else "")
     basic = _NO_SECRET if parts.username is None else _basic(parts.netloc.rpartition("@")[0], what)
     return Url(parts.scheme, host, port or DEFAULT_PORTS[parts.scheme], target, basic)
@@ -101,12 +101,12 @@ def follow(url: Url, location: str, what: str) -> Url:
     """
     location = escaped(location[: MAX_URL + 1].strip(" \t"))
     if len(location) > MAX_URL or not _CLEAN.match(location):
-        raise BadAnswer(f"{what} of {url.authority} is no URL: it is empty, too long, or holds blanks or control characters")
+        raise BadAnswer(f"{what} of {url.authority} is not a URL: it is empty, too long, or holds blanks or control characters")
     try:
         joined = urljoin(str(url), location)
         names_a_host = bool(urlsplit(location).netloc)
     except ValueError:
-        raise BadAnswer(f"{what} of {url.authority} is no URL") from None  # the cause might show a password
+        raise BadAnswer(f"{what} of {url.authority} is not a URL") from None  # the cause might show a password
     found = parse_url(joined, f"{what} of {url.authority}", may_log_in=True)
     if not names_a_host:
         found = found._replace(basic=url.basic)

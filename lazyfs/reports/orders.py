@@ -38,7 +38,7 @@ class MountOrder(msgspec.Struct, frozen=True, tag="mount"):
     """File to write the files into, in the order of their first touch."""
     lazy_only: bool = False
     store_size: int = -1
-    """Bytes that the store may take from now on; -1 leaves it as it is, 0 is no bound."""
+    """Bytes that the store may take from now on; -1 leaves it as it is, 0 means no bound."""
 
 
 class UnmountOrder(msgspec.Struct, frozen=True, tag="unmount"):

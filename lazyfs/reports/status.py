@@ -164,7 +164,7 @@ class StoreStatus(msgspec.Struct, frozen=True):
     held_bytes: int
     """Of removed files that are still open or mounted."""
     limit_bytes: int
-    """What the store may take; 0 is no limit."""
+    """What the store may take; 0 means no limit."""
     durable: bool
     """Everything that has arrived survives a power cut."""
     evicted_objects: int

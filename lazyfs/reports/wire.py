@@ -76,7 +76,7 @@ def encode_result(result: Result | PortableResult) -> bytes:
 
 
 def decode_order(line: bytes) -> Order:
-    """Raises msgspec.DecodeError for what is no order of this version."""
+    """Raises msgspec.DecodeError for what is not an order of this version."""
     order: Order = msgspec.json.decode(line, type=Order)
     return order
 

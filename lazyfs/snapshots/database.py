@@ -83,7 +83,7 @@ class Snapshots(SyncedDatabase):
                 raise SnapshotBusy(f"the snapshot {shown(key)} is {_KINDS[found.kind]}: only an active one can be committed")
             if parent and found.parent and parent != found.parent:
                 raise BadSnapshot(
-                    f"the snapshot {shown(key)} stands on {shown(found.parent)}, and cannot be committed onto {shown(parent)}"
+                    f"the snapshot {shown(key)} has the parent {shown(found.parent)}, and cannot be committed onto {shown(parent)}"
                 )
             if parent and _get(db, parent).kind != "committed":
                 raise SnapshotBusy(f"the parent {shown(parent)} of the snapshot {shown(key)} is not committed")
@@ -97,7 +97,7 @@ class Snapshots(SyncedDatabase):
             found = _get(db, key)
             child = db.execute(schema.SELECT_CHILD, (key,)).fetchone()
             if child is not None:
-                raise SnapshotBusy(f"the snapshot {shown(key)} cannot be removed: {shown(child[0])} stands on it")
+                raise SnapshotBusy(f"the snapshot {shown(key)} cannot be removed: {shown(child[0])} is its child")
             db.execute(schema.DELETE, (found.id,))
             unused = None if found.lazy is None else db.execute(schema.SELECT_UNUSED_TOC, (found.lazy.toc_digest,)).fetchone()
             if unused is not None:

@@ -96,7 +96,7 @@ def read_labels(labels: Mapping[str, str]) -> Claim | Ordinary:
     if not target:
         return Ordinary("")
     if len(target) > _MAX_NAME or not target.isprintable():
-        return Ordinary("has a target that is no chain ID")
+        return Ordinary("has a target that is not a chain ID")
     references = {labels[name] for name in _REFERENCES if labels.get(name)}
     digests = {labels[name] for name in _DIGESTS if labels.get(name)}
     if not references or not digests:
@@ -107,13 +107,13 @@ def read_labels(labels: Mapping[str, str]) -> Claim | Ordinary:
     if not _is_reference(reference):
         return Ordinary("has a label for its image that names none")
     if digest is None:
-        return Ordinary("has a label for its blob that is no sha256 digest")
+        return Ordinary("has a label for its blob that is not a sha256 digest")
     dialect = dialect_of(labels)
     if dialect is None:
         return Ordinary("has no TOC that its manifest vouches for: it was not converted")
     toc_digest = _digest(claimed_text(labels))
     if toc_digest is None:
-        return Ordinary("has a TOC digest that is no sha256 digest")
+        return Ordinary("has a TOC digest that is not a sha256 digest")
     return Claim(
         target,
         reference,

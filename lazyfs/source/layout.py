@@ -113,7 +113,7 @@ class Layout:
         try:
             found = os.fstat(fd).st_size
             if found != size:
-                raise BadAnswer(f"{what} has {found} bytes instead of {size}", hint="The layout is damaged: copy the image anew")
+                raise BadAnswer(f"{what} has {found} bytes instead of {size}", hint="The layout is damaged: copy the image again")
             yield FileRange(fd, what, start, end)
         finally:
             os.close(fd)
@@ -190,11 +190,11 @@ class Layout:
 
     def _index(self) -> Index:
         if not (self._path / "oci-layout").is_file():
-            raise NotFound(f"{self._path} is no OCI layout: it has no file oci-layout")
+            raise NotFound(f"{self._path} is not an OCI layout: it has no file oci-layout")
         path = self._path / "index.json"
         parsed = parse_document(OCI_INDEX, _read_small(path, str(path), _MAX_INDEX), str(path), _MAX_INDEX)
         if not isinstance(parsed, Index):
-            raise InvalidManifest(f"{path} is no index")
+            raise InvalidManifest(f"{path} is not an index")
         return parsed
 
     def _small_blob(self, digest: Digest, limit: int) -> bytes:
@@ -208,7 +208,7 @@ class Layout:
         if (self._path / "oci-layout").exists():
             return
         if self._path.exists() and not all(entry in _OWN_NAMES or entry.startswith(".tmp-") for entry in os.listdir(self._path)):
-            raise LocalError(f"{self._path} holds something that is no OCI layout", hint="Name an empty or a new directory")
+            raise LocalError(f"{self._path} holds something that is not an OCI layout", hint="Name an empty or a new directory")
         (self._path / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
         _write(self._path / "oci-layout", _encode({"imageLayoutVersion": "1.0.0"}))
 
@@ -304,7 +304,7 @@ def _open_file(path: Path, what: str) -> int:
         raise LocalError(f"cannot read {what} from {path}: {error.strerror}") from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise BadAnswer(f"{what} cannot be read: {path} is no regular file")
+        raise BadAnswer(f"{what} cannot be read: {path} is not a regular file")
     return fd
 
 

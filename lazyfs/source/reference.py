@@ -82,7 +82,7 @@ def _parse_layout(text: str, rest: str) -> Reference:
     if not directory:
         raise UsageError(f"{show(text)} names no directory", hint="Write oci:DIR or oci:DIR:TAG")
     if colon and not _LAYOUT_TAG.match(tag):
-        raise UsageError(f"{show(tag)} in {show(text)} is no tag")
+        raise UsageError(f"{show(tag)} in {show(text)} is not a tag")
     return Reference("oci", directory, tag, digest)
 
 
@@ -100,14 +100,14 @@ def _parse_registry(text: str, rest: str) -> Reference:
         path = "library/" + path
     found = _HOST.match(host)
     if not found or int(found["port"] or 1) not in range(1, 65536):
-        raise UsageError(f"{show(host)} in {show(text)} is no registry host")
+        raise UsageError(f"{show(host)} in {show(text)} is not a registry host")
     if len(path) > 255 or not all(_COMPONENT.match(component) for component in path.split("/")):
         raise UsageError(
-            f"{show(path)} in {show(text)} is no repository name",
+            f"{show(path)} in {show(text)} is not a repository name",
             hint="Names are lower case: letters, digits, and . _ - between them",
         )
     if colon and not _TAG.match(tag):
-        raise UsageError(f"{show(tag)} in {show(text)} is no tag")
+        raise UsageError(f"{show(tag)} in {show(text)} is not a tag")
     return Reference("docker", f"{host}/{path}", tag or ("" if digest else "latest"), digest)
 
 

@@ -144,7 +144,7 @@ class Database:
     def _commit(self, work: Callable[[sqlite3.Connection], None], synced: bool) -> None:
         db = self._writer
         if db is None:
-            raise StoreUnusable(f"the store {self._directory.path} has lost its index", hint="The log tells why.")
+            raise StoreUnusable(f"the store {self._directory.path} has lost its index", hint="The log says why.")
         if synced:
             db.execute("PRAGMA synchronous = FULL")
         db.execute("BEGIN IMMEDIATE")
@@ -230,5 +230,5 @@ def _refused(error: Failure, what: str, path: Path) -> LocalError:
     with suppress(OSError):  # the directory itself may be gone
         full = full or os.statvfs(path.parent).f_bavail < _ROOM
     if full:
-        return StoreFull(f"{what}: {error}", hint="Make room, or name another directory with --store.")
+        return StoreFull(f"{what}: {error}", hint="Free space, or name another directory with --store.")
     return StoreUnusable(f"{what}: {error}", hint="Name another directory with --store.")

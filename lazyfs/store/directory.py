@@ -115,11 +115,11 @@ class Directory:
 
 
 def clear(directory: Path) -> None:
-    """Empty the store. Raises StoreUnusable when it is in use, or when `directory` is no store: nothing is removed then."""
+    """Empty the store. Raises StoreUnusable when it is in use, or when `directory` is not a store: nothing is removed then."""
     if not directory.exists():
         return
     if not _is_store(directory):
-        raise StoreUnusable(f"{directory} is no store", hint="Nothing was removed.")
+        raise StoreUnusable(f"{directory} is not a store", hint="Nothing was removed.")
     try:
         users = open_lock_file(f"{directory}/users")
         try:
@@ -155,7 +155,7 @@ def adopt(path: Path) -> None:
             f"the store {path} belongs to user id {owner.st_uid}, not {os.geteuid()}", hint="Name another directory with --store."
         )
     if not _is_store(path):
-        raise StoreUnusable(f"{path} holds other files and is no store", hint="Name an empty or new directory with --store.")
+        raise StoreUnusable(f"{path} holds other files and is not a store", hint="Name an empty or new directory with --store.")
     if stat.S_IMODE(owner.st_mode) != 0o700:
         path.chmod(0o700)
 

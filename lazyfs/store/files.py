@@ -222,7 +222,7 @@ class Files:
         return temporary
 
     def demote(self, name: str, copy: str | None) -> None:
-        """An object with a damaged chunk is no object: `copy` goes on in partial/ (None: nothing does).
+        """An object with a damaged chunk is not an object: `copy` goes on in partial/ (None: nothing does).
 
         The object itself is not touched but unlinked: who has it open, a kernel that serves it included, keeps what it was.
         """

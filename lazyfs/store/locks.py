@@ -38,7 +38,9 @@ def lock(fd: int, what: str, *, shared: bool = False, start: int = 0, patience: 
     deadline = time.monotonic() + patience
     while not try_lock(fd, shared=shared, start=start):
         if time.monotonic() > deadline:
-            raise StoreUnusable(f"{what} has been locked by another process for {patience:.0f} seconds", hint="End that process.")
+            raise StoreUnusable(
+                f"{what} has been locked by another process for {patience:.0f} seconds", hint="Stop that process."
+            )
         time.sleep(_PAUSE)
 
 

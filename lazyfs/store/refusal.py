@@ -18,5 +18,5 @@ def refusal(error: OSError, what: str) -> LocalError:
     """What the operating system refused, as one of our errors: no room, or anything else."""
     message = f"{what}: {error.strerror or error}"
     if error.errno in _NO_ROOM:
-        return StoreFull(message, hint="Make room, or name another directory with --store.")
+        return StoreFull(message, hint="Free space, or name another directory with --store.")
     return StoreUnusable(message, hint="Name another directory with --store.")

@@ -128,7 +128,7 @@ def connect(path: Path) -> sqlite3.Connection:
 def prepare(connection: sqlite3.Connection, directory: Directory) -> bool:
     """Bring the index to this format; True when it was empty.
 
-    Raises StoreUnusable for a newer format, or an older one in use; sqlite3.DatabaseError for what is no index.
+    Raises StoreUnusable for a newer format, or an older one in use; sqlite3.DatabaseError for what is not an index.
     """
     application = connection.execute("PRAGMA application_id").fetchone()[0]
     version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -137,7 +137,7 @@ def prepare(connection: sqlite3.Connection, directory: Directory) -> bool:
         _write(connection, lambda: _create(connection, boot_id()))
         return True
     if application != _APPLICATION + version or version < 1:
-        raise sqlite3.DatabaseError("it is no index of a lazyfs store")
+        raise sqlite3.DatabaseError("it is not an index of a lazyfs store")
     if version > FORMAT:
         raise StoreUnusable(
             f"the store {directory.path} has format {version}, and this lazyfs knows formats up to {FORMAT}",

@@ -82,7 +82,7 @@ class Store:
         """Open the store, created where there is none; several processes may.
 
         Raises StoreUnusable: no permission, another's directory, other files in it, a newer format, an older one in use.
-        A damaged store is no error: it starts empty, with a warning. Raises StoreFull where there is no room to open it.
+        A damaged store is not an error: it starts empty, with a warning. Raises StoreFull where there is no room to open it.
         """
         hold = Directory(directory.absolute())
         try:

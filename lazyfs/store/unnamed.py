@@ -31,5 +31,5 @@ def _no_room(error: OSError, folder: str | None) -> LocalError:
     if folder is not None:
         return refusal(error, f"temporary files in {folder}")
     return LocalError(
-        f"temporary files in {tempfile.gettempdir()}: {error.strerror}", hint="Point TMPDIR to a folder with more room"
+        f"temporary files in {tempfile.gettempdir()}: {error.strerror}", hint="Point TMPDIR to a directory with more space"
     )

@@ -61,7 +61,7 @@ async def _verify_layer(
 def _shadowed(layers: list[tuple[Entry, ...]]) -> list[str]:
     """Runtimes unpack through the symbolic links of lower layers, lazy mounts put a directory in their place."""
     return [
-        f"layer {index + 1} puts files below {show(name)}, which is no directory in the layers below:"
+        f"layer {index + 1} puts files below {show(name)}, which is not a directory in the layers below:"
         " unpacking follows it, mounting lazily replaces it"
         for index, name in Tree(layers).replaced
     ]

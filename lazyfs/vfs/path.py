@@ -22,7 +22,7 @@ def resolve(tree: Tree, path: bytes) -> Node:
             continue
         children = node.children
         if children is None:
-            raise NotFound(f"{show(path)} leads through {show(node.entry.name)}, which is no directory")
+            raise NotFound(f"{show(path)} leads through {show(node.entry.name)}, which is not a directory")
         if part == b"..":
             node = node.parent or tree.root
             continue

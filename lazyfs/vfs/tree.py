@@ -60,7 +60,7 @@ class Tree:
         self.root = Node(ROOT_INO, Entry(b"", "dir"), 0, None)
         self.root.parent = self.root
         self.replaced: list[tuple[int, bytes]] = []
-        """(layer, path) of what is no directory in the layers below, and which a layer treats as one that it does not name."""
+        """(layer, path) of what is not a directory in the layers below, and which a layer treats as one that it does not name."""
         base = ROOT_INO + 1
         self._implied = base + sum(len(layer) for layer in layers)
         for index, layer in enumerate(layers):

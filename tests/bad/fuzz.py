@@ -1,7 +1,7 @@
 """`python -m tests.bad.fuzz TARGET SECONDS SEED FOLDER`: feed one parser mutated input until its processor time is up.
 
 Each round makes its input of a seed alone. Every seed has at most ALLOWED_S seconds of processor time and ALLOWED_BYTES more memory than
-there was; a round that needs more fails, and so does one that raises what is no error of ours. The last line names the seed.
+there was; a round that needs more fails, and so does one that raises what is not an error of ours. The last line names the seed.
 """
 
 from __future__ import annotations

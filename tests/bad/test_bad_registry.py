@@ -211,7 +211,7 @@ class Cutting:
 
 @pytest.mark.parametrize("command", ["ls", "cat", "convert"])
 def test_registry_that_cuts_everything(command: str, tmp_path: Path, impatient: None, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each answer breaks off in the middle, those to the footer and the TOC as well: it takes more of them, and is no error."""
+    """Each answer breaks off in the middle, those to the footer and the TOC as well: it takes more of them, and is not an error."""
     it = Oci(tmp_path / "src")
     make.convertible(it) if command == "convert" else make.sound(it)
     with LyingRegistry(it.path) as registry:

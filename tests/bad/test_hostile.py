@@ -18,7 +18,7 @@ from tests.bad.limited import CPU_S, PEAK, Cost, run_lazyfs, run_limited
 from tests.bad.oci import Oci
 
 WORDS = {
-    "toc_of_negative_size": "the TOC has -256 bytes, which is no size",
+    "toc_of_negative_size": "the TOC has -256 bytes, which is not a size",
     "toc_of_blanks": "the TOC has 262144026 bytes, more than",
     "toc_over_a_hole": "where the TOC should be there is the tar entry",
     "toc_that_is_stored": "not the JSON that the format asks for",

@@ -89,7 +89,7 @@ class Cri:
         return [_image(one) for one in self.images.ListImages(cri.ListImagesRequest(), timeout=PATIENCE_S).images]
 
     def remove_image(self, reference: str) -> None:
-        """With all its names. None such is no error."""
+        """With all its names. None such is not an error."""
         self.images.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=reference)), timeout=PATIENCE_S)
 
     def image_bytes(self) -> dict[str, int]:
@@ -200,7 +200,7 @@ class Container:
         self._runtime.StopContainer(cri.StopContainerRequest(container_id=self.id, timeout=grace), timeout=grace + PATIENCE_S)
 
     def remove(self) -> None:
-        """By force where it runs. None such is no error."""
+        """By force where it runs. None such is not an error."""
         self._runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=self.id), timeout=PATIENCE_S)
 
 

@@ -30,7 +30,7 @@ RECIPE_VERSION = 1
 """Part of every recipe's key: raise it when this file makes another layer out of the same script."""
 
 # The mount of the layer is private before anything is mounted in it, so that nothing shows outside; and `unshare` leaves
-# the rest alone, because it could not make / private in a chroot, where / is no mount point.
+# the rest alone, because it could not make / private in a chroot, where / is not a mount point.
 CHROOT = r"""set -e
 root=$1
 mount --make-rprivate $root

@@ -61,11 +61,11 @@ def test_cat(lazyfs: Lazyfs, small: SmallImage) -> None:
         (("cat", "IMAGE", "gone"), 4, "the image has no 'gone'"),
         (("cat", "IMAGE", "etc"), 1, "etc is a dir, not a regular file"),
         (("cat", "IMAGE", "run/pipe"), 1, "run/pipe is a fifo, not a regular file"),
-        (("cat", "IMAGE", "first/below"), 4, "'first/below' leads through 'first', which is no directory"),
+        (("cat", "IMAGE", "first/below"), 4, "'first/below' leads through 'first', which is not a directory"),
         (("ls", "IMAGE", "gone\udcff"), 4, r"the image has no 'gone\\xff'"),
         (("ls", "dir:/tmp/x"), 2, "the transport 'dir'"),
         (("ls", "IMAGE", "--store", "/dev/null/x"), 5, "/dev/null/x"),
-        (("ls", "IMAGE", "--platform", "x"), 2, "'x' is no platform"),
+        (("ls", "IMAGE", "--platform", "x"), 2, "'x' is not a platform"),
     ],
 )
 def test_what_cannot_be(arguments: tuple[str, ...], code: int, words: str, lazyfs: Lazyfs, small: SmallImage) -> None:

@@ -80,7 +80,7 @@ def test_a_pull(plain: Lazyfs) -> None:
 
 
 def test_what_needs_no_extra(plain: Lazyfs, small: SmallImage, tmp_path: Path) -> None:
-    """Converting and looking into images works; a password on the command line is no reason to fail."""
+    """Converting and looking into images works; a password on the command line is not a reason to fail."""
     creds = ("--creds", "me:secret")
     plain.run("convert", f"oci:{small.original}:v1", f"oci:{tmp_path}/out:v1", *creds)
     assert plain.run("cat", small.converted, "/bin/tool", "--store", plain.store, *creds).stdout == small.files["bin/tool"]

@@ -76,23 +76,23 @@ def test_mount_returns_when_it_answers(lazyfs: Lazyfs, small: SmallImage, direct
 
 
 def test_mount_point_must_be_a_free_directory(lazyfs: Lazyfs, small: SmallImage, tmp_path: Path) -> None:
-    """What is no directory, and what is a mount already, is named and left."""
+    """What is not a directory, and what is a mount already, is named and left."""
     file = tmp_path / "file"
     file.touch()
     for place in (file, tmp_path / "gone"):
         told = lazyfs.run("mount", small.converted, place, "--store", lazyfs.store, "--mode", "portable", code=5).stderr
-        assert f"{place} is no directory" in told.decode()
-    assert f"{tmp_path} is no lazyfs mount" in lazyfs.run("umount", tmp_path, code=5).stderr.decode()
-    assert f"{tmp_path} is no lazyfs mount" in lazyfs.run("status", tmp_path, code=5).stderr.decode()
+        assert f"{place} is not a directory" in told.decode()
+    assert f"{tmp_path} is not a lazyfs mount" in lazyfs.run("umount", tmp_path, code=5).stderr.decode()
+    assert f"{tmp_path} is not a lazyfs mount" in lazyfs.run("status", tmp_path, code=5).stderr.decode()
     with lazyfs.mounted(small.converted) as root:
         told = lazyfs.run("mount", small.converted, root, "--store", lazyfs.store, "--mode", "portable", code=5).stderr
-        assert f"{root} is a lazyfs mount already. Take it away first: lazyfs umount {root}" in told.decode()
+        assert f"{root} is a lazyfs mount already. Unmount it first: lazyfs umount {root}" in told.decode()
         assert (root / "empty").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_foreground(number: signal.Signals, lazyfs: Lazyfs, small: SmallImage, directory: Path) -> None:
-    """It stays, and Ctrl-C unmounts: that is no failure."""
+    """It stays, and Ctrl-C unmounts: that is not a failure."""
     command = [
         sys.executable,
         "-m",

@@ -248,7 +248,7 @@ def test_a_store_behind_a_link(place: Workshop, tmp_path: Path) -> None:
 
 
 def test_only_ours_is_unmounted(place: Workshop) -> None:
-    """What is no mount of ours is neither unmounted nor reconfigured, least of all what lies over one of ours."""
+    """What is not a mount of ours is neither unmounted nor reconfigured, least of all what lies over one of ours."""
     for call in (unmount_stack, reconfigure):
         with pytest.raises(OSError, match="no native lazyfs mount"):
             call(place.at)

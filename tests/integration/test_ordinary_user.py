@@ -20,7 +20,7 @@ from tests.commands import run
 ROOT = Path(__file__).parent.parent.parent
 NOBODY = 65534
 
-# Propagation is left alone where it cannot be changed: in a chroot, / is no mount point.
+# Propagation is left alone where it cannot be changed: in a chroot, / is not a mount point.
 AS_NOBODY = r"""set -e
 mount --make-rprivate /dev
 mknod -m 666 "$1/fuse" c 10 229

@@ -128,7 +128,7 @@ def test_exit_codes(lazyfs: Lazyfs, image: str, more: list[str], code: int, word
 def test_failures_of_ours_are_125(lazyfs: Lazyfs, image: str, tmp_path: Path) -> None:
     """No image, no such user: in words, and with a code that no program's own is mixed up with."""
     for source, options, words in (
-        (f"oci:{tmp_path}", [], "is no OCI layout"),
+        (f"oci:{tmp_path}", [], "is not an OCI layout"),
         (image, ["--user", "nobody-knows"], "the image knows no user 'nobody-knows'"),
         (image.rpartition(":")[0] + ":none", [], "none"),
     ):

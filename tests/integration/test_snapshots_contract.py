@@ -246,7 +246,7 @@ def test_what_others_stand_on_stays(lab: Lab) -> None:
     top = lab.key("top")
     lab.client.prepare(top, middle)
     for key in (base, middle):
-        with refused(grpc.StatusCode.FAILED_PRECONDITION, "stands on it"):
+        with refused(grpc.StatusCode.FAILED_PRECONDITION, "is its child"):
             lab.client.remove(key)
     for key in (top, middle, base):
         lab.client.remove(key)

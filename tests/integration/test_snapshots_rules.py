@@ -270,7 +270,7 @@ def test_a_lazy_layer_is_there_once(lab: Lab, tree: Path) -> None:
 
 
 def test_filters(lab: Lab, tree: Path) -> None:
-    """containerd finds a lazy layer by target and parent, whatever characters these have; what is no filter is refused."""
+    """containerd finds a lazy layer by target and parent, whatever characters these have; what is not a filter is refused."""
     base = lab.layer('ba"se,\\')
     with lab.lazy_layer(tree) as lazy:
         labels = lab.client.stat(lazy).labels

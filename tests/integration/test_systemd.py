@@ -131,7 +131,7 @@ def test_doctor(machine: Machine) -> None:
     said = machine.said(LAZYFS, "doctor")
     assert not re.findall("^missing .*", said, re.MULTILINE)
     assert "ok      the snapshotter for containerd answers at /run/lazyfs/snapshots.sock" in said
-    assert "ok      what lazyfsd mounts is seen from here" in said
+    assert "ok      mounts of lazyfsd are visible here" in said
     config.write_text("")
     found = map(json.loads, machine.run(LAZYFS, "doctor", "--json", code=1).stdout.splitlines())
     assert [each["about"] for each in found if each["verdict"] == "missing"] == ["containerd"]

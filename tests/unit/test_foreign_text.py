@@ -111,7 +111,7 @@ def test_a_megabyte_is_quoted_in_a_line(what: str) -> None:
 
 
 def error_of(call: Callable[[], object]) -> LazyfsError | None:
-    """The error that a call ends with, if it is one of ours. Text that no file could hold is no text."""
+    """The error that a call ends with, if it is one of ours. Text that no file could hold is not text."""
     try:
         call()
     except UnicodeEncodeError:

@@ -144,7 +144,7 @@ async def _alone(interrupt: type[BaseException]) -> None:
 async def test_interrupts_pass(
     how: Callable[[type[BaseException]], Awaitable[None]], interrupt: type[BaseException], expect_log: LogWatch
 ) -> None:
-    """Who ends the process is no failure, also beside one."""
+    """Who ends the process is not a failure, also beside one."""
     if how is _in_group:
         expect_log("index has failed: no room")
     event = trio.Event()

@@ -42,12 +42,12 @@ def test_all_of_it_is_told() -> None:
     assert lines[23] == "  and 5 more that are not lazy (--json lists them)"
     assert lines[24:] == [
         "containerd two is not served: its database is damaged",
-        "fetched 2.0 MB in 4 requests from docker://host/repo; errors: 2 Unreachable; not kept: 1",
+        "fetched 2.0 MB in 4 requests from docker://host/repo; errors: 2 Unreachable; not stored: 1",
         "  it stands still",
         (
             "misses: 100 put in place, half of them within 5 ms, 99 % within 100 ms; 2 served through the gate in 30 reads,"
             " 1 of them because they were late; 0 errors"
         ),
         "failed tasks: TOC (2), relay (1); the log says why",
-        "store: 5.0 MB of 9.0 MB used; 3 objects (1.0 MB) made room  (process 7)",
+        "store: 5.0 MB of 9.0 MB used; 3 objects (1.0 MB) evicted  (process 7)",
     ]

@@ -19,7 +19,7 @@ from tests.unit.fetch.scripted import until
 
 
 async def test_a_pull_brings_all(store: Store, image: ScriptedImage, jumping: MockClock) -> None:
-    """Without a container, too; the layer lives until then. A restart asks for nothing that had come and made room since."""
+    """Without a container, too; the layer lives until then. A restart asks for nothing that had come and evicted since."""
     async with living(store, image) as it:
         live = it.pull()
         await ended(live)
@@ -51,7 +51,7 @@ async def test_a_pull_waits_for_its_registry(
     store: Store, image: ScriptedImage, jumping: MockClock, expect_log: LogWatch
 ) -> None:
     """While it is away the pull goes on trying, and says why it stands still."""
-    expect_log("stands still: the registry is away")
+    expect_log("is stalled: the registry is away")
     async with living(store, image) as it:
         it.registry.away = True
         live = it.pull()
@@ -256,7 +256,7 @@ async def test_a_pull_that_stands_still_lets_the_next_one_go(
     store: Store, image: ScriptedImage, jumping: MockClock, expect_log: LogWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A blob that the registry has lost does not keep the others from coming; when it is there again, it comes as well."""
-    expect_log("stands still: the blob is away")
+    expect_log("is stalled: the blob is away")
     async with living(store, image) as it:
         right, is_away = it.registry.open_range, True
 

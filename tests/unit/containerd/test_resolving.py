@@ -209,10 +209,10 @@ async def test_a_registry_that_is_silent(store: Store, image: ScriptedImage, jum
         assert registry.asked == ["v1"] and len(registry.ranges) == 2
         registry.gate = trio.Event()
         start = trio.current_time()
-        with pytest.raises(Unreachable, match="did not bring the manifest of v2 within 60 s"):
+        with pytest.raises(Unreachable, match="did not deliver the manifest of v2 within 60 s"):
             await it.resolving.resolve(image.claim(0, reference=f"{HOST}/image:v2"))
         assert trio.current_time() - start == 60
-        with pytest.raises(Unreachable, match=r"did not bring the TOC of layer .* within 60 s"):
+        with pytest.raises(Unreachable, match=r"did not deliver the TOC of layer .* within 60 s"):
             await it.resolving.resolve(image.claim(0, manifest_digest=image.digest, toc=TocClaim(ESTARGZ, ELSEWHERE)))
 
 

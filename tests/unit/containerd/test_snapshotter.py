@@ -82,7 +82,7 @@ async def test_layers_on_layers(store: Store, folder: Path) -> None:
 
 @pytest.mark.parametrize("at", ["resolve", "build"])
 async def test_a_layer_that_cannot_be_lazy_is_unpacked(store: Store, folder: Path, at: str, expect_log: LogWatch) -> None:
-    """A reason is no error: containerd is told of an ordinary directory, and of the reason by the snapshot."""
+    """A reason is not an error: containerd is told of an ordinary directory, and of the reason by the snapshot."""
     async with snapshotting(store, folder) as it:
         expect_log("is not lazy: the layer .* has no TOC")
         error = NotLazy("has no TOC")
@@ -305,7 +305,7 @@ async def test_removed(store: Store, folder: Path) -> None:
     async with snapshotting(store, folder) as it:
         await lazily(it)
         await container(it)
-        with pytest.raises(SnapshotBusy, match="stands on it"):
+        with pytest.raises(SnapshotBusy, match="is its child"):
             await it.snapshotter.remove(NAME)
         assert it.layers.expected and it.layers.used() == [0]
         await it.snapshotter.remove("container")

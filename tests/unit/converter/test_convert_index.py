@@ -1,4 +1,4 @@
-"""Conversions of indexes: one image of several, all of them, indexes inside indexes, and what is no image."""
+"""Conversions of indexes: one image of several, all of them, indexes inside indexes, and what is not an image."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ async def test_docker_lists_become_indexes() -> None:
 
 
 async def test_a_platform_that_is_not_there() -> None:
-    """Named with what there is, in an index and in a single image; a default is no demand."""
+    """Named with what there is, in an index and in a single image; a default is not a demand."""
     source, sink = Place(), Place()
     image = source.add_image(tar_of(APP))
     arm = Choice(Platform("linux", "arm64"), named=True)
@@ -111,7 +111,7 @@ async def test_a_bad_image_of_an_index_stops_the_others() -> None:
 
 
 async def test_indexes_inside_an_index_are_kept() -> None:
-    """The nesting stays, each entry leads to what its image or index became, and whatever is no image is there, too."""
+    """The nesting stays, each entry leads to what its image or index became, and whatever is not an image is there, too."""
     source, sink = Place(), Place()
     image = source.add_image(TAR)
     statement = source.add_manifest([source.add_blob(b"{}", "application/vnd.in-toto+json")], [], subject=image)

@@ -73,7 +73,7 @@ def test_a_member_begins_at_each_chunk_and_nowhere_else() -> None:
 
 
 def test_a_long_run_of_headers_is_cut() -> None:
-    """Nobody has to hold more than about a MiB of what is no file's bytes."""
+    """Nobody has to hold more than about a MiB of what is not a file's bytes."""
     plan = [Planned(Entry(b"d%d" % number, "dir")) for number in range(5000)]
     pieces = list(members(plan, every(5), unread))
     assert len(pieces) == 3

@@ -71,7 +71,7 @@ def test_lists_are_read(tmp_path: Path) -> None:
 
 
 def test_a_list_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not there, or it is no list."""
+    """It is not there, or it is not a list."""
     with pytest.raises(UsageError, match="cannot read the list of paths"):
         read_list(tmp_path / "missing")
     monkeypatch.setattr("converter.prioritize._MAX_LIST", 3)

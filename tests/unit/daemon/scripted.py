@@ -94,7 +94,7 @@ class Kernel(Overlays):
     def take_away(self, directory: Path, *, lazy: bool) -> None:
         self._note("detach" if lazy else "unmount", directory)
         if str(directory) not in self.table:
-            raise MountFailed(f"{directory} is no mount")
+            raise MountFailed(f"{directory} is not a mount")
         if self.busy and not lazy:
             raise MountFailed(f"{directory} is busy")
         self.table.remove(str(directory))

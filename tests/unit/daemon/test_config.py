@@ -88,20 +88,20 @@ def test_what_everything_means() -> None:
         ("store = [\n  1,\n  2,\n]", 4, "store is to be text in quotes"),
         ("store_size = true", 1, "store_size is to be a number, or text in quotes"),
         ('# loud\nlog_level = "loud"', 2, "log_level is to be one of debug, info, warning, error"),
-        ('store = "var/lib"', 1, "'var/lib' is no absolute path"),
-        ('store_size = "7 apples"', 1, "'7 apples' is no size"),
-        ('metrics = "9709"', 1, "'9709' is no HOST:PORT"),
-        ('metrics = "localhost:70000"', 1, "is no HOST:PORT"),
+        ('store = "var/lib"', 1, "'var/lib' is not an absolute path"),
+        ('store_size = "7 apples"', 1, "'7 apples' is not a size"),
+        ('metrics = "9709"', 1, "'9709' is not HOST:PORT"),
+        ('metrics = "localhost:70000"', 1, "is not HOST:PORT"),
         ('[containerd]\nsocket = "/a"', 1, "write [[containerd]], once for each"),
         ('[[containerd]]\nname = "x"', 1, "[[containerd]] lacks socket"),
-        ('[[containerd]]\nsocket = "a"', 2, "'a' is no absolute path"),
+        ('[[containerd]]\nsocket = "a"', 2, "'a' is not an absolute path"),
         (f'[[containerd]]\nsocket = "/{"x" * 107}"', 2, "at most 107 bytes"),
-        ('[[containerd]]\nname = "../x"\nsocket = "/a"', 2, "'../x' is no name"),
+        ('[[containerd]]\nname = "../x"\nsocket = "/a"', 2, "'../x' is not a name"),
         ('[[containerd]]\nsocket = "/a"\n\n[[containerd]]\nsocket = "/b"', 4, "two containerds are called 'containerd'"),
         ('[[containerd]]\nsocket = "/a"\n[[containerd]]\nname = "b"\nsocket = "/a"', 5, "two containerds have the socket /a"),
         ("registry = 1", 1, 'write [registry."HOST"]'),
-        ("\nregistry.x = 1", 2, "registry.x is no table"),
-        ('[registry."a b"]', 1, "'a b' is no HOST or HOST:PORT"),
+        ("\nregistry.x = 1", 2, "registry.x is not a table"),
+        ('[registry."a b"]', 1, "'a b' is not HOST or HOST:PORT"),
         ('[registry."a.example/team"]', 1, "is more than a HOST or HOST:PORT"),
     ],
 )
@@ -116,7 +116,7 @@ def test_a_mistake_is_told_with_its_line(text: str, line: int, said: str) -> Non
 @pytest.mark.parametrize("data", [b"a = ", b"\xff", b"a = 1\na = 2"])
 def test_what_is_no_toml(data: bytes) -> None:
     """Its own line and column are told."""
-    with pytest.raises(UsageError, match="FILE is no TOML"):
+    with pytest.raises(UsageError, match="FILE is not TOML"):
         parse_config(data, "FILE")
 
 

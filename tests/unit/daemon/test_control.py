@@ -199,7 +199,7 @@ async def test_other_users_are_not_answered(tmp_path: Path) -> None:
     "line", [b"hello\n", b'{"type": "fly"}\n', b'{"type": "mount"}\n', b"x" * (MAX_ORDER + 2), b"\xff\n", b'{"type": "status"}']
 )
 async def test_nonsense_is_refused(line: bytes, tmp_path: Path) -> None:
-    """What is no order, or no end of one, gets an error and costs nothing."""
+    """What is not an order, or no end of one, gets an error and costs nothing."""
 
     async def carry(order: Order, tell: Tell) -> Result:
         raise AssertionError("it was carried out")

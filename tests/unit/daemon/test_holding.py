@@ -100,7 +100,7 @@ def test_a_dead_socket_is_replaced(tmp_path: Path) -> None:
             caller.setblocking(False)
             caller.connect_ex(str(path))
         inode = path.stat().st_ino
-        with pytest.raises(LocalError, match=f"somebody else listens at {path}"):
+        with pytest.raises(LocalError, match=f"another process listens at {path}"):
             listen(path)
         assert path.stat().st_ino == inode
         for caller in waiting:

@@ -45,7 +45,7 @@ def test_a_crash_leaves_what_was_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [b"no database at all, but long enough to be read as a header of one", b""])
 def test_damage_is_told(damage: bytes, tmp_path: Path) -> None:
-    """A file that is no database is refused in words; an empty one is a new one."""
+    """A file that is not a database is refused in words; an empty one is a new one."""
     (tmp_path / FILE_NAME).write_bytes(damage * 100)
     if damage:
         with pytest.raises(StoreUnusable, match=r"damaged.*umount"):

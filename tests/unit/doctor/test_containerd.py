@@ -49,7 +49,7 @@ def test_no_configuration(tmp_path: Path, major: int) -> None:
 
 
 def test_nothing_to_look_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither a configuration nor a containerd: that is no error."""
+    """Neither a configuration nor a containerd: that is not an error."""
     monkeypatch.setattr(containerd, "installed_major", lambda: 0)
     assert verdicts(tmp_path / "none.toml")["containerd"][0] == "loss"
 

@@ -90,7 +90,7 @@ def test_it_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(service, "_PATIENCE", 0.2)
     with answering(tmp_path, b""):
         told = found(tmp_path, Config())
-    assert "has said nothing for" in told["lazyfsd"].text
+    assert "has not answered for" in told["lazyfsd"].text
 
 
 def test_a_snapshotter_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ def gz(tar: bytes) -> tuple[bytes, str, str]:
 TAR = tar_of(BASE)
 BAD: dict[str, tuple[tuple[bytes, str, str], type[LazyfsError], str]] = {
     "diff ID": ((gzip.compress(TAR), OCI_LAYER_GZIP, digest_of(b"")), DigestMismatch, "diff ID is"),
-    "no gzip": ((b"<html>" * 200, OCI_LAYER_GZIP, digest_of(b"<html>" * 200)), InvalidTar, "is no header"),
+    "no gzip": ((b"<html>" * 200, OCI_LAYER_GZIP, digest_of(b"<html>" * 200)), InvalidTar, "is not a header"),
     "cut short": ((gzip.compress(TAR)[:-100], OCI_LAYER_GZIP, digest_of(TAR)), InvalidInput, "ends inside a gzip member"),
     "bomb": (
         (zstandard.compress(bytes(64 << 20)), OCI_LAYER_ZSTD, digest_of(bytes(64 << 20))),
@@ -37,7 +37,7 @@ BAD: dict[str, tuple[tuple[bytes, str, str], type[LazyfsError], str]] = {
         "decompression bomb",
     ),
     "tar cut short": (gz(TAR[:5000]), InvalidTar, "the tar ends"),
-    "no tar": (gz(b"no tar at all" * 100), InvalidTar, "is no header"),
+    "no tar": (gz(b"no tar at all" * 100), InvalidTar, "is not a header"),
     "link to nothing": (gz(tars.header(b"it", b"1", link=b"gone") + tars.END), InvalidTar, "no earlier file"),
 }
 

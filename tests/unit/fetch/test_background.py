@@ -81,7 +81,7 @@ async def test_background_waits_for_readers(store: Store) -> None:
 
 async def test_background_goes_on_when_the_source_is_back(store: Store, autojump_clock: object, expect_log: object) -> None:
     """It says once why it stands still, tries again later, and finishes."""
-    expect_log("background fetch of layer .* stands still: the source has gone away")  # type: ignore[operator]
+    expect_log("background fetch of layer .* is stalled: the source has gone away")  # type: ignore[operator]
     layer, blob = make_layer(FILES)
     source = ScriptedSource(blob)
     source.fails = 3

@@ -102,7 +102,7 @@ async def test_a_source_that_fails_often_costs_no_more(
     store: Store, autojump_clock: object, monkeypatch: pytest.MonkeyPatch, expect_log: Callable[[str], None]
 ) -> None:
     """A run that failed is tried again by itself: what is behind it is not looked at each time."""
-    expect_log("stands still: the source has gone away")
+    expect_log("is stalled: the source has gone away")
     monkeypatch.setattr("lazyfs.fetch.background.MOST_PIECES", 10)
     layer, blob = make_layer([(b"large", RANDOM.randbytes(10_000))], chunk_size=10)
     source = ScriptedSource(blob)

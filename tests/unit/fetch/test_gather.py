@@ -165,7 +165,7 @@ async def test_an_error_is_everybodys_who_went_together() -> None:
 
 
 async def test_an_interrupt_leaves_nobody_without_an_answer() -> None:
-    """What is no error ends the program; until then, nobody takes it for an answer, and the others' turn comes."""
+    """What is not an error ends the program; until then, nobody takes it for an answer, and the others' turn comes."""
 
     def work(numbers: Sequence[int]) -> list[int]:
         if 1 in numbers:

@@ -252,7 +252,7 @@ def test_layers_of_one_image_share_a_bound() -> None:
         account.settle()
 
     take(3 * MIB, 1000, image)
-    with pytest.raises(InvalidToc, match="for 10 bytes of input, beside what the image's other layers take"):
+    with pytest.raises(InvalidToc, match="for 10 bytes of input, in addition to the image's other layers"):
         take(MIB + 32_321, 10, image)
     take(MIB + 32_320, 10, image)
     take(320, 10, image)

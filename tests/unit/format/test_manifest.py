@@ -195,7 +195,7 @@ def test_config_gives_diff_ids_and_platform() -> None:
 )
 def test_what_configures_no_image_is_named_so(value: object) -> None:
     """Helm's and wasm's configs, and an artifact's empty one."""
-    with pytest.raises(InvalidManifest, match="the config of x is no image config"):
+    with pytest.raises(InvalidManifest, match="the config of x is not an image config"):
         m.parse_config(json.dumps(value).encode(), "the config of x")
 
 

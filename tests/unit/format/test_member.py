@@ -62,7 +62,7 @@ def test_a_lying_trailer_is_not_believed() -> None:
 
 @pytest.mark.parametrize("broken", [b"", b"\x1f", b"not gzip at all, not even nearly", compress_member(b"x" * 100)[:-30]])
 def test_broken_member_is_named(broken: bytes) -> None:
-    """What is no gzip, or ends early, is an error that names the place."""
+    """What is not a gzip, or ends early, is an error that names the place."""
     with pytest.raises(InvalidInput, match="somewhere"):
         inflate_member(broken, 100, "somewhere")
 

@@ -136,7 +136,7 @@ def test_global_headers_are_passed_over() -> None:
 
 
 def test_vendor_headers_and_volume_labels() -> None:
-    """Solaris writes PAX headers as X; a volume label is no entry."""
+    """Solaris writes PAX headers as X; a volume label is not an entry."""
     data = header(b"label", b"V") + pax((b"path", b"b"), flag=b"X") + file(b"a", b"x") + END
     assert names(read(data)) == [b"b"]
 
@@ -207,10 +207,10 @@ def test_every_truncation_is_noticed() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"<html><body>404</body></html>".ljust(1024), "is no header.*The layer is no tar"),
-        (b"\0asm\1\0\0\0" + bytes(range(256)) * 4, "is no header.*The layer is no tar"),
+        (b"<html><body>404</body></html>".ljust(1024), "is not a header.*The layer is not a tar"),
+        (b"\0asm\1\0\0\0" + bytes(range(256)) * 4, "is not a header.*The layer is not a tar"),
         (b"short", "ends inside a block"),
-        (file(b"a", b"x") + b"\1" * 512 + END, "at 1024 of its tar is no header.*damaged"),
+        (file(b"a", b"x") + b"\1" * 512 + END, "at 1024 of its tar is not a header.*damaged"),
         (bytes(512) + file(b"a", b"x"), "goes on behind an empty block at 0"),
         (header(b"a", b"Z") + END, "'a' is of the unknown tar type b'Z'"),
         (header(b"a", b"M", 5) + END, "unknown tar type b'M'"),
@@ -220,11 +220,11 @@ def test_every_truncation_is_noticed() -> None:
         (header(b"a") + header(b"l", b"1", 0, b"../a") + END, "climbs out"),
         (pax((b"path", b"a\0b")) + header() + END, "holds a NUL"),
         (pax((b"path", b"n" * 256)) + header() + END, "more than 255 bytes"),
-        (header(b"l", b"1", 0, b"a") + header(b"a") + END, "'l' is a hard link to 'a', which is no earlier file"),
+        (header(b"l", b"1", 0, b"a") + header(b"a") + END, "'l' is a hard link to 'a', which is not an earlier file"),
         (header(b"a", b"5") + header(b"l", b"1", 0, b"a") + END, "no earlier file"),
         (header(b"a") + header(b"a", b"1", 0, b"a") + END, "no earlier file"),
         (header(b"a") + header(b"a", b"5") + header(b"l", b"1", 0, b"a") + END, "no earlier file"),
-        (header(b"l", b"2") + END, "symbolic link to what is no path"),
+        (header(b"l", b"2") + END, "symbolic link to what is not a path"),
         (pax((b"linkpath", b"x" * 4096)) + header(b"l", b"2") + END, "no path"),
         (pax((b"linkpath", b"x\0y")) + header(b"l", b"2") + END, "no path"),
         (header(b"a", uid=b"\xff" * 8) + END, "belongs to -1"),

@@ -113,7 +113,7 @@ def test_times(text: str, expected: int) -> None:
     "text", ["yesterday", "2024-02-30T00:00:00Z", "2024-01-01", "2024-01-01T00:00:00", "２024-01-01T00:00:00Z"]
 )
 def test_broken_times_are_named(text: str) -> None:
-    """What is no RFC 3339 time is an error with the entry's name."""
+    """What is not an RFC 3339 time is an error with the entry's name."""
     with pytest.raises(InvalidToc, match="'a' has the modtime"):
         parse({"name": "a", "type": "dir", "modtime": text})
 

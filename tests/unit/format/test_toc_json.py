@@ -80,7 +80,7 @@ def layers(draw: st.DrawFn) -> list[Entry]:
 
 @given(layers())
 def test_our_reader_reads_what_we_write(entries: list[Entry]) -> None:
-    """Every field of every entry, bytes that are no UTF-8 and times that RFC 3339 cannot spell included."""
+    """Every field of every entry, bytes that are not UTF-8 and times that RFC 3339 cannot spell included."""
     end = max((chunk.member_end for entry in entries for chunk in entry.chunks), default=10)
     data = encode_toc(entries, {entry.name: RAW for entry in entries if len(entry.chunks) > 1})
     assert parse_toc(data, end, "layer 1") == tuple(entries)

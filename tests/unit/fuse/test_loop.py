@@ -1,4 +1,4 @@
-"""The loop around pyfuse3, without a mount: a wake-up that comes too late is no wake-up."""
+"""The loop around pyfuse3, without a mount: a wake-up that comes too late is not a wake-up."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def test_short_messages(length: int) -> None:
 
 
 def test_other_messages() -> None:
-    """Another operation is no FUSE_INIT; an error is no agreement."""
+    """Another operation is not an FUSE_INIT; an error is not an agreement."""
     assert not is_init(struct.pack("<IIQQIIIHH64x", 104, 1, 2, 1, 0, 0, 0, 0, 0))
     assert not is_answer(struct.pack("<IiQ64x", 80, -71, 2))
     assert is_answer(struct.pack("<IiQ64x", 80, 0, 2))

@@ -109,7 +109,7 @@ TYPES = st.sampled_from(["dir", "reg", "symlink"])
 
 
 def sound(paths: dict[bytes, Any]) -> list[Entry]:
-    """A layer of them, as format/toc.py lets it through: nothing lies in what is no directory, whiteouts are empty files."""
+    """A layer of them, as format/toc.py lets it through: nothing lies in what is not a directory, whiteouts are empty files."""
     entries = []
     for path in sorted(paths):
         parts = path.split(b"/")

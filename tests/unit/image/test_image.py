@@ -147,7 +147,7 @@ async def test_an_entry_of_another_algorithm_is_passed_over(store: Store) -> Non
 
 
 async def test_an_image_without_platform_is_known_by_its_config(store: Store) -> None:
-    """One of several is the one whose config says so; what is no image at all is passed over. A single one needs to say nothing."""
+    """One of several is the one whose config says so; what is not an image at all is passed over. A single one needs to say nothing."""
     source = MemorySource()
     right = source.put_image(make_blob(TOC), tag="right")
     wrong = source.put_image(make_blob(TOC), tag="wrong", architecture="arm64")

@@ -39,8 +39,8 @@ def member(json_size: int, size_field: bytes = b"", level: int = 6, fill: bytes 
     ("field", "words"),
     [
         (b"-7777777777\0", "broken size"),
-        (b"\xff" * 12, "has -1 bytes, which is no size"),
-        (b"\xff" + bytes(11), "which is no size"),
+        (b"\xff" * 12, "has -1 bytes, which is not a size"),
+        (b"\xff" + bytes(11), "which is not a size"),
         (b"\x80" + b"\x7f" * 11, "more than 268435456"),
         (b"7777777777\0\0", "more than 268435456"),
         (b"0o17\0\0\0\0\0\0\0\0", "broken size"),

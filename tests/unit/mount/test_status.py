@@ -30,7 +30,7 @@ def test_a_mount_that_hangs_is_told_as_such(hanging: None) -> None:
 
 
 def test_a_dead_mount_is_told_as_such(tmp_path: Path) -> None:
-    """As is a directory that is no mount."""
+    """As is a directory that is not a mount."""
     with pytest.raises(MountFailed, match="does not answer"):
         status.ask_status(tmp_path)
     assert status.ask_process(tmp_path, 10) is None

@@ -87,7 +87,7 @@ def memory() -> Iterator[Path]:
 def test_what_a_kernel_may_lack(
     number: int, kind: str, option: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each refusal has its reason, in words, and is no error."""
+    """Each refusal has its reason, in words, and is not an error."""
     refuse(monkeypatch, number, kind, option)
     assert re.search(words, reason_of(tmp_path))
 

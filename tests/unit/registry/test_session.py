@@ -288,7 +288,7 @@ async def test_a_silent_server_is_given_up(autojump_clock: trio.testing.MockCloc
 
 
 async def test_a_dripping_server_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
-    """A byte now and then is no answer: the deadline is for the whole of it."""
+    """A byte now and then is not an answer: the deadline is for the whole of it."""
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
 
     async def drip(stream: trio.SocketStream) -> None:

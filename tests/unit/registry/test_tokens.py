@@ -209,7 +209,7 @@ async def test_what_is_no_token(answer: bytes, kind: type[SourceError]) -> None:
     ],
 )
 async def test_answers_as_go_reads_them(answer: bytes) -> None:
-    """What containerd and skopeo take for a token; a life that is no number is none."""
+    """What containerd and skopeo take for a token; a life that is not a number is none."""
     async with guarded() as (both, session):
         both.tokens.script = [reply(200, answer)]
         both.accepted = {"Bearer T"}

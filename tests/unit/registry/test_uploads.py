@@ -129,7 +129,7 @@ async def test_a_large_blob_goes_in_pieces_at_once(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.parametrize("wish", ["x", "-5", "99999999999", "9" * 30, ""])
 async def test_wishes_for_pieces_that_nobody_can_meet(wish: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is no number is none, and one piece is the largest there can be."""
+    """What is not a number is none, and one piece is the largest there can be."""
     monkeypatch.setattr(uploads, "PIECE", 8000)
     registry = Receiving(whole=413)
 

@@ -120,7 +120,7 @@ def test_remove(snapshots: Snapshots) -> None:
     """What others stand on stays; else it goes, tells what it was, and its key is free; its number is never another's."""
     base = committed(snapshots, "base")
     top = snapshots.create("top", "base", "view", {})
-    with pytest.raises(SnapshotBusy, match="'top' stands on it"):
+    with pytest.raises(SnapshotBusy, match="'top' is its child"):
         snapshots.remove("base")
     assert snapshots.remove("top") == top
     with pytest.raises(SnapshotNotFound):

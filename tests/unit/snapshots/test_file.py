@@ -47,7 +47,7 @@ def test_damage_is_found_before_anything_is_asked(tmp_path: Path) -> None:
 
 
 def test_an_empty_file_is_a_new_one(tmp_path: Path) -> None:
-    """A crash between creating the file and its tables costs nothing; closing twice is no error, a call afterwards is one."""
+    """A crash between creating the file and its tables costs nothing; closing twice is not an error, a call afterwards is one."""
     (tmp_path / FILE_NAME).touch()
     snapshots = Snapshots(tmp_path)
     assert snapshots.ids() == frozenset()

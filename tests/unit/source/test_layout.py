@@ -329,7 +329,7 @@ async def test_a_cancelled_put_leaves_nothing(tmp_path: Path) -> None:
 
 
 async def test_blobs_move_between_layouts(tmp_path: Path) -> None:
-    """By a hard link on one disk; again is no harm; what the origin does not have is not taken."""
+    """By a hard link on one disk; again is not a harm; what the origin does not have is not taken."""
     origin, target = Layout(tmp_path / "a"), Layout(tmp_path / "b")
     await put(origin, tmp_path)
     for _ in range(2):

@@ -110,7 +110,7 @@ def test_each_part_of_the_index_damaged(step: int, stored: Stored, tmp_path: Pat
 
 
 def test_damage_that_sqlite_quotes(stored: Stored, tmp_path: Path, expect_log: LogWatch) -> None:
-    """A damaged table definition that is no UTF-8 makes Python fail on sqlite's message; that too is but a damaged index."""
+    """A damaged table definition that is not UTF-8 makes Python fail on sqlite's message; that too is but a damaged index."""
     expect_log("index of the store .* damaged")
     directory = tmp_path / "store"
     shutil.copytree(stored.directory, directory)

@@ -47,9 +47,9 @@ def test_a_directory_with_other_files_is_refused(directory: Path) -> None:
     """Neither opened nor cleared: `clear` on a bare git repository must not remove its objects."""
     (directory / "objects").mkdir(parents=True)
     (directory / "HEAD").write_text("ref: refs/heads/main")
-    with pytest.raises(StoreUnusable, match="holds other files and is no store"):
+    with pytest.raises(StoreUnusable, match="holds other files and is not a store"):
         Store.open(directory)
-    with pytest.raises(StoreUnusable, match="is no store"):
+    with pytest.raises(StoreUnusable, match="is not a store"):
         clear(directory)
     assert sorted(os.listdir(directory)) == ["HEAD", "objects"]
 

@@ -49,7 +49,7 @@ def test_versions_that_disagree_are_damage(directory: Path, application: int, us
     """One flipped byte must not lock anybody out of the store."""
     Store.open(directory).close()
     stamp(directory, application, user)
-    expect_log("is no index of a lazyfs store.*starting empty")
+    expect_log("is not an index of a lazyfs store.*starting empty")
     Store.open(directory).close()
 
 

@@ -29,5 +29,5 @@ def test_sizes(text: str, size: int) -> None:
 @pytest.mark.parametrize("text", ["", "G", "-1", "1e9", "10X", "1.G", "٣", "5 G B", "9999999T", "1_000"])
 def test_what_is_no_size(text: str) -> None:
     """Is refused in words, before anything is done with it."""
-    with pytest.raises(UsageError, match="is no size"):
+    with pytest.raises(UsageError, match="is not a size"):
         parse_size(text)

@@ -83,7 +83,7 @@ def test_a_tally_begins_with_what_is_here(store: Store) -> None:
 
 
 def test_what_another_process_removes_is_seen_at_once(store: Store, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing counts as complete that somebody else has made room of, however often both remove something."""
+    """Nothing counts as complete that somebody else has evicted of, however often both remove something."""
     monkeypatch.setattr(tally_module, "_LOOK_PAUSE", 1e9)
     for pieces in FILES:
         keep_all(store, pieces)

@@ -258,7 +258,7 @@ def test_whiteout_behind_what_it_would_remove(names: list[str], words: str) -> N
 
 
 def test_tar_that_implies_more_directories_than_anybody_can_hold() -> None:
-    """Its size is no measure of what it would cost to merge."""
+    """Its size is not a measure of what it would cost to merge."""
     names = [f"{number}/" + "a/" * 2000 + "f" for number in range(200)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lazyfs.format.toc_raw.MAX_ENTRIES", 100_000)
