@@ -214,7 +214,7 @@ def config_no_object(it: Oci) -> Json:
 
 
 def layer_no_tar(it: Oci) -> Json:
-    return it.image(it.plain(b"no tar at all" * 100))
+    return it.image(it.plain(b"not a tar at all" * 100))
 
 
 def layer_no_gzip(it: Oci) -> Json:

@@ -104,11 +104,11 @@ TABLE = [
     Bad("blobs redirect to themselves", "ls", on_ranges(lambda request, right: reply(307, location=request.target)), 4, ("LAYER", "HOST redirects in a circle")),
     Bad("redirect on and on", "ls", lambda request, right: reply(307, location=request.target + "x"), 4, ("redirected more than 10 times",)),
     Bad("redirect to nowhere", "ls", lambda request, right: reply(307), 4, ("HOST", "307 without saying where to")),
-    Bad("redirect to a file", "ls", redirect("file:///etc/passwd"), 4, ("no plain http or https URL",)),
+    Bad("redirect to a file", "ls", redirect("file:///etc/passwd"), 4, ("not a plain http or https URL",)),
     Bad("redirect with a line break", "ls", redirect("http://127.0.0.1/\x0bx"), 4, ("HOST",)),
     # Documents
     Bad("another manifest", "ls", on_manifests(lambda request, right: reply(200, b'{"schemaVersion": 2, "layers": []}')), 3, ("docker://HOST/image@", "config")),
-    Bad("a page", "ls", on_manifests(lambda request, right: reply(200, b"<html>", content_type="text/html")), 3, ("docker://HOST/image@", "no JSON")),
+    Bad("a page", "ls", on_manifests(lambda request, right: reply(200, b"<html>", content_type="text/html")), 3, ("docker://HOST/image@", "not JSON")),
     Bad("an endless manifest", "ls", on_manifests(lambda request, right: reply(200, bytes(5 << 20))), 4, ("HOST sends over 4194304 bytes",)),
     # Ranges
     Bad("another range", "ls", on_ranges(shifted), 4, ("LAYER", "HOST answers a request for bytes")),

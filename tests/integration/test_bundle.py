@@ -158,7 +158,7 @@ def test_exit_codes(bundle: Path, args: tuple[str, ...], code: int, words: str) 
 def test_runc_itself_fails(bundle: Path) -> None:
     """What no program has to do with is 125."""
     (bundle / "rootfs/proc").rmdir()
-    (bundle / "rootfs/proc").write_text("no directory")
+    (bundle / "rootfs/proc").write_text("not a directory")
     assert b"runc run failed" in inside(bundle, "true", code=125).stderr
 
 

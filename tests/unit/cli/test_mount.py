@@ -29,7 +29,7 @@ def test_waiting_ends_with_the_word_that_everything_is_here(capsys: pytest.Captu
 
 def test_a_process_that_ends_before_everything_is_here_is_a_failure(tmp_path: Path) -> None:
     """Killed or unmounted: `--background wait` promised completeness."""
-    with pytest.raises(MountFailed, match=f"{tmp_path} has ended before"):
+    with pytest.raises(MountFailed, match=f"{tmp_path} was unmounted before"):
         mount._follow(0, iter([MOUNTED, Progress("fetching", 0, 10)]), tmp_path, WAITING)
 
 

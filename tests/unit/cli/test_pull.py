@@ -27,7 +27,7 @@ DIGEST = digest_of(b"")
 def test_a_layout_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     """lazyfsd, another process at another time, fetches from registries alone."""
     assert main(["pull", "oci:somewhere:v1"]) == 2
-    assert "no image in a registry" in capsys.readouterr().err
+    assert "not an image in a registry" in capsys.readouterr().err
 
 
 def test_without_grpcio_it_says_what_is_missing(

@@ -82,7 +82,7 @@ async def test_a_toc_that_was_lost_is_fetched_anew(
     store: Store, image: ScriptedImage, jumping: MockClock, expect_log: LogWatch
 ) -> None:
     """However long the registry is away: the reason is logged once and told, readers wait, and what it takes is there when it is back."""
-    expect_log("what is missing of layer sha256:.* cannot be had: the registry is away")
+    expect_log("cannot fetch layer sha256:.*: the registry is away")
     async with trio.open_nursery() as nursery:
         it = Setting(store, image, nursery)
         it.registry.away = True
@@ -100,7 +100,7 @@ async def test_what_is_broken_at_the_source_is_given_up(
     store: Store, image: ScriptedImage, jumping: MockClock, expect_log: LogWatch
 ) -> None:
     """The pull ends, the layer with it, and it is not called complete: after a restart it is looked at again."""
-    expect_log("stands still")
+    expect_log("is stalled")
     async with living(store, image) as it:
         broken = bytearray(image.blobs[0])
         broken[image.layer(0).pieces[0].chunk.member + 30] ^= 1

@@ -303,7 +303,7 @@ async def test_a_prefix_ahead_that_does_not_come(
     store: Store, image: ScriptedImage, jumping: MockClock, grown: Grown, monkeypatch: pytest.MonkeyPatch, expect_log: LogWatch
 ) -> None:
     """Is given up: it was nobody's yet."""
-    expect_log("stands still")
+    expect_log("is stalled")
     monkeypatch.setattr("lazyfs.image.layer.Layer.prefetch_end", 1)
     registry = image.registry()
     async with resolving(store, registry) as it:

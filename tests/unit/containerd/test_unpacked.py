@@ -220,7 +220,7 @@ def test_what_is_no_directory_is_told(tree: Path) -> None:
     (tree / "file").touch()
     (tree / "link").symlink_to(tree)
     for path in (tree / "none", tree / "file", tree / "link"):
-        with pytest.raises(StoreUnusable, match="cannot be looked through"):
+        with pytest.raises(StoreUnusable, match="cannot read what was unpacked"):
             usage(path)
-        with pytest.raises(StoreUnusable, match="cannot be looked through"):
+        with pytest.raises(StoreUnusable, match="cannot read what was unpacked"):
             strip(path)

@@ -127,10 +127,10 @@ def test_a_destination_has_no_digest(source: str) -> None:
 
 def test_errors_come_out_alone(tmp_path: Path) -> None:
     """Not in a group, whatever tasks there were: the caller tells them in words."""
-    with pytest.raises(NotFound, match="no OCI layout"):
+    with pytest.raises(NotFound, match="not an OCI layout"):
         main([f"oci:{tmp_path}/missing", f"oci:{tmp_path}/out"])
     place = Place()
-    place.add_image(b"no tar at all")
+    place.add_image(b"not a tar at all")
     with pytest.raises(InvalidTar, match="ends inside a block") as caught:
         main([layout_of(place, tmp_path / "bad"), f"oci:{tmp_path}/out"])
     assert isinstance(caught.value, LazyfsError)

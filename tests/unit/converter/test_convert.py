@@ -308,7 +308,7 @@ async def test_layers_that_are_too_much_together_are_refused(monkeypatch: pytest
             await converted(source, sink)
         else:
             error = await refused(source, sink)
-            assert isinstance(error, InvalidTar) and "beside what the image's other layers take" in str(error)
+            assert isinstance(error, InvalidTar) and "in addition to the image's other layers" in str(error)
 
 
 async def test_a_layer_that_comes_twice_is_sent_once() -> None:

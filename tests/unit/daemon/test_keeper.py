@@ -211,7 +211,7 @@ def test_told_to_end(kept: Kept) -> None:
         kept.await_file(start)
         process.send_signal(number)
         assert process.wait(PATIENCE_S) == 0
-    assert kept.log().count("told to end") == 2
+    assert kept.log().count("stopping: received") == 2
 
 
 def test_asked_what_it_does(kept: Kept) -> None:

@@ -109,7 +109,7 @@ async def test_a_machine_that_cannot_is_tried_once(it: Setting) -> None:
 async def test_a_daemon_without_a_gate_mounts_nothing(it: Setting) -> None:
     """It is about to end."""
     it.mounting.has_gate = False
-    with pytest.raises(MountFailed, match="about to end"):
+    with pytest.raises(MountFailed, match="is stopping"):
         await mount(it)
     assert it.remains == (0, 0, 0, 0) and not it.images.asked
 
@@ -155,7 +155,7 @@ async def test_unmounted(it: Setting) -> None:
         assert await it.mounting.unmount(UnmountOrder(ROOT)) == UnmountResult(ROOT)
         assert it.remains == (0, 0, 0, 0)
         nursery.cancel_scope.cancel()
-    with pytest.raises(MountFailed, match="no mount of this lazyfsd"):
+    with pytest.raises(MountFailed, match="not a mount of this lazyfsd"):
         await it.mounting.unmount(UnmountOrder(ROOT))
 
 

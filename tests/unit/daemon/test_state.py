@@ -84,7 +84,7 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
     with State(tmp_path) as state:
         row = state.add(a_mount())
         state._db.execute("PRAGMA max_page_count = 1")
-        with pytest.raises(StoreFull, match="room"):
+        with pytest.raises(StoreFull, match="Free space"):
             for number in range(100):
                 state.add(a_mount(f"/mnt/{number}" + "x" * 1000))
         assert state.rows()[0] == row

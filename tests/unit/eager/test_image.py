@@ -364,5 +364,5 @@ async def test_layers_that_are_too_much_together_are_refused(store: Store, monke
         for layer in range(2)
     ]
     place.add_image(*map(tar_of, folders))
-    with pytest.raises(InvalidTar, match="beside what the image's other layers take"):
+    with pytest.raises(InvalidTar, match="in addition to the image's other layers"):
         await load(place, store)

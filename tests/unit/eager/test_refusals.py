@@ -37,8 +37,8 @@ BAD: dict[str, tuple[tuple[bytes, str, str], type[LazyfsError], str]] = {
         "decompression bomb",
     ),
     "tar cut short": (gz(TAR[:5000]), InvalidTar, "the tar ends"),
-    "no tar": (gz(b"no tar at all" * 100), InvalidTar, "is not a header"),
-    "link to nothing": (gz(tars.header(b"it", b"1", link=b"gone") + tars.END), InvalidTar, "no earlier file"),
+    "not a tar": (gz(b"not a tar at all" * 100), InvalidTar, "is not a header"),
+    "link to nothing": (gz(tars.header(b"it", b"1", link=b"gone") + tars.END), InvalidTar, "not an earlier file"),
 }
 
 

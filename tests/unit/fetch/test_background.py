@@ -116,7 +116,7 @@ async def test_background_does_not_download_for_a_full_store(
 
 async def test_background_gives_up_what_is_broken_at_the_source(store: Store, expect_log: object) -> None:
     """One bad chunk does not keep the rest away, and the image is not called complete."""
-    expect_log("stands still")  # type: ignore[operator]
+    expect_log("is stalled")  # type: ignore[operator]
     layer, blob = make_layer(FILES)
     broken = bytearray(blob)
     broken[layer.pieces[50].chunk.member + 30] ^= 1
@@ -170,7 +170,7 @@ async def test_paused_background_does_not_hold_up_other_processes(store: Store, 
 
 async def test_background_gives_up_nothing_but_what_is_broken(store: Store, autojump_clock: object, expect_log: object) -> None:
     """A run that ends before its last chunk, and has a broken one in it, takes no other chunk down."""
-    expect_log("stands still")  # type: ignore[operator]
+    expect_log("is stalled")  # type: ignore[operator]
     files = [(b"f%02d" % number, RANDOM.randbytes(100_000)) for number in range(10)]
     layer, blob = make_layer(files)
     broken = bytearray(blob)

@@ -182,7 +182,7 @@ async def test_no_background_depends_on_another_source(store: Store, jumping: Mo
 
 async def test_a_background_goes_on_where_another_source_fails(store: Store, jumping: MockClock, expect_log: LogWatch) -> None:
     """A lie of the first source is neither believed nor taken for damage of the other one's layer."""
-    expect_log("stands still")
+    expect_log("is stalled")
     layer, blob = make_layer(FILES)
     first, own = held_back(lying(blob)), ScriptedSource(blob)
     async with fetchers(store, [first, own]) as both:

@@ -39,5 +39,5 @@ def test_offset_outside_the_blob() -> None:
     with pytest.raises(InvalidToc, match="outside the blob"):
         parse_footer(build_footer(949), 1000, "x")
     broken = build_footer(5).replace(b"0000000000000005", b"zzzzzzzzzzzzzzzz")
-    with pytest.raises(InvalidToc, match="no hexadecimal"):
+    with pytest.raises(InvalidToc, match="not a hexadecimal"):
         parse_footer(broken, 1000, "x")

@@ -130,14 +130,14 @@ def test_a_hard_link_to_nothing_is_refused(link: str) -> None:
     tar = (
         file(b".wh..wh.plnk/other", b"x") + file(b".wh.b", b"") + header(b"d/", b"5") + header(b"a", b"1", 0, link.encode()) + END
     )
-    with pytest.raises(InvalidTar, match=r"'a' is a hard link to .*no earlier file"):
+    with pytest.raises(InvalidTar, match=r"'a' is a hard link to .*not an earlier file"):
         read(tar)
 
 
 def test_a_toc_that_links_to_nothing_is_refused() -> None:
     """The same message as for a name that is shown."""
     entries = [{"name": "a", "type": "hardlink", "linkName": ".wh..wh.plnk/none"}]
-    with pytest.raises(InvalidToc, match="no earlier file"):
+    with pytest.raises(InvalidToc, match="not an earlier file"):
         parse_toc(json.dumps({"version": 1, "entries": entries}).encode(), 0, "layer 1")
 
 

@@ -262,7 +262,7 @@ async def test_layers_that_are_too_much_together_are_refused(monkeypatch: pytest
     source.put_image(make_blob(toc), tag="one")
     source.put_image(*(make_blob(toc, padding=number) for number in range(3)), tag="three")
     await load_layers(source, None, await resolve_image(source, "one", AMD64, None))
-    with pytest.raises(InvalidToc, match="beside what the image's other layers take"):
+    with pytest.raises(InvalidToc, match="in addition to the image's other layers"):
         await load_layers(source, None, await resolve_image(source, "three", AMD64, None))
 
 

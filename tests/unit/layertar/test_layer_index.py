@@ -260,8 +260,8 @@ def test_a_device_0_0_is_no_name_to_the_layers_above() -> None:
         ([reg(b"a"), reg(b"a/b")], "'a' should be a directory, and 'a' is a reg"),
         ([reg(b"a"), reg(b"a/b/c")], "'a/b' should be a directory, and 'a' is a reg"),
         ([symlink(b"a", b"b"), symlink(b"b", b"a"), reg(b"a/x")], "more than 255 symbolic links"),
-        ([folder(b"d"), symlink(b"l", b"d"), reg(b"d/a"), hardlink(b"l/a", b"d/a")], "no earlier file"),
-        ([folder(b"d"), reg(b"d/a"), reg(b"d"), hardlink(b"h", b"d/a")], "no earlier file"),
+        ([folder(b"d"), symlink(b"l", b"d"), reg(b"d/a"), hardlink(b"l/a", b"d/a")], "not an earlier file"),
+        ([folder(b"d"), reg(b"d/a"), reg(b"d"), hardlink(b"h", b"d/a")], "not an earlier file"),
     ],
 )
 def test_what_no_runtime_unpacks_is_refused(layer: list[Item], message: str) -> None:
@@ -274,5 +274,5 @@ def test_a_link_below_is_no_target() -> None:
     """A hard link cannot name a file of a lower layer."""
     tree = Tree()
     convert_tar(tar_of([symlink(b"l", b"d"), folder(b"d"), reg(b"d/a")]), tree)
-    with pytest.raises(InvalidTar, match="no earlier file"):
+    with pytest.raises(InvalidTar, match="not an earlier file"):
         convert_tar(tar_of([reg(b"l/b"), hardlink(b"x", b"l/b"), hardlink(b"y", b"d/a")]), tree, 1)

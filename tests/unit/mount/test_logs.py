@@ -38,6 +38,6 @@ def test_a_log_that_cannot_be_opened_costs_only_its_lines(
     """A disk turned read-only: the guard of the mount complains, and goes on."""
     expect_log("something happened")  # type: ignore[operator]
     monkeypatch.setattr(logging, "raiseExceptions", False)  # handleError would print a traceback
-    (tmp_path / "store").write_text("no directory")
+    (tmp_path / "store").write_text("not a directory")
     logs.log_to_file(tmp_path / "store", Path("/mnt/one"))
     logging.getLogger("test").warning("something happened")

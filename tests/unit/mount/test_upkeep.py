@@ -121,7 +121,7 @@ async def test_only_one_process_makes_room(store: Store, directory: Path) -> Non
         theirs, ours = Upkeep(other, InUse), Upkeep(store, InUse, alone=True)
         async with running(upkeeping(ours)):
             await until(lambda: ours._has_right)
-            with pytest.raises(StoreUnusable, match="another process is making room"):
+            with pytest.raises(StoreUnusable, match="another process is evicting"):
                 await theirs.prune(everything=True, older_than=0)
             assert here(store, made) == [0, 1, 2, 3]
             assert (await ours.prune(everything=True, older_than=0)).objects == 4

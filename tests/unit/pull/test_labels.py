@@ -134,8 +134,8 @@ def test_a_lazy_layers_labels_are_understood() -> None:
     ("layer", "reason"),
     [
         (described(1), "not converted"),
-        (described(1, toc="sha256:short"), "no sha256 digest"),
-        (described(1, toc="x" * 5000), "no sha256 digest"),
+        (described(1, toc="sha256:short"), "not a sha256 digest"),
+        (described(1, toc="x" * 5000), "not a sha256 digest"),
     ],
 )
 def test_a_layer_that_cannot_be_lazy_says_why(layer: Descriptor, reason: str) -> None:

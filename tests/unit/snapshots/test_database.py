@@ -110,7 +110,7 @@ def test_commit_onto_a_parent(snapshots: Snapshots) -> None:
         snapshots.commit("a", "new", {}, 0, 0, parent="new")
     with pytest.raises(SnapshotBusy):
         snapshots.commit("a", "new", {}, 0, 0, parent="b")
-    with pytest.raises(BadSnapshot, match="stands on"):
+    with pytest.raises(BadSnapshot, match="has the parent"):
         snapshots.commit("b", "new", {}, 0, 0, parent="other")
     assert snapshots.commit("a", "new", {}, 0, 0, parent="base").parent == "base"
     assert snapshots.commit("b", "next", {}, 0, 0, parent="base").parent == "base"

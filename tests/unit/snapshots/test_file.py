@@ -93,7 +93,7 @@ def test_a_full_disk_is_told(snapshots: Snapshots) -> None:
     """What cannot be written is refused in words, is not half there, and what was written before stands."""
     made = snapshots.commit_lazy("lazy", "", {}, a_layer())
     snapshots._db.execute("PRAGMA max_page_count = 1")
-    with pytest.raises(StoreFull, match="room"):
+    with pytest.raises(StoreFull, match="Free space"):
         snapshots.note_objects(Digest(a_layer().toc_digest), [str(number) * 40 for number in range(1000)])
     assert snapshots.unnoted() == (made,)
     assert snapshots.first_named("lazy") == []

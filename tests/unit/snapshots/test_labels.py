@@ -71,8 +71,8 @@ def test_without_a_target_nothing_is_wanted() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({TARGET: "x" * 2000}, "no chain ID"),
-        ({TARGET: "a\nb"}, "no chain ID"),
+        ({TARGET: "x" * 2000}, "not a chain ID"),
+        ({TARGET: "a\nb"}, "not a chain ID"),
         ({f"{CRI}image-ref": ""}, "sends no annotations"),
         ({f"{CRI}layer-digest": ""}, "sends no annotations"),
         ({f"{CRI}image-ref": "sha256:" + "0" * 64}, "label for its image"),

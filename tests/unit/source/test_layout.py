@@ -216,10 +216,10 @@ async def test_what_is_not_there(tmp_path: Path, reference: str) -> None:
 
 async def test_no_layout_at_all(tmp_path: Path) -> None:
     """Neither a missing directory nor one that holds something else."""
-    with pytest.raises(NotFound, match="no OCI layout"):
+    with pytest.raises(NotFound, match="not an OCI layout"):
         await Layout(tmp_path / "nowhere").document("v1")
     (tmp_path / "index.json").write_text("{}")
-    with pytest.raises(NotFound, match="no OCI layout"):
+    with pytest.raises(NotFound, match="not an OCI layout"):
         await Layout(tmp_path).document("v1")
 
 
@@ -261,9 +261,9 @@ async def test_a_blob_that_is_no_file(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     await layout.put_document("v1", image(1))
     os.mkfifo(layout.blob_path(DIGEST))
-    with pytest.raises(BadAnswer, match="no regular file"):
+    with pytest.raises(BadAnswer, match="not a regular file"):
         await layout.small_blob(DIGEST, 100)
-    with pytest.raises(BadAnswer, match="no regular file"):
+    with pytest.raises(BadAnswer, match="not a regular file"):
         async with layout.open_range(DIGEST, 10, 0, 10):
             pass
     assert not await layout.has_blob(DIGEST, 0)
@@ -291,7 +291,7 @@ async def test_a_crash_before_the_marker_is_mended(tmp_path: Path) -> None:
 async def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
     """A slip of the fingers must not spread blobs over a home directory."""
     (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(LocalError, match="no OCI layout"):
+    with pytest.raises(LocalError, match="not an OCI layout"):
         await Layout(tmp_path).put_document("v1", image(1))
     assert os.listdir(tmp_path) == ["thesis.tex"]
 
