@@ -95,29 +95,26 @@ class Pulls:
             queue[live] = pull
         else:
             self._queues[live.source] = {live: pull}
-            self._tasks.start_soon("pulls of a source", self._take_turns, live.source, subject=live.source.name)
+            self._tasks.keep_running("pulls of a source", self._take_turns, live.source, subject=live.source.name)
 
     async def _take_turns(self, source: LiveSource) -> None:
+        """Until no pull is left. A failure ends the pull that has its turn; run again, it goes on with the others."""
         queue = self._queues[source]
-        try:
-            while queue:
-                live, pull = next(iter(queue.items()))
-                is_over = True
-                try:
-                    is_over = await self._take_turn(live, pull, queue)
-                finally:
-                    if queue.get(live) is pull:
-                        del queue[live]
-                        if not is_over:
-                            queue[live] = pull
-                        elif not pull.course.is_at(State.ENDED):
-                            pull.course.move(State.ENDED)  # it failed: those who wait are woken
-            await trio.to_thread.run_sync(give_back)
-        finally:
-            del self._queues[source]
-            for pull in queue.values():  # of those that came after the last look, or all of them after a failure
-                if not pull.course.is_at(State.ENDED):
+        while queue:
+            live, pull = next(iter(queue.items()))
+            is_over = True
+            try:
+                is_over = await self._take_turn(live, pull, queue)
+            finally:
+                if queue.get(live) is pull:
+                    del queue[live]
+                    if not is_over:
+                        queue[live] = pull
+                if is_over and not pull.course.is_at(State.ENDED):
                     pull.course.move(State.ENDED)
+            if not queue:
+                await trio.to_thread.run_sync(give_back)  # a pull may come meanwhile
+        del self._queues[source]
 
     async def _take_turn(self, live: LiveLayer, pull: Pull, queue: Sized) -> bool:
         """Fetch the rest of one layer, for as long as its pull is not stopped. False where it stands still and others are in `queue`."""
@@ -142,8 +139,6 @@ class Pulls:
             wanted = (await live.known()).wanted
             if await self._fetch(live.source, [wanted], begun=lambda it: nursery.start_soon(leave_when_stuck, it)):
                 await trio.to_thread.run_sync(self._note_complete, live.layer)
-            if not pull.course.is_at(State.ENDED):
-                pull.course.move(State.ENDED)
             is_over = True
             nursery.cancel_scope.cancel()
         return is_over

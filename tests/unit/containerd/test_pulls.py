@@ -11,6 +11,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from lazyfs.errors import Unreachable
 from lazyfs.format.digest import Digest
+from lazyfs.image.layer import Layer
+from lazyfs.live.layer import LiveLayer
+from lazyfs.live.pulls import Pulls
 from lazyfs.store.store import Store
 from tests.conftest import LogWatch
 from tests.unit.containerd.living import LINGER, Setting, ended, living
@@ -190,15 +193,16 @@ async def test_a_stopped_pull_is_begun_again(store: Store, image: ScriptedImage,
         assert not it.missing() and not it.layers.live
 
 
-async def test_a_pull_that_is_nearly_done_is_not_lost(
-    store: Store, image: ScriptedImage, jumping: MockClock, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("moment", ["_note_complete", "give_back"])
+async def test_a_pull_that_comes_at_the_end_of_another_is_not_lost(
+    store: Store, image: ScriptedImage, jumping: MockClock, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    """Another one comes while it is noted that this one is complete: both are, and end."""
-    run_sync = trio.to_thread.run_sync
+    """While it is noted that the other one is complete, or memory is given back: both come whole, and end."""
+    run_sync, asked = trio.to_thread.run_sync, list[LiveLayer]()
 
     async def interrupted(work: Callable[..., object], *arguments: object, **more: object) -> object:
-        if work == it.layers._pulls._note_complete and len(it.layers.live) == 1:
-            it.pull(1)
+        if getattr(work, "__name__", "") == moment and not asked:
+            asked.append(it.pull(1))
             await trio.sleep(1)
         return await run_sync(work, *arguments, **more)  # type: ignore[arg-type]
 
@@ -207,6 +211,32 @@ async def test_a_pull_that_is_nearly_done_is_not_lost(
         it.pull(0)
         await trio.sleep(10 * LINGER)
         assert not it.missing(0) and not it.missing(1)
+        assert not it.layers.live
+
+
+async def test_a_failure_ends_one_pull_and_not_those_behind_it(
+    store: Store, image: ScriptedImage, jumping: MockClock, monkeypatch: pytest.MonkeyPatch, expect_log: LogWatch
+) -> None:
+    """Who waits for it is woken, it is looked at again after a restart, and the next one has its turn."""
+    expect_log("pulls of a source of .* has failed and is tried again .*ZeroDivisionError")
+    note, surprises = Pulls._note_complete, [ZeroDivisionError("surprise")]
+
+    def fail_first(pulls: Pulls, layer: Layer) -> None:
+        if surprises:
+            raise surprises.pop()
+        note(pulls, layer)
+
+    monkeypatch.setattr(Pulls, "_note_complete", fail_first)
+    async with living(store, image) as it:
+        it.registry.gate = trio.Event()
+        both = [it.pull(0), it.pull(1)]
+        await trio.sleep(2)
+        it.registry.gate.set()
+        for live in both:
+            await ended(live)
+        assert not it.missing(0) and not it.missing(1)
+        assert sorted([await it.layers._pulls.was_complete(live.layer) for live in both]) == [False, True]
+        await trio.sleep(10 * LINGER)
         assert not it.layers.live
 
 

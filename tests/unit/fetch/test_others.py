@@ -210,3 +210,16 @@ async def test_chunks_of_two_files_are_one(store: Store, jumping: MockClock) -> 
         one.gate.set()
         assert await read_piece(both[1], other_layer, number) == LARGE
     assert not other.ranges
+
+
+async def test_the_gate_passes_over_the_source_that_is_silent(store: Store, jumping: MockClock) -> None:
+    """It is not the one that it asks first: that one only waits for the other's flight, and fetches as soon as that is left alone."""
+    layer, blob = make_layer([(b"large", LARGE)])
+    honest, mute = ScriptedSource(blob), silent(blob)
+    async with fetchers(store, [honest, mute]) as both, trio.open_nursery() as nursery:
+        nursery.start_soon(ignore, partial(read_piece, both[1], layer, 0))
+        await until(lambda: mute.ranges)
+        with trio.fail_after(HOPE + 0.1):
+            assert await read(both, layer, 0, through_the_gate=True) == LARGE
+        assert both[1].is_passed_over and not both[0].is_passed_over
+        nursery.cancel_scope.cancel()
