@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import random
 import re
 import secrets
 import threading
@@ -101,6 +102,25 @@ def test_an_incomplete_image_starts_without_its_registry(
     assert printed_anew(containerd, name, TOOL, "/files/1").encode() == FILES["files/1"]
     containerd.ctr("images", "rm", "--sync", name)
     plugin.await_empty()
+
+
+def test_a_registry_that_ignores_ranges(plugin: Plugin, containerd: Containerd, tmp_path: Path) -> None:
+    """A layer whose TOC lies too far behind for a whole blob to be read up to there is left to containerd, and the status says why."""
+    large = random.Random(1).randbytes(3 << 20)
+    with LyingRegistry.serving(build_tool(tmp_path, {"large": large}, {"top": TOP}).converted) as registry:
+
+        def whole(request: Request, _right: bytes) -> Answer:
+            return registry._right(request._replace(headers={}))
+
+        registry.lie = whole
+        name = containerd.pull_lazily(f"{registry.image}:v1", NAME)
+        (told,) = plugin.status()["containerds"]
+        assert told["unpacked"] == len(told["refused"]) == 1 and len(told["lazy"]) == 2
+        assert "ranges" in told["refused"][0]["reason"] or "whole blob" in told["refused"][0]["reason"]
+        assert containerd.output(name, *HELLO, snapshotter=NAME) == "hello\n"
+        assert printed_anew(containerd, name, TOOL, "/top").encode() == TOP
+        containerd.ctr("images", "rm", "--sync", name)
+        plugin.await_empty()
 
 
 def test_a_registry_that_is_silent_to_lazyfsd(plugin: Plugin, containerd: Containerd, tool: ToolImage) -> None:
