@@ -250,13 +250,13 @@ def test_a_store_behind_a_link(place: Workshop, tmp_path: Path) -> None:
 def test_only_ours_is_unmounted(place: Workshop) -> None:
     """What is not a mount of ours is neither unmounted nor reconfigured, least of all what lies over one of ours."""
     for call in (unmount_stack, reconfigure):
-        with pytest.raises(OSError, match="no native lazyfs mount"):
+        with pytest.raises(OSError, match="not a native lazyfs mount"):
             call(place.at)
     with place.mounted([place.image("image", {b"file": b"content"})]) as at:
         run("mount", "-t", "tmpfs", "above", at)
         try:
             for call in (unmount_stack, reconfigure):
-                with pytest.raises(OSError, match="no native lazyfs mount"):
+                with pytest.raises(OSError, match="not a native lazyfs mount"):
                     call(at)
         finally:
             unmount(at)
