@@ -47,8 +47,8 @@ def never() -> None:
 class ImageBounds:
     """What the layers of one image have described so far. Any thread may call it.
 
-    A layer counts when it has been parsed, so layers that are parsed at the same time do not see each other: what they may exceed the
-    bound by is what the parsing of layers may take in one process (format/room.py).
+    A layer counts when it has been parsed, so layers that are parsed at the same time do not see each other until then. The last of
+    them is refused when it is counted; what they take meanwhile is bounded by the room for parsing in one process (format/room.py).
     """
 
     def __init__(self) -> None:
@@ -61,11 +61,14 @@ class ImageBounds:
         with self._lock:
             return DESCRIPTION + DESCRIPTION_RATIO * (self._arrived + arrived) - self._described
 
-    def add(self, arrived: int, described: int) -> None:
-        """Count a layer."""
+    def add(self, arrived: int, described: int, *, enforced: bool) -> bool:
+        """Count a layer. False, and it is not counted, where it is too much beside the others and the bound is `enforced`."""
         with self._lock:
+            if enforced and self._described + described > DESCRIPTION + DESCRIPTION_RATIO * (self._arrived + arrived):
+                return False
             self._arrived += arrived
             self._described += described
+            return True
 
 
 class Bounds:
@@ -94,6 +97,7 @@ class Bounds:
         self.limit = DESCRIPTION + DESCRIPTION_RATIO * arrived if enforced else sys.maxsize
         """Bytes that the description may have."""
         self._image = image
+        self._is_enforced = enforced
         self._is_crowded = False
         """Whether the other layers of the image leave it less than it may have alone."""
         if image is not None and enforced and (left := image.limit(arrived)) < self.limit:
@@ -137,9 +141,11 @@ class Bounds:
             )
 
     def settle(self) -> None:
-        """The layer is parsed: count it for its image."""
-        if self._image is not None:
-            self._image.add(self.arrived, self.described)
+        """The layer is parsed: count it for its image. Raises the error where layers that were parsed meanwhile leave it too little."""
+        if self._image is not None and not self._image.add(self.arrived, self.described, enforced=self._is_enforced):
+            self._is_crowded = True
+            self.limit = self._image.limit(self.arrived)
+            raise self.too_large()
 
     def too_large(self) -> InvalidInput:
         """The error for a description that is too large."""

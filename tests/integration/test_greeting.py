@@ -134,7 +134,7 @@ def test_record_is_useless(toy: ToyDaemon, damage: str) -> None:
     assert isinstance(got[0], OSError)
     check(toy.gate / "file1-77")
     assert len(toy.connections()) == 1
-    assert "how the connection" in toy.log()
+    assert "does not describe the FUSE connection" in toy.log()
 
 
 def test_another_libfuse(toy: ToyDaemon) -> None:

@@ -187,8 +187,8 @@ def test_disk_full(lazyfs: Lazyfs, small: SmallImage, tiny_disk: Callable[[int],
         status = lazyfs.json("status", root)
         assert status["unkept"] and not status["complete"]
         # Others may follow: that what has arrived would not survive a power cut.
-        (line,) = (line for line in log_lines(lazyfs, root) if "is served, but not kept" in line)
-        assert "Make room" in line
+        (line,) = (line for line in log_lines(lazyfs, root) if "serving what arrives without storing it" in line)
+        assert "Free space" in line
 
 
 @pytest.mark.root
@@ -204,4 +204,4 @@ def test_store_without_room_to_open(lazyfs: Lazyfs, small: SmallImage, tiny_disk
     told = lazyfs.run(
         "mount", small.converted, directory, "--store", lazyfs.store, "--mode", "portable", "--mode", "portable", code=5
     ).stderr.decode()
-    assert f"the store {lazyfs.store} cannot be opened" in told and "Make room" in told
+    assert f"the store {lazyfs.store} cannot be opened" in told and "Free space" in told

@@ -259,3 +259,21 @@ def test_layers_of_one_image_share_a_bound() -> None:
     with pytest.raises(InvalidToc, match="more than 0 bytes"):
         take(1, 0, image)
     take(4 * MIB, 0, ImageBounds())
+
+
+def test_layers_that_are_parsed_at_the_same_time_share_a_bound() -> None:
+    """They do not see each other while they are parsed: the one that would be too much is refused when it is counted, and not counted."""
+    image = ImageBounds()
+    accounts = [Bounds(0, f"layer {number}", image=image) for number in range(3)]
+    for account in accounts:
+        account.describe(3 * MIB)
+    accounts[0].settle()
+    for account in accounts[1:]:
+        with pytest.raises(InvalidInput, match="in addition to the image's other layers"):
+            account.settle()
+    small = Bounds(0, "small", image=image)
+    small.describe(MIB)
+    small.settle()
+    accepted = Bounds(0, "accepted before", image=image, enforced=False)
+    accepted.describe(4 * MIB)
+    accepted.settle()
