@@ -163,7 +163,7 @@ def test_lost_with_its_keeper(command: str, lazyfs: Lazyfs, small: SmallImage, r
         else:
             roots.append(stack.enter_context(lazyfs.mounted(small.converted, "--background", "off", mode="native")))
         for _ in moments():
-            are_anew = lazyfsd.log().count("made anew") >= 3
+            are_anew = lazyfsd.log().count("remounted ") >= 3
             told = {Path(each["directory"]): each for each in lazyfsd.status()}
             if are_anew and "until it is mounted again" in told[held_and_written]["trouble"]:
                 break
