@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -121,28 +122,19 @@ def compare(rounds: Sequence[Mapping[str, Sequence[Mapping[str, Any]]]]) -> list
 def _measure(tree: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     """One round. A measurement may refuse to begin on a machine that is busy for a moment (link.py), and is tried again then."""
     for _ in range(_TRIES - 1):
-        try:
-            return _try_to_measure(tree, names)
-        except _Refused:
-            continue
-    try:
-        return _try_to_measure(tree, names)
-    except _Refused as error:
-        raise SystemExit(str(error)) from None
+        with suppress(SystemExit):
+            return _measure_once(tree, names)
+    return _measure_once(tree, names)
 
 
-class _Refused(Exception):
-    """A measurement did not come to its end."""
-
-
-def _try_to_measure(tree: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+def _measure_once(tree: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     with tempfile.NamedTemporaryFile(suffix=".jsonl") as record:
         command = [tree / ".venv/bin/python", "-c", _ONE_ROUND, "--record", record.name, *names]
         # Exit code 1 says that a bar was missed, which is not what is asked here.
         done = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
         lines = Path(record.name).read_bytes().splitlines()
     if done.returncode not in {0, 1} or not lines:
-        raise _Refused(f"python -m bench in {tree} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+        raise SystemExit(f"python -m bench in {tree} ended with {done.returncode}:\n{done.stderr[-2000:]}")
     return [msgspec.json.decode(line) for line in lines]
 
 

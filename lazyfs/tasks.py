@@ -1,4 +1,4 @@
-"""Supervised tasks: one that fails is logged by name and counted, its owner is told, and everything else goes on.
+"""Supervised tasks: one that fails is logged by name and counted, its owner is informed, and everything else goes on.
 
 In trio an exception that leaves a task cancels the whole nursery. In a process that serves many containers, a defect in one layer, or a
 descriptor (EMFILE), a byte of disk (ENOSPC) or memory that cannot be had for a moment, would take every container's files away. So only
@@ -13,8 +13,8 @@ What each argument is for:
 
     kind       what the task does. Failures are counted by it, and metrics have one series for each: a constant, never a digest
     subject    what it does it to, for the log: "layer index of sha256:…"
-    failed     told the exception, once for each failure: the owner marks its layer as not lazy, or its order as failed
-    wakes      events that are set when the task has ended, in whatever way, after `failed` was called. Whoever waits on an event that a
+    failed     called with the exception, once for each failure: the owner marks its layer as not lazy, or its order as failed
+    wakes      events that are set when the task has ended, in whatever way, after `failed` was called. Whatever waits on an event that a
                supervised task sets passes it here: it is set even where the task never came to the line that would have set it
 
 A failure is any Exception, MemoryError and groups included (of a group, `failed` is given the foremost). Cancellation,
@@ -155,7 +155,7 @@ class Supervisor:
             try:
                 failed(cause)
             except Exception as surprise:  # noqa: BLE001  its owner fails as well: that ends nothing either
-                self.failures.record(kind, surprise, subject, " once more, when its owner was told")
+                self.failures.record(kind, surprise, subject, " once more, when its owner was informed")
         return cause
 
     def _start(self, kind: str, subject: str, run: Callable[[], Awaitable[object]], wakes: tuple[trio.Event, ...]) -> None:
@@ -167,7 +167,7 @@ class Supervisor:
 
 
 def cause_of(error: Exception) -> Exception:
-    """What to tell of it: itself, or the foremost of a group."""
+    """The error to report: itself, or the foremost of a group."""
     cause = foremost(error) if isinstance(error, BaseExceptionGroup) else error
     return cause if isinstance(cause, Exception) else error
 

@@ -89,3 +89,34 @@ def test_named_files_exist() -> None:
     text = (ROOT / "lazyfs" / "README.md").read_text()
     names = set(re.findall(r"(?<![/\w])([a-z_/]+/[a-z_]+\.py)\b", text))
     assert not [name for name in sorted(names) if not ((ROOT / "lazyfs" / name).exists() or (ROOT / name).exists())]
+
+
+def denied() -> Iterator[tuple[str, str]]:
+    """(where, text) of every text that a test asserts to be in a log seldom, or not at all."""
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if not isinstance(node, ast.Compare) or not isinstance(node.ops[0], (ast.NotIn, ast.Lt)):
+                continue
+            left = node.left
+            if isinstance(left, ast.Call) and isinstance(left.func, ast.Attribute) and left.func.attr == "count":
+                place, left = left.func.value, left.args[0]
+            else:
+                place = node.comparators[0]
+            if (
+                isinstance(left, ast.Constant)
+                and isinstance(left.value, str)
+                and ast.unparse(place).endswith(("log()", "logged()"))
+            ):
+                yield f"{path.relative_to(ROOT)}:{node.lineno}", left.value
+
+
+def test_what_tests_deny_can_be_logged() -> None:
+    """A test that a line is not in a log can fail only while lazyfs has such a line; libfuse's own are `fuse_reply…`."""
+    said = []
+    for path in (ROOT / "lazyfs").rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_bytes())))
+        documentation = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        said += [str(node.value) for node in nodes if isinstance(node, ast.Constant) and id(node) not in documentation]
+    found = list(denied())
+    assert len(found) > 5
+    assert not [where for where, text in found if text != "fuse_reply" and not any(text in line for line in said)]

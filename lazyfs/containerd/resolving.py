@@ -97,7 +97,7 @@ class _Image:
         """Layers that somebody went away without, because they took too long."""
 
     def fail(self, what: str, cause: Exception) -> None:
-        """A task of it has failed with what nobody expected: those who wait are told."""
+        """A task of it has failed unexpectedly: those who wait get the error."""
         self.failure = self.failure or _failed(cause, what)
 
     def begin(self) -> None:
@@ -348,7 +348,7 @@ class Resolving:
 
 
 def _failed(cause: Exception, what: str) -> LazyfsError:
-    """For those who wait: a descriptor or a thread that cannot be had, or a defect of ours, which the log tells in full."""
+    """For those who wait: a descriptor or a thread that cannot be had, or a defect of ours, which the log has in full."""
     return LocalError(f"{what} cannot be resolved: {cause!r}", hint="The next request tries again.")
 
 

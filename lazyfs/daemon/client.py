@@ -54,7 +54,7 @@ class Client:
         """Send `order` and yield its steps, then its result. `start` the daemon where it does not run.
 
         Closed or interrupted before that, the order is taken back: its end is waited for, and it may have been carried out.
-        Raises Refused with what the daemon tells, DaemonUnreachable where there is none, or it dies again and again, LocalError for a
+        Raises Refused with the daemon's message, DaemonUnreachable where there is none, or it dies again and again, LocalError for a
         report that cannot be read.
         """
         for _ in range(_TRIES):

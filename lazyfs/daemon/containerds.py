@@ -1,4 +1,4 @@
-"""What lazyfsd says of one containerd: its snapshots, which layers are lazy and which are not and why, and who brings what is missing."""
+"""What lazyfsd says of one containerd: its snapshots, which layers are lazy and which are not and why, and what fetches the missing parts."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ _PEER: Final = struct.Struct("3i")
 
 Tell = Callable[[Step], Awaitable[None]]
 Carry = Callable[[Order, Tell], Awaitable[Result]]
-"""Carries an order out, telling how it goes. Raises LazyfsError."""
+"""Carries an order out and reports its progress. Raises LazyfsError."""
 
 
 async def serve_control(listener: socket.socket, user: int, carry: Carry, uses: Uses, tasks: Supervisor) -> None:

@@ -152,7 +152,7 @@ class Mounts:
 
     async def watch(self, tasks: Supervisor) -> None:
         """Until cancelled: hear of mounts that have ended, and clear up behind them. One that fails is not a reason to leave out the next,
-        which is told of only once."""
+        which is reported only once."""
         while True:
             await trio.lowlevel.wait_readable(self._ends)
             for watch in self._ends.ended():

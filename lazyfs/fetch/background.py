@@ -78,14 +78,14 @@ class Background:
     async def run(self) -> None:
         """Until what is wanted is here, or what is left is damaged at the source. Tries again, ever slower, while the source fails.
 
-        Nobody asked for it, so whatever goes wrong raises nothing: it is logged, and told as `trouble`. Cancelled: stops; what had
+        Nobody asked for it, so whatever goes wrong raises nothing: it is logged, and reported as `trouble`. Cancelled: stops; what had
         arrived is kept.
         """
         try:
             await self._run()
         except Exception as surprise:  # noqa: BLE001  it must not end a mount, or lazyfsd, for those who read
             cause = self._failures.record("background fetch", surprise, self._subject)
-            self.trouble = f"the background fetch has ended: {cause!r}"
+            self.trouble = f"the background fetch failed: {cause!r}"
 
     async def _run(self) -> None:
         given_up = False

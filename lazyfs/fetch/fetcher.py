@@ -162,7 +162,7 @@ class Fetcher:
         return False
 
     def close(self) -> None:
-        """The image is gone: those who wait for one of its own flights are told so, and so is whoever comes."""
+        """The image is gone: readers that wait for one of its own flights get an error, and so do later ones."""
         self._closed = True
         self._board.land_all(self._gone())
 

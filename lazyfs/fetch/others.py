@@ -60,7 +60,7 @@ async def wait_for_other(flight: Flight) -> tuple[bool, memoryview | None]:
         with trio.move_on_after(HOPE):
             try:
                 return True, await flight.wait()
-            except Exception:  # noqa: BLE001  those who asked that source are told
+            except Exception:  # noqa: BLE001  the readers of that source get it
                 return False, None
         if progress.signs == before or flight.run.board.is_passed_over:  # by the gate, or another reader
             break

@@ -42,7 +42,7 @@ class LayerBlob:
         self.digest = digest
         self.size = size
         self.whole: Layer | None = None
-        """Where the layer is not lazy, the layer without its entries: pieces have no place in its blob then, and whoever wants one fetches all of it."""
+        """Where the layer is not lazy, the layer without its entries: pieces have no place in its blob then, and a reader of one fetches all of it."""
         self.data_end = data_end
         self.dialect = dialect
         pieces: list[Piece] = []

@@ -43,7 +43,7 @@ deadline that is later by a moment, which must not make it wait for all of it.""
 
 
 _PATIENCE: Final = 50.0
-"""Seconds for which a run that nobody reads waits for a host that asks for a pause: whoever joins it waits as long."""
+"""Seconds for which a run that nobody reads waits for a host that asks for a pause: a reader that joins it waits as long."""
 
 
 async def go_on() -> bool:

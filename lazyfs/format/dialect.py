@@ -1,7 +1,7 @@
 """A dialect: what makes a layer lazy, and how its bytes become plain bytes. Decided here, and nowhere else.
 
 A dialect is a value. It says which annotations mark its layers, which range of a blob says where the TOC is, how the TOC is packed, which
-of its bytes the manifest's digest is of, and how a chunk is unpacked. It never fetches: image/toc_member.py brings the ranges that it
+of its bytes the manifest's digest is of, and how a chunk is unpacked. It never fetches: image/toc_member.py fetches the ranges that it
 names, and fetch/unpack.py has it decode what came. Which dialects there are is in dialects.py.
 
 The trust chain is the same for all of them, and no dialect can leave a link out. The callers check it, not the dialect: the bytes

@@ -29,7 +29,7 @@ def claim_of(annotations: Mapping[str, str], what: str) -> TocClaim:
     """The dialect of a layer and the digest that its manifest has for the TOC. Raises NotLazy where there is none."""
     dialect = dialect_of(annotations)
     if dialect is None:
-        raise NotLazy(f"{what} has no annotation {marks()}: its manifest vouches for no TOC")
+        raise NotLazy(f"{what} has no annotation {marks()}: its manifest names no TOC digest")
     text = claimed_text(annotations)
     if not is_digest(text):
         raise NotLazy(f"{what} has the annotation {dialect.annotations[0]} {show(text)}, which is not a sha256 digest")

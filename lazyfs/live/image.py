@@ -122,7 +122,7 @@ class LiveImage:
         self.uses.change(-1)
 
     def give_up(self) -> None:
-        """Whoever ordered a mount has taken the order back: what was fetched for it alone is fetched no more."""
+        """The order for a mount was cancelled: what was fetched for it alone is no longer fetched."""
         if not self.mounts:
             self.wants_background = trio.Event()
             if self.fetching is not None:
@@ -143,7 +143,7 @@ class Images:
     async def bring_to_life(self, request: ImageRequest, creds: str, tell: Tell, *, lazy_only: bool) -> LiveImage:
         """The image, counted as used by one mount. `creds` is `USER:PASSWORD` or empty. Raises LazyfsError.
 
-        Cancelled: what has arrived of a layer that is not lazy is thrown away.
+        Cancelled: what has arrived of a layer that is not lazy is kept for the next try.
         """
         reference = parse_reference(request.reference)
         source = open_source(reference, AccessOptions(parse_creds(creds) if creds else None, request.plain_http))

@@ -96,7 +96,7 @@ class LiveLayer:
         """What is kept of it, as soon as it is known. Raises StoreUnusable: it ended before."""
         await self.course.reach(State.KNOWN)
         if self.kept is None:
-            raise StoreUnusable(f"layer {self.layer.digest} is not in use any more", hint="Try again.")
+            raise StoreUnusable(f"layer {self.layer.digest} is no longer in use", hint="Try again")
         return self.kept
 
     def has_failed(self, error: Exception) -> None:

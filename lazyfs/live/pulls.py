@@ -151,7 +151,7 @@ class Pulls:
         rest: bool = True,
         begun: Callable[[Background], object] = lambda _: None,
     ) -> bool:
-        """Fetch what is missing of some layers, or without `rest` of their prefixes. Whether nothing is. `begun` is told who does it."""
+        """Fetch what is missing of some layers, or without `rest` of their prefixes. Whether nothing is. `begun` gets what does it."""
         try:
             fetcher = await source.ready()
         except Unreachable as error:

@@ -134,7 +134,7 @@ class PortableMount:
         self._tallying = trio.Lock()
 
     async def live(self, reporter: Reporter, tasks: Supervisor) -> None:
-        """Report readiness, then let the pull finish. What goes wrong is told to the parent, and ends nothing for those who read."""
+        """Report readiness, then let the pull finish. A failure is reported to the parent, and ends nothing for readers."""
         try:
             surprise = await tasks.attempt("report of a pull", self._live, reporter, tasks, subject=self._image.name)
             if surprise is not None:

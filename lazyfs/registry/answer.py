@@ -32,7 +32,7 @@ class Asked(NamedTuple):
     first: int
     """Where the range began when it was asked for the first time; `start` is behind that where the rest is asked for."""
     deadline: float = math.inf
-    """When whoever reads it gives up: a host's own pause is waited for where it ends before."""
+    """When its reader gives up: a host's own pause is waited for where it ends before."""
 
 
 class Answer(NamedTuple):

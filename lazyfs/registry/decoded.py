@@ -1,4 +1,4 @@
-"""A body whose head tells no length: in chunks, or ended by the end of the connection.
+"""A body whose head has no length: in chunks, or ended by the end of the connection.
 
 Such answers are rare (a proxy in front of a registry), and cost a few copies more than a body with a length.
 """

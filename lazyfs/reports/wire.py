@@ -34,7 +34,7 @@ class Asks(Protocol[R_co]):
 
 
 class Refused(LazyfsError):
-    """An error that the daemon told: its text is complete, its exit code the daemon's."""
+    """An error that the daemon reported: its text is complete, its exit code the daemon's."""
 
     def __init__(self, text: str, code: int, *, unsupported: bool = False) -> None:
         super().__init__(text)

@@ -30,7 +30,7 @@ class ByteStream(Protocol):
     async def receive_exactly(self, count: int) -> bytes | bytearray | memoryview:
         """The next `count` bytes, in a buffer of the caller's own.
 
-        What breaks off or trickles goes on from another connection, and is not an error before five tries in a row have brought nothing.
+        What breaks off or trickles goes on from another connection, and is not an error before five tries in a row have delivered nothing.
 
         Raises Unreachable then, BadAnswer when the range ends before `count` bytes, and what `open_range` raises when the rest is asked for.
         Cancelled: the stream is unusable and must be left.

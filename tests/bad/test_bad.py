@@ -47,7 +47,7 @@ TABLE = [
     Bad("plain_layer_of_another_diff_id", "convert", 3, ("LAYER", "diff ID is " + make.ELSEWHERE)),
     Bad("toc_of_another_digest", "ls", 3, ("TOC of layer LAYER", "should hash to " + make.ELSEWHERE)),
     Bad("toc_of_no_digest", "ls", 3, ("LAYER", "'sha256:12'", "not a sha256 digest", "lazyfs convert IMAGE")),
-    Bad("toc_that_nobody_vouches_for", "ls", 3, ("LAYER", "vouches for no TOC", "lazyfs convert IMAGE")),
+    Bad("toc_that_nobody_vouches_for", "ls", 3, ("LAYER", "names no TOC digest", "lazyfs convert IMAGE")),
     Bad("file_of_another_digest", "cat", 3, ("'file'", "LAYER", "should hash to " + make.ELSEWHERE)),
     Bad("chunk_without_digest", "ls", 3, ("LAYER", "'file'", "no sha256 digest vouches")),
     Bad("file_without_digest", "ls", 3, ("LAYER", "'file'", "no sha256 digest vouches")),
@@ -171,7 +171,7 @@ MOUNTS = [
     # Layers that are not lazy are refused if that is asked for,
     Bad("ordinary", "mount --lazy-only", 3, ("IMAGE", "layer 2 of 2", "lazyfs convert IMAGE")),
     Bad("zstd_layer", "mount --lazy-only", 3, ("LAYER", "without an eStargz footer", "lazyfs convert IMAGE")),
-    Bad("toc_that_nobody_vouches_for", "mount --lazy-only", 3, ("LAYER", "vouches for no TOC", "lazyfs convert IMAGE")),
+    Bad("toc_that_nobody_vouches_for", "mount --lazy-only", 3, ("LAYER", "names no TOC digest", "lazyfs convert IMAGE")),
     # and fetched whole else, if they are what the image says.
     Bad("plain_layer_of_another_digest", "mount", 3, ("LAYER", "hashes to sha256:")),
     Bad("plain_layer_of_another_diff_id", "mount", 3, ("LAYER", "diff ID is " + make.ELSEWHERE)),

@@ -87,7 +87,7 @@ def test_order_that_takes_longer_than_a_daemon_waits(command: str, small: SmallI
             lazyfs.run("umount", root)
         else:
             told = lazyfs.run("run", *options, f"{registry.image}:v1", "/nothing", code=127)
-            assert b"ends each time" not in told.stderr
+            assert b"exits each time" not in told.stderr
     log = (lazyfs.store / "logs" / "lazyfsd.log").read_text()
     assert "keeper" not in log, "a daemon died, or was killed"
 

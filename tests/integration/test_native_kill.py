@@ -84,7 +84,7 @@ def test_killed_callers(callers: int, lazyfs: Lazyfs, reader: Readers, seed: str
             reader(root, image.files).check()
             assert lazyfsd.process == process
             # A request that vanishes at the worst moment begins the loop anew; that is to be rare, and never a loop of its own.
-            assert lazyfsd.log().count("begins anew") < callers // 10
+            assert lazyfsd.log().count("restarting the loop") < callers // 10
             assert "fuse_reply" not in lazyfsd.log()
 
 

@@ -90,7 +90,7 @@ def test_killed_callers(callers: int, tmp_path: Path, seed: str) -> None:
         check(toy.gate / "slow9-300000")
         assert toy.await_process(0) == process, "it had to be started again"
         # A request that vanishes at the worst moment begins the loop anew; that is to be rare, and never a loop of its own.
-        assert toy.log().count("begins anew") < callers // 10
+        assert toy.log().count("restarting the loop") < callers // 10
         assert "fuse_reply" not in toy.log()
 
 

@@ -50,7 +50,7 @@ def test_unconverted_tree_is_the_unpacked_one(
         assert not compare(unpacked(name), walk(root))
         status = lazyfs.json("status", root)
         assert status["complete"] and status["requests"] == 0
-        assert all("vouches for no TOC" in layer["reason"] for layer in status["layer_states"])
+        assert all("names no TOC digest" in layer["reason"] for layer in status["layer_states"])
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -120,7 +120,7 @@ async def test_what_cannot_be_started_wakes_those_who_wait() -> None:
 async def test_an_owner_that_fails_is_no_end_either(expect_log: LogWatch) -> None:
     """What its owner makes of a failure may fail: those who wait are woken all the same."""
     expect_log("index has failed: no room")
-    expect_log("index has failed once more, when its owner was told: KeyError")
+    expect_log("index has failed once more, when its owner was informed: KeyError")
 
     def forget(_: Exception) -> None:
         raise KeyError("forgotten")

@@ -58,7 +58,7 @@ async def test_ordinary_image_is_fetched_whole(store: Store) -> None:
     node = tree.find(b"link")
     assert node is not None and node is tree.find(b"usr/lib/app") and node.nlink == 2
     assert [layer.reason for layer in (base, app)] == [
-        "has no annotation containerd.io/snapshot/stargz/toc.digest: its manifest vouches for no TOC"
+        "has no annotation containerd.io/snapshot/stargz/toc.digest: its manifest names no TOC digest"
     ] * 2
     first, second = told.notes
     assert "layer 1 of 2 (sha256:" in first and f"{base.descriptor.size / 1e6:.1f} MB are fetched whole" in first
@@ -170,7 +170,7 @@ async def test_lazy_only_refuses(store: Store) -> None:
     place = Place()
     place.add_image(tar_of(BASE), tar_of(APP))
     for _ in range(2):
-        with pytest.raises(NotLazy, match=r"vouches for no TOC \(layer 1 of 2\).*lazyfs convert"):
+        with pytest.raises(NotLazy, match=r"names no TOC digest \(layer 1 of 2\).*lazyfs convert"):
             await load(place, store, lazy_only=True)
         assert not place.done
         await load(place, store)
