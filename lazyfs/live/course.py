@@ -78,7 +78,12 @@ class Course:
         self._changed = trio.Event()
 
     async def reach(self, *states: State) -> State:
-        """Wait until it is in one of `states`, and return that one. It returns as well where no step is left."""
+        """Wait until it is in one of `states`, and return that one. It returns as well where no step is left.
+
+        A caller that was cancelled gets Cancelled, even where there is nothing to wait for: at a shutdown, a source that has ended is not a
+        failure of the layer that waits for it.
+        """
         while self.state not in states and self._table[self.state]:
             await self._changed.wait()
+        await trio.lowlevel.checkpoint_if_cancelled()
         return self.state
