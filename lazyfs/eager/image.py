@@ -22,8 +22,8 @@ from lazyfs.image.image import Image, all_of, load_layers
 from lazyfs.image.layer import Layer, Whole, load_layer
 from lazyfs.reports.steps import Note
 from lazyfs.source.protocol import ImageSource
+from lazyfs.store.layer_lock import lock_layers
 from lazyfs.store.store import Store
-from lazyfs.store.turn import turn
 
 
 async def load_image_layers(
@@ -67,8 +67,8 @@ async def load_image_layers(
         async def waiting(digest: Digest) -> None:
             await progress(Note(f"waiting for layer {digest[:19]}, which is being fetched for another mount"))
 
-        async with turn(store, (image.layers[number].digest for number in wanted), waiting) as its:
-            place = Place(source, store, image, keys, bounds, Bars(progress), its)
+        async with lock_layers(store, (image.layers[number].digest for number in wanted), waiting) as locks:
+            place = Place(source, store, image, keys, bounds, Bars(progress), locks)
             layers |= await _fetch(place, layers, wanted, notes, progress)
     return await _noted(tuple(layers[number] for number in range(len(image.layers))), progress)
 

@@ -34,8 +34,8 @@ from lazyfs.layertar.plan import Planned, plan_layer
 from lazyfs.layertar.spool import Spool
 from lazyfs.layertar.tree import Tree
 from lazyfs.source.protocol import ImageSource
+from lazyfs.store.layer_lock import LayerLocks
 from lazyfs.store.store import Store
-from lazyfs.store.turn import Turn
 
 _AT_ONCE: Final = 2
 """Layers whose tar is on this disk."""
@@ -53,7 +53,7 @@ class Place(NamedTuple):
     bounds: ImageBounds
     """What all layers of the image may take together."""
     bars: Bars
-    turn: Turn
+    locks: LayerLocks
     """Of all layers that are fetched. Each is let go of when it is here: others wait for it."""
 
 
@@ -115,7 +115,7 @@ class _Job:
         place = self._place
         step = place.bars.begin(f"{self._title}: fetching", self._descriptor.size)
         digest = self._descriptor.digest
-        tar = fetch_tar(place.source, self._descriptor, self._whole, place.store, step, keep=place.turn.holds(digest))
+        tar = fetch_tar(place.source, self._descriptor, self._whole, place.store, step, keep=place.locks.holds(digest))
         async with tar as spool:
             await self._its_turn.wait()  # on disk: what is in it takes memory from here on
             async with parsing_room().hold(PARSING) as held:
@@ -127,7 +127,7 @@ class _Job:
                     describe, place.store, place.keys[self._number], self._descriptor, self._whole, plan, chunks
                 )
         self.layer = self.layer._replace(note="; ".join(filter(None, (self._left_out.note, own_note(self._own)))))
-        place.turn.let_go(digest)
+        place.locks.release(digest)
 
     def _read_and_place(self, spool: Spool) -> tuple[tuple[Planned, ...], int]:
         """The plan, and how many bytes of description the layer has."""
@@ -172,7 +172,7 @@ class _Job:
         try:
             return keep_file(place.store, planned, start, spool.read_at)
         except StoreFull:
-            if not place.turn.holds(self._descriptor.digest):
+            if not place.locks.holds(self._descriptor.digest):
                 raise
             # The blob would save another attempt its transfer; without its room, none might succeed.
             place.store.parts.empty(self._descriptor.digest)

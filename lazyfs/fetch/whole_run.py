@@ -25,8 +25,8 @@ from lazyfs.layertar.cut import DEFAULT
 from lazyfs.layertar.plan import Planned
 from lazyfs.layertar.spool import Spool
 from lazyfs.source.protocol import ImageSource
+from lazyfs.store.layer_lock import lock_layers
 from lazyfs.store.store import Store
-from lazyfs.store.turn import turn
 
 _BATCH: Final = 8 << 20
 """Bytes that are held before they are handed to whoever waits."""
@@ -57,7 +57,7 @@ class WholeRun(NamedTuple):
         """
         layer = self.layer
         assert layer.whole is not None
-        async with turn(self.store, [layer.digest]) as its:
+        async with lock_layers(self.store, [layer.digest]) as locks:
             missing = await trio.to_thread.run_sync(self.missing, asked())
             if not missing:
                 coming(set())
@@ -66,7 +66,7 @@ class WholeRun(NamedTuple):
             def arrived(count: int) -> None:
                 trio.from_thread.run_sync(self.received, count)
 
-            keep = its.holds(layer.digest)
+            keep = locks.holds(layer.digest)
             tar = fetch_tar(self.source, layer.descriptor, layer.whole, self.store, _ignore, received=arrived, keep=keep)
             async with tar as spool:
                 self.unpacked()

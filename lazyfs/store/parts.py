@@ -4,7 +4,7 @@ A layer that is not lazy comes as one blob. Its bytes are written here in order 
 cancellation, a kill or a power cut, asks only for the rest. Only a prefix is ever there, and nothing in it is believed: all of it is
 hashed again before the layer is (eager/fetch.py). So nothing here is synced.
 
-Writing or removing one takes the layer's lock (store/turn.py). One that is locked is in use, and its times tell
+Writing or removing one takes the layer's lock (store/layer_lock.py). One that is locked is in use, and its times tell
 that its holder lives. They count as used room, are the first to make room, and go when the layer has been unpacked, or after a day.
 """
 
@@ -101,13 +101,13 @@ class Parts:
         with suppress(OSError):  # without room for a file: then others do not wait for long
             os.close(os.open(self._path(digest), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
-    def beat(self, digests: Iterable[Digest]) -> None:
+    def touch(self, digests: Iterable[Digest]) -> None:
         """Show those who wait that the holder of these layers' locks is alive. Blocking."""
         for digest in digests:
             with suppress(OSError):
                 os.utime(self._path(digest))
 
-    def sign(self, digest: Digest) -> tuple[int, int] | None:
+    def last_touched(self, digest: Digest) -> tuple[int, int] | None:
         """What changes as long as the holder of a layer's lock lives. A stat."""
         try:
             status = os.stat(self._path(digest))

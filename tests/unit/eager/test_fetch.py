@@ -89,7 +89,7 @@ async def fetch(source: Source, store: Store, whole: Whole = WHOLE, received: Ca
 
 def kept(store: Store) -> int | None:
     """How much of the blob is here; None: there is no file."""
-    sign = store.parts.sign(BLOB.digest)
+    sign = store.parts.last_touched(BLOB.digest)
     return sign[1] if sign is not None else None
 
 

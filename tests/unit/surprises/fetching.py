@@ -17,7 +17,7 @@ from lazyfs.gate.catalog import Supply
 from lazyfs.gate.choice import Choice
 from lazyfs.image.image import all_of
 from lazyfs.registry.ranges import Ranges
-from lazyfs.store.turn import turn
+from lazyfs.store.layer_lock import lock_layers
 from tests.unit.converter.making import Item, tar_of
 from tests.unit.converter.places import Place
 from tests.unit.eager.loading import load
@@ -93,16 +93,16 @@ async def documents(it: Scene) -> None:
     await all_of([trio.lowlevel.checkpoint] * 3)
 
 
-async def in_turn(it: Scene) -> None:
+async def with_locks(it: Scene) -> None:
     """Whose turn it is has it no more."""
     digest = digest_of(b"layer")
     store = it.store()
     try:
-        async with turn(store, [digest]):
+        async with lock_layers(store, [digest]):
             await trio.sleep_forever()
     finally:
         with trio.CancelScope(shield=True), trio.fail_after(PATIENCE):
-            async with turn(store, [digest]):
+            async with lock_layers(store, [digest]):
                 pass
 
 

@@ -146,7 +146,7 @@ TABLE: dict[str, Entry] = {
     "pull/pull.py _Pull._keep_documents: self._content.keep #2": inside("order", portable.pulled),
     "pull/pull.py _Pull.run: self._keep_documents": inside("order", portable.pulled),
     "registry/ranges.py Ranges.connect_ahead: self._connect_ahead": inside("connecting ahead", fetching.connected),
-    "store/turn.py turn: its.show_life": inside(IMAGES, fetching.in_turn),
+    "store/layer_lock.py lock_layers: locks.send_heartbeats": inside(IMAGES, fetching.with_locks),
 }
 SURPRISES = [RuntimeError("surprise"), MemoryError("surprise")]
 

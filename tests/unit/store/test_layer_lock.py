@@ -11,8 +11,8 @@ from trio.testing import MockClock
 
 from lazyfs.format.digest import Digest, digest_of, to_raw
 from lazyfs.store.claims import Claims
+from lazyfs.store.layer_lock import lock_layers
 from lazyfs.store.store import Store
-from lazyfs.store.turn import turn
 from tests.conftest import LogWatch
 
 A, B, C = (digest_of(name) for name in (b"a", b"b", b"c"))
@@ -27,14 +27,14 @@ async def is_free(store: Store, digest: Digest) -> bool:
         await trio.lowlevel.checkpoint()
 
     with trio.CancelScope() as scope:
-        async with turn(store, [digest], taken):
+        async with lock_layers(store, [digest], taken):
             free = True
     return free
 
 
 async def test_a_layer_is_one_tasks_at_a_time(store: Store) -> None:
     """In one process too; other layers, and the same one afterwards, are free."""
-    async with turn(store, [A, B, A]):
+    async with lock_layers(store, [A, B, A]):
         assert not await is_free(store, A)
         assert not await is_free(store, B)
         assert await is_free(store, C)
@@ -43,8 +43,8 @@ async def test_a_layer_is_one_tasks_at_a_time(store: Store) -> None:
 
 async def test_a_layer_is_let_go_before_the_others(store: Store) -> None:
     """Whoever waits for one that is here already need not wait for the rest."""
-    async with turn(store, [A, B]) as its:
-        its.let_go(A)
+    async with lock_layers(store, [A, B]) as locks:
+        locks.release(A)
         assert await is_free(store, A)
         assert not await is_free(store, B)
 
@@ -58,11 +58,11 @@ async def test_whoever_waits_gets_his_turn(store: Store) -> None:
         told.append(digest)
 
     async def second() -> None:
-        async with turn(store, [A, B], waiting):
+        async with lock_layers(store, [A, B], waiting):
             order.append("second")
 
     async with trio.open_nursery() as nursery:
-        async with turn(store, [B]):
+        async with lock_layers(store, [B]):
             nursery.start_soon(second)
             while not told:
                 await trio.lowlevel.checkpoint()
@@ -73,7 +73,7 @@ async def test_whoever_waits_gets_his_turn(store: Store) -> None:
 async def test_an_error_ends_the_turn(store: Store) -> None:
     """Nothing that goes wrong keeps others out."""
     with pytest.raises(ValueError, match="wrong"):
-        async with turn(store, [A]):
+        async with lock_layers(store, [A]):
             raise ValueError("wrong")
     assert await is_free(store, A)
 
@@ -87,10 +87,10 @@ async def test_process_that_is_stopped_holds_nobody_for_long(
         stopped.claim(to_raw(A))
         stopped.claim(to_raw(C))
         began = trio.current_time()
-        async with turn(store, [A, B, C]) as its:
+        async with lock_layers(store, [A, B, C]) as locks:
             assert trio.current_time() - began == pytest.approx(20, abs=1)
-            assert (its.holds(A), its.holds(B), its.holds(C)) == (False, True, False)
-            its.let_go(A)
+            assert (locks.holds(A), locks.holds(B), locks.holds(C)) == (False, True, False)
+            locks.release(A)
         assert not stopped_is_free(store)
 
 
@@ -105,27 +105,27 @@ async def test_whoever_lives_is_waited_for(store: Store, autojump_clock: MockClo
     order: list[str] = []
 
     async def second() -> None:
-        async with turn(store, [B]) as its:
-            assert its.holds(B)
+        async with lock_layers(store, [B]) as locks:
+            assert locks.holds(B)
             order.append("second")
 
     async with trio.open_nursery() as nursery:
-        async with turn(store, [A, B]):
+        async with lock_layers(store, [A, B]):
             nursery.start_soon(second)
             for _ in range(100):
                 await trio.sleep(2)
-                store.parts.beat([B])  # as its own task does: the threads of this clock are late
+                store.parts.touch([B])  # as its own task does: the threads of this clock are late
             order.append("first")
     assert order == ["first", "second"]
 
 
 async def test_signs_of_life_come_by_themselves(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """As long as the turn lasts; nothing of them is left."""
-    monkeypatch.setattr("lazyfs.store.turn._BEAT", 0.001)
-    async with turn(store, [A]):
-        first = store.parts.sign(A)
+    monkeypatch.setattr("lazyfs.store.layer_lock._HEARTBEAT", 0.001)
+    async with lock_layers(store, [A]):
+        first = store.parts.last_touched(A)
         with trio.fail_after(30):
-            while store.parts.sign(A) == first:  # noqa: ASYNC110  a thread sets no event of ours
+            while store.parts.last_touched(A) == first:  # noqa: ASYNC110  a thread sets no event of ours
                 await trio.sleep(0.001)
-    assert store.parts.sign(A) is None
+    assert store.parts.last_touched(A) is None
     assert not store.parts.files()
