@@ -17,7 +17,7 @@ from lazyfs.errors import LazyfsError, foremost, require
 from lazyfs.kernel.open_files import require_open_files
 from lazyfs.store.directory import adopt
 from lazyfs.store.location import default_directory
-from lazyfs.store.refusal import refusal
+from lazyfs.store.store_error import store_error
 
 if TYPE_CHECKING:
     from lazyfs.daemon.config import Config
@@ -116,7 +116,7 @@ def _run(options: argparse.Namespace, start: _Start) -> int:
         command += ["--config", str(path)] if config is not None else []
         return keep(store, command, sockets)
     except OSError as error:
-        raise refusal(error, f"the store {store} cannot be used") from error
+        raise store_error(error, f"the store {store} cannot be used") from error
 
 
 def _named_socket(text: str) -> tuple[str, Path]:

@@ -1,6 +1,6 @@
 """A layer's blob, fetched from its first byte to its last, verified, and unpacked to a tar on disk.
 
-What arrives is kept under way (store/parts.py) until the tar has been put to use. The next attempt unpacks what is there, which also
+What arrives is kept under way (store/partial_blobs.py) until the tar has been put to use. The next attempt unpacks what is there, which also
 hashes it, and asks for the rest alone. Wrong bytes are fetched from scratch once: they may be a disk's, or a connection's. A layer
 that needs more than is given to it while it comes is unpacked from what is kept, when there is memory for it (format/room.py).
 """
@@ -23,7 +23,7 @@ from lazyfs.format.room import parsing_room
 from lazyfs.image.layer import Whole
 from lazyfs.layertar.spool import LARGEST_WINDOW, NeedsMore, Spool, unpack
 from lazyfs.source.protocol import ImageSource
-from lazyfs.store.parts import Part
+from lazyfs.store.partial_blobs import PartialBlob
 from lazyfs.store.store import Store
 
 _log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class _Download:
     """One blob on its way into a spool."""
 
     def __init__(
-        self, source: ImageSource, blob: Descriptor, whole: Whole, part: Part | None, progress: Count, received: Count
+        self, source: ImageSource, blob: Descriptor, whole: Whole, part: PartialBlob | None, progress: Count, received: Count
     ) -> None:
         self._source = source
         self._blob = blob
@@ -191,19 +191,19 @@ class _Download:
 
 
 @contextmanager
-def _part(store: Store, blob: Descriptor, *, keep: bool) -> Iterator[Part | None]:
+def _part(store: Store, blob: Descriptor, *, keep: bool) -> Iterator[PartialBlob | None]:
     """What is kept under way of a blob; None where it shall not be, or cannot."""
     with ExitStack() as stack:
         part = None
         if keep and blob.size:
             try:
-                part = stack.enter_context(store.parts.open(blob.digest, blob.size))
+                part = stack.enter_context(store.partial_blobs.open(blob.digest, blob.size))
             except LocalError as error:
                 _log.info("cannot store layer %s while it arrives: %s", blob.digest, error)
         yield part
 
 
-async def _remove(part: Part | None) -> None:
+async def _remove(part: PartialBlob | None) -> None:
     if part is not None:
         with trio.CancelScope(shield=True), suppress(OSError):
             await trio.to_thread.run_sync(part.remove)

@@ -175,5 +175,5 @@ class _Job:
             if not place.locks.holds(self._descriptor.digest):
                 raise
             # The blob would save another attempt its transfer; without its room, none might succeed.
-            place.store.parts.empty(self._descriptor.digest)
+            place.store.partial_blobs.truncate(self._descriptor.digest)
             return keep_file(place.store, planned, start, spool.read_at)

@@ -17,7 +17,7 @@ from lazyfs.format.dialects import named
 from lazyfs.format.digest import Digest, check
 from lazyfs.format.entry import Entry
 from lazyfs.format.estargz import ESTARGZ
-from lazyfs.store.refusal import refusal
+from lazyfs.store.store_error import store_error
 
 _MOST_IMPLIED: Final = 16 << 20
 """Bytes of names. Layers that were built imply a handful of directories; each is looked up in all layers below."""
@@ -109,7 +109,7 @@ class Worker:
         try:
             return Built(publish(build.folder, build.name, partial(write_outline, outline)))
         except OSError as error:
-            raise refusal(error, f"the metadata image {build.name} cannot be written") from error
+            raise store_error(error, f"the metadata image {build.name} cannot be written") from error
 
 
 def publish(folder: str, name: str, write: Callable[[IO[bytes]], None]) -> int:

@@ -31,7 +31,7 @@ from lazyfs.format.digest import Digest
 from lazyfs.format.entry import Entry
 from lazyfs.format.estargz import ESTARGZ
 from lazyfs.native.builder import Builders
-from lazyfs.store.refusal import refusal
+from lazyfs.store.store_error import store_error
 
 _PLAIN_ROOT: Final = Entry(b"", "dir")
 
@@ -126,7 +126,7 @@ class _Stack:
         try:
             self._folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
-            raise refusal(error, f"{self._folder} cannot be made") from error
+            raise store_error(error, f"{self._folder} cannot be made") from error
 
     def told(self, layer: LayerMetadata) -> Told:
         """What is known of a layer that was found or built."""
@@ -173,7 +173,7 @@ class _Stack:
             note.unlink(missing_ok=True)  # what is there could not be read
             publish(str(self._folder), note.name, lambda file: file.writelines([msgspec.json.encode(told)]))
         except OSError as error:
-            raise refusal(error, f"{note} cannot be written") from error
+            raise store_error(error, f"{note} cannot be written") from error
 
     def is_known(self, key: str) -> bool:
         """Whether the layer with this TOC was built before, on whatever."""
@@ -190,7 +190,7 @@ def _touched(image: Path) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise refusal(error, f"the metadata image {image} cannot be used") from error
+        raise store_error(error, f"the metadata image {image} cannot be used") from error
     return True
 
 

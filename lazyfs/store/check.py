@@ -12,10 +12,10 @@ from lazyfs.kernel.page_cache import is_cached
 from lazyfs.store.blocks import BLOCK, sums_of
 from lazyfs.store.content import is_name, is_single, single_name
 from lazyfs.store.directory import clear
-from lazyfs.store.parts import is_part
-from lazyfs.store.refusal import refusal
+from lazyfs.store.partial_blobs import is_partial_blob
 from lazyfs.store.rows import Row
 from lazyfs.store.store import Store
+from lazyfs.store.store_error import store_error
 
 __all__ = ["CheckReport", "check", "clear"]
 
@@ -116,7 +116,7 @@ def _remove_leftovers(store: Store) -> list[int]:
     try:
         for folder in (objects, partial):
             for name in os.listdir(folder):
-                if folder == partial and is_part(name):
+                if folder == partial and is_partial_blob(name):
                     continue  # it is hashed before it is used, and goes after a day
                 twice = folder == partial and os.path.exists(objects + name)
                 if twice or not (is_name(name) and store.index.rows_of(name)):
@@ -136,5 +136,5 @@ def _remove_leftovers(store: Store) -> list[int]:
                     sizes.append(status.st_blocks * 512)
                 os.unlink(arrived + name)
     except OSError as error:
-        raise refusal(error, f"leftovers in the store {store.directory.path} cannot be removed") from error
+        raise store_error(error, f"leftovers in the store {store.directory.path} cannot be removed") from error
     return sizes

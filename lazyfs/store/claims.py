@@ -16,10 +16,10 @@ from pathlib import Path
 from lazyfs.store.locks import lock, open_lock_file, try_lock, unlock
 
 _OPENING = 1 << 62
-_SETTLING = _OPENING + 1
+_RECOVERING = _OPENING + 1
 _EVICTING = _OPENING + 2
 
-_SETTLING_PATIENCE = 900.0
+_RECOVERY_TIMEOUT = 900.0
 """Seconds: what may not have reached the disk is read and checked meanwhile."""
 
 
@@ -32,11 +32,11 @@ class Claims:
 
     def claim(self, digest: bytes) -> bool:
         """Whether the chunk is now this process's to fetch. True again for what it already holds."""
-        return try_lock(self._fd, start=_place(digest))
+        return try_lock(self._fd, start=_offset(digest))
 
     def release(self, digest: bytes) -> None:
         """Let others fetch the chunk, held or not."""
-        unlock(self._fd, start=_place(digest))
+        unlock(self._fd, start=_offset(digest))
 
     @contextmanager
     def opening(self) -> Iterator[None]:
@@ -45,9 +45,9 @@ class Claims:
             yield
 
     @contextmanager
-    def settling(self) -> Iterator[None]:
+    def recovering(self) -> Iterator[None]:
         """Hold off every other process that wants to use the store before it is known what of it reached the disk."""
-        with self._hold(_SETTLING, _SETTLING_PATIENCE):
+        with self._hold(_RECOVERING, _RECOVERY_TIMEOUT):
             yield
 
     @contextmanager
@@ -73,5 +73,5 @@ class Claims:
         os.close(self._fd)
 
 
-def _place(digest: bytes) -> int:
+def _offset(digest: bytes) -> int:
     return int.from_bytes(digest[:8], "big") >> 2

@@ -19,7 +19,7 @@ from typing import Any
 from lazyfs.errors import LocalError, StoreFull, StoreUnusable
 from lazyfs.store import schema
 from lazyfs.store.directory import INDEX_FILES, Directory
-from lazyfs.store.refusal import refusal
+from lazyfs.store.store_error import store_error
 
 _log = logging.getLogger("lazyfs.store")
 
@@ -51,16 +51,16 @@ _PASSING = frozenset(
 class Database:
     """The index file, open. Any thread may call it."""
 
-    def __init__(self, directory: Directory, *, lost: Callable[[], None]) -> None:
+    def __init__(self, directory: Directory, *, on_loss: Callable[[], None]) -> None:
         """Open, create, migrate, or start over. Raises StoreUnusable (a newer format included), StoreFull.
 
-        `lost()` is called when everything that was in the index is gone.
+        `on_loss()` is called when everything that was in the index is gone.
         """
         self.writing = threading.RLock()
         """Held by whoever writes; taken before any other lock of this room."""
         self._directory = directory
         self._path = directory.path / INDEX_FILES[0]
-        self._lost = lost
+        self._on_loss = on_loss
         self._reading = threading.Lock()
         self._reader: sqlite3.Connection | None = None
         self._writer: sqlite3.Connection | None = None
@@ -125,7 +125,7 @@ class Database:
         with self._reading, self._directory.claims.opening():
             self._disconnect()
             self.generation += 1
-            self._lost()
+            self._on_loss()
             try:
                 if cause is not None and self._is_current():
                     self._discard(cause)
@@ -191,7 +191,7 @@ class Database:
         except FileExistsError:
             pass
         except OSError as error:
-            raise refusal(error, f"the store {self._directory.path} cannot be opened") from error
+            raise store_error(error, f"the store {self._directory.path} cannot be opened") from error
         self._inode = os.stat(self._path).st_ino
         self._writer = schema.connect(self._path)
         if schema.prepare(self._writer, self._directory):
@@ -208,7 +208,7 @@ class Database:
                 (path / name).unlink(missing_ok=True)
             removed = self._directory.wipe()
         except OSError as error:
-            raise refusal(error, f"the damaged index of the store {path} cannot be removed") from error
+            raise store_error(error, f"the damaged index of the store {path} cannot be removed") from error
         _log.warning("the index of the store %s is damaged (%s): starting empty, %d files dropped", path, cause, removed)
 
     def _disconnect(self) -> None:

@@ -5,7 +5,7 @@ On disk:
     DIR/index.sqlite      which chunks are here (index.py)
     DIR/objects/NAME      whole files, 0444, never rewritten in place
     DIR/arrived/NAME      a second name of each of them, for native mounts (files.py)
-    DIR/partial/NAME      files under way, sparse; blob-HEX: blobs that are fetched whole (parts.py)
+    DIR/partial/NAME      files under way, sparse; blob-HEX: blobs that are fetched whole (partial_blobs.py)
     DIR/documents/HEX     manifests, configs, TOCs by sha256
     DIR/notes/HEX         small facts that only save a round trip (notes.py)
     DIR/logs/             what mounts complained about (lazyfs/mount/logs.py)
@@ -28,8 +28,8 @@ from lazyfs.kernel.mountinfo import mounts
 from lazyfs.store.claims import Claims
 from lazyfs.store.folders import ARRIVED, GATE, OBJECTS
 from lazyfs.store.locks import lock, open_lock_file, try_lock
-from lazyfs.store.refusal import refusal
-from lazyfs.store.temporary import Temporary
+from lazyfs.store.store_error import store_error
+from lazyfs.store.temporary import TemporaryFolder
 
 INDEX_FILES = ("index.sqlite", "index.sqlite-wal", "index.sqlite-shm", "index.sqlite-journal")
 FOLDERS = (OBJECTS, ARRIVED, "partial", "documents", "notes", "logs", "tmp")
@@ -64,13 +64,13 @@ class Directory:
                     for folder in FOLDERS:
                         (path / folder).mkdir(mode=0o700, exist_ok=True)
                     self._sweep()
-                    self._temporary = Temporary(path / "tmp")
+                    self._temporary = TemporaryFolder(path / "tmp")
                     self.temporary = self._temporary.path
                     undo.callback(shutil.rmtree, self.temporary, ignore_errors=True)
                     self._alive = open_lock_file(f"{self.temporary}/lock")
                     try_lock(self._alive)
             except OSError as error:
-                raise refusal(error, f"the store {path} cannot be opened") from error
+                raise store_error(error, f"the store {path} cannot be opened") from error
             undo.pop_all()
 
     def new_temporary(self) -> str:
@@ -141,7 +141,7 @@ def clear(directory: Path) -> None:
         finally:
             os.close(users)
     except OSError as error:
-        raise refusal(error, f"the store {directory} cannot be cleared") from error
+        raise store_error(error, f"the store {directory} cannot be cleared") from error
 
 
 def adopt(path: Path) -> None:

@@ -11,7 +11,7 @@ import os
 from lazyfs.errors import DigestMismatch
 from lazyfs.format.digest import Digest, check
 from lazyfs.store.directory import Directory
-from lazyfs.store.refusal import refusal
+from lazyfs.store.store_error import store_error
 
 _log = logging.getLogger("lazyfs.store")
 
@@ -55,7 +55,7 @@ class Documents:
                 self._remove(temporary)
                 raise
         except OSError as error:
-            raise refusal(error, f"document {digest} cannot be kept") from error
+            raise store_error(error, f"document {digest} cannot be kept") from error
 
     def has(self, digest: Digest) -> bool:
         """Whether there is a file of that name, damaged or not."""

@@ -11,7 +11,7 @@ row than the last durable generation every chunk is checked, and dropped where i
 leave objects/, arrived/ and partial/. A process that dies without the power failing needs none of this: the kernel has its bytes.
 
 Rows come back in the order of their commits, up to some commit before the cut. So a row must not be taken away, and its file made
-anew, without the removal being synced in between (losses.py, eviction.py).
+anew, without the removal being synced in between (damage.py, eviction.py).
 
 Source for the loss: kernel-level measurement on ext4 (50 of 50 renamed files empty after 8 seconds); syncfs(2).
 """
@@ -33,9 +33,9 @@ from lazyfs.store.content import is_single
 from lazyfs.store.directory import Directory
 from lazyfs.store.files import Files
 from lazyfs.store.index import Index
-from lazyfs.store.parts import is_part
-from lazyfs.store.refusal import refusal
+from lazyfs.store.partial_blobs import is_partial_blob
 from lazyfs.store.rows import Row
+from lazyfs.store.store_error import store_error
 
 _log = logging.getLogger("lazyfs.store")
 
@@ -91,7 +91,7 @@ class Durability:
                 sync(self._directory.path)
             except OSError as error:
                 self._failed = True
-                raise refusal(error, f"the store {self._directory.path} cannot be synced") from error
+                raise store_error(error, f"the store {self._directory.path} cannot be synced") from error
 
 
 def sync(path: Path) -> None:
@@ -103,7 +103,7 @@ def sync(path: Path) -> None:
         os.close(fd)
 
 
-def settle(directory: Directory, files: Files, index: Index) -> None:
+def recover(directory: Directory, files: Files, index: Index) -> None:
     """Once a boot: check, or throw away, what may not have reached the disk. Raises StoreUnusable, StoreFull.
 
     Killed in the middle, the next process does it again.
@@ -111,12 +111,12 @@ def settle(directory: Directory, files: Files, index: Index) -> None:
     boot = boot_id()
     if index.fact("boot") == boot:
         return
-    with directory.claims.settling():
+    with directory.claims.recovering():
         if index.fact("boot") != boot:
             try:
-                dropped, removed = _Settling(directory, files, index).run(boot)
+                dropped, removed = _Recovery(directory, files, index).run(boot)
             except OSError as error:
-                raise refusal(error, f"the store {directory.path} cannot be settled after a start of the machine") from error
+                raise store_error(error, f"the store {directory.path} cannot be settled after a start of the machine") from error
             if dropped or removed:
                 _log.warning(
                     "the store %s was not fully synced when the machine stopped: dropped %d chunks and %d files",
@@ -126,7 +126,7 @@ def settle(directory: Directory, files: Files, index: Index) -> None:
                 )
 
 
-class _Settling:
+class _Recovery:
     """One pass over the store, with no other process in it."""
 
     def __init__(self, directory: Directory, files: Files, index: Index) -> None:
@@ -190,7 +190,7 @@ class _Settling:
             if entry.name not in names or objects.get(entry.name) != entry.inode():
                 self._remove(entry.path)
         for name in os.listdir(self._directory.partial):
-            if (name not in names or name in objects) and not is_part(name):  # of a blob, nothing is believed anyway
+            if (name not in names or name in objects) and not is_partial_blob(name):  # of a blob, nothing is believed anyway
                 self._remove(self._directory.partial + name)
 
     def _remove(self, path: str) -> None:

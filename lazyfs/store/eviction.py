@@ -1,6 +1,6 @@
 """Room: what the store takes, and what is removed when that is too much.
 
-Victims are whole files. First come the blobs of layers that somebody began to fetch whole and nobody goes on with (parts.py), then the
+Victims are whole files. First come the blobs of layers that somebody began to fetch whole and nobody goes on with (partial_blobs.py), then the
 objects that no mounted image consists of, then the documents and EROFS images that nothing mounted needs, then what is in use; in each
 the oldest arrival first, but for a second chance: neither this process nor the file's access time sees the kernel read an object, but its
 page cache does, so files with pages there wait until none without is left. Nothing is removed that somebody answered for a moment ago (`protected`: overlayfs was told to look again), nor what
@@ -35,11 +35,11 @@ from lazyfs.kernel.page_cache import is_cached
 from lazyfs.store import schema
 from lazyfs.store.content import is_name
 from lazyfs.store.directory import INDEX_FILES, Directory
-from lazyfs.store.files import Files, Place
+from lazyfs.store.files import Files, FoundFile
 from lazyfs.store.in_use import Either, InUse, declared
 from lazyfs.store.index import Index
-from lazyfs.store.parts import Parts
-from lazyfs.store.readers import OpenFiles
+from lazyfs.store.open_files import OpenFiles
+from lazyfs.store.partial_blobs import PartialBlobs
 
 _log = logging.getLogger("lazyfs.store")
 
@@ -79,11 +79,11 @@ class Freed(msgspec.Struct, frozen=True):
 
 class _Victim(NamedTuple):
     name: str
-    place: Place
+    found: FoundFile
     bytes: int
 
 
-class _Held(NamedTuple):
+class _HeldFile(NamedTuple):
     """A removed file, whose space the kernel may hold."""
 
     name: str
@@ -91,7 +91,7 @@ class _Held(NamedTuple):
     bytes: int
 
 
-class _Run:
+class _Removal:
     """One removal, under way."""
 
     def __init__(self, wanted: int | None, before: float | None) -> None:
@@ -102,7 +102,7 @@ class _Run:
         self.documents = 0
         self.parts = 0
         self.bytes = 0
-        self.held: list[_Held] = []
+        self.held: list[_HeldFile] = []
 
     def is_enough(self, more: int = 0) -> bool:
         return self.wanted is not None and self.bytes + more >= self.wanted
@@ -115,14 +115,16 @@ class _Run:
 class Eviction:
     """Measures and removes. Any thread may call it."""
 
-    def __init__(self, directory: Directory, files: Files, index: Index, open_files: OpenFiles, parts: Parts) -> None:
+    def __init__(
+        self, directory: Directory, files: Files, index: Index, open_files: OpenFiles, partial_blobs: PartialBlobs
+    ) -> None:
         self._directory = directory
         self._files = files
         self._index = index
         self._open = open_files
-        self._parts = parts
+        self._partial_blobs = partial_blobs
         self._lock = threading.Lock()
-        self._held: list[_Held] = []
+        self._held: list[_HeldFile] = []
 
     @property
     def limit(self) -> int:
@@ -135,10 +137,10 @@ class Eviction:
         self._index.change(lambda db: schema.note(db, "limit", limit))
 
     def usage(self) -> Usage:
-        """What chunks take is counted now and then (used.py); a stat for each document."""
+        """What chunks take is counted now and then (disk_usage.py); a stat for each document."""
         with self._lock:
             held = self._still_held(self._held)
-        files = [*self._other_files(), *self._parts.files()]
+        files = [*self._other_files(), *self._partial_blobs.files()]
         other = sum(status.st_blocks * 512 for _, status in files)
         return Usage(used=self._index.blocks() + other + held, held=held, limit=self.limit)
 
@@ -166,55 +168,55 @@ class Eviction:
         with self._lock:
             others = declared(self._directory)
             objects, documents = Either(in_use.objects, others), Either(in_use.documents, others)
-            run = _Run(wanted, time.time() - older_than if older_than else None)
-            self._remove_parts(run)
+            removal = _Removal(wanted, time.time() - older_than if older_than else None)
+            self._remove_parts(removal)
             for mounted in (False, True) if mounted_too else (False,):
                 # Without an end there is no order either: then nothing gets a second chance.
                 for spare_cached in (True, False) if wanted is not None else (False,):
-                    candidates = self._candidates(objects, run, protected, mounted, spare_cached)
-                    for batch in _batches(candidates, run):
-                        self._remove_objects(batch, run, protected)
+                    candidates = self._candidates(objects, removal, protected, mounted, spare_cached)
+                    for batch in _batches(candidates, removal):
+                        self._remove_objects(batch, removal, protected)
                 if not mounted:
-                    self._remove_documents(documents, in_use.metadata, run)
+                    self._remove_documents(documents, in_use.metadata, removal)
             return Freed(
-                objects=len(run.names),
-                documents=run.documents,
-                parts=run.parts,
-                bytes=run.bytes,
-                held=self._still_held(run.held),
-                names=tuple(run.names),
+                objects=len(removal.names),
+                documents=removal.documents,
+                parts=removal.parts,
+                bytes=removal.bytes,
+                held=self._still_held(removal.held),
+                names=tuple(removal.names),
             )
 
     def remove_strays(self, protected: Callable[[str], bool]) -> int:
         """Remove files that no row speaks of: a process was killed between the two, an hour ago at the least. How many they were."""
         known = set(self._index.names())
-        count = self._parts.remove_old()
+        count = self._partial_blobs.remove_old()
         for folder in (self._directory.objects, self._directory.partial, self._directory.arrived):
             for name in os.listdir(folder):
                 status = _stat(folder + name)
                 if name in known or status is None or not is_name(name) or time.time() - status.st_mtime < _STRAY_AGE:
                     continue
-                place = self._files.find(name)
-                if place is None:
+                found = self._files.find(name)
+                if found is None:
                     self._files.remove(name)  # a twin alone
-                elif not self._index.rows_of(name) and self._files.evict(name, place, protected):
+                elif not self._index.rows_of(name) and self._files.evict(name, found, protected):
                     count += 1
         return count
 
     def _candidates(
-        self, in_use: Container[str], run: _Run, protected: Callable[[str], bool], mounted: bool, spare_cached: bool
+        self, in_use: Container[str], removal: _Removal, protected: Callable[[str], bool], mounted: bool, spare_cached: bool
     ) -> Iterator[_Victim]:
         for name in self._oldest_first():
             if (name in in_use) != mounted or protected(name):
                 continue
-            place = self._files.find(name)
-            status = _stat(place.path) if place is not None else None
-            if place is None or status is None or run.spares(status):
+            found = self._files.find(name)
+            status = _stat(found.path) if found is not None else None
+            if found is None or status is None or removal.spares(status):
                 continue
-            if not place.whole and abs(time.time() - status.st_mtime) < _RECENT:
+            if not found.whole and abs(time.time() - status.st_mtime) < _RECENT:
                 continue
-            if not (spare_cached and _is_cached(place.path)):
-                yield _Victim(name, place, status.st_blocks * 512)
+            if not (spare_cached and _is_cached(found.path)):
+                yield _Victim(name, found, status.st_blocks * 512)
 
     def _oldest_first(self) -> Iterator[str]:
         """Objects by the arrival of their first chunk. What is removed or arrives meanwhile may or may not be among them."""
@@ -227,58 +229,58 @@ class Eviction:
                     yield name
             last = page[-1]
 
-    def _remove_objects(self, batch: list[_Victim], run: _Run, protected: Callable[[str], bool]) -> None:
+    def _remove_objects(self, batch: list[_Victim], removal: _Removal, protected: Callable[[str], bool]) -> None:
         rows: dict[str, list[tuple[object, ...]]] = {}
 
-        def take(db: sqlite3.Connection) -> None:
+        def delete_rows(db: sqlite3.Connection) -> None:
             for victim in batch:
                 rows[victim.name] = db.execute(schema.SELECT_ROWS, (victim.name,)).fetchall()
                 db.execute(schema.DELETE_ALL, (victim.name,))
 
-        self._index.change(take, synced=True, removing=[victim.name for victim in batch])
-        spared = [victim.name for victim in batch if not self._remove_object(victim, run, protected)]
+        self._index.change(delete_rows, synced=True, removing=[victim.name for victim in batch])
+        spared = [victim.name for victim in batch if not self._remove_object(victim, removal, protected)]
 
-        def give_back(db: sqlite3.Connection) -> None:
+        def restore_rows(db: sqlite3.Connection) -> None:
             generation = schema.number(db, "generation")
             for name in spared:
                 db.executemany(schema.INSERT_MISSING, [(*row, generation) for row in rows[name]])
 
         if spared:
-            self._index.change(give_back, removing=spared)
+            self._index.change(restore_rows, removing=spared)
 
-    def _remove_object(self, victim: _Victim, run: _Run, protected: Callable[[str], bool]) -> bool:
+    def _remove_object(self, victim: _Victim, removal: _Removal, protected: Callable[[str], bool]) -> bool:
         """False when it stays after all."""
-        handle = _handle(victim.place.path)
+        handle = _handle(victim.found.path)
         try:
-            if not self._files.evict(victim.name, victim.place, protected):
+            if not self._files.evict(victim.name, victim.found, protected):
                 return False
         except OSError as error:
             _log.warning("%s cannot be removed: %s", victim.name, error)
             return False
         self._open.forget(victim.name)
-        run.names.append(victim.name)
-        self._account(run, victim.name, victim.bytes, handle)
+        removal.names.append(victim.name)
+        self._account(removal, victim.name, victim.bytes, handle)
         return True
 
-    def _remove_parts(self, run: _Run) -> None:
+    def _remove_parts(self, removal: _Removal) -> None:
         """Blobs of whole layers that nobody goes on with just now: another attempt would fetch more, and nothing else."""
-        for name, status in self._parts.files():
-            if run.is_enough():
+        for name, status in self._partial_blobs.files():
+            if removal.is_enough():
                 return
-            if run.spares(status):
+            if removal.spares(status):
                 continue
             path = self._directory.partial + name
             handle = _handle(path)
             try:
-                gone = self._parts.evict(name)
+                gone = self._partial_blobs.evict(name)
             except OSError as error:
                 _log.warning("%s cannot be removed: %s", path, error)
             else:
                 if gone:
-                    run.parts += 1
-                    self._account(run, name, status.st_blocks * 512, handle)
+                    removal.parts += 1
+                    self._account(removal, name, status.st_blocks * 512, handle)
 
-    def _remove_documents(self, documents: Container[str], metadata: Container[str], run: _Run) -> None:
+    def _remove_documents(self, documents: Container[str], metadata: Container[str], removal: _Removal) -> None:
         """Manifests, configs, TOCs, and EROFS images, which any of these can be made of again; the oldest first."""
         mounted = {mount.path for mount in mounts()}
         for path, status in sorted(self._other_files(), key=lambda each: each[1].st_mtime):
@@ -288,13 +290,13 @@ class Eviction:
                 spared = "." in name or name in metadata or self._directory.path / "layers" / name in mounted
             else:
                 spared = f"{folder}/" != self._directory.documents or f"sha256:{name}" in documents
-            if spared or run.is_enough() or run.spares(status) or abs(time.time() - status.st_mtime) < _RECENT:
+            if spared or removal.is_enough() or removal.spares(status) or abs(time.time() - status.st_mtime) < _RECENT:
                 continue
             handle = _handle(path)
             with suppress(FileNotFoundError):
                 os.unlink(path)
-                run.documents += 1
-                self._account(run, name, status.st_blocks * 512, handle)
+                removal.documents += 1
+                self._account(removal, name, status.st_blocks * 512, handle)
 
     def _other_files(self) -> list[tuple[str, os.stat_result]]:
         """What is not chunks: documents, notes, EROFS images, the index itself."""
@@ -304,14 +306,14 @@ class Eviction:
         paths += [f"{path}/{name}" for name in INDEX_FILES]
         return [(path, status) for path, status in zip(paths, map(_stat, paths), strict=True) if status is not None]
 
-    def _account(self, run: _Run, name: str, size: int, handle: bytes | None) -> None:
-        run.bytes += size
+    def _account(self, removal: _Removal, name: str, size: int, handle: bytes | None) -> None:
+        removal.bytes += size
         if handle is not None:
-            held = _Held(name, handle, size)
-            run.held.append(held)
+            held = _HeldFile(name, handle, size)
+            removal.held.append(held)
             self._held.append(held)
 
-    def _still_held(self, removed: list[_Held]) -> int:
+    def _still_held(self, removed: list[_HeldFile]) -> int:
         """Bytes of removed files that still take room; the others are struck from the list."""
         folder = os.open(self._directory.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -321,15 +323,15 @@ class Eviction:
         return sum(each.bytes for each in removed)
 
 
-def _batches(victims: Iterator[_Victim], run: _Run) -> Iterator[list[_Victim]]:
+def _batches(victims: Iterator[_Victim], removal: _Removal) -> Iterator[list[_Victim]]:
     """No more than are needed, and not too many for one transaction."""
-    while not run.is_enough():
+    while not removal.is_enough():
         batch: list[_Victim] = []
         size = 0
         for victim in victims:
             batch.append(victim)
             size += victim.bytes
-            if len(batch) == _BATCH or run.is_enough(size):
+            if len(batch) == _BATCH or removal.is_enough(size):
                 break
         if not batch:
             return

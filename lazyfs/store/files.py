@@ -1,6 +1,6 @@
 """Where the bytes of an object lie: objects/NAME when it is whole, partial/NAME while it is under way.
 
-Renames make every change of place, so that at any moment a name holds all of an object or is not there. Who looks for
+Renames make every change of found, so that at any moment a name holds all of an object or is not there. Who looks for
 a file looks in objects/ first: where both exist (a crash between two steps), the partial one is the leftover. Nothing
 here is synced: durability.py tells after a power cut which bytes are there.
 
@@ -30,7 +30,7 @@ _NO_HANDLES = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM})
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
-class Place(NamedTuple):
+class FoundFile(NamedTuple):
     """A file as it is found."""
 
     path: str
@@ -48,12 +48,12 @@ class Files:
         self._naming = threading.Lock()
         """Held while an object that is there is taken for published, or removed to make room."""
 
-    def find(self, name: str) -> Place | None:
+    def find(self, name: str) -> FoundFile | None:
         """Where the object lies now."""
         # objects/ twice: the file may be renamed there between the two looks.
         for folder in (self._directory.objects, self._directory.partial, self._directory.objects):
             try:
-                return Place(folder + name, os.stat(folder + name).st_ino, folder == self._directory.objects)
+                return FoundFile(folder + name, os.stat(folder + name).st_ino, folder == self._directory.objects)
             except FileNotFoundError:
                 continue
         return None
@@ -61,8 +61,8 @@ class Files:
     def identity(self, name: str) -> bytes:
         """Which file has the object's bytes; no later file under that name has the same identity. Empty where there is none. Raises
         OSError."""
-        place = self.find(name)
-        return _identity(place.path) if place else b""
+        found = self.find(name)
+        return _identity(found.path) if found else b""
 
     def open(self, name: str) -> int | None:
         """A descriptor to read the object with."""
@@ -87,13 +87,13 @@ class Files:
                 # Somebody else has made it, or a crash has left the twin. An object that is right stays: it may be on
                 # disk by now, which this one is not.
                 with self._naming:
-                    if self._published(name) is not None and self._is(self._directory.objects + name, data):
+                    if self._published(name) is not None and self._has_content(self._directory.objects + name, data):
                         os.unlink(temporary)
                         return
                 self._replace_twin(temporary, name)
             os.rename(temporary, self._directory.objects + name)
         except OSError:
-            self._take_back(temporary, name)
+            self._undo_put(temporary, name)
             raise
 
     def published(self, name: str) -> int | None:
@@ -128,7 +128,7 @@ class Files:
         return True
 
     def _replace_twin(self, path: str, name: str) -> None:
-        """Make a finished file the twin, in place of another."""
+        """Make a finished file the twin, in found of another."""
         if self._link(path, name):
             return
         temporary = self._directory.new_temporary()
@@ -138,20 +138,20 @@ class Files:
         finally:
             self.discard(temporary)  # a rename between two names of one file leaves both
 
-    def _take_back(self, temporary: str, name: str) -> None:
+    def _undo_put(self, temporary: str, name: str) -> None:
         self.discard(temporary)
         if not os.path.exists(self._directory.objects + name):
             self.discard(self._directory.arrived + name)
 
-    def _is(self, path: str, data: bytes | memoryview) -> bool:
+    def _has_content(self, path: str, data: bytes | memoryview) -> bool:
         try:
             with open(path, "rb") as file:
                 return file.read(len(data) + 1) == data
         except FileNotFoundError:
             return False
 
-    def put_piece(self, name: str, size: int, offset: int, data: bytes | memoryview) -> bytes:
-        """Put a chunk of an object of `size` bytes in its place; the answer is the identity of the file that has it.
+    def put_chunk(self, name: str, size: int, offset: int, data: bytes | memoryview) -> bytes:
+        """Put a chunk of an object of `size` bytes in its found; the answer is the identity of the file that has it.
 
         Raises OSError: bytes without a row are nothing.
         """
@@ -159,7 +159,7 @@ class Files:
         try:
             fd = os.open(partial, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
-            whole = self._objects_holds(name, offset, data)
+            whole = self._find_in_object(name, offset, data)
             if whole:
                 return whole
             fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -171,18 +171,18 @@ class Files:
         finally:
             os.close(fd)
 
-    def _objects_holds(self, name: str, offset: int, data: bytes | memoryview) -> bytes:
+    def _find_in_object(self, name: str, offset: int, data: bytes | memoryview) -> bytes:
         """The object's identity where these bytes are in it already: a crash came between its rename and the commit of its rows."""
-        place = self.find(name)
-        if place is None or not place.whole:
+        found = self.find(name)
+        if found is None or not found.whole:
             return b""
-        fd = os.open(place.path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(found.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             if os.pread(fd, len(data), offset) == data:
                 return _identity(fd)
         finally:
             os.close(fd)
-        self.demote(name, self.copy_without(place.path, offset, len(data)))
+        self.demote(name, self.copy_without(found.path, offset, len(data)))
         return b""
 
     def promote(self, name: str) -> None:
@@ -235,7 +235,7 @@ class Files:
         self.discard(self._directory.objects + name)
         self.discard(self._directory.arrived + name)
 
-    def evict(self, name: str, place: Place, protected: Callable[[str], bool]) -> bool:
+    def evict(self, name: str, found: FoundFile, protected: Callable[[str], bool]) -> bool:
         """Remove the object, or the file under way, that was found there, unless `protected(name)`: whether it has gone.
 
         Whoever notes that a name is protected, and then asks `published`, is told the truth for as long as it is. Raises OSError.
@@ -243,9 +243,9 @@ class Files:
         with self._naming:
             if protected(name):
                 return False
-            if self.find(name) == place:
-                self.discard(place.path)
-                if place.whole:
+            if self.find(name) == found:
+                self.discard(found.path)
+                if found.whole:
                     self.discard(self._directory.arrived + name)
             return True
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from lazyfs.format.digest import Digest
 from lazyfs.store.directory import Directory
-from lazyfs.store.refusal import refusal
+from lazyfs.store.store_error import store_error
 
 _NAME = "in-use"
 
@@ -54,7 +54,7 @@ def declare(directory: Directory, objects: Iterable[str], documents: Iterable[Di
     except OSError as error:
         with suppress(OSError):
             os.unlink(temporary)
-        raise refusal(error, f"what is mounted from the store {directory.path} cannot be noted") from error
+        raise store_error(error, f"what is mounted from the store {directory.path} cannot be noted") from error
 
 
 def declared(directory: Directory) -> set[str]:

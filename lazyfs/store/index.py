@@ -33,11 +33,11 @@ from lazyfs.store import schema
 from lazyfs.store.content import is_single
 from lazyfs.store.database import Database
 from lazyfs.store.directory import Directory
+from lazyfs.store.disk_usage import DiskUsage
 from lazyfs.store.gaps import Gaps
-from lazyfs.store.rows import Buffer, Row, spells
+from lazyfs.store.index_reader import IndexReader
+from lazyfs.store.rows import Buffer, Row, is_list_of
 from lazyfs.store.tally import Tallies
-from lazyfs.store.used import Used
-from lazyfs.store.view import View
 
 _log = logging.getLogger("lazyfs.store")
 
@@ -46,7 +46,7 @@ _COMMIT_ROWS = 256
 _BLOCK = 4096
 
 
-class Index(View):
+class Index(IndexReader):
     """The index, open. Any thread may call it. Once closed it raises StoreUnusable."""
 
     def __init__(
@@ -56,18 +56,18 @@ class Index(View):
         completed: Callable[[str], None],
         identity: Callable[[str], bytes],
         given_up: Callable[[Row], None],
-        settled: Callable[[], None],
+        after_commit: Callable[[], None],
     ) -> None:
         """Open, create, migrate or rebuild. Raises StoreUnusable (a newer format included), StoreFull.
 
         Called with the write lock held: `completed(name)` inside the transaction that has the last of an object's rows,
-        `identity(name)` for the file that an object lies in, `given_up(row)` when there is no room to commit a row, `settled()`
+        `identity(name)` for the file that an object lies in, `given_up(row)` when there is no room to commit a row, `after_commit()`
         after each attempt to commit.
         """
         self._completed = completed
         self._identity = identity
         self._given_up = given_up
-        self._settled = settled
+        self._after_commit = after_commit
         self._buffer = Buffer()
         self._void: dict[str, set[int]] = {}
         """By object, the positions of rows that are not true and could not be taken out."""
@@ -79,11 +79,11 @@ class Index(View):
         self.tallies = Tallies()
         self._removals = 0
         """The count of removals, in the index, up to which this process knows them."""
-        self._used = Used(self.count_blocks, self.version)
-        self._database = Database(directory, lost=self._lose)
+        self._used = DiskUsage(self.count_blocks, self.version)
+        self._database = Database(directory, on_loss=self._forget_everything)
         self._wake = threading.Event()
-        self._hurry = threading.Event()
-        self._thread = threading.Thread(target=self._commit_now_and_then, name="lazyfs-index", daemon=True)
+        self._commit_now = threading.Event()
+        self._thread = threading.Thread(target=self._commit_loop, name="lazyfs-index", daemon=True)
         self._thread.start()
 
     def has_gap(self, name: str, chunks: int) -> bool:
@@ -91,13 +91,13 @@ class Index(View):
         may have gone since they were looked at."""
         return self._first_gap(name, chunks) < chunks
 
-    def found_gap(self, name: str, position: int) -> None:
+    def note_gap(self, name: str, position: int) -> None:
         """A chunk is missing, whatever `has_gap` says."""
         self._arriving.set(name, position)
 
     def is_whole(self, name: str) -> bool:
         """Whether every chunk of an object of several has a committed row."""
-        return name not in self._void and spells(self._database.query(schema.SELECT_LIST, (name,)), name)
+        return name not in self._void and is_list_of(self._database.query(schema.SELECT_LIST, (name,)), name)
 
     def complete(self, name: str) -> None:
         """Make the object of several chunks if all its rows are here: for a commit that outlived its rename."""
@@ -121,7 +121,7 @@ class Index(View):
             with suppress(LocalError):  # logged; the row waits with the others
                 self.change()
         elif len(self._buffer) >= _COMMIT_ROWS:
-            self._hurry.set()
+            self._commit_now.set()
         self._wake.set()
 
     def version(self) -> tuple[int, ...]:
@@ -129,15 +129,15 @@ class Index(View):
         found = self._database.query("PRAGMA data_version")
         return (self._database.generation, *(found[0] if found else ()))
 
-    def notice_removals(self) -> None:
+    def check_removals(self) -> None:
         """Let the tallies know if another process has removed rows."""
         removals = self.fact("removals")
         if isinstance(removals, int) and removals > self._removals:
             self._removals = removals
-            self.tallies.doubt_all()
+            self.tallies.invalidate_all()
 
     def blocks(self) -> int:
-        """Bytes that all chunks with committed rows take on disk, in blocks of 4 KiB, as far as is known: see used.py."""
+        """Bytes that all chunks with committed rows take on disk, in blocks of 4 KiB, as far as is known: see disk_usage.py."""
         return self._used.measure()
 
     def change(
@@ -173,16 +173,16 @@ class Index(View):
             else:
                 self._failure = None
             finally:
-                self._settled()
+                self._after_commit()
 
     def void(self, rows: Iterable[Row]) -> None:
         """Rows that are not true, and that there is no room to take out."""
         with self._database.writing:
             for row in rows:
                 self._void.setdefault(row.object, set()).add(row.position)
-                self._tell_of_removal([row.object])
+                self._announce_removal([row.object])
 
-    def if_unnoted(self, name: str, action: Callable[[], None]) -> None:
+    def if_no_rows(self, name: str, action: Callable[[], None]) -> None:
         """Do something where an object has no rows, committed or waiting, and while no process can commit one."""
 
         def work(db: sqlite3.Connection) -> None:
@@ -205,18 +205,18 @@ class Index(View):
         """Commit what is buffered, and leave. Rows that cannot be committed are lost; the log tells why."""
         self._closing = True
         self._wake.set()
-        self._hurry.set()
+        self._commit_now.set()
         self._thread.join()
         with suppress(LocalError):
             self.change()
         self._database.close()
 
-    def _commit_now_and_then(self) -> None:
+    def _commit_loop(self) -> None:
         while not self._closing:
             self._wake.wait()
-            self._hurry.wait(_COMMIT_DELAY)
+            self._commit_now.wait(_COMMIT_DELAY)
             self._wake.clear()
-            self._hurry.clear()
+            self._commit_now.clear()
             with suppress(LocalError):  # logged; whoever keeps the next chunk is told
                 self.change()
 
@@ -258,27 +258,27 @@ class Index(View):
         self._buffer.forget(batch)
         self._used.add(added)
         if lost:
-            self._tell_of_removal(lost)
+            self._announce_removal(lost)
 
     def _count_removal(self, db: sqlite3.Connection) -> None:
         """For the tallies of other processes; and see whether one of them has removed something."""
         found = db.execute(schema.SELECT_FACT, ("removals",)).fetchone()
         removals = found[0] if found and isinstance(found[0], int) else 0
         if removals > self._removals:
-            self.tallies.doubt_all()
+            self.tallies.invalidate_all()
         self._removals = removals + 1
         db.execute(schema.SET_FACT, ("removals", self._removals))
 
-    def _tell_of_removal(self, names: Sequence[str]) -> None:
+    def _announce_removal(self, names: Sequence[str]) -> None:
         self._used.forget()
         for name in names:
             self._forget_gaps(name)
-        self.tallies.doubt(names)
+        self.tallies.invalidate(names)
 
     def _give_up_half(self, batch: list[Row]) -> list[Row]:
         half = len(batch) // 2
         self._buffer.forget(batch[half:])
-        self._tell_of_removal([row.object for row in batch[half:]])
+        self._announce_removal([row.object for row in batch[half:]])
         for row in batch[half:]:
             self._given_up(row)
         return batch[:half]
@@ -318,10 +318,10 @@ class Index(View):
             return
         # Rows have gone behind the gap: another process has taken them away.
         self._committed.forget(name)
-        self.found_gap(name, self._committed.look(name, chunks, committed))
+        self.note_gap(name, self._committed.look(name, chunks, committed))
 
     def _complete(self, db: sqlite3.Connection, name: str) -> bool:
-        whole = spells(db.execute(schema.SELECT_LIST, (name,)).fetchall(), name)
+        whole = is_list_of(db.execute(schema.SELECT_LIST, (name,)).fetchall(), name)
         if whole:
             self._completed(name)
             self._forget_gaps(name)
@@ -331,14 +331,14 @@ class Index(View):
         self._committed.forget(name)
         self._arriving.forget(name)
 
-    def _lose(self) -> None:
+    def _forget_everything(self) -> None:
         """Everything that was in the index is gone."""
         self._buffer.clear()
         self._committed.clear()
         self._arriving.clear()
         self._removals = 0
         self._used.forget()
-        self.tallies.doubt_all()
+        self.tallies.invalidate_all()
 
     def _in_place(self, rows: Sequence[Row]) -> list[Row]:
         """Those whose bytes were put into the file that is the object's still."""

@@ -3,7 +3,7 @@
 The locks are the store's claims, on the layer's digest instead of a chunk's, through an open file of their own: so that
 two tasks of one process exclude each other as two processes do, and the kernel lets go of them with whoever held them.
 
-A holder shows signs of life (store/parts.py), and those who wait look for them: a process that is stopped holds nobody for longer
+A holder shows signs of life (store/partial_blobs.py), and those who wait look for them: a process that is stopped holds nobody for longer
 than a silent registry would. Then the layer is fetched without its lock, which costs its bytes twice, and nothing of it is kept but its files.
 """
 
@@ -37,7 +37,7 @@ class LayerLocks:
         self._claims = claims
         self._held: set[Digest] = set()
         now = trio.current_time()
-        self._last_seen = {digest: (store.parts.last_touched(digest), now) for digest in digests}
+        self._last_seen = {digest: (store.partial_blobs.last_touched(digest), now) for digest in digests}
         """The last sign of life of each layer, and since when it is the last: a stopped process that holds several layers holds who wants
         them once, not once for each."""
 
@@ -48,7 +48,7 @@ class LayerLocks:
     def release(self, digest: Digest) -> None:
         """The layer is here, or given up: others may have their turn."""
         if digest in self._held:
-            self._store.parts.rest(digest)
+            self._store.partial_blobs.remove_if_empty(digest)
             self._held.discard(digest)
             self._claims.release(to_raw(digest))
 
@@ -65,14 +65,14 @@ class LayerLocks:
                 )
                 return
         self._held.add(digest)
-        self._store.parts.begin(digest)
+        self._store.partial_blobs.begin(digest)
 
     async def _wait_for_lock(self, digest: Digest) -> bool:
         seen, since = self._last_seen[digest]
         # Whoever has got the lock just now shows a first sign at once.
         since = max(since, trio.current_time() - _PATIENCE + 4 * _POLL)
         while not self._claims.claim(to_raw(digest)):
-            now = self._store.parts.last_touched(digest)
+            now = self._store.partial_blobs.last_touched(digest)
             if now != seen:
                 seen, since = now, trio.current_time()
             elif trio.current_time() - since >= _PATIENCE:
@@ -83,7 +83,7 @@ class LayerLocks:
     async def send_heartbeats(self) -> None:
         """Until cancelled."""
         while True:
-            await trio.to_thread.run_sync(self._store.parts.touch, tuple(self._held))
+            await trio.to_thread.run_sync(self._store.partial_blobs.touch, tuple(self._held))
             await trio.sleep(_HEARTBEAT)
 
     def end(self) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from lazyfs.store.content import Content
-from lazyfs.store.view import Held, View
+from lazyfs.store.index_reader import HeldChunk, IndexReader
 
 _NAMES_A_QUERY: Final = 1000
 """A reader of one chunk does not wait for the whole answer, whose rows would take 20 MB for 30,000 files."""
@@ -18,21 +18,21 @@ _BRIDGE: Final = 8
 """Chunks that nobody asked for and that are read over, rather than asking twice."""
 
 
-def missing_many(view: View, contents: Sequence[Content]) -> list[list[int]]:
+def missing_many(reader: IndexReader, contents: Sequence[Content]) -> list[list[int]]:
     """For each content, the chunks that are not here; 3 µs a content."""
-    nothing: dict[int, Held] = {}
+    nothing: dict[int, HeldChunk] = {}
     found: list[list[int]] = []
     for at in range(0, len(contents), _NAMES_A_QUERY):
         some = contents[at : at + _NAMES_A_QUERY]
-        held = view.held_many([content.name for content in some])
+        held = reader.held_many([content.name for content in some])
         found += [absent(content, range(len(content.digests)), held.get(content.name, nothing)) for content in some]
     return found
 
 
-def lacking(view: View, chunks: Sequence[tuple[Content, int]]) -> list[bool]:
+def lacking(reader: IndexReader, chunks: Sequence[tuple[Content, int]]) -> list[bool]:
     """For each chunk, given as (content, index), whether it is not here; 5 µs a chunk, however many others its content has."""
     if all(len(content.digests) == 1 for content, _ in chunks):  # most misses are of small files, and a crowd waits for this
-        return [bool(indexes) for indexes in missing_many(view, [content for content, _ in chunks])]
+        return [bool(indexes) for indexes in missing_many(reader, [content for content, _ in chunks])]
     wanted: dict[str, tuple[Content, set[int]]] = {}
     for content, index in chunks:
         wanted.setdefault(content.name, (content, set()))[1].add(index)
@@ -43,18 +43,18 @@ def lacking(view: View, chunks: Sequence[tuple[Content, int]]) -> list[bool]:
             whole.append(name)
         else:
             spans.extend(_spans(name, indexes))
-    held: dict[str, dict[int, Held]] = {}
+    held: dict[str, dict[int, HeldChunk]] = {}
     for at in range(0, len(whole), _NAMES_A_QUERY):
-        held.update(view.held_many(whole[at : at + _NAMES_A_QUERY]))
+        held.update(reader.held_many(whole[at : at + _NAMES_A_QUERY]))
     for at in range(0, len(spans), _NAMES_A_QUERY):
-        for name, found in view.held_spans(spans[at : at + _NAMES_A_QUERY]).items():
+        for name, found in reader.held_spans(spans[at : at + _NAMES_A_QUERY]).items():
             held.setdefault(name, {}).update(found)
-    nothing: dict[int, Held] = {}
+    nothing: dict[int, HeldChunk] = {}
     missing = {name: set(absent(content, indexes, held.get(name, nothing))) for name, (content, indexes) in wanted.items()}
     return [index in missing[content.name] for content, index in chunks]
 
 
-def absent(content: Content, indexes: Iterable[int], held: dict[int, Held]) -> list[int]:
+def absent(content: Content, indexes: Iterable[int], held: dict[int, HeldChunk]) -> list[int]:
     """Those of the indexes that have no row among `held`, or one that does not fit."""
     return [
         index

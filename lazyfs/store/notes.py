@@ -13,7 +13,7 @@ import os
 from contextlib import suppress
 
 from lazyfs.store.directory import Directory
-from lazyfs.store.refusal import refusal
+from lazyfs.store.store_error import store_error
 
 _MAX_NOTE = 4096
 
@@ -28,11 +28,11 @@ class Notes:
         """What was noted under `key`; None when nothing was, or it is damaged."""
         try:
             with open(self._path(key), "rb") as file:
-                sealed = file.read(_MAX_NOTE)
+                checksumed = file.read(_MAX_NOTE)
         except OSError:
             return None
-        seal, _, value = sealed.partition(b"\n")
-        return value.decode() if seal == _seal(key, value) else None
+        checksum, _, value = checksumed.partition(b"\n")
+        return value.decode() if checksum == _with_checksum(key, value) else None
 
     def keep(self, key: str, value: str) -> None:
         """Note `value`, in place of what was noted before. Raises StoreFull, StoreUnusable: the old note stays then."""
@@ -42,18 +42,18 @@ class Notes:
             try:
                 fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
                 with open(fd, "wb") as file:
-                    file.write(_seal(key, data) + b"\n" + data)
+                    file.write(_with_checksum(key, data) + b"\n" + data)
                 os.rename(temporary, self._path(key))
             except OSError:
                 with suppress(OSError):
                     os.unlink(temporary)
                 raise
         except OSError as error:
-            raise refusal(error, f"a note about {key} cannot be kept") from error
+            raise store_error(error, f"a note about {key} cannot be kept") from error
 
     def _path(self, key: str) -> str:
         return self._directory.notes + hashlib.sha256(key.encode()).hexdigest()
 
 
-def _seal(key: str, value: bytes) -> bytes:
+def _with_checksum(key: str, value: bytes) -> bytes:
     return hashlib.sha256(key.encode() + b"\0" + value).hexdigest().encode()

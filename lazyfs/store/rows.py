@@ -100,7 +100,7 @@ def row_of(found: Sequence[Any]) -> Row | None:
     return Row(*found)
 
 
-def spells(chunks: list[tuple[Any, Any]], name: str) -> bool:
+def is_list_of(chunks: list[tuple[Any, Any]], name: str) -> bool:
     """Whether the chunks, as (size, digest), make the object: a damaged row never puts a file with holes in objects/."""
     sound = all(isinstance(size, int) and size > 0 and isinstance(digest, bytes) for size, digest in chunks)
     return sound and list_name(chunks) == name

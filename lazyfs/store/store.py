@@ -19,20 +19,20 @@ from lazyfs.errors import LocalError
 from lazyfs.format.digest import Digest
 from lazyfs.store.blocks import read_checked, sums_of
 from lazyfs.store.content import Content, is_single
+from lazyfs.store.damage import Damage
 from lazyfs.store.directory import Directory
 from lazyfs.store.documents import Documents
-from lazyfs.store.durability import Durability, settle
+from lazyfs.store.durability import Durability, recover
 from lazyfs.store.eviction import Eviction
 from lazyfs.store.files import Files
 from lazyfs.store.index import Index
-from lazyfs.store.losses import Losses
 from lazyfs.store.missing import absent, lacking, missing_many
 from lazyfs.store.notes import Notes
-from lazyfs.store.parts import Parts, is_part
-from lazyfs.store.readers import OpenFile, OpenFiles
-from lazyfs.store.refusal import refusal
+from lazyfs.store.open_files import OpenFile, OpenFiles
+from lazyfs.store.partial_blobs import PartialBlobs, is_partial_blob
 from lazyfs.store.rows import Row
 from lazyfs.store.statistics import StoreStatistics, count
+from lazyfs.store.store_error import store_error
 from lazyfs.store.tally import Tally
 
 _log = logging.getLogger("lazyfs.store")
@@ -59,23 +59,27 @@ class Store:
         self._released: set[bytes] = set()
         self._closed = False
         self.index = Index(
-            directory, completed=self.files.promote, identity=self.files.identity, given_up=self._give_up, settled=self._let_go
+            directory,
+            completed=self.files.promote,
+            identity=self.files.identity,
+            given_up=self._give_up,
+            after_commit=self._release_claims,
         )
-        self._losses = Losses(directory, self.files, self.index, self._open)
+        self._damage = Damage(directory, self.files, self.index, self._open)
         try:
-            settle(directory, self.files, self.index)
+            recover(directory, self.files, self.index)
         except BaseException:
             self.index.close()
             raise
         self.durability = Durability(directory, self.index)
-        self.parts = Parts(directory)
-        self.eviction = Eviction(directory, self.files, self.index, self._open, self.parts)
+        self.partial_blobs = PartialBlobs(directory)
+        self.eviction = Eviction(directory, self.files, self.index, self._open, self.partial_blobs)
         with suppress(LocalError):  # logged; a file that stays in partial/ is read from there
             for name in os.listdir(directory.partial):
-                if not is_part(name):
+                if not is_partial_blob(name):
                     self.index.complete(name)
         with suppress(OSError):  # the next one to open the store tries again
-            self.parts.remove_old()
+            self.partial_blobs.remove_old()
 
     @classmethod
     def open(cls, directory: Path) -> Store:
@@ -165,7 +169,7 @@ class Store:
                     if data is not None:
                         return data
             finally:
-                self._open.give_back(file)
+                self._open.release(file)
         row = self.index.row(content.name, index)
         if row is None or not _fits(row, content, index):
             return None
@@ -185,11 +189,11 @@ class Store:
                 self.files.put_whole(name, data)
                 file = b""
             else:
-                self._losses.drop_if_gone(name)
-                file = self.files.put_piece(name, content.size, content.offsets[index], data)
+                self._damage.drop_if_gone(name)
+                file = self.files.put_chunk(name, content.size, content.offsets[index], data)
         except OSError as error:
-            self._remove_unnoted(name)
-            raise refusal(error, f"chunk {index} of {name} cannot be kept") from error
+            self._remove_without_rows(name)
+            raise store_error(error, f"chunk {index} of {name} cannot be kept") from error
         row = Row(name, index, content.offsets[index], size, digest, sums_of(data, digest))
         with self._counting:
             self._kept += 1
@@ -209,7 +213,7 @@ class Store:
                 if not self.missing(content, index, index + 1):
                     return True
                 continue  # a damaged index may find by digest what it does not find by name
-            data = self._read_row(row, 0, size, anew=True)
+            data = self._read_row(row, 0, size, recheck=True)
             if data is None:
                 continue
             self.keep(content, index, data)
@@ -239,12 +243,12 @@ class Store:
     @property
     def damaged(self) -> int:
         """Chunks that this process has found damaged, and dropped."""
-        return self._losses.damaged
+        return self._damage.damaged
 
     @property
     def all_damaged(self) -> int:
         """The same with documents."""
-        return self._losses.damaged + self.documents.damaged
+        return self._damage.damaged + self.documents.damaged
 
     @property
     def kept(self) -> int:
@@ -284,9 +288,9 @@ class Store:
                 self.index.complete(name)
                 size = self.files.published(name)
                 if size is None:
-                    self._losses.miss(name)
+                    self._damage.note_missing(name)
         except OSError as error:
-            raise refusal(error, f"{name} cannot be published") from error
+            raise store_error(error, f"{name} cannot be published") from error
         return size == content.size
 
     def _has_gap(self, content: Content) -> bool:
@@ -297,12 +301,12 @@ class Store:
             return True
         missing = self.missing(content, 0, count)
         if missing:
-            self.index.found_gap(name, missing[0])
+            self.index.note_gap(name, missing[0])
         return bool(missing)
 
     def drop(self, row: Row, inode: int | None, cause: str) -> bool:
         """A chunk was found damaged in the file `inode` (None: there is no file). False if the name holds another one now."""
-        return self._losses.drop(row, inode, cause)
+        return self._damage.drop(row, inode, cause)
 
     def _give_up(self, row: Row) -> None:
         """No room for the row: then its bytes only take room."""
@@ -310,13 +314,13 @@ class Store:
             if is_single(row.object):
                 self.files.remove(row.object)
             else:
-                self._remove_unnoted(row.object)
+                self._remove_without_rows(row.object)
         self._open.forget(row.object)
 
-    def _remove_unnoted(self, name: str) -> None:
-        self.index.if_unnoted(name, lambda: self.files.discard(self.directory.partial + name))
+    def _remove_without_rows(self, name: str) -> None:
+        self.index.if_no_rows(name, lambda: self.files.discard(self.directory.partial + name))
 
-    def _let_go(self) -> None:
+    def _release_claims(self) -> None:
         """After each commit, or none: claims are not kept for what may never be seen."""
         with self._claiming:
             released = list(self._released)
@@ -327,10 +331,10 @@ class Store:
                     self._released.discard(digest)
                     self.directory.claims.release(digest)
 
-    def _read_row(self, row: Row, start: int, length: int, *, anew: bool = False) -> bytes | None:
+    def _read_row(self, row: Row, start: int, length: int, *, recheck: bool = False) -> bytes | None:
         """Bytes of the chunk that `row` tells of; None when it is not there or damaged: then it is dropped.
 
-        `anew`: check it even if this process has done so, because nobody has held the row against a content.
+        `recheck`: check it even if this process has done so, because nobody has held the row against a content.
         """
         with self._checking[hash((row.object, row.position)) % _STRIPES]:
             for _ in range(_TRIES):
@@ -340,29 +344,29 @@ class Store:
                     _log.warning("%s cannot be opened: %s", row.object, error)
                     return None
                 if file is None:
-                    if self._losses.drop(row, None, "its file is gone"):
+                    if self._damage.drop(row, None, "its file is gone"):
                         return None
                     continue
                 try:
-                    data = self._read_open(file, row, start, length, anew)
+                    data = self._read_open(file, row, start, length, recheck)
                 finally:
-                    self._open.give_back(file)
+                    self._open.release(file)
                 if data is not None:
                     return data
-                if self._losses.drop(row, file.inode, "its bytes do not match their sums"):
+                if self._damage.drop(row, file.inode, "its bytes do not match their sums"):
                     return None
                 # It was a file that another process has replaced.
                 self._open.forget(row.object)
         return None
 
-    def _read_open(self, file: OpenFile, row: Row, start: int, length: int, anew: bool) -> bytes | None:
-        if file.is_checked(row.position) and not anew:
+    def _read_open(self, file: OpenFile, row: Row, start: int, length: int, recheck: bool) -> bytes | None:
+        if file.is_checked(row.position) and not recheck:
             data = _pread(file, row.offset + start, length)
             if data is not None:
                 return data
         data = read_checked(file.fd, row.offset, row.size, row.digest, row.sums, start, length)
         if data is not None:
-            self._open.mark(file, row.position)
+            self._open.mark_checked(file, row.position)
         return data
 
 

@@ -20,8 +20,8 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from lazyfs.store.content import Content
+from lazyfs.store.index_reader import HeldChunk
 from lazyfs.store.missing import absent
-from lazyfs.store.view import Held
 
 _NAMES_A_LOOK: Final = 1000
 _LOOK_PAUSE: Final = 1.0
@@ -36,94 +36,94 @@ class Missing(NamedTuple):
     """Uncompressed bytes."""
 
 
-class Source(Protocol):
+class IndexQueries(Protocol):
     """What a tally asks of the index."""
 
-    def held_many(self, names: Sequence[str]) -> dict[str, dict[int, Held]]: ...
+    def held_many(self, names: Sequence[str]) -> dict[str, dict[int, HeldChunk]]: ...
 
     def version(self) -> tuple[int, ...]: ...
 
-    def notice_removals(self) -> None: ...
+    def check_removals(self) -> None: ...
 
 
 class Tally:
     """The missing chunks of some objects. Any thread may call it. Takes 150 bytes an object and 17 a chunk."""
 
-    def __init__(self, source: Source, contents: Iterable[Content]) -> None:
+    def __init__(self, rows: IndexQueries, contents: Iterable[Content]) -> None:
         """Blocking, 1 µs a chunk. Nothing is known before the first `measure`."""
-        self._source = source
-        self._places: dict[str, tuple[int, Content]] = {}
+        self._rows = rows
+        self._objects: dict[str, tuple[int, Content]] = {}
         """By name: the number of the object's first chunk here, and what it consists of."""
-        self._kinds = array("I")
+        self._digest_numbers = array("I")
         """Of each chunk: which digest it has."""
         self._sizes = array("Q")
         """Of each digest."""
-        kinds: dict[bytes, int] = {}
+        numbers: dict[bytes, int] = {}
         for content in contents:
-            if content.name in self._places:
+            if content.name in self._objects:
                 continue
-            self._places[content.name] = (len(self._kinds), content)
+            self._objects[content.name] = (len(self._digest_numbers), content)
             for index, digest in enumerate(content.digests):
-                kind = kinds.setdefault(digest, len(kinds))
-                if kind == len(self._sizes):
+                number = numbers.setdefault(digest, len(numbers))
+                if number == len(self._sizes):
                     self._sizes.append(content.chunk_size(index))
-                self._kinds.append(kind)
-        self._missing = bytearray(b"\1") * len(self._kinds)
+                self._digest_numbers.append(number)
+        self._missing = bytearray(b"\1") * len(self._digest_numbers)
         self._lacking = array("I", bytes(4 * len(self._sizes)))
         """Of each digest: how many chunks that have it are missing."""
-        for kind in self._kinds:
-            self._lacking[kind] += 1
+        for number in self._digest_numbers:
+            self._lacking[number] += 1
         self._chunks, self._size = len(self._sizes), sum(self._sizes)
         self._lock = threading.Lock()
         self._measuring = threading.Lock()
         self._arrived: list[tuple[str, int]] | None = None
         """Since a look began, while one is under way."""
-        self._doubtful: set[str] = set()
-        self._all_doubtful = True
+        self._stale: set[str] = set()
+        self._all_stale = True
         self._version: tuple[int, ...] = ()
         self._pause_until = 0.0
 
     def arrived(self, name: str, index: int) -> None:
         """A chunk is here now."""
-        place = self._places.get(name)
+        place = self._objects.get(name)
         if place is not None and index < len(place[1].digests):
             with self._lock:
                 if self._arrived is not None:
                     self._arrived.append((name, index))
                 self._set(place[0] + index, missing=False)
 
-    def doubt(self, names: Iterable[str]) -> None:
+    def invalidate(self, names: Iterable[str]) -> None:
         """Some rows of these objects may have gone. Called when they have."""
         with self._lock:
-            self._doubtful.update(name for name in names if name in self._places)
+            self._stale.update(name for name in names if name in self._objects)
 
-    def doubt_all(self) -> None:
+    def invalidate_all(self) -> None:
         """Any row may have gone."""
         with self._lock:
-            self._all_doubtful = True
+            self._all_stale = True
 
     def measure(self) -> Missing:
         """Blocking, but where nothing is doubtful only for two queries of 10 µs: what is missing now. Raises StoreUnusable."""
         with self._measuring:
-            self._source.notice_removals()
-            version = self._source.version()
+            self._rows.check_removals()
+            version = self._rows.version()
             now = time.monotonic()
             with self._lock:
-                everything = self._all_doubtful or (version != self._version and now >= self._pause_until)
-                names = list(self._places) if everything else list(self._doubtful)
-                self._all_doubtful, self._doubtful = False, set()
+                everything = self._all_stale or (version != self._version and now >= self._pause_until)
+                names = list(self._objects) if everything else list(self._stale)
+                self._all_stale, self._stale = False, set()
                 self._arrived = []
             try:
                 for at in range(0, len(names), _NAMES_A_LOOK):
-                    self._look(names[at : at + _NAMES_A_LOOK])
+                    self._count_again(names[at : at + _NAMES_A_LOOK])
             except BaseException:
-                self.doubt_all()
+                self.invalidate_all()
                 raise
             finally:
                 with self._lock:
                     # The index may have been asked before they came.
                     for name, index in self._arrived:
-                        self._set(self._places[name][0] + index, missing=False)
+                        self._set(self._objects[name][0] + index, missing=False)
                     self._arrived = None
             if everything:
                 self._version = version
@@ -131,12 +131,12 @@ class Tally:
                 self._pause_until = now + max(_LOOK_PAUSE, _SHARE * took)
             return Missing(self._chunks, self._size)
 
-    def _look(self, names: Sequence[str]) -> None:
-        held = self._source.held_many(names)
-        nothing: dict[int, Held] = {}
+    def _count_again(self, names: Sequence[str]) -> None:
+        held = self._rows.held_many(names)
+        nothing: dict[int, HeldChunk] = {}
         with self._lock:
             for name in names:
-                first, content = self._places[name]
+                first, content = self._objects[name]
                 count = len(content.digests)
                 missing = set(absent(content, range(count), held.get(name, nothing)))
                 for index in range(count):
@@ -146,17 +146,17 @@ class Tally:
         if self._missing[chunk] == missing:
             return
         self._missing[chunk] = missing
-        kind = self._kinds[chunk]
+        number = self._digest_numbers[chunk]
         if missing:
-            if not self._lacking[kind]:
+            if not self._lacking[number]:
                 self._chunks += 1
-                self._size += self._sizes[kind]
-            self._lacking[kind] += 1
+                self._size += self._sizes[number]
+            self._lacking[number] += 1
         else:
-            self._lacking[kind] -= 1
-            if not self._lacking[kind]:
+            self._lacking[number] -= 1
+            if not self._lacking[number]:
                 self._chunks -= 1
-                self._size -= self._sizes[kind]
+                self._size -= self._sizes[number]
 
 
 class Tallies:
@@ -178,16 +178,16 @@ class Tallies:
             if tally is not None:
                 tally.arrived(name, index)
 
-    def doubt(self, names: Sequence[str]) -> None:
+    def invalidate(self, names: Sequence[str]) -> None:
         """See Tally."""
         for each in self._following:
             tally = each()
             if tally is not None:
-                tally.doubt(names)
+                tally.invalidate(names)
 
-    def doubt_all(self) -> None:
+    def invalidate_all(self) -> None:
         """See Tally."""
         for each in self._following:
             tally = each()
             if tally is not None:
-                tally.doubt_all()
+                tally.invalidate_all()

@@ -26,7 +26,7 @@ _FILES_A_FOLDER: Final = 4096
 """Half of what a block group of ext4 has inodes for."""
 
 
-class Temporary:
+class TemporaryFolder:
     """The folder. Made new; whoever makes it removes it. Any thread may ask for names."""
 
     def __init__(self, parent: Path) -> None:

@@ -6,7 +6,7 @@ import tempfile
 from typing import IO
 
 from lazyfs.errors import LocalError
-from lazyfs.store.refusal import refusal
+from lazyfs.store.store_error import store_error
 
 
 def unnamed_file(folder: str | None = None) -> IO[bytes]:
@@ -29,7 +29,7 @@ def write(file: IO[bytes], data: bytes | memoryview, folder: str | None = None) 
 
 def _no_room(error: OSError, folder: str | None) -> LocalError:
     if folder is not None:
-        return refusal(error, f"temporary files in {folder}")
+        return store_error(error, f"temporary files in {folder}")
     return LocalError(
         f"temporary files in {tempfile.gettempdir()}: {error.strerror}", hint="Point TMPDIR to a directory with more space"
     )

@@ -21,7 +21,7 @@ from lazyfs.format.digest import Digest, digest_of
 from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor
 from lazyfs.format.room import PARSING, parsing_room
 from lazyfs.image.layer import Whole
-from lazyfs.store.parts import Part
+from lazyfs.store.partial_blobs import PartialBlob
 from lazyfs.store.store import Store
 from tests.conftest import LogWatch
 from tests.unit.fetch.scripted import ScriptedSource
@@ -89,7 +89,7 @@ async def fetch(source: Source, store: Store, whole: Whole = WHOLE, received: Ca
 
 def kept(store: Store) -> int | None:
     """How much of the blob is here; None: there is no file."""
-    sign = store.parts.last_touched(BLOB.digest)
+    sign = store.partial_blobs.last_touched(BLOB.digest)
     return sign[1] if sign is not None else None
 
 
@@ -112,7 +112,7 @@ async def test_next_attempt_asks_for_the_rest(at: int, store: Store) -> None:
     """What came before a cancellation is kept to the last step, also past the first range; when all is unpacked, it goes."""
     source = Source()
     if at == len(DATA):
-        with store.parts.open(BLOB.digest, len(DATA)) as part:
+        with store.partial_blobs.open(BLOB.digest, len(DATA)) as part:
             part.append(memoryview(DATA))
     else:
         await interrupted(source, store, at)
@@ -157,7 +157,7 @@ async def test_damaged_part_is_fetched_again(store: Store, expect_log: LogWatch)
     """Once, and from the first byte: nobody knows where it is wrong. The inflater may be the first to notice."""
     expect_log("fetching it once more")
     for damage in (bytes(50_000), DATA[:49_999] + b"!"):
-        with store.parts.open(BLOB.digest, len(DATA)) as part:
+        with store.partial_blobs.open(BLOB.digest, len(DATA)) as part:
             part.append(memoryview(damage))
         source = Source()
         assert await fetch(source, store) == TAR
@@ -201,10 +201,10 @@ async def test_image_that_is_wrong_is_fetched_once(store: Store) -> None:
 async def test_disk_that_refuses_to_keep_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """The layer comes all the same, without what an interruption would save."""
 
-    def refuse(_part: Part, _data: memoryview) -> None:
+    def refuse(_part: PartialBlob, _data: memoryview) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Part, "append", refuse)
+    monkeypatch.setattr(PartialBlob, "append", refuse)
     assert await fetch(Source(), store) == TAR
     assert kept(store) is None
 
@@ -223,7 +223,7 @@ async def test_layer_for_which_there_is_no_room(store: Store, monkeypatch: pytes
 
 async def test_without_the_turn_nothing_is_kept(store: Store) -> None:
     """The file is somebody else's then."""
-    with store.parts.open(BLOB.digest, len(DATA)) as part:
+    with store.partial_blobs.open(BLOB.digest, len(DATA)) as part:
         part.append(memoryview(b"somebody's"))
     async with fetch_tar(Source(), BLOB, WHOLE, store, lambda _: None, keep=False) as spool:
         assert spool.read_at(0, spool.size) == TAR
@@ -271,7 +271,7 @@ async def test_large_window_behind_wrong_bytes(store: Store, monkeypatch: pytest
     data = zstd(27)
     blob = Descriptor(OCI_LAYER_GZIP, digest_of(data), len(data), {}, None, {})
     monkeypatch.setattr(sys.modules[__name__], "BLOB", blob)
-    with store.parts.open(blob.digest, len(data)) as part:
+    with store.partial_blobs.open(blob.digest, len(data)) as part:
         part.append(memoryview(data[:999] + b"!"))
     source = Source(data)
     source.end = len(data)

@@ -33,8 +33,8 @@ def test_rows_reach_others_by_themselves(store: Store, directory: Path) -> None:
 def test_many_rows_are_one_transaction(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keeping does not commit by itself: a hundred files cost far fewer transactions."""
     commits: list[int] = []
-    settled = store._let_go
-    monkeypatch.setattr(store.index, "_settled", lambda: (commits.append(1), settled()))
+    settled = store._release_claims
+    monkeypatch.setattr(store.index, "_after_commit", lambda: (commits.append(1), settled()))
     for seed in range(100):
         keep_all(store, [noise(10, seed)])
     store.index.change()

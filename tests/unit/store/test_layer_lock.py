@@ -114,7 +114,7 @@ async def test_whoever_lives_is_waited_for(store: Store, autojump_clock: MockClo
             nursery.start_soon(second)
             for _ in range(100):
                 await trio.sleep(2)
-                store.parts.touch([B])  # as its own task does: the threads of this clock are late
+                store.partial_blobs.touch([B])  # as its own task does: the threads of this clock are late
             order.append("first")
     assert order == ["first", "second"]
 
@@ -123,9 +123,9 @@ async def test_signs_of_life_come_by_themselves(store: Store, monkeypatch: pytes
     """As long as the turn lasts; nothing of them is left."""
     monkeypatch.setattr("lazyfs.store.layer_lock._HEARTBEAT", 0.001)
     async with lock_layers(store, [A]):
-        first = store.parts.last_touched(A)
+        first = store.partial_blobs.last_touched(A)
         with trio.fail_after(30):
-            while store.parts.last_touched(A) == first:  # noqa: ASYNC110  a thread sets no event of ours
+            while store.partial_blobs.last_touched(A) == first:  # noqa: ASYNC110  a thread sets no event of ours
                 await trio.sleep(0.001)
-    assert store.parts.last_touched(A) is None
-    assert not store.parts.files()
+    assert store.partial_blobs.last_touched(A) is None
+    assert not store.partial_blobs.files()

@@ -25,7 +25,7 @@ def no_room(monkeypatch: pytest.MonkeyPatch) -> Any:
         def refuse(*_: object) -> int:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(store.files, "put_piece", refuse)
+        monkeypatch.setattr(store.files, "put_chunk", refuse)
         return monkeypatch
 
     return apply

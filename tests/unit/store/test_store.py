@@ -246,7 +246,7 @@ def test_a_commit_frees_only_the_claims_of_what_it_held(store: Store, directory:
         assert store.claim(made.digests[0])
         store.keep(made, 0, PIECES[0])
         store.release(made.digests[0])
-        store._let_go()
+        store._release_claims()
         assert not other.claim(made.digests[0])
         store.index.change()
         assert other.claim(made.digests[0])

@@ -30,13 +30,13 @@ class Looks:
 
     def __init__(self, tally: Tally, monkeypatch: pytest.MonkeyPatch) -> None:
         self._count = 0
-        look = tally._look
+        look = tally._count_again
 
         def counted(names: Sequence[str]) -> None:
             self._count += len(names)
             look(names)
 
-        monkeypatch.setattr(tally, "_look", counted)
+        monkeypatch.setattr(tally, "_count_again", counted)
 
     def __call__(self) -> int:
         count, self._count = self._count, 0

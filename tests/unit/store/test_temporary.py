@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from lazyfs.store import temporary
-from lazyfs.store.temporary import Temporary
+from lazyfs.store.temporary import TemporaryFolder
 
 
 def test_names_are_new_and_usable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many threads get names that are all different, in folders that are there, a new one every so many files."""
     monkeypatch.setattr(temporary, "_FILES_A_FOLDER", 10)
-    it = Temporary(tmp_path)
+    it = TemporaryFolder(tmp_path)
     with ThreadPoolExecutor(8) as threads:
         names = list(threads.map(lambda _: it.new(), range(200)))
     assert len(set(names)) == 200
@@ -27,6 +27,6 @@ def test_names_are_new_and_usable(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_no_room_for_a_folder(tmp_path: Path) -> None:
     """Where no folder can be made, files are made in the last one, or beside it."""
-    it = Temporary(tmp_path)
+    it = TemporaryFolder(tmp_path)
     Path(it.path, "0.d").touch()
     Path(it.new()).touch(exist_ok=False)

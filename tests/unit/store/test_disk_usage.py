@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lazyfs.store import used
+from lazyfs.store import disk_usage
+from lazyfs.store.disk_usage import DiskUsage
 from lazyfs.store.in_use import InUse
 from lazyfs.store.store import Store
-from lazyfs.store.used import Used
 from tests.unit.store.contents import keep_all, noise
 
 BLOCK = 4096
@@ -18,7 +18,7 @@ BLOCK = 4096
 @pytest.fixture
 def counts(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """What every count of a store came to; those of other processes are not seen before somebody ends the pause."""
-    monkeypatch.setattr(used, "_PAUSE", 1e9)
+    monkeypatch.setattr(disk_usage, "_PAUSE", 1e9)
     found: list[int] = []
     count = store.index.count_blocks
     monkeypatch.setattr(store.index._used, "_count", lambda: (found.append(count()), found[-1])[1])
@@ -64,5 +64,5 @@ def test_a_removal_while_one_counts_is_not_lost() -> None:
             known.forget()
         return answer
 
-    known = Used(count, lambda: 0)
+    known = DiskUsage(count, lambda: 0)
     assert (known.measure(), known.measure(), known.measure()) == (10, 7, 7)

@@ -18,14 +18,14 @@ from lazyfs.store.content import is_single
 from lazyfs.store.directory import Directory
 from lazyfs.store.files import Files
 from lazyfs.store.index import Index
-from lazyfs.store.readers import OpenFiles
+from lazyfs.store.open_files import OpenFiles
 from lazyfs.store.rows import Row
 from lazyfs.store.schema import DELETE, DELETE_ALL
 
 _log = logging.getLogger("lazyfs.store")
 
 
-class Losses:
+class Damage:
     """Drops what is damaged or gone. Any thread may call it."""
 
     def __init__(self, directory: Directory, files: Files, index: Index, open_files: OpenFiles) -> None:
@@ -45,29 +45,29 @@ class Losses:
         An object of several chunks goes on as a file under way without the damaged one.
         """
         name = row.object
-        place = self._files.find(name)
-        if (place.inode if place else None) != inode:
+        found = self._files.find(name)
+        if (found.inode if found else None) != inode:
             return False
         copy, lost = None, is_single(name)
-        if place is not None and place.whole and not lost:
+        if found is not None and found.whole and not lost:
             try:
-                copy = self._files.copy_without(place.path, row.offset, row.size)
+                copy = self._files.copy_without(found.path, row.offset, row.size)
             except OSError as error:
                 cause, lost = f"{cause}; no copy without it: {error}", True
         dropped = stale = False
 
         def work(db: sqlite3.Connection) -> None:
             nonlocal dropped, stale
-            if self._files.find(name) != place:
+            if self._files.find(name) != found:
                 stale = True
                 return
             if lost:
                 dropped = db.execute(DELETE_ALL, (name,)).rowcount > 0
             else:
                 dropped = db.execute(DELETE, (name, row.position)).rowcount > 0
-            if place is None:
+            if found is None:
                 self._files.remove(name)  # somebody's hand may have left the twin
-            elif place.whole:
+            elif found.whole:
                 self._files.demote(name, copy)
 
         try:
@@ -88,11 +88,11 @@ class Losses:
             _log.warning("dropped damaged chunk %d of %s: %s", row.position, name, cause)
             with self._counting:
                 self.damaged += 1
-        if place is None:
+        if found is None:
             self._drop_gone()
         return True
 
-    def miss(self, name: str) -> None:
+    def note_missing(self, name: str) -> None:
         """An object that all its rows vouch for is not where it should be: if its file is gone, so may others be."""
         if self._files.find(name) is None:
             self._drop_gone()

@@ -14,11 +14,11 @@ from lazyfs.store.content import is_name
 from lazyfs.store.database import Database
 from lazyfs.store.rows import Buffer, Row, row_of
 
-Held = tuple[int, int, bytes]
+HeldChunk = tuple[int, int, bytes]
 """Offset, size and digest of a chunk that has a row: what a content is held against."""
 
 
-class View:
+class IndexReader:
     """The reading half of the index. Any thread may call it. Raises StoreUnusable once the index is closed."""
 
     _buffer: Buffer
@@ -83,7 +83,7 @@ class View:
         """The next rows after `last`, in the order of their commits, as they are: generation, object, position."""
         return self._database.query(schema.SELECT_ARRIVALS, (*last, limit))
 
-    def held(self, name: str, first: int, last: int) -> dict[int, Held]:
+    def held(self, name: str, first: int, last: int) -> dict[int, HeldChunk]:
         """The chunks in [first, last) of one object that have rows, by position."""
         buffered = [self._buffer.get(name, position) for position in range(first, last)] if self._buffer else []
         found = {
@@ -94,10 +94,10 @@ class View:
         found.update((row.position, (row.offset, row.size, row.digest)) for row in buffered if row is not None)
         return found
 
-    def held_many(self, names: Sequence[str]) -> dict[str, dict[int, Held]]:
+    def held_many(self, names: Sequence[str]) -> dict[str, dict[int, HeldChunk]]:
         """The chunks of each of these objects that have rows, by position; 3 µs a name, in one query."""
         buffered = self._buffer.rows()
-        found: dict[str, dict[int, Held]] = {}
+        found: dict[str, dict[int, HeldChunk]] = {}
         for name, position, offset, size, digest in self._database.query(schema.SELECT_MANY, (json.dumps(names),)):
             if position not in self._void.get(name, ()):
                 found.setdefault(name, {})[position] = (offset, size, digest)
@@ -107,12 +107,12 @@ class View:
                 found.setdefault(row.object, {})[row.position] = (row.offset, row.size, row.digest)
         return found
 
-    def held_spans(self, spans: Sequence[tuple[str, int, int]]) -> dict[str, dict[int, Held]]:
+    def held_spans(self, spans: Sequence[tuple[str, int, int]]) -> dict[str, dict[int, HeldChunk]]:
         """As `held_many`, for positions [first, last) of objects, each span given as (name, first, last); 4 µs a span, in one query."""
         buffered = [
             row for name, first, last in spans if self._buffer.has(name) for row in self._buffer.rows_of(name, first, last)
         ]
-        found: dict[str, dict[int, Held]] = {}
+        found: dict[str, dict[int, HeldChunk]] = {}
         for name, position, offset, size, digest in self._database.query(schema.SELECT_SPANS, (json.dumps(spans),)):
             if position not in self._void.get(name, ()):
                 found.setdefault(name, {})[position] = (offset, size, digest)

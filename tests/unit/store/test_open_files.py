@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from lazyfs.store import readers
+from lazyfs.store import open_files as module
 from lazyfs.store.directory import Directory
 from lazyfs.store.files import Files
-from lazyfs.store.readers import OpenFile, OpenFiles
+from lazyfs.store.open_files import OpenFile, OpenFiles
 
 
 @pytest.fixture
@@ -33,19 +33,19 @@ def is_open(file: OpenFile) -> bool:
 
 def test_no_more_than_the_limit_stays_open(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one read longest ago is closed first, but not under a reader's hands."""
-    monkeypatch.setattr(readers, "LIMIT", 2)
+    monkeypatch.setattr(module, "LIMIT", 2)
     for name in "abc":
         files.put_whole(name, name.encode())
     open_files = OpenFiles(files)
     reading, other = opened(open_files, "a"), opened(open_files, "b")
-    open_files.give_back(other)
+    open_files.release(other)
     third = opened(open_files, "c")
     assert open_files.take("a") is None
     assert os.pread(reading.fd, 1, 0) == b"a"
-    open_files.give_back(reading)
+    open_files.release(reading)
     assert not is_open(reading)
     assert is_open(other)
-    open_files.give_back(third)
+    open_files.release(third)
     open_files.close()
     assert not is_open(other)
 
@@ -56,17 +56,17 @@ def test_checks_are_remembered_for_the_same_file(files: Files) -> None:
     open_files = OpenFiles(files)
     file = opened(open_files, "a")
     for position in (0, 9, 4000):
-        open_files.mark(file, position)
-    open_files.give_back(file)
+        open_files.mark_checked(file, position)
+    open_files.release(file)
     open_files.close()
     file = opened(open_files, "a")
     assert [position for position in range(5000) if file.is_checked(position)] == [0, 9, 4000]
-    open_files.give_back(file)
+    open_files.release(file)
     open_files.close()
     files.put_whole("a", b"other")
     file = opened(open_files, "a")
     assert not any(file.is_checked(position) for position in range(5000))
-    open_files.give_back(file)
+    open_files.release(file)
     open_files.close()
 
 
@@ -75,14 +75,14 @@ def test_a_forgotten_file_is_opened_anew(files: Files) -> None:
     files.put_whole("a", b"first")
     open_files = OpenFiles(files)
     old = opened(open_files, "a")
-    open_files.mark(old, 0)
+    open_files.mark_checked(old, 0)
     open_files.forget("a")
     new = opened(open_files, "a")
     assert new is not old
     assert (new.is_checked(0), is_open(old)) == (False, True)
-    open_files.give_back(old)
+    open_files.release(old)
     assert not is_open(old)
-    open_files.give_back(new)
+    open_files.release(new)
     open_files.close()
 
 

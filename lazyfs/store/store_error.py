@@ -14,7 +14,7 @@ from lazyfs.errors import LocalError, StoreFull, StoreUnusable
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
-def refusal(error: OSError, what: str) -> LocalError:
+def store_error(error: OSError, what: str) -> LocalError:
     """What the operating system refused, as one of our errors: no room, or anything else."""
     message = f"{what}: {error.strerror or error}"
     if error.errno in _NO_ROOM:

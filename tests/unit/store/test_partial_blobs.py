@@ -16,7 +16,7 @@ from lazyfs.store.check import check
 from lazyfs.store.claims import Claims
 from lazyfs.store.directory import clear
 from lazyfs.store.in_use import InUse
-from lazyfs.store.parts import is_part
+from lazyfs.store.partial_blobs import is_partial_blob
 from lazyfs.store.store import Store
 from tests.unit.store.contents import keep_all, noise
 
@@ -27,7 +27,7 @@ OTHER = digest_of(b"another")
 
 def begin(store: Store, digest: Digest = BLOB, size: int = SIZE, age: float = 0.0) -> Path:
     """Keep the first `size` bytes of a blob."""
-    with store.parts.open(digest, 1 << 20) as part:
+    with store.partial_blobs.open(digest, 1 << 20) as part:
         part.append(memoryview(noise(size, 1)))
     path = store.directory.path / "partial" / f"blob-{digest[7:]}"
     os.utime(path, (time.time() - age,) * 2)
@@ -50,7 +50,7 @@ def remove(store: Store, wanted: int | None, older_than: float = 0.0) -> int:
 def test_what_is_there_is_gone_on_with(store: Store) -> None:
     """By whoever comes next."""
     begin(store)
-    with store.parts.open(BLOB, 1 << 20) as part:
+    with store.partial_blobs.open(BLOB, 1 << 20) as part:
         assert part.size == SIZE
         assert part.read(0, SIZE + 1) == noise(SIZE, 1)
         part.append(memoryview(b"more"))
@@ -59,11 +59,11 @@ def test_what_is_there_is_gone_on_with(store: Store) -> None:
 
 def test_a_blob_never_exceeds_its_size(store: Store) -> None:
     """Whatever a source sends; and one that is here in a larger size is another one's."""
-    with store.parts.open(BLOB, SIZE) as part:
+    with store.partial_blobs.open(BLOB, SIZE) as part:
         part.append(memoryview(bytes(SIZE)))
         with pytest.raises(ValueError, match="exceed"):
             part.append(memoryview(b"x"))
-    with store.parts.open(BLOB, SIZE - 1) as part:
+    with store.partial_blobs.open(BLOB, SIZE - 1) as part:
         assert part.size == 0
 
 
@@ -136,5 +136,5 @@ def test_power_cut_and_check_leave_it(directory: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("name", ["blob-", "blob-" + "g" * 64, "sha256-" + "0" * 64 + "-1", "blob-" + "0" * 64 + "x"])
 def test_other_names_are_none(name: str) -> None:
     """An object's name least of all."""
-    assert not is_part(name)
-    assert is_part("blob-" + "0" * 64)
+    assert not is_partial_blob(name)
+    assert is_partial_blob("blob-" + "0" * 64)

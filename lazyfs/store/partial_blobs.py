@@ -20,20 +20,20 @@ from typing import Final
 from lazyfs.format.digest import Digest, to_raw
 from lazyfs.store.claims import Claims
 from lazyfs.store.directory import Directory
-from lazyfs.store.refusal import refusal
+from lazyfs.store.store_error import store_error
 
 _PREFIX: Final = "blob-"
 _NAME: Final = re.compile(rf"{_PREFIX}[0-9a-f]{{64}}")
-_LONGEST: Final = 86_400.0
+_MAX_AGE: Final = 86_400.0
 """Seconds for which nobody has gone on with one until it is removed."""
 
 
-def is_part(name: str) -> bool:
+def is_partial_blob(name: str) -> bool:
     """Whether a name of the folder partial/ is a blob's, and not an object's."""
     return _NAME.fullmatch(name) is not None
 
 
-class Part:
+class PartialBlob:
     """The first bytes of one blob, open, for one thread at a time."""
 
     def __init__(self, path: str, descriptor: int, limit: int) -> None:
@@ -69,14 +69,14 @@ class Part:
             os.unlink(self._path)
 
 
-class Parts:
+class PartialBlobs:
     """The blobs in the folder partial/."""
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
 
     @contextmanager
-    def open(self, digest: Digest, limit: int) -> Iterator[Part]:
+    def open(self, digest: Digest, limit: int) -> Iterator[PartialBlob]:
         """The blob of at most `limit` bytes, made where it is not there. Only for the holder of the layer's lock.
 
         Raises StoreFull, StoreUnusable.
@@ -85,12 +85,12 @@ class Parts:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                part = Part(path, descriptor, limit)
+                part = PartialBlob(path, descriptor, limit)
             except BaseException:
                 os.close(descriptor)
                 raise
         except OSError as error:
-            raise refusal(error, f"{path} cannot be made") from error
+            raise store_error(error, f"{path} cannot be made") from error
         try:
             yield part
         finally:
@@ -115,12 +115,12 @@ class Parts:
             return None
         return status.st_mtime_ns, status.st_size
 
-    def empty(self, digest: Digest) -> None:
+    def truncate(self, digest: Digest) -> None:
         """Give the room up of what is there: nobody reads it any more. For the holder of the layer's lock, whose tar is whole."""
         with suppress(OSError):
             os.truncate(self._path(digest), 0)
 
-    def rest(self, digest: Digest) -> None:
+    def remove_if_empty(self, digest: Digest) -> None:
         """Nobody is at it any more: what holds nothing is removed. For who lets go of the layer's lock."""
         with suppress(OSError):
             if not os.stat(self._path(digest)).st_size:
@@ -129,7 +129,7 @@ class Parts:
     def files(self) -> list[tuple[str, os.stat_result]]:
         """All of them: names in partial/, and what a stat tells; the one that nobody has gone on with for longest first."""
         found = []
-        for name in filter(is_part, os.listdir(self._directory.partial)):
+        for name in filter(is_partial_blob, os.listdir(self._directory.partial)):
             with suppress(FileNotFoundError):
                 found.append((name, os.stat(self._directory.partial + name)))
         return sorted(found, key=lambda each: each[1].st_mtime)
@@ -147,7 +147,7 @@ class Parts:
     def remove_old(self) -> int:
         """Remove those that nobody has gone on with for a day: how many. Raises OSError."""
         now = time.time()
-        return sum(self.evict(name) for name, status in self.files() if now - status.st_mtime > _LONGEST)
+        return sum(self.evict(name) for name, status in self.files() if now - status.st_mtime > _MAX_AGE)
 
     def _path(self, digest: Digest) -> str:
         return f"{self._directory.partial}{_PREFIX}{to_raw(digest).hex()}"

@@ -85,14 +85,14 @@ class OpenFiles:
             file.users += 1
             return file
 
-    def give_back(self, file: OpenFile) -> None:
+    def release(self, file: OpenFile) -> None:
         """Done reading."""
         with self._lock:
             file.users -= 1
             if not (file.users or file.current):
                 os.close(file.fd)
 
-    def mark(self, file: OpenFile, position: int) -> None:
+    def mark_checked(self, file: OpenFile, position: int) -> None:
         """A chunk was found right."""
         with self._lock:
             byte = position >> 3

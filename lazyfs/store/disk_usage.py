@@ -17,7 +17,7 @@ _PAUSE: Final = 1.0
 _SHARE: Final = 50
 
 
-class Used:
+class DiskUsage:
     """The count. Any thread may call it."""
 
     def __init__(self, count: Callable[[], int], version: Callable[[], object]) -> None:
