@@ -25,7 +25,7 @@ from lazyfs.daemon.keeper import keep
 from lazyfs.errors import LazyfsError, foremost
 from lazyfs.fuse.connection import Connection, serve_gate
 from lazyfs.fuse.gate_operations import GateOperations
-from lazyfs.gate.gate import Shown
+from lazyfs.gate.gate import Attributes
 
 PREFIXES: Final = ("file", "slow", "stuck")
 
@@ -45,15 +45,15 @@ class ToyGate:
         self._state = state
         self._pause = pause
 
-    async def lookup(self, directory: int, name: bytes, thread: int) -> Shown | None:
+    async def lookup(self, directory: int, name: bytes, thread: int) -> Attributes | None:
         self._note("asked", name.decode())
         if name.startswith(b"local"):
             return None
         await self._wait(name.decode(), self._state / "lookups")
-        return await self.shown(_inode(name.decode()))
+        return await self.attributes(_inode(name.decode()))
 
-    async def shown(self, inode: int) -> Shown:
-        return Shown(inode, stat.S_IFREG | 0o444, inode & 0xFFFF_FFFF)
+    async def attributes(self, inode: int) -> Attributes:
+        return Attributes(inode, stat.S_IFREG | 0o444, inode & 0xFFFF_FFFF)
 
     def opened(self, inode: int) -> None:
         """Nothing becomes whole here."""

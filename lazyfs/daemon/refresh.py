@@ -52,14 +52,14 @@ class Refresher:
         while True:
             await trio.sleep(pause)
             began = trio.current_time()
-            names = set(self._gate.through)
+            names = set(self._gate.served)
             if began >= patience:
                 patience = began + _HELD_PAUSE
                 await self._forget_the_gone()
                 names |= self._gate.reopened
             ripe = await trio.to_thread.run_sync(self._ripe, names)
             if ripe:
-                self._gate.through.difference_update(ripe)
+                self._gate.served.difference_update(ripe)
                 self._gate.reopened.difference_update(ripe)
                 await self.look_again(ripe)
             # A chown -R has ten thousand names looked for that nobody will read.
@@ -73,7 +73,7 @@ class Refresher:
 
     async def _forget_the_gone(self) -> None:
         """Names that no mounted image has any more."""
-        for names in (self._gate.through, self._gate.reopened):
+        for names in (self._gate.served, self._gate.reopened):
             names.difference_update(await trio.to_thread.run_sync(self._gone, tuple(names)))
 
     def _ripe(self, names: Iterable[str]) -> list[str]:

@@ -157,7 +157,7 @@ class Service:
         self.plugin: Plugin | None = None
         """What serves containerds, where there are any."""
         self.refresher = Refresher(store, self.gate, self.catalog, self._overlays_on)
-        self.upkeep = Upkeep(store, self.in_use, answered=self.gate.answered, evicted=self.refresher.look_again, alone=True)
+        self.upkeep = Upkeep(store, self.in_use, answered=self.gate.announced, evicted=self.refresher.look_again, alone=True)
 
     def begin(self, listener: socket.socket) -> None:
         """All that goes on beside the gate's connection, from now on."""

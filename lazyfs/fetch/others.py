@@ -2,7 +2,7 @@
 
 Two images that share a layer come from two sources, and would each fetch all of it. So a reader joins a flight of another source, and the
 background passes by what another source is fetching. But that source is nothing that this image depends on: it may be slow, silent or
-hostile. A reader waits for it as the gate waits while there is another way (gate/choice.py): HOPE seconds for each sign of life, and WINDOWS
+hostile. A reader waits for it as the gate waits while there is another way (gate/failover.py): HOPE seconds for each sign of life, and WINDOWS
 times that at most. Then, and after any failure, its own source is asked, beside the flight that goes on.
 """
 

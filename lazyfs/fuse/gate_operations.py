@@ -19,7 +19,7 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FUSEError, InodeT, ReaddirToken, RequestContext
 
 from lazyfs.fuse.guard import guarded
-from lazyfs.gate.gate import Gate, Shown
+from lazyfs.gate.gate import Attributes, Gate
 
 _FOR_EVER: Final = 1e9
 
@@ -46,8 +46,8 @@ class GateOperations(pyfuse3.Operations):
     @guarded
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
         if inode == pyfuse3.ROOT_INODE:
-            return _entry(Shown(inode, stat.S_IFDIR | 0o555, nlink=2))
-        return _entry(await self._gate.shown(inode))
+            return _entry(Attributes(inode, stat.S_IFDIR | 0o555, nlink=2))
+        return _entry(await self._gate.attributes(inode))
 
     @guarded
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
@@ -87,7 +87,7 @@ class GateOperations(pyfuse3.Operations):
         """Inodes are never forgotten: any process derives them alike."""
 
 
-def _entry(shown: Shown) -> EntryAttributes:
+def _entry(shown: Attributes) -> EntryAttributes:
     entry = EntryAttributes()
     entry.st_ino = InodeT(shown.ino)
     entry.generation = 0

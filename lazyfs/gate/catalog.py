@@ -107,7 +107,7 @@ class LayerObjects:
             yield self.layer.pieces[places if isinstance(places, int) else places[0]].content.name
 
 
-class Source(NamedTuple):
+class CatalogImage(NamedTuple):
     """A mounted image, as far as the catalog knows it."""
 
     fetcher: Fetcher
@@ -115,7 +115,7 @@ class Source(NamedTuple):
     """Keys."""
 
 
-class Held:
+class ObjectNames:
     """The names of all objects that some layers hold, put together by who asks first: 0.3 µs an object, which is nothing for an event loop,
     and then as quick as a set."""
 
@@ -137,7 +137,7 @@ class Catalog:
 
     def __init__(self) -> None:
         self._layers: dict[str, LayerObjects] = {}
-        self._images: dict[str, Source] = {}
+        self._images: dict[str, CatalogImage] = {}
         self._fetchers: dict[str, tuple[Fetcher, ...]] = {}
         """By layer: of the images that have it."""
         self._expected: set[str] = {_EARLIER}
@@ -159,27 +159,27 @@ class Catalog:
 
     def add(self, image: str, fetcher: Fetcher, layers: tuple[LayerObjects, ...]) -> None:
         """Objects of `image` can be asked for; `fetcher` brings them."""
-        source = Source(fetcher, tuple(objects.key for objects in layers))
+        known = CatalogImage(fetcher, tuple(objects.key for objects in layers))
         new = {objects.key: objects for objects in layers if objects.key not in self._layers}
-        self._replace(self._layers | new, self._images | {image: source})
+        self._replace(self._layers | new, self._images | {image: known})
         self._expected.discard(image)
         self._announce()
 
     def remove(self, image: str) -> None:
         """No mount of `image` lives any more."""
-        self._replace(self._layers, {name: source for name, source in self._images.items() if name != image})
+        self._replace(self._layers, {name: known for name, known in self._images.items() if name != image})
         self._expected.discard(image)
         self._announce()
 
-    def _replace(self, layers: dict[str, LayerObjects], images: dict[str, Source]) -> None:
+    def _replace(self, layers: dict[str, LayerObjects], images: dict[str, CatalogImage]) -> None:
         """Cost: the layers of all images."""
         fetchers: dict[str, list[Fetcher]] = {}
-        for source in images.values():
-            for key in dict.fromkeys(source.layers):
-                fetchers.setdefault(key, []).append(source.fetcher)
+        for known in images.values():
+            for key in dict.fromkeys(known.layers):
+                fetchers.setdefault(key, []).append(known.fetcher)
         self._images = images
         self._layers = {key: objects for key, objects in layers.items() if key in fetchers}
-        self._fetchers = {key: tuple(those) for key, those in fetchers.items()}
+        self._fetchers = {key: tuple(several) for key, several in fetchers.items()}
 
     @property
     def is_complete(self) -> bool:
@@ -204,11 +204,11 @@ class Catalog:
         """The images that hold one of these objects."""
         wanted, images = set(inodes), self._images
         layers = {key for key, objects in self._layers.items() if any(map(objects.has, wanted))}
-        return {image for image, source in images.items() if not layers.isdisjoint(source.layers)}
+        return {image for image, known in images.items() if not layers.isdisjoint(known.layers)}
 
-    def held(self) -> Held:
+    def held(self) -> ObjectNames:
         """What all images hold now, for who has many names to look for."""
-        return Held(self._layers.values())
+        return ObjectNames(self._layers.values())
 
     def __contains__(self, name: object) -> bool:
         """Whether an image holds the object of this name. Costs a look into each layer."""

@@ -1,4 +1,4 @@
-"""The gate: what the kernel is told when a file's data is not under objects/.
+"""The gate: what the kernel is answer when a file's data is not under objects/.
 
 overlayfs looks through its data layers from left to right: objects/, the gate, arrived/. It keeps the first answer for as long
 as it keeps its inode. So a file that can be had in one go is fetched, verified and published under both names first, and the
@@ -8,10 +8,10 @@ The other answer, a real entry, means that reads come through here, chunk by chu
 
 - an object of several chunks that is not whole: it may be large, and its reader may want little of it;
 - a caller that changes metadata only (caller.py): nothing is fetched for it;
-- a fetch that fails or takes longer than PATIENCE: a caller in a lookup cannot be killed, one in a read can. Its reads try again.
+- a fetch that fails or takes longer than LOOKUP_TIMEOUT: a caller in a lookup cannot be killed, one in a read can. Its reads try again.
 
 An entry that was given out keeps its meaning for as long as the kernel knows it: names are of verified content, so it can
-never mean anything else. `through` remembers those names, for the refresher (lazyfs/daemon) that lets the overlays look again
+never mean anything else. `served` remembers those names, for the refresher (lazyfs/daemon) that lets the overlays look again
 when the object has become whole.
 
 "Not here" for an object that really is not would show the application a file that does not exist. It is never said but for what
@@ -37,9 +37,9 @@ import msgspec
 import trio
 
 from lazyfs.errors import LazyfsError, Unreachable
-from lazyfs.gate.answered import Answered
+from lazyfs.gate.announced import RecentlyAnnounced
 from lazyfs.gate.catalog import Catalog, Supply
-from lazyfs.gate.choice import Choice
+from lazyfs.gate.failover import Failover
 from lazyfs.gate.inode import NOWHERE, OBJECTS, ROOT, inode_of, record_inode, record_number
 from lazyfs.gate.latency import Latency
 from lazyfs.store.content import is_name
@@ -48,20 +48,20 @@ from lazyfs.store.store import Store
 
 _log = logging.getLogger(__name__)
 
-PATIENCE: Final = 2.0
+LOOKUP_TIMEOUT: Final = 2.0
 """Seconds until a lookup that waits for the network is answered with a real entry."""
-_LOOKUP_HOPE: Final = PATIENCE / 2
-_READ_HOPE: Final = 5.0
+_LOOKUP_FAILOVER: Final = LOOKUP_TIMEOUT / 2
+_READ_FAILOVER: Final = 5.0
 """Seconds for which a silent source is waited for while there is another one."""
-_LOOKS: Final = 4
-_LOOK_PAUSE: Final = 0.001
+_CALLER_TRIES: Final = 4
+_CALLER_PAUSE: Final = 0.001
 """Seconds in which a caller that has asked falls asleep, once it is given a processor."""
 _CATALOG_DEADLINE: Final = 60.0
 """Seconds that a read waits for an image to be indexed."""
 _DIRECTORIES: Final = {GATE_OBJECTS: OBJECTS, GATE_NOWHERE: NOWHERE}
 
 
-class Shown(msgspec.Struct, frozen=True, gc=False):
+class Attributes(msgspec.Struct, frozen=True, gc=False):
     """What the gate shows of one of its inodes."""
 
     ino: int
@@ -71,7 +71,7 @@ class Shown(msgspec.Struct, frozen=True, gc=False):
 
 
 class Gate:
-    """Answers lookups and reads. It knows no FUSE; `touched` is told of each object that a recording mount looks up."""
+    """Answers lookups and reads. It knows no FUSE; `touched` is answer of each object that a recording mount looks up."""
 
     def __init__(
         self,
@@ -80,17 +80,17 @@ class Gate:
         touched: Callable[[int, str], None],
         is_metadata_call: Callable[[int], bool | None],
     ) -> None:
-        """`is_metadata_call`: of a thread; None where that cannot be told just now."""
+        """`is_metadata_call`: of a thread; None where that cannot be answer just now."""
         self._store = store
         self._catalog = catalog
         self._touched = touched
         self._is_metadata_call = is_metadata_call
         # Of their own, as readers of a store have: a lookup whose object is here never queues behind what is arriving.
         self._threads = trio.CapacityLimiter(16)
-        self.answered = Answered()
+        self.announced = RecentlyAnnounced()
         """What must not be evicted just now."""
-        self._choice = Choice()
-        self.through: set[str] = set()
+        self._failover = Failover()
+        self.served: set[str] = set()
         """Objects that were given out as entries, and were not whole then."""
         self.reopened: set[str] = set()
         """Objects that were opened here: overlays keep the entry for as long as anybody holds the file, whenever it was given out."""
@@ -99,7 +99,7 @@ class Gate:
         self.latency = Latency()
         """Of lookups that put a file in its place."""
 
-    async def lookup(self, directory: int, name: bytes, thread: int) -> Shown | None:
+    async def lookup(self, directory: int, name: bytes, thread: int) -> Attributes | None:
         """The entry `name`, or None: it is in the next layer.
 
         Raises Unreachable for an object of an image that is not indexed yet, and for all that is asked of `nowhere`. Cancelled: what is
@@ -114,35 +114,35 @@ class Gate:
         if not is_name(text):
             return None
         number = record_number(directory)
-        if number is not None and not await self._reads_nothing(thread):
+        if number is not None and not await self._changes_metadata_only(thread):
             self._touched(number, text)
         inode = inode_of(text)
-        self.answered.note(text)
-        with trio.move_on_after(PATIENCE) as patience:
+        self.announced.note(text)
+        with trio.move_on_after(LOOKUP_TIMEOUT) as timeout:
             supplies = await self._supplies(inode)
             if not supplies or supplies[0].pieces[0].content.name != text:
                 return None
             # An object that was published since overlayfs looked, or that a recording mount does not look for under objects/.
             if os.path.exists(self._store.directory.objects + text) and await self._publish(supplies[0]):
                 return None
-            if await self._reads_nothing(thread):
+            if await self._changes_metadata_only(thread):
                 return self._entry(inode, supplies[0])
             if len(supplies[0].pieces) == 1:
                 began = trio.current_time()
-                if await self._bring(supplies):
+                if await self._fetch(supplies):
                     self.counts["published"] += 1
                     self.latency.note(trio.current_time() - began)
                     return None
             elif await self._publish(supplies[0]):
                 return None
-        if patience.cancelled_caught:
+        if timeout.cancelled_caught:
             self.counts["late"] += 1
             supplies = self._catalog.find(inode)
             if not supplies:
                 raise Unreachable(f"the image that {text} belongs to is not indexed yet")
         return self._entry(inode, supplies[0])
 
-    async def shown(self, inode: int) -> Shown:
+    async def attributes(self, inode: int) -> Attributes:
         """The attributes of an inode. Raises Unreachable for what no mounted image has."""
         if inode in (ROOT, *_DIRECTORIES.values()) or record_number(inode) is not None:
             return _directory(inode)
@@ -169,25 +169,27 @@ class Gate:
         first, last = (bisect_right(pieces, byte, key=lambda piece: piece.chunk.file_offset) for byte in (offset, end - 1))
         wanted = slice(first - 1, last)
         try:
-            return await self._choice.take(supplies, wanted, partial(_read, wanted=wanted, offset=offset, end=end), _READ_HOPE)
+            return await self._failover.run(
+                supplies, wanted, partial(_read, wanted=wanted, offset=offset, end=end), _READ_FAILOVER
+            )
         except LazyfsError:
             self.counts["errors"] += 1
             raise
 
-    async def _reads_nothing(self, thread: int) -> bool:
-        """Whether the caller changes metadata only; where that cannot be told, it will read."""
-        for _ in range(_LOOKS):
-            told = self._is_metadata_call(thread)
-            if told is not None:
-                return told
-            await trio.sleep(_LOOK_PAUSE)
+    async def _changes_metadata_only(self, thread: int) -> bool:
+        """Whether the caller changes metadata only; where that cannot be answer, it will read."""
+        for _ in range(_CALLER_TRIES):
+            answer = self._is_metadata_call(thread)
+            if answer is not None:
+                return answer
+            await trio.sleep(_CALLER_PAUSE)
         return False
 
-    async def _bring(self, supplies: list[Supply]) -> bool:
+    async def _fetch(self, supplies: list[Supply]) -> bool:
         try:
-            return await self._choice.take(supplies, slice(1), _bring, _LOOKUP_HOPE)
+            return await self._failover.run(supplies, slice(1), _fetch, _LOOKUP_FAILOVER)
         except LazyfsError as error:
-            # Its reader will ask again, and be told.
+            # Its reader will ask again, and be answer.
             _log.info("%s is served through the gate: %s", supplies[0].pieces[0].content.name, error)
             return False
 
@@ -211,13 +213,13 @@ class Gate:
         self.counts["errors"] += 1
         raise Unreachable(f"no mounted image has the object of inode {inode:x}, or its TOC cannot be had")
 
-    def _entry(self, inode: int, supply: Supply) -> Shown:
-        self.through.add(supply.pieces[0].content.name)
+    def _entry(self, inode: int, supply: Supply) -> Attributes:
+        self.served.add(supply.pieces[0].content.name)
         self.counts["entries"] += 1
         return _file(inode, supply)
 
 
-async def _bring(supply: Supply) -> bool:
+async def _fetch(supply: Supply) -> bool:
     return await supply.fetcher.bring(supply.layer, supply.pieces[0])
 
 
@@ -232,16 +234,16 @@ async def _read(supply: Supply, wanted: slice, offset: int, end: int) -> bytes |
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _directory_named(name: str) -> Shown | None:
+def _directory_named(name: str) -> Attributes | None:
     if name in _DIRECTORIES:
         return _directory(_DIRECTORIES[name])
     number = recorded_by(name)
     return None if number is None else _directory(record_inode(number))
 
 
-def _directory(inode: int) -> Shown:
-    return Shown(inode, stat.S_IFDIR | 0o555, nlink=2)
+def _directory(inode: int) -> Attributes:
+    return Attributes(inode, stat.S_IFDIR | 0o555, nlink=2)
 
 
-def _file(inode: int, supply: Supply) -> Shown:
-    return Shown(inode, stat.S_IFREG | 0o444, supply.pieces[0].content.size)
+def _file(inode: int, supply: Supply) -> Attributes:
+    return Attributes(inode, stat.S_IFREG | 0o444, supply.pieces[0].content.size)

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 BOUNDS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-"""Seconds. The last one is that of gate.PATIENCE: what takes longer is answered with an entry."""
+"""Seconds. The last one is that of gate.LOOKUP_TIMEOUT: what takes longer is answered with an entry."""
 
 
 class LayerStatus(msgspec.Struct, frozen=True):

@@ -53,7 +53,7 @@ async def test_what_has_become_whole_is_looked_for_again_once(tmp_path: Path, ju
         await it.arrive()
         await trio.sleep(5)
         assert it.refresher.rounds == 1
-        assert not it.gate.through
+        assert not it.gate.served
         await trio.sleep(20)
         assert it.refresher.rounds == 1
 
@@ -76,5 +76,5 @@ async def test_names_of_images_that_have_gone_are_forgotten(tmp_path: Path, jump
         it.gate.opened(inode_of(it.name))
         it.catalog.remove("image")
         await trio.sleep(20)
-        assert not it.gate.through | it.gate.reopened
+        assert not it.gate.served | it.gate.reopened
         assert it.refresher.rounds == 0

@@ -17,7 +17,7 @@ from lazyfs.fetch.flight import Air
 from lazyfs.fetch.others import HOPE, WINDOWS
 from lazyfs.fetch.piece import LayerBlob
 from lazyfs.gate.catalog import Supply
-from lazyfs.gate.choice import Choice
+from lazyfs.gate.failover import Failover
 from lazyfs.store.store import Store
 from tests.conftest import LogWatch
 from tests.unit.fetch.scripted import FILES, RANDOM, ScriptedSource, make_layer, read_piece, until
@@ -131,7 +131,7 @@ async def read(both: list[Fetcher], layer: LayerBlob, number: int, *, through_th
     if not through_the_gate:
         return await read_piece(both[1], layer, number)
     supplies = [Supply(fetcher, layer, layer.pieces[number : number + 1]) for fetcher in both]
-    return await Choice().take(supplies, slice(1), lambda supply: read_piece(supply.fetcher, layer, number), HOPE)
+    return await Failover().run(supplies, slice(1), lambda supply: read_piece(supply.fetcher, layer, number), HOPE)
 
 
 async def ignore(work: partial[object]) -> None:

@@ -13,7 +13,7 @@ from pyfuse3 import EntryAttributes, FileHandleT, FUSEError, InodeT, RequestCont
 
 from lazyfs.errors import Unreachable
 from lazyfs.fuse.gate_operations import GateOperations
-from lazyfs.gate.gate import Gate, Shown
+from lazyfs.gate.gate import Attributes, Gate
 from tests.conftest import LogWatch
 
 FOR_EVER = 1e9
@@ -33,17 +33,17 @@ class ScriptedGate:
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, bytes, int]] = []
-        self.answer: Shown | None = None
+        self.answer: Attributes | None = None
         self.reopened: list[int] = []
 
-    async def lookup(self, directory: int, name: bytes, thread: int) -> Shown | None:
+    async def lookup(self, directory: int, name: bytes, thread: int) -> Attributes | None:
         self.asked.append((directory, name, thread))
         return self.answer
 
-    async def shown(self, inode: int) -> Shown:
+    async def attributes(self, inode: int) -> Attributes:
         if inode == 9:
             raise Unreachable("never heard of it")
-        return Shown(inode, stat.S_IFREG | 0o444, 513)
+        return Attributes(inode, stat.S_IFREG | 0o444, 513)
 
     def opened(self, inode: int) -> None:
         self.reopened.append(inode)
@@ -71,7 +71,7 @@ async def test_look_on(gate: ScriptedGate, operations: GateOperations) -> None:
 
 async def test_entry(gate: ScriptedGate, operations: GateOperations) -> None:
     """An entry is valid for ever, and shows the blocks of a file that is all there."""
-    gate.answer = Shown(77, stat.S_IFREG | 0o444, 513)
+    gate.answer = Attributes(77, stat.S_IFREG | 0o444, 513)
     entry = await operations.lookup(InodeT(1), b"name", CONTEXT)
     assert _facts(entry) == (77, stat.S_IFREG | 0o444, 513, 2, 1)
     assert (entry.entry_timeout, entry.attr_timeout) == (FOR_EVER, FOR_EVER)

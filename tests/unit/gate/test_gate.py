@@ -19,7 +19,7 @@ from lazyfs.fetch.fetcher import Fetcher, open_fetcher
 from lazyfs.fetch.piece import LayerBlob
 from lazyfs.gate import gate
 from lazyfs.gate.catalog import Catalog, LayerObjects
-from lazyfs.gate.gate import PATIENCE, Gate, Shown
+from lazyfs.gate.gate import LOOKUP_TIMEOUT, Attributes, Gate
 from lazyfs.gate.inode import NOWHERE, OBJECTS, ROOT, inode_of, record_inode
 from lazyfs.store.content import Content
 from lazyfs.store.in_use import InUse
@@ -67,7 +67,7 @@ async def open_gate(store: Store) -> AsyncIterator[Setting]:
         yield setting
 
 
-async def ask(it: Setting, number: int, answers: list[Shown | None]) -> None:
+async def ask(it: Setting, number: int, answers: list[Attributes | None]) -> None:
     """One lookup, whose answer goes to `answers`."""
     answers.append(await it.gate.lookup(OBJECTS, it.name(number), 1))
 
@@ -86,7 +86,7 @@ async def test_a_small_file_is_put_in_its_place(store: Store) -> None:
         place = Path(store.directory.objects + it.name(7).decode())
         assert place.read_bytes() == SMALL[7][1]
         assert stat.S_IMODE(place.stat().st_mode) == 0o444
-        assert not it.gate.through
+        assert not it.gate.served
 
 
 async def test_a_large_file_is_an_entry_until_it_is_whole(store: Store) -> None:
@@ -94,8 +94,8 @@ async def test_a_large_file_is_an_entry_until_it_is_whole(store: Store) -> None:
     async with open_gate(store) as it:
         name = it.name(50)
         shown = await it.gate.lookup(OBJECTS, name, 1)
-        assert shown == Shown(inode_of(name.decode()), stat.S_IFREG | 0o444, len(LARGE))
-        assert it.gate.through == {name.decode()}
+        assert shown == Attributes(inode_of(name.decode()), stat.S_IFREG | 0o444, len(LARGE))
+        assert it.gate.served == {name.decode()}
         assert not is_published(store, name)
         for offset in range(0, len(LARGE) + 1, 70_001):
             assert bytes(await it.gate.read(shown.ino, offset, 70_001)) == LARGE[offset : offset + 70_001]
@@ -134,7 +134,7 @@ async def test_names_that_are_no_objects_are_not_there(store: Store, monkeypatch
             assert await it.gate.lookup(OBJECTS, name, 1) is None
         with pytest.raises(Unreachable):
             with trio.fail_after(5):
-                await it.gate.shown(inode_of(stranger.decode()))
+                await it.gate.attributes(inode_of(stranger.decode()))
         number = inode_of(it.name(1).decode())
         monkeypatch.setattr(gate, "inode_of", lambda _: number)
         assert await it.gate.lookup(OBJECTS, stranger, 1) is None, "an equal inode number is not an equal name"
@@ -146,8 +146,8 @@ async def test_directories_of_the_gate(store: Store) -> None:
     async with open_gate(store) as it:
         for name, inode in ((b"objects", OBJECTS), (b"nowhere", NOWHERE), (b"record-7", record_inode(7))):
             shown = await it.gate.lookup(ROOT, name, 1)
-            assert shown == Shown(inode, stat.S_IFDIR | 0o555, nlink=2)
-            assert await it.gate.shown(inode) == shown
+            assert shown == Attributes(inode, stat.S_IFDIR | 0o555, nlink=2)
+            assert await it.gate.attributes(inode) == shown
         for name in (b"record-", b"record-x", b"7", b"arrived", it.name(1)):
             assert await it.gate.lookup(ROOT, name, 1) is None
         for name in (it.name(1), b"sha256-" + b"0" * 64, b"x"):
@@ -161,11 +161,11 @@ async def test_a_slow_registry_becomes_an_entry(store: Store, autojump_clock: Mo
     async with open_gate(store) as it:
         autojump_clock.autojump_threshold = math.inf  # threads take real time
         it.source.gate = trio.Event()
-        answers: list[Shown | None] = []
+        answers: list[Attributes | None] = []
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask, it, 5, answers)
             await wait_all_tasks_blocked(0.05)
-            autojump_clock.jump(PATIENCE - 0.01)
+            autojump_clock.jump(LOOKUP_TIMEOUT - 0.01)
             await wait_all_tasks_blocked(0.05)
             assert not answers
             autojump_clock.jump(0.02)
@@ -213,8 +213,8 @@ async def test_a_recording_directory_tells_what_is_touched(store: Store) -> None
     async with open_gate(store) as it:
         it.metadata_threads.add(42)
         directory = await it.gate.lookup(ROOT, b"record-17", 1)
-        assert directory == Shown(record_inode(17), stat.S_IFDIR | 0o555, nlink=2)
-        assert await it.gate.shown(directory.ino) == directory
+        assert directory == Attributes(record_inode(17), stat.S_IFDIR | 0o555, nlink=2)
+        assert await it.gate.attributes(directory.ino) == directory
         for number, thread in ((4, 1), (2, 1), (6, 42), (4, 1)):
             await it.gate.lookup(directory.ino, it.name(number), thread)
         await it.gate.lookup(OBJECTS, it.name(8), 1)
@@ -230,7 +230,7 @@ async def test_lookups_wait_for_an_image_that_is_being_indexed(store: Store, aut
             await it.gate.lookup(OBJECTS, it.name(1), 1)
         async with open_fetcher(store, it.source) as fetcher:
             autojump_clock.autojump_threshold = math.inf
-            answers: list[Shown | None] = []
+            answers: list[Attributes | None] = []
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(ask, it, 1, answers)
                 await wait_all_tasks_blocked()
@@ -264,7 +264,7 @@ async def test_a_layer_that_lies_plants_nothing(store: Store) -> None:
             assert await it.gate.lookup(OBJECTS, name, 1) is not None, "an entry, whose reads fail"
             assert not is_published(store, name)
             it.catalog.add("honest", good, (LayerObjects("honest", it.layer),))
-            shown = await it.gate.shown(inode_of(name.decode()))
+            shown = await it.gate.attributes(inode_of(name.decode()))
             assert bytes(await it.gate.read(shown.ino, 0, 1 << 20)) == SMALL[13][1], "who has that entry reads it all the same"
             assert await it.gate.lookup(OBJECTS, name, 1) is None
         assert Path(store.directory.objects + name.decode()).read_bytes() == SMALL[13][1]
@@ -274,7 +274,7 @@ async def test_sixty_four_lookups_of_one_object_are_one_request(store: Store) ->
     """Whoever asks while it is on its way waits for the same flight."""
     async with open_gate(store) as it:
         it.source.gate = trio.Event()
-        answers: list[Shown | None] = []
+        answers: list[Attributes | None] = []
         async with trio.open_nursery() as nursery:
             for _ in range(64):
                 nursery.start_soon(ask, it, 20, answers)
@@ -286,7 +286,7 @@ async def test_sixty_four_lookups_of_one_object_are_one_request(store: Store) ->
 def evict_everything(store: Store, gate: Gate) -> int:
     """As lazyfsd does when the store is full."""
     store.durability.make_durable()
-    return store.eviction.remove(None, InUse(), gate.answered, mounted_too=True).objects
+    return store.eviction.remove(None, InUse(), gate.announced, mounted_too=True).objects
 
 
 async def test_an_object_stays_between_the_answer_and_the_open(store: Store) -> None:

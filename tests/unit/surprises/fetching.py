@@ -14,7 +14,7 @@ from lazyfs.format.entry import Entry
 from lazyfs.fuse import loop
 from lazyfs.fuse.session import Session
 from lazyfs.gate.catalog import Supply
-from lazyfs.gate.choice import Choice
+from lazyfs.gate.failover import Failover
 from lazyfs.image.image import all_of
 from lazyfs.registry.ranges import Ranges
 from lazyfs.store.layer_lock import lock_layers
@@ -140,7 +140,7 @@ async def raced(it: Scene) -> None:
 
     ways = [Supply(cast("Any", Silent()), cast("Any", None), ()) for _ in range(2)]
     with trio.fail_after(PATIENCE):
-        await Choice().take(ways, slice(1), work, 0.01)
+        await Failover().run(ways, slice(1), work, 0.01)
 
 
 async def looped(it: Scene) -> None:

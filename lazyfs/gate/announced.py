@@ -9,27 +9,27 @@ from __future__ import annotations
 import time
 from typing import Final
 
-_MINUTE: Final = 60.0
+_PERIOD: Final = 60.0
 
 
-class Answered:
+class RecentlyAnnounced:
     """Names, for one to two minutes each. Noted on the event loop, asked for in any thread."""
 
     def __init__(self) -> None:
         self._recent: set[str] = set()
         self._older: set[str] = set()
-        self._turned = time.monotonic()
+        self._rotated = time.monotonic()
 
     def note(self, name: str) -> None:
         """Before it is looked at whether the object is there: whoever removes objects looks here last."""
         now = time.monotonic()
-        if now - self._turned >= _MINUTE:
+        if now - self._rotated >= _PERIOD:
             # After two minutes of silence none of them is recent.
-            self._older = self._recent if now - self._turned < 2 * _MINUTE else set()
-            self._recent, self._turned = set(), now
+            self._older = self._recent if now - self._rotated < 2 * _PERIOD else set()
+            self._recent, self._rotated = set(), now
         self._recent.add(name)
 
     def __call__(self, name: str) -> bool:
         """Whether it was noted within the last minute (or, perhaps, the one before)."""
-        silent = time.monotonic() - self._turned >= 2 * _MINUTE
+        silent = time.monotonic() - self._rotated >= 2 * _PERIOD
         return not silent and (name in self._recent or name in self._older)

@@ -1,4 +1,4 @@
-"""The choice between several ways to one object, in virtual time."""
+"""The failover between several ways to one object, in virtual time."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from lazyfs.errors import DigestMismatch, LazyfsError, Unreachable
 from lazyfs.fetch.fetcher import Fetcher
 from lazyfs.fetch.piece import Piece
 from lazyfs.gate.catalog import Supply
-from lazyfs.gate.choice import Choice
+from lazyfs.gate.failover import Failover
 
-HOPE = 1.0
+TIMEOUT = 1.0
 
 
 class Source:
@@ -38,7 +38,7 @@ class Source:
     def is_passed_over(self) -> bool:
         return trio.current_time() - self._passed_over < 30
 
-    async def bring(self) -> str:
+    async def fetch(self) -> str:
         self.asked += 1
         if self.began < 0:
             self.began = trio.current_time()  # what is under way goes on, whoever waits for it
@@ -52,58 +52,58 @@ def supplies(*sources: Source) -> list[Supply]:
     return [cast("Supply", Supply(cast("Fetcher", source), None, ())) for source in sources]  # type: ignore[arg-type]
 
 
-async def bring(supply: Supply) -> str:
-    return await cast("Source", supply.fetcher).bring()
+async def fetch(supply: Supply) -> str:
+    return await cast("Source", supply.fetcher).fetch()
 
 
-async def take(choice: Choice, *sources: Source) -> str:
-    return await choice.take(supplies(*sources), slice(1), bring, HOPE)
+async def run(failover: Failover, *sources: Source) -> str:
+    return await failover.run(supplies(*sources), slice(1), fetch, TIMEOUT)
 
 
 async def test_the_first_is_enough(autojump_clock: MockClock) -> None:
     """The others are not asked; the only one is waited for as long as it takes."""
     quick, other, slow = Source(0.9), Source(0), Source(100)
-    assert await take(Choice(), quick, other) == "after 0.9 s"
+    assert await run(Failover(), quick, other) == "after 0.9 s"
     assert not other.asked
-    assert await take(Choice(), slow) == "after 100 s"
+    assert await run(Failover(), slow) == "after 100 s"
 
 
 async def test_failure_is_passed_over(autojump_clock: MockClock) -> None:
     """Whether it is a registry that is away or one that lies. The first error is told where all fail."""
     bad = [Source(0.1, Unreachable("away")), Source(0.1, DigestMismatch("lies"))]
-    assert await take(Choice(), *bad, Source(0.5)) == "after 0.5 s"
+    assert await run(Failover(), *bad, Source(0.5)) == "after 0.5 s"
     with pytest.raises(Unreachable, match="away"):
-        await take(Choice(), *bad)
+        await run(Failover(), *bad)
 
 
 async def test_silence_is_passed_over_and_remembered(autojump_clock: MockClock) -> None:
     """After a moment the next one is asked, and from then on first, for a while."""
-    choice, silent, other = Choice(), Source(1e9), Source(0)
+    failover, silent, other = Failover(), Source(1e9), Source(0)
     began = trio.current_time()
     for _ in range(5):
-        assert await take(choice, silent, other) == "after 0 s"
-    assert trio.current_time() - began == pytest.approx(HOPE)
+        assert await run(failover, silent, other) == "after 0 s"
+    assert trio.current_time() - began == pytest.approx(TIMEOUT)
     asked = silent.asked
     await trio.sleep(60)
-    await take(choice, silent, other)
+    await run(failover, silent, other)
     assert silent.asked > asked
 
 
 async def test_slow_is_not_silent(autojump_clock: MockClock) -> None:
     """A source that shows signs of life is waited for alone three times as long."""
-    slow, other = Source(2.5 * HOPE, busy=10), Source(0)
-    assert await take(Choice(), slow, other) == "after 2.5 s"
+    slow, other = Source(2.5 * TIMEOUT, busy=10), Source(0)
+    assert await run(Failover(), slow, other) == "after 2.5 s"
     assert not other.asked
 
 
-@pytest.mark.parametrize(("busy", "patience"), [(1000, 3 * HOPE), (1.5 * HOPE, 3 * HOPE), (0.5 * HOPE, 2 * HOPE)])
+@pytest.mark.parametrize(("busy", "patience"), [(1000, 3 * TIMEOUT), (1.5 * TIMEOUT, 3 * TIMEOUT), (0.5 * TIMEOUT, 2 * TIMEOUT)])
 async def test_a_source_that_trickles_holds_up_nobody_for_long(autojump_clock: MockClock, busy: float, patience: float) -> None:
     """A hostile image: the other source is asked after three times the hoped-for time, or when a window passes without a sign."""
     trickle, other = Source(1000, busy=busy), Source(1)
-    choice, began = Choice(), trio.current_time()
-    assert await take(choice, trickle, other) == "after 1 s"
+    failover, began = Failover(), trio.current_time()
+    assert await run(failover, trickle, other) == "after 1 s"
     assert trio.current_time() - began == pytest.approx(patience + 1)
-    await take(choice, trickle, other)
+    await run(failover, trickle, other)
     assert trio.current_time() - began == pytest.approx(patience + 1), "it is remembered"
 
 
@@ -111,21 +111,21 @@ async def test_the_first_is_still_waited_for(autojump_clock: MockClock) -> None:
     """To ask a second source cancels nothing: whichever comes first is taken, and a failure of one is not the end."""
     began = trio.current_time()
     for other in (Source(1e9), Source(0.5, Unreachable("away"))):
-        assert await take(Choice(), Source(1.5 * HOPE), other) == "after 1.5 s"
-    assert trio.current_time() - began == pytest.approx(3 * HOPE)
+        assert await run(Failover(), Source(1.5 * TIMEOUT), other) == "after 1.5 s"
+    assert trio.current_time() - began == pytest.approx(3 * TIMEOUT)
     with pytest.raises(DigestMismatch, match="lies"):
-        await take(Choice(), Source(5, Unreachable("away")), Source(2, DigestMismatch("lies")))
+        await run(Failover(), Source(5, Unreachable("away")), Source(2, DigestMismatch("lies")))
 
 
 async def test_every_source_gets_its_turn(autojump_clock: MockClock) -> None:
     """Of four, three of which are silent, the last answers after three waits."""
     began = trio.current_time()
-    assert await take(Choice(), Source(1e9), Source(1e9), Source(1e9), Source(0.5)) == "after 0.5 s"
+    assert await run(Failover(), Source(1e9), Source(1e9), Source(1e9), Source(0.5)) == "after 0.5 s"
     # The second and third were never waited for before the race, and have a window each.
-    assert trio.current_time() - began == pytest.approx(3 * HOPE + 0.5)
+    assert trio.current_time() - began == pytest.approx(3 * TIMEOUT + 0.5)
 
 
 async def test_the_silent_one_after_all(autojump_clock: MockClock) -> None:
     """Where the others fail or are silent too, it is waited for."""
     for other in (Source(0.5, Unreachable("away")), Source(1e9)):
-        assert await take(Choice(), Source(20), other) == "after 20 s"
+        assert await run(Failover(), Source(20), other) == "after 20 s"
