@@ -38,7 +38,7 @@ class Wanted(NamedTuple):
     prefetch_end: int
 
 
-class _Pause:
+class _Backoff:
     """Between tries that brought nothing."""
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class Background:
         self.finished = trio.Event()
         self.trouble = ""
         """Why it stands still, or why it gave something up; empty while all is well."""
-        self.stands_still = False
+        self.is_stalled = False
         """Its last request has failed and brought nothing: it will try again, and others may go before."""
 
     async def run(self) -> None:
@@ -90,48 +90,48 @@ class Background:
     async def _run(self) -> None:
         given_up = False
         for layer, pieces in prefetch_order(self._layers, rest=self._rest):
-            given_up |= await self._bring(layer, pieces)
+            given_up |= await self._fetch_layer(layer, pieces)
         if not given_up:
             self.trouble = ""
             if self._rest:
                 self.finished.set()
 
-    async def _bring(self, layer: LayerBlob, pieces: Sequence[Piece]) -> bool:
+    async def _fetch_layer(self, layer: LayerBlob, pieces: Sequence[Piece]) -> bool:
         """True where a piece had to be given up. All pieces are looked at once a pass, and a pass ends only with its last run."""
         bad: set[bytes] = set()
         doubtful: set[bytes] = set()  # of runs in which something was wrong: each alone, to see what
         before = -1
-        pause = _Pause()
+        backoff = _Backoff()
         while True:
             missing = [piece for piece in await self._missing(pieces) if piece.chunk.digest not in bad]
             if not missing:
                 return bool(bad)
             if len(missing) == before:
-                await pause.sleep()  # readers and other processes are at what is left
+                await backoff.sleep()  # readers and other processes are at what is left
             else:
-                pause = _Pause()
+                backoff = _Backoff()
             before = len(missing)
             ranges = self._fetcher.sends_ranges(layer)
             for run in cut_runs(missing, doubtful) if ranges else [missing]:
                 if ranges and not self._fetcher.sends_ranges(layer):
                     break  # each of the runs would be a stream of the whole blob
-                failure = await self._bring_run(layer, run)
+                failure = await self._fetch_run(layer, run)
                 if isinstance(failure, LocalError):
                     return True
                 if failure is not None:
                     (doubtful if ranges and len(run) > 1 else bad).update(piece.chunk.digest for piece in run)
                     before = -1
 
-    async def _bring_run(self, layer: LayerBlob, run: Sequence[Piece]) -> InvalidInput | LocalError | None:
+    async def _fetch_run(self, layer: LayerBlob, run: Sequence[Piece]) -> InvalidInput | LocalError | None:
         """Until all of a run is here, or others are at what is left of it. Returns what no further try would mend; while the source is
         away or the store is full, it tries again, ever slower.
         """
-        pause = _Pause()
+        backoff = _Backoff()
         tried = run
         while True:
             failure = await self._fetcher.fetch(layer, tried)
             if failure is None:
-                self.stands_still = False
+                self.is_stalled = False
             if failure is not None:
                 self._report(layer, failure)
             if isinstance(failure, InvalidInput):
@@ -145,11 +145,11 @@ class Background:
             left = await self._missing(run)
             if not left or (failure is None and len(left) == len(run)):
                 return None
-            self.stands_still = failure is not None and len(left) == len(run)
+            self.is_stalled = failure is not None and len(left) == len(run)
             if len(left) == len(run):
-                await pause.sleep()
+                await backoff.sleep()
             else:
-                pause = _Pause()
+                backoff = _Backoff()
             run = left
             # One chunk finds out whether there is room again; a run would be downloaded for nothing.
             tried = left[:1] if full else left

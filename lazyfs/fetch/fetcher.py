@@ -3,7 +3,7 @@
 The order of a miss:
 
 1. A flight for the chunk is in the air: wait for it. One of another source is waited for only so long (others.py).
-2. Else choose a run: the chunk, and the missing neighbours behind it that the window allows (window.py). All get a flight at
+2. Else choose_run a run: the chunk, and the missing neighbours behind it that the window allows (window.py). All get a flight at
    once, so that no second run can hold them.
 3. In a thread, claim the run and look again: what arrived meanwhile, what lies in another file of the store (copied, not
    fetched), what another process is fetching right now (its claim in the store says so) falls out of the run. Short runs
@@ -29,8 +29,8 @@ from typing import Final, NamedTuple
 import trio
 
 from lazyfs.errors import LazyfsError, SourceError, Unreachable
-from lazyfs.fetch.flight import Air, Flight, Flights
-from lazyfs.fetch.others import Others, wait_for_other
+from lazyfs.fetch.flight import Flight, RunFlights, StoreFlights
+from lazyfs.fetch.other_sources import OtherSources, wait_for_other
 from lazyfs.fetch.piece import LayerBlob, Piece
 from lazyfs.fetch.progress import FLOOR_TIME
 from lazyfs.fetch.run import Run
@@ -38,7 +38,7 @@ from lazyfs.fetch.shared import Shared
 from lazyfs.fetch.slots import Slots
 from lazyfs.fetch.statistics import FetchStatistics
 from lazyfs.fetch.traffic import Traffic
-from lazyfs.fetch.window import Windows, choose
+from lazyfs.fetch.window import Windows, choose_run
 from lazyfs.format.digest import Digest
 from lazyfs.source.protocol import ImageSource
 from lazyfs.store.store import Store
@@ -46,7 +46,7 @@ from lazyfs.tasks import Failures, Supervisor
 
 READ_DEADLINE: Final = 60.0
 """Seconds until a read that waits for the network gives up."""
-CLAIM_PATIENCE: Final = 20.0
+CLAIM_TIMEOUT: Final = 20.0
 """Seconds for which a reader leaves a chunk to the process that has claimed it. That one may hang, or have been stopped."""
 _SLOW_LINE: Final = 1_000_000
 """Bytes a second that the network must bring of a layer that comes whole, on top of that: it may have gigabytes."""
@@ -54,29 +54,31 @@ _CROWD: Final = 8
 """Runs on their way, or waiting for their turn, from which on a lone miss brings no neighbours."""
 _LARGE: Final = 512 << 10
 """Compressed bytes of a member from which on a run is a large one: it lies in memory as a whole until it is unpacked."""
-_PATIENCE: Final = 5.0
+_PAUSE_LIMIT: Final = 5.0
 """Seconds for which the background gives way in the middle of a run. Then it gives the run up: a reader of another process
 may be waiting for what it has claimed, and no server waits for ever."""
 
 
-class _Look(NamedTuple):
+class _RunState(NamedTuple):
     """Who brings a chunk at a moment, and how far that had come then."""
 
-    run: Flights | None
+    run: RunFlights | None
     received: int
 
 
 class Fetcher:
     """Reads chunks of one image's layers. Made by `open_fetcher`."""
 
-    def __init__(self, store: Store, source: ImageSource, tasks: Supervisor, traffic: Traffic, air: Air | None = None) -> None:
+    def __init__(
+        self, store: Store, source: ImageSource, tasks: Supervisor, traffic: Traffic, store_flights: StoreFlights | None = None
+    ) -> None:
         self._store = store
         self._source = source
         self._tasks = tasks
         self._traffic = traffic
-        self._shared = Shared(store, source, air)
-        self._board = self._shared.board
-        self._others = Others()
+        self._shared = Shared(store, source, store_flights)
+        self._flights = self._shared.flights
+        self._other_sources = OtherSources()
         self._windows: dict[str, Windows] = {}
         self._wholes: dict[Digest, Run] = {}
         """The run that brings all of a layer."""
@@ -100,7 +102,7 @@ class Fetcher:
         """Another number whenever one of the runs that bring these pieces has received a byte, or, while it waits for its turn,
         one of the runs before it. 0 where none is on its way."""
         flights = [self._flight(piece.chunk.digest) for piece in pieces]
-        return sum(run.progress.signs for run in {flight.run for flight in flights if flight is not None})
+        return sum(run.progress.signs_of_life for run in {flight.run for flight in flights if flight is not None})
 
     async def read(self, layer: LayerBlob, piece: Piece, start: int, length: int) -> bytes | memoryview:
         """Bytes `[start, start + length)` of a chunk.
@@ -109,11 +111,11 @@ class Fetcher:
         promised. The next read tries from scratch. Cancelled: what is under way arrives all the same.
         """
         digest = piece.chunk.digest
-        patience = _patience(layer)
-        end = trio.current_time() + patience
+        timeout = _read_timeout(layer)
+        end = trio.current_time() + timeout
         since = math.inf
         for deadline in (end - FLOOR_TIME, end):
-            before = self._look(digest)
+            before = self._run_state(digest)
             with trio.move_on_at(deadline):
                 while True:
                     unkept = self._shared.unkept.get(digest)
@@ -129,13 +131,13 @@ class Fetcher:
                     if data is not None:
                         return data[start : start + length]
                     since = min(since, trio.current_time())
-        self._give_up_what_stands_still(digest, before)
+        self._give_up_stalled(digest, before)
         self._shared.errors[Unreachable.__name__] += 1
         raise Unreachable(
-            f"{self._source.name} did not deliver layer {layer.digest} at offset {piece.chunk.member} in {patience:.0f} s"
+            f"{self._source.name} did not deliver layer {layer.digest} at offset {piece.chunk.member} in {timeout:.0f} s"
         )
 
-    async def bring(self, layer: LayerBlob, piece: Piece) -> bool:
+    async def fetch_object(self, layer: LayerBlob, piece: Piece) -> bool:
         """Make the object of a single chunk, for a reader who will open it by its name. False where the store does not take it.
 
         Not looked for first: whoever asks has not found it. Raises as `read`, and has no deadline of its own. Cancelled: what is
@@ -164,65 +166,65 @@ class Fetcher:
     def close(self) -> None:
         """The image is gone: readers that wait for one of its own flights get an error, and so do later ones."""
         self._closed = True
-        self._board.land_all(self._gone())
+        self._flights.complete_all(self._closed_error())
 
-    def _gone(self) -> Unreachable:
+    def _closed_error(self) -> Unreachable:
         return Unreachable(f"{self._source.name} is no longer mounted")
 
     async def _wait_for(self, layer: LayerBlob, piece: Piece, since: float, deadline: float) -> memoryview | None:
         """`since`: when the reader first found that nobody had brought the piece to it; another process may have claimed it."""
-        flight = self._board.get(piece.chunk.digest)
+        flight = self._flights.get(piece.chunk.digest)
         if flight is not None:
             try:
                 return await flight.wait()
             except SourceError:
                 pass  # another reader's run failed, perhaps far from this chunk: ours has a try of its own
-        elif (other := self._board.others(piece.chunk.digest)) is not None:
+        elif (other := self._flights.others(piece.chunk.digest)) is not None:
             has_landed, data = await wait_for_other(other)
             if has_landed:
                 return data
         if self._closed:
-            raise self._gone()
-        flight = self._board.get(piece.chunk.digest)
+            raise self._closed_error()
+        flight = self._flights.get(piece.chunk.digest)
         if flight is None:
-            flight = self._begin(layer, piece, deadline, insist=trio.current_time() - since >= CLAIM_PATIENCE)
+            flight = self._begin(layer, piece, deadline, ignore_claim=trio.current_time() - since >= CLAIM_TIMEOUT)
         return await flight.wait()
 
-    def _begin(self, layer: LayerBlob, piece: Piece, deadline: float, *, insist: bool) -> Flight:
+    def _begin(self, layer: LayerBlob, piece: Piece, deadline: float, *, ignore_claim: bool) -> Flight:
         """A run that brings `piece`; where all of the layer is on its way, that one."""
         shared = self._shared
         if self.sends_ranges(layer):
             windows = self._windows.setdefault(layer.digest, Windows())
-            pieces = choose(layer, piece, windows, self._board, crowded=self._runs >= _CROWD)
+            pieces = choose_run(layer, piece, windows, self._flights, crowded=self._runs >= _CROWD)
             large = max(each.chunk.member_end - each.chunk.member for each in pieces) > _LARGE
-            run = Run(shared, layer, pieces, wanted=piece, deadline=deadline, insist=insist)
+            run = Run(shared, layer, pieces, wanted=piece, deadline=deadline, ignore_claim=ignore_claim)
             slots = shared.large_slots if large else shared.slots
         else:
             whole = self._wholes.get(layer.digest)
             flight = whole.join(piece) if whole is not None else None
             if flight is not None:
                 return flight
-            run = Run(shared, layer, [piece], wanted=piece, deadline=deadline, insist=insist, rest=True)
+            run = Run(shared, layer, [piece], wanted=piece, deadline=deadline, ignore_claim=ignore_claim, rest=True)
             self._wholes[layer.digest] = run
             slots = shared.layer_slots
         self._runs += 1
         try:
-            self._tasks.start_soon("fetch", self._fly, layer, run, slots, subject=layer.digest)
+            self._tasks.start_soon("fetch", self._run, layer, run, slots, subject=layer.digest)
         except BaseException as error:
-            run.flights.land_all(error if isinstance(error, Exception) else None)  # nobody else lands them
-            self._ends(layer, run)
+            run.flights.complete_all(error if isinstance(error, Exception) else None)  # nobody else lands them
+            self._end_run(layer, run)
             raise
-        return run.flights.take_off(piece.chunk.digest)
+        return run.flights.start(piece.chunk.digest)
 
-    async def _fly(self, layer: LayerBlob, run: Run, slots: Slots) -> None:
+    async def _run(self, layer: LayerBlob, run: Run, slots: Slots) -> None:
         try:
-            failure = await run.fly(slots=slots)
+            failure = await run.fetch(slots=slots)
             if failure is not None and not isinstance(failure, LazyfsError):
                 raise failure  # its readers have it already; a defect is logged and counted once, here
         finally:
-            self._ends(layer, run)
+            self._end_run(layer, run)
 
-    def _ends(self, layer: LayerBlob, run: Run) -> None:
+    def _end_run(self, layer: LayerBlob, run: Run) -> None:
         self._runs -= 1
         self._forget(layer, run)
 
@@ -240,7 +242,7 @@ class Fetcher:
         if whole is not None and not whole.has_ended:
             await whole.wait_for_end()  # it brings them as well
             return None
-        free = self._free(pieces)
+        free = self._not_in_flight(pieces)
         if not free:
             return None
         run = Run(self._shared, layer, free)
@@ -248,12 +250,12 @@ class Fetcher:
             self._wholes[layer.digest] = run
 
         async def pause() -> bool:
-            with trio.move_on_after(_PATIENCE) as scope:
+            with trio.move_on_after(_PAUSE_LIMIT) as scope:
                 await self._traffic.give_way(lambda: run.flights.waiting > 0)
             return not scope.cancelled_caught
 
         try:
-            failure = await run.fly(pause)
+            failure = await run.fetch(pause)
         finally:
             self._forget(layer, run)
         if failure is not None and not isinstance(failure, LazyfsError):
@@ -262,17 +264,17 @@ class Fetcher:
 
     def _flight(self, digest: bytes) -> Flight | None:
         """What a reader of the chunk joins."""
-        return self._board.get(digest) or self._board.others(digest)
+        return self._flights.get(digest) or self._flights.others(digest)
 
-    def _free(self, pieces: Sequence[Piece]) -> list[Piece]:
+    def _not_in_flight(self, pieces: Sequence[Piece]) -> list[Piece]:
         """Those that no run is fetching that the background leaves them to."""
-        left: dict[Flights, bool] = {}
+        left: dict[RunFlights, bool] = {}
         free = []
         for piece in pieces:
-            for flight in self._board.air.get(piece.chunk.digest):
+            for flight in self._flights.store_flights.get(piece.chunk.digest):
                 run = flight.run
                 if run not in left:
-                    left[run] = run.board is self._board or self._others.leaves_to(run)
+                    left[run] = run.source_flights is self._flights or self._other_sources.leaves_to(run)
                 if left[run]:
                     break
             else:
@@ -283,29 +285,29 @@ class Fetcher:
         """These were waited for in vain while there was another way: for a while others are asked before the source that fetches them,
         which may be another one than this fetcher's."""
         flights = [self._flight(piece.chunk.digest) for piece in pieces]
-        for board in {flight.run.board for flight in flights if flight is not None} or {self._board}:
-            board.pass_over()
+        for source in {flight.run.source_flights for flight in flights if flight is not None} or {self._flights}:
+            source.pass_over()
 
     @property
     def is_passed_over(self) -> bool:
         """Whether that was a moment ago."""
-        return self._board.is_passed_over
+        return self._flights.is_passed_over
 
-    def _look(self, digest: bytes) -> _Look:
-        flight = self._board.get(digest)
-        return _NOBODY if flight is None else _Look(flight.run, flight.run.progress.received)
+    def _run_state(self, digest: bytes) -> _RunState:
+        flight = self._flights.get(digest)
+        return _NO_RUN if flight is None else _RunState(flight.run, flight.run.progress.received)
 
-    def _give_up_what_stands_still(self, digest: bytes, before: _Look) -> None:
+    def _give_up_stalled(self, digest: bytes, before: _RunState) -> None:
         """A reader has missed its deadline. A run that still makes progress goes on, and the next reader finds or joins it."""
-        flight = self._board.get(digest)
-        if flight is not None and flight.run is before.run and flight.run.progress.stands_still(before.received):
+        flight = self._flights.get(digest)
+        if flight is not None and flight.run is before.run and flight.run.progress.is_stalled(before.received):
             flight.run.give_up()
 
 
-_NOBODY: Final = _Look(None, 0)
+_NO_RUN: Final = _RunState(None, 0)
 
 
-def _patience(layer: LayerBlob) -> float:
+def _read_timeout(layer: LayerBlob) -> float:
     return READ_DEADLINE + layer.size / _SLOW_LINE if layer.whole is not None else READ_DEADLINE
 
 
@@ -315,18 +317,18 @@ async def open_fetcher(
     source: ImageSource,
     traffic: Traffic | None = None,
     *,
-    air: Air | None = None,
+    store_flights: StoreFlights | None = None,
     failures: Failures | None = None,
 ) -> AsyncIterator[Fetcher]:
     """A fetcher whose runs live as long as the block: leaving it cancels what is under way. A run that fails ends no other; `failures`
     counts those that fail in a way that nobody expects.
 
     Fetchers that share a `traffic` share a line: the background of each gives way to the readers of all. Those of one store share its
-    `air`: what one fetches, the others do not fetch as well.
+    `store_flights`: what one fetches, the others do not fetch as well.
     """
     failure: LazyfsError | None = None
     async with trio.open_nursery() as nursery:
-        fetcher = Fetcher(store, source, Supervisor(nursery, failures), traffic or Traffic(), air)
+        fetcher = Fetcher(store, source, Supervisor(nursery, failures), traffic or Traffic(), store_flights)
         try:
             yield fetcher
         except LazyfsError as error:

@@ -27,27 +27,27 @@ _MEMORY: Final = 30.0
 class Flight:
     """Lands once: with the chunk's bytes, with an error, or empty-handed ("look again: the store may have it now")."""
 
-    __slots__ = ("_data", "_error", "_landed", "_waiting", "run")
+    __slots__ = ("_completed", "_data", "_error", "_waiting", "run")
 
-    def __init__(self, run: Flights) -> None:
+    def __init__(self, run: RunFlights) -> None:
         self.run = run
         self._waiting = 0
-        self._landed = trio.Event()
+        self._completed = trio.Event()
         self._data: memoryview | None = None
         self._error: Exception | None = None
 
-    def land(self, data: memoryview | None, error: Exception | None) -> None:
+    def complete(self, data: memoryview | None, error: Exception | None) -> None:
         """Wake everybody."""
         self._data = data if self._waiting else None
         self._error = error
-        self._landed.set()
+        self._completed.set()
 
     async def wait(self) -> memoryview | None:
         """The chunk's bytes, or None: look again. Raises the error that ended the flight. Cancelled: the flight goes on."""
         self._waiting += 1
         self.run.waiting += 1
         try:
-            await self._landed.wait()
+            await self._completed.wait()
         finally:
             self._waiting -= 1
             self.run.waiting -= 1
@@ -56,14 +56,14 @@ class Flight:
         return self._data
 
 
-class Flights:
-    """The flights of one run. Made by `Board.take_off`."""
+class RunFlights:
+    """The flights of one run. Made by `SourceFlights.take_off`."""
 
-    __slots__ = ("__weakref__", "_air", "board", "given_up", "progress", "scope", "waiting")
+    __slots__ = ("__weakref__", "_flights", "given_up", "progress", "scope", "source_flights", "waiting")
 
-    def __init__(self, board: Board) -> None:
-        self.board = board
-        self._air: dict[bytes, Flight] = {}
+    def __init__(self, source_flights: SourceFlights) -> None:
+        self.source_flights = source_flights
+        self._flights: dict[bytes, Flight] = {}
         self.waiting = 0
         """Readers who wait for one of them right now."""
         self.progress = Progress()
@@ -72,44 +72,44 @@ class Flights:
         self.given_up = False
 
     def __len__(self) -> int:
-        return len(self._air)
+        return len(self._flights)
 
     def __contains__(self, digest: bytes) -> bool:
-        return digest in self._air
+        return digest in self._flights
 
-    def take_off(self, digest: bytes) -> Flight:
+    def start(self, digest: bytes) -> Flight:
         """The chunk's flight, made and put on the board if it has none."""
-        flight = self.board.get(digest)
+        flight = self.source_flights.get(digest)
         if flight is None:
-            flight = self._air[digest] = Flight(self)
-            self.board.put(digest, flight)
+            flight = self._flights[digest] = Flight(self)
+            self.source_flights.add(digest, flight)
         return flight
 
-    def land(self, digest: bytes, data: memoryview | None = None, error: Exception | None = None) -> None:
+    def complete(self, digest: bytes, data: memoryview | None = None, error: Exception | None = None) -> None:
         """End a flight and take it off the board, so that the next reader asks the store. Nothing happens where it is not ours."""
-        flight = self._air.pop(digest, None)
+        flight = self._flights.pop(digest, None)
         if flight is not None:
-            self.board.take_away(digest)
-            flight.land(data, error)
+            self.source_flights.remove(digest)
+            flight.complete(data, error)
 
-    def land_all(self, error: Exception | None = None) -> None:
+    def complete_all(self, error: Exception | None = None) -> None:
         """End those that are left."""
-        for digest in list(self._air):
-            self.land(digest, None, error)
+        for digest in list(self._flights):
+            self.complete(digest, None, error)
 
-    def land_others(self, digests: set[bytes]) -> None:
+    def complete_others(self, digests: set[bytes]) -> None:
         """End all but these, empty-handed."""
-        for digest in [each for each in self._air if each not in digests]:
-            self.land(digest)
+        for digest in [each for each in self._flights if each not in digests]:
+            self.complete(digest)
 
     def give_up(self) -> None:
         """The run brings nothing any more: it is ended, and whoever waits looks again, and begins another one."""
         self.given_up = True
         self.scope.cancel()
-        self.land_all()
+        self.complete_all()
 
 
-class Air:
+class StoreFlights:
     """The flights of all sources of one store, by the chunk's digest. Each call is O(1), but for the sources that fetch one chunk."""
 
     def __init__(self) -> None:
@@ -122,12 +122,12 @@ class Air:
         """A chunk's flights, at most one of each source; the first to take off first."""
         return self._flights.get(digest, ())
 
-    def put(self, digest: bytes, flight: Flight) -> None:
-        """For `Board`."""
+    def add(self, digest: bytes, flight: Flight) -> None:
+        """For `SourceFlights`."""
         self._flights[digest] = (*self.get(digest), flight)
 
-    def take_away(self, digest: bytes, flight: Flight) -> None:
-        """For `Board`."""
+    def remove(self, digest: bytes, flight: Flight) -> None:
+        """For `SourceFlights`."""
         rest = tuple(each for each in self._flights[digest] if each is not flight)
         if rest:
             self._flights[digest] = rest
@@ -135,12 +135,12 @@ class Air:
             del self._flights[digest]
 
 
-class Board:
+class SourceFlights:
     """All flights of one source, by the chunk's digest."""
 
-    def __init__(self, air: Air | None = None) -> None:
-        """`air`: what other sources fetch for the same store."""
-        self.air = air or Air()
+    def __init__(self, store_flights: StoreFlights | None = None) -> None:
+        """`store_flights`: what other sources fetch for the same store."""
+        self.store_flights = store_flights or StoreFlights()
         self._flights: dict[bytes, Flight] = {}
         self._passed_over = -math.inf
 
@@ -153,8 +153,8 @@ class Board:
 
     def others(self, digest: bytes) -> Flight | None:
         """A flight of another source, the first to take off; none of those that were passed over a moment ago."""
-        for flight in self.air.get(digest):
-            if flight.run.board is not self and not flight.run.board.is_passed_over:
+        for flight in self.store_flights.get(digest):
+            if flight.run.source_flights is not self and not flight.run.source_flights.is_passed_over:
                 return flight
         return None
 
@@ -167,23 +167,23 @@ class Board:
         """Whether that was a moment ago: others do not join its flights, and are asked before it."""
         return trio.current_time() - self._passed_over < _MEMORY
 
-    def take_off(self, digests: Iterable[bytes]) -> Flights:
+    def start_run(self, digests: Iterable[bytes]) -> RunFlights:
         """Announce a run: flights for those of the chunks that have none of this source."""
-        run = Flights(self)
+        run = RunFlights(self)
         for digest in digests:
-            run.take_off(digest)
+            run.start(digest)
         return run
 
-    def land_all(self, error: Exception) -> None:
+    def complete_all(self, error: Exception) -> None:
         """End every flight of this source: nothing comes from it any more."""
         for digest, flight in list(self._flights.items()):
-            flight.run.land(digest, None, error)
+            flight.run.complete(digest, None, error)
 
-    def put(self, digest: bytes, flight: Flight) -> None:
-        """For `Flights`."""
+    def add(self, digest: bytes, flight: Flight) -> None:
+        """For `RunFlights`."""
         self._flights[digest] = flight
-        self.air.put(digest, flight)
+        self.store_flights.add(digest, flight)
 
-    def take_away(self, digest: bytes) -> None:
-        """For `Flights`, which knows that the flight on the board is its own: none is put there before the last one has gone."""
-        self.air.take_away(digest, self._flights.pop(digest))
+    def remove(self, digest: bytes) -> None:
+        """For `RunFlights`, which knows that the flight on the board is its own: none is put there before the last one has gone."""
+        self.store_flights.remove(digest, self._flights.pop(digest))

@@ -40,20 +40,20 @@ class Progress:
         return self._before if self._stream is None else self._before + self._stream.received
 
     @property
-    def signs(self) -> int:
+    def signs_of_life(self) -> int:
         """Changes with every sign of life: a byte of the run, or, while it waits for its turn, of the runs before it."""
         return self.received if self.ahead is None else self.ahead()
 
-    def waits(self, stream: RangeStream | None = None) -> None:
+    def expect_bytes(self, stream: RangeStream | None = None) -> None:
         """From now on the run waits for bytes, of `stream` where there is one."""
         self._stream = stream or self._stream
         self._since = trio.current_time()
 
-    def holds(self) -> None:
+    def pause(self) -> None:
         """From now on the run waits for something other than the source."""
         self._since = math.inf
 
-    def leaves(self) -> None:
+    def end_stream(self) -> None:
         """The stream ends, at its end or before."""
         self._before = self.received
         self._stream = None
@@ -65,6 +65,6 @@ class Progress:
         if self._since == math.inf:
             self._since = trio.current_time()
 
-    def stands_still(self, before: int) -> bool:
+    def is_stalled(self, before: int) -> bool:
         """Whether the source is below the floor. `before` is what had come FLOOR_TIME ago."""
         return trio.current_time() - self._since >= FLOOR_TIME and self.received - before < FLOOR

@@ -19,7 +19,7 @@ from typing import Final
 import trio
 
 from lazyfs.errors import HeldOff, RangeIgnored, Unreachable
-from lazyfs.fetch.claim import Order, claim_missing, missing_of
+from lazyfs.fetch.claim import ClaimRequest, claim_missing, missing_of
 from lazyfs.fetch.flight import Flight
 from lazyfs.fetch.piece import LayerBlob, Piece
 from lazyfs.fetch.shared import Shared
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 _FEW: Final = 8
 """Pieces that are claimed together with those of other runs. Longer runs have a thread of their own: others do not wait for them."""
-_TURN: Final = 0.1
+_SLOT_WAIT: Final = 0.1
 """Seconds that a run waits for its turn before it is looked what of it is here: usually a look costs more than the wait."""
 _CLAIM_POLL: Final = 0.02
 _TIME_TO_ANSWER: Final = 10.0
@@ -46,13 +46,13 @@ _PATIENCE: Final = 50.0
 """Seconds for which a run that nobody reads waits for a host that asks for a pause: a reader that joins it waits as long."""
 
 
-async def go_on() -> bool:
+async def no_pause() -> bool:
     """The pause of a run that somebody waits for: none."""
     return True
 
 
 class Run:
-    """One run. Its flights are on the board as soon as it is made; `fly` lands them, whatever happens."""
+    """One run. Its flights are on the board as soon as it is made; `fetch` lands them, whatever happens."""
 
     def __init__(
         self,
@@ -62,10 +62,10 @@ class Run:
         *,
         wanted: Piece | None = None,
         deadline: float = -math.inf,
-        insist: bool = False,
+        ignore_claim: bool = False,
         rest: bool = False,
     ) -> None:
-        """`wanted`: nothing is fetched but with this piece. `insist`: it is fetched although another process has claimed it.
+        """`wanted`: nothing is fetched but with this piece. `ignore_claim`: it is fetched although another process has claimed it.
 
         `deadline`: its reader's. A host that asked to be left alone until an earlier time is waited for.
 
@@ -76,17 +76,17 @@ class Run:
         self._pieces = pieces
         self._wanted = wanted
         self._deadline = deadline
-        self._insist = insist
+        self._insist = ignore_claim
         self._rest = rest
         self._as_a_whole = layer.whole is not None or layer.digest in shared.rangeless
-        self._coming: set[bytes] | None = None
+        self._expected: set[bytes] | None = None
         """Chunks that are still to land, as soon as that is known."""
         self._claimed: list[Piece] = []
         self._wrong: list[Piece] = []
         """What came wrong at the first try."""
         self._is_last_try = layer.whole is not None
-        self._first_bad: Exception | None = None
-        self.flights = shared.board.take_off(piece.chunk.digest for piece in pieces)
+        self._first_error: Exception | None = None
+        self.flights = shared.flights.start_run(piece.chunk.digest for piece in pieces)
         self.has_ended = False
         self._end: trio.Event | None = None
         """For those who wait for it, which few do."""
@@ -94,20 +94,20 @@ class Run:
     def join(self, piece: Piece) -> Flight | None:
         """The flight of a further piece of a layer that comes as a whole; None if this run no longer fetches it."""
         digest = piece.chunk.digest
-        if self.has_ended or self.flights.given_up or (self._coming is not None and digest not in self._coming):
+        if self.has_ended or self.flights.given_up or (self._expected is not None and digest not in self._expected):
             return None
-        if self._coming is None:
+        if self._expected is None:
             self._pieces.append(piece)
-        return self.flights.take_off(digest)
+        return self.flights.start(digest)
 
-    async def fly(self, pause: Callable[[], Awaitable[bool]] = go_on, slots: Slots | None = None) -> Exception | None:
+    async def fetch(self, pause: Callable[[], Awaitable[bool]] = no_pause, slots: Slots | None = None) -> Exception | None:
         """Bring the pieces, in turn where there are `slots`. Returns what went wrong, if something did.
 
         Cancelled: what had arrived is kept, and readers that wait look again.
         """
         failure: Exception | None = None
         try:
-            await self._bring_in_turn(pause, slots)
+            await self._fetch_in_slot(pause, slots)
         except RangeIgnored:
             self._shared.rangeless.add(self._layer.digest)
             _log.info(
@@ -126,42 +126,42 @@ class Run:
                 if slots is not None:
                     slots.release(self.flights.progress)
                 self.has_ended = True
-                self.flights.land_all(failure)
+                self.flights.complete_all(failure)
                 if self._end is not None:
                     self._end.set()
-        return failure or self._first_bad
+        return failure or self._first_error
 
-    async def _bring_in_turn(self, pause: Callable[[], Awaitable[bool]], slots: Slots | None) -> None:
+    async def _fetch_in_slot(self, pause: Callable[[], Awaitable[bool]], slots: Slots | None) -> None:
         flights, progress = self.flights, self.flights.progress
-        # One scope for the wait, which seldom takes _TURN, and for the rest: scopes cost the crowd time.
+        # One scope for the wait, which seldom takes _SLOT_WAIT, and for the rest: scopes cost the crowd time.
         with flights.scope as scope:
-            if slots is None or slots.try_acquire(progress) or await self._acquire_soon(slots, scope):
-                return await self._bring(pause)
+            if slots is None or slots.try_acquire(progress) or await self._acquire_slot_soon(slots, scope):
+                return await self._fetch_pieces(pause)
         if slots is not None and not flights.given_up:
             flights.scope = trio.CancelScope()
             with flights.scope:
-                if not slots.holds(progress):
-                    await self._land_what_is_here()
+                if not slots.has(progress):
+                    await self._complete_stored()
                     if not self._pieces:
                         return None
                     await slots.acquire(progress)
-                return await self._bring(pause)
+                return await self._fetch_pieces(pause)
         raise Unreachable(f"{self._shared.source.name} has stopped sending layer {self._layer.digest}")
 
-    async def _acquire_soon(self, slots: Slots, scope: trio.CancelScope) -> bool:
-        """Take a slot within _TURN. False, or cancelled with `scope`: it was too late, though the slot may be taken."""
-        scope.deadline = trio.current_time() + _TURN
+    async def _acquire_slot_soon(self, slots: Slots, scope: trio.CancelScope) -> bool:
+        """Take a slot within _SLOT_WAIT. False, or cancelled with `scope`: it was too late, though the slot may be taken."""
+        scope.deadline = trio.current_time() + _SLOT_WAIT
         await slots.acquire(self.flights.progress)
         scope.deadline = math.inf
         return not scope.cancel_called
 
     async def wait_for_end(self) -> None:
-        """Until `fly` has ended."""
+        """Until `fetch` has ended."""
         if not self.has_ended:
             self._end = self._end or trio.Event()
             await self._end.wait()
 
-    async def _land_what_is_here(self) -> None:
+    async def _complete_stored(self) -> None:
         """While a run waits for its turn: with the source away that lasts, and what is here need not wait.
 
         All of it, where the wanted piece is here: it was the reason for the run.
@@ -173,12 +173,12 @@ class Run:
             missing.clear()
         for piece in pieces:
             if piece.chunk.digest not in missing:
-                self.flights.land(piece.chunk.digest)
+                self.flights.complete(piece.chunk.digest)
         self._pieces = [piece for piece in self._pieces if piece.chunk.digest in self.flights]
 
-    async def _bring(self, pause: Callable[[], Awaitable[bool]]) -> None:
+    async def _fetch_pieces(self, pause: Callable[[], Awaitable[bool]]) -> None:
         if self._layer.whole is not None:
-            await self._bring_whole(self._layer.whole)
+            await self._fetch_whole(self._layer.whole)
             return
         rangeless = self._as_a_whole
         if rangeless != (self._layer.digest in self._shared.rangeless):
@@ -191,12 +191,12 @@ class Run:
             latest = (
                 max(self._deadline - _TIME_TO_ANSWER, trio.current_time()) if self._wanted else trio.current_time() + _PATIENCE
             )
-            transfer = Transfer(self._shared, self._layer, self.flights.progress, self._landed, pause, latest)
+            transfer = Transfer(self._shared, self._layer, self.flights.progress, self._on_piece, pause, latest)
             await self._transfer(transfer, self._claimed)
             if self._wrong:
                 self._is_last_try = True
                 self._note_wrong()
-                await self._transfer(transfer, self._still_to_come())
+                await self._transfer(transfer, self._still_expected())
         elif self._wanted is not None:
             self._expect({self._wanted.chunk.digest})
             # It arrived meanwhile, or another process is bringing it: its readers look again, but do not spin.
@@ -205,28 +205,28 @@ class Run:
     async def _claim(self, *, gaps: bool) -> None:
         """Claim what has to be fetched."""
         # Of its own: a thread reads it, and readers go on joining meanwhile.
-        order = Order(tuple(self._pieces), self._wanted, gaps, self._insist)
-        claimed = await self._shared.claims.do(order) if len(order.pieces) <= _FEW else None
+        request = ClaimRequest(tuple(self._pieces), self._wanted, gaps, self._insist)
+        claimed = await self._shared.claims.submit(request) if len(request.pieces) <= _FEW else None
         if claimed is None:
-            claimed = await self._in_thread(partial(claim_missing, self._shared.store, order))
+            claimed = await self._in_thread(partial(claim_missing, self._shared.store, request))
         self._claimed = claimed
         if self._rest and claimed:
             # Asked for only now: it is a look at all of the layer.
-            order = order._replace(pieces=self._layer.pieces)
-            self._claimed = await self._in_thread(partial(claim_missing, self._shared.store, order))
+            request = request._replace(pieces=self._layer.pieces)
+            self._claimed = await self._in_thread(partial(claim_missing, self._shared.store, request))
 
     def _expect(self, coming: set[bytes]) -> None:
         """These are still to land. Whoever waits for anything else looks again: it is here, or another process's business."""
-        self._coming = coming
-        self.flights.land_others(coming)
+        self._expected = coming
+        self.flights.complete_others(coming)
 
     async def _transfer(self, transfer: Transfer, pieces: list[Piece]) -> None:
         while pieces:
             try:
-                await transfer.fly(pieces, whole=self._as_a_whole)
+                await transfer.fetch(pieces, whole=self._as_a_whole)
             except HeldOff as error:
                 await self._wait_for_host(error)
-                pieces = self._still_to_come()
+                pieces = self._still_expected()
             else:
                 return
 
@@ -236,14 +236,14 @@ class Run:
             raise error
         await trio.sleep_until(error.until)
 
-    def _still_to_come(self) -> list[Piece]:
-        """What was claimed and has neither landed nor come wrong for the first time; in blob order."""
+    def _still_expected(self) -> list[Piece]:
+        """What was claimed and has neither landed nor come wrong for the first time; in blob request."""
         wrong = set() if self._is_last_try else {piece.chunk.digest for piece in self._wrong}
-        coming = (self._coming or set()) - wrong
+        coming = (self._expected or set()) - wrong
         return [piece for piece in self._claimed if piece.chunk.digest in coming]
 
-    def _landed(self, result: Unpacked) -> None:
-        piece, data, error, refusal = result
+    def _on_piece(self, result: Unpacked) -> None:
+        piece, data, error, store_error = result
         digest = piece.chunk.digest
         shared = self._shared
         if error is None:
@@ -253,16 +253,16 @@ class Run:
             self._wrong.append(piece)
             return
         else:
-            self._first_bad = self._first_bad or error
+            self._first_error = self._first_error or error
             shared.errors[type(error).__name__] += 1
-        if data is not None and refusal is not None:
-            self._first_bad = self._first_bad or refusal
-            shared.unkept.remember(digest, data, refusal)
-        if self._coming is not None:
-            self._coming.discard(digest)
-        self.flights.land(digest, data, error)
+        if data is not None and store_error is not None:
+            self._first_error = self._first_error or store_error
+            shared.unkept.remember(digest, data, store_error)
+        if self._expected is not None:
+            self._expected.discard(digest)
+        self.flights.complete(digest, data, error)
 
-    async def _bring_whole(self, layer: Layer) -> None:
+    async def _fetch_whole(self, layer: Layer) -> None:
         shared, progress = self._shared, self.flights.progress
 
         def asked() -> list[Piece]:
@@ -272,16 +272,16 @@ class Run:
             shared.counts["received"] += count
             progress.count(count)
 
-        run = WholeRun(shared.store, shared.source, layer, self._landed, received, progress.holds)
+        run = WholeRun(shared.store, shared.source, layer, self._on_piece, received, progress.pause)
         missing = {piece.chunk.digest for piece in await self._in_thread(partial(run.missing, asked()))}
         if not missing:
             return
-        self.flights.land_others(missing)
+        self.flights.complete_others(missing)
         pieces = self._layer.pieces if self._rest else None
         shared.counts["requests"] += 1
         while True:
             try:
-                await run.fly(asked, pieces, self._expect)  # it makes its own second try of wrong bytes
+                await run.fetch(asked, pieces, self._expect)  # it makes its own second try of wrong bytes
             except HeldOff as error:
                 await self._wait_for_host(error)
             else:

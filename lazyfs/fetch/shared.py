@@ -9,9 +9,9 @@ from typing import Final
 
 import trio
 
+from lazyfs.fetch.batcher import Batcher
 from lazyfs.fetch.claim import claim_together
-from lazyfs.fetch.flight import Air, Board
-from lazyfs.fetch.gather import Gather
+from lazyfs.fetch.flight import SourceFlights, StoreFlights
 from lazyfs.fetch.slots import Slots
 from lazyfs.fetch.unkept import Unkept
 from lazyfs.fetch.unpack import unpack_together
@@ -31,11 +31,11 @@ _LAYERS: Final = 8
 class Shared:
     """One fetcher's. Used on the event loop only."""
 
-    def __init__(self, store: Store, source: ImageSource, air: Air | None = None) -> None:
-        """`air`: shared with the other fetchers of this store in this process."""
+    def __init__(self, store: Store, source: ImageSource, store_flights: StoreFlights | None = None) -> None:
+        """`store_flights`: shared with the other fetchers of this store in this process."""
         self.store = store
         self.source = source
-        self.board = Board(air)
+        self.flights = SourceFlights(store_flights)
         self.rangeless: set[Digest] = set()
         """Layers of which the source has answered a range with the whole blob."""
         self.doubted: set[Digest] = set()
@@ -44,8 +44,8 @@ class Shared:
         # threads, so that what is here never queues behind what is arriving.
         self.unpackers = trio.CapacityLimiter((os.cpu_count() or 1) + 1)
         self.readers = trio.CapacityLimiter(16)
-        self.claims = Gather(partial(claim_together, store), self.readers, trips=1)  # the index answers one at a time
-        self.small = Gather(partial(unpack_together, store), self.unpackers, trips=2)  # a disk may be slow
+        self.claims = Batcher(partial(claim_together, store), self.readers, at_once=1)  # the index answers one at a time
+        self.small = Batcher(partial(unpack_together, store), self.unpackers, at_once=2)  # a disk may be slow
         self.jobs = trio.Semaphore(int(self.unpackers.total_tokens))  # each holds a chunk twice: 8 MiB by default
         self.slots = Slots(_RUNS)
         self.large_slots = Slots(_LARGE_RUNS)

@@ -38,7 +38,7 @@ class Slots:
             progress.ahead = None
         self._under_way.add(progress)
 
-    def holds(self, progress: Progress) -> bool:
+    def has(self, progress: Progress) -> bool:
         """Whether this run has one of them."""
         return progress in self._under_way
 

@@ -37,33 +37,33 @@ class Batch(NamedTuple):
 
 
 class Transfer(NamedTuple):
-    """What `fly` needs. `landed` hears of every piece, in the event loop; `pause` is awaited before each batch, and says whether to go on."""
+    """What `fetch` needs. `on_piece` hears of every piece, in the event loop; `pause` is awaited before each batch, and says whether to go on."""
 
     shared: Shared
     layer: LayerBlob
     progress: Progress
-    landed: Callable[[Unpacked], None]
+    on_piece: Callable[[Unpacked], None]
     pause: Callable[[], Awaitable[bool]]
     deadline: float
     """Until when a host that asks for a pause is waited for."""
 
-    async def fly(self, pieces: Sequence[Piece], *, whole: bool = False) -> None:
+    async def fetch(self, pieces: Sequence[Piece], *, whole: bool = False) -> None:
         """Fetch `pieces`, which stand in blob order; `whole` asks for the whole blob and skips what is not wanted.
 
-        Raises SourceError when the source failed; what had arrived is kept and was told to `landed`. Cancelled: the same.
+        Raises SourceError when the source failed; what had arrived is kept and was told to `on_piece`. Cancelled: the same.
         """
         batches = cut(pieces)
         start, end = (0, self.layer.size) if whole else (batches[0].start, batches[-1].end)
         self.shared.counts["requests"] += 1
         try:
             if len(batches) == 1:
-                await self._fly_one(batches[0], start, end)
+                await self._fetch_batch(batches[0], start, end)
             else:
-                await self._fly_all(batches, start, end)
+                await self._fetch_batches(batches, start, end)
         finally:
-            self.progress.leaves()
+            self.progress.end_stream()
 
-    async def _fly_all(self, batches: Sequence[Batch], start: int, end: int) -> None:
+    async def _fetch_batches(self, batches: Sequence[Batch], start: int, end: int) -> None:
         failure: LazyfsError | None = None
         async with trio.open_nursery() as nursery:
             try:
@@ -74,7 +74,7 @@ class Transfer(NamedTuple):
                             break
                         data = await self._receive(stream, position, batch)
                         position = batch.end
-                        self.progress.holds()
+                        self.progress.pause()
                         await self.shared.jobs.acquire()
                         nursery.start_soon(self._unpack, batch, data)
             except LazyfsError as error:
@@ -82,7 +82,7 @@ class Transfer(NamedTuple):
         if failure is not None:
             raise failure
 
-    async def _fly_one(self, batch: Batch, start: int, end: int) -> None:
+    async def _fetch_batch(self, batch: Batch, start: int, end: int) -> None:
         """Most misses of a crowd: what they cost the event loop is what the crowd waits for. So without a task of its own, and the
         sender is let go before its bytes are unpacked.
         """
@@ -90,11 +90,11 @@ class Transfer(NamedTuple):
             if not await self.pause():
                 return
             data = await self._receive(stream, start, batch)
-            self.progress.leaves()
+            self.progress.end_stream()
         # What is inflated, and stays in memory until the trip is over, may be far more than what is wanted of it.
         if sum(piece.chunk.inner + piece.chunk.size for piece in batch.pieces) <= _SMALL:
-            for result in await self.shared.small.do(self._packed(batch, data)):
-                self.landed(result)
+            for result in await self.shared.small.submit(self._packed(batch, data)):
+                self.on_piece(result)
         else:
             await self.shared.jobs.acquire()
             await self._unpack(batch, data)
@@ -103,7 +103,7 @@ class Transfer(NamedTuple):
         return self.shared.source.open_range(self.layer.digest, self.layer.size, start, end, deadline=self.deadline)
 
     async def _receive(self, stream: RangeStream, position: int, batch: Batch) -> bytes | bytearray | memoryview:
-        self.progress.waits(stream)
+        self.progress.expect_bytes(stream)
         await self._skip(stream, batch.start - position)
         data = await stream.receive_exactly(batch.end - batch.start)
         self.shared.counts["received"] += len(data)
@@ -123,7 +123,7 @@ class Transfer(NamedTuple):
         try:
             work = partial(unpack, self.shared.store, self._packed(batch, data))
             for result in await trio.to_thread.run_sync(work, limiter=self.shared.unpackers):
-                self.landed(result)
+                self.on_piece(result)
         finally:
             self.shared.jobs.release()
 

@@ -31,10 +31,10 @@ class Unkept:
         """The chunk, if it is remembered."""
         return self._chunks.get(digest)
 
-    def remember(self, digest: bytes, data: memoryview, refusal: LocalError) -> None:
-        """Hold a verified chunk that the store refused. The first refusal is logged."""
+    def remember(self, digest: bytes, data: memoryview, store_error: LocalError) -> None:
+        """Hold a verified chunk that the store refused. The first store_error is logged."""
         if not self.count:
-            _log.warning("serving what arrives without storing it: %s", refusal)
+            _log.warning("serving what arrives without storing it: %s", store_error)
         self.count += 1
         if digest not in self._chunks:
             self._chunks[digest] = data

@@ -24,7 +24,7 @@ class Unpacked(NamedTuple):
     data: memoryview | None
     error: InvalidInput | None
     """Why it is not what the TOC promised."""
-    refusal: LocalError | None
+    store_error: LocalError | None
     """Why the store did not keep it, though it is right."""
 
 

@@ -33,26 +33,26 @@ _BATCH: Final = 8 << 20
 
 
 class WholeRun(NamedTuple):
-    """What `fly` needs. `landed` hears of pieces, `received` of blob bytes, `unpacked` that all of them are here; in the event loop."""
+    """What `fetch` needs. `on_piece` hears of pieces, `on_bytes` of blob bytes, `on_tar` that all of them are here; in the event loop."""
 
     store: Store
     source: ImageSource
     layer: Layer
-    landed: Callable[[Unpacked], None]
-    received: Callable[[int], None]
-    unpacked: Callable[[], None]
+    on_piece: Callable[[Unpacked], None]
+    on_bytes: Callable[[int], None]
+    on_tar: Callable[[], None]
 
     def missing(self, pieces: Sequence[Piece]) -> list[Piece]:
         """Blocking. Those of `pieces` that are not here, in no file of the store."""
         return to_fetch(self.store, pieces)
 
-    async def fly(
-        self, asked: Callable[[], Sequence[Piece]], pieces: Sequence[Piece] | None, coming: Callable[[set[bytes]], None]
+    async def fetch(
+        self, asked: Callable[[], Sequence[Piece]], pieces: Sequence[Piece] | None, expect: Callable[[set[bytes]], None]
     ) -> None:
         """Bring `pieces` (None: those that are `asked` for), as far as they are not here: those are not told of.
 
-        Where it is our turn and nothing is missing of what is asked for then, nothing is fetched. `coming` is told the digests of what
-        `landed` will hear of. Raises SourceError, InvalidInput (the blob is not what it was), LocalError. Cancelled: what was told
+        Where it is our turn and nothing is missing of what is asked for then, nothing is fetched. `expect` is told the digests of what
+        `on_piece` will hear of. Raises SourceError, InvalidInput (the blob is not what it was), LocalError. Cancelled: what was told
         is kept.
         """
         layer = self.layer
@@ -60,27 +60,27 @@ class WholeRun(NamedTuple):
         async with lock_layers(self.store, [layer.digest]) as locks:
             missing = await trio.to_thread.run_sync(self.missing, asked())
             if not missing:
-                coming(set())
+                expect(set())
                 return
 
             def arrived(count: int) -> None:
-                trio.from_thread.run_sync(self.received, count)
+                trio.from_thread.run_sync(self.on_bytes, count)
 
             keep = locks.holds(layer.digest)
             tar = fetch_tar(self.source, layer.descriptor, layer.whole, self.store, _ignore, received=arrived, keep=keep)
             async with tar as spool:
-                self.unpacked()
+                self.on_tar()
                 # Looked for only now: with the source away, that would be all of a large layer for each read that fails.
                 if pieces is not None:
                     missing = await trio.to_thread.run_sync(self.missing, pieces)
                 wanted: dict[bytes, list[Piece]] = {}
                 for piece in missing:
                     wanted.setdefault(piece.chunk.digest, []).append(piece)
-                coming(set(wanted))
+                expect(set(wanted))
                 found = self._find(spool, wanted)
                 while some := await trio.to_thread.run_sync(_take, found):
                     for result in some:
-                        self.landed(result)
+                        self.on_piece(result)
             with suppress(LocalError):  # what is not kept has been told so
                 await trio.to_thread.run_sync(self.store.index.change)  # for whoever has the next turn
 
@@ -104,8 +104,8 @@ class WholeRun(NamedTuple):
     def _keep(self, piece: Piece, data: memoryview) -> Unpacked:
         try:
             self.store.keep(piece.content, piece.number, data)
-        except LocalError as refusal:
-            return Unpacked(piece, data, None, refusal)
+        except LocalError as store_error:
+            return Unpacked(piece, data, None, store_error)
         return Unpacked(piece, data, None, None)
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from lazyfs.fetch.flight import Board
+from lazyfs.fetch.flight import SourceFlights
 from lazyfs.fetch.piece import LayerBlob, Piece
 
 FIRST: Final = 32 << 10
@@ -65,7 +65,7 @@ class Windows:
                 return Window(across, across, name)
         return Window(0, 0, name) if crowded else Window(FIRST, FIRST, name)
 
-    def asked(self, window: Window, start: int, end: int, same_file: bool) -> None:
+    def note_fetch(self, window: Window, start: int, end: int, same_file: bool) -> None:
         """`[start, end)` is being fetched; a walk may go on at `end`. `same_file`: all of it is the wanted file's."""
         inside = max(window.inside, end - start) if same_file else window.inside
         self._walks.pop(end, None)
@@ -74,7 +74,7 @@ class Windows:
             del self._walks[next(iter(self._walks))]
 
 
-def choose(layer: LayerBlob, piece: Piece, windows: Windows, board: Board, *, crowded: bool) -> list[Piece]:
+def choose_run(layer: LayerBlob, piece: Piece, windows: Windows, flights: SourceFlights, *, crowded: bool) -> list[Piece]:
     """The run for a miss of `piece`, which stands first: the rest of its member, and what the window allows behind it."""
     chosen = [piece]
     window = windows.open(piece, crowded=crowded)
@@ -90,10 +90,10 @@ def choose(layer: LayerBlob, piece: Piece, windows: Windows, board: Board, *, cr
             break
         if own:
             own_end = max(own_end, chunk.member_end)
-        if chunk.digest not in board.air and each != piece:
+        if chunk.digest not in flights.store_flights and each != piece:
             chosen.append(each)
             end = chunk.member_end
-    windows.asked(window, start, end, end == own_end)
+    windows.note_fetch(window, start, end, end == own_end)
     return chosen
 
 

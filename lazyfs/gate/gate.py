@@ -220,7 +220,7 @@ class Gate:
 
 
 async def _fetch(supply: Supply) -> bool:
-    return await supply.fetcher.bring(supply.layer, supply.pieces[0])
+    return await supply.fetcher.fetch_object(supply.layer, supply.pieces[0])
 
 
 async def _read(supply: Supply, wanted: slice, offset: int, end: int) -> bytes | memoryview:

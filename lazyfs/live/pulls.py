@@ -127,7 +127,7 @@ class Pulls:
                 nonlocal is_over
                 while True:
                     await trio.sleep(_LOOK)
-                    if background.stands_still and len(queue) > 1:
+                    if background.is_stalled and len(queue) > 1:
                         is_over = False
                         nursery.cancel_scope.cancel()
 

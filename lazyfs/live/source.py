@@ -17,7 +17,7 @@ import trio
 
 from lazyfs.errors import Unreachable
 from lazyfs.fetch.fetcher import Fetcher, open_fetcher
-from lazyfs.fetch.flight import Air
+from lazyfs.fetch.flight import StoreFlights
 from lazyfs.fetch.traffic import Traffic
 from lazyfs.gate.catalog import Catalog, LayerObjects
 from lazyfs.live.course import SOURCE, Course, State
@@ -87,7 +87,7 @@ class Sources:
         self._catalog = catalog
         self._tasks = tasks
         self._shared: dict[str, LiveSource] = {}
-        self._air = Air()
+        self._store_flights = StoreFlights()
         self._traffic: WeakValueDictionary[str, Traffic] = WeakValueDictionary()
 
     def shared(self, name: str, open_source: OpenSource) -> LiveSource:
@@ -132,7 +132,9 @@ class Sources:
         """Until the source has been unused for a while. After a failure it is run again, and serves the layers that lived before."""
         traffic = self._traffic.setdefault(live.source.authority, Traffic())
         try:
-            async with open_fetcher(self._store, live.source, traffic, air=self._air, failures=self._tasks.failures) as fetcher:
+            async with open_fetcher(
+                self._store, live.source, traffic, store_flights=self._store_flights, failures=self._tasks.failures
+            ) as fetcher:
                 live.has_fetcher(fetcher)
                 await live.uses.wait_until_unused(lambda: live.linger)
                 self._end(live)  # while its fetcher works: nothing that is being closed may be found

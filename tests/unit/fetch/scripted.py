@@ -84,7 +84,7 @@ class ScriptedSource:
         self.rate: int | None = None
         """Bytes a second of ranges that are opened from now on; None: all at once."""
         self.lies = 0
-        """How many of the next ranges bring other bytes."""
+        """How many of the next ranges fetch other bytes."""
         self.sent = 0
         """Bytes of all ranges so far."""
         self.ignores_ranges = False

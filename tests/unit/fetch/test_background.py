@@ -145,7 +145,7 @@ async def test_server_without_ranges_is_streamed_once_for_the_background(store: 
 
 async def test_paused_background_does_not_hold_up_other_processes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a reader of ours hangs, the background lets go of what it has claimed: another process may be waiting for it."""
-    monkeypatch.setattr("lazyfs.fetch.fetcher._PATIENCE", 0.01)
+    monkeypatch.setattr("lazyfs.fetch.fetcher._PAUSE_LIMIT", 0.01)
     files = [(b"f%02d" % number, RANDOM.randbytes(300_000)) for number in range(10)]
     layer, blob = make_layer(files)
     source = ScriptedSource(blob)

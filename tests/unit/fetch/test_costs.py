@@ -10,11 +10,11 @@ import pytest
 import trio
 
 from lazyfs.fetch.background import Background, Wanted, cut_runs, missing_pieces
-from lazyfs.fetch.claim import Order, claim_missing
+from lazyfs.fetch.claim import ClaimRequest, claim_missing
 from lazyfs.fetch.fetcher import Fetcher, open_fetcher
-from lazyfs.fetch.flight import Board
+from lazyfs.fetch.flight import SourceFlights
 from lazyfs.fetch.piece import LayerBlob
-from lazyfs.fetch.window import Windows, choose
+from lazyfs.fetch.window import Windows, choose_run
 from lazyfs.format.digest import digest_of
 from lazyfs.format.entry import Chunk, Entry
 from lazyfs.store.store import Store
@@ -42,7 +42,7 @@ class Steps:
         return 0
 
 
-async def bring(store: Store, fetcher: Fetcher, layer: LayerBlob) -> None:
+async def fetch(store: Store, fetcher: Fetcher, layer: LayerBlob) -> None:
     await Background(store, fetcher, [Wanted(layer, 0)]).run()
 
 
@@ -79,7 +79,7 @@ async def cost(folder: Path, work: Work, data: bytes) -> float:
         return steps.count / len(layer.pieces)
 
 
-@pytest.mark.parametrize("work", [bring, walk, walk_back, look_up], ids=lambda work: work.__name__)
+@pytest.mark.parametrize("work", [fetch, walk, walk_back, look_up], ids=lambda work: work.__name__)
 async def test_a_chunk_of_a_large_file_costs_what_one_of_a_small_file_does(
     tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,8 +93,8 @@ async def test_a_chunk_of_a_large_file_costs_what_one_of_a_small_file_does(
 
 async def test_equal_chunks_cost_no_more(tmp_path: Path) -> None:
     """A sparse file is one chunk in many places: it is fetched once, and not one place a pass over all of them is filled."""
-    few = await cost(tmp_path / "few", bring, bytes(10 * FEW))
-    many = await cost(tmp_path / "many", bring, bytes(10 * MANY))
+    few = await cost(tmp_path / "few", fetch, bytes(10 * FEW))
+    many = await cost(tmp_path / "many", fetch, bytes(10 * MANY))
     assert many < 1.5 * few + 20
 
 
@@ -128,7 +128,7 @@ def test_runs_are_of_so_many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = cut_runs(layer.pieces)
     assert [len(run) for run in runs] == [4096, 4096, 1808]
     assert [piece for run in runs for piece in run] == list(layer.pieces)
-    assert len(choose(layer, layer.pieces[7], Windows(), Board(), crowded=False)) == 4096
+    assert len(choose_run(layer, layer.pieces[7], Windows(), SourceFlights(), crowded=False)) == 4096
 
 
 def test_a_member_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +144,7 @@ def test_a_member_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     files = [Entry(b"%d" % number, "reg", size=1, chunks=(chunk,)) for number, chunk in enumerate(chunks)]
     layer = LayerBlob(digest_of(b"blob"), 300, 300, files)
     assert [len(run) for run in cut_runs(layer.pieces)] == [8, 8, 8]
-    assert len(choose(layer, layer.pieces[0], Windows(), Board(), crowded=False)) == 8
+    assert len(choose_run(layer, layer.pieces[0], Windows(), SourceFlights(), crowded=False)) == 8
 
 
 def test_some_is_copied_and_then_the_run_goes_on_its_way(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,6 +153,6 @@ def test_some_is_copied_and_then_the_run_goes_on_its_way(store: Store, monkeypat
     zeros, _ = make_layer([(b"one", bytes(10))])
     store.keep(zeros.pieces[0].content, 0, bytes(10))
     layer, _ = make_layer([(b"sparse", bytes(100))], chunk_size=10)
-    assert not claim_missing(store, Order(layer.pieces, layer.pieces[7], True))
+    assert not claim_missing(store, ClaimRequest(layer.pieces, layer.pieces[7], True))
     missing = store.missing(layer.pieces[0].content, 0, 10)
     assert len(missing) == 7 and 7 not in missing

@@ -196,7 +196,7 @@ async def test_read_gives_up_at_its_deadline(store: Store, autojump_clock: trio.
 
 
 async def test_server_without_ranges_is_streamed_once(store: Store) -> None:
-    """After the first refusal the whole blob comes once, and every read is served from it."""
+    """After the first store_error the whole blob comes once, and every read is served from it."""
     layer, blob = make_layer(FILES)
     source = ScriptedSource(blob)
     source.ignores_ranges = True
@@ -224,7 +224,7 @@ async def test_a_crowd_does_not_stream_a_layer_without_ranges_more_than_once(sto
 
 
 async def test_what_is_here_is_read_while_all_slots_wait_for_a_dead_source(store: Store) -> None:
-    """The neighbours that a miss would bring along are not unreadable because its turn has not come."""
+    """The neighbours that a miss would fetch along are not unreadable because its turn has not come."""
     files = [(b"f%02d" % number, RANDOM.randbytes(1 << 20 if number % 2 else 2000)) for number in range(20)]
     layer, blob = make_layer(files)
     source = ScriptedSource(blob)
@@ -300,7 +300,7 @@ async def test_the_runs_before_are_signs_of_life(store: Store, autojump_clock: t
 
 
 async def test_a_crowd_of_lone_misses_brings_what_is_asked_for(store: Store) -> None:
-    """The first few bring their neighbours; behind them are readers who wait for their turn, and each neighbour would be in their way."""
+    """The first few fetch their neighbours; behind them are readers who wait for their turn, and each neighbour would be in their way."""
     files = [(b"f%05d" % number, RANDOM.randbytes(4000)) for number in range(2000)]
     layer, blob = make_layer(files)
     source = ScriptedSource(blob)
@@ -370,13 +370,13 @@ async def test_an_object_is_brought_although_its_chunk_comes_for_another_file(st
     chunk, small = layer.pieces[0], layer.pieces[2]
     async with open_fetcher(store, source) as fetcher, trio.open_nursery() as nursery:
 
-        async def bring() -> None:
-            assert await fetcher.bring(layer, small)
+        async def fetch() -> None:
+            assert await fetcher.fetch_object(layer, small)
             assert Path(store.directory.objects + small.content.name).read_bytes() == shared
 
         nursery.start_soon(fetcher.read, layer, chunk, 0, 1)
         await wait_all_tasks_blocked()
-        nursery.start_soon(bring)
+        nursery.start_soon(fetch)
         await wait_all_tasks_blocked()
         source.gate.set()
 
@@ -390,7 +390,7 @@ async def test_whoever_waits_for_a_fetcher_that_ends_is_told(store: Store) -> No
 
         async def wait(number: int) -> None:
             with pytest.raises(Unreachable):
-                await fetcher.bring(layer, layer.pieces[number])
+                await fetcher.fetch_object(layer, layer.pieces[number])
 
         async with open_fetcher(store, source) as fetcher:
             for number in range(0, 400, 5):  # more than there are requests at once

@@ -1,4 +1,4 @@
-"""Flights and their runs: a model in which runs begin, land, end and are given up in any order."""
+"""RunFlights and their runs: a model in which runs begin, land, end and are given up in any order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
 from lazyfs.errors import Unreachable
-from lazyfs.fetch.flight import Board, Flight, Flights
+from lazyfs.fetch.flight import Flight, RunFlights, SourceFlights
 
 CHUNKS = st.integers(0, 5)
 RUNS = st.integers(0, 3)
@@ -18,7 +18,7 @@ STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("begin"), RUNS, st.sets(CHUNKS, min_size=1)),
         st.tuples(st.just("read"), CHUNKS, st.none()),
-        st.tuples(st.just("land"), RUNS, CHUNKS),
+        st.tuples(st.just("complete"), RUNS, CHUNKS),
         st.tuples(st.just("cut"), RUNS, st.sets(CHUNKS)),
         st.tuples(st.just("end"), RUNS, st.booleans()),
         st.tuples(st.just("give up"), RUNS, st.none()),
@@ -53,12 +53,12 @@ class Reader:
 
 
 class Model:
-    """A board, its runs by a name that is used again when they have ended, and the readers that wait."""
+    """A flights, its runs by a name that is used again when they have ended, and the readers that wait."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
-        self.board = Board()
-        self.runs: dict[int, Flights] = {}
-        self.abandoned: list[Flights] = []
+        self.flights = SourceFlights()
+        self.runs: dict[int, RunFlights] = {}
+        self.abandoned: list[RunFlights] = []
         """Given up, and not at their end yet."""
         self.readers: list[Reader] = []
         self._nursery = nursery
@@ -66,11 +66,11 @@ class Model:
     async def step(self, what: str, name: int, argument: object) -> None:
         run = self.runs.get(name)
         if what == "begin" and run is None:
-            free = {chunk for chunk in argument if named(chunk) not in self.board}  # type: ignore[attr-defined]
-            self.runs[name] = self.board.take_off(map(named, argument))  # type: ignore[call-overload]
+            free = {chunk for chunk in argument if named(chunk) not in self.flights}  # type: ignore[attr-defined]
+            self.runs[name] = self.flights.start_run(map(named, argument))  # type: ignore[call-overload]
             assert {chunk for chunk in range(6) if named(chunk) in self.runs[name]} == free
         elif what == "read":
-            flight = self.board.get(named(name))
+            flight = self.flights.get(named(name))
             if flight is not None:
                 self.readers.append(Reader(flight, name))
                 self._nursery.start_soon(self.readers[-1].wait)
@@ -79,13 +79,13 @@ class Model:
                 if reader.chunk == name:
                     reader.scope.cancel()
         elif run is not None:
-            if what == "land":
+            if what == "complete":
                 for each in (run, *self.abandoned):  # what was given up may still be bringing it
-                    each.land(named(argument), memoryview(b"%d of %d" % (argument, id(each))))  # type: ignore[arg-type,str-bytes-safe]
+                    each.complete(named(argument), memoryview(b"%d of %d" % (argument, id(each))))  # type: ignore[arg-type,str-bytes-safe]
             elif what == "cut":
-                run.land_others({named(chunk) for chunk in argument})  # type: ignore[attr-defined]
+                run.complete_others({named(chunk) for chunk in argument})  # type: ignore[attr-defined]
             elif what == "end":
-                run.land_all(Unreachable(f"run {id(run)}") if argument else None)
+                run.complete_all(Unreachable(f"run {id(run)}") if argument else None)
                 del self.runs[name]
             elif what == "give up":
                 run.give_up()
@@ -103,7 +103,7 @@ class Model:
         for run in (*self.runs.values(), *self.abandoned):
             assert run.waiting == waiting[id(run)]
         for chunk in range(6):
-            flight = self.board.get(named(chunk))
+            flight = self.flights.get(named(chunk))
             owners = [run for run in self.runs.values() if named(chunk) in run]
             assert owners == ([] if flight is None else [flight.run])
 
@@ -127,9 +127,9 @@ def test_every_reader_is_answered_and_by_its_own_run(steps: list[tuple[str, int,
 
 
 async def test_closing_answers_everybody() -> None:
-    """All runs of a board, with one error."""
-    board = Board()
-    runs = [board.take_off([b"a", b"b"]), board.take_off([b"b", b"c"])]
+    """All runs of a flights, with one error."""
+    flights = SourceFlights()
+    runs = [flights.start_run([b"a", b"b"]), flights.start_run([b"b", b"c"])]
     told: list[str] = []
 
     async def wait(flight: Flight) -> None:
@@ -140,9 +140,9 @@ async def test_closing_answers_everybody() -> None:
 
     async with trio.open_nursery() as nursery:
         for digest in (b"a", b"b", b"c"):
-            flight = board.get(digest)
+            flight = flights.get(digest)
             assert flight is not None
             nursery.start_soon(wait, flight)
         await wait_all_tasks_blocked()
-        board.land_all(Unreachable("gone"))
+        flights.complete_all(Unreachable("gone"))
     assert told == ["gone"] * 3 and not any(runs)

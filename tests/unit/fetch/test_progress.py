@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from lazyfs.errors import HeldOff, Unreachable
-from lazyfs.fetch.fetcher import CLAIM_PATIENCE, READ_DEADLINE, Fetcher, open_fetcher
+from lazyfs.fetch.fetcher import CLAIM_TIMEOUT, READ_DEADLINE, Fetcher, open_fetcher
 from lazyfs.fetch.piece import LayerBlob
 from lazyfs.store.store import Store
 from tests.unit.fetch.scripted import RANDOM, ScriptedSource, make_layer, pass_time, read_piece, settle
@@ -134,7 +134,7 @@ async def test_a_run_that_waits_for_its_turn_does_not_stand_still(store: Store, 
             nursery.start_soon(reader.run)
         await pass_time(clock, fetcher, READ_DEADLINE + 1)
         assert all(reader.error for reader in readers) and len(source.ranges) == 8
-        flight = fetcher._board.get(layer.pieces[16].chunk.digest)
+        flight = fetcher._flights.get(layer.pieces[16].chunk.digest)
         assert flight is not None and not flight.run.given_up
         source.rate = None
         last = Reader(fetcher, layer, 16)
@@ -154,7 +154,7 @@ async def test_another_process_claim_holds_a_reader_for_a_while_only(store: Stor
         async with open_fetcher(store, source) as fetcher, trio.open_nursery() as nursery:
             reader = Reader(fetcher, layer, 1)
             nursery.start_soon(reader.run)
-            await pass_time(clock, fetcher, CLAIM_PATIENCE - 1)
+            await pass_time(clock, fetcher, CLAIM_TIMEOUT - 1)
             assert reader.got is None and not source.ranges
             await pass_time(clock, fetcher, 2)
             assert reader.got == LARGE[1 << 20 : 2 << 20]
@@ -175,8 +175,8 @@ async def test_an_object_that_another_process_has_claimed_is_brought_in_time(sto
     with Store.open(store.directory.path) as other:
         other.claim(piece.chunk.digest)
         async with open_fetcher(store, source) as fetcher, trio.open_nursery() as nursery:
-            nursery.start_soon(fetcher.bring, layer, piece)
-            await pass_time(clock, fetcher, CLAIM_PATIENCE + 1)
+            nursery.start_soon(fetcher.fetch_object, layer, piece)
+            await pass_time(clock, fetcher, CLAIM_TIMEOUT + 1)
             assert (store.directory.path / "objects" / piece.content.name).exists()
 
 

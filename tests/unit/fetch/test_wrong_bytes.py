@@ -50,10 +50,10 @@ async def in_the_background(fetcher: Fetcher, layer: LayerBlob) -> None:
     assert background.finished.is_set() and not background.trouble
 
 
-@pytest.mark.parametrize("bring", [every_file, in_the_background])
+@pytest.mark.parametrize("fetch", [every_file, in_the_background])
 @pytest.mark.parametrize("number", [0, 3, 399])
 async def test_wrong_once_is_told_to_nobody(
-    store: Store, bring: Callable[[Fetcher, LayerBlob], Awaitable[None]], number: int, caplog: pytest.LogCaptureFixture
+    store: Store, fetch: Callable[[Fetcher, LayerBlob], Awaitable[None]], number: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A reader of the chunk, those of its neighbours, and the background: all get what they want. It is counted and logged."""
     caplog.set_level(logging.INFO, "lazyfs")
@@ -61,7 +61,7 @@ async def test_wrong_once_is_told_to_nobody(
     source = ScriptedSource(blob)
     break_once(source, layer, flipped(blob, layer.pieces[number].chunk.member + 40))
     async with open_fetcher(store, source) as fetcher:
-        await bring(fetcher, layer)
+        await fetch(fetcher, layer)
         told = fetcher.statistics()
     assert measure_missing(store, [layer]).chunks == 0
     assert told.wrong == 1 and not told.errors and source.distrusted == [layer.digest]

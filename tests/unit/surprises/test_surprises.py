@@ -109,7 +109,7 @@ TABLE: dict[str, Entry] = {
     "layertar/in_order.py run_in_order: run": inside(IMAGES, fetching.loaded),
     "eager/loading.py bring: place.bars.run": inside(IMAGES, fetching.loaded),
     "fetch/fetcher.py Fetcher._begin: fetch": supervised("fetch", fetching.fetched),
-    "fetch/transfer.py Transfer._fly_all: self._unpack": supervised("fetch", fetching.unpacked),
+    "fetch/transfer.py Transfer._fetch_batches: self._unpack": supervised("fetch", fetching.unpacked),
     "fuse/loop.py serve: _cancel_at_end": root(fetching.looped),
     "fuse/session.py Session.answer: pyfuse3.main": root(fetching.greeted),
     "gate/failover.py _Hedge.run: self._try": root(fetching.raced),

@@ -10,9 +10,9 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from lazyfs.errors import LocalError, StoreUnusable
-from lazyfs.fetch.claim import Order, claim_missing, claim_together
+from lazyfs.fetch.batcher import Batcher
+from lazyfs.fetch.claim import ClaimRequest, claim_missing, claim_together
 from lazyfs.fetch.fetcher import open_fetcher
-from lazyfs.fetch.gather import Gather
 from lazyfs.fetch.piece import Piece
 from lazyfs.store.content import Content
 from lazyfs.store.store import Store
@@ -39,7 +39,9 @@ def test_together_is_as_one_by_one(store: Store) -> None:
         pieces = layer.pieces[first : first + 10]
         wanted = RANDOM.choice([None, *pieces])
         orders.append(
-            Order((*RANDOM.sample(pieces, RANDOM.randrange(1, 10)), *([wanted] if wanted else [])), wanted, RANDOM.random() < 0.5)
+            ClaimRequest(
+                (*RANDOM.sample(pieces, RANDOM.randrange(1, 10)), *([wanted] if wanted else [])), wanted, RANDOM.random() < 0.5
+            )
         )
     together = claim_together(store, orders)
     release(store, *together)
@@ -56,7 +58,7 @@ def test_what_lies_in_another_file_is_left_to_a_run_of_its_own(store: Store) -> 
     layer, _ = make_layer([(b"a", shared), (b"b", shared + b"more")], chunk_size=3000)
     keep(store, layer.pieces[0], shared)
     copied, lone = layer.pieces[1], layer.pieces[2]
-    orders = [Order((copied,), copied, gaps=False), Order((lone,), lone, gaps=False)]
+    orders = [ClaimRequest((copied,), copied, gaps=False), ClaimRequest((lone,), lone, gaps=False)]
     assert claim_together(store, orders) == [None, [lone]]
     assert claim_missing(store, orders[0]) == []
     assert not store.missing(copied.content, 0, 1)
@@ -75,7 +77,7 @@ def test_what_is_here_of_a_long_run_is_not_claimed(store: Store, monkeypatch: py
         return claim(digest)
 
     monkeypatch.setattr(store, "claim", count)
-    assert claim_missing(store, Order(layer.pieces, layer.pieces[0], gaps=False)) == [layer.pieces[0]]
+    assert claim_missing(store, ClaimRequest(layer.pieces, layer.pieces[0], gaps=False)) == [layer.pieces[0]]
     assert claimed == [layer.pieces[0].chunk.digest]
     release(store, [layer.pieces[0]])
 
@@ -97,11 +99,11 @@ class Work:
 async def test_jobs_that_come_together_go_together() -> None:
     """The first goes at once; all others go with the second. Each gets what comes of its own."""
     work = Work()
-    gather = Gather(work, trio.CapacityLimiter(2), trips=1)
+    batcher = Batcher(work, trio.CapacityLimiter(2), at_once=1)
     got: dict[int, int] = {}
 
     async def do(number: int) -> None:
-        got[number] = await gather.do(number)
+        got[number] = await batcher.submit(number)
 
     for _ in range(2):
         async with trio.open_nursery() as nursery:
@@ -122,11 +124,11 @@ async def test_two_trips_at_a_time() -> None:
             assert halted.wait(20)
         return [2 * number for number in numbers]
 
-    gather = Gather(work, trio.CapacityLimiter(2), trips=2)
+    batcher = Batcher(work, trio.CapacityLimiter(2), at_once=2)
     got: dict[int, int] = {}
 
     async def do(number: int) -> None:
-        got[number] = await gather.do(number)
+        got[number] = await batcher.submit(number)
 
     for _ in range(2):
         halted.clear()
@@ -146,12 +148,12 @@ async def test_two_trips_at_a_time() -> None:
 async def test_an_error_is_everybodys_who_went_together() -> None:
     """Nobody waits on; the next one goes again."""
     work = Work()
-    gather = Gather(work, trio.CapacityLimiter(2), trips=1)
+    batcher = Batcher(work, trio.CapacityLimiter(2), at_once=1)
     told: list[str] = []
 
     async def do(number: int) -> None:
         try:
-            await gather.do(number)
+            await batcher.submit(number)
         except LocalError as error:
             told.append(str(error))
 
@@ -161,7 +163,7 @@ async def test_an_error_is_everybodys_who_went_together() -> None:
             nursery.start_soon(do, number)
     assert told == ["it is closed"] * 5
     work.fails = False
-    assert await gather.do(4) == 8
+    assert await batcher.submit(4) == 8
 
 
 async def test_an_interrupt_leaves_nobody_without_an_answer() -> None:
@@ -172,12 +174,12 @@ async def test_an_interrupt_leaves_nobody_without_an_answer() -> None:
             raise KeyboardInterrupt
         return list(numbers)
 
-    gather = Gather(work, trio.CapacityLimiter(2), trips=1)
+    batcher = Batcher(work, trio.CapacityLimiter(2), at_once=1)
     got: list[object] = []
 
     async def do(number: int) -> None:
         try:
-            got.append(await gather.do(number))
+            got.append(await batcher.submit(number))
         except KeyboardInterrupt:
             got.append("interrupted")
 
@@ -186,18 +188,18 @@ async def test_an_interrupt_leaves_nobody_without_an_answer() -> None:
             nursery.start_soon(do, number)
     assert len(got) == 30
     assert 1 <= got.count("interrupted") <= 16, "those who went together"
-    assert await gather.do(7) == 7
+    assert await batcher.submit(7) == 7
 
 
 async def test_who_is_cancelled_still_gets_what_comes_of_his_job() -> None:
     """A claim has to be given back."""
-    gather = Gather(Work(), trio.CapacityLimiter(2), trips=1)
+    batcher = Batcher(Work(), trio.CapacityLimiter(2), at_once=1)
     got: list[int] = []
 
     async def do(number: int) -> None:
         with trio.CancelScope() as scope:
             scope.cancel()
-            got.append(await gather.do(number))
+            got.append(await batcher.submit(number))
 
     async with trio.open_nursery() as nursery:
         for number in range(3):

@@ -13,8 +13,8 @@ from trio.testing import MockClock
 from lazyfs.errors import LazyfsError
 from lazyfs.fetch.background import Background, Wanted, measure_missing
 from lazyfs.fetch.fetcher import Fetcher, open_fetcher
-from lazyfs.fetch.flight import Air
-from lazyfs.fetch.others import HOPE, WINDOWS
+from lazyfs.fetch.flight import StoreFlights
+from lazyfs.fetch.other_sources import TIMEOUT, WINDOWS
 from lazyfs.fetch.piece import LayerBlob
 from lazyfs.gate.catalog import Supply
 from lazyfs.gate.failover import Failover
@@ -28,9 +28,9 @@ LARGE = RANDOM.randbytes(1 << 20)
 @asynccontextmanager
 async def fetchers(store: Store, sources: Sequence[ScriptedSource]) -> AsyncIterator[list[Fetcher]]:
     """Of these sources, which share their flights."""
-    air = Air()
+    store_flights = StoreFlights()
     async with AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(open_fetcher(store, source, air=air)) for source in sources]
+        yield [await stack.enter_async_context(open_fetcher(store, source, store_flights=store_flights)) for source in sources]
 
 
 def held_back(source: ScriptedSource) -> ScriptedSource:
@@ -99,7 +99,7 @@ def failing(blob: bytes) -> ScriptedSource:
     return source
 
 
-BAD = {silent: HOPE, Trickling: WINDOWS * HOPE, lying: 0.0, failing: 0.0}
+BAD = {silent: TIMEOUT, Trickling: WINDOWS * TIMEOUT, lying: 0.0, failing: 0.0}
 """What a first source does, and how many seconds that costs a reader of another one."""
 
 
@@ -131,7 +131,7 @@ async def read(both: list[Fetcher], layer: LayerBlob, number: int, *, through_th
     if not through_the_gate:
         return await read_piece(both[1], layer, number)
     supplies = [Supply(fetcher, layer, layer.pieces[number : number + 1]) for fetcher in both]
-    return await Failover().run(supplies, slice(1), lambda supply: read_piece(supply.fetcher, layer, number), HOPE)
+    return await Failover().run(supplies, slice(1), lambda supply: read_piece(supply.fetcher, layer, number), TIMEOUT)
 
 
 async def ignore(work: partial[object]) -> None:
@@ -150,24 +150,24 @@ async def test_a_source_that_closes_lands_its_own_flights_only(store: Store, jum
     async def read(fetcher: Fetcher, number: int) -> None:
         got[number] = await read_piece(fetcher, layer, number)
 
-    air = Air()
-    async with open_fetcher(store, staying, air=air) as stays, trio.open_nursery() as nursery:
-        async with open_fetcher(store, ending, air=air) as ends:
+    store_flights = StoreFlights()
+    async with open_fetcher(store, staying, store_flights=store_flights) as stays, trio.open_nursery() as nursery:
+        async with open_fetcher(store, ending, store_flights=store_flights) as ends:
             nursery.start_soon(ignore, partial(read_piece, ends, layer, 0))
             await until(lambda: ending.ranges)
             nursery.start_soon(read, stays, 0)
             nursery.start_soon(read, stays, 1)
             await until(lambda: staying.ranges)
-            assert layer.pieces[0].chunk.digest in air and not got
+            assert layer.pieces[0].chunk.digest in store_flights and not got
         await until(lambda: len(staying.ranges) == 2)
         staying.gate.set()
     assert got == {0: LARGE, 1: LARGE[::-1]}
-    assert not air._flights
+    assert not store_flights._flights
 
 
 @pytest.mark.parametrize("bad", [silent, Trickling], ids=lambda bad: bad.__name__)
 async def test_no_background_depends_on_another_source(store: Store, jumping: MockClock, bad: type[ScriptedSource]) -> None:
-    """What a source has begun and does not bring is fetched from the other one after a while, beside it."""
+    """What a source has begun and does not fetch is fetched from the other one after a while, beside it."""
     layer, blob = make_layer(FILES)
     first, own = bad(blob), ScriptedSource(blob)
     async with fetchers(store, [first, own]) as both, trio.open_nursery() as nursery:
@@ -219,7 +219,7 @@ async def test_the_gate_passes_over_the_source_that_is_silent(store: Store, jump
     async with fetchers(store, [honest, mute]) as both, trio.open_nursery() as nursery:
         nursery.start_soon(ignore, partial(read_piece, both[1], layer, 0))
         await until(lambda: mute.ranges)
-        with trio.fail_after(HOPE + 0.1):
+        with trio.fail_after(TIMEOUT + 0.1):
             assert await read(both, layer, 0, through_the_gate=True) == LARGE
         assert both[1].is_passed_over and not both[0].is_passed_over
         nursery.cancel_scope.cancel()
