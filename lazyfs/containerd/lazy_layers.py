@@ -19,10 +19,10 @@ from lazyfs.format.dialects import named
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import Descriptor
 from lazyfs.image.layer import Layer
-from lazyfs.live.course import State
-from lazyfs.live.layer import Index, LiveLayer
+from lazyfs.live.layer import LayerIndexer, LiveLayer
 from lazyfs.live.layer import name_of as live_name
 from lazyfs.live.layers import Layers
+from lazyfs.live.lifecycle import State
 from lazyfs.live.pulls import Pulls
 from lazyfs.live.source import LiveSource, OpenSource, Sources
 from lazyfs.snapshots.snapshot import LazyLayer
@@ -44,7 +44,7 @@ class LazyLayers:
         self._open_source = open_source
         self._snapshots: Counter[tuple[str, Digest]] = Counter()
         """How many there are of each layer, of all containerds; by its name and its TOC."""
-        self.lull = pulls.lull
+        self.quiet_period = pulls.quiet_period
 
     def add(self, lazy: LazyLayer) -> None:
         """There is one more snapshot of the layer."""
@@ -85,18 +85,18 @@ class LazyLayers:
         """Whether it is indexed, for whatever image."""
         return self._layers.is_known(layer)
 
-    def use(self, lazy: LazyLayer, index: Index | None = None) -> LiveLayer:
+    def use(self, lazy: LazyLayer, index: LayerIndexer | None = None) -> LiveLayer:
         """The live layer, counted as used once more. `index`, where it is at hand. Raises UsageError, LocalError."""
         return self._layers.use(self.repository(lazy.reference), layer_of(lazy), index)
 
-    def pull(self, lazy: LazyLayer, index: Index | None = None) -> LiveLayer:
+    def pull(self, lazy: LazyLayer, index: LayerIndexer | None = None) -> LiveLayer:
         """All of the layer shall come, behind what readers wait for; it lives until then. `index` and errors as in `use`."""
         live = self.use(lazy, index)
         self._pulls.begin(live)
         live.uses.change(-1)
         return live
 
-    async def fetch_prefix(self, index: Index, repository: str) -> None:
+    async def fetch_prefix(self, index: LayerIndexer, repository: str) -> None:
         """Fetch a layer's prefix before there is a snapshot of it. Ends, whatever happens."""
         await self._pulls.fetch_prefix(index, self.repository(repository))
 
@@ -115,7 +115,7 @@ class LazyLayers:
                 continue
             with trio.move_on_after(_RESUME_PATIENCE):
                 assert pull is not None  # it has begun
-                await pull.course.reach(State.ENDED)
+                await pull.lifecycle.wait_for(State.ENDED)
 
 
 def name_of(lazy: LazyLayer) -> str:

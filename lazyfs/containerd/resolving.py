@@ -31,7 +31,7 @@ from lazyfs.format.manifest import Descriptor
 from lazyfs.format.platform import this_platform
 from lazyfs.image.image import resolve_manifest
 from lazyfs.image.layer import Toc, load_layer
-from lazyfs.live.layer import Index
+from lazyfs.live.layer import LayerIndexer
 from lazyfs.live.source import LiveSource
 from lazyfs.native.metadata import GrowingStack, LayerMetadata, ensure_metadata
 from lazyfs.snapshots.labels import Claim, ToldLayer
@@ -61,7 +61,7 @@ class Resolved(NamedTuple):
     """A layer that may be mounted lazily."""
 
     lazy: LazyLayer
-    layer_index: Index
+    layer_index: LayerIndexer
 
 
 class _Key(NamedTuple):
@@ -116,7 +116,7 @@ class _Load:
     def __init__(self) -> None:
         self.toc: LayerMetadata | None = None
         """It is in the store."""
-        self.index: Index | None = None
+        self.index: LayerIndexer | None = None
         self.failure: LazyfsError | None = None
         self.ended = trio.Event()
         self.image: Future[Path] | None = None
@@ -330,7 +330,7 @@ class Resolving:
                     layer = await load_layer(
                         live.source, self._store, descriptor, accepted=accepted, image=bounds, in_store=in_store
                     )
-                    load.index = Index(layer)
+                    load.index = LayerIndexer(layer)
             if image is not None:
                 image.counted.add(descriptor.digest)
         except trio.TooSlowError:

@@ -109,7 +109,7 @@ class Snapshotter:
         self, key: str, parent: str, labels: Mapping[str, str], kind: Literal["active", "view"] = "active"
     ) -> tuple[Mount, ...]:
         """A new snapshot, and what to mount for it. Raises SnapshotExists for a layer that is lazy; SnapshotError, LocalError."""
-        self._layers.lull.end()
+        self._layers.quiet_period.note_request()
         asked = read_labels(labels) if kind == "active" else Ordinary("")
         reason = asked.reason if isinstance(asked, Ordinary) else await self._commit_lazy(asked, parent, labels)
         if reason:
@@ -234,7 +234,7 @@ class Snapshotter:
     async def _note_later(self, snapshot: Snapshot, live: LiveLayer | None = None) -> None:
         """A pull does not wait for it: whoever asks for the usage before that does."""
         self._unnoted[snapshot.key] = snapshot
-        await self._layers.lull.wait()
+        await self._layers.quiet_period.wait()
         if snapshot.key in self._unnoted:
             await self._note_objects(snapshot, live)
 

@@ -57,7 +57,7 @@ class Mounting:
                 return await self._tell_again(mount.row, order, tell)
         async with self._alone(order.directory, order.upper):
             await self._check(order)
-            live = await self._images.bring_to_life(image_of(order), order.creds, tell, lazy_only=order.lazy_only)
+            live = await self._images.acquire(image_of(order), order.creds, tell, lazy_only=order.lazy_only)
             try:
                 row = await self._mounts.make(_pinned(order, live), live)
             except BaseException:
@@ -73,7 +73,7 @@ class Mounting:
 
     async def _tell_again(self, row: Row, order: MountOrder, tell: Tell) -> MountResult:
         """The order was carried out by a process that died before it said so; the image may not have come to life again."""
-        live = await self._images.bring_to_life(image_of(row.mount), order.creds, tell, lazy_only=False)
+        live = await self._images.acquire(image_of(row.mount), order.creds, tell, lazy_only=False)
         try:
             return await self._report(row, live, order, tell)
         finally:

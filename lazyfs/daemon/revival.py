@@ -72,7 +72,7 @@ class Revival:
                 live = mount.live
                 if live is None:
                     # Its documents are in the store, unless they were damaged.
-                    live = await self._images.bring_to_life(image_of(row.mount), "", _say_nothing, lazy_only=False)
+                    live = await self._images.acquire(image_of(row.mount), "", _say_nothing, lazy_only=False)
                     self._mounts.has_image(row.number, live)
                     continue
                 if attached and not same_gate:

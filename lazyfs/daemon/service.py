@@ -179,7 +179,7 @@ class Service:
 
     def _overlays_on(self, layers: set[str]) -> list[Path]:
         """Where overlays are mounted that show any of these live layers."""
-        images = self.images.showing(layers)
+        images = self.images.containing(layers)
         found = [Path(mount.row.mount.directory) for mount in self.mounts.live.values() if mount.image in images]
         return found if self.plugin is None else [*found, *self.plugin.roots_on(layers)]
 

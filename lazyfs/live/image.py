@@ -20,7 +20,7 @@ from lazyfs.format.platform import parse_platform
 from lazyfs.gate.catalog import Catalog
 from lazyfs.image.image import Image, resolve_image
 from lazyfs.image.layer import Layer
-from lazyfs.live.layer import Index, LiveLayer
+from lazyfs.live.layer import LayerIndexer, LiveLayer
 from lazyfs.live.layers import Layers
 from lazyfs.live.source import LiveSource, Sources
 from lazyfs.live.uses import Uses
@@ -140,7 +140,7 @@ class Images:
         self._tasks = tasks
         self.live: dict[str, LiveImage] = {}
 
-    async def bring_to_life(self, request: ImageRequest, creds: str, tell: Tell, *, lazy_only: bool) -> LiveImage:
+    async def acquire(self, request: ImageRequest, creds: str, tell: Tell, *, lazy_only: bool) -> LiveImage:
         """The image, counted as used by one mount. `creds` is `USER:PASSWORD` or empty. Raises LazyfsError.
 
         Cancelled: what has arrived of a layer that is not lazy is kept for the next try.
@@ -165,28 +165,28 @@ class Images:
     def add(self, image: Image, layers: tuple[Layer, ...], source: ImageSource, *, background: bool) -> LiveImage:
         """A live image with one mount; it owns `source` from now on."""
         own = self._sources.own(image.name, source)
-        stack = tuple(self._layers.use(own, layer, Index(layer)) for layer in layers)
+        stack = tuple(self._layers.use(own, layer, LayerIndexer(layer)) for layer in layers)
         live = self.live[image.name] = LiveImage(image, stack, own)
         live.use(background=background)
         self._catalog.remove(image.name)  # it was expected by this name; from here on its layers are
         self._tasks.start_soon("image", self._run, live, subject=image.name)
         return live
 
-    def showing(self, layers: set[str]) -> set[str]:
+    def containing(self, layers: set[str]) -> set[str]:
         """The names of the images that have any of these live layers."""
         return {name for name, live in self.live.items() if any(layer.name in layers for layer in live.live_layers)}
 
     async def _run(self, live: LiveImage) -> None:
         try:
             async with trio.open_nursery() as nursery:
-                self._tasks.within(nursery).keep_running("image", self._live, live, subject=live.image.name)
+                self._tasks.within(nursery).keep_running("image", self._run_until_unused, live, subject=live.image.name)
         finally:
             self._forget(live)
             for layer in live.live_layers:
                 layer.uses.change(-1)
             live.source.uses.change(-1)
 
-    async def _live(self, live: LiveImage) -> None:
+    async def _run_until_unused(self, live: LiveImage) -> None:
         """Until nothing has mounted it for a while."""
         async with trio.open_nursery() as nursery:
             background = self._tasks.within(nursery)

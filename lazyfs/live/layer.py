@@ -16,13 +16,13 @@ from lazyfs.fetch.piece import LayerBlob
 from lazyfs.format.digest import Digest
 from lazyfs.gate.catalog import LayerObjects, key_of
 from lazyfs.image.layer import Layer
-from lazyfs.live.course import LAYER, PULL, Course, State
+from lazyfs.live.lifecycle import LAYER, PULL, Lifecycle, State
 from lazyfs.live.source import LiveSource
 from lazyfs.live.uses import Uses
 from lazyfs.store.store import Store
 
 
-class Indexed(NamedTuple):
+class IndexedLayer(NamedTuple):
     """What is kept of a layer."""
 
     objects: LayerObjects
@@ -35,16 +35,16 @@ class Indexed(NamedTuple):
         return Wanted(self.objects.layer, self.prefetch_end)
 
 
-class Index:
+class LayerIndexer:
     """A layer that was loaded, indexed once, by the first who asks. It takes 5 ms a thousand files, and lets go of the entries."""
 
     def __init__(self, layer: Layer) -> None:
         self.layer: Final = layer.without_entries()
         self._loaded: Layer | None = layer
         self._lock = trio.Lock()
-        self._indexed: Indexed | None = None
+        self._indexed: IndexedLayer | None = None
 
-    async def indexed(self, known: LayerObjects | None = None) -> Indexed:
+    async def indexed(self, known: LayerObjects | None = None) -> IndexedLayer:
         """`known`: the same layer's objects, where another image has them. Raises what went wrong; the next to ask tries again.
 
         Cancelled: it is indexed all the same.
@@ -61,26 +61,26 @@ class Index:
 
 
 class Pull:
-    """All of a layer shall come. Its states are in course.py."""
+    """All of a layer shall come. Its states are in lifecycle.py."""
 
     def __init__(self) -> None:
-        self.course = Course(PULL)
+        self.lifecycle = Lifecycle(PULL)
         self.scope = trio.CancelScope()
 
 
 class LiveLayer:
-    """One layer of one source. `Layers` makes it. Its states are in course.py."""
+    """One layer of one source. `Layers` makes it. Its states are in lifecycle.py."""
 
-    def __init__(self, layer: Layer, source: LiveSource, index: Index | None) -> None:
+    def __init__(self, layer: Layer, source: LiveSource, index: LayerIndexer | None) -> None:
         """`index`: None where the layer is to be loaded from the store."""
         self.layer: Final = layer.without_entries()
         self.source: Final = source
         self.name: Final = name_of(source.name, layer.digest, layer.toc_digest, layer.dialect.name)
         self.uses = Uses()
-        self.course = Course(LAYER)
+        self.lifecycle = Lifecycle(LAYER)
         self.index = index
         """Until the layer is known."""
-        self.kept: Indexed | None = None
+        self.kept: IndexedLayer | None = None
         """Once it is known."""
         self.pull: Pull | None = None
         """One for all who want all of it."""
@@ -90,16 +90,16 @@ class LiveLayer:
     @property
     def is_known(self) -> bool:
         """Whether the gate knows what it holds."""
-        return self.course.is_at(State.KNOWN)
+        return self.lifecycle.is_in(State.KNOWN)
 
-    async def known(self) -> Indexed:
+    async def known(self) -> IndexedLayer:
         """What is kept of it, as soon as it is known. Raises StoreUnusable: it ended before."""
-        await self.course.reach(State.KNOWN)
+        await self.lifecycle.wait_for(State.KNOWN)
         if self.kept is None:
             raise StoreUnusable(f"layer {self.layer.digest} is no longer in use", hint="Try again")
         return self.kept
 
-    def has_failed(self, error: Exception) -> None:
+    def note_failure(self, error: Exception) -> None:
         """To index it has failed, and is tried again."""
         self.trouble = f"what is missing cannot be fetched: {error}"
 
@@ -109,9 +109,9 @@ def name_of(source: str, digest: Digest, toc_digest: Digest, dialect: str) -> st
     return f"{source}@{digest} {dialect} {toc_digest}"
 
 
-def index_layer(layer: Layer, known: LayerObjects | None = None) -> Indexed:
+def index_layer(layer: Layer, known: LayerObjects | None = None) -> IndexedLayer:
     """Blocking. What is kept of a layer that was loaded."""
-    return Indexed(known or LayerObjects(key_of(layer), LayerBlob.of(layer)), layer.prefetch_end)
+    return IndexedLayer(known or LayerObjects(key_of(layer), LayerBlob.of(layer)), layer.prefetch_end)
 
 
 def load_again(store: Store, layer: Layer) -> Layer | None:

@@ -14,8 +14,8 @@ import trio
 from lazyfs.errors import LazyfsError
 from lazyfs.gate.catalog import Catalog, key_of
 from lazyfs.image.layer import Layer, load_layer
-from lazyfs.live.course import State
-from lazyfs.live.layer import Index, LiveLayer, load_again, name_of
+from lazyfs.live.layer import LayerIndexer, LiveLayer, load_again, name_of
+from lazyfs.live.lifecycle import State
 from lazyfs.live.source import LiveSource
 from lazyfs.store.store import Store
 from lazyfs.tasks import Supervisor
@@ -38,7 +38,7 @@ class Layers:
         self.live: dict[str, LiveLayer] = {}
         """By name (see layer.py)."""
 
-    def use(self, source: LiveSource, layer: Layer, index: Index | None = None) -> LiveLayer:
+    def use(self, source: LiveSource, layer: Layer, index: LayerIndexer | None = None) -> LiveLayer:
         """The live layer, counted as used once more. `layer` may have no entries; `index` where it was loaded already."""
         name = name_of(source.name, layer.digest, layer.toc_digest, layer.dialect.name)
         live = self.live.get(name)
@@ -60,26 +60,26 @@ class Layers:
         try:
             async with trio.open_nursery() as nursery:
                 inner = self._tasks.within(nursery)
-                inner.keep_running("layer", self._live, live, subject=str(live.layer.digest))
+                inner.keep_running("layer", self._run_until_unused, live, subject=str(live.layer.digest))
         finally:
             self._end(live)
             live.source.uses.change(-1)
 
-    async def _live(self, live: LiveLayer) -> None:
+    async def _run_until_unused(self, live: LiveLayer) -> None:
         """Until it has been unused for a while, whether it is known by then or not."""
         async with trio.open_nursery() as nursery:
             if not live.is_known:
                 indexing = self._tasks.within(nursery)
                 digest = str(live.layer.digest)
-                indexing.keep_running("layer index", self._index, live, subject=digest, failed=live.has_failed)
+                indexing.keep_running("layer index", self._index, live, subject=digest, failed=live.note_failure)
             await live.uses.wait_until_unused(lambda: live.source.linger)
             self._end(live)  # before the tasks are: nothing that is ending may be found
             nursery.cancel_scope.cancel()
 
     def _end(self, live: LiveLayer) -> None:
-        if live.course.is_at(State.ENDED):
+        if live.lifecycle.is_in(State.ENDED):
             return
-        live.course.move(State.ENDED)
+        live.lifecycle.move(State.ENDED)
         live.source.withdraw(live.name)
         if self.live.get(live.name) is live:  # else the name is another one's by now
             del self.live[live.name]
@@ -90,14 +90,14 @@ class Layers:
     async def _index(self, live: LiveLayer) -> None:
         await live.source.ready()
         if live.index is None:
-            live.index = Index(await self._load(live))
+            live.index = LayerIndexer(await self._load(live))
         async with self._indexing:
             kept = await live.index.indexed(self._catalog.known(key_of(live.layer)))
-        if live.course.is_at(State.ENDED):
+        if live.lifecycle.is_in(State.ENDED):
             return  # while a thread was at it
         live.kept, live.index, live.trouble = kept, None, ""
         live.source.offer(live.name, kept.objects)
-        live.course.move(State.KNOWN)
+        live.lifecycle.move(State.KNOWN)
 
     async def _load(self, live: LiveLayer) -> Layer:
         """From the store; where its TOC was lost there, from the source, however long that takes."""

@@ -1,7 +1,7 @@
 """Layers that shall come whole, though nobody has asked for what is left of them.
 
-Each layer's prefix is fetched at once, because the container that will be started is going to wait for it. The rest waits for a lull
-(lull.py), and comes layer by layer: one queue for each source, in the order in which the pulls came. A pull that stands still, because its
+Each layer's prefix is fetched at once, because the container that will be started is going to wait for it. The rest waits for a quiet_period
+(quiet_period.py), and comes layer by layer: one queue for each source, in the order in which the pulls came. A pull that stands still, because its
 blob cannot be had, goes to the end of the queue.
 """
 
@@ -18,18 +18,18 @@ from lazyfs.fetch.background import Background, Wanted
 from lazyfs.format.dialects import toc_key
 from lazyfs.image.layer import Layer
 from lazyfs.kernel.heap import give_back
-from lazyfs.live.course import State
-from lazyfs.live.layer import Index, LiveLayer, Pull
-from lazyfs.live.lull import Lull
+from lazyfs.live.layer import LayerIndexer, LiveLayer, Pull
+from lazyfs.live.lifecycle import State
+from lazyfs.live.quiet_period import QuietPeriod
 from lazyfs.live.source import LiveSource
 from lazyfs.store.store import Store
 from lazyfs.tasks import Supervisor
 
 _log = logging.getLogger(__name__)
 
-_LOOK: Final = 10.0
+_STALL_CHECK: Final = 10.0
 """Seconds between looks whether a pull stands still that others wait for."""
-_AHEAD: Final = 30.0
+_PREFIX_TIMEOUT: Final = 30.0
 """Seconds for a prefix that nothing uses yet."""
 
 
@@ -43,7 +43,7 @@ class Pulls:
         self._rest = rest
         self._queues: dict[LiveSource, dict[LiveLayer, Pull]] = {}
         """Pulls that wait for their turn, or have it: the first of each."""
-        self.lull = Lull()
+        self.quiet_period = QuietPeriod()
 
     def begin(self, live: LiveLayer) -> Pull:
         """Pull a layer, which lives until that has ended; the pull that goes on, where there is one."""
@@ -59,11 +59,11 @@ class Pulls:
             live.pull.scope.cancel()
             live.pull = None
 
-    async def fetch_prefix(self, index: Index, source: LiveSource) -> None:
+    async def fetch_prefix(self, index: LayerIndexer, source: LiveSource) -> None:
         """Fetch a layer's prefix before anything uses the layer: the link has nothing else to do. Ends, whatever happens."""
         kept = await index.indexed()
         if kept.prefetch_end:
-            with source.in_use(), trio.move_on_after(_AHEAD):
+            with source.in_use(), trio.move_on_after(_PREFIX_TIMEOUT):
                 await self._fetch(source, [kept.wanted], rest=False)
 
     async def was_complete(self, layer: Layer) -> bool:
@@ -76,15 +76,15 @@ class Pulls:
                 wanted = (await live.known()).wanted
                 await self._fetch(live.source, [wanted], rest=False)
                 if self._rest:
-                    pull.course.move(State.WAITING)
-                    await self.lull.wait()
+                    pull.lifecycle.move(State.WAITING)
+                    await self.quiet_period.wait()
                     self._enqueue(live, pull)
-                    await pull.course.reach(State.ENDED)
+                    await pull.lifecycle.wait_for(State.ENDED)
         finally:
             if live.pull is pull:  # else it was stopped, and another one may have begun
                 live.pull = None
-            if not pull.course.is_at(State.ENDED):
-                pull.course.move(State.ENDED)  # after a stop or a failure: wakes those who wait, and the queue
+            if not pull.lifecycle.is_in(State.ENDED):
+                pull.lifecycle.move(State.ENDED)  # after a stop or a failure: wakes those who wait, and the queue
             live.uses.change(-1)
 
     def _enqueue(self, live: LiveLayer, pull: Pull) -> None:
@@ -95,30 +95,30 @@ class Pulls:
             queue[live] = pull
         else:
             self._queues[live.source] = {live: pull}
-            self._tasks.keep_running("pulls of a source", self._take_turns, live.source, subject=live.source.name)
+            self._tasks.keep_running("pulls of a source", self._run_queue, live.source, subject=live.source.name)
 
-    async def _take_turns(self, source: LiveSource) -> None:
+    async def _run_queue(self, source: LiveSource) -> None:
         """Until no pull is left. A failure ends the pull that has its turn; run again, it goes on with the others."""
         queue = self._queues[source]
         while queue:
             live, pull = next(iter(queue.items()))
             is_over = True
             try:
-                is_over = await self._take_turn(live, pull, queue)
+                is_over = await self._run_pull(live, pull, queue)
             finally:
                 if queue.get(live) is pull:
                     del queue[live]
                     if not is_over:
                         queue[live] = pull
-                if is_over and not pull.course.is_at(State.ENDED):
-                    pull.course.move(State.ENDED)
+                if is_over and not pull.lifecycle.is_in(State.ENDED):
+                    pull.lifecycle.move(State.ENDED)
             if not queue:
                 await trio.to_thread.run_sync(give_back)  # a pull may come meanwhile
         del self._queues[source]
 
-    async def _take_turn(self, live: LiveLayer, pull: Pull, queue: Sized) -> bool:
+    async def _run_pull(self, live: LiveLayer, pull: Pull, queue: Sized) -> bool:
         """Fetch the rest of one layer, for as long as its pull is not stopped. False where it stands still and others are in `queue`."""
-        if pull.course.is_at(State.ENDED):
+        if pull.lifecycle.is_in(State.ENDED):
             return True
         is_over = True
         async with trio.open_nursery() as nursery:
@@ -126,13 +126,13 @@ class Pulls:
             async def leave_when_stuck(background: Background) -> None:
                 nonlocal is_over
                 while True:
-                    await trio.sleep(_LOOK)
+                    await trio.sleep(_STALL_CHECK)
                     if background.is_stalled and len(queue) > 1:
                         is_over = False
                         nursery.cancel_scope.cancel()
 
             async def leave_when_stopped() -> None:
-                await pull.course.reach(State.ENDED)
+                await pull.lifecycle.wait_for(State.ENDED)
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(leave_when_stopped)

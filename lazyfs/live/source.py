@@ -3,7 +3,7 @@
 containerd's layers find a source by its repository's name, and share it. A mounted image has a source of its own, with the credentials
 of whoever ordered it. Sources of one authority share a line: the background of each gives way to the readers of all.
 
-A source lives while something uses it, and a shared one a while longer. Its states are in course.py.
+A source lives while something uses it, and a shared one a while longer. Its states are in lifecycle.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lazyfs.fetch.fetcher import Fetcher, open_fetcher
 from lazyfs.fetch.flight import StoreFlights
 from lazyfs.fetch.traffic import Traffic
 from lazyfs.gate.catalog import Catalog, LayerObjects
-from lazyfs.live.course import SOURCE, Course, State
+from lazyfs.live.lifecycle import SOURCE, Lifecycle, State
 from lazyfs.live.uses import LINGER, Uses
 from lazyfs.source.protocol import ImageSource
 from lazyfs.store.store import Store
@@ -40,7 +40,7 @@ class LiveSource:
         self.linger: Final = LINGER if shared else 0.0
         """Seconds that it stays without a user, and each of its layers likewise. What owns a source lingers itself."""
         self.uses = Uses()
-        self.course = Course(SOURCE)
+        self.lifecycle = Lifecycle(SOURCE)
         self.fetcher: Fetcher | None = None
         """The last one: it is closed unless the state is READY."""
         self.trouble = ""
@@ -56,25 +56,25 @@ class LiveSource:
 
     async def ready(self) -> Fetcher:
         """The fetcher, once it works. Raises Unreachable: the source has ended."""
-        await self.course.reach(State.READY, State.ENDED)
-        if not self.course.is_at(State.READY) or self.fetcher is None:
+        await self.lifecycle.wait_for(State.READY, State.ENDED)
+        if not self.lifecycle.is_in(State.READY) or self.fetcher is None:
             raise Unreachable(f"{self.name} is not in use any more")
         return self.fetcher
 
     def offer(self, name: str, objects: LayerObjects) -> None:
         """Tell the gate that this source has a layer, now and whenever it gets another fetcher."""
         self._offers[name] = objects
-        if self.course.is_at(State.READY) and self.fetcher is not None:
+        if self.lifecycle.is_in(State.READY) and self.fetcher is not None:
             self._catalog.add(name, self.fetcher, (objects,))
 
     def withdraw(self, name: str) -> None:
         """The layer is not offered any more. The caller tells the catalog, where another source may offer it by now."""
         self._offers.pop(name, None)
 
-    def has_fetcher(self, fetcher: Fetcher) -> None:
+    def set_fetcher(self, fetcher: Fetcher) -> None:
         """For `Sources`."""
         self.fetcher = fetcher
-        self.course.move(State.READY)
+        self.lifecycle.move(State.READY)
         for name, objects in self._offers.items():
             self._catalog.add(name, fetcher, (objects,))
 
@@ -126,7 +126,7 @@ class Sources:
                 try:
                     await live.source.aclose()
                 finally:
-                    live.course.move(State.CLOSED)
+                    live.lifecycle.move(State.CLOSED)
 
     async def _fetch(self, live: LiveSource) -> None:
         """Until the source has been unused for a while. After a failure it is run again, and serves the layers that lived before."""
@@ -135,16 +135,16 @@ class Sources:
             async with open_fetcher(
                 self._store, live.source, traffic, store_flights=self._store_flights, failures=self._tasks.failures
             ) as fetcher:
-                live.has_fetcher(fetcher)
+                live.set_fetcher(fetcher)
                 await live.uses.wait_until_unused(lambda: live.linger)
                 self._end(live)  # while its fetcher works: nothing that is being closed may be found
         finally:
-            if live.course.is_at(State.READY):
-                live.course.move(State.OPENING)
+            if live.lifecycle.is_in(State.READY):
+                live.lifecycle.move(State.OPENING)
 
     def _end(self, live: LiveSource) -> None:
         """Nothing, where it has ended already: its name may be another one's by now."""
         if self._shared.get(live.name) is live:
             del self._shared[live.name]
-        if not live.course.is_at(State.ENDED):
-            live.course.move(State.ENDED)
+        if not live.lifecycle.is_in(State.ENDED):
+            live.lifecycle.move(State.ENDED)

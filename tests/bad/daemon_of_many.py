@@ -42,7 +42,7 @@ async def main(store_path: Path, layouts: list[str]) -> list[str]:
             async def order(number: int) -> None:
                 mount = MountOrder(str(number), f"oci:{layouts[number]}:v1", "/mnt", str(this_platform()), background="off")
                 try:
-                    live = await images.bring_to_life(image_of(mount), "", nothing, lazy_only=False)
+                    live = await images.acquire(image_of(mount), "", nothing, lazy_only=False)
                     await live.known()
                 except InvalidInput as error:
                     refusals[number] = str(error)

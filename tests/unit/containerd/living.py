@@ -11,9 +11,9 @@ from lazyfs.containerd.lazy_layers import LazyLayers, name_of
 from lazyfs.fetch.background import measure_missing
 from lazyfs.gate.catalog import Catalog
 from lazyfs.gate.inode import inode_of
-from lazyfs.live.course import State
 from lazyfs.live.layer import LiveLayer
 from lazyfs.live.layers import Layers
+from lazyfs.live.lifecycle import State
 from lazyfs.live.pulls import Pulls
 from lazyfs.live.source import OpenSource, Sources
 from lazyfs.store.store import Store
@@ -84,7 +84,7 @@ class Setting:
 async def ended(live: LiveLayer) -> None:
     """The layer's pull has ended."""
     if live.pull is not None:
-        await live.pull.course.reach(State.ENDED)
+        await live.pull.lifecycle.wait_for(State.ENDED)
 
 
 @asynccontextmanager

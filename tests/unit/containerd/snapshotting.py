@@ -20,7 +20,7 @@ from lazyfs.errors import LazyfsError
 from lazyfs.format.digest import digest_of
 from lazyfs.format.entry import Entry
 from lazyfs.format.manifest import OCI_LAYER_GZIP
-from lazyfs.live.lull import Lull
+from lazyfs.live.quiet_period import QuietPeriod
 from lazyfs.live.uses import Uses
 from lazyfs.native.layers import LayerMounts
 from lazyfs.snapshots.labels import TARGET, Claim
@@ -57,7 +57,7 @@ class ScriptedLayers:
     """Layers whose uses are counted by name, and nothing else."""
 
     def __init__(self) -> None:
-        self.lull = Lull()
+        self.quiet_period = QuietPeriod()
         self.live: dict[str, Any] = {}
         self.expected: list[str] = []
         """By snapshots that are lazy."""

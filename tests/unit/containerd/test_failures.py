@@ -13,7 +13,7 @@ from lazyfs.gate.catalog import Catalog, LayerObjects
 from lazyfs.gate.inode import inode_of
 from lazyfs.image.layer import Layer
 from lazyfs.live import layer as live_layer
-from lazyfs.live.layer import Index, Indexed, index_layer
+from lazyfs.live.layer import IndexedLayer, LayerIndexer, index_layer
 from lazyfs.store.store import Store
 from lazyfs.tasks import Supervisor
 from tests.conftest import LogWatch
@@ -35,7 +35,7 @@ async def test_a_layer_that_cannot_be_indexed_is_tried_again(
     expect_log("layer index of .* has failed and is tried again in .* s: no room")
     tries = iter(range(3))
 
-    def fail(layer: Layer, known: LayerObjects | None) -> Indexed:
+    def fail(layer: Layer, known: LayerObjects | None) -> IndexedLayer:
         if next(tries, None) is not None:
             raise OSError("no room")
         return index_layer(layer, known)
@@ -53,10 +53,10 @@ async def test_whoever_waits_for_an_index_makes_it_himself_where_the_first_faile
     image: ScriptedImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One is told what went wrong; the others have what they wanted, made once, and the layer's entries are let go of."""
-    made: list[Indexed] = []
-    answers: list[Indexed | Exception] = []
+    made: list[IndexedLayer] = []
+    answers: list[IndexedLayer | Exception] = []
 
-    def fail_first(layer: Layer, known: LayerObjects | None) -> Indexed:
+    def fail_first(layer: Layer, known: LayerObjects | None) -> IndexedLayer:
         if not answers:
             raise OSError("no room")
         made.append(index_layer(layer, known))
@@ -69,7 +69,7 @@ async def test_whoever_waits_for_an_index_makes_it_himself_where_the_first_faile
             answers.append(error)
 
     monkeypatch.setattr(live_layer, "index_layer", fail_first)
-    index = Index(layer_of(image.lazy[0]))
+    index = LayerIndexer(layer_of(image.lazy[0]))
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             for _ in range(3):

@@ -93,11 +93,11 @@ async def test_the_rest_of_a_pull_waits_until_all_is_quiet(
     """Its prefix does not: a container will wait for it."""
     monkeypatch.setattr("lazyfs.image.layer.Layer.prefetch_end", image.layer(0).pieces[0].chunk.member_end)
     async with living(store, image) as it:
-        it.layers.lull.end()
+        it.layers.quiet_period.note_request()
         it.pull()
         await trio.sleep(0.9)
         assert it.missing() == 1
-        it.layers.lull.end()
+        it.layers.quiet_period.note_request()
         await trio.sleep(0.9)
         assert it.missing() == 1
         await trio.sleep(0.2)

@@ -335,7 +335,7 @@ async def test_objects_are_noted_in_a_lull(store: Store, folder: Path) -> None:
     async with snapshotting(store, folder) as it:
         await lazily(it)
         await trio.sleep(0.5)
-        it.layers.lull.end()
+        it.layers.quiet_period.note_request()
         await trio.sleep(0.8)
         assert it.snapshotter.snapshots.first_named(NAME) == []
         await trio.sleep(0.5)

@@ -169,9 +169,7 @@ class ScriptedImages:
         self.asked: list[tuple[object, str, bool]] = []
         """What was to come to life, with which password, and whether only lazily."""
 
-    async def bring_to_life(
-        self, wanted: object, creds: str, tell: Callable[[Step], object], *, lazy_only: bool
-    ) -> ScriptedImage:
+    async def acquire(self, wanted: object, creds: str, tell: Callable[[Step], object], *, lazy_only: bool) -> ScriptedImage:
         self.asked.append((wanted, creds, lazy_only))
         await self.gate.wait()
         if self.errors:

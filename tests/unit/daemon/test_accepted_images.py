@@ -35,10 +35,10 @@ async def test_a_mounted_layer_is_served_after_an_upgrade(tmp_path: Path) -> Non
         async with trio.open_nursery() as nursery:
             images = make_images(store, catalog, nursery)
             with pytest.raises(InvalidToc, match="two chunks of the member at offset 0 overlap"):
-                await images.bring_to_life(image_of(order), "", nothing, lazy_only=True)
-            live = await images.bring_to_life(image_of(row), "", nothing, lazy_only=False)
+                await images.acquire(image_of(order), "", nothing, lazy_only=True)
+            live = await images.acquire(image_of(row), "", nothing, lazy_only=False)
             await live.known()
             with pytest.raises(InvalidToc, match="overlap"):
-                await make_images(store, catalog, nursery).bring_to_life(image_of(order), "", nothing, lazy_only=True)
+                await make_images(store, catalog, nursery).acquire(image_of(order), "", nothing, lazy_only=True)
             assert len(live.blobs[0].pieces) == 2
             nursery.cancel_scope.cancel()

@@ -16,7 +16,7 @@ from lazyfs.gate.inode import inode_of
 from lazyfs.image.image import Image
 from lazyfs.image.layer import Layer
 from lazyfs.live.image import Images, LiveImage
-from lazyfs.live.layer import Index, LiveLayer, load_again
+from lazyfs.live.layer import LayerIndexer, LiveLayer, load_again
 from lazyfs.live.layers import Layers
 from lazyfs.live.pulls import Pulls
 from lazyfs.live.source import LiveSource, Sources
@@ -94,9 +94,9 @@ class Living:
         assert layer is not None
         return layer
 
-    def index(self, number: int) -> Index:
+    def index(self, number: int) -> LayerIndexer:
         """As whoever has resolved the layer has it."""
-        return Index(self.loaded(number))
+        return LayerIndexer(self.loaded(number))
 
     def blob(self, number: int = 0) -> LayerBlob:
         return self._image.layer(number)

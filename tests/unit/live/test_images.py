@@ -20,7 +20,7 @@ from lazyfs.image.image import Image
 from lazyfs.image.layer import Layer, Whole
 from lazyfs.live import layer as live_layer
 from lazyfs.live.image import Images, LiveImage
-from lazyfs.live.layer import Indexed, index_layer
+from lazyfs.live.layer import IndexedLayer, index_layer
 from lazyfs.live.layers import Layers
 from lazyfs.live.source import Sources
 from lazyfs.store.content import content_of
@@ -98,7 +98,7 @@ async def test_entries_are_kept_until_the_gate_knows_the_objects(store: Store, a
         await live.known()
         assert live.layers == (layer._replace(entries=()),) and live.live_layers[0].kept.prefetch_end == 5
         assert live.blobs[0].whole == live.layers[0], "nor by way of the fetcher"
-        assert it.images.showing(it.catalog.images_with([INODE])) == {IMAGE.name}
+        assert it.images.containing(it.catalog.images_with([INODE])) == {IMAGE.name}
 
 
 async def test_an_image_that_is_ending_is_not_mounted_again(store: Store, autojump_clock: MockClock) -> None:
@@ -117,7 +117,7 @@ async def test_an_image_that_is_ending_is_not_mounted_again(store: Store, autoju
         source.may_close.set()
         await wait_all_tasks_blocked()
         assert it.images.live == {IMAGE.name: new}
-        assert it.images.showing(it.catalog.images_with([INODE])) == {IMAGE.name}
+        assert it.images.containing(it.catalog.images_with([INODE])) == {IMAGE.name}
 
 
 async def test_an_image_that_cannot_be_indexed_is_tried_again(
@@ -127,7 +127,7 @@ async def test_an_image_that_cannot_be_indexed_is_tried_again(
     expect_log("No space left")
     tries: list[Layer] = []
 
-    def index(layer: Layer, known: LayerObjects | None) -> Indexed:
+    def index(layer: Layer, known: LayerObjects | None) -> IndexedLayer:
         tries.append(layer)
         if len(tries) < 3:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -140,7 +140,7 @@ async def test_an_image_that_cannot_be_indexed_is_tried_again(
         assert "No space left" in live.trouble and not live.is_known
         await live.known()
         assert not live.trouble
-        assert it.images.showing(it.catalog.images_with([INODE])) == {IMAGE.name}
+        assert it.images.containing(it.catalog.images_with([INODE])) == {IMAGE.name}
 
 
 async def test_what_nobody_wants_any_more_is_not_fetched(

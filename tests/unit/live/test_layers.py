@@ -8,8 +8,8 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from lazyfs.live.course import State
 from lazyfs.live.layer import index_layer
+from lazyfs.live.lifecycle import State
 from lazyfs.store.store import Store
 from tests.conftest import LogWatch
 from tests.unit.containerd.scripted import ScriptedImage
@@ -31,7 +31,7 @@ async def test_the_end_of_a_layer_leaves_the_next_one_of_its_name_alone(
         for uses in (old.uses, ending.uses):
             uses.change(-1)
         await wait_all_tasks_blocked()
-        assert old.course.is_at(State.ENDED) and ending.course.is_at(State.CLOSED)
+        assert old.lifecycle.is_in(State.ENDED) and ending.lifecycle.is_in(State.CLOSED)
         assert it.layers.live == {new.name: new} and it.holds() and it.catalog.is_complete
         assert [supply.fetcher for supply in it.catalog.find(it.inode())] == [coming.fetcher]
 

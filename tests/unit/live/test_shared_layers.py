@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock
 
 from lazyfs.fetch.background import measure_missing
-from lazyfs.live.course import State
+from lazyfs.live.lifecycle import State
 from lazyfs.store.store import Store
 from tests.unit.containerd.scripted import ScriptedImage
 from tests.unit.live.living import Living, living
@@ -27,7 +27,7 @@ async def pulled(it: Living, _: str) -> None:
     for live in [it.use(0), it.use(1)]:
         pull = it.pulls.begin(live)
         live.uses.change(-1)
-        await pull.course.reach(State.ENDED)
+        await pull.lifecycle.wait_for(State.ENDED)
 
 
 @pytest.mark.parametrize("other", [mounted, pulled], ids=lambda other: other.__name__)

@@ -106,7 +106,7 @@ async def committed(found: Setting) -> None:
     claim = found.image.claim(0)
     with pytest.raises(SnapshotExists):
         await found.snapshotter._commit_lazy(claim, "", {})
-    found.layers.lull.end()
+    found.layers.quiet_period.note_request()
 
 
 async def removed(found: Setting) -> None:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from lazyfs.errors import LazyfsError
-from lazyfs.live.course import State
+from lazyfs.live.lifecycle import State
 from tests.unit.containerd.scripted import ScriptedImage
 from tests.unit.live.living import Living
 from tests.unit.surprises.scene import PATIENCE, Scene, until
@@ -38,7 +38,7 @@ async def pulled(it: Scene) -> None:
                 live = found.use(0)
                 _quick(found)
                 pull = found.pulls.begin(live)
-                await pull.course.reach(State.ENDED)
+                await pull.lifecycle.wait_for(State.ENDED)
                 try:
                     await live.known()
                 except LazyfsError:

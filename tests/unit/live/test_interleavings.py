@@ -21,9 +21,9 @@ from lazyfs.gate.catalog import LayerObjects
 from lazyfs.gate.inode import inode_of
 from lazyfs.image.layer import Layer
 from lazyfs.live import layer as live_layer
-from lazyfs.live.course import State
 from lazyfs.live.image import LiveImage
-from lazyfs.live.layer import Indexed, LiveLayer, Pull, index_layer
+from lazyfs.live.layer import IndexedLayer, LiveLayer, Pull, index_layer
+from lazyfs.live.lifecycle import State
 from lazyfs.live.uses import LINGER
 from lazyfs.store.store import Store
 from tests.unit.containerd.scripted import ScriptedImage
@@ -73,7 +73,7 @@ class Surprises:
             await trio.lowlevel.checkpoint()
             return work(*arguments)
 
-        def index(layer: Layer, known: LayerObjects | None = None) -> Indexed:
+        def index(layer: Layer, known: LayerObjects | None = None) -> IndexedLayer:
             self.strike()
             return index_layer(layer, known)
 
@@ -146,7 +146,7 @@ class Model:
                 self.used.append((number, live))
                 self.waiting.append(Waiting(self.nursery, live.known))
                 if number in self.pulls:
-                    self.waiting.append(Waiting(self.nursery, lambda: self.pulls[number][1].course.reach(State.ENDED)))
+                    self.waiting.append(Waiting(self.nursery, lambda: self.pulls[number][1].lifecycle.wait_for(State.ENDED)))
                 for _, mounted in self.mounted:
                     self.waiting.append(Waiting(self.nursery, mounted.known))
             case "cancel", _:
@@ -161,7 +161,7 @@ class Model:
             case "fails", type() as error:
                 self.surprises.coming.append(error)
             case "fetcher fails", int(number):
-                alive = [live.source for live in it.layers.live.values() if live.source.course.is_at(State.READY)]
+                alive = [live.source for live in it.layers.live.values() if live.source.lifecycle.is_in(State.READY)]
                 for source in alive[number : number + 1]:
                     assert source.fetcher is not None
                     source.fetcher._tasks._nursery.start_soon(_fail)
@@ -188,9 +188,9 @@ class Model:
         for live in used:
             assert it.layers.live.get(live.name) is live, "what is used can be found"
         for live in it.layers.live.values():
-            assert not live.course.is_at(State.ENDED) and not live.source.course.is_at(State.ENDED, State.CLOSED)
+            assert not live.lifecycle.is_in(State.ENDED) and not live.source.lifecycle.is_in(State.ENDED, State.CLOSED)
             assert live.uses.count >= used[live]
-            if live.is_known and live.source.course.is_at(State.READY):
+            if live.is_known and live.source.lifecycle.is_in(State.READY):
                 supplies = it.catalog.find(self.inode(live))
                 assert live.source.fetcher in [supply.fetcher for supply in supplies], "the gate finds what fetches it"
                 assert not any(supply.fetcher._closed for supply in supplies if supply.fetcher is live.source.fetcher)
@@ -221,7 +221,7 @@ class Model:
         assert not self.it.layers.live and not self.it.images.live and not self.it.sources.all_shared()
         assert all(source.closed for source in self.it.opened)
         assert not self.it.catalog._layers and not self.it.catalog._images and self.it.catalog.is_complete
-        assert not self.it.sources._air._flights and not self.it.pulls._queues
+        assert not self.it.sources._store_flights._flights and not self.it.pulls._queues
 
 
 async def _fail() -> None:

@@ -6,45 +6,45 @@ import pytest
 import trio
 import trio.testing
 
-from lazyfs.live.course import LAYER, SOURCE, Course, State
+from lazyfs.live.lifecycle import LAYER, SOURCE, Lifecycle, State
 
 
 def test_a_step_that_the_table_lacks() -> None:
     """It is a defect: the task that takes it fails."""
-    course = Course(LAYER)
-    course.move(State.ENDED)
+    lifecycle = Lifecycle(LAYER)
+    lifecycle.move(State.ENDED)
     with pytest.raises(RuntimeError, match="ENDED cannot be followed by KNOWN"):
-        course.move(State.KNOWN)
+        lifecycle.move(State.KNOWN)
 
 
 async def test_a_wait_ends_where_no_step_is_left() -> None:
     """The caller sees the last state, instead of waiting forever."""
-    course = Course(LAYER)
-    course.move(State.ENDED)
+    lifecycle = Lifecycle(LAYER)
+    lifecycle.move(State.ENDED)
     with trio.fail_after(60):
-        assert await course.reach(State.KNOWN) is State.ENDED
+        assert await lifecycle.wait_for(State.KNOWN) is State.ENDED
 
 
 async def test_a_cancelled_wait_is_cancelled_in_every_state() -> None:
     """At a shutdown, whatever waits for a source must not take the end of the source for a failure."""
-    course = Course(SOURCE)
+    lifecycle = Lifecycle(SOURCE)
     with trio.CancelScope() as before:
         before.cancel()
-        course.move(State.ENDED)
-        await course.reach(State.READY, State.ENDED)
+        lifecycle.move(State.ENDED)
+        await lifecycle.wait_for(State.READY, State.ENDED)
         pytest.fail("a cancelled wait returned")
 
-    course = Course(SOURCE)
+    lifecycle = Lifecycle(SOURCE)
     returned = False
 
     async def wait() -> None:
         nonlocal returned
-        await course.reach(State.READY, State.ENDED)
+        await lifecycle.wait_for(State.READY, State.ENDED)
         returned = True
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(wait)
         await trio.testing.wait_all_tasks_blocked()
-        course.move(State.ENDED)  # wakes the waiter, which is cancelled before it runs
+        lifecycle.move(State.ENDED)  # wakes the waiter, which is cancelled before it runs
         nursery.cancel_scope.cancel()
     assert not returned

@@ -57,7 +57,7 @@ PULL: Final[Table] = {
 }
 
 
-class Course:
+class Lifecycle:
     """Where one of them stands. Every step wakes those who wait for one."""
 
     def __init__(self, table: Table) -> None:
@@ -65,7 +65,7 @@ class Course:
         self.state = next(iter(table))
         self._changed = trio.Event()
 
-    def is_at(self, *states: State) -> bool:
+    def is_in(self, *states: State) -> bool:
         """Whether it is in one of these states now."""
         return self.state in states
 
@@ -77,7 +77,7 @@ class Course:
         self._changed.set()
         self._changed = trio.Event()
 
-    async def reach(self, *states: State) -> State:
+    async def wait_for(self, *states: State) -> State:
         """Wait until it is in one of `states`, and return that one. It returns as well where no step is left.
 
         A caller that was cancelled gets Cancelled, even where there is nothing to wait for: at a shutdown, a source that has ended is not a

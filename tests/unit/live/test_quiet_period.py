@@ -5,43 +5,43 @@ from __future__ import annotations
 import trio
 from trio.testing import MockClock
 
-from lazyfs.live.lull import Lull
+from lazyfs.live.quiet_period import QuietPeriod
 
 
 async def test_nobody_waits_where_nothing_is_asked(autojump_clock: MockClock) -> None:
     """As after a restart."""
-    await Lull().wait()
+    await QuietPeriod().wait()
     assert trio.current_time() == 0
 
 
 async def test_each_question_puts_it_off(autojump_clock: MockClock) -> None:
     """It comes a second after the last one."""
-    lull = Lull()
+    quiet_period = QuietPeriod()
 
     async def ask() -> None:
         for _ in range(5):
-            lull.end()
+            quiet_period.note_request()
             await trio.sleep(0.7)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ask)
         await trio.testing.wait_all_tasks_blocked()
-        await lull.wait()
+        await quiet_period.wait()
         assert trio.current_time() == 4 * 0.7 + 1
 
 
 async def test_a_machine_that_never_rests(autojump_clock: MockClock) -> None:
     """Half a minute is enough."""
-    lull = Lull()
+    quiet_period = QuietPeriod()
 
     async def ask() -> None:
         while True:
-            lull.end()
+            quiet_period.note_request()
             await trio.sleep(0.5)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ask)
         await trio.testing.wait_all_tasks_blocked()
-        await lull.wait()
+        await quiet_period.wait()
         assert trio.current_time() == 30
         nursery.cancel_scope.cancel()

@@ -11,23 +11,23 @@ from typing import Final
 
 import trio
 
-_MOMENT: Final = 1.0
+_QUIET: Final = 1.0
 _LONGEST: Final = 30.0
 """Seconds that are waited for at most, on a machine that never rests."""
 
 
-class Lull:
+class QuietPeriod:
     """Not for threads."""
 
     def __init__(self) -> None:
-        self._asked = -math.inf
+        self._last_request = -math.inf
 
-    def end(self) -> None:
+    def note_request(self) -> None:
         """containerd asks for something."""
-        self._asked = trio.current_time()
+        self._last_request = trio.current_time()
 
     async def wait(self) -> None:
         """Until it has not for a moment."""
         last = trio.current_time() + _LONGEST
-        while trio.current_time() < (end := min(self._asked + _MOMENT, last)):  # noqa: ASYNC110  once a moment, not once a question
+        while trio.current_time() < (end := min(self._last_request + _QUIET, last)):  # noqa: ASYNC110  once a moment, not once a question
             await trio.sleep_until(end)
