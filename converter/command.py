@@ -19,12 +19,12 @@ from converter.layers import Request
 from converter.prioritize import read_list
 from converter.progress import Progress
 from converter.report import Report, table
-from lazyfs.errors import UsageError, foremost
+from lazyfs.errors import UsageError, most_severe
 from lazyfs.format.member import DEFAULT_LEVEL
 from lazyfs.format.platform import parse_platform, this_platform
 from lazyfs.format.toc import MAX_CHUNK_SIZE
 from lazyfs.layertar.cut import CHUNK_SIZE, every
-from lazyfs.source.given import add_creds, settle_creds
+from lazyfs.source.credential_options import add_creds, resolve_creds
 from lazyfs.source.open import AccessOptions, open_sink, open_source, parse_creds
 from lazyfs.source.reference import Reference, parse_reference
 
@@ -52,7 +52,7 @@ The same image and options give the same digests, on any machine and with any nu
 def main(argv: Sequence[str]) -> int:
     """Run `lazyfs convert` with the arguments after that; returns the exit code. Raises LazyfsError, SystemExit (from argparse)."""
     arguments = _parser().parse_args(argv)
-    settle_creds(arguments)
+    resolve_creds(arguments)
     source, destination = parse_reference(arguments.source), parse_reference(arguments.destination)
     accesses = _accesses(arguments, source, destination)
     request = _request(arguments)
@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
         try:
             report = trio.run(_convert, source, destination, accesses, choice, request, progress)
         except BaseExceptionGroup as group:
-            raise foremost(group) from group
+            raise most_severe(group) from group
     for remark in dict.fromkeys(remark for image in report.images for remark in image.left_out):
         print(f"lazyfs: warning: {remark}", file=sys.stderr)
     if arguments.json:

@@ -31,8 +31,8 @@ from lazyfs.format.manifest import (
     parse_document,
 )
 from lazyfs.format.platform import Platform
-from lazyfs.source.choice import MAX_DEPTH, choose
 from lazyfs.source.protocol import Document, ImageSink, ImageSource
+from lazyfs.source.selection import MAX_DEPTH, select_image
 
 
 class Choice(NamedTuple):
@@ -108,7 +108,7 @@ async def _read(source: ImageSource, selector: str, choice: Choice) -> _Input:
         return _Input(document, None, {document.digest: image}, {}, {})
     reading = _Reading(source)
     if choice.platform is not None:
-        digest, manifest = await choose(reading, parsed, choice.platform, name)
+        digest, manifest = await select_image(reading, parsed, choice.platform, name)
         chosen = Document(manifest.media_type, digest, manifest.data)
         return _Input(chosen, None, {digest: await read_image(source, digest, manifest)}, {}, {})
     await reading.read_all(parsed, name, 1)
@@ -128,13 +128,13 @@ class _Reading:
         self.indexes: dict[Digest, Index] = {}
 
     async def get(self, reference: str, media_type: str) -> tuple[Digest, Manifest | Index]:
-        """See lazyfs.source.choice."""
+        """See lazyfs.source.selection."""
         document = await self._source.document(reference)
         name = f"{self._source.name}@{document.digest}"
         return document.digest, parse_document(document.media_type or media_type, document.data, name)
 
     async def blob(self, descriptor: Descriptor) -> bytes:
-        """See lazyfs.source.choice."""
+        """See lazyfs.source.selection."""
         return await self._source.small_blob(descriptor.digest, MAX_CONFIG)
 
     async def read_all(self, index: Index, name: str, depth: int) -> None:

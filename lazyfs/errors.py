@@ -64,11 +64,11 @@ __all__ = [
     "Unauthorized",
     "Unreachable",
     "UsageError",
-    "bare",
-    "foremost",
+    "most_severe",
     "not_installed",
     "require",
     "show",
+    "without_traceback",
 ]
 
 MAX_MESSAGE: Final = 1024
@@ -271,13 +271,13 @@ def _missing(what: str, module: str) -> NotInstalled:
     return NotInstalled(f"{what} needs {module}, which is not installed", hint=f"pip install 'lazyfs[{extra}]' installs it")
 
 
-def bare(error: _Error) -> _Error:
+def without_traceback(error: _Error) -> _Error:
     """`error` without the frames that it came through. They hold what was being parsed, and whoever keeps the error keeps that."""
     error.__traceback__ = error.__context__ = error.__cause__ = None
     return error
 
 
-def foremost(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def most_severe(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """What to tell of several errors at once: an interrupt before a bug, a bug before an error of ours."""
     leaves: list[BaseException] = []
     pending: list[BaseException] = [group]

@@ -17,7 +17,7 @@ What each argument is for:
     wakes      events that are set when the task has ended, in whatever way, after `failed` was called. Whatever waits on an event that a
                supervised task sets passes it here: it is set even where the task never came to the line that would have set it
 
-A failure is any Exception, MemoryError and groups included (of a group, `failed` is given the foremost). Cancellation,
+A failure is any Exception, MemoryError and groups included (of a group, `failed` is given the most_severe). Cancellation,
 KeyboardInterrupt and SystemExit pass through, also out of a group that holds failures as well.
 
 Inside of a supervised task, a plain nursery is fine where its tasks live and fail together: what fails there ends the supervised task, and
@@ -45,7 +45,7 @@ from typing import Final
 
 import trio
 
-from lazyfs.errors import LazyfsError, foremost
+from lazyfs.errors import LazyfsError, most_severe
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Failures:
             return dict(self._counts)
 
     def record(self, kind: str, error: Exception, subject: str = "", then: str = "") -> Exception:
-        """Count a failure and log it; `then` says what follows. Returns the cause: `error`, or the foremost of a group."""
+        """Count a failure and log it; `then` says what follows. Returns the cause: `error`, or the most_severe of a group."""
         with self._lock:
             self._counts[kind] += 1
         cause = cause_of(error)
@@ -167,8 +167,8 @@ class Supervisor:
 
 
 def cause_of(error: Exception) -> Exception:
-    """The error to report: itself, or the foremost of a group."""
-    cause = foremost(error) if isinstance(error, BaseExceptionGroup) else error
+    """The error to report: itself, or the most_severe of a group."""
+    cause = most_severe(error) if isinstance(error, BaseExceptionGroup) else error
     return cause if isinstance(cause, Exception) else error
 
 

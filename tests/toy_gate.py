@@ -22,7 +22,7 @@ import trio
 
 from lazyfs.daemon.fdstore import FdStore
 from lazyfs.daemon.keeper import keep
-from lazyfs.errors import LazyfsError, foremost
+from lazyfs.errors import LazyfsError, most_severe
 from lazyfs.fuse.connection import Connection, serve_gate
 from lazyfs.fuse.gate_operations import GateOperations
 from lazyfs.gate.gate import Attributes
@@ -125,7 +125,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         trio.run(serve, Path(arguments[0]), float(arguments[1]) if len(arguments) > 1 else 0.0)
     except BaseExceptionGroup as group:
-        error = foremost(group)
+        error = most_severe(group)
         if not isinstance(error, LazyfsError):
             raise
         print(error, file=sys.stderr)

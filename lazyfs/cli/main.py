@@ -15,8 +15,8 @@ from typing import Final
 from lazyfs import __version__
 from lazyfs.cli.importing import importing
 from lazyfs.cli.output import abandon, put
-from lazyfs.errors import LazyfsError, foremost, not_installed
-from lazyfs.source.given import hide_creds, settle_creds
+from lazyfs.errors import LazyfsError, most_severe, not_installed
+from lazyfs.source.credential_options import hide_creds, resolve_creds
 
 _COMMANDS: Final = {
     "convert": "rewrite an image so that it can be mounted lazily",
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = _run(arguments)
             put("")
         except BaseExceptionGroup as group:  # out of a nursery
-            raise foremost(group) from None
+            raise most_severe(group) from None
     except LazyfsError as error:
         print(f"lazyfs: {error}", file=sys.stderr)
         code = error.exit_code
@@ -98,7 +98,7 @@ def _run(arguments: list[str]) -> int:
         )
         command.add_arguments(parser)
         options = parser.parse_args(arguments[1:])
-        settle_creds(options)
+        resolve_creds(options)
         return int(command.run(options))
     _overview().parse_args(arguments)
     return 2

@@ -10,7 +10,7 @@ from typing import Final
 from lazyfs.errors import UsageError, show
 from lazyfs.format.platform import Platform, parse_platform, this_platform
 from lazyfs.registry.access import AccessOptions, parse_creds
-from lazyfs.source.given import add_creds
+from lazyfs.source.credential_options import add_creds
 from lazyfs.source.reference import Reference, parse_reference
 from lazyfs.store.location import default_directory
 from lazyfs.store.size import parse_size

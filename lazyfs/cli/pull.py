@@ -31,7 +31,7 @@ from lazyfs.reports.orders import PullOrder
 from lazyfs.reports.results import PullResult
 from lazyfs.reports.steps import Accepted
 from lazyfs.reports.wire import Refused
-from lazyfs.source.given import add_creds
+from lazyfs.source.credential_options import add_creds
 from lazyfs.source.reference import parse_reference
 
 _ADDRESS: Final = Path("/run/containerd/containerd.sock")

@@ -23,7 +23,7 @@ import msgspec
 import trio
 
 from lazyfs.containerd.lazy_layers import LazyLayers, layer_of
-from lazyfs.errors import BadAnswer, LazyfsError, LocalError, Unreachable, UsageError, bare
+from lazyfs.errors import BadAnswer, LazyfsError, LocalError, Unreachable, UsageError, without_traceback
 from lazyfs.format.bounds import ImageBounds
 from lazyfs.format.dialects import claim_of, claimed_text, dialect_of, held_to, key_of
 from lazyfs.format.digest import Digest
@@ -338,7 +338,7 @@ class Resolving:
                 f"{repository} did not deliver the TOC of layer {descriptor.digest} within {_PATIENCE:.0f} s"
             )
         except LazyfsError as error:
-            load.failure = bare(error)
+            load.failure = without_traceback(error)
         load.ended.set()
         if image is not None:
             image.begin()

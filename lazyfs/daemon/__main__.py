@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from lazyfs.daemon.holding import LISTENER, complete
 from lazyfs.daemon.keeper import keep
-from lazyfs.errors import LazyfsError, foremost, require
+from lazyfs.errors import LazyfsError, most_severe, require
 from lazyfs.kernel.open_files import require_open_files
 from lazyfs.store.directory import adopt
 from lazyfs.store.location import default_directory
@@ -150,7 +150,7 @@ def _serve(store: Path, config: Config | None, sockets: dict[str, Path], start: 
 
             run(Options(config, service), fds, handshakes)
     except (LazyfsError, BaseExceptionGroup) as failure:
-        error = foremost(failure) if isinstance(failure, BaseExceptionGroup) else failure
+        error = most_severe(failure) if isinstance(failure, BaseExceptionGroup) else failure
         if not isinstance(error, LazyfsError):
             raise
         logging.getLogger("lazyfs.daemon").error("%s", error)

@@ -18,7 +18,7 @@ import trio
 from lazyfs.eager.document import describe, starts_of
 from lazyfs.eager.fetch import fetch_tar
 from lazyfs.eager.progress import Bars
-from lazyfs.errors import InvalidTar, LazyfsError, StoreFull, bare, foremost
+from lazyfs.errors import InvalidTar, LazyfsError, StoreFull, most_severe, without_traceback
 from lazyfs.format.bounds import Bounds, ImageBounds
 from lazyfs.format.entry import Chunk
 from lazyfs.format.room import PARSING, TAR_WEIGHT, parsing_room
@@ -76,7 +76,7 @@ async def bring(place: Place, known: Mapping[int, Layer], wanted: Mapping[int, W
                         await trio.to_thread.run_sync(tree.put, known[number].entries, number)
             nursery.cancel_scope.cancel()
     except ExceptionGroup as group:
-        error = foremost(group)
+        error = most_severe(group)
         if isinstance(error, LazyfsError):
             raise error from None
         raise
@@ -134,7 +134,7 @@ class _Job:
         try:
             return self._plan_of(spool)
         except LazyfsError as error:
-            raise bare(error) from None  # before the room is given back
+            raise without_traceback(error) from None  # before the room is given back
 
     def _plan_of(self, spool: Spool) -> tuple[tuple[Planned, ...], int]:
         assert self._tree is not None

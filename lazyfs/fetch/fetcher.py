@@ -2,12 +2,12 @@
 
 The order of a miss:
 
-1. A flight for the chunk is in the air: wait for it. One of another source is waited for only so long (others.py).
+1. A flight for the chunk is in the air: wait for it. One of another source is waited for only so long (other_sources.py).
 2. Else choose_run a run: the chunk, and the missing neighbours behind it that the window allows (window.py). All get a flight at
    once, so that no second run can hold them.
 3. In a thread, claim the run and look again: what arrived meanwhile, what lies in another file of the store (copied, not
    fetched), what another process is fetching right now (its claim in the store says so) falls out of the run. Short runs
-   that begin at the same time do this together, and what they bring is unpacked together (gather.py).
+   that begin at the same time do this together, and what they bring is unpacked together (batcher.py).
 4. One range request; each chunk lands its flight as soon as it is verified and kept.
 
 A layer that has no ranges, because it is not lazy or the source ignores them, comes as a whole: one run at a time, which others join,

@@ -7,7 +7,7 @@ chunk on the board while the first is still ending.
 
 Each source has a board, with one flight for each chunk at most. All boards of a store share the air: a chunk is the same bytes from
 wherever it comes, verified by its digest, so a reader of one source joins a flight of another, and the background leaves the chunk to it.
-How long, and what a failure means, is decided in others.py: a source may be silent, or hostile, and its failure is nobody else's answer.
+How long, and what a failure means, is decided in other_sources.py: a source may be silent, or hostile, and its failure is nobody else's answer.
 """
 
 from __future__ import annotations

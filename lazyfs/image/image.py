@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import trio
 
-from lazyfs.errors import InvalidManifest, LazyfsError, NotLazy, RangeIgnored, SourceError, bare
+from lazyfs.errors import InvalidManifest, LazyfsError, NotLazy, RangeIgnored, SourceError, without_traceback
 from lazyfs.format.bounds import ImageBounds
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import (
@@ -23,8 +23,8 @@ from lazyfs.format.manifest import (
 from lazyfs.format.platform import Platform
 from lazyfs.image.keeping import keep
 from lazyfs.image.layer import Layer, load_layer
-from lazyfs.source.choice import choose
 from lazyfs.source.protocol import ImageSource
+from lazyfs.source.selection import select_image
 
 if TYPE_CHECKING:
     from lazyfs.store.store import Store
@@ -71,7 +71,7 @@ async def resolve_manifest(
     documents = _Documents(source, store)
     digest, document = await documents.get(reference, "")
     if isinstance(document, Index):
-        return await choose(documents, document, platform, f"{source.name}@{digest}")
+        return await select_image(documents, document, platform, f"{source.name}@{digest}")
     return digest, document
 
 
@@ -107,7 +107,7 @@ async def all_of(calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T | Lazyfs
             try:
                 results[position] = await calls[position]()
             except LazyfsError as error:
-                results[position] = bare(error)
+                results[position] = without_traceback(error)
 
     async with trio.open_nursery() as nursery:
         for position in range(len(calls)):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import trio
 
-from lazyfs.errors import InvalidInput, InvalidToc, LazyfsError, bare
+from lazyfs.errors import InvalidInput, InvalidToc, LazyfsError, without_traceback
 from lazyfs.format.bounds import ImageBounds
 from lazyfs.format.dialect import Dialect, TocClaim
 from lazyfs.format.dialects import claim_of
@@ -154,7 +154,7 @@ async def load_layer(
             except LazyfsError as error:
                 if is_new and store is not None and isinstance(error, InvalidToc):
                     await trio.to_thread.run_sync(store.documents.drop, claim.digest)
-                raise bare(error) from None  # before the room is given back
+                raise without_traceback(error) from None  # before the room is given back
 
     is_new = False  # the TOC was not in the store before: no mount that an earlier version accepted may need it
     note = _note(source.authority, descriptor, claim.dialect)

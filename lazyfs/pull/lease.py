@@ -17,7 +17,7 @@ from typing import Final
 import trio
 
 from lazyfs.api.services.leases.v1 import leases_pb2
-from lazyfs.errors import ContainerdFailed, LazyfsError, SourceError, foremost
+from lazyfs.errors import ContainerdFailed, LazyfsError, SourceError, most_severe
 from lazyfs.pull.containerd import DEADLINE, Containerd
 
 _LIFE: Final = timedelta(days=1)
@@ -58,7 +58,7 @@ async def hold_snapshot(containerd: Containerd, snapshotter: str, key: str) -> N
 
 def _resumable(error: BaseException) -> bool:
     """Whether the next try has a use for what has arrived: the registry or the user ended this one, or containerd went away."""
-    cause = foremost(error) if isinstance(error, BaseExceptionGroup) else error
+    cause = most_severe(error) if isinstance(error, BaseExceptionGroup) else error
     if isinstance(cause, ContainerdFailed):
         return cause.status == "UNAVAILABLE"
     return isinstance(cause, SourceError) or not isinstance(cause, LazyfsError)

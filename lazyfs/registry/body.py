@@ -1,6 +1,6 @@
-"""The bytes of one range, however many answers it takes: what breaks off, stalls or is cut short goes on where it stopped.
+"""The bytes of one range, however many responses it takes: what breaks off, stalls or is cut short goes on where it stopped.
 
-Callers see one stream and one error. A body is given up when five tries in a row brought nothing, or when it takes so many answers that
+Callers see one stream and one error. A body is given up when five tries in a row brought nothing, or when it takes so many responses that
 they carry under 4 KiB each; or the caller's deadline ends it, which covers asking again as it covers waiting.
 """
 
@@ -13,9 +13,9 @@ from typing import Final
 import trio
 
 from lazyfs.errors import BadAnswer, HeldOff, Unreachable
-from lazyfs.registry.answer import Answer, Asked
-from lazyfs.registry.decoded import Decoded
+from lazyfs.registry.decoded import DecodedBody
 from lazyfs.registry.pool import Pool
+from lazyfs.registry.range_response import RangeRequest, RangeResponse
 
 STALL: Final = 20.0
 """Seconds of waiting in which a sender has to bring FLOOR bytes, or all that is wanted. Time in which nobody reads does not count."""
@@ -34,39 +34,45 @@ _SCRATCH: Final = 64 << 10
 class Body:
     """See RangeStream. To be closed by its owner."""
 
-    def __init__(self, asked: Asked, answer: Answer, ask_again: Callable[[Asked], Awaitable[Answer]], pool: Pool) -> None:
+    def __init__(
+        self,
+        request: RangeRequest,
+        response: RangeResponse,
+        ask_again: Callable[[RangeRequest], Awaitable[RangeResponse]],
+        pool: Pool,
+    ) -> None:
         """`ask_again` gets what is still missing, and raises as Ranges.open; connections go back to `pool`."""
-        self._asked = asked
+        self._request = request
         self._ask_again = ask_again
         self._pool = pool
-        self._position = asked.start
+        self._position = request.start
         """Offset in the blob of the next byte for the reader."""
-        self._answer: Answer | None = answer
-        self._stream = answer.stream
-        self._skip = asked.start - answer.start
-        """Bytes of the answer before that."""
-        self._left = answer.end - asked.start
-        """Bytes of the answer from there on."""
+        self._response: RangeResponse | None = response
+        self._stream = response.stream
+        self._skip = request.start - response.start
+        """Bytes of the response before that."""
+        self._left = response.end - request.start
+        """Bytes of the response from there on."""
         self._patience = STALL
         """Seconds of waiting in which the sender has to bring `_due` bytes."""
         self._due = FLOOR
         self._gained = 0
-        """Bytes for the reader that this answer has brought."""
-        self._vain = 0
-        self._answers = 1
+        """Bytes for the reader that this response has brought."""
+        self._fruitless = 0
+        self._responses = 1
         self.received = 0
         """See RangeStream."""
 
     def close(self) -> None:
         """Give back the connection."""
-        if self._answer is not None:
+        if self._response is not None:
             self._end(reusable=True)
 
     async def receive_exactly(self, count: int) -> bytearray:
         """See RangeStream."""
-        missing = self._asked.end - self._position
+        missing = self._request.end - self._position
         if count > missing:
-            raise BadAnswer(f"{self._asked.what}: the range ends {count - missing} bytes before what is wanted from it")
+            raise BadAnswer(f"{self._request.what}: the range ends {count - missing} bytes before what is wanted from it")
         buffer = bytearray(count)
         view = memoryview(buffer)
         done = 0
@@ -77,92 +83,92 @@ class Body:
             with trio.move_on_after(self._patience) as scope:
                 try:
                     if self._skip:
-                        await self._pass_over(scope)
+                        await self._skip_bytes(scope)
                     while done < stop:
                         got = await self._stream.receive_into(view[done:stop])
                         if not got:
                             raise Unreachable(
-                                f"{self._asked.what}: the sender broke off with {self._left - done + begun} bytes to come"
+                                f"{self._request.what}: the sender broke off with {self._left - done + begun} bytes to come"
                             )
                         done += got
                         self.received += got
                         self._due -= got
                         if self._due <= 0 and done < stop:
-                            self._met(scope)
+                            self._extend_deadline(scope)
                 except Unreachable as error:
                     failure = error
             slow = scope.cancelled_caught
             if slow:
-                failure = Unreachable(f"{self._asked.what}: under {FLOOR} bytes came in {STALL:g} s")
+                failure = Unreachable(f"{self._request.what}: under {FLOOR} bytes came in {STALL:g} s")
             self._left -= done - begun
             self._gained += done - begun
             self._position += done - begun
             if done == count:
-                if self._left:  # else nobody waits for this answer again
+                if self._left:  # else nobody waits for this response again
                     if self._due <= 0:
-                        self._met(scope)
+                        self._extend_deadline(scope)
                     self._patience = max(0.0, scope.deadline - trio.current_time())
                 return buffer
-            await self._go_on(failure, slow=slow)
+            await self._resume(failure, slow=slow)
 
-    async def _pass_over(self, scope: trio.CancelScope) -> None:
+    async def _skip_bytes(self, scope: trio.CancelScope) -> None:
         scratch = memoryview(bytearray(min(self._skip, _SCRATCH)))
         while self._skip:
             got = await self._stream.receive_into(scratch[: self._skip])
             if not got:
-                raise Unreachable(f"{self._asked.what}: the sender broke off with {self._skip + self._left} bytes to come")
+                raise Unreachable(f"{self._request.what}: the sender broke off with {self._skip + self._left} bytes to come")
             self._skip -= got
             self.received += got
             self._due -= got
             if self._due <= 0:
-                self._met(scope)
+                self._extend_deadline(scope)
 
-    def _met(self, scope: trio.CancelScope) -> None:
+    def _extend_deadline(self, scope: trio.CancelScope) -> None:
         """The sender has brought what was due: the next FLOOR bytes are."""
         self._due = FLOOR
         now = trio.current_time()
         if scope.deadline < now + STALL:
             scope.deadline = now + STALL + _SLACK
 
-    async def _go_on(self, failure: Unreachable | None, *, slow: bool) -> None:
-        """Ask for what is missing until it is being answered. `failure`: why the last answer has ended, None where it was short.
+    async def _resume(self, failure: Unreachable | None, *, slow: bool) -> None:
+        """Ask for what is missing until it is being answered. `failure`: why the last response has ended, None where it was short.
 
         Raises the last failure where going on is of no use, and what Ranges.open raises.
         """
         while True:
-            if self._answer is not None:
+            if self._response is not None:
                 self._end(reusable=failure is None)
-            self._vain = 0 if self._gained >= (FLOOR if slow else 1) else self._vain + 1
-            self._answers += 1
-            too_many = self._answers > _FREE + (self._position - self._asked.start) // FLOOR
-            if failure is not None and (too_many or self._vain >= TRIES):
+            self._fruitless = 0 if self._gained >= (FLOOR if slow else 1) else self._fruitless + 1
+            self._responses += 1
+            too_many = self._responses > _FREE + (self._position - self._request.start) // FLOOR
+            if failure is not None and (too_many or self._fruitless >= TRIES):
                 raise failure
             if too_many:
-                raise BadAnswer(f"{self._asked.what}: its server answers with pieces of under {FLOOR} bytes")
-            if self._vain and not slow:
-                await trio.sleep(_PAUSE * 2 ** (self._vain - 1) * random.uniform(1.0, 1.5))
+                raise BadAnswer(f"{self._request.what}: its server answers with pieces of under {FLOOR} bytes")
+            if self._fruitless and not slow:
+                await trio.sleep(_PAUSE * 2 ** (self._fruitless - 1) * random.uniform(1.0, 1.5))
             try:
-                answer = await self._ask_again(self._asked._replace(start=self._position))
+                response = await self._ask_again(self._request._replace(start=self._position))
             except HeldOff:
                 raise
             except Unreachable as error:
                 failure, slow, self._gained = error, False, 0
             else:
-                self._begin(answer)
+                self._begin(response)
                 return
 
-    def _begin(self, answer: Answer) -> None:
-        self._answer = answer
-        self._stream = answer.stream
-        self._skip = self._position - answer.start
-        self._left = answer.end - self._position
+    def _begin(self, response: RangeResponse) -> None:
+        self._response = response
+        self._stream = response.stream
+        self._skip = self._position - response.start
+        self._left = response.end - self._position
         self._patience, self._due, self._gained = STALL, FLOOR, 0
 
     def _end(self, *, reusable: bool) -> None:
-        answer = self._answer
-        assert answer is not None
-        self._answer = None
-        reusable = reusable and answer.keep_alive and not self._left and not self._skip
-        if reusable and isinstance(answer.stream, Decoded):
-            reusable = answer.stream.is_over
-        self._pool.release(answer.url, answer.connection, reusable=reusable)
+        response = self._response
+        assert response is not None
+        self._response = None
+        reusable = reusable and response.keep_alive and not self._left and not self._skip
+        if reusable and isinstance(response.stream, DecodedBody):
+            reusable = response.stream.is_over
+        self._pool.release(response.url, response.connection, reusable=reusable)

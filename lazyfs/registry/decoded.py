@@ -15,13 +15,13 @@ from lazyfs.registry.head import Head
 _BUFFER: Final = 64 << 10
 
 
-class Decoded:
+class DecodedBody:
     """The bytes of one body, as Connection has them where there is a length."""
 
     def __init__(self, connection: Connection, head: Head) -> None:
         """The head has been received from `connection`, and nothing behind it. Raises BadAnswer for an encoding other than chunks."""
         self._connection = connection
-        self._here = memoryview(b"")
+        self._decoded = memoryview(b"")
         self._buffer = memoryview(bytearray(_BUFFER))
         encoding = head.headers.get("transfer-encoding")
         if encoding is not None and encoding.strip().lower() != "chunked":
@@ -33,9 +33,9 @@ class Decoded:
         """See Connection. Raises BadAnswer as well, for chunks that break the grammar."""
         if self._chunks is None:
             return await self._connection.receive_into(view)
-        while not self._here:
-            self._here = memoryview(self._chunks.read())
-            if self._here:
+        while not self._decoded:
+            self._decoded = memoryview(self._chunks.read())
+            if self._decoded:
                 break
             if self._chunks.is_over:
                 return 0
@@ -43,15 +43,15 @@ class Decoded:
             if not count:
                 raise Unreachable("the connection ended within a chunk of the body")
             self._chunks.feed(self._buffer[:count])
-        count = min(len(view), len(self._here))
-        view[:count] = self._here[:count]
-        self._here = self._here[count:]
+        count = min(len(view), len(self._decoded))
+        view[:count] = self._decoded[:count]
+        self._decoded = self._decoded[count:]
         return count
 
     @property
     def is_over(self) -> bool:
         """Whether the end of the body has come, and nothing behind it. Waits for nothing; to be asked once."""
-        if self._here or self._chunks is None:
+        if self._decoded or self._chunks is None:
             return False
         try:
             return not self._chunks.read() and self._chunks.is_clean

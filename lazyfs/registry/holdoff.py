@@ -51,7 +51,7 @@ class Holdoffs:
         self._status[url.origin] = status
         self._until[url.origin] = max(self._until.get(url.origin, 0.0), trio.current_time() + seconds)
 
-    def holds(self, url: Url) -> bool:
+    def applies_to(self, url: Url) -> bool:
         """Whether `wait` has to be called before a request to `url`. Costs next to nothing while no host is held off."""
         return bool(self._until) and url.origin in self._until
 
@@ -74,7 +74,7 @@ class Holdoffs:
             await trio.sleep_until(late if late < deadline else until)
 
 
-async def outlasting(ask: Callable[[], Awaitable[T]]) -> T:
+async def with_holdoffs(ask: Callable[[], Awaitable[T]]) -> T:
     """What `ask` returns. A host's pause may be longer than one request waits; the caller waits for it, unless its own deadline ends before.
 
     Raises as `ask`; HeldOff for the third pause in a row, too. Cancelled: `ask` is.
@@ -92,7 +92,7 @@ async def outlasting(ask: Callable[[], Awaitable[T]]) -> T:
 _of_this_run: Final = trio.lowlevel.RunVar[Holdoffs]("holdoffs")
 
 
-def holdoffs_of_this_run() -> Holdoffs:
+def shared_holdoffs() -> Holdoffs:
     """The record that everything in this run of trio shares."""
     try:
         return _of_this_run.get()

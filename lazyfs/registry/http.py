@@ -39,7 +39,7 @@ _TIMEOUT = httpx.Timeout(20.0, connect=10.0, pool=None)
 _UPLOAD_TIMEOUT = httpx.Timeout(20.0, connect=10.0, read=SETTLING, pool=None)
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     """A response: all of it, or the beginning of one that is not a success."""
 
     url: Url
@@ -63,7 +63,7 @@ class Http:
         headers: Mapping[str, str],
         limit: int,
         content: bytes | AsyncIterator[bytes] = b"",
-    ) -> Answer:
+    ) -> Response:
         """Send one request; follow nothing, retry nothing.
 
         `limit`: bytes that the body of a success may have, inflated or not; 0: its status and headers are all that is wanted. Of a body
@@ -75,7 +75,7 @@ class Http:
         if url.basic and "Authorization" not in headers:
             headers = {**headers, "Authorization": url.basic}
         outcome = await self._through_httpx(method, url, headers, limit, content, proxy)
-        if isinstance(outcome, Answer):
+        if isinstance(outcome, Response):
             return outcome
         assert isinstance(content, bytes)
         head, data = await exchange_plainly(method, url, headers, content, lambda status: _bound(status, limit), proxy, outcome)
@@ -92,7 +92,7 @@ class Http:
         limit: int,
         content: bytes | AsyncIterator[bytes],
         proxy: Proxy | None,
-    ) -> Answer | BadAnswer | Unreachable:
+    ) -> Response | BadAnswer | Unreachable:
         """See `exchange`. An error that is returned is for a head, or a body in chunks, that plain.py may be able to read."""
         clients = self._clients
         clients.users += 1
@@ -207,10 +207,10 @@ def _bound(status: int, limit: int) -> tuple[int, bool]:
     return (limit, True) if status < 300 and limit else (MAX_ERROR, False)
 
 
-async def _answer(url: Url, status: int, headers: Mapping[str, str], body: bytes, limit: int) -> Answer:
+async def _answer(url: Url, status: int, headers: Mapping[str, str], body: bytes, limit: int) -> Response:
     if _bound(status, limit)[1]:
-        return Answer(url, status, headers, await inflated(body, headers.get("content-encoding", ""), limit, url.authority))
-    return Answer(url, status, headers, body[:MAX_ERROR])
+        return Response(url, status, headers, await inflated(body, headers.get("content-encoding", ""), limit, url.authority))
+    return Response(url, status, headers, body[:MAX_ERROR])
 
 
 def _as_spelled(url: Url, proxy: Proxy | None) -> dict[str, bytes]:

@@ -36,7 +36,7 @@ def end_of_head(data: bytes | bytearray, searched: int = 0) -> int:
 
 def read_odd_head(data: bytes, refusal: BadAnswer) -> Head:
     """The head in `data`, which ends with its empty line. Raises `refusal`, the fast parser's, where h11 refuses it as well."""
-    reader = awaiting_answer()
+    reader = response_parser()
     try:
         reader.receive_data(_repaired(data))
         event = reader.next_event()
@@ -54,7 +54,7 @@ def read_odd_head(data: bytes, refusal: BadAnswer) -> Head:
     return Head(event.status_code, headers, keep_alive=False)
 
 
-def awaiting_answer() -> h11.Connection:
+def response_parser() -> h11.Connection:
     """h11's parser, at the beginning of the answer to a GET."""
     reader = h11.Connection(h11.CLIENT, max_incomplete_event_size=2 * MAX_HEAD)
     reader.send(h11.Request(method="GET", target="/", headers=[("Host", "x")]))

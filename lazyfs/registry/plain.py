@@ -13,7 +13,7 @@ import trio
 
 from lazyfs.errors import BadAnswer, SourceError, Unreachable
 from lazyfs.registry.connection import Connection, connect
-from lazyfs.registry.decoded import Decoded
+from lazyfs.registry.decoded import DecodedBody
 from lazyfs.registry.head import Head
 from lazyfs.registry.proxy import Proxy
 from lazyfs.registry.retry import PROMPTLY
@@ -61,7 +61,7 @@ async def exchange_plainly(
 async def _receive(connection: Connection, head: Head, limit: int, url: Url, body: bytearray) -> None:
     """Fill `body`."""
     length = head.length
-    stream = connection if length is not None else Decoded(connection, head)
+    stream = connection if length is not None else DecodedBody(connection, head)
     piece = memoryview(bytearray(_PIECE))
     while len(body) <= limit and (length is None or len(body) < length):
         wanted = _PIECE if length is None else min(_PIECE, length - len(body))

@@ -38,7 +38,7 @@ class Rangeless:
         """When the ranges of those that are will be tried again."""
         self._trials: dict[Digest, trio.Lock] = {}
 
-    def holds(self, digest: Digest) -> bool:
+    def includes(self, digest: Digest) -> bool:
         """Whether this blob is to be asked for without a range."""
         if not self._is_served or not self._is_served.get(digest, False):
             return False
@@ -63,18 +63,18 @@ class Rangeless:
                 except Unreachable:
                     raise
                 except RangeIgnored:
-                    self._learn(digest, is_served=True)
+                    self._record(digest, is_served=True)
                     raise
                 except SourceError:
-                    self._learn(digest, is_served=False)
+                    self._record(digest, is_served=False)
                     raise
-                self._learn(digest, is_served=True)
+                self._record(digest, is_served=True)
                 return
         if not served:
             raise refusal
         yield
 
-    def _learn(self, digest: Digest, *, is_served: bool) -> None:
+    def _record(self, digest: Digest, *, is_served: bool) -> None:
         self._trials.pop(digest, None)
         if len(self._is_served) >= _MAX_BLOBS:
             self._forget(next(iter(self._is_served)))

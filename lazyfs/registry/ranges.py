@@ -1,7 +1,7 @@
-"""Byte ranges of blobs: redirects and authorisation around one Connection, and every answer checked to be what was asked.
+"""Byte ranges of blobs: redirects and authorisation around one Connection, and every response checked to be what was request.
 
 A registry in front of a cloud store answers with a redirect to a signed URL. That URL is kept for the blob: asking for it
-again for each range would double the requests. It expires; then the store refuses, and the registry is asked again.
+again for each range would double the requests. It expires; then the store refuses, and the registry is request again.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import trio
 
 from lazyfs.errors import HeldOff, RangeIgnored, SourceError, Unreachable
 from lazyfs.format.digest import Digest
-from lazyfs.registry.answer import MAX_SKIP, Answer, Asked, accept
 from lazyfs.registry.body import Body
+from lazyfs.registry.client import RegistryClient, error_for_status
 from lazyfs.registry.connection import Connection
 from lazyfs.registry.head import Head
 from lazyfs.registry.holdoff import MAX_HOLDOFF
+from lazyfs.registry.range_response import MAX_SKIP, RangeRequest, RangeResponse, accept
 from lazyfs.registry.rangeless import Rangeless, may_refuse_the_range
 from lazyfs.registry.redirects import REDIRECTS, redirected
-from lazyfs.registry.retry import PROMPTLY, TRIES, Later, may_pass, patiently
-from lazyfs.registry.session import Session, refusal
+from lazyfs.registry.retry import PROMPTLY, TRIES, TryAgain, is_transient, with_retries
 from lazyfs.registry.tokens import Scope
 from lazyfs.registry.url import Url
 
@@ -50,8 +50,8 @@ class _Broken(Unreachable):
 class Ranges:
     """The ranges of one repository's blobs."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, client: RegistryClient) -> None:
+        self._client = client
         self._signed: dict[Digest, Url] = {}
         self._rangeless = Rangeless()
         self._slots = trio.Semaphore(MAX_RANGES)
@@ -69,11 +69,11 @@ class Ranges:
                 nursery.start_soon(self._connect_ahead)
 
     async def _connect_ahead(self) -> None:
-        url = self._session.root
+        url = self._client.root
         with suppress(SourceError):  # whoever asks for a range tries again, and is told
-            connection = await self._session.pool.acquire(url, fresh=True)
+            connection = await self._client.pool.acquire(url, fresh=True)
             connection.used = True  # it waits: should the server close it meanwhile, that is not a failed request
-            self._session.pool.release(url, connection, reusable=True)
+            self._client.pool.release(url, connection, reusable=True)
 
     @asynccontextmanager
     async def open(
@@ -88,8 +88,8 @@ class Ranges:
         deadline: float = math.inf,
     ) -> AsyncIterator[Body]:
         """Bytes `[start, end)` of the blob at `path`; see ImageSource.open_range. `what` names the blob in errors."""
-        asked = Asked(what, self._session.url(path), scope, digest, size, start, end, start, deadline)
-        # Waited for outside of the deadline: a busy server is not one that does not answer. Not awaited where it is free: that is a
+        request = RangeRequest(what, self._client.url(path), scope, digest, size, start, end, start, deadline)
+        # Waited for outside of the deadline: a busy server is not one that does not response. Not awaited where it is free: that is a
         # turn of the event loop.
         try:
             self._slots.acquire_nowait()
@@ -97,10 +97,10 @@ class Ranges:
             await self._slots.acquire()
         try:
             try:
-                answer = await patiently(what, partial(self._try, asked))
+                response = await with_retries(what, partial(self._try, request))
             except Unreachable as error:
-                answer = await self._otherwise(asked, error)
-            body = Body(asked, answer, self._ask_again, self._session.pool)
+                response = await self._recover(request, error)
+            body = Body(request, response, self._ask_again, self._client.pool)
             try:
                 yield body
             finally:
@@ -111,24 +111,24 @@ class Ranges:
             else:
                 self._slots.release()
 
-    async def _ask_again(self, asked: Asked) -> Answer:
+    async def _ask_again(self, request: RangeRequest) -> RangeResponse:
         try:
-            return await patiently(asked.what, partial(self._try, asked))
+            return await with_retries(request.what, partial(self._try, request))
         except Unreachable as error:
-            return await self._otherwise(asked, error)
+            return await self._recover(request, error)
 
-    async def _otherwise(self, asked: Asked, error: Unreachable) -> Answer:
+    async def _recover(self, request: RangeRequest, error: Unreachable) -> RangeResponse:
         """What can still be done where a patient request has ended in `error`. Raises it where there is nothing."""
         if isinstance(error, _Broken):
-            return await self._try_whole(asked, error)
-        latest = min(trio.current_time() + _PATIENCE, asked.deadline, trio.current_effective_deadline())
+            return await self._try_whole(request, error)
+        latest = min(trio.current_time() + _PATIENCE, request.deadline, trio.current_effective_deadline())
         for _ in range(TRIES):
             # A host's own wish may be longer than the patience of one request, and not longer than the caller's.
             if not isinstance(error, HeldOff) or error.until > latest:
                 break
             await trio.sleep_until(error.until + random.uniform(0.0, 1.0))  # not all at once
             try:
-                return await patiently(asked.what, partial(self._try, asked))
+                return await with_retries(request.what, partial(self._try, request))
             except Unreachable as raised:
                 error = raised
         raise error
@@ -136,62 +136,62 @@ class Ranges:
     def distrust(self, digest: Digest) -> None:
         """See ImageSource."""
         self._signed.pop(digest, None)
-        self._session.pool.close()  # whichever of them brought the bytes waits there by now
+        self._client.pool.close()  # whichever of them brought the bytes waits there by now
 
-    async def _try(self, asked: Asked, *, whole: bool = False) -> Answer | Later:
+    async def _try(self, request: RangeRequest, *, whole: bool = False) -> RangeResponse | TryAgain:
         """`whole`: ask for all of the blob, without a range."""
-        if self._rangeless.holds(asked.digest):
-            if asked.first > MAX_SKIP:
-                raise RangeIgnored(f"{asked.what}: {asked.url.authority} refuses ranges of it")
+        if self._rangeless.includes(request.digest):
+            if request.first > MAX_SKIP:
+                raise RangeIgnored(f"{request.what}: {request.url.authority} refuses ranges of it")
             whole = True
-        own = asked.url.origin
-        url = self._signed.get(asked.digest, asked.url)
-        remembered = url is not asked.url
+        own = request.url.origin
+        url = self._signed.get(request.digest, request.url)
+        remembered = url is not request.url
         renewed = False
         visited = [url]
         while True:
-            authorization = self._session.tokens.header(asked.scope) if url.origin == own else ""
+            authorization = self._client.tokens.header(request.scope) if url.origin == own else ""
             try:
-                connection, head = await self._exchange(url, asked, authorization, ranged=not whole)
+                connection, head = await self._exchange(url, request, authorization, ranged=not whole)
             except Unreachable:
                 if remembered:  # the registry may know a store that can be reached
-                    self._forget(asked.digest, url)
+                    self._forget(request.digest, url)
                 raise
             try:
                 if head.status in {200, 206}:
-                    answer = accept(asked, url, connection, head)
-                    if url is not asked.url:
-                        self._remember(asked.digest, url)
-                    return answer
+                    response = accept(request, url, connection, head)
+                    if url is not request.url:
+                        self._remember(request.digest, url)
+                    return response
                 reusable = await _drain(connection, head)
             except BaseException:
-                self._session.pool.release(url, connection, reusable=False)
+                self._client.pool.release(url, connection, reusable=False)
                 raise
-            self._session.pool.release(url, connection, reusable=reusable)
+            self._client.pool.release(url, connection, reusable=reusable)
             if head.status == 401 and url.origin == own and not renewed:
-                await self._session.tokens.renew(asked.scope, head.headers.get("www-authenticate", ""), authorization)
+                await self._client.tokens.renew(request.scope, head.headers.get("www-authenticate", ""), authorization)
                 renewed = True
             elif head.status in REDIRECTS:
-                url = redirected(asked.what, head.status, url, head.headers.get("location", ""), visited)
-            elif may_pass(head.status):
+                url = redirected(request.what, head.status, url, head.headers.get("location", ""), visited)
+            elif is_transient(head.status):
                 self._note_refusal(head.status)
-                self._session.holdoffs.note(url, head.status, head.headers.get("retry-after", ""))
+                self._client.holdoffs.note(url, head.status, head.headers.get("retry-after", ""))
                 kind = _Broken if head.status == 500 and not whole else Unreachable
-                return Later(kind(f"{asked.what}: {url.authority} answers {head.status}"))
+                return TryAgain(kind(f"{request.what}: {url.authority} answers {head.status}"))
             elif remembered and 400 <= head.status < 500:
                 # Stores say in different ways that a signature has expired: 401, 403, 404, and Google's 400.
-                self._forget(asked.digest, url)
-                url, remembered, visited = asked.url, False, [asked.url]
+                self._forget(request.digest, url)
+                url, remembered, visited = request.url, False, [request.url]
             elif not whole and may_refuse_the_range(head.status):
-                return await self._try_whole(asked, refusal(asked.what, url, head.status))
+                return await self._try_whole(request, error_for_status(request.what, url, head.status))
             else:
-                raise refusal(asked.what, url, head.status)
+                raise error_for_status(request.what, url, head.status)
 
-    async def _try_whole(self, asked: Asked, error: SourceError) -> Answer:
+    async def _try_whole(self, request: RangeRequest, error: SourceError) -> RangeResponse:
         """The range was answered with `error`; the whole blob may be served."""
-        async with self._rangeless.trial(asked.digest, error):
-            outcome = await self._try(asked, whole=True)
-            if isinstance(outcome, Later):
+        async with self._rangeless.trial(request.digest, error):
+            outcome = await self._try(request, whole=True)
+            if isinstance(outcome, TryAgain):
                 raise outcome.error
             return outcome
 
@@ -204,27 +204,27 @@ class Ranges:
                 self._slots.acquire_nowait()
                 self._withhold -= 1
 
-    async def _exchange(self, url: Url, asked: Asked, authorization: str, *, ranged: bool) -> tuple[Connection, Head]:
+    async def _exchange(self, url: Url, request: RangeRequest, authorization: str, *, ranged: bool) -> tuple[Connection, Head]:
         """The caller releases the connection. `ranged`: ask for the range, not for the whole blob."""
-        if self._session.holdoffs.holds(url):
-            await self._session.holdoffs.wait(asked.what, url)
-        connection = await self._session.pool.acquire(url)
+        if self._client.holdoffs.applies_to(url):
+            await self._client.holdoffs.wait(request.what, url)
+        connection = await self._client.pool.acquire(url)
         stale = connection.used
         try:
-            return connection, await connection.exchange(_request(url, asked, authorization, connection, ranged=ranged))
+            return connection, await connection.exchange(_request(url, request, authorization, connection, ranged=ranged))
         except Unreachable:
-            self._session.pool.release(url, connection, reusable=False)
+            self._client.pool.release(url, connection, reusable=False)
             if not stale:
                 raise
         except BaseException:
-            self._session.pool.release(url, connection, reusable=False)
+            self._client.pool.release(url, connection, reusable=False)
             raise
         # The server had closed it while it waited: no failure of this request, and not counted as one.
-        connection = await self._session.pool.acquire(url, fresh=True)
+        connection = await self._client.pool.acquire(url, fresh=True)
         try:
-            return connection, await connection.exchange(_request(url, asked, authorization, connection, ranged=ranged))
+            return connection, await connection.exchange(_request(url, request, authorization, connection, ranged=ranged))
         except BaseException:
-            self._session.pool.release(url, connection, reusable=False)
+            self._client.pool.release(url, connection, reusable=False)
             raise
 
     def _remember(self, digest: Digest, url: Url) -> None:
@@ -237,7 +237,7 @@ class Ranges:
             del self._signed[digest]
 
 
-def _request(url: Url, asked: Asked, authorization: str, connection: Connection, *, ranged: bool) -> bytes:
+def _request(url: Url, request: RangeRequest, authorization: str, connection: Connection, *, ranged: bool) -> bytes:
     proxy = connection.forward_proxy
     lines = [
         f"GET {url if proxy else url.target} HTTP/1.1",
@@ -247,7 +247,7 @@ def _request(url: Url, asked: Asked, authorization: str, connection: Connection,
         "User-Agent: lazyfs",
     ]
     if ranged:
-        lines.append(f"Range: bytes={asked.start}-{asked.end - 1}")
+        lines.append(f"Range: bytes={request.start}-{request.end - 1}")
     if authorization or url.basic:
         lines.append(f"Authorization: {authorization or url.basic}")
     if proxy and proxy.authorization:
@@ -256,7 +256,7 @@ def _request(url: Url, asked: Asked, authorization: str, connection: Connection,
 
 
 async def _drain(connection: Connection, head: Head) -> bool:
-    """Read the body of an answer that is not wanted, if that is cheap; whether the connection can be used again."""
+    """Read the body of an response that is not wanted, if that is cheap; whether the connection can be used again."""
     left = 0 if head.status in {204, 304} else head.length
     if not head.keep_alive or left is None or left > _SMALL_BODY:
         return False

@@ -23,19 +23,19 @@ PROMPTLY: Final = 5.0
 """Seconds for a body that nobody needs, that of a refusal or of an upload's answer: where it breaks off or does not come, the head counts."""
 T = TypeVar("T")
 _FIRST_PAUSE: Final = 0.2
-_PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
+_TRANSIENT: Final = frozenset({408, 429, 500, 502, 503, 504})
 
 
-class Later(NamedTuple):
+class TryAgain(NamedTuple):
     """A failed try that another one may mend."""
 
     error: SourceError
     """What to raise when there is no other try."""
 
 
-def may_pass(status: int) -> bool:
+def is_transient(status: int) -> bool:
     """Whether an answer of this status is worth another try."""
-    return status in _PASSING
+    return status in _TRANSIENT
 
 
 def retry_after(value: str) -> float:
@@ -49,16 +49,16 @@ def retry_after(value: str) -> float:
     return max(0.0, ((when if when.tzinfo else when.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds())
 
 
-def pause_after(number: int) -> float:
+def backoff(number: int) -> float:
     """Seconds to wait after try `number`, the first being 0, before the next one."""
     # A part of it is chance, so that clients which failed together do not come back together.
     return _FIRST_PAUSE * float(2**number) * random.uniform(1.0, 1.5)
 
 
-async def patiently(
-    what: str, attempt: Callable[[], Awaitable[T | Later]], *, deadline: float = DEADLINE, tries: int = TRIES
+async def with_retries(
+    what: str, attempt: Callable[[], Awaitable[T | TryAgain]], *, deadline: float = DEADLINE, tries: int = TRIES
 ) -> T:
-    """What `attempt` returns that is not a Later. An Unreachable that it raises counts as a Later.
+    """What `attempt` returns that is not a TryAgain. An Unreachable that it raises counts as a TryAgain.
 
     Raises Unreachable after `deadline` seconds, else the last try's error. Cancelled: the try under way is cancelled.
     """
@@ -73,11 +73,11 @@ async def patiently(
         except HeldOff:
             raise  # it is known that no try of ours will be in time
         except Unreachable as raised:
-            outcome = Later(raised)
-        if not isinstance(outcome, Later):
+            outcome = TryAgain(raised)
+        if not isinstance(outcome, TryAgain):
             return outcome
         error = outcome.error
-        pause = pause_after(number)
+        pause = backoff(number)
         if number == tries - 1 or trio.current_time() + pause >= end:
             break
         await trio.sleep(pause)

@@ -17,10 +17,10 @@ from lazyfs.format.foreign_json import decode, fields
 from lazyfs.registry.access import AccessOptions
 from lazyfs.registry.challenge import Challenge, parse_challenges
 from lazyfs.registry.credentials import Credentials, configured
-from lazyfs.registry.holdoff import holdoffs_of_this_run
-from lazyfs.registry.http import Answer, Http
+from lazyfs.registry.holdoff import shared_holdoffs
+from lazyfs.registry.http import Http, Response
 from lazyfs.registry.redirects import REDIRECTS, redirected
-from lazyfs.registry.retry import may_pass
+from lazyfs.registry.retry import is_transient
 from lazyfs.registry.url import Url, escaped, parse_url
 
 Scope = tuple[str, ...]
@@ -92,7 +92,7 @@ class Tokens:
         query += [("scope", one) for one in scope]
         asked = trio.current_time()
         answer = await self._ask(realm, query, credentials)
-        if may_pass(answer.status):
+        if is_transient(answer.status):
             raise Unreachable(f"{realm.authority}, which gives tokens for {self._host}, answers {answer.status}")
         if answer.status in {400, 401, 403}:
             raise self._unauthorized(credentials)
@@ -106,7 +106,7 @@ class Tokens:
         life = min(max(life, _DEFAULT_LIFE), _LONGEST_LIFE) if isinstance(life, int | float) else _DEFAULT_LIFE
         return _Token(f"Bearer {token}", asked + life * (1 - _MARGIN))
 
-    async def _ask(self, realm: Url, query: list[tuple[str, str]], credentials: Credentials | None) -> Answer:
+    async def _ask(self, realm: Url, query: list[tuple[str, str]], credentials: Credentials | None) -> Response:
         if credentials is not None and credentials.identity_token:
             form = [("grant_type", "refresh_token"), ("refresh_token", credentials.identity_token), ("client_id", "lazyfs")]
             form += [pair for pair in query if pair[0] != "scope"]
@@ -117,13 +117,13 @@ class Tokens:
         joint = "&" if "?" in realm.target else "?"
         return await self._follow("GET", realm._replace(target=realm.target + joint + urlencode(query)), headers, b"")
 
-    async def _follow(self, method: str, url: Url, headers: dict[str, str], content: bytes) -> Answer:
+    async def _follow(self, method: str, url: Url, headers: dict[str, str], content: bytes) -> Response:
         """The answer, redirects followed. Another host learns neither the password nor the identity token."""
         what = f"the token realm of {self._host}"
-        holdoffs = holdoffs_of_this_run()
+        holdoffs = shared_holdoffs()
         visited = [url]
         while True:
-            if holdoffs.holds(url):
+            if holdoffs.applies_to(url):
                 await holdoffs.wait(what, url)
             answer = await self._http.exchange(method, url, headers, _MAX_ANSWER, content)
             if answer.status not in REDIRECTS:

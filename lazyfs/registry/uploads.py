@@ -19,9 +19,9 @@ import trio
 
 from lazyfs.errors import BadAnswer, Unreachable, show
 from lazyfs.format.digest import Digest
-from lazyfs.registry.http import SETTLING, Answer
-from lazyfs.registry.retry import DEADLINE, patiently, pause_after
-from lazyfs.registry.session import Session, refusal
+from lazyfs.registry.client import RegistryClient, error_for_status
+from lazyfs.registry.http import SETTLING, Response
+from lazyfs.registry.retry import DEADLINE, backoff, with_retries
 from lazyfs.registry.tokens import Scope
 from lazyfs.registry.url import Url, follow
 
@@ -43,7 +43,7 @@ _OUT_OF_ORDER: Final = 416
 _RANGE = re.compile(r"(?:bytes[= ])?\s*0-([0-9]{1,18})\Z")
 
 
-class _There(NamedTuple):
+class _UploadState(NamedTuple):
     """What the registry has of an upload."""
 
     location: Url
@@ -54,14 +54,14 @@ class _There(NamedTuple):
 class Upload:
     """One blob on its way to one repository."""
 
-    def __init__(self, session: Session, repository: str, scope: Scope, digest: Digest, path: Path) -> None:
-        self._session = session
-        self._start = session.url(f"{repository}/blobs/uploads/")
-        self._blob = session.url(f"{repository}/blobs/{digest}")
+    def __init__(self, client: RegistryClient, repository: str, scope: Scope, digest: Digest, path: Path) -> None:
+        self._client = client
+        self._start = client.url(f"{repository}/blobs/uploads/")
+        self._blob = client.url(f"{repository}/blobs/{digest}")
         self._scope = scope
         self._digest = digest
         self._path = path
-        self._what = f"blob {digest} to docker://{session.host}/{repository}"
+        self._what = f"blob {digest} to docker://{client.host}/{repository}"
 
     async def run(self, progress: Callable[[int], None]) -> None:
         """Send it; `progress` gets the bytes of each step, and what a failed try had sent as a negative count.
@@ -73,67 +73,67 @@ class Upload:
         ways = (self._in_pieces,) if size > LARGE else (self._whole, self._in_pieces)
         patience = _TRIES * _deadline(size)
         for way in ways:
-            answer = await patiently(self._what, partial(way, size, meter), deadline=patience, tries=_TRIES)
+            answer = await with_retries(self._what, partial(way, size, meter), deadline=patience, tries=_TRIES)
             if answer.status in _KEPT:
                 return self._check(answer)
             if answer.status not in _WANTS_PIECES:
                 break
-        raise refusal(self._what, answer.url, answer.status, answer.body)
+        raise error_for_status(self._what, answer.url, answer.status, answer.body)
 
-    async def _whole(self, size: int, meter: _Meter) -> Answer:
+    async def _whole(self, size: int, meter: _Meter) -> Response:
         meter.set(0)
         location, smallest = await self._begin()
         try:
             return await self._close(location, 0, size, meter)
         except Unreachable:
-            there = await self._there(location, size)
-            if there is None or not there.kept:
+            state = await self._query_state(location, size)
+            if state is None or not state.kept:
                 raise
-            return await self._send_pieces(there, size, smallest, meter)
+            return await self._send_pieces(state, size, smallest, meter)
 
-    async def _in_pieces(self, size: int, meter: _Meter) -> Answer:
+    async def _in_pieces(self, size: int, meter: _Meter) -> Response:
         location, smallest = await self._begin()
-        return await self._send_pieces(_There(location, 0), size, smallest, meter)
+        return await self._send_pieces(_UploadState(location, 0), size, smallest, meter)
 
-    async def _send_pieces(self, there: _There, size: int, smallest: int, meter: _Meter) -> Answer:
+    async def _send_pieces(self, state: _UploadState, size: int, smallest: int, meter: _Meter) -> Response:
         """The rest of an upload, and its end. A piece that comes to nothing is followed by what the registry then lacks."""
         step = max(PIECE, smallest)
         fruitless = 0
-        most = there.kept
-        while there.kept < size:
-            meter.set(there.kept)
-            end = min(there.kept + step, size)
+        most = state.kept
+        while state.kept < size:
+            meter.set(state.kept)
+            end = min(state.kept + step, size)
             try:
                 answer = await self._send(
-                    "PATCH", there.location, there.kept, end, {"Content-Range": f"{there.kept}-{end - 1}"}, meter
+                    "PATCH", state.location, state.kept, end, {"Content-Range": f"{state.kept}-{end - 1}"}, meter
                 )
                 failure = None
             except Unreachable as error:
                 failure = error
             if failure is None and answer.status in {200, 201, 202, 204}:
                 # What its Range says is not read: some registries say nothing true there, and a piece out of order is refused.
-                there = _There(self._location(answer, there.location), end)
+                state = _UploadState(self._location(answer, state.location), end)
                 if end > most:
                     most, fruitless = end, 0
                 continue
             if failure is None and answer.status != _OUT_OF_ORDER:
                 return answer
             failure = failure or Unreachable(f"{self._what}: {answer.url.authority} answers {answer.status} to a piece of it")
-            found = await self._there(there.location, size)
+            found = await self._query_state(state.location, size)
             if found is None:
                 raise failure
-            there = found
-            if there.kept > most:
-                most, fruitless = there.kept, 0
+            state = found
+            if state.kept > most:
+                most, fruitless = state.kept, 0
             else:
                 fruitless += 1
                 if fruitless == _RESUMES:
                     raise failure
-            await trio.sleep(pause_after(fruitless))
+            await trio.sleep(backoff(fruitless))
         meter.set(size)
-        return await self._close(there.location, size, size, meter)
+        return await self._close(state.location, size, size, meter)
 
-    async def _close(self, location: Url, start: int, size: int, meter: _Meter) -> Answer:
+    async def _close(self, location: Url, start: int, size: int, meter: _Meter) -> Response:
         """The PUT that ends an upload, with the bytes from `start` on."""
         joint = "&" if "?" in location.target else "?"
         url = location._replace(target=f"{location.target}{joint}{urlencode({'digest': self._digest})}")
@@ -141,33 +141,33 @@ class Upload:
             return await self._send("PUT", url, start, size, {}, meter)
         except Unreachable:
             # The answer may be all that was lost.
-            answer = await self._session.ask(self._what, "HEAD", self._blob, self._scope)
+            answer = await self._client.ask(self._what, "HEAD", self._blob, self._scope)
             if answer.status != 200:
                 raise
             meter.set(size)
             return answer
 
-    async def _there(self, location: Url, size: int) -> _There | None:
+    async def _query_state(self, location: Url, size: int) -> _UploadState | None:
         """What the registry has of an upload, and where it goes on; None where it does not say. Raises as `run`."""
-        answer = await self._session.ask(self._what, "GET", location, self._scope)
+        answer = await self._client.ask(self._what, "GET", location, self._scope)
         found = _RANGE.match(answer.headers.get("range", "").strip())
         if answer.status not in {200, 202, 204} or found is None:
             return None
         # Docker's registry says 0-0 of an upload that has nothing. A single byte is sent again.
         count = int(found[1]) + 1 if found[1] != "0" else 0
-        return _There(self._location(answer, location), count) if count <= size else None
+        return _UploadState(self._location(answer, location), count) if count <= size else None
 
     async def _begin(self) -> tuple[Url, int]:
         """Where to send to, and the least that a piece (but the last) may hold."""
-        answer = await self._session.ask(self._what, "POST", self._start, self._scope, headers={"Content-Length": "0"})
+        answer = await self._client.ask(self._what, "POST", self._start, self._scope, headers={"Content-Length": "0"})
         if answer.status != 202:
-            raise refusal(self._what, answer.url, answer.status, answer.body)
+            raise error_for_status(self._what, answer.url, answer.status, answer.body)
         smallest = answer.headers.get("oci-chunk-min-length", "")
         # What is not a number is not a wish: others do not even look.
         wish = int(smallest) if smallest.isascii() and smallest.isdigit() and len(smallest) < 19 else 0
         return self._location(answer, None), wish
 
-    async def _send(self, method: str, url: Url, start: int, end: int, headers: Mapping[str, str], meter: _Meter) -> Answer:
+    async def _send(self, method: str, url: Url, start: int, end: int, headers: Mapping[str, str], meter: _Meter) -> Response:
         """Bytes `[start, end)` of the file. One try: what the registry made of a broken one, nobody knows."""
         mark = meter.sent
 
@@ -175,7 +175,7 @@ class Upload:
             meter.set(mark)
             return _read(self._path, start, end, meter)
 
-        return await self._session.ask(
+        return await self._client.ask(
             self._what,
             method,
             url,
@@ -186,12 +186,12 @@ class Upload:
             deadline=_deadline(end - start),
         )
 
-    def _location(self, answer: Answer, last: Url | None) -> Url:
+    def _location(self, answer: Response, last: Url | None) -> Url:
         """Where the upload goes on: `last` where the answer does not say."""
         location = answer.headers.get("location", "")
         return last if last and not location else follow(answer.url, location, "the upload location")
 
-    def _check(self, answer: Answer) -> None:
+    def _check(self, answer: Response) -> None:
         got = answer.headers.get("docker-content-digest") or self._digest
         if got != self._digest:
             raise BadAnswer(f"{self._what}: the registry says it has kept {show(got)}")

@@ -14,9 +14,9 @@ from lazyfs.format.digest import Digest, check, digest_of, is_digest
 from lazyfs.format.manifest import DOCUMENT_TYPES, MAX_DOCUMENT
 from lazyfs.registry.access import AccessOptions
 from lazyfs.registry.body import Body
-from lazyfs.registry.http import Answer
+from lazyfs.registry.client import RegistryClient, error_for_status
+from lazyfs.registry.http import Response
 from lazyfs.registry.ranges import Ranges
-from lazyfs.registry.session import Session, refusal
 from lazyfs.registry.uploads import Upload
 from lazyfs.registry.url import Url
 from lazyfs.source.protocol import Document, ImageSource
@@ -30,9 +30,9 @@ class Repository:
     """ImageSource and ImageSink. Connects when first asked for something."""
 
     def __init__(self, host: str, repository: str, options: AccessOptions) -> None:
-        self.session = Session(host, options)
+        self.client = RegistryClient(host, options)
         self.repository = repository
-        self._ranges = Ranges(self.session)
+        self._ranges = Ranges(self.client)
         # A source never asks for more than pull: anonymous users, and read-only tokens, get no more.
         self.pull = (f"repository:{repository}:pull",)
         self.push = (f"repository:{repository}:pull,push",)
@@ -40,17 +40,17 @@ class Repository:
     @property
     def name(self) -> str:
         """`docker://HOST/REPO`."""
-        return f"docker://{self.session.host}/{self.repository}"
+        return f"docker://{self.client.host}/{self.repository}"
 
     @property
     def authority(self) -> str:
         """`docker://HOST`."""
-        return f"docker://{self.session.host}"
+        return f"docker://{self.client.host}"
 
     async def document(self, reference: str) -> Document:
         """See ImageSource."""
         what = f"{self.name}{'@' if ':' in reference else ':'}{reference}"
-        url = self.session.url(f"{self.repository}/manifests/{reference}")
+        url = self.client.url(f"{self.repository}/manifests/{reference}")
         digest = Digest(reference) if ":" in reference else None
         answer = await self._get(what, url, digest, MAX_DOCUMENT, headers={"Accept": _ACCEPT})
         return Document(answer.headers.get("content-type", ""), digest_of(answer.body), answer.body)
@@ -58,12 +58,12 @@ class Repository:
     async def small_blob(self, digest: Digest, limit: int) -> bytes:
         """See ImageSource."""
         what = f"blob {digest} of {self.name}"
-        url = self.session.url(f"{self.repository}/blobs/{digest}")
+        url = self.client.url(f"{self.repository}/blobs/{digest}")
         return (await self._get(what, url, digest, limit)).body
 
     async def _get(
         self, what: str, url: Url, digest: Digest | None, limit: int, headers: Mapping[str, str] | None = None
-    ) -> Answer:
+    ) -> Response:
         """What is at `url`, verified where there is a digest for it. What comes wrong is asked for once more.
 
         So is a document by tag that has another digest than the registry says. A registry that insists on the contradiction is
@@ -71,9 +71,9 @@ class Repository:
         """
         is_last_try = False
         while True:
-            answer = await self.session.ask(what, "GET", url, self.pull, headers=headers, limit=limit)
+            answer = await self.client.ask(what, "GET", url, self.pull, headers=headers, limit=limit)
             if answer.status != 200:
-                raise refusal(what, answer.url, answer.status, answer.body)
+                raise error_for_status(what, answer.url, answer.status, answer.body)
             told = answer.headers.get("docker-content-digest", "")
             expected = Digest(told) if digest is None and not is_last_try and is_digest(told) else digest
             try:
@@ -109,12 +109,12 @@ class Repository:
     async def has_blob(self, digest: Digest, size: int) -> bool:
         """See ImageSink. A blob of another size is none of ours: BadAnswer."""
         what = f"blob {digest} of {self.name}"
-        url = self.session.url(f"{self.repository}/blobs/{digest}")
-        answer = await self.session.ask(what, "HEAD", url, self.push)
+        url = self.client.url(f"{self.repository}/blobs/{digest}")
+        answer = await self.client.ask(what, "HEAD", url, self.push)
         if answer.status == 404:
             return False
         if answer.status != 200:
-            raise refusal(what, answer.url, answer.status)
+            raise error_for_status(what, answer.url, answer.status)
         length = answer.headers.get("content-length", str(size))
         if length != str(size):
             raise BadAnswer(
@@ -124,13 +124,13 @@ class Repository:
 
     async def mount_blob(self, digest: Digest, size: int, origin: ImageSource) -> bool:
         """See ImageSink: from another repository of the same registry."""
-        if not isinstance(origin, Repository) or origin.session.root != self.session.root:
+        if not isinstance(origin, Repository) or origin.client.root != self.client.root:
             return False
         scope = (*self.push, *origin.pull)
         path = f"{self.repository}/blobs/uploads/?mount={digest}&from={origin.repository}"
         what = f"blob {digest} to {self.name}"
         try:
-            answer = await self.session.ask(what, "POST", self.session.url(path), scope, headers={"Content-Length": "0"})
+            answer = await self.client.ask(what, "POST", self.client.url(path), scope, headers={"Content-Length": "0"})
         except Unauthorized:
             return False  # no token for both at once
         # 202 opens an upload instead, which the registry drops after a while; a refusal (no right to read there) comes
@@ -139,23 +139,23 @@ class Repository:
 
     async def put_blob(self, digest: Digest, path: Path, progress: Callable[[int], None]) -> None:
         """See ImageSink. What a failed try had sent comes as a negative count."""
-        await Upload(self.session, self.repository, self.push, digest, path).run(progress)
+        await Upload(self.client, self.repository, self.push, digest, path).run(progress)
 
     async def put_document(self, reference: str, document: Document) -> None:
         """See ImageSink."""
         if len(document.data) > MAX_DOCUMENT:
             raise InvalidManifest(f"a manifest of {len(document.data)} bytes is over the limit of {MAX_DOCUMENT}")
         what = f"{self.name}{'@' if ':' in reference else ':'}{reference}"
-        url = self.session.url(f"{self.repository}/manifests/{reference}")
-        answer = await self.session.ask(
+        url = self.client.url(f"{self.repository}/manifests/{reference}")
+        answer = await self.client.ask(
             what, "PUT", url, self.push, headers={"Content-Type": document.media_type}, content=document.data
         )
         if answer.status not in {200, 201, 204}:
-            raise refusal(what, answer.url, answer.status, answer.body)
+            raise error_for_status(what, answer.url, answer.status, answer.body)
         got = answer.headers.get("docker-content-digest") or document.digest
         if got != document.digest:
             raise BadAnswer(f"{what}: the registry says it has kept {show(got)} instead of {document.digest}")
 
     async def aclose(self) -> None:
         """See ImageSource."""
-        await self.session.aclose()
+        await self.client.aclose()

@@ -21,7 +21,7 @@ import trio
 
 from lazyfs.cli.main import main
 from lazyfs.eager.image import load_image_layers
-from lazyfs.errors import LazyfsError, foremost
+from lazyfs.errors import LazyfsError, most_severe
 from lazyfs.format.entry import Entry
 from lazyfs.format.platform import this_platform
 from lazyfs.image.image import resolve_image
@@ -163,7 +163,7 @@ def shown(reference: str, folder: Path, *, lazy_only: bool) -> dict[bytes, Shown
         try:
             return trio.run(look)
         except BaseExceptionGroup as group:
-            raise foremost(group) from group
+            raise most_severe(group) from group
 
 
 def _shown(entry: Entry) -> Shown:

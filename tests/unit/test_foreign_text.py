@@ -27,9 +27,9 @@ from lazyfs.format.manifest import (
 from lazyfs.format.platform import parse_platform
 from lazyfs.format.toc import parse_toc
 from lazyfs.snapshots.filters import Filter
-from lazyfs.source.choice import choose
 from lazyfs.source.layout import Layout
 from lazyfs.source.reference import parse_reference
+from lazyfs.source.selection import select_image
 from tests import tars
 
 DIGEST = "sha256:" + "a" * 64
@@ -138,5 +138,5 @@ async def test_platforms_of_an_index_are_quoted_in_a_line() -> None:
     assert not isinstance(index, Manifest)
     assert not candidates(index, parse_platform("linux/amd64"))
     with pytest.raises(LazyfsError) as caught:
-        await choose(None, index, parse_platform("linux/amd64"), "it")  # type: ignore[arg-type]
+        await select_image(None, index, parse_platform("linux/amd64"), "it")  # type: ignore[arg-type]
     assert len(caught.value.message) <= MAX_MESSAGE

@@ -9,7 +9,7 @@ from lazyfs.errors import DigestMismatch, InvalidManifest, InvalidTar, NotFound
 from lazyfs.format.digest import digest_of
 from lazyfs.format.manifest import DOCKER_LIST, OCI_INDEX, OCI_LAYER_GZIP, OCI_MANIFEST
 from lazyfs.format.platform import Platform
-from lazyfs.source.choice import MAX_DEPTH
+from lazyfs.source.selection import MAX_DEPTH
 from tests.unit.converter.making import tar_of
 from tests.unit.converter.places import AMD64, ARM64, Place, converted
 from tests.unit.converter.refusing import APP, BASE, TAR, refused, with_layer

@@ -17,7 +17,7 @@ from lazyfs.format.member import compress_member, inflate_member
 from lazyfs.format.platform import Platform
 from lazyfs.image.image import load_layers, resolve_image
 from lazyfs.image.layer import load_layer
-from lazyfs.source.choice import MAX_DEPTH, MAX_DOCUMENTS
+from lazyfs.source.selection import MAX_DEPTH, MAX_DOCUMENTS
 from lazyfs.store.store import Store
 from tests.unit.image.memory import MemorySource, make_blob
 

@@ -10,9 +10,9 @@ import pytest
 from lazyfs.errors import SourceError
 from lazyfs.format.digest import digest_of
 from lazyfs.registry.access import AccessOptions
+from lazyfs.registry.client import RegistryClient
 from lazyfs.registry.credentials import Credentials
 from lazyfs.registry.ranges import Ranges
-from lazyfs.registry.session import Session
 from tests.unit.registry.scripted import Request, Script, Server, partial, serving
 
 BLOB = bytes(range(256)) * 40
@@ -23,11 +23,11 @@ SCOPE = ("repository:r:pull",)
 @asynccontextmanager
 async def ranges_of(host: str) -> AsyncIterator[Ranges]:
     """The client, for one registry."""
-    session = Session(host, AccessOptions(Credentials("u", "p"), plain_http=True))
+    client = RegistryClient(host, AccessOptions(Credentials("u", "p"), plain_http=True))
     try:
-        yield Ranges(session)
+        yield Ranges(client)
     finally:
-        await session.aclose()
+        await client.aclose()
 
 
 async def read(ranges: Ranges, start: int, end: int, size: int = len(BLOB)) -> bytes:

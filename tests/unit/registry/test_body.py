@@ -7,8 +7,8 @@ import trio
 import trio.testing
 
 from lazyfs.errors import BadAnswer, HeldOff, NotFound, RangeIgnored, SourceError, Unauthorized, Unreachable
-from lazyfs.registry.answer import MAX_SKIP
 from lazyfs.registry.body import FLOOR, STALL, TRIES
+from lazyfs.registry.range_response import MAX_SKIP
 from tests.conftest import LogWatch
 from tests.unit.registry.one_blob import BLOB, DIGEST, SCOPE, ranged, ranges_of, read
 from tests.unit.registry.scripted import Answer, Reply, Request, Server, reply, serving

@@ -15,9 +15,9 @@ from lazyfs.errors import BadAnswer, Unreachable
 from lazyfs.format.digest import digest_of
 from lazyfs.registry import tls
 from lazyfs.registry.access import AccessOptions
+from lazyfs.registry.client import RegistryClient
 from lazyfs.registry.credentials import Credentials
 from lazyfs.registry.ranges import Ranges
-from lazyfs.registry.session import Session
 from lazyfs.registry.url import parse_url
 from tests.unit.registry.scripted import Proxy, Reply, Request, Server, partial, reply, serving
 
@@ -65,9 +65,9 @@ def registry(request: Request) -> bytes:
 
 
 @asynccontextmanager
-async def client(host: str, *, plain_http: bool = False, secure: bool = False) -> AsyncIterator[tuple[Session, Ranges]]:
+async def client(host: str, *, plain_http: bool = False, secure: bool = False) -> AsyncIterator[tuple[RegistryClient, Ranges]]:
     """A client; `secure` speaks https to loopback."""
-    opened = Session(host, AccessOptions(Credentials("u", "p"), plain_http))
+    opened = RegistryClient(host, AccessOptions(Credentials("u", "p"), plain_http))
     if secure:
         opened.root = parse_url(f"https://{host}/v2/", "it")
     try:
@@ -76,7 +76,7 @@ async def client(host: str, *, plain_http: bool = False, secure: bool = False) -
         await opened.aclose()
 
 
-async def check(opened: Session, ranges: Ranges) -> None:
+async def check(opened: RegistryClient, ranges: Ranges) -> None:
     """A document by httpx, two ranges by the range reader."""
     assert (await opened.ask("it", "GET", opened.url("doc"), SCOPE)).body == b"document"
     for start, end in ((0, 200_000), (5, 17)):

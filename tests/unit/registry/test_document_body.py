@@ -7,7 +7,7 @@ import trio.testing
 
 from lazyfs.errors import Unreachable
 from tests.unit.registry.scripted import Reply, reply
-from tests.unit.registry.test_session import HEAD, asking, get
+from tests.unit.registry.test_client import HEAD, asking, get
 
 CUT = {
     "before the head": b"",
@@ -22,17 +22,17 @@ CUT = {
 async def test_a_cut_answer_is_asked_for_again(answer: bytes, autojump_clock: trio.testing.MockClock) -> None:
     """Wherever it breaks off; and when it does each time, it is the connection's fault, not the grammar's."""
     asked = 2 if b"chunked" in answer else 1  # by httpx, which cannot say what is wrong with chunks, and by plain.py
-    async with asking([*[Reply(answer, "close")] * 2 * asked, reply(200, b"whole")]) as (server, session):
-        assert await get(session) == b"whole"
+    async with asking([*[Reply(answer, "close")] * 2 * asked, reply(200, b"whole")]) as (server, client):
+        assert await get(client) == b"whole"
         server.script = [Reply(answer, "close")] * 5 * asked
         with pytest.raises(Unreachable):
-            await get(session)
+            await get(client)
         assert not server.script
 
 
 async def test_a_document_in_chunks_whose_lines_end_in_a_bare_lf() -> None:
     """httpx takes it for one that broke off; it is asked for once more, and read as Go reads it."""
     odd = reply(200, b"5\nhello\r\n0\n\r\n", content_length="", transfer_encoding="chunked")
-    async with asking([odd, odd]) as (server, session):
-        assert await get(session) == b"hello"
+    async with asking([odd, odd]) as (server, client):
+        assert await get(client) == b"hello"
     assert len(server.requests) == 2

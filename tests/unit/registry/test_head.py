@@ -1,4 +1,4 @@
-"""Response heads, and where a body ends."""
+"""Answer heads, and where a body ends."""
 
 from __future__ import annotations
 

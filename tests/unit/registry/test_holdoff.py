@@ -8,8 +8,8 @@ import trio.testing
 
 from lazyfs.errors import HeldOff
 from lazyfs.registry.access import AccessOptions
-from lazyfs.registry.holdoff import MAX_HOLDOFF, Holdoffs, holdoffs_of_this_run
-from lazyfs.registry.session import Session
+from lazyfs.registry.client import RegistryClient
+from lazyfs.registry.holdoff import MAX_HOLDOFF, Holdoffs, shared_holdoffs
 from lazyfs.registry.url import parse_url
 from tests.conftest import LogWatch
 from tests.unit.registry.one_blob import BLOB, DIGEST, SCOPE, ranged, ranges_of, read, read_from
@@ -75,20 +75,20 @@ async def test_a_document_outlasts_a_long_pause(autojump_clock: trio.testing.Moc
     expect_log("no request to it for 50 s")
     busy = reply(429, retry_after="50")
     async with serving(Server([busy, busy, reply(200, b"x"), busy, busy, busy, busy])) as server:
-        session = Session(server.host, AccessOptions())
-        url = session.url("a/manifests/x")
+        client = RegistryClient(server.host, AccessOptions())
+        url = client.url("a/manifests/x")
         started = trio.current_time()
-        assert (await session.ask("it", "GET", url, (), limit=9)).body == b"x"
+        assert (await client.ask("it", "GET", url, (), limit=9)).body == b"x"
         assert trio.current_time() - started >= 100
         with pytest.raises(HeldOff):
-            await session.ask("it", "GET", url, (), limit=9)
+            await client.ask("it", "GET", url, (), limit=9)
         assert len(server.script) == 1
         await trio.sleep(50)
         started = trio.current_time()
         with pytest.raises(HeldOff), trio.fail_after(40):
-            await session.ask("it", "GET", url, (), limit=9)
+            await client.ask("it", "GET", url, (), limit=9)
         assert trio.current_time() - started < 1
-        await session.aclose()
+        await client.aclose()
 
 
 async def test_nobody_asks_a_host_that_is_held_off(
@@ -146,7 +146,7 @@ async def test_the_callers_deadline_counts(autojump_clock: trio.testing.MockCloc
     with trio.fail_after(20.001):
         await holdoffs.wait("blob B", REGISTRY)
     assert trio.current_time() >= started + 20
-    assert not holdoffs.holds(REGISTRY)
+    assert not holdoffs.applies_to(REGISTRY)
 
 
 async def test_what_holds_nobody_off(autojump_clock: trio.testing.MockClock, expect_log: LogWatch) -> None:
@@ -154,11 +154,11 @@ async def test_what_holds_nobody_off(autojump_clock: trio.testing.MockClock, exp
     holdoffs = Holdoffs()
     for status, value in ((429, ""), (503, "soon"), (429, "0"), (500, "9"), (200, "9"), (403, "9")):
         holdoffs.note(REGISTRY, status, value)
-    assert not holdoffs.holds(REGISTRY)
+    assert not holdoffs.applies_to(REGISTRY)
     expect_log("no request to it for")
     holdoffs.note(REGISTRY, 429, "20")
     holdoffs.note(REGISTRY, 429, "2")
-    assert holdoffs.holds(REGISTRY) and not holdoffs.holds(STORE)
+    assert holdoffs.applies_to(REGISTRY) and not holdoffs.applies_to(STORE)
     started = trio.current_time()
     await holdoffs.wait("it", STORE)
     assert trio.current_time() == started
@@ -177,4 +177,4 @@ async def test_the_record_is_bounded(expect_log: LogWatch) -> None:
 
 async def test_one_record_for_all_sessions() -> None:
     """Of one run of trio."""
-    assert holdoffs_of_this_run() is holdoffs_of_this_run()
+    assert shared_holdoffs() is shared_holdoffs()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lazyfs.errors import BadAnswer
 from lazyfs.registry.head import END, MAX_HEAD, Head, parse_head
-from lazyfs.registry.odd_head import awaiting_answer, end_of_head, read_odd_head
+from lazyfs.registry.odd_head import end_of_head, read_odd_head, response_parser
 
 TAIL = b"5\r\nhello\r\n0\r\n\r\n"
 """A body in chunks, or of 15 bytes."""
@@ -38,7 +38,7 @@ HEADS = st.builds(
 
 def body_by_h11(data: bytes) -> tuple[int, bytes] | None:
     """Status and body as h11 has them, of an answer that ends with its connection; None where it refuses it."""
-    reader = awaiting_answer()
+    reader = response_parser()
     status, body = 0, b""
     try:
         reader.receive_data(data)

@@ -58,7 +58,7 @@ async def test_a_real_refusal_costs_one_more_request_a_blob(status: int, error: 
 
 
 async def test_ranges_that_were_refused_are_tried_again_after_a_while(autojump_clock: trio.testing.MockClock) -> None:
-    """A session of lazyfsd lives long, and a proxy that refused them may be gone; a blob that is refused as a whole stays refused."""
+    """A client of lazyfsd lives long, and a proxy that refused them may be gone; a blob that is refused as a whole stays refused."""
     async with serving(no_ranges(403)) as server, ranges_of(server.host) as ranges:
         assert await read(ranges, 0, 9) == await read(ranges, 0, 9)
         await trio.sleep(601)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazyfs.errors import BadAnswer, NotFound, Unreachable
-from lazyfs.registry.retry import TRIES, Later, may_pass, patiently, retry_after
+from lazyfs.registry.retry import TRIES, TryAgain, is_transient, retry_after, with_retries
 
 
 @pytest.mark.parametrize(
@@ -42,19 +42,19 @@ def test_any_retry_after_is_a_time(value: str) -> None:
 
 def test_what_may_pass() -> None:
     """Trouble of the server, not of the request."""
-    assert [status for status in range(100, 600) if may_pass(status)] == [408, 429, 500, 502, 503, 504]
+    assert [status for status in range(100, 600) if is_transient(status)] == [408, 429, 500, 502, 503, 504]
 
 
 async def test_pauses_grow_and_end(autojump_clock: trio.testing.MockClock) -> None:
     """Each pause is between once and one and a half times the doubling base."""
     times = []
 
-    async def fail() -> Later:
+    async def fail() -> TryAgain:
         times.append(trio.current_time())
-        return Later(Unreachable("it is away"))
+        return TryAgain(Unreachable("it is away"))
 
     with pytest.raises(Unreachable, match="it is away"):
-        await patiently("it", fail)
+        await with_retries("it", fail)
     pauses = [after - before for before, after in itertools.pairwise(times)]
     assert len(times) == TRIES
     for number, pause in enumerate(pauses):
@@ -70,7 +70,7 @@ async def test_an_unreachable_counts_as_later(autojump_clock: trio.testing.MockC
             raise left.pop()
         return "done"
 
-    assert await patiently("it", attempt) == "done"
+    assert await with_retries("it", attempt) == "done"
 
 
 @pytest.mark.parametrize("error", [BadAnswer("x"), NotFound("x"), ValueError("x")])
@@ -83,20 +83,20 @@ async def test_all_else_is_said_at_once(error: Exception) -> None:
         raise error
 
     with pytest.raises(type(error)):
-        await patiently("it", attempt)
+        await with_retries("it", attempt)
     assert len(calls) == 1
 
 
 async def test_one_deadline_for_all_tries(autojump_clock: trio.testing.MockClock) -> None:
     """Tries that hang share it; the last error is the cause."""
 
-    async def attempt() -> Later:
+    async def attempt() -> TryAgain:
         await trio.sleep(12)
-        return Later(Unreachable("slow"))
+        return TryAgain(Unreachable("slow"))
 
     start = trio.current_time()
     with pytest.raises(Unreachable, match="it did not answer within 30 s") as caught:
-        await patiently("it", attempt)
+        await with_retries("it", attempt)
     assert trio.current_time() - start == pytest.approx(30)
     assert isinstance(caught.value.__cause__, Unreachable)
 
@@ -105,9 +105,9 @@ async def test_no_pause_beyond_the_deadline(autojump_clock: trio.testing.MockClo
     """A try that could not be made in time is not waited for."""
     start = trio.current_time()
 
-    async def attempt() -> Later:
-        return Later(Unreachable("busy"))
+    async def attempt() -> TryAgain:
+        return TryAgain(Unreachable("busy"))
 
     with pytest.raises(Unreachable, match="busy"):
-        await patiently("it", attempt, deadline=0.1)
+        await with_retries("it", attempt, deadline=0.1)
     assert trio.current_time() == start

@@ -15,8 +15,8 @@ import trio.testing
 from lazyfs.errors import BadAnswer, SourceError, Unauthorized, UsageError
 from lazyfs.registry import tokens
 from lazyfs.registry.access import AccessOptions
+from lazyfs.registry.client import RegistryClient
 from lazyfs.registry.credentials import Credentials
-from lazyfs.registry.session import Session
 from lazyfs.registry.url import Url, parse_url
 from tests.conftest import LogWatch
 from tests.unit.registry.scripted import Request, Server, reply, serving
@@ -52,20 +52,20 @@ class Guarded:
 
 
 @asynccontextmanager
-async def guarded(creds: Credentials | None = ME) -> AsyncIterator[tuple[Guarded, Session]]:
+async def guarded(creds: Credentials | None = ME) -> AsyncIterator[tuple[Guarded, RegistryClient]]:
     """Both servers, and a client."""
     both = Guarded()
     async with serving(both.tokens), serving(both.registry):
-        session = Session(both.registry.host, AccessOptions(creds))
+        client = RegistryClient(both.registry.host, AccessOptions(creds))
         try:
-            yield both, session
+            yield both, client
         finally:
-            await session.aclose()
+            await client.aclose()
 
 
-async def get(session: Session, scope: tuple[str, ...] = PULL) -> int:
+async def get(client: RegistryClient, scope: tuple[str, ...] = PULL) -> int:
     """The status of one request."""
-    return (await session.ask("it", "GET", session.url("x"), scope)).status
+    return (await client.ask("it", "GET", client.url("x"), scope)).status
 
 
 def query(request: Request) -> dict[str, list[str]]:
@@ -75,9 +75,9 @@ def query(request: Request) -> dict[str, list[str]]:
 
 async def test_a_token_is_fetched_once_a_scope() -> None:
     """With what the realm had in its query already, the service, our own scopes and Basic credentials."""
-    async with guarded() as (both, session):
+    async with guarded() as (both, client):
         for scope in (PULL, PULL, PUSH, PUSH, PULL):
-            assert await get(session, scope) == 200
+            assert await get(client, scope) == 200
     assert both.issued == 2
     assert query(both.tokens.requests[0]) == {"x": ["1"], "service": ["the registry"], "scope": list(PULL)}
     assert query(both.tokens.requests[1])["scope"] == list(PUSH)
@@ -90,71 +90,71 @@ async def test_a_token_is_fetched_once_a_scope() -> None:
 async def test_an_anonymous_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Docker Hub's way: a token for nobody. `access_token` and no life are allowed too."""
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
-    async with guarded(None) as (both, session):
+    async with guarded(None) as (both, client):
         both.tokens.script = [reply(200, b'{"access_token": "A"}')]
         both.accepted = {"Bearer A"}
-        assert await get(session) == 200
+        assert await get(client) == 200
     assert "authorization" not in both.tokens.requests[0].headers
 
 
 async def test_a_realm_with_letters_that_no_url_has() -> None:
     """Blanks and bytes beyond ASCII are escaped, as in a redirect."""
-    async with guarded() as (both, session):
+    async with guarded() as (both, client):
         both.challenge = f'Bearer realm="http://{both.tokens.host}/caf\xe9 t?x=1",service="r"'
-        assert await get(session) == 200
+        assert await get(client) == 200
     assert both.tokens.requests[0].target.startswith("/caf%C3%A9%20t?x=1&service=r")  # the scripted server speaks UTF-8
 
 
 async def test_many_at_once_fetch_one_token() -> None:
     """Ten requests of one scope, one token."""
-    async with guarded() as (both, session), trio.open_nursery() as nursery:
+    async with guarded() as (both, client), trio.open_nursery() as nursery:
         for _ in range(10):
-            nursery.start_soon(get, session)
+            nursery.start_soon(get, client)
     assert both.issued == 1
 
 
 async def test_a_token_is_renewed_before_it_expires(autojump_clock: trio.testing.MockClock) -> None:
     """At nine tenths of its life, so that it never arrives too late; without a 401."""
-    async with guarded() as (both, session):
-        await get(session)
+    async with guarded() as (both, client):
+        await get(client)
         await trio.sleep(260)
-        await get(session)
+        await get(client)
         assert both.issued == 1
         await trio.sleep(20)
-        await get(session)
+        await get(client)
         assert both.issued == 2
 
 
 async def test_a_token_that_is_refused_is_renewed_once() -> None:
     """Revoked before its time."""
-    async with guarded() as (both, session):
-        await get(session)
+    async with guarded() as (both, client):
+        await get(client)
         both.accepted.clear()
-        assert await get(session) == 200
+        assert await get(client) == 200
         assert both.issued == 2
         both.tokens.script = lambda _: reply(200, b'{"token": "useless"}')
         both.accepted.clear()
-        assert await get(session) == 401
+        assert await get(client) == 401
     assert len(both.tokens.requests) == 3
 
 
 async def test_credentials_are_read_when_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """config.json may change while we run; a broken one is an error only when it is needed."""
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
-    async with guarded(None) as (both, session):
+    async with guarded(None) as (both, client):
         both.accepted = {""}
         (tmp_path / "config.json").write_text("{")
         with pytest.raises(UsageError, match=r"config\.json"):
-            await get(session)
+            await get(client)
         (tmp_path / "config.json").write_text(json.dumps({"auths": {both.registry.host: {"username": "u", "password": "p"}}}))
-        assert await get(session) == 200
+        assert await get(client) == 200
     assert both.tokens.requests[0].headers["authorization"] == "Basic dTpw"
 
 
 async def test_an_identity_token_is_posted() -> None:
     """OAuth 2: never in a URL, and with all scopes in one."""
-    async with guarded(Credentials("", "", "refresh me")) as (both, session):
-        assert await get(session, PUSH) == 200
+    async with guarded(Credentials("", "", "refresh me")) as (both, client):
+        assert await get(client, PUSH) == 200
     (request,) = both.tokens.requests
     assert request.method == "POST"
     assert parse_qs(request.body.decode()) == {
@@ -189,10 +189,10 @@ async def test_an_identity_token_is_posted() -> None:
 )
 async def test_what_is_no_token(answer: bytes, kind: type[SourceError]) -> None:
     """A refusal, or an answer that is none; neither is repeated, and no message has a secret."""
-    async with guarded() as (both, session):
+    async with guarded() as (both, client):
         both.tokens.script = [answer]
         with pytest.raises(kind) as caught:
-            await get(session)
+            await get(client)
     assert "secret" not in str(caught.value)
 
 
@@ -210,19 +210,19 @@ async def test_what_is_no_token(answer: bytes, kind: type[SourceError]) -> None:
 )
 async def test_answers_as_go_reads_them(answer: bytes) -> None:
     """What containerd and skopeo take for a token; a life that is not a number is none."""
-    async with guarded() as (both, session):
+    async with guarded() as (both, client):
         both.tokens.script = [reply(200, answer)]
         both.accepted = {"Bearer T"}
-        assert await get(session) == 200
+        assert await get(client) == 200
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_a_realm_may_redirect(status: int) -> None:
     """On the same server, with the same credentials."""
-    async with guarded() as (both, session):
+    async with guarded() as (both, client):
         both.tokens.script = [reply(status, location="/elsewhere?y=1"), reply(200, b'{"token": "T"}')]
         both.accepted = {"Bearer T"}
-        assert await get(session) == 200
+        assert await get(client) == 200
         first, second = both.tokens.requests
     assert (second.method, second.target) == ("GET", "/elsewhere?y=1")
     assert first.headers["authorization"] == second.headers["authorization"] == "Basic bWU6c2VjcmV0"
@@ -231,11 +231,11 @@ async def test_a_realm_may_redirect(status: int) -> None:
 @pytest.mark.parametrize("status", [302, 307])
 async def test_another_host_gets_no_password(status: int) -> None:
     """Neither that one nor those that it leads to; a token from there is as good as any."""
-    async with serving(Server([])) as other, guarded() as (both, session):
+    async with serving(Server([])) as other, guarded() as (both, client):
         other.script = [reply(302, location="/next"), reply(302, location=f"http://{both.tokens.host}/back")]
         both.tokens.script = [reply(status, location=f"http://{other.host}/token"), reply(200, b'{"token": "T"}')]
         both.accepted = {"Bearer T"}
-        assert await get(session) == 200
+        assert await get(client) == 200
     assert len(other.requests) == 2
     assert not any("authorization" in request.headers for request in [*other.requests, both.tokens.requests[-1]])
 
@@ -243,25 +243,25 @@ async def test_another_host_gets_no_password(status: int) -> None:
 @pytest.mark.parametrize("status", [307, 308])
 async def test_an_identity_token_goes_nowhere_else(status: int) -> None:
     """These redirects repeat the form: on the same server that is right, elsewhere it would give the token away."""
-    async with serving(Server([])) as other, guarded(Credentials("", "", "refresh me")) as (both, session):
+    async with serving(Server([])) as other, guarded(Credentials("", "", "refresh me")) as (both, client):
         both.tokens.script = [reply(status, location="/elsewhere"), reply(200, b'{"token": "T"}')]
         both.accepted = {"Bearer T"}
-        assert await get(session) == 200
+        assert await get(client) == 200
         assert both.tokens.requests[1].method == "POST" and b"refresh+me" in both.tokens.requests[1].body
         both.accepted.clear()
         both.tokens.script = [reply(status, location=f"http://{other.host}/token")]
         with pytest.raises(BadAnswer, match="the identity token is not sent to another host"):
-            await get(session)
+            await get(client)
     assert not other.requests
 
 
 async def test_a_form_that_is_redirected_otherwise_is_not_repeated() -> None:
     """302 makes a GET of it, everywhere: another host learns nothing."""
-    async with serving(Server([])) as other, guarded(Credentials("", "", "refresh me")) as (both, session):
+    async with serving(Server([])) as other, guarded(Credentials("", "", "refresh me")) as (both, client):
         other.script = [reply(200, b'{"token": "T"}')]
         both.tokens.script = [reply(302, location=f"http://{other.host}/token")]
         both.accepted = {"Bearer T"}
-        assert await get(session) == 200
+        assert await get(client) == 200
     (request,) = other.requests
     assert (request.method, request.body) == ("GET", b"") and "refresh" not in request.target
 
@@ -285,10 +285,10 @@ def test_where_credentials_may_go_along(location: str, expected: bool) -> None:
 async def test_no_credentials_where_some_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error says how to give some."""
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
-    async with guarded(None) as (both, session):
+    async with guarded(None) as (both, client):
         both.challenge = "Basic realm=x"
         with pytest.raises(Unauthorized, match=r"there are none.*--creds"):
-            await get(session)
+            await get(client)
 
 
 @pytest.mark.parametrize(
@@ -296,28 +296,28 @@ async def test_no_credentials_where_some_are_needed(tmp_path: Path, monkeypatch:
 )
 async def test_a_challenge_that_we_cannot_meet(challenge: str) -> None:
     """Other schemes, no realm, no header that can be read."""
-    async with guarded() as (both, session):
+    async with guarded() as (both, client):
         both.challenge = challenge
         with pytest.raises(SourceError):
-            await get(session)
+            await get(client)
     assert not both.tokens.requests
 
 
 async def test_credentials_never_go_to_a_plain_realm_of_a_secure_registry() -> None:
     """An https registry whose realm is http: somebody wants our password in the clear."""
-    async with guarded() as (both, session):
-        session.tokens._root = Url("https", "registry.example", 443, "/v2/")
+    async with guarded() as (both, client):
+        client.tokens._root = Url("https", "registry.example", 443, "/v2/")
         with pytest.raises(BadAnswer, match="without https"):
-            await get(session)
+            await get(client)
     assert not both.tokens.requests
 
 
 async def test_a_token_server_in_trouble_is_tried_again(autojump_clock: trio.testing.MockClock) -> None:
     """503 may pass."""
-    async with guarded() as (both, session):
+    async with guarded() as (both, client):
         both.tokens.script = [reply(503), reply(503), reply(200, b'{"token": "T"}')]
         both.accepted = {"Bearer T"}
-        assert await get(session) == 200
+        assert await get(client) == 200
 
 
 async def test_a_token_server_is_left_alone_when_it_asks_for_that(
@@ -325,16 +325,16 @@ async def test_a_token_server_is_left_alone_when_it_asks_for_that(
 ) -> None:
     """Also by those who want a token for something else."""
     expect_log("no request to it for 9 s")
-    async with guarded() as (both, session):
+    async with guarded() as (both, client):
         both.tokens.script = [reply(429, retry_after="9"), reply(200, b'{"token": "T"}')]
         both.accepted = {"Bearer T"}
         start = trio.current_time()
-        assert await get(session) == 200
+        assert await get(client) == 200
         assert trio.current_time() - start >= 9
 
 
 async def test_tokens_have_no_readable_repr() -> None:
     """What is kept shows nothing."""
-    async with guarded() as (_, session):
-        await get(session)
-        assert "T1" not in repr(session.tokens._bearer)
+    async with guarded() as (_, client):
+        await get(client)
+        assert "T1" not in repr(client.tokens._bearer)

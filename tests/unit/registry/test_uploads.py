@@ -15,8 +15,8 @@ from lazyfs.errors import BadAnswer, NotFound, SourceError, Unauthorized, Unreac
 from lazyfs.format.digest import digest_of
 from lazyfs.registry import retry, uploads
 from lazyfs.registry.access import AccessOptions
+from lazyfs.registry.client import RegistryClient
 from lazyfs.registry.credentials import Credentials
-from lazyfs.registry.session import Session
 from lazyfs.registry.uploads import Upload
 from tests.conftest import LogWatch
 from tests.unit.registry.scripted import Answer, Reply, Request, Script, Server, reply, serving
@@ -83,11 +83,11 @@ async def sending(script: Script, folder: Path, data: bytes = BLOB) -> AsyncIter
     path = folder / "blob"
     path.write_bytes(data)
     async with serving(Server(script)) as server:
-        session = Session(server.host, AccessOptions(Credentials("u", "p")))
+        client = RegistryClient(server.host, AccessOptions(Credentials("u", "p")))
         try:
-            yield server, Upload(session, "r", SCOPE, digest_of(data), path)
+            yield server, Upload(client, "r", SCOPE, digest_of(data), path)
         finally:
-            await session.aclose()
+            await client.aclose()
 
 
 @pytest.mark.parametrize("data", [BLOB, b""])

@@ -12,15 +12,15 @@ import pytest
 
 from lazyfs.cli.main import main
 from lazyfs.errors import UsageError
-from lazyfs.source.given import add_creds, settle_creds
+from lazyfs.source.credential_options import add_creds, resolve_creds
 
 SETTLE = """
 import argparse, os, sys
-from lazyfs.source.given import add_creds, settle_creds
+from lazyfs.source.credential_options import add_creds, resolve_creds
 parser = argparse.ArgumentParser()
 add_creds(parser)
 arguments = parser.parse_args(["--creds-stdin"])
-settle_creds(arguments)
+resolve_creds(arguments)
 print(arguments.creds, repr(sys.stdin.read()))
 """
 
@@ -30,7 +30,7 @@ def settled(*options: str) -> argparse.Namespace:
     for prefix in ("", "src-", "dst-"):
         add_creds(parser, prefix)
     arguments = parser.parse_args(options)
-    settle_creds(arguments)
+    resolve_creds(arguments)
     return arguments
 
 
@@ -102,7 +102,7 @@ def test_every_command_has_all_three_and_takes_one(command: str, tmp_path: Path,
 
 def test_a_title_without_passwords() -> None:
     """All that a command line may hold goes; user, image and options stay. Nothing changes where nothing is to hide."""
-    code = "import sys; from lazyfs.source.given import hide_creds; hide_creds(sys.argv[1:]); print(open('/proc/self/cmdline').read())"
+    code = "import sys; from lazyfs.source.credential_options import hide_creds; hide_creds(sys.argv[1:]); print(open('/proc/self/cmdline').read())"
     for options, shown in (
         (["--creds", "me:secret", "image"], "--creds USER:*** image"),
         (["--src-creds=me:secret", "--dst-creds", "me:secret", "-v"], "--src-creds=USER:*** --dst-creds USER:*** -v"),

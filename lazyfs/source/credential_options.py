@@ -38,7 +38,7 @@ def add_creds(parser: argparse.ArgumentParser, prefix: str = "", where: str = "i
         )
 
 
-def settle_creds(arguments: argparse.Namespace) -> None:
+def resolve_creds(arguments: argparse.Namespace) -> None:
     """Put what a file or standard input says where --creds would have put it. Raises UsageError, which repeats nothing of it."""
     for prefix in _PREFIXES:
         name = f"{prefix}creds".replace("-", "_")

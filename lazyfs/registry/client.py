@@ -11,12 +11,12 @@ import msgspec
 from lazyfs.errors import BadAnswer, NotFound, SourceError, Unauthorized, Unreachable
 from lazyfs.format.foreign_json import decode_as
 from lazyfs.registry.access import AccessOptions, api_url
-from lazyfs.registry.holdoff import Holdoffs, holdoffs_of_this_run, outlasting
-from lazyfs.registry.http import Answer, Http
+from lazyfs.registry.holdoff import Holdoffs, shared_holdoffs, with_holdoffs
+from lazyfs.registry.http import Http, Response
 from lazyfs.registry.pool import Pool
 from lazyfs.registry.proxy import from_environment
 from lazyfs.registry.redirects import REDIRECTS, redirected
-from lazyfs.registry.retry import DEADLINE, TRIES, Later, may_pass, patiently
+from lazyfs.registry.retry import DEADLINE, TRIES, TryAgain, is_transient, with_retries
 from lazyfs.registry.tls import system_context
 from lazyfs.registry.tokens import Scope, Tokens
 from lazyfs.registry.url import Url
@@ -25,7 +25,7 @@ Content = bytes | Callable[[], AsyncIterator[bytes]]
 """A request's body; made anew for each try."""
 
 
-class Session:
+class RegistryClient:
     """One registry, as one command sees it: its tokens, its connections."""
 
     def __init__(self, host: str, options: AccessOptions) -> None:
@@ -39,7 +39,7 @@ class Session:
     @cached_property
     def holdoffs(self) -> Holdoffs:
         """The hosts that asked to be left alone, which all sessions know of. Only within trio."""
-        return holdoffs_of_this_run()
+        return shared_holdoffs()
 
     def url(self, path: str) -> Url:
         """The URL of `path` below /v2/."""
@@ -57,7 +57,7 @@ class Session:
         limit: int = 0,
         deadline: float = DEADLINE,
         tries: int = TRIES,
-    ) -> Answer:
+    ) -> Response:
         """The answer to one request, whatever its status, redirects followed; `what` names its object in errors, `limit` is as for
         Http.exchange.
 
@@ -65,7 +65,7 @@ class Session:
         Cancelled: the server may have acted on the request.
         """
         attempt = partial(self._try, what, method, url, scope, headers or {}, content, limit)
-        return await outlasting(partial(patiently, what, attempt, deadline=deadline, tries=tries))
+        return await with_holdoffs(partial(with_retries, what, attempt, deadline=deadline, tries=tries))
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -74,14 +74,14 @@ class Session:
 
     async def _try(
         self, what: str, method: str, url: Url, scope: Scope, headers: Mapping[str, str], content: Content, limit: int
-    ) -> Answer | Later:
+    ) -> Response | TryAgain:
         renewed = False
         visited = [url]
         while True:
             own = url.origin == self.root.origin
             authorization = self.tokens.header(scope) if own else ""
             sent = {**headers, "Authorization": authorization} if authorization else headers
-            if self.holdoffs.holds(url):
+            if self.holdoffs.applies_to(url):
                 await self.holdoffs.wait(what, url)
             answer = await self.http.exchange(method, url, sent, limit, content if isinstance(content, bytes) else content())
             if answer.status == 401 and own and not renewed:
@@ -89,9 +89,9 @@ class Session:
                 renewed = True
             elif answer.status in REDIRECTS and _may_follow(method, answer.status, content):
                 url = redirected(what, answer.status, url, answer.headers.get("location", ""), visited)
-            elif may_pass(answer.status):
+            elif is_transient(answer.status):
                 self.holdoffs.note(url, answer.status, answer.headers.get("retry-after", ""))
-                return Later(Unreachable(f"{what}: {url.authority} answers {answer.status}{_reason(answer.body)}"))
+                return TryAgain(Unreachable(f"{what}: {url.authority} answers {answer.status}{_reason(answer.body)}"))
             else:
                 return answer
 
@@ -101,7 +101,7 @@ def _may_follow(method: str, status: int, content: Content) -> bool:
     return method in {"GET", "HEAD"} or (status in {307, 308} and isinstance(content, bytes))
 
 
-def refusal(what: str, url: Url, status: int, body: bytes = b"") -> SourceError:
+def error_for_status(what: str, url: Url, status: int, body: bytes = b"") -> SourceError:
     """The error that an answer means which is not what was asked for."""
     text = f"{what}: {url.authority} answers {status}{_reason(body)}"
     if status == 404:

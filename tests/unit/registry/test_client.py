@@ -12,9 +12,9 @@ import trio.testing
 
 from lazyfs.errors import BadAnswer, HeldOff, NotFound, SourceError, Unauthorized, Unreachable
 from lazyfs.registry.access import AccessOptions
+from lazyfs.registry.client import RegistryClient, error_for_status
 from lazyfs.registry.credentials import Credentials
 from lazyfs.registry.http import MAX_CONNECTIONS
-from lazyfs.registry.session import Session, refusal
 from lazyfs.registry.url import parse_url
 from tests.conftest import LogWatch
 from tests.unit.registry.scripted import Reply, Request, Script, Server, reply, serving
@@ -24,34 +24,34 @@ HEAD = b"HTTP/1.1 200 OK\r\n"
 
 
 @asynccontextmanager
-async def asking(script: Script) -> AsyncIterator[tuple[Server, Session]]:
+async def asking(script: Script) -> AsyncIterator[tuple[Server, RegistryClient]]:
     """A server and a client."""
     async with serving(Server(script)) as server:
-        session = Session(server.host, AccessOptions(Credentials("u", "p")))
+        client = RegistryClient(server.host, AccessOptions(Credentials("u", "p")))
         try:
-            yield server, session
+            yield server, client
         finally:
-            await session.aclose()
+            await client.aclose()
 
 
-async def get(session: Session, limit: int = 1000) -> bytes:
+async def get(client: RegistryClient, limit: int = 1000) -> bytes:
     """The body of one answer."""
-    return (await session.ask("it", "GET", session.url("a/manifests/x"), SCOPE, limit=limit)).body
+    return (await client.ask("it", "GET", client.url("a/manifests/x"), SCOPE, limit=limit)).body
 
 
 async def test_one_connection_serves_many() -> None:
     """httpx keeps it."""
-    async with asking(lambda _: reply(200, b"x")) as (server, session):
+    async with asking(lambda _: reply(200, b"x")) as (server, client):
         for _ in range(5):
-            assert await get(session) == b"x"
+            assert await get(client) == b"x"
     assert server.connections == 1
 
 
 async def test_redirects_leave_authorization_behind() -> None:
     """Another port is another host."""
-    async with serving(Server([reply(200, b"there")])) as store, asking([]) as (server, session):
+    async with serving(Server([reply(200, b"there")])) as store, asking([]) as (server, client):
         server.script = [reply(401, www_authenticate="Basic realm=x"), reply(307, location=f"http://{store.host}/m?sig=1")]
-        assert await get(session) == b"there"
+        assert await get(client) == b"there"
     assert server.requests[1].headers["authorization"].startswith("Basic ")
     assert "authorization" not in store.requests[0].headers
     assert store.requests[0].target == "/m?sig=1"
@@ -59,25 +59,25 @@ async def test_redirects_leave_authorization_behind() -> None:
 
 async def test_redirects_are_bounded() -> None:
     """Circles, long ways, and ways to nowhere."""
-    async with asking(lambda request: reply(302, location=request.target)) as (_, session):
+    async with asking(lambda request: reply(302, location=request.target)) as (_, client):
         with pytest.raises(BadAnswer, match="in a circle"):
-            await get(session)
-    async with asking([reply(302, location=f"/{number}") for number in range(11)]) as (_, session):
+            await get(client)
+    async with asking([reply(302, location=f"/{number}") for number in range(11)]) as (_, client):
         with pytest.raises(BadAnswer, match="more than 10 times"):
-            await get(session)
-    async with asking([reply(302)]) as (_, session):
+            await get(client)
+    async with asking([reply(302)]) as (_, client):
         with pytest.raises(BadAnswer, match="without saying where"):
-            await get(session)
+            await get(client)
 
 
 async def test_answers_are_bounded() -> None:
     """A body over the limit, and one that inflates to more."""
     bomb = reply(200, gzip.compress(bytes(1001)), content_encoding="gzip")
-    async with asking([reply(200, bytes(1001)), bomb]) as (_, session):
+    async with asking([reply(200, bytes(1001)), bomb]) as (_, client):
         with pytest.raises(BadAnswer, match="over 1000 bytes"):
-            await get(session)
+            await get(client)
         with pytest.raises(BadAnswer, match="inflates to over 1000 bytes"):
-            await get(session)
+            await get(client)
 
 
 @pytest.mark.parametrize("size", [2000, 100_000])
@@ -87,10 +87,10 @@ async def test_a_long_refusal_is_a_refusal(size: int, autojump_clock: trio.testi
     challenge = reply(401, page, www_authenticate="Basic realm=x")
     async with asking([reply(404, page), reply(503, page), challenge, reply(302, page, location="/x"), reply(200, b"x")]) as (
         server,
-        session,
+        client,
     ):
-        assert (await session.ask("it", "GET", session.url("x"), SCOPE, limit=1000)).status == 404
-        assert await get(session) == b"x"
+        assert (await client.ask("it", "GET", client.url("x"), SCOPE, limit=1000)).status == 404
+        assert await get(client) == b"x"
         assert not server.script
 
 
@@ -115,18 +115,18 @@ async def test_a_refusal_needs_no_body(body: Reply, autojump_clock: trio.testing
             head = b"401 Who\r\nWWW-Authenticate: Basic realm=x"
         return body._replace(data=b"HTTP/1.1 " + head + b"\r\n" + body.data)
 
-    async with asking(answer) as (_, session):
-        assert await get(session) == b"x"
-        assert (await session.ask("it", "GET", session.url("absent"), SCOPE)).status == 404
+    async with asking(answer) as (_, client):
+        assert await get(client) == b"x"
+        assert (await client.ask("it", "GET", client.url("absent"), SCOPE)).status == 404
 
 
 @pytest.mark.parametrize("body", BROKEN.values(), ids=BROKEN)
 async def test_what_is_written_is_written_by_the_head(body: Reply, autojump_clock: trio.testing.MockClock) -> None:
     """A 201 says that it has been kept; nobody needs the body that may follow."""
     answers = [body._replace(data=b"HTTP/1.1 201 Kept\r\n" + body.data)] * 2
-    async with asking(lambda _: answers.pop(0)) as (_, session):
+    async with asking(lambda _: answers.pop(0)) as (_, client):
         for _ in range(2 if b"Odd" not in body.data else 1):
-            assert (await session.ask("it", "PUT", session.url("m"), SCOPE, content=b"document")).status == 201
+            assert (await client.ask("it", "PUT", client.url("m"), SCOPE, content=b"document")).status == 201
         assert not answers
 
 
@@ -134,26 +134,26 @@ async def test_what_is_written_is_written_by_the_head(body: Reply, autojump_cloc
 async def test_encodings_that_nobody_asked_for(encoding: str) -> None:
     """Inflated where it is one, ignored where it is none."""
     body = gzip.compress(b"x") if encoding == "gzip" else b"x"
-    async with asking([reply(200, body, content_encoding=encoding)]) as (server, session):
-        assert await get(session) == b"x"
+    async with asking([reply(200, body, content_encoding=encoding)]) as (server, client):
+        assert await get(client) == b"x"
     assert server.requests[0].headers["accept-encoding"] == "identity"
 
 
 @pytest.mark.parametrize("rest", [b"\r\n", b"rubbish"])
 async def test_what_stands_behind_a_body_is_no_answer(rest: bytes, autojump_clock: trio.testing.MockClock) -> None:
     """A line too many, or a body for HEAD: the next request has a connection of its own, and is answered; so are those behind it."""
-    async with asking([]) as (server, session):
+    async with asking([]) as (server, client):
         server.script = lambda _: reply(200, b"one") + (rest if len(server.requests) == 1 else b"")
         for _ in range(3):
-            assert await get(session) == b"one"
+            assert await get(client) == b"one"
     assert server.connections == 3
 
 
 async def test_cookies_are_not_kept() -> None:
     """Whoever sends one is taken for a browser by some registries, and not for a client that may write."""
-    async with asking([reply(200, b"x", set_cookie="sid=1; Path=/")] * 2) as (server, session):
+    async with asking([reply(200, b"x", set_cookie="sid=1; Path=/")] * 2) as (server, client):
         for _ in range(2):
-            await get(session)
+            await get(client)
     assert not any("cookie" in request.headers for request in server.requests)
 
 
@@ -162,26 +162,26 @@ SIGNED = "/m%2f%2F?sig=a/b+c=%2f,;:@!$'()*|\"<>[]{}^`~\\"
 
 async def test_a_signed_location_is_asked_for_letter_by_letter() -> None:
     """Another spelling of the same URL is another signature."""
-    async with asking([reply(307, location=SIGNED), reply(200, b"x")]) as (server, session):
-        assert await get(session) == b"x"
+    async with asking([reply(307, location=SIGNED), reply(200, b"x")]) as (server, client):
+        assert await get(client) == b"x"
     assert server.requests[1].target == SIGNED
 
 
 @pytest.mark.parametrize(("status", "followed"), [(307, True), (308, True), (301, False), (302, False), (303, False)])
 async def test_redirects_of_what_is_written(status: int, followed: bool) -> None:
     """307 and 308 repeat the request with its body; the others would make a GET of it."""
-    async with asking([reply(status, location="/there")]) as (server, session):
+    async with asking([reply(status, location="/there")]) as (server, client):
         if followed:
             server.script = [reply(status, location="/there"), reply(201)]
-        answer = await session.ask("it", "PUT", session.url("m"), SCOPE, content=b"document")
+        answer = await client.ask("it", "PUT", client.url("m"), SCOPE, content=b"document")
     assert answer.status == (201 if followed else status)
     assert [request.body for request in server.requests] == [b"document"] * (2 if followed else 1)
 
 
 async def test_a_body_that_ends_by_closing_is_whole() -> None:
     """Without a length nobody can know better; digests do."""
-    async with asking([Reply(HEAD + b"\r\nwhole", "close")]) as (_, session):
-        assert await get(session) == b"whole"
+    async with asking([Reply(HEAD + b"\r\nwhole", "close")]) as (_, client):
+        assert await get(client) == b"whole"
 
 
 ODD = {
@@ -199,13 +199,13 @@ ODD = {
 )
 async def test_heads_that_httpx_refuses_and_go_does_not(field: bytes, framing: bytes) -> None:
     """The request is made once more, and the head read as those of blobs are; whatever the body's framing. Its bounds hold."""
-    async with asking(lambda _: Reply(HEAD + field + framing, "close")) as (server, session):
-        assert await get(session) == b"whole"
+    async with asking(lambda _: Reply(HEAD + field + framing, "close")) as (server, client):
+        assert await get(client) == b"whole"
         assert len(server.requests) == 2
         assert server.requests[0].target == server.requests[1].target
         with pytest.raises(BadAnswer, match="over 4 bytes"):
-            await get(session, limit=4)
-        answer = await session.ask("it", "PUT", session.url("m"), SCOPE, headers={"Content-Type": "a/b"}, content=b"document")
+            await get(client, limit=4)
+        answer = await client.ask("it", "PUT", client.url("m"), SCOPE, headers={"Content-Type": "a/b"}, content=b"document")
         assert answer.status == 200
         assert [(request.body, request.headers["content-type"]) for request in server.requests[-2:]] == [(b"document", "a/b")] * 2
 
@@ -213,9 +213,9 @@ async def test_heads_that_httpx_refuses_and_go_does_not(field: bytes, framing: b
 @pytest.mark.parametrize("answer", [b"HTTP/2 200\r\n\r\n", HEAD + b"nonsense\r\n\r\n", HEAD + b"Content-Length: x\r\n\r\n"])
 async def test_a_breach_of_the_grammar_is_not_repeated(answer: bytes) -> None:
     """It is looked at a second time by a more patient reader, and that is all."""
-    async with asking([Reply(answer, "close")] * 2) as (server, session):
+    async with asking([Reply(answer, "close")] * 2) as (server, client):
         with pytest.raises(BadAnswer, match="breaks HTTP"):
-            await get(session)
+            await get(client)
         assert not server.script
 
 
@@ -230,15 +230,15 @@ async def test_a_breach_of_the_grammar_is_not_repeated(answer: bytes) -> None:
 )
 async def test_what_breaks_http_is_an_error(answer: bytes, autojump_clock: trio.testing.MockClock) -> None:
     """In our own hierarchy, whatever httpx calls it."""
-    async with asking([Reply(answer, "close")] * 5) as (_, session):
+    async with asking([Reply(answer, "close")] * 5) as (_, client):
         with pytest.raises(SourceError):
-            await get(session)
+            await get(client)
 
 
 async def test_trouble_is_tried_again(autojump_clock: trio.testing.MockClock) -> None:
     """503, a connection that breaks off, then the answer."""
-    async with asking([reply(503), Reply(b"", "close"), reply(200, b"x")]) as (server, session):
-        assert await get(session) == b"x"
+    async with asking([reply(503), Reply(b"", "close"), reply(200, b"x")]) as (server, client):
+        assert await get(client) == b"x"
     assert len(server.requests) == 3
 
 
@@ -251,13 +251,13 @@ async def test_a_host_that_wants_to_be_left_alone_is(autojump_clock: trio.testin
         asked.append(trio.current_time())
         return reply(429, retry_after="20") if len(asked) == 1 else reply(200, b"x")
 
-    async with asking(script) as (_, session):
+    async with asking(script) as (_, client):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(get, session)
+            nursery.start_soon(get, client)
             await trio.sleep(1)
-            nursery.start_soon(get, session)
+            nursery.start_soon(get, client)
             with pytest.raises(HeldOff, match="may be asked again in 19 s"), trio.fail_after(5):
-                await get(session)
+                await get(client)
             assert len(asked) == 1
     assert len(asked) == 3 and min(asked[1:]) - asked[0] >= 20
 
@@ -265,25 +265,25 @@ async def test_a_host_that_wants_to_be_left_alone_is(autojump_clock: trio.testin
 async def test_the_error_code_of_the_specification_is_told(autojump_clock: trio.testing.MockClock) -> None:
     """But not a stranger's free text."""
     body = b'{"errors": [{"code": "TOOMANYREQUESTS", "message": "\\u001b[31mEVIL"}, {"code": "no code"}]}'
-    async with asking([reply(429, body)] * 5) as (_, session):
+    async with asking([reply(429, body)] * 5) as (_, client):
         with pytest.raises(Unreachable, match=r"it: .* answers 429 \(TOOMANYREQUESTS\)") as caught:
-            await get(session)
+            await get(client)
     assert "EVIL" not in str(caught.value)
 
 
 def test_refusals_are_told_apart() -> None:
     """404, 401 and 403, and the rest."""
     url = parse_url("http://host/v2/secret", "it")
-    kinds = {status: type(refusal("it", url, status)) for status in (400, 401, 403, 404, 405, 301)}
+    kinds = {status: type(error_for_status("it", url, status)) for status in (400, 401, 403, 404, 405, 301)}
     assert kinds == {400: BadAnswer, 401: Unauthorized, 403: Unauthorized, 404: NotFound, 405: BadAnswer, 301: BadAnswer}
 
 
 async def test_a_silent_server_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
     """Within the deadline, tries included."""
     start = trio.current_time()
-    async with asking(lambda _: Reply(b"", "silence")) as (_, session):
+    async with asking(lambda _: Reply(b"", "silence")) as (_, client):
         with pytest.raises(Unreachable):
-            await get(session)
+            await get(client)
     assert trio.current_time() - start <= 31
 
 
@@ -305,27 +305,27 @@ async def test_a_dripping_server_is_given_up(autojump_clock: trio.testing.MockCl
     start = trio.current_time()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, drip, listeners)
-        session = Session(f"127.0.0.1:{listeners[0].socket.getsockname()[1]}", AccessOptions())
+        client = RegistryClient(f"127.0.0.1:{listeners[0].socket.getsockname()[1]}", AccessOptions())
         with pytest.raises(Unreachable, match="did not answer within 30 s"):
-            await get(session)
+            await get(client)
         assert trio.current_time() - start == pytest.approx(30, abs=1)
-        await session.aclose()
+        await client.aclose()
         nursery.cancel_scope.cancel()
 
 
 async def test_cancelled_requests_leave_the_client_usable() -> None:
     """Many are given up, before and within the answer; the next one is served, and no connection stays open."""
-    async with asking([]) as (server, session):
+    async with asking([]) as (server, client):
         for number in range(50):
             server.script = [Reply(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf" if number % 2 else b"", "silence")]
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(get, session)
+                nursery.start_soon(get, client)
                 while server.script:
                     await trio.lowlevel.checkpoint()
                 await trio.testing.wait_all_tasks_blocked()
                 nursery.cancel_scope.cancel()
         server.script = [reply(200, b"x")]
-        assert await get(session) == b"x"
+        assert await get(client) == b"x"
         while server.open > 1:
             await trio.lowlevel.checkpoint()
 
@@ -333,17 +333,17 @@ async def test_cancelled_requests_leave_the_client_usable() -> None:
 async def test_requests_cancelled_in_a_queue_leave_the_client_usable() -> None:
     """There httpx's pool leaks: what a request gives up while it connects goes to another one that was cancelled as well."""
     async with serving(Server(lambda _: reply(200, b"x"))) as server:
-        session = Session(f"localhost:{server.port}", AccessOptions())
+        client = RegistryClient(f"localhost:{server.port}", AccessOptions())
         for moment in range(40):
             async with trio.open_nursery() as nursery:
                 for _ in range(2 * MAX_CONNECTIONS):
-                    nursery.start_soon(get, session)
+                    nursery.start_soon(get, client)
                 for _ in range(moment):
                     await trio.lowlevel.checkpoint()
                 nursery.cancel_scope.cancel()
         with trio.fail_after(10):
-            assert await get(session) == b"x"
-        await session.aclose()
+            assert await get(client) == b"x"
+        await client.aclose()
 
 
 async def test_a_cancelled_request_does_no_harm_to_another() -> None:
@@ -362,12 +362,12 @@ async def test_a_cancelled_request_does_no_harm_to_another() -> None:
 
     async def ask(path: str, scope: trio.CancelScope) -> None:
         with scope:
-            answers.append((await session.ask("it", "GET", session.url(path), SCOPE)).body)
+            answers.append((await client.ask("it", "GET", client.url(path), SCOPE)).body)
 
     async with trio.open_nursery() as servers:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         servers.start_soon(trio.serve_listeners, serve, listeners)
-        session = Session(f"127.0.0.1:{listeners[0].socket.getsockname()[1]}", AccessOptions())
+        client = RegistryClient(f"127.0.0.1:{listeners[0].socket.getsockname()[1]}", AccessOptions())
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask, "never", cancelled)
             nursery.start_soon(ask, "slow", trio.CancelScope())
@@ -375,6 +375,6 @@ async def test_a_cancelled_request_does_no_harm_to_another() -> None:
             cancelled.cancel()
             await trio.testing.wait_all_tasks_blocked()
             proceed.set()
-        await session.aclose()
+        await client.aclose()
         servers.cancel_scope.cancel()
     assert answers == [b"ab"]

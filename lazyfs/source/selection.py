@@ -19,7 +19,7 @@ MAX_DOCUMENTS: Final = 32
 """Manifests and indexes fetched on the way to one image."""
 
 
-class Documents(Protocol):
+class DocumentSource(Protocol):
     """Where documents come from, verified."""
 
     async def get(self, reference: str, media_type: str) -> tuple[Digest, Manifest | Index]:
@@ -31,7 +31,7 @@ class Documents(Protocol):
         ...
 
 
-class Chosen(NamedTuple):
+class SelectedImage(NamedTuple):
     """An image of an index."""
 
     digest: Digest
@@ -39,24 +39,24 @@ class Chosen(NamedTuple):
     manifest: Manifest
 
 
-async def choose(documents: Documents, index: Index, platform: Platform, what: str) -> Chosen:
+async def select_image(documents: DocumentSource, index: Index, platform: Platform, what: str) -> SelectedImage:
     """The image of `index` that runs best on `platform`; `what` names the index in errors.
 
     Raises NotFound, listing the platforms that there are, InvalidManifest for an index over the bounds, and what `documents` raises.
     """
     search = _Search(documents, platform, what)
-    found = await search.within(index, 1)
+    found = await search.run(index, 1)
     if found is None:
-        there = ", ".join(sorted(search.platforms)) or "none"
+        available = ", ".join(sorted(search.platforms)) or "none"
         more = f" ({search.unusable[0]})" if search.unusable else ""
         raise NotFound(
-            f"{what} has nothing for {platform}; its platforms: {there}{more}", hint="Name one of them with --platform"
+            f"{what} has nothing for {platform}; its platforms: {available}{more}", hint="Name one of them with --platform"
         )
     return found
 
 
 class _Search:
-    def __init__(self, documents: Documents, platform: Platform, what: str) -> None:
+    def __init__(self, documents: DocumentSource, platform: Platform, what: str) -> None:
         self._documents = documents
         self._platform = platform
         self._what = what
@@ -65,7 +65,7 @@ class _Search:
         self.platforms: set[str] = set()
         """Those that were there, for whoever has to choose one of them."""
 
-    async def within(self, index: Index, depth: int) -> Chosen | None:
+    async def run(self, index: Index, depth: int) -> SelectedImage | None:
         """The first image, best first, of an index that `depth` indexes lead to, itself included."""
         if depth > MAX_DEPTH:
             raise InvalidManifest(f"{self._what} holds indexes inside indexes, more than {MAX_DEPTH} deep")
@@ -83,11 +83,11 @@ class _Search:
                 )
             digest, document = await self._documents.get(entry.digest, entry.media_type)
             if isinstance(document, Index):
-                found = await self.within(document, depth + 1)
+                found = await self.run(document, depth + 1)
                 if found is not None:
                     return found
             elif entry.platform is not None or len(entries) == 1 or await self._runs(digest, document):
-                return Chosen(digest, document)
+                return SelectedImage(digest, document)
         return None
 
     async def _runs(self, digest: Digest, manifest: Manifest) -> bool:
