@@ -1,8 +1,8 @@
-"""The sums that a chunk is read back with: xxh3 of every 64 KiB block.
+"""Checksums for reading a chunk back: xxh3 of every 64 KiB block.
 
-sha256 is paid once, when bytes arrive from elsewhere. What our own disk gives back is checked against damage, not
-malice, and xxh3 does that at ten times sha256's speed. The seed is taken from the chunk's sha256 digest, so the sums of
-one chunk never pass for another's: a damaged row of the index, which joins a digest to sums, fails the check as well.
+sha256 is paid once, when bytes arrive from a source. What the local disk returns is checked for damage, not for malice, and
+xxh3 does that at ten times the speed of sha256. The seed comes from the chunk's sha256 digest, so the checksums of one chunk
+never match another: a damaged row of the index, which ties a digest to checksums, fails the check as well.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ BLOCK = 64 * 1024
 SUM_SIZE = 8
 
 _WINDOW = 4 * BLOCK
-"""Read at a time where bytes are only checked: it stays in the processor's cache."""
+"""Bytes read at a time where bytes are only checked: the window stays in the processor's cache."""
 
 
 def sums_of(data: bytes | memoryview, digest: bytes) -> bytes:
-    """8 bytes for each block of `data`, which is a chunk, or whole blocks of one, under `digest`."""
+    """8 bytes for each block of `data`. `data` is the chunk with this digest, or whole blocks of it."""
     seed = int.from_bytes(digest[:8], "little")
     if len(data) <= BLOCK:
         return xxhash.xxh3_64_digest(data, seed)
@@ -29,7 +29,8 @@ def sums_of(data: bytes | memoryview, digest: bytes) -> bytes:
 
 
 class _Scratch(threading.local):
-    """What a thread checks with and gives to nobody: memory touched once, not fresh pages for every window."""
+    """A buffer of each thread for bytes that are only checked: its pages are touched once, instead of fresh ones for every
+    window."""
 
     def __init__(self) -> None:
         self.window = memoryview(bytearray(_WINDOW))
@@ -39,9 +40,11 @@ _scratch = _Scratch()
 
 
 def read_checked(fd: int, offset: int, size: int, digest: bytes, sums: bytes, start: int, length: int) -> bytes | None:
-    """Bytes [start, start + length) of the chunk of `size` bytes at `offset` of a file; None unless all its blocks match.
+    """Read bytes [start, start + length) of the chunk of `size` bytes at `offset` of a file. None unless all blocks of the
+    chunk match.
 
-    The bytes returned are those that were checked, not read a second time. Of the others no more than a window is held at once.
+    The returned bytes are the ones that were checked; they are not read twice. Of the others, at most one window is held at a
+    time.
     """
     if len(sums) != -(-size // BLOCK) * SUM_SIZE:
         return None
@@ -61,6 +64,6 @@ def read_checked(fd: int, offset: int, size: int, digest: bytes, sums: bytes, st
 
 
 def _matches(data: bytes | memoryview, at: int, digest: bytes, sums: bytes) -> bool:
-    """Whether `data`, whole blocks from `at` of the chunk on, has the sums that it should."""
+    """Whether `data` has the right checksums. It consists of whole blocks, and begins at byte `at` of the chunk."""
     first = at // BLOCK * SUM_SIZE
     return not data or sums_of(data, digest) == sums[first : first + -(-len(data) // BLOCK) * SUM_SIZE]

@@ -1,4 +1,4 @@
-"""Everything in the store read and held against what it is named by: `lazyfs store check`, and `clear`."""
+"""Reads and verifies everything in the store: `lazyfs store check`. Also exports `clear`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _WINDOW = 16 * BLOCK
 
 
 class CheckReport(msgspec.Struct, frozen=True):
-    """What a check read, and what it found wrong and dropped."""
+    """What a check read, found damaged and dropped."""
 
     chunks: int
     bytes: int
@@ -31,19 +31,19 @@ class CheckReport(msgspec.Struct, frozen=True):
     damaged_chunks: int
     damaged_documents: int
     leftovers: int
-    """Files that no row speaks of: a crash came between the two. Removed."""
+    """Files without a row in the index, left by a crash between the two steps. They are removed."""
     leftover_bytes: int
     in_use: bool
-    """Another process has the store open: leftovers were not looked for, its files under way look just like them."""
+    """Another process has the store open. Leftovers were not looked for, because its unfinished files look the same."""
     index_rebuilt: bool
-    """The index was damaged: the store starts empty."""
+    """The index was damaged, and the store starts empty."""
 
 
 def check(store: Store, progress: Callable[[int, int], None]) -> CheckReport:
-    """Read all of the store, hash it, drop what is damaged, remove what a crash left.
+    """Read and hash the whole store, drop what is damaged, and remove what a crash left.
 
-    `progress` gets the bytes of chunks read so far and in all. The store can be used meanwhile, by others too. Raises
-    StoreFull and StoreUnusable when the index cannot be written.
+    `progress` gets the bytes of chunks read so far, and the total. The store stays usable meanwhile, also for other processes.
+    Raises StoreFull and StoreUnusable when the index cannot be written.
     """
     index = store.index
     index.change()
@@ -74,10 +74,11 @@ def check(store: Store, progress: Callable[[int, int], None]) -> CheckReport:
 
 
 def check_chunk(store: Store, row: Row, *, keep_cached: bool = True) -> bool:
-    """Whether a chunk is what its row says; else it is dropped. `keep_cached` False: what was not in memory is not left there."""
+    """Whether a chunk matches its row; else it is dropped. With `keep_cached` False, pages that were not cached before are
+    released."""
     fd = store.files.open(row.object)
     if fd is None:
-        # Evicted since the row was read?
+        # Perhaps it was evicted after the row was read.
         return store.index.row(row.object, row.position) is None or not store.drop(row, None, "its file is gone")
     try:
         was_cached = keep_cached or is_cached(fd)
@@ -109,7 +110,7 @@ def _fault(fd: int, row: Row) -> str | None:
 
 
 def _remove_leftovers(store: Store) -> list[int]:
-    """With no other process in the store: the sizes of the files removed."""
+    """Remove files without rows. No other process may have the store open. Returns the sizes of the removed files."""
     store.index.change()
     objects, partial, arrived = store.directory.objects, store.directory.partial, store.directory.arrived
     sizes: list[int] = []
@@ -117,13 +118,13 @@ def _remove_leftovers(store: Store) -> list[int]:
         for folder in (objects, partial):
             for name in os.listdir(folder):
                 if folder == partial and is_partial_blob(name):
-                    continue  # it is hashed before it is used, and goes after a day
+                    continue  # it is hashed before it is used, and removed after a day
                 twice = folder == partial and os.path.exists(objects + name)
                 if twice or not (is_name(name) and store.index.rows_of(name)):
                     sizes.append(os.stat(folder + name).st_blocks * 512)
                     os.unlink(folder + name)
                 elif folder == objects and not is_single(name) and not store.index.is_whole(name):
-                    # Its last rows were lost in a crash: it goes on as a file under way.
+                    # A crash lost its last rows: it becomes an unfinished file again.
                     os.chmod(objects + name, 0o600)
                     os.rename(objects + name, partial + name)
                 elif folder == partial:
@@ -131,7 +132,7 @@ def _remove_leftovers(store: Store) -> list[int]:
         for name in os.listdir(arrived):
             status = os.stat(arrived + name)
             if not (os.path.exists(objects + name) and os.stat(objects + name).st_ino == status.st_ino):
-                # Two names of one file are one file: only a twin that is alone frees anything.
+                # Both names are one file, so only a twin without its object frees anything.
                 if status.st_nlink == 1:
                     sizes.append(status.st_blocks * 512)
                 os.unlink(arrived + name)

@@ -1,9 +1,9 @@
-"""Claims: who is fetching which chunk, across processes.
+"""Claims: which process fetches which chunk.
 
-A claim is a lock on one byte of the file `claims`, at the offset that the first 62 bits of the chunk's digest spell. It
-costs a system call, needs no cleaning up, and is gone with the process that held it. Two chunks that share 62 bits
-only wait for each other. Bytes beyond all digests are locks of the store as a whole: under which it is opened or rebuilt,
-settled after a power cut, or relieved of what there is no room for.
+A claim is a lock on one byte of the file `claims`, at the offset given by the first 62 bits of the chunk's digest. It costs one
+system call, needs no cleanup, and ends with the process that holds it. Two chunks that share 62 bits only wait for each other.
+The bytes above all digests are locks of the whole store: for opening or rebuilding it, for recovery after a power failure, and
+for eviction.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _RECOVERING = _OPENING + 1
 _EVICTING = _OPENING + 2
 
 _RECOVERY_TIMEOUT = 900.0
-"""Seconds: what may not have reached the disk is read and checked meanwhile."""
+"""Seconds. The holder reads and checks everything that may not have reached the disk."""
 
 
 class Claims:
@@ -31,28 +31,29 @@ class Claims:
         self._fd = open_lock_file(str(path))
 
     def claim(self, digest: bytes) -> bool:
-        """Whether the chunk is now this process's to fetch. True again for what it already holds."""
+        """Try to claim the chunk for this process. Also True if this process holds the claim already."""
         return try_lock(self._fd, start=_offset(digest))
 
     def release(self, digest: bytes) -> None:
-        """Let others fetch the chunk, held or not."""
+        """Let other processes fetch the chunk. Does nothing if the claim is not held."""
         unlock(self._fd, start=_offset(digest))
 
     @contextmanager
     def opening(self) -> Iterator[None]:
-        """Hold off every other process that opens or rebuilds the store. Not to be entered twice at once."""
+        """Keep other processes from opening or rebuilding the store. Not reentrant."""
         with self._hold(_OPENING):
             yield
 
     @contextmanager
     def recovering(self) -> Iterator[None]:
-        """Hold off every other process that wants to use the store before it is known what of it reached the disk."""
+        """Keep other processes from using the store until recovery has found out what reached the disk."""
         with self._hold(_RECOVERING, _RECOVERY_TIMEOUT):
             yield
 
     @contextmanager
     def evicting(self) -> Iterator[bool]:
-        """Yield whether this process may now remove what there is no room for: one at a time, it knows what it has answered for."""
+        """Yield whether this process may evict now. Only one process may at a time, because it alone knows which names it has
+        announced."""
         alone = try_lock(self._fd, start=_EVICTING)
         try:
             yield alone
@@ -69,7 +70,7 @@ class Claims:
             unlock(self._fd, start=place)
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Release all claims."""
         os.close(self._fd)
 
 

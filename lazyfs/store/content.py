@@ -1,10 +1,11 @@
-"""What a file consists of, named by nothing but verified content.
+"""The name of a file's content, derived from verified digests only.
 
-A file of one chunk is named by that chunk's digest and size. A file of several is named by a hash over their sizes and digests
-in order: the digests are what gets verified when bytes arrive, while the digest of the whole file is only a TOC's
-claim, and a name made of claims would let one image put its bytes under another's files. A size is in each name because it
-is needed before the bytes are here: who lies about one speaks of an object that nobody else has. The two kinds differ in
-their prefix, and the list's hash begins with a text of its own, so no file's bytes can be chosen to collide with a list.
+The name of a file of one chunk is that chunk's digest and size. The name of a file of several chunks is a hash over their sizes
+and digests in order. Only chunk digests are verified when bytes arrive. The digest of the whole file is just a claim of the
+TOC, and a name made of claims would let one image put its bytes under another image's files. The name contains the size,
+because the size is needed before the bytes are in the store; with a false size, it names an object that no other image has. The
+two kinds have different prefixes, and the hash of a list begins with a constant text, so no file content can be made to collide
+with a list.
 """
 
 from __future__ import annotations
@@ -25,16 +26,18 @@ _NAME = re.compile(r"(?:sha256-[0-9a-f]{64}-[1-9][0-9]{0,18}|chunks-[0-9a-f]{64}
 
 
 class Content(msgspec.Struct, frozen=True, gc=False, eq=False):
-    """What a regular file that is not empty consists of.
+    """The content of a regular file that is not empty.
 
-    Two are equal where their names are: a name is a hash of all that the content is, and a file may have a million chunks to compare.
+    Contents are equal if their names are: the name is a hash of everything else, and a file may have a million chunks to
+    compare.
     """
 
     name: str
-    """Of its object: `sha256-<hex>-<size>` (one chunk, its digest) or `chunks-<hex>` (several, the hash of their list)."""
+    """Name of the object: `sha256-<hex>-<size>` (one chunk, its digest) or `chunks-<hex>` (several chunks, the hash of their
+    list)."""
     size: int
     offsets: tuple[int, ...]
-    """Where each chunk starts in the file."""
+    """Offset of each chunk in the file."""
     digests: tuple[bytes, ...]
     """sha256 of each chunk, 32 raw bytes."""
 
@@ -45,13 +48,13 @@ class Content(msgspec.Struct, frozen=True, gc=False, eq=False):
         return hash(self.name)
 
     def chunk_size(self, index: int) -> int:
-        """Bytes in chunk `index`, 0 <= index < len(offsets)."""
+        """Size in bytes of chunk `index`, 0 <= index < len(offsets)."""
         end = self.offsets[index + 1] if index + 1 < len(self.offsets) else self.size
         return end - self.offsets[index]
 
 
 def content_of(chunks: Sequence[Chunk]) -> Content:
-    """The content that a file's chunks make. Raises ValueError unless they follow each other from 0 without a gap."""
+    """The content of a file with these chunks. Raises ValueError unless they are contiguous from offset 0."""
     if not chunks:
         raise ValueError("a file without chunks has no content to name")
     end = 0
@@ -65,12 +68,12 @@ def content_of(chunks: Sequence[Chunk]) -> Content:
 
 
 def single_name(digest: bytes, size: int) -> str:
-    """The name of the object that is one chunk."""
+    """Name of an object of one chunk."""
     return f"{SINGLE}{digest.hex()}-{size}"
 
 
 def list_name(chunks: Iterable[tuple[int, bytes]]) -> str:
-    """The name of the object that is these chunks, each given as (size, digest), in order."""
+    """Name of an object of several chunks, given in order as (size, digest)."""
     hashed = hashlib.sha256(_LIST_DOMAIN)
     for size, digest in chunks:
         hashed.update(size.to_bytes(8, "little") + digest)
@@ -78,10 +81,10 @@ def list_name(chunks: Iterable[tuple[int, bytes]]) -> str:
 
 
 def is_single(name: str) -> bool:
-    """Whether the object of that name is one chunk."""
+    """Whether this names an object of one chunk."""
     return name.startswith(SINGLE)
 
 
 def is_name(name: str) -> bool:
-    """Whether `name` can be an object's: asked of whatever comes back from disk before it becomes a path."""
+    """Whether `name` is a valid object name. Checked for every name that comes from disk, before it becomes part of a path."""
     return _NAME.match(name) is not None

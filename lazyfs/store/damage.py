@@ -1,8 +1,9 @@
-"""What was found damaged or gone, and is dropped: a row is never left that its file does not keep.
+"""Drops chunks that are damaged or whose files are gone. No row stays without the bytes that it describes.
 
-Files are removed, or put under other names, in the transaction that takes their rows away. It is synced before the chunk
-can be fetched again: else a power cut could bring the old row back, with its generation, for a new file that is not on disk. Where many files have gone at
-once (by hand), the first that is missed makes the store look for all: one transaction, not thousands.
+Files are removed or moved in the transaction that deletes their rows. The transaction is synced before the chunk can be fetched
+again: otherwise a power failure could restore the old row, with its generation, for a new file that is not on disk. When many
+files are gone at once (removed by hand), the first missing one makes the store check all of them, in one transaction instead of
+thousands.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _log = logging.getLogger("lazyfs.store")
 
 
 class Damage:
-    """Drops what is damaged or gone. Any thread may call it."""
+    """Drops what is damaged or missing. Any thread may call it."""
 
     def __init__(self, directory: Directory, files: Files, index: Index, open_files: OpenFiles) -> None:
         self._directory = directory
@@ -35,14 +36,15 @@ class Damage:
         self._open = open_files
         self._counting = threading.Lock()
         self._undropped: set[str] = set()
-        """Objects for which the log says so."""
+        """Objects for which it was logged that they cannot be dropped."""
         self.damaged = 0
-        """Chunks dropped by this process."""
+        """Chunks that this process has dropped."""
 
     def drop(self, row: Row, inode: int | None, cause: str) -> bool:
-        """A chunk was found damaged in the file `inode` (None: there is no file). False if the name holds another one now.
+        """Drop a chunk that was found damaged in the file `inode` (None: there is no file). False if the name now belongs to
+        another file.
 
-        An object of several chunks goes on as a file under way without the damaged one.
+        An object of several chunks becomes an unfinished file without the damaged chunk.
         """
         name = row.object
         found = self._files.find(name)
@@ -66,7 +68,7 @@ class Damage:
             else:
                 dropped = db.execute(DELETE, (name, row.position)).rowcount > 0
             if found is None:
-                self._files.remove(name)  # somebody's hand may have left the twin
+                self._files.remove(name)  # if the file was removed by hand, its twin may be left
             elif found.whole:
                 self._files.demote(name, copy)
 
@@ -93,12 +95,13 @@ class Damage:
         return True
 
     def note_missing(self, name: str) -> None:
-        """An object that all its rows vouch for is not where it should be: if its file is gone, so may others be."""
+        """An object with a full set of rows is not where it should be. If its file is gone, others may be gone too."""
         if self._files.find(name) is None:
             self._drop_gone()
 
     def drop_if_gone(self, name: str) -> None:
-        """Before the file of an object of several chunks is made: rows of one that has gone would vouch for its holes.
+        """Call this before creating the file of an object of several chunks: old rows of a removed file would describe holes in
+        the new one.
 
         Raises StoreFull, StoreUnusable: there are such rows, and they cannot be dropped.
         """
@@ -125,7 +128,7 @@ class Damage:
                     self._files.remove(name)
                     self._open.forget(name)
 
-        with suppress(LocalError, OSError):  # each is met again when it is read
+        with suppress(LocalError, OSError):  # the next read of each one reports it again
             here = {name for folder in (self._directory.objects, self._directory.partial) for name in os.listdir(folder)}
             gone = [name for name in self._index.names() if name not in here]
             if gone:

@@ -1,8 +1,8 @@
-"""index.sqlite, open: one connection to read, one to write, and the one place where sqlite's errors are dealt with.
+"""index.sqlite, open: one connection for reading, one for writing. All errors of sqlite are handled here.
 
-A damaged index is given up whole, with the files that only it could explain, and started over empty: by the process that
-finds the damage. Others see at their next transaction that the file has another inode, and join. Whatever sqlite says,
-a reader is told "no rows", a writer StoreFull or StoreUnusable.
+A damaged index is discarded as a whole, together with the files that only it described. The process that finds the damage
+starts an empty one; others see a new inode at their next transaction and reopen it. Whatever sqlite reports, a reader gets no
+rows and a writer gets StoreFull or StoreUnusable.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ from lazyfs.store.store_error import store_error
 _log = logging.getLogger("lazyfs.store")
 
 _ROOM = 64
-"""Blocks that sqlite needs at the least to open."""
+"""Blocks that sqlite needs at least to open the file."""
 
 Failure = sqlite3.Error | UnicodeDecodeError
 FAILURES = (sqlite3.Error, UnicodeDecodeError)
-"""What a call to sqlite raises: a message that quotes damaged text may be no UTF-8, and Python then raises this instead of it."""
+"""What a call of sqlite can raise. A message that quotes damaged text may not be UTF-8, and then Python raises
+UnicodeDecodeError instead.
+"""
 
 _PASSING = frozenset(
     {
@@ -45,19 +47,19 @@ _PASSING = frozenset(
         sqlite3.SQLITE_ERROR,
     }
 )
-"""What sqlite may say of a sound index: the disk, another process, memory. All else means that it is damaged."""
+"""Error codes that a sound index can cause: the disk, another process, memory. All others mean damage."""
 
 
 class Database:
     """The index file, open. Any thread may call it."""
 
     def __init__(self, directory: Directory, *, on_loss: Callable[[], None]) -> None:
-        """Open, create, migrate, or start over. Raises StoreUnusable (a newer format included), StoreFull.
+        """Open, create, migrate, or start over. Raises StoreUnusable (also for a newer format), StoreFull.
 
-        `on_loss()` is called when everything that was in the index is gone.
+        `on_loss()` is called when the whole content of the index is lost.
         """
         self.writing = threading.RLock()
-        """Held by whoever writes; taken before any other lock of this room."""
+        """Held by a writer. It is taken before any other lock of this room."""
         self._directory = directory
         self._path = directory.path / INDEX_FILES[0]
         self._on_loss = on_loss
@@ -68,7 +70,7 @@ class Database:
         self._closed = False
         self._read_failed = False
         self.generation = 0
-        """Grows each time the index is started over or joined anew."""
+        """Incremented each time the index is started over or reopened."""
         with directory.claims.opening():
             try:
                 self._connect_or_start_over()
@@ -80,7 +82,7 @@ class Database:
                 raise
 
     def query(self, sql: str, values: Sequence[object] = ()) -> list[Any]:
-        """What one statement finds; nothing when sqlite fails, whatever the cause. Raises StoreUnusable once closed."""
+        """The rows that one statement finds; no rows when sqlite fails for any reason. Raises StoreUnusable once closed."""
         with self._reading:
             self._check_open()
             generation = self.generation
@@ -103,10 +105,10 @@ class Database:
         return []
 
     def transact(self, work: Callable[[sqlite3.Connection], None], *, synced: bool = False) -> None:
-        """One transaction, shut against all other writers; `synced`, it is on disk when this returns. What `work` raises undoes
-        it, and goes on.
+        """Run one transaction, exclusive of all other writers. With `synced`, it is on disk on return. An exception of `work`
+        rolls it back and is raised.
 
-        Raises StoreFull, StoreUnusable. When the index turns out damaged it is started over, and this returns.
+        Raises StoreFull, StoreUnusable. If the index turns out to be damaged, it is started over, and this returns.
         """
         with self.writing:
             self._check_open()
@@ -121,7 +123,8 @@ class Database:
                 self.start_over(str(error))
 
     def start_over(self, cause: str | None) -> None:
-        """With the write lock: an empty index for a damaged one, or (no cause) the one that another process has made."""
+        """Replace a damaged index by an empty one, or (`cause` is None) open the one that another process made. The caller
+        holds the write lock."""
         with self._reading, self._directory.claims.opening():
             self._disconnect()
             self.generation += 1
@@ -131,12 +134,12 @@ class Database:
                     self._discard(cause)
                 self._connect_or_start_over()
             except (*FAILURES, LocalError, OSError) as error:
-                # No index: nothing is here, and nothing can be kept until a later transaction finds one.
+                # Without an index, nothing is in the store, and nothing can be kept until a later transaction opens one.
                 self._disconnect()
                 _log.warning("the index of the store %s cannot be opened again: %s", self._directory.path, error)
 
     def close(self) -> None:
-        """Close both connections; the last process to do so leaves one file."""
+        """Close both connections. The last process to do so leaves a single file."""
         with self.writing, self._reading:
             self._closed = True
             self._disconnect()
@@ -170,7 +173,7 @@ class Database:
             return False
 
     def _join(self) -> None:
-        """Another process may have started over: then ours is a file without a name, and nobody sees what it is told."""
+        """Another process may have started over. Then our file has no name any more, and nobody sees what we write to it."""
         if self._writer is None or not self._is_current():
             self.start_over(None)
 
@@ -185,7 +188,7 @@ class Database:
 
     def _connect(self) -> None:
         try:
-            # sqlite would create it with the umask's mode. Never opened by us when it exists: closing any descriptor of
+            # sqlite would create it with the umask's mode. We never open an existing one ourselves: closing any descriptor of
             # it would drop the locks of this process's other connections (POSIX).
             os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
         except FileExistsError:
@@ -220,12 +223,12 @@ class Database:
 
 def _is_damage(error: Failure) -> bool:
     if isinstance(error, sqlite3.InterfaceError | sqlite3.ProgrammingError):
-        return False  # a defect of ours must not cost anybody the store
+        return False  # a defect of ours must not cost the user the store
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in _PASSING
 
 
 def _refused(error: Failure, what: str, path: Path) -> LocalError:
-    # Where there is no room for its -shm file, sqlite calls that an I/O error.
+    # If there is no room for its -shm file, sqlite reports an I/O error.
     full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
     with suppress(OSError):  # the directory itself may be gone
         full = full or os.statvfs(path.parent).f_bavail < _ROOM

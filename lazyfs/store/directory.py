@@ -1,17 +1,17 @@
-"""The store's directory: its shape, who uses it, and what a crash left behind.
+"""The store's directory: its layout, the processes that use it, and what a crash left.
 
 On disk:
 
-    DIR/index.sqlite      which chunks are here (index.py)
-    DIR/objects/NAME      whole files, 0444, never rewritten in place
+    DIR/index.sqlite      which chunks are in the store (index.py)
+    DIR/objects/NAME      complete files, 0444, never rewritten in place
     DIR/arrived/NAME      a second name of each of them, for native mounts (files.py)
-    DIR/partial/NAME      files under way, sparse; blob-HEX: blobs that are fetched whole (partial_blobs.py)
+    DIR/partial/NAME      unfinished files, sparse; blob-HEX: blobs that are fetched whole (partial_blobs.py)
     DIR/documents/HEX     manifests, configs, TOCs by sha256
     DIR/notes/HEX         small facts that only save a round trip (notes.py)
-    DIR/logs/             what mounts complained about (lazyfs/mount/logs.py)
+    DIR/logs/             warnings of portable mounts (lazyfs/mount/logs.py)
     DIR/tmp/PID-RANDOM/   one per process; its file `lock` is locked while the process lives
     DIR/users             locked shared by every process that has the store open, exclusively to clear or migrate
-    DIR/claims            who fetches what (claims.py)
+    DIR/claims            which process fetches what (claims.py)
 """
 
 from __future__ import annotations
@@ -36,16 +36,19 @@ FOLDERS = (OBJECTS, ARRIVED, "partial", "documents", "notes", "logs", "tmp")
 
 _LOCK_FILES = frozenset({"users", "claims"})
 _BEFORE_US = frozenset({"lost+found", "logs", "lazyfsd.lock", "lazyfsd.sock", GATE, "init", "containers"})
-"""May be there before a store is: lazyfsd takes its lock, its socket and its FUSE connection first, `lazyfs run` its folder."""
+"""May exist before the store: lazyfsd first takes its lock, its socket and its FUSE connection, and `lazyfs run` its directory.
+"""
 TRIAL_PREFIX = ".probe-"
-"""How a trial mount's folder begins (lazyfs/native/probe.py): tried before there is a store, while others may be making it."""
+"""Prefix of a trial mount's directory (lazyfs/native/probe.py). The trial may run before there is a store, or while one is
+being created.
+"""
 
 
 class Directory:
-    """One process's hold on the directory: its locks and its own folder for temporary files."""
+    """The directory as one process uses it: its locks, and a directory for its temporary files."""
 
     def __init__(self, path: Path) -> None:
-        """Create what is missing, join its users and clear away what dead ones left. Raises StoreUnusable, StoreFull."""
+        """Create what is missing, register as a user, and remove what dead processes left. Raises StoreUnusable, StoreFull."""
         self.path = path
         self.objects = f"{path}/{OBJECTS}/"
         self.arrived = f"{path}/{ARRIVED}/"
@@ -74,16 +77,16 @@ class Directory:
             undo.pop_all()
 
     def new_temporary(self) -> str:
-        """A path for a file under way, in this process's own folder, on the same file system as all else."""
+        """A path for a temporary file in this process's directory, on the same file system as the store."""
         return self._temporary.new()
 
     def others(self) -> list[Path]:
-        """The folders in tmp/ of all other living processes that have the store open."""
+        """The directories in tmp/ of all other living processes that have the store open."""
         return [folder for folder in (self.path / "tmp").iterdir() if str(folder) != self.temporary and _is_alive(folder)]
 
     @contextmanager
     def alone(self) -> Iterator[bool]:
-        """Yield whether no other process has the store open; while True, none can open it."""
+        """Yield whether no other process has the store open. While True, none can open it."""
         exclusive = try_lock(self._users)
         try:
             yield exclusive
@@ -92,20 +95,21 @@ class Directory:
                 try_lock(self._users, shared=True)
 
     def wipe(self) -> int:
-        """Remove every object and partial file: without an index nobody knows what they hold. How many they were."""
+        """Remove every object and partial file: without an index, their contents are unknown. Returns how many there were."""
         removed = sum(_empty(Path(folder)) for folder in (self.objects, self.partial))
         _empty(Path(self.arrived))
         return removed
 
     def close(self) -> None:
-        """Leave: nothing of this process remains in tmp/."""
+        """Unregister, and remove this process's files in tmp/."""
         shutil.rmtree(self.temporary, ignore_errors=True)
         os.close(self._alive)
         self.claims.close()
         os.close(self._users)
 
     def _sweep(self) -> None:
-        # Under the opening lock nobody is between making his folder and locking it: an unlocked one has no owner.
+        # The opening lock is held, so no process is between creating its directory and locking it: an unlocked one has no
+        # owner.
         for folder in (self.path / "tmp").iterdir():
             if folder.is_dir():
                 if not _is_alive(folder):
@@ -115,7 +119,7 @@ class Directory:
 
 
 def clear(directory: Path) -> None:
-    """Empty the store. Raises StoreUnusable when it is in use, or when `directory` is not a store: nothing is removed then."""
+    """Empty the store. Raises StoreUnusable, and removes nothing, if it is in use or `directory` is not a store."""
     if not directory.exists():
         return
     if not _is_store(directory):
@@ -127,7 +131,7 @@ def clear(directory: Path) -> None:
                 pids = [folder.name.partition("-")[0] for folder in (directory / "tmp").glob("*-*") if _is_alive(folder)]
                 by = f" by process {', '.join(sorted(pids))}" if pids else ""
                 raise StoreUnusable(f"the store {directory} is in use{by}", hint="Unmount what is mounted from it first.")
-            # A native mount outlives lazyfsd, and its layers are mounted here.
+            # A native mount outlives lazyfsd, and its layers are mounted in here.
             inside = next((mount.path for mount in mounts() if mount.path.is_relative_to(directory.resolve())), None)
             if inside is not None:
                 raise StoreUnusable(
@@ -145,12 +149,13 @@ def clear(directory: Path) -> None:
 
 
 def adopt(path: Path) -> None:
-    """Create the directory, or see that it is ours alone. Raises StoreUnusable: another's, or other files in it; OSError."""
+    """Create the directory, or check that it belongs to this user and holds only a store. Raises StoreUnusable if not, and
+    OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.mkdir(mode=0o700, exist_ok=True)
     owner = path.stat()
     if owner.st_uid != os.geteuid():
-        # Whoever owns the directory chooses what the index vouches for.
+        # The owner of the directory controls the index, and with it which bytes are trusted.
         raise StoreUnusable(
             f"the store {path} belongs to user id {owner.st_uid}, not {os.geteuid()}", hint="Name another directory with --store."
         )
@@ -161,7 +166,7 @@ def adopt(path: Path) -> None:
 
 
 def _is_store(path: Path) -> bool:
-    """Whether it is ours to write in and to empty: a store, one that was never finished opening, or an empty directory."""
+    """Whether lazyfs may write to it and empty it: a store, one whose creation did not finish, or an empty directory."""
     names = {entry.name for entry in os.scandir(path) if not entry.name.startswith(TRIAL_PREFIX)} - _BEFORE_US
     return names >= _LOCK_FILES or names <= _LOCK_FILES
 

@@ -1,9 +1,9 @@
-"""What all chunks take on disk, without counting them each time.
+"""How much disk space all chunks take, without counting them each time.
 
-Counting is a walk over the index, 15 ms for 100,000 chunks, during which no chunk is looked up. A status and the bound of the store ask
-every second or more often. So the count is kept: what this process adds is added to it; after a removal of its own it is counted again
-when it is asked for. What other processes change is seen by counting again, no more than once a second and for no more than one part
-in 50 of the time. A chunk that is kept twice, or while it is counted, may count twice until then.
+A count walks the index, takes 15 ms for 100,000 chunks, and blocks lookups meanwhile. Status and the store's limit ask for it
+every second or more often. So the count is kept. What this process adds is added to it; after a removal by this process it is
+counted again on demand. Changes by other processes are found by counting again, at most once a second and for at most one
+fiftieth of the time. A chunk that is kept twice, or during a count, may be counted twice until the next count.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _SHARE: Final = 50
 
 
 class DiskUsage:
-    """The count. Any thread may call it."""
+    """The cached count. Any thread may call it."""
 
     def __init__(self, count: Callable[[], int], version: Callable[[], object]) -> None:
-        """`count()` counts; `version()` is another one after every change of what there is to count."""
+        """`count()` counts. `version()` returns a new value after every change of what is counted."""
         self._count = count
         self._version_of = version
         self._measuring = threading.Lock()
@@ -32,23 +32,23 @@ class DiskUsage:
         self._pause_until = 0.0
 
     def add(self, size: int) -> None:
-        """So many bytes more."""
+        """This many bytes were added."""
         with self._lock:
             self._added += size
 
     def forget(self) -> None:
-        """Something has gone."""
+        """Something was removed: count again on demand."""
         self._counted = None
 
     def measure(self) -> int:
-        """Bytes. Blocking."""
+        """Disk space in bytes. Blocking."""
         with self._measuring:
             version, began = self._version_of(), time.monotonic()
             counted = self._counted
             if counted is None or (version != self._version and began >= self._pause_until):
                 with self._lock:
                     self._added = 0
-                self._counted = 0  # a removal from here on is noticed
+                self._counted = 0  # so that a removal during the count is noticed
                 counted = self._count()
                 if self._counted is not None:
                     self._counted = counted

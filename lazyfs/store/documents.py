@@ -1,6 +1,6 @@
-"""Manifests, configs and TOCs by their sha256: what mounts an image again without a registry.
+"""Manifests, configs and TOCs by sha256. With them, an image can be mounted again without a registry.
 
-They are few, and everything else is believed because of them: written with fsync, hashed at every read.
+They are few, and everything else is trusted because of them: they are written with fsync and hashed at every read.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ _log = logging.getLogger("lazyfs.store")
 
 
 class Documents:
-    """The folder documents/."""
+    """The directory documents/."""
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
         self.damaged = 0
-        """Found damaged by this process, and removed."""
+        """Documents that this process found damaged and removed."""
 
     def document(self, digest: Digest) -> bytes | None:
-        """The document, or None: not here, or damaged (then it is removed)."""
+        """The document. None if it is not in the store, or was damaged and has been removed."""
         path = self._path(digest)
         try:
             with open(path, "rb") as file:
@@ -41,7 +41,7 @@ class Documents:
         return data
 
     def keep(self, digest: Digest, data: bytes | bytearray) -> None:
-        """Keep a document that hashes to `digest`. Raises StoreFull, StoreUnusable: nothing is left then."""
+        """Keep a document that hashes to `digest`. Raises StoreFull, StoreUnusable, and leaves nothing then."""
         temporary = self._directory.new_temporary()
         try:
             try:
@@ -62,11 +62,11 @@ class Documents:
         return os.path.exists(self._path(digest))
 
     def drop(self, digest: Digest) -> None:
-        """Remove a document that nobody will ask for."""
+        """Remove a document that is not needed any more."""
         self._remove(self._path(digest))
 
     def digests(self) -> list[Digest]:
-        """Of every document here."""
+        """The digests of all documents."""
         return [Digest(f"sha256:{entry.name}") for entry in os.scandir(self._directory.documents)]
 
     def _path(self, digest: Digest) -> str:

@@ -1,19 +1,19 @@
-"""What of the store has reached the disk, and what is done about the rest after a power cut.
+"""Which parts of the store have reached the disk, and what happens to the rest after a power failure.
 
-A rename is not durable: a file system may show, after a power cut, a file under its last name with none of its bytes, or with
-holes. Portable mounts check what they read; the kernel, which serves objects/ natively, checks nothing. To sync each file
-would cost more than to fetch it. So every row of the index carries the generation in which it was committed. Now and then
-the generation is raised, and then all of the file system is synced: what was committed before the raise had its bytes and its
-names in place before, so the generation that has ended is durable, and that is noted.
+A rename is not durable. After a power failure, a file system may show a file under its final name with none of its bytes, or
+with holes. Portable mounts check what they read; the kernel, which serves objects/ natively, checks nothing. Syncing each file
+would cost more than fetching it. So every row of the index carries the generation in which it was committed. From time to time
+the generation is raised, and then the whole file system is synced. The bytes and names of what was committed before were in
+place before, so the ended generation is durable, and that is recorded.
 
-The first process to open the store after a boot settles it, before anything can be mounted: of all objects that have a younger
-row than the last durable generation every chunk is checked, and dropped where it is wrong; files that no row vouches for
-leave objects/, arrived/ and partial/. A process that dies without the power failing needs none of this: the kernel has its bytes.
+The first process to open the store after a boot recovers it before anything can be mounted. Every chunk of each object that has
+a row younger than the last durable generation is checked, and dropped if it is wrong. Files without a row leave objects/,
+arrived/ and partial/. A process that dies without a power failure needs none of this: the kernel has its bytes.
 
-Rows come back in the order of their commits, up to some commit before the cut. So a row must not be taken away, and its file made
-anew, without the removal being synced in between (damage.py, eviction.py).
+After a power failure, rows are back in the order of their commits, up to some commit. So when a row is deleted and its file
+created again, the deletion must be synced in between (damage.py, eviction.py).
 
-Source for the loss: kernel-level measurement on ext4 (50 of 50 renamed files empty after 8 seconds); syncfs(2).
+Source for the data loss: kernel-level measurement on ext4 (50 of 50 renamed files empty after 8 seconds); syncfs(2).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _log = logging.getLogger("lazyfs.store")
 
 
 class Durability:
-    """Raises generations. Any thread may call it; several processes may."""
+    """Raises and syncs generations. Any thread may call it, and several processes may do so."""
 
     def __init__(self, directory: Directory, index: Index) -> None:
         self._directory = directory
@@ -50,14 +50,13 @@ class Durability:
         self._syncing = threading.Lock()
 
     def is_pending(self) -> bool:
-        """Whether something committed is not known to be on disk. A query of 10 µs."""
+        """Whether committed rows may not be on disk yet. One query of 10 µs."""
         return bool(self._index.younger(1))
 
     def make_durable(self) -> None:
-        """Bring all that is kept to the disk, and note it; nothing is done where nothing is new. Takes as long as the disk does.
+        """Sync everything that was kept, and record it. Does nothing if nothing is new. Takes as long as the disk does.
 
-        Raises StoreFull, StoreUnusable: what is younger than the last durable generation stays so. Cancelled by a kill at any
-        point, likewise.
+        Raises StoreFull, StoreUnusable: then nothing more is recorded as durable. A kill at any point has the same effect.
         """
         ended = 0
 
@@ -68,7 +67,7 @@ class Durability:
                 schema.note(db, "generation", ended + 1)
 
         def record(db: sqlite3.Connection) -> None:
-            # Not into an index that was started over meanwhile.
+            # The index may have been started over meanwhile.
             if schema.number(db, "generation") > ended > schema.number(db, "durable"):
                 schema.note(db, "durable", ended)
 
@@ -79,13 +78,13 @@ class Durability:
         self._index.change(record)
 
     def sync_all(self) -> None:
-        """Bring everything on the file system of the store to the disk, whoever has written it. Takes as long as the disk does.
+        """Sync the file system of the store, with the writes of all processes. Takes as long as the disk does.
 
-        Raises StoreFull, StoreUnusable; once it has failed, always.
+        Raises StoreFull, StoreUnusable. After a failure, every further call fails.
         """
         with self._syncing:
             if self._failed:
-                # The kernel tells of a failed write once, and keeps no copy of what it could not write.
+                # The kernel reports a failed write once, and does not keep the data that it could not write.
                 raise StoreUnusable(f"the disk of the store {self._directory.path} has failed", hint="See the kernel's log.")
             try:
                 sync(self._directory.path)
@@ -95,7 +94,7 @@ class Durability:
 
 
 def sync(path: Path) -> None:
-    """syncfs of the file system that `path` lies on. Raises OSError."""
+    """Call syncfs on the file system of `path`. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         syncfs(fd)
@@ -104,9 +103,9 @@ def sync(path: Path) -> None:
 
 
 def recover(directory: Directory, files: Files, index: Index) -> None:
-    """Once a boot: check, or throw away, what may not have reached the disk. Raises StoreUnusable, StoreFull.
+    """Once per boot, check or drop what may not have reached the disk. Raises StoreUnusable, StoreFull.
 
-    Killed in the middle, the next process does it again.
+    If the process is killed, the next one does it again.
     """
     boot = boot_id()
     if index.fact("boot") == boot:
@@ -127,7 +126,7 @@ def recover(directory: Directory, files: Files, index: Index) -> None:
 
 
 class _Recovery:
-    """One pass over the store, with no other process in it."""
+    """One pass over the store, while no other process uses it."""
 
     def __init__(self, directory: Directory, files: Files, index: Index) -> None:
         self._directory = directory
@@ -137,7 +136,7 @@ class _Recovery:
         self._removed = 0
 
     def run(self, boot: str) -> tuple[int, int]:
-        """The chunks dropped, and the files removed."""
+        """Returns the numbers of dropped chunks and removed files."""
         self._index.change(_require_facts)
         names = set(self._index.names())
         objects, young = set(os.listdir(self._directory.objects)), set(self._index.younger(-1))
@@ -159,7 +158,8 @@ class _Recovery:
         return len(self._wrong), self._removed
 
     def _check(self, name: str, whole: bool) -> bool:
-        """Check every chunk of an object (one that is young may have made a new file of the others): whether any is right."""
+        """Check every chunk of an object, because a new one may have led to a new file for the others. Returns whether any is
+        right."""
         rows = self._index.rows_of(name)
         wrong, size = rows, sum(row.size for row in rows)
         fd = self._files.open(name)
@@ -176,13 +176,13 @@ class _Recovery:
         return len(wrong) < len(rows)
 
     def _to_partial(self, name: str) -> None:
-        """It goes on as a file under way: nobody has it open or mounted."""
+        """Turn it into an unfinished file. It is neither open nor mounted."""
         os.chmod(self._directory.objects + name, 0o600)
         os.rename(self._directory.objects + name, self._directory.partial + name)
         self._files.discard(self._directory.arrived + name)
 
     def _remove_files(self, names: set[str]) -> None:
-        """What no row vouches for, and what is here already under the name of an object."""
+        """Remove files without rows, and partial files whose object exists."""
         objects = {entry.name: entry.inode() for entry in os.scandir(self._directory.objects)}
         for name in objects.keys() - names:
             self._remove(self._directory.objects + name)
@@ -190,20 +190,22 @@ class _Recovery:
             if entry.name not in names or objects.get(entry.name) != entry.inode():
                 self._remove(entry.path)
         for name in os.listdir(self._directory.partial):
-            if (name not in names or name in objects) and not is_partial_blob(name):  # of a blob, nothing is believed anyway
+            if (name not in names or name in objects) and not is_partial_blob(
+                name
+            ):  # the content of a partial blob is not trusted anyway
                 self._remove(self._directory.partial + name)
 
     def _remove(self, path: str) -> None:
-        if not os.path.isdir(path):  # somebody's own: a folder is nobody's object
+        if not os.path.isdir(path):  # a directory is not an object: somebody put it there
             os.unlink(path)
             self._removed += 1
 
 
 def is_right(fd: int, row: Row) -> bool:
-    """Whether the chunk in the file is what its row says."""
+    """Whether the chunk in the file matches its row."""
     return read_checked(fd, row.offset, row.size, row.digest, row.sums, 0, 0) is not None
 
 
 def _require_facts(db: sqlite3.Connection) -> None:
-    """An index that does not say what is durable is damaged."""
+    """An index that does not record what is durable is damaged."""
     schema.number(db, "durable")

@@ -1,19 +1,20 @@
-"""Room: what the store takes, and what is removed when that is too much.
+"""Disk space: how much the store uses, and what is removed when that is too much.
 
-Victims are whole files. First come the blobs of layers that somebody began to fetch whole and nobody goes on with (partial_blobs.py), then the
-objects that no mounted image consists of, then the documents and EROFS images that nothing mounted needs, then what is in use; in each
-the oldest arrival first, but for a second chance: neither this process nor the file's access time sees the kernel read an object, but its
-page cache does, so files with pages there wait until none without is left. Nothing is removed that somebody answered for a moment ago (`protected`: overlayfs was told to look again), nor what
-is being written.
+Whole files are evicted, in this order: partial blobs of layers that nobody is fetching (partial_blobs.py), objects that no
+mounted image uses, documents and EROFS images that no mount needs, and finally what is in use. Within each group, the oldest
+arrivals go first, with a second chance: neither this process nor the access time shows that the kernel reads an object, but its
+page cache does. So files with cached pages are spared until no others are left. Files that are being written are not removed,
+nor names that were announced a moment ago (`protected`: overlayfs was sent to look for them).
 
-A removal is two steps. The rows go first, in a synced transaction (durability.py tells why). Then, with the lock under which
-objects get and lose their names, `protected` is asked once more, and the names go: whoever notes that he answers for a name before
-he looks whether it is there finds either the file or nothing. Rows of what turned out to be protected come back.
+A removal has two steps. First the rows are deleted, in a synced transaction (durability.py says why). Then, under the lock for
+giving and removing names of objects, `protected` is asked again, and the names are removed. A caller that notes a name as
+announced and then checks for the file finds either the file or nothing. If a name turns out to be protected, its rows are
+restored.
 
-A file that was unlinked takes room for as long as the kernel holds it for a reader or an overlay's inode. It counts as used until
-its handle says that it has gone. A process that begins anew has forgotten what the kernel still held.
+The space of a removed file stays in use as long as the kernel holds it for a reader or an overlay's inode. It is counted as
+used until its file handle is stale. A new process does not know what the kernel held before.
 
-One process at a time does this (claims.py), for only it knows what it has answered for.
+Only one process evicts at a time (claims.py), because it alone knows which names it has announced.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _log = logging.getLogger("lazyfs.store")
 _BATCH = 256
 _PAGE = 1000
 _RECENT = 60.0
-"""Seconds since a file under way was last written, or a document kept, for which it stays."""
+"""Seconds. A partial file that was written more recently, or a document that was kept more recently, stays."""
 _STRAY_AGE = 3600.0
 
 
@@ -54,11 +55,11 @@ class Usage(msgspec.Struct, frozen=True):
     """Bytes on disk."""
 
     used: int
-    """By everything in the store, `held` included."""
+    """By everything in the store, including `held`."""
     held: int
     """By removed files that the kernel still holds for a reader or a mount."""
     limit: int
-    """What all may take; 0: any number."""
+    """The limit for the whole store; 0: none."""
 
 
 class Freed(msgspec.Struct, frozen=True):
@@ -68,13 +69,13 @@ class Freed(msgspec.Struct, frozen=True):
     documents: int = 0
     """Manifests, configs, TOCs and EROFS images."""
     parts: int = 0
-    """Blobs of whole layers, as far as they had arrived."""
+    """Partial blobs of layers that are fetched whole."""
     bytes: int = 0
-    """On disk, in all."""
+    """Total on disk."""
     held: int = 0
-    """Of these, what the kernel still held when all was removed: it comes free when its readers end."""
+    """Bytes that the kernel still held after the removal. They become free when their readers close the files."""
     names: tuple[str, ...] = ()
-    """Of the objects."""
+    """Names of the removed objects."""
 
 
 class _Victim(NamedTuple):
@@ -84,7 +85,7 @@ class _Victim(NamedTuple):
 
 
 class _HeldFile(NamedTuple):
-    """A removed file, whose space the kernel may hold."""
+    """A removed file whose space the kernel may still hold."""
 
     name: str
     handle: bytes
@@ -92,12 +93,12 @@ class _HeldFile(NamedTuple):
 
 
 class _Removal:
-    """One removal, under way."""
+    """One removal in progress."""
 
     def __init__(self, wanted: int | None, before: float | None) -> None:
         self.wanted = wanted
         self.before = before
-        """Only what came before that time goes."""
+        """Only files last modified before this time are removed."""
         self.names: list[str] = []
         self.documents = 0
         self.parts = 0
@@ -108,12 +109,12 @@ class _Removal:
         return self.wanted is not None and self.bytes + more >= self.wanted
 
     def spares(self, status: os.stat_result) -> bool:
-        """Whether a file came too late to go."""
+        """Whether a file is too new to be removed."""
         return self.before is not None and status.st_mtime > self.before
 
 
 class Eviction:
-    """Measures and removes. Any thread may call it."""
+    """Measures disk space and evicts. Any thread may call it."""
 
     def __init__(
         self, directory: Directory, files: Files, index: Index, open_files: OpenFiles, partial_blobs: PartialBlobs
@@ -128,16 +129,16 @@ class Eviction:
 
     @property
     def limit(self) -> int:
-        """Bytes that the store may take; 0: any number. Of all processes: it is kept in the index."""
+        """The limit of the store in bytes; 0: none. It is kept in the index and holds for all processes."""
         limit = self._index.fact("limit")
         return limit if isinstance(limit, int) else 0
 
     def set_limit(self, limit: int) -> None:
-        """Set the limit, for all processes and from now on. Raises StoreFull, StoreUnusable."""
+        """Set the limit for all processes. Raises StoreFull, StoreUnusable."""
         self._index.change(lambda db: schema.note(db, "limit", limit))
 
     def usage(self) -> Usage:
-        """What chunks take is counted now and then (disk_usage.py); a stat for each document."""
+        """Disk usage now. Costs a stat for each document; the usage of chunks is cached (disk_usage.py)."""
         with self._lock:
             held = self._still_held(self._held)
         files = [*self._other_files(), *self._partial_blobs.files()]
@@ -145,7 +146,7 @@ class Eviction:
         return Usage(used=self._index.blocks() + other + held, held=held, limit=self.limit)
 
     def held_names(self) -> tuple[str, ...]:
-        """The removed files that the kernel still holds."""
+        """Names of removed files that the kernel still holds."""
         with self._lock:
             self._still_held(self._held)
             return tuple(each.name for each in self._held)
@@ -159,11 +160,11 @@ class Eviction:
         mounted_too: bool,
         older_than: float = 0.0,
     ) -> Freed:
-        """Remove until `wanted` bytes are removed (None: all there are), what is in use only if `mounted_too`, and only what came
-        more than `older_than` seconds ago. Only for who holds `Claims.evicting`.
+        """Remove `wanted` bytes (None: everything), only files older than `older_than` seconds, and files in use only with
+        `mounted_too`. The caller holds `Claims.evicting`.
 
-        `protected(name)` is called from this thread, with a lock held. Raises StoreFull, StoreUnusable; what is removed by
-        then stays so.
+        `protected(name)` is called from this thread with a lock held. Raises StoreFull, StoreUnusable; what was removed before
+        stays removed.
         """
         with self._lock:
             others = declared(self._directory)
@@ -171,7 +172,7 @@ class Eviction:
             removal = _Removal(wanted, time.time() - older_than if older_than else None)
             self._remove_parts(removal)
             for mounted in (False, True) if mounted_too else (False,):
-                # Without an end there is no order either: then nothing gets a second chance.
+                # When everything is removed, the order does not matter, and nothing gets a second chance.
                 for spare_cached in (True, False) if wanted is not None else (False,):
                     candidates = self._candidates(objects, removal, protected, mounted, spare_cached)
                     for batch in _batches(candidates, removal):
@@ -188,7 +189,7 @@ class Eviction:
             )
 
     def remove_strays(self, protected: Callable[[str], bool]) -> int:
-        """Remove files that no row speaks of: a process was killed between the two, an hour ago at the least. How many they were."""
+        """Remove files without rows, left by a process that was killed at least an hour ago. Returns how many."""
         known = set(self._index.names())
         count = self._partial_blobs.remove_old()
         for folder in (self._directory.objects, self._directory.partial, self._directory.arrived):
@@ -198,7 +199,7 @@ class Eviction:
                     continue
                 found = self._files.find(name)
                 if found is None:
-                    self._files.remove(name)  # a twin alone
+                    self._files.remove(name)  # a twin without an object
                 elif not self._index.rows_of(name) and self._files.evict(name, found, protected):
                     count += 1
         return count
@@ -219,7 +220,8 @@ class Eviction:
                 yield _Victim(name, found, status.st_blocks * 512)
 
     def _oldest_first(self) -> Iterator[str]:
-        """Objects by the arrival of their first chunk. What is removed or arrives meanwhile may or may not be among them."""
+        """Object names by the arrival of their first chunk. Objects that are removed or arrive meanwhile may or may not be
+        included."""
         seen: set[str] = set()
         last: tuple[int, str, int] = (-1, "", -1)
         while page := self._index.arrivals(last, _PAGE):
@@ -249,7 +251,7 @@ class Eviction:
             self._index.change(restore_rows, removing=spared)
 
     def _remove_object(self, victim: _Victim, removal: _Removal, protected: Callable[[str], bool]) -> bool:
-        """False when it stays after all."""
+        """False if the object is protected, or cannot be removed."""
         handle = _handle(victim.found.path)
         try:
             if not self._files.evict(victim.name, victim.found, protected):
@@ -263,7 +265,7 @@ class Eviction:
         return True
 
     def _remove_parts(self, removal: _Removal) -> None:
-        """Blobs of whole layers that nobody goes on with just now: another attempt would fetch more, and nothing else."""
+        """Remove partial blobs that nobody is writing. The cost is that a later attempt downloads more."""
         for name, status in self._partial_blobs.files():
             if removal.is_enough():
                 return
@@ -281,12 +283,12 @@ class Eviction:
                     self._account(removal, name, status.st_blocks * 512, handle)
 
     def _remove_documents(self, documents: Container[str], metadata: Container[str], removal: _Removal) -> None:
-        """Manifests, configs, TOCs, and EROFS images, which any of these can be made of again; the oldest first."""
+        """Remove manifests, configs, TOCs and EROFS images, the oldest first. EROFS images can be built again from the others."""
         mounted = {mount.path for mount in mounts()}
         for path, status in sorted(self._other_files(), key=lambda each: each[1].st_mtime):
             folder, _, name = path.rpartition("/")
             if folder == f"{self._directory.path}/erofs":
-                # A small note of each layer stays beside the images: it spares the reading of the TOC.
+                # The small note of each layer beside the images is kept: it saves reading the TOC.
                 spared = "." in name or name in metadata or self._directory.path / "layers" / name in mounted
             else:
                 spared = f"{folder}/" != self._directory.documents or f"sha256:{name}" in documents
@@ -299,7 +301,7 @@ class Eviction:
                 self._account(removal, name, status.st_blocks * 512, handle)
 
     def _other_files(self) -> list[tuple[str, os.stat_result]]:
-        """What is not chunks: documents, notes, EROFS images, the index itself."""
+        """Everything but chunks: documents, notes, EROFS images, and the index itself."""
         path = self._directory.path
         folders = (self._directory.documents, self._directory.notes, f"{path}/erofs/")
         paths = [folder + name for folder in folders if os.path.isdir(folder) for name in os.listdir(folder)]
@@ -314,7 +316,7 @@ class Eviction:
             self._held.append(held)
 
     def _still_held(self, removed: list[_HeldFile]) -> int:
-        """Bytes of removed files that still take room; the others are struck from the list."""
+        """Bytes of removed files that still take space. The other files are removed from the list."""
         folder = os.open(self._directory.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             removed[:] = [each for each in removed if is_there(folder, each.handle)]
@@ -324,7 +326,7 @@ class Eviction:
 
 
 def _batches(victims: Iterator[_Victim], removal: _Removal) -> Iterator[list[_Victim]]:
-    """No more than are needed, and not too many for one transaction."""
+    """Batches of victims: no more than are needed, and few enough for one transaction."""
     while not removal.is_enough():
         batch: list[_Victim] = []
         size = 0
@@ -352,7 +354,7 @@ def _is_cached(path: str) -> bool:
 def _handle(path: str) -> bytes | None:
     try:
         return handle_of(path)
-    except OSError:  # a file system without handles: then what is removed counts as gone
+    except OSError:  # without file handles, a removed file counts as freed
         return None
 
 

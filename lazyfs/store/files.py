@@ -1,13 +1,13 @@
-"""Where the bytes of an object lie: objects/NAME when it is whole, partial/NAME while it is under way.
+"""The files of objects: objects/NAME when complete, partial/NAME until then.
 
-Renames make every change of found, so that at any moment a name holds all of an object or is not there. Who looks for
-a file looks in objects/ first: where both exist (a crash between two steps), the partial one is the leftover. Nothing
-here is synced: durability.py tells after a power cut which bytes are there.
+Every move is a rename, so a name always holds a whole object or does not exist. A reader looks in objects/ first: if both exist
+(after a crash between two steps), the partial one is left over. Nothing is synced in this file: after a power failure,
+durability.py finds out which bytes are on disk.
 
-Each object has a twin, arrived/NAME, a hard link. A native mount looks for a file in objects/, at the gate, in arrived/:
-when the first says no and the gate has fetched it, the last must have it. So a twin comes before its object and goes after
-it: what objects/ shows, arrived/ has. (A crash may leave a twin alone; nobody looks there without the gate's word.)
-Where the file system has no hard links there are no twins, and no native mounts.
+Each object has a twin, the hard link arrived/NAME. A native mount looks for a file in objects/, in the gate, and in arrived/.
+When the first look fails and the gate has then fetched the object, the last one must find it. So the twin is created before its
+object and removed after it: what objects/ has, arrived/ has too. (A crash may leave a twin alone. Nobody looks there unless the
+gate says so.) On a file system without hard links there are no twins, and no native mounts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 class FoundFile(NamedTuple):
-    """A file as it is found."""
+    """A file that was found."""
 
     path: str
     inode: int
@@ -39,18 +39,18 @@ class FoundFile(NamedTuple):
 
 
 class Files:
-    """The folders objects/, arrived/ and partial/."""
+    """The directories objects/, arrived/ and partial/."""
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
         self._links = True
-        """Whether the file system has hard links, as far as is known."""
+        """Whether the file system supports hard links, as far as known."""
         self._naming = threading.Lock()
-        """Held while an object that is there is taken for published, or removed to make room."""
+        """Held while an existing object is confirmed as published, or evicted."""
 
     def find(self, name: str) -> FoundFile | None:
-        """Where the object lies now."""
-        # objects/ twice: the file may be renamed there between the two looks.
+        """The file that has the object now."""
+        # objects/ twice: the file may be renamed to it between the two looks.
         for folder in (self._directory.objects, self._directory.partial, self._directory.objects):
             try:
                 return FoundFile(folder + name, os.stat(folder + name).st_ino, folder == self._directory.objects)
@@ -59,13 +59,13 @@ class Files:
         return None
 
     def identity(self, name: str) -> bytes:
-        """Which file has the object's bytes; no later file under that name has the same identity. Empty where there is none. Raises
-        OSError."""
+        """Identity of the file that has the object's bytes; no later file of that name has the same one. Empty if there is no
+        file. Raises OSError."""
         found = self.find(name)
         return _identity(found.path) if found else b""
 
     def open(self, name: str) -> int | None:
-        """A descriptor to read the object with."""
+        """A descriptor for reading the object."""
         for folder in (self._directory.objects, self._directory.partial, self._directory.objects):
             try:
                 return os.open(folder + name, os.O_RDONLY | os.O_CLOEXEC)
@@ -74,7 +74,7 @@ class Files:
         return None
 
     def put_whole(self, name: str, data: bytes | memoryview) -> None:
-        """Make the object of a single chunk. Raises OSError: nothing is left then."""
+        """Create an object of one chunk. Raises OSError, and leaves nothing then."""
         temporary = self._directory.new_temporary()
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
         try:
@@ -84,8 +84,8 @@ class Files:
             finally:
                 os.close(fd)
             if not self._link(temporary, name):
-                # Somebody else has made it, or a crash has left the twin. An object that is right stays: it may be on
-                # disk by now, which this one is not.
+                # Another process has created it, or a crash has left the twin. A correct object stays, because it may be on
+                # disk already; the new file is not.
                 with self._naming:
                     if self._published(name) is not None and self._has_content(self._directory.objects + name, data):
                         os.unlink(temporary)
@@ -97,7 +97,7 @@ class Files:
             raise
 
     def published(self, name: str) -> int | None:
-        """The size of the object; None unless both names hold it. A twin that is missing is made. Raises OSError."""
+        """The size of the object; None unless it exists under both names. A missing twin is created. Raises OSError."""
         with self._naming:
             return self._published(name)
 
@@ -115,7 +115,7 @@ class Files:
         return status.st_size if self._links else None
 
     def _link(self, path: str, name: str) -> bool:
-        """Make a finished file the twin; False where there is one already."""
+        """Link a finished file as the twin; False if there is one already."""
         if self._links:
             try:
                 os.link(path, self._directory.arrived + name)
@@ -128,7 +128,7 @@ class Files:
         return True
 
     def _replace_twin(self, path: str, name: str) -> None:
-        """Make a finished file the twin, in found of another."""
+        """Make a finished file the twin, in place of another file."""
         if self._link(path, name):
             return
         temporary = self._directory.new_temporary()
@@ -136,7 +136,7 @@ class Files:
             os.link(path, temporary)
             os.rename(temporary, self._directory.arrived + name)
         finally:
-            self.discard(temporary)  # a rename between two names of one file leaves both
+            self.discard(temporary)  # renaming one name of a file to another leaves both
 
     def _undo_put(self, temporary: str, name: str) -> None:
         self.discard(temporary)
@@ -151,9 +151,9 @@ class Files:
             return False
 
     def put_chunk(self, name: str, size: int, offset: int, data: bytes | memoryview) -> bytes:
-        """Put a chunk of an object of `size` bytes in its found; the answer is the identity of the file that has it.
+        """Write one chunk into the partial file of an object of `size` bytes. Returns the identity of the file that has it.
 
-        Raises OSError: bytes without a row are nothing.
+        Raises OSError. Bytes without a row do not count.
         """
         partial = self._directory.partial + name
         try:
@@ -172,7 +172,7 @@ class Files:
             os.close(fd)
 
     def _find_in_object(self, name: str, offset: int, data: bytes | memoryview) -> bytes:
-        """The object's identity where these bytes are in it already: a crash came between its rename and the commit of its rows."""
+        """The object's identity, if it already has these bytes: a crash came between its rename and the commit of its rows."""
         found = self.find(name)
         if found is None or not found.whole:
             return b""
@@ -186,7 +186,7 @@ class Files:
         return b""
 
     def promote(self, name: str) -> None:
-        """All chunks are here: partial/ to objects/. In the transaction that says so."""
+        """Move a complete object from partial/ to objects/, in the transaction of its last row."""
         whole, partial = self._directory.objects + name, self._directory.partial + name
         try:
             if os.path.exists(whole):
@@ -196,12 +196,12 @@ class Files:
                 self._replace_twin(partial, name)
                 os.rename(partial, whole)
         except FileNotFoundError:
-            pass  # it is an object already, or the reader who misses it will say so
+            pass  # it is an object already; if not, the next reader that misses it reports it
         except OSError as error:
             _log.warning("cannot move %s out of partial/: %s", name, error)
 
     def copy_without(self, path: str, offset: int, size: int) -> str:
-        """A temporary copy of an object but for one range, left as a hole. Raises OSError: nothing is left then."""
+        """A temporary copy of an object in which one range is a hole. Raises OSError, and leaves nothing then."""
         temporary = self._directory.new_temporary()
         source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -222,23 +222,24 @@ class Files:
         return temporary
 
     def demote(self, name: str, copy: str | None) -> None:
-        """An object with a damaged chunk is not an object: `copy` goes on in partial/ (None: nothing does).
+        """Unlink an object that has a damaged chunk. `copy` replaces it in partial/ (None: nothing does).
 
-        The object itself is not touched but unlinked: who has it open, a kernel that serves it included, keeps what it was.
+        The file itself is not changed: those that have it open, such as a kernel that serves it, keep what they had.
         """
         if copy is not None:
             os.rename(copy, self._directory.partial + name)
         self.remove(name)
 
     def remove(self, name: str) -> None:
-        """Remove an object, its twin after it; either may be gone."""
+        """Remove an object, then its twin. Either may be missing."""
         self.discard(self._directory.objects + name)
         self.discard(self._directory.arrived + name)
 
     def evict(self, name: str, found: FoundFile, protected: Callable[[str], bool]) -> bool:
-        """Remove the object, or the file under way, that was found there, unless `protected(name)`: whether it has gone.
+        """Remove the object or partial file that was found, unless `protected(name)`. Returns whether it is gone.
 
-        Whoever notes that a name is protected, and then asks `published`, is told the truth for as long as it is. Raises OSError.
+        If a caller protects a name and then calls `published`, the answer stays true as long as the name is protected. Raises
+        OSError.
         """
         with self._naming:
             if protected(name):
@@ -250,7 +251,7 @@ class Files:
             return True
 
     def discard(self, path: str) -> None:
-        """Remove a file that may be gone."""
+        """Remove a file, if it exists."""
         with suppress(FileNotFoundError):
             os.unlink(path)
 
@@ -260,10 +261,11 @@ def _identity(file: str | int) -> bytes:
         return handle_of(file)
     except OSError as error:
         if error.errno == errno.ENOENT:
-            return b""  # it has just gone, or become an object: the next one to look will see
+            return b""  # it was just removed or became an object: the next look finds out
         if error.errno not in _NO_HANDLES:
             raise
-        # A number that another file may get, where there is nothing better: such file systems carry no native mounts either.
+        # The inode number, which another file may get later, if there is nothing better. Such file systems cannot carry native
+        # mounts.
         return b"%d" % os.stat(file).st_ino
 
 

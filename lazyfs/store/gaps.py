@@ -1,10 +1,10 @@
-"""Where each object under way has its first gap.
+"""The first gap of each unfinished object.
 
-An object of many chunks is whole when its last chunk is here. To count its rows for every chunk kept would cost the square of their
-number. Instead the position of the first missing chunk is remembered: as long as that one is missing the object is not whole, and
-when it comes, the gap moves on over what is here already. All moves of one object together cost one look at each of its rows.
+An object of many chunks is complete when its last chunk arrives. Counting its rows after every chunk would take quadratic time.
+Instead, the position of the first missing chunk is remembered. While that chunk is missing, the object is not complete; when it
+arrives, the gap moves past the chunks that are in the store already. All moves of one object together look at each row once.
 
-A remembered gap is a hint. Rows behind it may be taken away by another process, so "no gap" has to be checked against all rows.
+A remembered gap is a hint: another process may delete rows before it. So "no gap" has to be verified against all rows.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 _OBJECTS: Final = 4096
-"""Objects remembered: 150 bytes each. One that is forgotten is looked through from its first chunk on."""
+"""Objects that are remembered, 150 bytes each. A forgotten one is scanned from its first chunk."""
 _WIDEST: Final = 4096
-"""Positions asked for at once."""
+"""Positions per query."""
 
 Positions = Callable[[int, int], Sequence[int]]
-"""Which positions of [first, last) are here, in order."""
+"""The positions in [first, last) that have rows, in order."""
 
 
 class Gaps:
-    """First gaps, by the object's name. Any thread may call it; of two that look at once, the one that saw more is believed."""
+    """First gaps by object name. Any thread may call it. Of two concurrent looks, the one that got further wins."""
 
     def __init__(self) -> None:
         self._first: dict[str, int] = {}
 
     def at(self, name: str) -> int | None:
-        """The first gap as it was when somebody looked last; None where nobody has, or it was forgotten."""
+        """The first gap at the last look; None if unknown."""
         return self._first.get(name)
 
     def look(self, name: str, chunks: int, positions: Positions) -> int:
-        """The first gap now; `chunks`, the number of the object's chunks, where there is none."""
+        """Find the first gap; `chunks`, the number of chunks of the object, if there is none."""
         first = self._first.get(name, 0)
         width = 1
         while first < chunks:
@@ -49,16 +49,16 @@ class Gaps:
         return first
 
     def set(self, name: str, first: int) -> None:
-        """Remember a gap that was found otherwise."""
+        """Remember a gap that was found in another way."""
         self._first.pop(name, None)
         self._first[name] = first
         if len(self._first) > _OBJECTS:
             self.forget(next(iter(self._first), name))
 
     def forget(self, name: str) -> None:
-        """The object is whole, or some of its rows are gone."""
+        """The object is complete, or has lost rows."""
         self._first.pop(name, None)
 
     def clear(self) -> None:
-        """All rows may be gone."""
+        """Any row may be gone."""
         self._first.clear()

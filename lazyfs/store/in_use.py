@@ -1,7 +1,7 @@
-"""What is in use, and so the last to make room.
+"""What is in use, and therefore evicted last.
 
-lazyfsd knows what it has mounted. A portable mount is another process: it declares what its image consists of in its own
-folder of temporary files, which is gone, or without its lock, when the process is.
+lazyfsd knows its own mounts. A portable mount is another process: it declares the parts of its image in its own temporary
+directory, which disappears, or loses its lock, with the process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NAME = "in-use"
 
 
 class InUse(NamedTuple):
-    """Of the images that are mounted, or about to be."""
+    """What mounted images use, or images about to be mounted."""
 
     objects: Container[str] = ()
     """Names of their objects."""
@@ -31,7 +31,7 @@ class InUse(NamedTuple):
 
 
 class Either:
-    """What one of two has."""
+    """The union of two containers."""
 
     def __init__(self, first: Container[str], second: Container[str]) -> None:
         self._first = first
@@ -42,7 +42,7 @@ class Either:
 
 
 def declare(directory: Directory, objects: Iterable[str], documents: Iterable[Digest]) -> None:
-    """Tell other processes what this one has mounted, instead of what it told before: 72 bytes a name, on disk.
+    """Declare to other processes what this one has mounted, in place of its last declaration. 72 bytes a name, on disk.
 
     Raises StoreFull, StoreUnusable.
     """
@@ -58,7 +58,7 @@ def declare(directory: Directory, objects: Iterable[str], documents: Iterable[Di
 
 
 def declared(directory: Directory) -> set[str]:
-    """Object names and digests of documents that other living processes have declared."""
+    """Object names and document digests that other living processes have declared."""
     names: set[str] = set()
     for folder in directory.others():
         with suppress(OSError):

@@ -1,20 +1,19 @@
-"""The index: which chunks are here, in sqlite, shared by all processes of the store.
+"""The index: which chunks are in the store. A sqlite file that all processes of the store share.
 
-A row is added when its bytes are in place, never before. Rows are buffered and committed together by a thread of the
-index (every 50 ms or 256 rows): a cold read keeps thousands of small files a second, and a transaction each would cost more
-than the files. This process sees its buffered rows at once. A process that dies takes its last 50 ms of rows along; the
-bytes they spoke of are then fetched again.
+A row is added only after its bytes are in place. A thread of the index commits buffered rows together, every 50 ms or 256 rows:
+a cold read keeps thousands of small files a second, and a transaction for each would cost more than the files. This process
+sees its buffered rows at once. A process that dies loses the rows of its last 50 ms, and their bytes are fetched again.
 
-Each commit ends by looking at the files of several chunks that it touched, for the first gap of each (gaps.py): transactions are
-in a sequence, so whichever process brings the last chunk sees all of the others' and makes the object. No content is read for that, and a kernel
-serves objects unchecked, so a row must never outlive its file: one whose file is another by now than its bytes were put
-into is not committed, a file is removed only while nobody can commit, and before a file is made its old rows go.
+At its end, each commit looks for the first gap of the files of several chunks that it touched (gaps.py). Transactions are
+serialised, so whichever process commits the last chunk sees the rows of all others and creates the object. No content is read
+for that, and the kernel serves objects unchecked, so no row may outlive its file: a row whose file has been replaced is not
+committed, a file is removed only while nobody can commit, and old rows are deleted before a file is created.
 
-A row that turns out untrue on a disk that is too full to take it out is void: as good as gone for this process, which takes it
-out with the next commit that succeeds.
+A row that is wrong, but cannot be deleted because the disk is full, is void: this process ignores it, and deletes it with its
+next successful commit.
 
-Every row is held against the content it is asked for, and its sums are seeded with its digest (blocks.py), so a damaged
-row is at worst a missing one.
+Every row is compared with the content that is asked for, and its checksums are seeded with its digest (blocks.py), so a damaged
+row counts as missing at worst.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ _BLOCK = 4096
 
 
 class Index(IndexReader):
-    """The index, open. Any thread may call it. Once closed it raises StoreUnusable."""
+    """The index, open. Any thread may call it. Raises StoreUnusable once closed."""
 
     def __init__(
         self,
@@ -58,11 +57,11 @@ class Index(IndexReader):
         given_up: Callable[[Row], None],
         after_commit: Callable[[], None],
     ) -> None:
-        """Open, create, migrate or rebuild. Raises StoreUnusable (a newer format included), StoreFull.
+        """Open, create, migrate or rebuild. Raises StoreUnusable (also for a newer format), StoreFull.
 
-        Called with the write lock held: `completed(name)` inside the transaction that has the last of an object's rows,
-        `identity(name)` for the file that an object lies in, `given_up(row)` when there is no room to commit a row, `after_commit()`
-        after each attempt to commit.
+        These are called with the write lock held: `completed(name)` inside the transaction that adds the last row of an object,
+        `identity(name)` for the file of an object, `given_up(row)` when there is no room to commit a row, `after_commit()`
+        after each attempt to commit, successful or not.
         """
         self._completed = completed
         self._identity = identity
@@ -70,15 +69,15 @@ class Index(IndexReader):
         self._after_commit = after_commit
         self._buffer = Buffer()
         self._void: dict[str, set[int]] = {}
-        """By object, the positions of rows that are not true and could not be taken out."""
+        """Positions of wrong rows that could not be deleted, by object."""
         self._failure: LocalError | None = None
         self._closing = False
         self._arriving = Gaps()
-        """Of all rows, those that are not committed included."""
+        """Of all rows, including uncommitted ones."""
         self._committed = Gaps()
         self.tallies = Tallies()
         self._removals = 0
-        """The count of removals, in the index, up to which this process knows them."""
+        """The index's count of removals, as far as this process has seen it."""
         self._used = DiskUsage(self.count_blocks, self.version)
         self._database = Database(directory, on_loss=self._forget_everything)
         self._wake = threading.Event()
@@ -87,34 +86,35 @@ class Index(IndexReader):
         self._thread.start()
 
     def has_gap(self, name: str, chunks: int) -> bool:
-        """Whether one of the object's chunks has no row. Costs one row where that was so the last time, too. False is a hint: rows
-        may have gone since they were looked at."""
+        """Whether one of the object's chunks has no row. Costs one row if the last known gap is still there. False is a hint:
+        rows may have been deleted since."""
         return self._first_gap(name, chunks) < chunks
 
     def note_gap(self, name: str, position: int) -> None:
-        """A chunk is missing, whatever `has_gap` says."""
+        """Record that a chunk is missing, whatever `has_gap` says."""
         self._arriving.set(name, position)
 
     def is_whole(self, name: str) -> bool:
-        """Whether every chunk of an object of several has a committed row."""
+        """Whether every chunk of an object of several chunks has a committed row."""
         return name not in self._void and is_list_of(self._database.query(schema.SELECT_LIST, (name,)), name)
 
     def complete(self, name: str) -> None:
-        """Make the object of several chunks if all its rows are here: for a commit that outlived its rename."""
+        """Create the object of several chunks if all its rows exist: for a rename that did not happen, or was lost, after the
+        commit."""
         if self.is_whole(name):
             self.change(lambda db: self._complete(db, name))
 
     def is_pending(self, digest: bytes) -> bool:
-        """Whether a chunk is here that other processes cannot see yet, but will soon."""
+        """Whether a chunk is in the store but not yet visible to other processes."""
         return self._buffer.with_digest(digest) is not None and self._failure is None
 
     def check_writable(self) -> None:
-        """Raise what the last commit failed with, if it fails again: no use in keeping bytes without rows."""
+        """Raise the error of the last commit if it still occurs: keeping bytes without rows is useless."""
         if self._failure is not None:
             self.change()
 
     def add(self, row: Row, chunks: int, file: bytes) -> None:
-        """Note that a chunk of an object of `chunks` chunks is in place, in `file`; with the last one the object is made."""
+        """Record that a chunk of an object of `chunks` chunks is in place, in `file`. The last chunk creates the object."""
         self._buffer.add(row, chunks, file)
         self.tallies.arrived(row.object, row.position)
         if chunks > 1 and self._fills_the_last_gap(row, chunks):
@@ -125,19 +125,19 @@ class Index(IndexReader):
         self._wake.set()
 
     def version(self) -> tuple[int, ...]:
-        """Another one after every commit, whichever process's."""
+        """A new value after every commit of any process."""
         found = self._database.query("PRAGMA data_version")
         return (self._database.generation, *(found[0] if found else ()))
 
     def check_removals(self) -> None:
-        """Let the tallies know if another process has removed rows."""
+        """Invalidate the tallies if another process has deleted rows."""
         removals = self.fact("removals")
         if isinstance(removals, int) and removals > self._removals:
             self._removals = removals
             self.tallies.invalidate_all()
 
     def blocks(self) -> int:
-        """Bytes that all chunks with committed rows take on disk, in blocks of 4 KiB, as far as is known: see disk_usage.py."""
+        """Disk space of all chunks with committed rows, in bytes of whole 4 KiB blocks; cached, see disk_usage.py."""
         return self._used.measure()
 
     def change(
@@ -147,12 +147,12 @@ class Index(IndexReader):
         synced: bool = False,
         removing: Sequence[str] = (),
     ) -> None:
-        """Commit the buffered rows and, in the same transaction, `work`. `synced`: it is on disk when this returns. `removing` names the
-        objects whose rows `work` takes out, or puts back.
+        """Commit the buffered rows, and run `work` in the same transaction. With `synced`, it is on disk on return. `removing`
+        names the objects whose rows `work` deletes or restores.
 
-        Raises StoreFull, StoreUnusable: `work` is undone then (not what it did to files). Rows stay buffered until sqlite takes
-        them, but where there is no room, some are given up, and the room of their bytes taken for the rest. When the
-        index turns out damaged it is started over, and this returns: nothing is here any more.
+        Raises StoreFull, StoreUnusable: `work` is rolled back then (but not what it did to files). Rows stay buffered until
+        sqlite accepts them; if there is no room, some are given up, and the space of their bytes is used for the rest. If the
+        index turns out to be damaged, it is started over, and this returns: the store is empty then.
         """
         with self._database.writing:
             batch = self._buffer.rows()
@@ -176,24 +176,24 @@ class Index(IndexReader):
                 self._after_commit()
 
     def void(self, rows: Iterable[Row]) -> None:
-        """Rows that are not true, and that there is no room to take out."""
+        """Mark rows as wrong that cannot be deleted, because there is no room for that."""
         with self._database.writing:
             for row in rows:
                 self._void.setdefault(row.object, set()).add(row.position)
                 self._announce_removal([row.object])
 
     def if_no_rows(self, name: str, action: Callable[[], None]) -> None:
-        """Do something where an object has no rows, committed or waiting, and while no process can commit one."""
+        """Call `action` if an object has no rows, committed or buffered, and while no process can commit one."""
 
         def work(db: sqlite3.Connection) -> None:
             if not (self._buffer.has(name) or db.execute(schema.SELECT_ANY, (name,)).fetchone()):
                 action()
 
-        with suppress(LocalError):  # logged by the next commit
+        with suppress(LocalError):  # the next commit logs it
             self._database.transact(work)
 
     def is_sound(self) -> bool:
-        """Read all of the index and hold it against itself; a damaged one is started over."""
+        """Run sqlite's integrity check over the whole index. A damaged one is started over."""
         generation = self._database.generation
         verdict = self._database.query("PRAGMA integrity_check(1)")
         if verdict and verdict[0][0] != "ok":
@@ -202,7 +202,7 @@ class Index(IndexReader):
         return self._database.generation == generation
 
     def close(self) -> None:
-        """Commit what is buffered, and leave. Rows that cannot be committed are lost; the log tells why."""
+        """Commit what is buffered, and close. Rows that cannot be committed are lost, and the log says why."""
         self._closing = True
         self._wake.set()
         self._commit_now.set()
@@ -217,7 +217,7 @@ class Index(IndexReader):
             self._commit_now.wait(_COMMIT_DELAY)
             self._wake.clear()
             self._commit_now.clear()
-            with suppress(LocalError):  # logged; whoever keeps the next chunk is told
+            with suppress(LocalError):  # logged; the caller that keeps the next chunk gets the error
                 self.change()
 
     def _commit(
@@ -251,7 +251,7 @@ class Index(IndexReader):
         try:
             self._database.transact(transaction, synced=synced)
         except BaseException:
-            self._committed.clear()  # it knows of rows that have been undone
+            self._committed.clear()  # it includes rows that were rolled back
             self._removals = min(known, self._removals)
             raise
         self._void.clear()
@@ -261,7 +261,7 @@ class Index(IndexReader):
             self._announce_removal(lost)
 
     def _count_removal(self, db: sqlite3.Connection) -> None:
-        """For the tallies of other processes; and see whether one of them has removed something."""
+        """Count a removal for the tallies of other processes, and find out whether another process has removed something."""
         found = db.execute(schema.SELECT_FACT, ("removals",)).fetchone()
         removals = found[0] if found and isinstance(found[0], int) else 0
         if removals > self._removals:
@@ -284,24 +284,24 @@ class Index(IndexReader):
         return batch[:half]
 
     def _fills_the_last_gap(self, row: Row, chunks: int) -> bool:
-        """Whether all of an object is here, as far as is known, now that `row` is in the buffer."""
+        """Whether the object is complete, as far as known, now that `row` is buffered."""
         name = row.object
         first = self._arriving.at(name)
         if first is not None and row.position > first:
             return False
         if first is not None and row.position < first:
-            self._arriving.set(name, row.position)  # it was here, and was lost
+            self._arriving.set(name, row.position)  # it was in the store before, and was lost
         return self._first_gap(name, chunks) == chunks
 
     def _first_gap(self, name: str, chunks: int) -> int:
         while True:
             first = self._arriving.look(name, chunks, partial(self._here, name))
-            # A thread that has just filled it may have been told of the gap before.
+            # Another thread may have filled it after it was read from the index.
             if first == chunks or self._buffer.get(name, first) is None:
                 return first
 
     def _here(self, name: str, first: int, last: int) -> list[int]:
-        """Which positions of [first, last) have rows, in order."""
+        """The positions in [first, last) that have rows, in order."""
         found = {position for position in range(first, last) if self._buffer.get(name, position) is not None}
         if len(found) < last - first:
             found.update(position for (position,) in self._database.query(schema.SELECT_POSITIONS, (name, first, last)))
@@ -316,7 +316,7 @@ class Index(IndexReader):
 
         if self._committed.look(name, chunks, committed) < chunks or self._complete(db, name):
             return
-        # Rows have gone behind the gap: another process has taken them away.
+        # Another process has deleted rows before the gap.
         self._committed.forget(name)
         self.note_gap(name, self._committed.look(name, chunks, committed))
 
@@ -332,7 +332,7 @@ class Index(IndexReader):
         self._arriving.forget(name)
 
     def _forget_everything(self) -> None:
-        """Everything that was in the index is gone."""
+        """The content of the index is lost."""
         self._buffer.clear()
         self._committed.clear()
         self._arriving.clear()
@@ -341,7 +341,7 @@ class Index(IndexReader):
         self.tallies.invalidate_all()
 
     def _in_place(self, rows: Sequence[Row]) -> list[Row]:
-        """Those whose bytes were put into the file that is the object's still."""
+        """The rows whose bytes were written to the file that the object has now."""
         now: dict[str, bytes] = {}
         for row in rows:
             if row.object not in now and not is_single(row.object):

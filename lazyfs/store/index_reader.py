@@ -1,6 +1,6 @@
-"""What the index says: the rows that are committed and those that wait for it, as if they were in one place.
+"""Queries of the index, over committed and buffered rows.
 
-Blocking; each question is one query, or few, and costs what its docstring says.
+Blocking. Each call is one query or a few, and costs what its docstring says.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lazyfs.store.database import Database
 from lazyfs.store.rows import Buffer, Row, row_of
 
 HeldChunk = tuple[int, int, bytes]
-"""Offset, size and digest of a chunk that has a row: what a content is held against."""
+"""Offset, size and digest of a chunk that has a row, to be compared with a content."""
 
 
 class IndexReader:
@@ -26,8 +26,8 @@ class IndexReader:
     _database: Database
 
     def row(self, name: str, position: int) -> Row | None:
-        """The row of one chunk, as it is in the index: to be held against what is asked."""
-        # The buffer first, here and below: a row leaves it only when it can be seen in sqlite.
+        """The row of one chunk, as it is in the index. The caller compares it with the content."""
+        # The buffer first, here and below: a row leaves it only once it is visible in sqlite.
         buffered = self._buffer.get(name, position)
         if buffered is not None:
             return buffered
@@ -37,50 +37,50 @@ class IndexReader:
         return row_of(found[0]) if found else None
 
     def rows_with(self, digest: bytes) -> list[Row]:
-        """Some rows of a chunk, wherever it lies."""
+        """Some rows with this digest, in any object."""
         buffered = self._buffer.with_digest(digest)
         if buffered is not None:
             return [buffered]
         return self._valid(_sound(self._database.query(schema.SELECT_SAME, (digest,))))
 
     def known(self, digests: Sequence[bytes]) -> set[bytes]:
-        """Those of the chunks that have a row somewhere, which may be void."""
+        """Those of the digests that have a row in any object, which may be void."""
         known = {digest for digest in digests if self._buffer.with_digest(digest) is not None}
         for at in range(0, len(digests), schema.DIGESTS_A_QUERY):
             some = digests[at : at + schema.DIGESTS_A_QUERY]
-            padded = (*some, *[b""] * (schema.DIGESTS_A_QUERY - len(some)))  # one statement, which sqlite has compiled
+            padded = (*some, *[b""] * (schema.DIGESTS_A_QUERY - len(some)))  # a constant statement, which sqlite has compiled
             known.update(digest for (digest,) in self._database.query(schema.SELECT_KNOWN, padded))
         return known
 
     def rows_of(self, name: str) -> list[Row]:
-        """All committed rows of one object, in order, also those that are void."""
+        """All committed rows of an object in order, including void ones."""
         return _sound(self._database.query(schema.SELECT_ROWS, (name,)))
 
     def names(self) -> list[str]:
-        """Every object that has committed rows."""
+        """All objects that have committed rows."""
         return _names(self._database.query("SELECT DISTINCT object FROM chunk"))
 
     def younger(self, limit: int) -> list[str]:
-        """Objects with committed rows that are younger than the last durable generation, at most `limit` (-1: all)."""
+        """Objects with committed rows younger than the last durable generation, at most `limit` (-1: all)."""
         return _names(self._database.query(schema.SELECT_YOUNGER, (limit,)))
 
     def size(self) -> int:
-        """Bytes of all chunks that have committed rows."""
+        """Total bytes of all chunks with committed rows."""
         found = self._database.query("SELECT total(size) FROM chunk")
         return int(found[0][0]) if found else 0
 
     def count_blocks(self) -> int:
-        """Bytes that all chunks with committed rows take on disk, in blocks of 4 KiB. Counts them all."""
+        """Disk space of all chunks with committed rows, in bytes of whole 4 KiB blocks. Counts them all."""
         found = self._database.query(schema.SUM_BLOCKS)
         return int(found[0][0] or 0) if found else 0
 
     def usage(self, names: Sequence[str]) -> tuple[int, int]:
-        """How many of these objects have committed rows, and the bytes that they take on disk; 3 µs a name, in one query."""
+        """How many of these objects have committed rows, and the disk space of these in bytes. One query, 3 µs a name."""
         found = self._database.query(schema.SUM_BLOCKS_OF, (json.dumps(names),))
         return (int(found[0][0]), int(found[0][1])) if found else (0, 0)
 
     def arrivals(self, last: tuple[int, str, int], limit: int) -> list[Any]:
-        """The next rows after `last`, in the order of their commits, as they are: generation, object, position."""
+        """The rows after `last` in commit order, as (generation, object, position), unchecked."""
         return self._database.query(schema.SELECT_ARRIVALS, (*last, limit))
 
     def held(self, name: str, first: int, last: int) -> dict[int, HeldChunk]:
@@ -95,7 +95,7 @@ class IndexReader:
         return found
 
     def held_many(self, names: Sequence[str]) -> dict[str, dict[int, HeldChunk]]:
-        """The chunks of each of these objects that have rows, by position; 3 µs a name, in one query."""
+        """The chunks of these objects that have rows, by position. One query, 3 µs a name."""
         buffered = self._buffer.rows()
         found: dict[str, dict[int, HeldChunk]] = {}
         for name, position, offset, size, digest in self._database.query(schema.SELECT_MANY, (json.dumps(names),)):
@@ -108,7 +108,7 @@ class IndexReader:
         return found
 
     def held_spans(self, spans: Sequence[tuple[str, int, int]]) -> dict[str, dict[int, HeldChunk]]:
-        """As `held_many`, for positions [first, last) of objects, each span given as (name, first, last); 4 µs a span, in one query."""
+        """Like `held_many`, for spans of positions given as (name, first, last). One query, 4 µs a span."""
         buffered = [
             row for name, first, last in spans if self._buffer.has(name) for row in self._buffer.rows_of(name, first, last)
         ]
@@ -121,7 +121,7 @@ class IndexReader:
         return found
 
     def fact(self, name: str) -> int | str | None:
-        """What is noted of the store as a whole (schema.py); None when sqlite fails."""
+        """A fact about the whole store (schema.py); None when sqlite fails."""
         found = self._database.query(schema.SELECT_FACT, (name,))
         return found[0][0] if found and isinstance(found[0][0], int | str) else None
 

@@ -1,10 +1,11 @@
-"""One at a time: a layer is fetched whole by one task of one process, and the others find it here when it is their turn.
+"""Layer locks: one task of one process fetches an eager layer; the others wait, and then find it in the store.
 
-The locks are the store's claims, on the layer's digest instead of a chunk's, through an open file of their own: so that
-two tasks of one process exclude each other as two processes do, and the kernel lets go of them with whoever held them.
+The locks are claims (claims.py) on the digest of the layer instead of a chunk. Each caller opens the claims file itself, so
+that two tasks of one process exclude each other as two processes do, and the kernel releases the locks with the process.
 
-A holder shows signs of life (store/partial_blobs.py), and those who wait look for them: a process that is stopped holds nobody for longer
-than a silent registry would. Then the layer is fetched without its lock, which costs its bytes twice, and nothing of it is kept but its files.
+The holder sends heartbeats (store/partial_blobs.py), and waiters watch them: a stopped process blocks others no longer than a
+silent registry would. After that, a waiter fetches the layer without the lock. That downloads it twice, and keeps no partial
+blob, only files.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ _log = logging.getLogger(__name__)
 
 _POLL: Final = 0.05
 _HEARTBEAT: Final = 4.0
-"""Seconds between two signs of life."""
+"""Seconds between two heartbeats."""
 _PATIENCE: Final = 20.0
-"""Seconds without one until nobody waits any longer."""
+"""Seconds without a heartbeat after which waiters give up on the holder."""
 
 
 class LayerLocks:
-    """The layers that are held, and those that should be and are held by somebody who does not move."""
+    """The locks that a caller holds, and those that it wants while their holders are stalled."""
 
     def __init__(self, store: Store, claims: Claims, digests: Iterable[Digest]) -> None:
         self._store = store
@@ -38,22 +39,22 @@ class LayerLocks:
         self._held: set[Digest] = set()
         now = trio.current_time()
         self._last_seen = {digest: (store.partial_blobs.last_touched(digest), now) for digest in digests}
-        """The last sign of life of each layer, and since when it is the last: a stopped process that holds several layers holds who wants
-        them once, not once for each."""
+        """The last heartbeat of each layer, and when it was first seen. A stopped process that holds several layers delays a
+        waiter once, not once for each."""
 
     def holds(self, digest: Digest) -> bool:
-        """Whether the layer is held: only then may its blob be kept under way."""
+        """Whether the lock is held. Only then may the layer's partial blob be written."""
         return digest in self._held
 
     def release(self, digest: Digest) -> None:
-        """The layer is here, or given up: others may have their turn."""
+        """The layer is in the store, or was given up: let others have it."""
         if digest in self._held:
             self._store.partial_blobs.remove_if_empty(digest)
             self._held.discard(digest)
             self._claims.release(to_raw(digest))
 
     async def acquire(self, digest: Digest, waiting: Callable[[Digest], Awaitable[None]] | None) -> None:
-        """Wait for the layer's lock, for as long as whoever has it lives. Cancelled: it is not held."""
+        """Wait for the layer's lock as long as its holder lives. Cancelled: it is not held."""
         if not self._claims.claim(to_raw(digest)):
             if waiting is not None:
                 await waiting(digest)
@@ -69,7 +70,7 @@ class LayerLocks:
 
     async def _wait_for_lock(self, digest: Digest) -> bool:
         seen, since = self._last_seen[digest]
-        # Whoever has got the lock just now shows a first sign at once.
+        # A holder that has just got the lock sends its first heartbeat at once.
         since = max(since, trio.current_time() - _PATIENCE + 4 * _POLL)
         while not self._claims.claim(to_raw(digest)):
             now = self._store.partial_blobs.last_touched(digest)
@@ -77,17 +78,17 @@ class LayerLocks:
                 seen, since = now, trio.current_time()
             elif trio.current_time() - since >= _PATIENCE:
                 return False
-            await trio.sleep(_POLL)  # another process sets no event of ours
+            await trio.sleep(_POLL)  # another process cannot set our events
         return True
 
     async def send_heartbeats(self) -> None:
-        """Until cancelled."""
+        """Runs until cancelled."""
         while True:
             await trio.to_thread.run_sync(self._store.partial_blobs.touch, tuple(self._held))
             await trio.sleep(_HEARTBEAT)
 
     def end(self) -> None:
-        """Let go of all."""
+        """Release all locks."""
         for digest in tuple(self._held):
             self.release(digest)
 
@@ -96,9 +97,9 @@ class LayerLocks:
 async def lock_layers(
     store: Store, digests: Iterable[Digest], waiting: Callable[[Digest], Awaitable[None]] | None = None
 ) -> AsyncIterator[LayerLocks]:
-    """Hold the layers `digests`; whoever holds one asks for no others.
+    """Hold the locks of the layers `digests`. A caller that holds some must not ask for others.
 
-    Waits for as long as others fetch them; `waiting` is told for which. Cancelled: none is held.
+    Waits while others fetch them; `waiting` is called with the digest of each that is locked. Cancelled: none is held.
     """
     failure: Exception | None = None
     wanted = sorted(set(digests))
@@ -107,7 +108,7 @@ async def lock_layers(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(locks.send_heartbeats)
             try:
-                # Always in the same order: nobody waits for a layer while somebody else waits for one that he holds.
+                # Always in the same order, so that callers cannot deadlock.
                 for digest in wanted:
                     await locks.acquire(digest, waiting)
                 yield locks

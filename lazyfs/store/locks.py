@@ -1,9 +1,9 @@
 """Byte-range locks between processes: F_OFD_SETLK.
 
-They belong to the open file, not to the process: the kernel frees them when the last copy of the descriptor is gone,
-kill -9 included; closing another descriptor of the same file does not drop them (as with plain fcntl locks); and a
-shared lock becomes an exclusive one atomically (as flock does not). Locks of one open file never conflict with each other:
-the threads of one store settle that among themselves.
+They belong to the open file, not to the process. The kernel releases them when the last copy of the descriptor is closed, also
+on kill -9. Closing another descriptor of the same file does not drop them (as with plain fcntl locks), and a shared lock
+becomes an exclusive one atomically (unlike flock). Locks of one open file never conflict: threads that share it coordinate
+among themselves.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from lazyfs.errors import StoreUnusable
 
 _PAUSE = 0.01
 PATIENCE = 60.0
-"""Seconds to wait for another process. The longest that one holds a lock others wait for: emptying a large store."""
+"""Seconds to wait for another process. The longest operation under such a lock empties a large store."""
 
 
 def try_lock(fd: int, *, shared: bool = False, start: int = 0, length: int = 1) -> bool:
-    """Take the lock if nobody holds one in its way. A lock already held on the range becomes this one."""
+    """Take the lock unless a conflicting one is held. Converts a lock that is already held on the range."""
     try:
         _set(fd, fcntl.F_RDLCK if shared else fcntl.F_WRLCK, start, length)
     except OSError as error:
@@ -33,7 +33,8 @@ def try_lock(fd: int, *, shared: bool = False, start: int = 0, length: int = 1) 
 
 
 def lock(fd: int, what: str, *, shared: bool = False, start: int = 0, patience: float | None = None) -> None:
-    """Take the lock, waiting for others for `patience` seconds (PATIENCE). Raises StoreUnusable, naming `what`, when they do not let go in time."""
+    """Take the lock; wait at most `patience` seconds (default PATIENCE). Raises StoreUnusable, naming `what`, if it is not
+    released in time."""
     patience = PATIENCE if patience is None else patience
     deadline = time.monotonic() + patience
     while not try_lock(fd, shared=shared, start=start):
@@ -45,15 +46,15 @@ def lock(fd: int, what: str, *, shared: bool = False, start: int = 0, patience: 
 
 
 def unlock(fd: int, *, start: int = 0, length: int = 1) -> None:
-    """Let go of the range, held or not."""
+    """Unlock the range, locked or not."""
     _set(fd, fcntl.F_UNLCK, start, length)
 
 
 def open_lock_file(path: str) -> int:
-    """A descriptor to lock with; the file is created, 0600, and never removed (a lock lives on its inode)."""
+    """A descriptor to lock with. The file is created, 0600, and never removed: a lock belongs to its inode."""
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 def _set(fd: int, kind: int, start: int, length: int) -> None:
-    # struct flock of a 64-bit off_t: type, whence, start, len, pid (which must be 0 for these locks).
+    # struct flock with a 64-bit off_t: type, whence, start, len, pid (which must be 0 for these locks).
     fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", kind, os.SEEK_SET, start, length, 0))

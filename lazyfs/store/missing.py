@@ -1,7 +1,7 @@
-"""Which chunks are not here, by the index: nothing is read.
+"""Finds the chunks that are not in the store, from the index alone: no file is read.
 
-A row counts only where it fits the content it is asked for. One of a damaged index does not, nor does any for a content that lies about
-its size.
+A row counts only if it matches the content. A row of a damaged index does not, nor does any row for a content with a false
+size.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from lazyfs.store.content import Content
 from lazyfs.store.index_reader import HeldChunk, IndexReader
 
 _NAMES_A_QUERY: Final = 1000
-"""A reader of one chunk does not wait for the whole answer, whose rows would take 20 MB for 30,000 files."""
+"""Bounds how long another reader waits for the index: the rows of 30,000 files in one answer would take 20 MB."""
 _BRIDGE: Final = 8
-"""Chunks that nobody asked for and that are read over, rather than asking twice."""
+"""Positions that nobody asked for are read too, up to this many, instead of making a second query."""
 
 
 def missing_many(reader: IndexReader, contents: Sequence[Content]) -> list[list[int]]:
-    """For each content, the chunks that are not here; 3 µs a content."""
+    """For each content, the positions of its missing chunks. 3 µs a content."""
     nothing: dict[int, HeldChunk] = {}
     found: list[list[int]] = []
     for at in range(0, len(contents), _NAMES_A_QUERY):
@@ -30,8 +30,8 @@ def missing_many(reader: IndexReader, contents: Sequence[Content]) -> list[list[
 
 
 def lacking(reader: IndexReader, chunks: Sequence[tuple[Content, int]]) -> list[bool]:
-    """For each chunk, given as (content, index), whether it is not here; 5 µs a chunk, however many others its content has."""
-    if all(len(content.digests) == 1 for content, _ in chunks):  # most misses are of small files, and a crowd waits for this
+    """For each chunk, given as (content, index), whether it is missing. 5 µs a chunk, however many chunks its content has."""
+    if all(len(content.digests) == 1 for content, _ in chunks):  # most misses are of small files, and many readers wait for this
         return [bool(indexes) for indexes in missing_many(reader, [content for content, _ in chunks])]
     wanted: dict[str, tuple[Content, set[int]]] = {}
     for content, index in chunks:
@@ -55,7 +55,7 @@ def lacking(reader: IndexReader, chunks: Sequence[tuple[Content, int]]) -> list[
 
 
 def absent(content: Content, indexes: Iterable[int], held: dict[int, HeldChunk]) -> list[int]:
-    """Those of the indexes that have no row among `held`, or one that does not fit."""
+    """Those of the indexes that have no row in `held`, or one that does not match."""
     return [
         index
         for index in indexes

@@ -1,9 +1,9 @@
-"""Small facts that no digest vouches for, but that save a question to the registry: where a blob's TOC begins, what a tag last meant,
-which TOC we wrote of a layer that has none.
+"""Small facts that no digest covers, but that save a request to the registry: where the TOC is in a blob, what a tag last
+pointed to, which TOC lazyfs wrote for a layer without one.
 
-Whoever reads a note checks what follows from it, but for the last: there he believes what this store's owner wrote. A lost or
-damaged note costs a round trip, or a layer that is fetched again, never a wrong byte: a note carries its own checksum, and
-one that does not match is not there.
+A reader verifies what follows from a note, except for the last kind: there it trusts what the owner of the store wrote. A lost
+or damaged note costs a round trip, or a layer that is fetched again, but never a wrong byte: a note carries a checksum, and one
+that does not match counts as missing.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _MAX_NOTE = 4096
 
 
 class Notes:
-    """The folder notes/: one file a note, named by the hash of its key."""
+    """The directory notes/: one file per note, named by the hash of its key."""
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
 
     def note(self, key: str) -> str | None:
-        """What was noted under `key`; None when nothing was, or it is damaged."""
+        """The value under `key`; None if there is none, or it is damaged."""
         try:
             with open(self._path(key), "rb") as file:
                 checksumed = file.read(_MAX_NOTE)
@@ -35,7 +35,7 @@ class Notes:
         return value.decode() if checksum == _with_checksum(key, value) else None
 
     def keep(self, key: str, value: str) -> None:
-        """Note `value`, in place of what was noted before. Raises StoreFull, StoreUnusable: the old note stays then."""
+        """Set the value of a note. Raises StoreFull, StoreUnusable; the old note stays then."""
         temporary = self._directory.new_temporary()
         data = value.encode()
         try:

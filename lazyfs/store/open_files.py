@@ -1,8 +1,8 @@
-"""Open files, and what has been found right in them.
+"""Open files, and which of their chunks were found right.
 
-A chunk is checked once a process, but only as long as its file is the same one: another process may have found damage
-and put another file under the name. So what was checked is remembered together with the file's inode and change time,
-and a file that differs in either is checked anew.
+A chunk is checked once per process, but only as long as its file is the same: another process may have found damage and put
+another file under the name. So the result is remembered with the file's inode and change time. If either differs, the chunk is
+checked again.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from collections import OrderedDict
 from lazyfs.store.files import Files
 
 LIMIT = 128
-"""Open files at most, but for those being read from at the moment."""
+"""Maximum of open files, besides those being read."""
 
 _REMEMBERED = 1 << 16
-"""Closed files whose checks are remembered: 250 bytes each."""
+"""Closed files whose results are remembered, 250 bytes each."""
 
 
 class OpenFile:
-    """A file of objects/ or partial/, open for reading."""
+    """A file in objects/ or partial/, open for reading."""
 
     __slots__ = ("checked", "current", "fd", "identity", "inode", "name", "size", "users")
 
@@ -33,13 +33,13 @@ class OpenFile:
         self.size = status.st_size
         self.identity = (status.st_ino, status.st_ctime_ns)
         self.checked = bytearray()
-        """A bit for each chunk, by position, up to the last that was found right."""
+        """One bit per chunk by position, up to the last one that was checked."""
         self.users = 0
         self.current = True
-        """False once it is out of the list: its last user closes it."""
+        """False once it is out of the list: then its last user closes it."""
 
     def is_checked(self, position: int) -> bool:
-        """Whether a chunk was found right."""
+        """Whether the chunk was found right."""
         byte = position >> 3
         return byte < len(self.checked) and self.checked[byte] >> (position & 7) & 1 == 1
 
@@ -54,7 +54,7 @@ class OpenFiles:
         self._checked: OrderedDict[str, tuple[tuple[int, int], bytearray]] = OrderedDict()
 
     def take(self, name: str) -> OpenFile | None:
-        """The file if it is open. Whoever takes one gives it back."""
+        """The file, if it is open. The caller has to release it."""
         with self._lock:
             file = self._open.get(name)
             if file is not None:
@@ -63,7 +63,7 @@ class OpenFiles:
             return file
 
     def open(self, name: str) -> OpenFile | None:
-        """The file, opened if need be; None where there is none. Raises OSError. Whoever takes one gives it back."""
+        """The file, opened if necessary; None if there is none. Raises OSError. The caller has to release it."""
         file = self.take(name)
         if file is not None:
             return file
@@ -86,30 +86,30 @@ class OpenFiles:
             return file
 
     def release(self, file: OpenFile) -> None:
-        """Done reading."""
+        """The caller is done reading."""
         with self._lock:
             file.users -= 1
             if not (file.users or file.current):
                 os.close(file.fd)
 
     def mark_checked(self, file: OpenFile, position: int) -> None:
-        """A chunk was found right."""
+        """The chunk was found right."""
         with self._lock:
             byte = position >> 3
             if byte >= len(file.checked):
                 file.checked.extend(bytes(byte + 1 - len(file.checked)))
             file.checked[byte] |= 1 << (position & 7)
-            file.size = os.fstat(file.fd).st_size  # it may have been opened before it had any
+            file.size = os.fstat(file.fd).st_size  # the file may have been empty when it was opened
 
     def forget(self, name: str) -> None:
-        """The file is not what it was."""
+        """The file was replaced or changed."""
         with self._lock:
             if name in self._open:
                 self._retire(name)
             self._checked.pop(name, None)
 
     def close(self) -> None:
-        """Close them all, those in use when they are given back."""
+        """Close all files; those in use are closed on release."""
         with self._lock:
             for name in list(self._open):
                 self._retire(name)

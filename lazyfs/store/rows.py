@@ -1,4 +1,4 @@
-"""Rows of the index, and those that wait in memory for the next commit."""
+"""Rows of the index, and the buffer of rows that wait for the next commit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lazyfs.store.content import is_name, list_name
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):
-    """A chunk that is here."""
+    """A chunk in the store."""
 
     object: str
     position: int
@@ -23,7 +23,7 @@ class Row(msgspec.Struct, frozen=True, gc=False):
 
 
 class Buffer:
-    """The rows that are not committed yet. Any thread may call it."""
+    """Rows that are not committed yet. Any thread may call it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -36,7 +36,7 @@ class Buffer:
         return len(self._rows)
 
     def add(self, row: Row, chunks: int, file: bytes) -> None:
-        """Take a row of an object that has `chunks` chunks; its bytes were put into `file` (Files.identity)."""
+        """Add a row of an object of `chunks` chunks. `file` is the identity of the file that has its bytes (Files.identity)."""
         with self._lock:
             self._rows[row.object, row.position] = row
             self._by_digest[row.digest] = row
@@ -48,35 +48,35 @@ class Buffer:
         return self._rows.get((name, position))
 
     def with_digest(self, digest: bytes) -> Row | None:
-        """A row of a chunk, wherever it lies."""
+        """A row with this digest, in any object."""
         return self._by_digest.get(digest)
 
     def rows_of(self, name: str, first: int, last: int) -> list[Row]:
-        """Those of positions [first, last) of one object."""
+        """The rows at positions [first, last) of one object."""
         if last - first > len(self._rows):
             return [row for row in self.rows() if row.object == name and first <= row.position < last]
         found = (self._rows.get((name, position)) for position in range(first, last))
         return [row for row in found if row is not None]
 
     def rows(self) -> list[Row]:
-        """All rows, in the order in which they came."""
+        """All rows, in the order of arrival."""
         with self._lock:
             return list(self._rows.values())
 
     def length(self, name: str) -> int:
-        """How many chunks an object of one of the rows has."""
+        """The number of chunks of an object that has buffered rows."""
         return self._lengths.get(name, 0)
 
     def file(self, row: Row) -> bytes:
-        """The file that the bytes of a row were put into."""
+        """The identity of the file that the row's bytes were written to."""
         return self._files.get((row.object, row.position), b"")
 
     def has(self, name: str) -> bool:
-        """Whether one of the rows is of this object."""
+        """Whether there are rows of this object."""
         return name in self._lengths
 
     def forget(self, rows: Iterable[Row]) -> None:
-        """Let go of these rows, but for those that others have taken the place of."""
+        """Remove these rows, unless they have been replaced."""
         with self._lock:
             for row in rows:
                 if self._rows.get((row.object, row.position)) is row:
@@ -86,12 +86,12 @@ class Buffer:
             self._lengths = {name: self._lengths[name] for name, _ in self._rows}
 
     def clear(self) -> None:
-        """Let go of all rows."""
+        """Remove all rows."""
         self.forget(self.rows())
 
 
 def row_of(found: Sequence[Any]) -> Row | None:
-    """The row, as sqlite gives it; None when damage has changed what a value is."""
+    """The row that sqlite returned; None if damage has changed the type of a value."""
     name, *numbers, digest, sums = found
     if not (isinstance(name, str) and is_name(name) and isinstance(digest, bytes) and isinstance(sums, bytes)):
         return None
@@ -101,6 +101,7 @@ def row_of(found: Sequence[Any]) -> Row | None:
 
 
 def is_list_of(chunks: list[tuple[Any, Any]], name: str) -> bool:
-    """Whether the chunks, as (size, digest), make the object: a damaged row never puts a file with holes in objects/."""
+    """Whether the chunks, as (size, digest), are those of the object. So a damaged row never moves a file with holes to
+    objects/."""
     sound = all(isinstance(size, int) and size > 0 and isinstance(digest, bytes) for size, digest in chunks)
     return sound and list_name(chunks) == name

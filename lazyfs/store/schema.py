@@ -1,7 +1,7 @@
-"""The format of index.sqlite: its version, its tables, and how it comes from older versions.
+"""The format of index.sqlite: version, tables, and migrations from older versions.
 
-The version is written twice, in `application_id` and in `user_version`. An index where they disagree is damaged;
-one where they agree on more than FORMAT is newer, and refused, whatever else is in it.
+The version is stored twice, in `application_id` and in `user_version`. If they disagree, the index is damaged. If they agree on
+more than FORMAT, it is newer, and is refused whatever else is in it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lazyfs.store.directory import Directory
 
 FORMAT = 2
 
-_APPLICATION = 0x4C5A0000  # "LZ", and the version below
+_APPLICATION = 0x4C5A0000  # "LZ", plus the version
 _SCHEMA = (
     """CREATE TABLE chunk (
     object TEXT NOT NULL,
@@ -36,12 +36,13 @@ _SCHEMA = (
     "CREATE TABLE fact (name TEXT NOT NULL PRIMARY KEY, value ANY NOT NULL) WITHOUT ROWID",
 )
 _FACTS = {"generation": 1, "durable": 0, "limit": 0}
-"""What is known of the store as a whole: the generation that new rows are of and the last one that is on disk (durability.py),
-and the bytes that all may take (0: any number). `removals`, which is not there before the first, counts the transactions that took
-rows out (tally.py). `boot` is the one for which the store was made or settled."""
+"""Facts about the whole store: the generation of new rows, the last generation that is on disk (durability.py), and the limit
+in bytes (0: none). `removals`, which does not exist before the first one, counts the transactions that deleted rows (tally.py).
+`boot` is the boot in which the store was created or last recovered.
+"""
 
 SELDOM_SYNCED = "PRAGMA synchronous = NORMAL"
-"""A power cut may lose the last commits, in their order, never the index."""
+"""A power failure may lose the last commits, in order, but never the index."""
 
 _ROW = "SELECT object, position, offset, size, digest, sums FROM chunk"
 SELECT_ROW = f"{_ROW} WHERE object = ? AND position = ?"
@@ -74,7 +75,7 @@ SET_FACT = "INSERT OR REPLACE INTO fact (name, value) VALUES (?, ?)"
 
 
 def number(connection: sqlite3.Connection, name: str) -> int:
-    """A fact that is a number. Raises sqlite3.DatabaseError where it is damaged."""
+    """A numeric fact. Raises sqlite3.DatabaseError if it is damaged."""
     found = connection.execute(SELECT_FACT, (name,)).fetchone()
     if not (found and isinstance(found[0], int) and found[0] >= 0):
         raise sqlite3.DatabaseError(f"its {name} is damaged")
@@ -93,8 +94,8 @@ def _create(connection: sqlite3.Connection, boot: str) -> None:
 
 
 def _add_generations(connection: sqlite3.Connection, directory: Directory) -> None:
-    """From 1 to 2. All rows are of the first generation, and none is known to be on disk; objects of one chunk have their size in
-    their names."""
+    """From format 1 to 2. All rows get the first generation, and none is known to be on disk. Names of single-chunk objects get
+    their size."""
     for name, size in connection.execute("SELECT object, size FROM chunk WHERE object LIKE 'sha256-%'"):
         if is_name(sized := f"{name}-{size}"):
             with suppress(FileNotFoundError):
@@ -108,14 +109,14 @@ def _add_generations(connection: sqlite3.Connection, directory: Directory) -> No
 
 
 MIGRATIONS: dict[int, Callable[[sqlite3.Connection, Directory], None]] = {1: _add_generations}
-"""By the version that each one starts from: what makes it the next. Run with no other process in the store."""
+"""Migration to the next version, by the version that it starts from. Run while no other process uses the store."""
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """A connection for one caller at a time, of any thread. Raises sqlite3.Error."""
+    """A connection for one caller at a time, in any thread. Raises sqlite3.Error."""
     connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
     try:
-        # A damaged name need not be UTF-8, and is then nobody's.
+        # A damaged name may not be UTF-8; then it matches no object.
         connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(SELDOM_SYNCED)
@@ -126,9 +127,10 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def prepare(connection: sqlite3.Connection, directory: Directory) -> bool:
-    """Bring the index to this format; True when it was empty.
+    """Create or migrate the tables. Returns True if the file was empty.
 
-    Raises StoreUnusable for a newer format, or an older one in use; sqlite3.DatabaseError for what is not an index.
+    Raises StoreUnusable for a newer format, or for an older one that is in use; sqlite3.DatabaseError if the file is not an
+    index.
     """
     application = connection.execute("PRAGMA application_id").fetchone()[0]
     version = connection.execute("PRAGMA user_version").fetchone()[0]

@@ -1,7 +1,7 @@
-"""The slow reading of everything, to find what has rotted while nobody looked.
+"""The scrub: slowly reads everything, to find bit rot.
 
-A portable mount finds damage when it reads. The kernel, which serves objects natively, checks nothing, as with the files of a full
-pull: there it is this that finds it. What is damaged is dropped, and fetched again by the next reader.
+A portable mount finds damage when it reads. The kernel, which serves objects natively, checks nothing, as with any file system:
+there, only the scrub finds it. What is damaged is dropped, and fetched again by the next reader.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from lazyfs.store.store import Store
 
 
 class Step(NamedTuple):
-    """What one step of it has done."""
+    """The result of one step."""
 
     bytes: int
     dropped: tuple[str, ...]
-    """Objects that were found damaged, and are objects no more."""
+    """Objects that were found damaged, and are not complete any more."""
     is_last: bool
-    """Everything has been read once since the last one."""
+    """This step ended a full round."""
 
 
 class Scrub:
-    """Where it stands. For one thread at a time."""
+    """The state of the scrub. For one thread at a time."""
 
     def __init__(self, store: Store, protected: Callable[[str], bool]) -> None:
-        """`protected` as for Eviction.remove: of files that no row speaks of, those are not removed."""
+        """`protected` as for Eviction.remove: of the files without rows, protected ones are not removed."""
         self._store = store
         self._protected = protected
         self._rows = self._round()
         self.chunks = 0
         self.bytes = 0
         self.damaged = 0
-        """Chunks that it has found so."""
+        """Chunks that it has found damaged."""
         self.rounds = 0
 
     def step(self, size: int) -> Step:
-        """Read and check the chunks that come next, `size` bytes of them or a little more. Raises StoreUnusable."""
+        """Read and check the next chunks, about `size` bytes. Raises StoreUnusable."""
         read, dropped = 0, []
         for row in self._rows:
             before = self._store.damaged
@@ -60,7 +60,8 @@ class Scrub:
         return Step(read, tuple(dropped), True)
 
     def _round(self) -> Iterator[Row]:
-        """All chunks, from anywhere on: a process that never lives to the end of a round reads another part than the one before."""
+        """All chunks, from a random start: a process that never lives to the end of a round still checks different parts each
+        time."""
         names = sorted(self._store.index.names())
         start = random.randrange(len(names)) if names else 0
         for name in names[start:] + names[:start]:

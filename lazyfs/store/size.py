@@ -1,4 +1,4 @@
-"""Sizes as people write them."""
+"""Sizes in command-line options and configuration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MAX_SIZE: Final = 1 << 62
 
 
 def parse_size(text: str) -> int:
-    """Bytes of `500M`, `1.5G`, `20GiB`: powers of 1024. Raises UsageError."""
+    """Bytes for `500M`, `1.5G`, `20GiB`: powers of 1024. Raises UsageError."""
     found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,3})?)([KMGT]?)(?:i?B)?", text.strip(), re.ASCII | re.IGNORECASE)
     size = int(float(found[1]) * _SIZES[found[2].upper()]) if found else -1
     if not 0 <= size <= _MAX_SIZE:

@@ -1,4 +1,4 @@
-"""What the store holds, counted."""
+"""Statistics of the store's contents."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ class StoreStatistics(msgspec.Struct, frozen=True):
     object_bytes: int
     partial: int
     partial_bytes: int
-    """Allocated: files under way are sparse."""
+    """Allocated bytes: partial files are sparse."""
     documents: int
     document_bytes: int
     damaged: int
-    """Chunks and documents that this process found damaged, and dropped."""
+    """Chunks and documents that this process found damaged and dropped."""
     kept: int
     kept_bytes: int
     copied: int
     copied_bytes: int
-    """Of the kept ones, those that were in the store already, in another file."""
+    """Of the kept bytes, those copied from another file of the store."""
 
 
 def count(directory: Directory, *, damaged: int, kept: int, kept_bytes: int, copied: int, copied_bytes: int) -> StoreStatistics:
-    """One stat for each file of the store."""
+    """Count. Costs one stat for each file of the store."""
     objects = [status.st_size for status in _stats(directory.objects)]
     partial = [status.st_blocks * 512 for status in _stats(directory.partial)]
     documents = [status.st_size for status in _stats(directory.documents)]

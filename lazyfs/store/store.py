@@ -1,8 +1,8 @@
-"""The store: chunks, the objects they make, and documents, for every image and every process of this machine.
+"""The store: chunks, the objects they make, and documents, for all images and processes of this machine.
 
-It knows digests and objects, not images. It is synchronous and thread-safe: callers on an event loop use threads. Nothing
-in it is believed without a check of its own, and damage is never an error to a reader: what is damaged is dropped,
-counted, logged, and reported as missing, to be fetched again.
+It knows digests and objects, not images. It is synchronous and thread-safe: callers on an event loop use threads. It trusts
+nothing in it without a check. Damage is never an error for a reader: what is damaged is dropped, counted, logged, and reported
+as missing, so that it is fetched again.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ _TRIES = 3
 
 
 class Store:
-    """The store, open. Close it, or use it as a context manager; closed, it raises StoreUnusable."""
+    """The open store. Close it, or use it as a context manager. Once closed, it raises StoreUnusable."""
 
     def __init__(self, directory: Directory) -> None:
-        """Not called by others: see `open`."""
+        """Use `open` instead."""
         self.directory = directory
         self.files = Files(directory)
         self.documents = Documents(directory)
         self.notes = Notes(directory)
         self._open = OpenFiles(self.files)
-        # One thread checks a chunk while others that want it wait, instead of reading all of it as well.
+        # While one thread checks a chunk, others that want it wait, instead of reading all of it as well.
         self._checking = [threading.Lock() for _ in range(_STRIPES)]
         self._counting = threading.Lock()
         self._kept = self._kept_bytes = self._copied = self._copied_bytes = 0
@@ -78,15 +78,15 @@ class Store:
             for name in os.listdir(directory.partial):
                 if not is_partial_blob(name):
                     self.index.complete(name)
-        with suppress(OSError):  # the next one to open the store tries again
+        with suppress(OSError):  # the next process to open the store tries again
             self.partial_blobs.remove_old()
 
     @classmethod
     def open(cls, directory: Path) -> Store:
-        """Open the store, created where there is none; several processes may.
+        """Open the store, and create it if necessary. Several processes may have it open.
 
-        Raises StoreUnusable: no permission, another's directory, other files in it, a newer format, an older one in use.
-        A damaged store is not an error: it starts empty, with a warning. Raises StoreFull where there is no room to open it.
+        Raises StoreUnusable: no permission, another user's directory, other files in it, a newer format, an older one that is
+        in use; and StoreFull if there is no room to open it. A damaged store is not an error: it starts empty, with a warning.
         """
         hold = Directory(directory.absolute())
         try:
@@ -96,7 +96,7 @@ class Store:
             raise
 
     def close(self) -> None:
-        """Commit what is buffered, and leave."""
+        """Commit what is buffered, and close."""
         if self._closed:
             return
         self._closed = True
@@ -111,7 +111,7 @@ class Store:
         self.close()
 
     def document(self, digest: Digest) -> bytes | None:
-        """A manifest, config or TOC, verified; None when it is not here, or was damaged."""
+        """A verified manifest, config or TOC; None if it is not in the store, or was damaged."""
         return self.documents.document(digest)
 
     def keep_document(self, digest: Digest, data: bytes | bytearray) -> None:
@@ -119,7 +119,7 @@ class Store:
         self.documents.keep(digest, data)
 
     def note(self, key: str) -> str | None:
-        """A small fact noted before; a hint that no digest vouches for."""
+        """A small fact that was noted before: a hint that no digest covers."""
         return self.notes.note(key)
 
     def keep_note(self, key: str, value: str) -> None:
@@ -127,37 +127,38 @@ class Store:
         self.notes.keep(key, value)
 
     def missing(self, content: Content, first: int, last: int) -> list[int]:
-        """The chunks in [first, last) that are not here, by the index: nothing is read."""
+        """The chunks in [first, last) that are not in the store, from the index: no file is read."""
         return absent(content, range(first, last), self.index.held(content.name, first, last))
 
     def missing_many(self, contents: Sequence[Content]) -> list[list[int]]:
-        """For each content, the chunks that are not here: `missing` for a whole image, 3 µs a content."""
+        """For each content, the chunks that are not in the store: `missing` for a whole image, 3 µs a content."""
         return missing_many(self.index, contents)
 
     def lacking(self, chunks: Sequence[tuple[Content, int]]) -> list[bool]:
-        """For each chunk, given as (content, index), whether it is not here, by the index: nothing is read. 5 µs a chunk, however
-        many others its content has."""
+        """For each chunk, given as (content, index), whether it is not in the store, from the index: no file is read. 5 µs a
+        chunk, however many chunks its content has."""
         return lacking(self.index, chunks)
 
     def tally(self, contents: Iterable[Content]) -> Tally:
-        """Blocking. Counts what is missing of these objects, and follows what comes and goes for as long as somebody has it."""
+        """Count the missing chunks of these objects, and keep the count up to date as long as the result is referenced.
+        Blocking."""
         tally = Tally(self.index, contents)
         self.index.tallies.add(tally)
         return tally
 
     def held_anywhere(self, digests: Sequence[bytes]) -> set[bytes]:
-        """Those of the chunks that some file of the store has, by the index: `copy_local` may find them."""
+        """Those of the digests that are in some file of the store, from the index: `copy_local` may find them."""
         return self.index.known(digests)
 
     def usage(self, names: Sequence[str]) -> tuple[int, int]:
-        """(files, bytes on disk) of these objects, as far as they are here: what waits for the next commit is counted after it."""
+        """(files, bytes on disk) of these objects. Uncommitted rows are not counted."""
         return self.index.usage(names)
 
     def read(self, content: Content, index: int, start: int, length: int) -> bytes | None:
         """Bytes [start, start + length) of chunk `index`, 0 <= start <= start + length <= its size.
 
-        None when the chunk is not here, or was found damaged: then it is dropped. The first read of a chunk in this process
-        checks all of it.
+        None if the chunk is not in the store, or was damaged and is dropped. The first read of a chunk in this process checks
+        all of it.
         """
         if start < 0 or length < 0 or start + length > content.chunk_size(index):
             raise ValueError(f"[{start}, +{length}) is not inside chunk {index} of {content.name}")
@@ -176,9 +177,10 @@ class Store:
         return self._read_row(row, start, length)
 
     def keep(self, content: Content, index: int, data: bytes | memoryview) -> None:
-        """Keep a chunk; the caller has verified that `data` hashes to its digest. The last chunk makes the object.
+        """Keep a chunk. The caller has verified that `data` hashes to its digest. The last chunk completes the object.
 
-        Raises StoreFull (no room, quota, file size limit) or StoreUnusable (any other refusal); the chunk is not here then.
+        Raises StoreFull (no room, quota, file size limit) or StoreUnusable (any other error); the chunk is not in the store
+        then.
         """
         size, digest, name = content.chunk_size(index), content.digests[index], content.name
         if len(data) != size:
@@ -201,9 +203,10 @@ class Store:
         self.index.add(row, len(content.digests), file)
 
     def copy_local(self, content: Content, index: int) -> bool:
-        """Take the chunk from another file of the store, or another place of its own. True if it is here now.
+        """Copy the chunk from another file of the store, or from another position of its own. Returns whether it is in the
+        store now.
 
-        Raises StoreFull, StoreUnusable as `keep`.
+        Raises StoreFull, StoreUnusable like `keep`.
         """
         size, digest = content.chunk_size(index), content.digests[index]
         for row in self.index.rows_with(digest):
@@ -224,16 +227,16 @@ class Store:
         return False
 
     def claim(self, digest: bytes) -> bool:
-        """Whether this process may fetch the chunk; never waits. The kernel frees the claim when the process dies.
+        """Try to claim the chunk for this process; never waits. The kernel releases the claim when the process dies.
 
-        Claims of one process do not conflict: it settles among its own threads who fetches.
+        Claims of one process do not conflict: it coordinates its own threads.
         """
         with self._claiming:
             self._released.discard(digest)
             return self.directory.claims.claim(digest)
 
     def release(self, digest: bytes) -> None:
-        """Let other processes fetch the chunk, or see that it is here: not before they can see it (50 ms)."""
+        """Release the claim once other processes can see the chunk (within 50 ms), or at once if it is not in the store."""
         with self._claiming:
             if self.index.is_pending(digest):
                 self._released.add(digest)
@@ -242,12 +245,12 @@ class Store:
 
     @property
     def damaged(self) -> int:
-        """Chunks that this process has found damaged, and dropped."""
+        """Chunks that this process found damaged and dropped."""
         return self._damage.damaged
 
     @property
     def all_damaged(self) -> int:
-        """The same with documents."""
+        """The same, plus documents."""
         return self._damage.damaged + self.documents.damaged
 
     @property
@@ -257,11 +260,11 @@ class Store:
 
     @property
     def kept_bytes(self) -> int:
-        """What this process has kept."""
+        """Bytes that this process has kept."""
         return self._kept_bytes
 
     def statistics(self) -> StoreStatistics:
-        """Count: one stat for each file of the store."""
+        """Count. Costs one stat for each file of the store."""
         with self._counting:
             return count(
                 self.directory,
@@ -273,12 +276,12 @@ class Store:
             )
 
     def publish(self, content: Content) -> bool:
-        """Whether the whole object lies under objects/ and arrived/ now: a native mount that looks again finds it.
+        """Whether the complete object is now in objects/ and arrived/, so that a native mount that looks again finds it.
 
-        A twin that is missing is made, an object whose chunks are all here is completed. False: some of it has to be fetched;
-        rows whose file was removed by hand are dropped. Two stats where all is well. Raises StoreFull, StoreUnusable.
+        Creates a missing twin, and completes an object whose chunks are all in the store. False: some of it has to be fetched.
+        Rows are dropped if their file was removed by hand. Costs two stats in the usual case. Raises StoreFull, StoreUnusable.
 
-        Whoever answers for the name notes that before he calls this: `Eviction` looks there before it removes an object.
+        A caller that announces the name notes that before this call: `Eviction` checks it before it removes an object.
         """
         name = content.name
         try:
@@ -294,8 +297,7 @@ class Store:
         return size == content.size
 
     def _has_gap(self, content: Content) -> bool:
-        """Whether some of it is not here. One row is looked at where the first gap is known: a large file that is under way is asked
-        for often."""
+        """Whether some of it is missing. If the first gap is known, costs one row: large unfinished files are asked for often."""
         name, count = content.name, len(content.digests)
         if count > 1 and self.index.has_gap(name, count):
             return True
@@ -305,12 +307,13 @@ class Store:
         return bool(missing)
 
     def drop(self, row: Row, inode: int | None, cause: str) -> bool:
-        """A chunk was found damaged in the file `inode` (None: there is no file). False if the name holds another one now."""
+        """Drop a chunk that was found damaged in the file `inode` (None: there is no file). False if the name now belongs to
+        another file."""
         return self._damage.drop(row, inode, cause)
 
     def _give_up(self, row: Row) -> None:
-        """No room for the row: then its bytes only take room."""
-        with suppress(OSError):  # it stays a leftover, for `check`
+        """There is no room for the row, and without it the bytes only take space."""
+        with suppress(OSError):  # the file stays as a leftover, for `check`
             if is_single(row.object):
                 self.files.remove(row.object)
             else:
@@ -321,20 +324,20 @@ class Store:
         self.index.if_no_rows(name, lambda: self.files.discard(self.directory.partial + name))
 
     def _release_claims(self) -> None:
-        """After each commit, or none: claims are not kept for what may never be seen."""
+        """Called after each attempt to commit: a claim is not kept for a row that may never be visible."""
         with self._claiming:
             released = list(self._released)
         for digest in released:
-            # One at a time: the event loop, which releases as well, waits for no more than that.
+            # One at a time, so that the event loop, which releases claims too, waits for one at most.
             with self._claiming:
                 if digest in self._released and not self.index.is_pending(digest):
                     self._released.discard(digest)
                     self.directory.claims.release(digest)
 
     def _read_row(self, row: Row, start: int, length: int, *, recheck: bool = False) -> bytes | None:
-        """Bytes of the chunk that `row` tells of; None when it is not there or damaged: then it is dropped.
+        """Bytes of the chunk that `row` describes. None if it is missing or damaged; it is dropped then.
 
-        `recheck`: check it even if this process has done so, because nobody has held the row against a content.
+        `recheck`: check it even if this process has done so before, because the row was not compared with a content.
         """
         with self._checking[hash((row.object, row.position)) % _STRIPES]:
             for _ in range(_TRIES):
@@ -355,7 +358,7 @@ class Store:
                     return data
                 if self._damage.drop(row, file.inode, "its bytes do not match their sums"):
                     return None
-                # It was a file that another process has replaced.
+                # Another process has replaced the file.
                 self._open.forget(row.object)
         return None
 

@@ -1,7 +1,7 @@
-"""What the operating system refuses, in words of ours.
+"""Turns errors of the operating system into errors of the store.
 
-A file of its own, with nothing beside it: the processes that build EROFS images need no more of the store, and what they
-import is part of somebody's first mount.
+Kept apart because the processes that build EROFS images need nothing else of the store, and their imports delay the first
+mount.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def store_error(error: OSError, what: str) -> LocalError:
-    """What the operating system refused, as one of our errors: no room, or anything else."""
+    """StoreFull if the error means that there is no room, else StoreUnusable."""
     message = f"{what}: {error.strerror or error}"
     if error.errno in _NO_ROOM:
         return StoreFull(message, hint="Free space, or name another directory with --store.")

@@ -1,13 +1,13 @@
-"""How much of some objects is missing, kept up to date as chunks come and go.
+"""Counts the missing chunks of some objects, and keeps the count up to date as chunks arrive and are removed.
 
-A status is asked for ten times a second, and an image may have a million chunks. So they are looked for once, when the first status
-asks; from then on the index tells of every chunk that it takes in, and names the objects whose rows it has taken out, which are
-looked for again by the next who asks. That is exact for all that this process does.
+Status is asked for ten times a second, and an image may have a million chunks. So they are looked up once, for the first
+status. After that, the index reports every chunk that it adds, and the objects whose rows it deletes; these are looked up again
+by the next status. For changes by this process, the count is exact.
 
-Of other processes: what they remove is known at once, by a count of removals in the index, and all is looked for again. What they keep
-is seen late: by a look at everything, no more than once a second and for no more than one part in 50 of the time, and only where the
-index has changed. So "nothing is missing" is true when it is said, and "something is missing" may be a moment old. Removals by a
-lazyfs older than this count are seen as late as that.
+Removals by other processes are noticed at once, through a counter in the index, and everything is looked up again. What they
+add is noticed later: everything is looked up at most once a second, for at most one fiftieth of the time, and only if the index
+has changed. So "nothing is missing" is true when it is reported, and "something is missing" may be a moment old. Removals by a
+lazyfs version without the counter are noticed as late as additions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SHARE: Final = 50
 
 
 class Missing(NamedTuple):
-    """What is not here; chunks with the same digest count once."""
+    """What is not in the store. Chunks with the same digest count once."""
 
     chunks: int
     size: int
@@ -37,7 +37,7 @@ class Missing(NamedTuple):
 
 
 class IndexQueries(Protocol):
-    """What a tally asks of the index."""
+    """What a tally needs of the index."""
 
     def held_many(self, names: Sequence[str]) -> dict[str, dict[int, HeldChunk]]: ...
 
@@ -47,17 +47,17 @@ class IndexQueries(Protocol):
 
 
 class Tally:
-    """The missing chunks of some objects. Any thread may call it. Takes 150 bytes an object and 17 a chunk."""
+    """The missing chunks of some objects. Any thread may call it. Takes 150 bytes an object and 17 bytes a chunk."""
 
     def __init__(self, rows: IndexQueries, contents: Iterable[Content]) -> None:
         """Blocking, 1 µs a chunk. Nothing is known before the first `measure`."""
         self._rows = rows
         self._objects: dict[str, tuple[int, Content]] = {}
-        """By name: the number of the object's first chunk here, and what it consists of."""
+        """By name: the number of the object's first chunk in the arrays below, and its content."""
         self._digest_numbers = array("I")
-        """Of each chunk: which digest it has."""
+        """For each chunk, the number of its digest."""
         self._sizes = array("Q")
-        """Of each digest."""
+        """For each digest."""
         numbers: dict[bytes, int] = {}
         for content in contents:
             if content.name in self._objects:
@@ -70,21 +70,21 @@ class Tally:
                 self._digest_numbers.append(number)
         self._missing = bytearray(b"\1") * len(self._digest_numbers)
         self._lacking = array("I", bytes(4 * len(self._sizes)))
-        """Of each digest: how many chunks that have it are missing."""
+        """For each digest, how many chunks with it are missing."""
         for number in self._digest_numbers:
             self._lacking[number] += 1
         self._chunks, self._size = len(self._sizes), sum(self._sizes)
         self._lock = threading.Lock()
         self._measuring = threading.Lock()
         self._arrived: list[tuple[str, int]] | None = None
-        """Since a look began, while one is under way."""
+        """Chunks that arrived during the lookup in progress; None if there is none."""
         self._stale: set[str] = set()
         self._all_stale = True
         self._version: tuple[int, ...] = ()
         self._pause_until = 0.0
 
     def arrived(self, name: str, index: int) -> None:
-        """A chunk is here now."""
+        """A chunk is in the store now."""
         place = self._objects.get(name)
         if place is not None and index < len(place[1].digests):
             with self._lock:
@@ -93,17 +93,18 @@ class Tally:
                 self._set(place[0] + index, missing=False)
 
     def invalidate(self, names: Iterable[str]) -> None:
-        """Some rows of these objects may have gone. Called when they have."""
+        """Rows of these objects may have been deleted. Called after the deletion."""
         with self._lock:
             self._stale.update(name for name in names if name in self._objects)
 
     def invalidate_all(self) -> None:
-        """Any row may have gone."""
+        """Any row may have been deleted."""
         with self._lock:
             self._all_stale = True
 
     def measure(self) -> Missing:
-        """Blocking, but where nothing is doubtful only for two queries of 10 µs: what is missing now. Raises StoreUnusable."""
+        """Count what is missing now. Blocking, but only for two queries of 10 µs if nothing was invalidated. Raises
+        StoreUnusable."""
         with self._measuring:
             self._rows.check_removals()
             version = self._rows.version()
@@ -121,7 +122,7 @@ class Tally:
                 raise
             finally:
                 with self._lock:
-                    # The index may have been asked before they came.
+                    # The lookup may have been done before they arrived.
                     for name, index in self._arrived:
                         self._set(self._objects[name][0] + index, missing=False)
                     self._arrived = None
@@ -160,14 +161,14 @@ class Tally:
 
 
 class Tallies:
-    """Those that follow an index, as long as somebody has them. Any thread may call it."""
+    """The tallies that follow an index, as long as they are referenced. Any thread may call it."""
 
     def __init__(self) -> None:
         self._following: tuple[weakref.ref[Tally], ...] = ()
         self._changing = threading.Lock()
 
     def add(self, tally: Tally) -> None:
-        """From now on it is told of what changes."""
+        """Report all changes to it from now on."""
         with self._changing:
             self._following = (*(each for each in self._following if each() is not None), weakref.ref(tally))
 

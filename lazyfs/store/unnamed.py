@@ -1,4 +1,4 @@
-"""Temporary files without a name: nothing is left behind, whatever ends the process."""
+"""Temporary files without a name: nothing is left however the process ends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lazyfs.store.store_error import store_error
 
 
 def unnamed_file(folder: str | None = None) -> IO[bytes]:
-    """A file in `folder`, else in TMPDIR, that has no name and no buffer."""
+    """An unnamed, unbuffered file in `folder`, or in TMPDIR."""
     try:
         return tempfile.TemporaryFile(prefix="lazyfs-", buffering=0, dir=folder)
     except OSError as error:
@@ -18,7 +18,7 @@ def unnamed_file(folder: str | None = None) -> IO[bytes]:
 
 
 def write(file: IO[bytes], data: bytes | memoryview, folder: str | None = None) -> None:
-    """All of `data`, to a file in `folder`, else in TMPDIR. Raises LocalError where the disk does not take it."""
+    """Write all of `data` to a file in `folder`, or in TMPDIR. Raises LocalError if the disk does not take it."""
     rest = memoryview(data)
     try:
         while rest:
