@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 import trio
 
-from converter.convert import Choice, convert
+from converter.convert import ImageSelection, convert
 from converter.layer import Style
 from converter.layers import Request
 from converter.prioritize import read_list
@@ -56,10 +56,10 @@ def main(argv: Sequence[str]) -> int:
     source, destination = parse_reference(arguments.source), parse_reference(arguments.destination)
     accesses = _accesses(arguments, source, destination)
     request = _request(arguments)
-    choice = _choice(arguments)
+    selection = _selection(arguments)
     with Progress(sys.stderr.isatty() and not arguments.json) as progress:
         try:
-            report = trio.run(_convert, source, destination, accesses, choice, request, progress)
+            report = trio.run(_convert, source, destination, accesses, selection, request, progress)
         except BaseExceptionGroup as group:
             raise most_severe(group) from group
     for remark in dict.fromkeys(remark for image in report.images for remark in image.left_out):
@@ -75,7 +75,7 @@ async def _convert(
     source: Reference,
     destination: Reference,
     accesses: tuple[AccessOptions, AccessOptions],
-    choice: Choice,
+    selection: ImageSelection,
     request: Request,
     progress: Progress,
 ) -> Report:
@@ -84,7 +84,7 @@ async def _convert(
         stack.push_async_callback(origin.aclose)
         sink = open_sink(destination, accesses[1])
         stack.push_async_callback(sink.aclose)
-        return await convert(origin, source.selector, sink, destination.tag, choice, request, progress)
+        return await convert(origin, source.selector, sink, destination.tag, selection, request, progress)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -144,10 +144,12 @@ def _request(arguments: argparse.Namespace) -> Request:
     return Request(style, prioritized, workers, keep=arguments.level is None and not arguments.force)
 
 
-def _choice(arguments: argparse.Namespace) -> Choice:
+def _selection(arguments: argparse.Namespace) -> ImageSelection:
     if arguments.all_platforms:
-        return Choice(None, named=False)
-    return Choice(parse_platform(arguments.platform) if arguments.platform else this_platform(), named=bool(arguments.platform))
+        return ImageSelection(None, named=False)
+    return ImageSelection(
+        parse_platform(arguments.platform) if arguments.platform else this_platform(), named=bool(arguments.platform)
+    )
 
 
 def _accesses(arguments: argparse.Namespace, source: Reference, destination: Reference) -> tuple[AccessOptions, AccessOptions]:

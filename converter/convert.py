@@ -13,7 +13,7 @@ import trio
 
 from converter.image import NewImage, OldImage, convert_image, read_image
 from converter.layers import Line, Request
-from converter.lost import find_attached, inherent_losses
+from converter.lost import find_attached, lost_references
 from converter.progress import Progress
 from converter.report import Report
 from converter.rewrite import rewrite_attestation, rewrite_index
@@ -35,7 +35,7 @@ from lazyfs.source.protocol import Document, ImageSink, ImageSource
 from lazyfs.source.selection import MAX_DEPTH, select_image
 
 
-class Choice(NamedTuple):
+class ImageSelection(NamedTuple):
     """Which of several images: the one for `platform`, or all of them if it is None."""
 
     platform: Platform | None
@@ -55,7 +55,7 @@ class _Input(NamedTuple):
 
 
 async def convert(
-    source: ImageSource, selector: str, sink: ImageSink, tag: str, choice: Choice, request: Request, progress: Progress
+    source: ImageSource, selector: str, sink: ImageSink, tag: str, selection: ImageSelection, request: Request, progress: Progress
 ) -> Report:
     """Convert the image `selector` of `source`, and put it under `tag` of `sink`.
 
@@ -63,7 +63,7 @@ async def convert(
     Raises LazyfsError, alone or in an ExceptionGroup.
     """
     began = trio.current_time()
-    given = await _read(source, selector, choice)
+    given = await _read(source, selector, selection)
     new: dict[Digest, NewImage] = {}
     attached: tuple[str, ...] = ()
     with ThreadPoolExecutor(request.workers) as threads:
@@ -86,7 +86,7 @@ async def convert(
     lost: tuple[str, ...] = ()
     if written.digest != given.document.digest:
         old = [image.manifest for image in given.images.values()] + list(given.indexes.values())
-        lost = (*inherent_losses([*old, given.whole] if given.whole else old, len(given.others)), *attached)
+        lost = (*lost_references([*old, given.whole] if given.whole else old, len(given.others)), *attached)
     return Report(
         f"{source.name}@{given.document.digest}",
         f"{sink.name}:{tag}" if tag else sink.name,
@@ -98,17 +98,17 @@ async def convert(
     )
 
 
-async def _read(source: ImageSource, selector: str, choice: Choice) -> _Input:
+async def _read(source: ImageSource, selector: str, selection: ImageSelection) -> _Input:
     document = await source.document(selector)
     name = f"{source.name}@{document.digest}"
     parsed = parse_document(document.media_type, document.data, name)
     if isinstance(parsed, Manifest):
         image = await read_image(source, document.digest, parsed)
-        _check_platform(image, source, choice)
+        _check_platform(image, source, selection)
         return _Input(document, None, {document.digest: image}, {}, {})
     reading = _Reading(source)
-    if choice.platform is not None:
-        digest, manifest = await select_image(reading, parsed, choice.platform, name)
+    if selection.platform is not None:
+        digest, manifest = await select_image(reading, parsed, selection.platform, name)
         chosen = Document(manifest.media_type, digest, manifest.data)
         return _Input(chosen, None, {digest: await read_image(source, digest, manifest)}, {}, {})
     await reading.read_all(parsed, name, 1)
@@ -159,10 +159,10 @@ class _Reading:
                 self.images[digest] = await read_image(self._source, digest, document)
 
 
-def _check_platform(image: OldImage, source: ImageSource, choice: Choice) -> None:
+def _check_platform(image: OldImage, source: ImageSource, selection: ImageSelection) -> None:
     there = image.config.platform
-    if choice.named and choice.platform is not None and there[:2] != choice.platform[:2]:
-        raise NotFound(f"{source.name}@{image.digest} is an image for {there}, not for {choice.platform}")
+    if selection.named and selection.platform is not None and there[:2] != selection.platform[:2]:
+        raise NotFound(f"{source.name}@{image.digest} is an image for {there}, not for {selection.platform}")
 
 
 async def _write_documents(sink: ImageSink, tag: str, given: _Input, images: Mapping[Digest, Document]) -> Document:

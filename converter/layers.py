@@ -23,11 +23,11 @@ from converter.progress import Progress, Step
 from converter.uploads import Uploads
 from lazyfs.errors import InvalidTar
 from lazyfs.format.bounds import Bounds, ImageBounds
+from lazyfs.format.budget import PARSING, parsing_budget
 from lazyfs.format.dialects import claim_of, dialect_of
 from lazyfs.format.digest import Digest
 from lazyfs.format.estargz import ESTARGZ
 from lazyfs.format.manifest import Descriptor
-from lazyfs.format.room import PARSING, parsing_room
 from lazyfs.format.tar import TarMember, read_tar
 from lazyfs.format.whiteout import LeftOut
 from lazyfs.layertar.download import download
@@ -36,7 +36,7 @@ from lazyfs.layertar.layer_index import LayerIndex, index_layer
 from lazyfs.layertar.own import own_files, own_note
 from lazyfs.layertar.plan import Planned, plan_layer
 from lazyfs.layertar.spool import Spool
-from lazyfs.layertar.tree import Tree
+from lazyfs.layertar.tree import LowerTree
 from lazyfs.source.protocol import ImageSource
 
 _FETCHES: Final = 3
@@ -132,7 +132,7 @@ async def convert_layers(line: Line, layers: Sequence[OldLayer], last: bool) -> 
 
 
 async def _run(line: Line, jobs: Sequence[_Job], last: bool) -> tuple[list[Finished], tuple[bytes, ...]]:
-    tree = Tree()
+    tree = LowerTree()
     found = Prioritized({}, ())
     finished: dict[int, Finished] = {}
     ready, write = trio.open_memory_channel[_Job](len(jobs))
@@ -184,14 +184,14 @@ class _Job:
         descriptor = self._layer.descriptor
         self._read = self._line.read.get(descriptor.digest)
         if self._read is None:
-            spool = await self._bring()
-            async with parsing_room().hold(PARSING):  # one at a time: what is wrong with one ends all
+            spool = await self._download()
+            async with parsing_budget().hold(PARSING):  # one at a time: what is wrong with one ends all
                 self._read = await trio.to_thread.run_sync(_Read.of, spool, descriptor, self._what, self._line.bounds)
             if self._line.remember:
                 self._line.read[descriptor.digest] = self._read
         self._fetched.set()
 
-    async def index(self, tree: Tree) -> None:
+    async def index(self, tree: LowerTree) -> None:
         """Wait for the layer, and put it on `tree`."""
         await self._fetched.wait()
         assert self._read is not None
@@ -221,7 +221,7 @@ class _Job:
         notes = (self._read.left_out.note, self._led_below.note, own_note(self._read.own))
         return tuple(f"{self._what}: {note}" for note in notes if note)
 
-    async def _bring(self) -> Spool:
+    async def _download(self) -> Spool:
         descriptor, diff_id = self._layer
         line = self._line
         keep = line.request.keep and dialect_of(descriptor.annotations) is ESTARGZ
@@ -232,7 +232,7 @@ class _Job:
     async def _keep_or_write(self, plan: Sequence[Planned]) -> NewLayer:
         line = self._line
         descriptor = self._layer.descriptor
-        spool = self._spool or await self._bring()
+        spool = self._spool or await self._download()
         style = line.request.style
         read = self._read
         assert read is not None

@@ -32,7 +32,7 @@ async def find_attached(source: ImageSource, digests: Iterable[Digest]) -> tuple
     return tuple(found)
 
 
-def inherent_losses(documents: Iterable[Manifest | Index], attestations: int) -> tuple[str, ...]:
+def lost_references(documents: Iterable[Manifest | Index], attestations: int) -> tuple[str, ...]:
     """What the documents themselves say and the new ones cannot."""
     lost = [
         f"the subject {show(subject)}, which the source says it refers to"

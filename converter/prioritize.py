@@ -16,7 +16,7 @@ import msgspec
 
 from lazyfs.errors import UsageError
 from lazyfs.format.bounds import Bounds
-from lazyfs.layertar.tree import Tree
+from lazyfs.layertar.tree import LowerTree
 
 _MAX_LIST: Final = 64 << 20
 
@@ -45,20 +45,20 @@ def read_list(path: Path) -> tuple[bytes, ...]:
     return tuple(dict.fromkeys(found for line in data.splitlines() if (found := _path(line.strip()))))
 
 
-def find(paths: Sequence[bytes], tree: Tree) -> Prioritized:
+def find(paths: Sequence[bytes], tree: LowerTree) -> Prioritized:
     """Where `paths` lead in the merged tree of all layers."""
     layers: dict[int, list[bytes]] = {}
     missing = []
     bounds = Bounds(0, "the list of paths to prioritize")
     for path in paths:
-        way = tree.follow(path, bounds)
-        if way.node is None:
+        resolved = tree.resolve(path, bounds)
+        if resolved.node is None:
             missing.append(path)
             continue
-        for name, link in way.links:
+        for name, link in resolved.links:
             layers.setdefault(link.layer, []).append(name)
-        if way.name:
-            layers.setdefault(way.node.layer, []).append(way.name)
+        if resolved.name:
+            layers.setdefault(resolved.node.layer, []).append(resolved.name)
     return Prioritized(layers, tuple(missing))
 
 

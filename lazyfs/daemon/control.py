@@ -33,8 +33,8 @@ _ACCEPT_PAUSE: Final = 1.0
 """Seconds until the next client is accepted, after one could not be."""
 _PEER: Final = struct.Struct("3i")
 
-Tell = Callable[[Step], Awaitable[None]]
-Carry = Callable[[Order, Tell], Awaitable[Result]]
+Notify = Callable[[Step], Awaitable[None]]
+Carry = Callable[[Order, Notify], Awaitable[Result]]
 """Carries an order out and reports its progress. Raises LazyfsError."""
 
 
@@ -77,16 +77,16 @@ async def _serve_counted(stream: trio.SocketStream, user: int, carry: Carry, fai
             with trio.move_on_after(_ANSWER_DEADLINE):
                 await stream.send_all(line)
 
-        async def tell(step: Step) -> None:
+        async def notify(step: Step) -> None:
             await send(encode(step))
 
         try:
-            await send(await _carried_out(stream, carry, tell, failures))
+            await send(await _carried_out(stream, carry, notify, failures))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # it has gone: nobody is left to be told
 
 
-async def _carried_out(stream: trio.SocketStream, carry: Carry, tell: Tell, failures: Failures) -> bytes:
+async def _carried_out(stream: trio.SocketStream, carry: Carry, notify: Notify, failures: Failures) -> bytes:
     """The last report, as it is sent."""
     try:
         line = await _receive_line(stream)
@@ -106,7 +106,7 @@ async def _carried_out(stream: trio.SocketStream, carry: Carry, tell: Tell, fail
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(cancel_when_it_goes)
-            result = await carry(order, tell)
+            result = await carry(order, notify)
             nursery.cancel_scope.cancel()
     except Exception as surprise:  # noqa: BLE001  the guard of this border: an order that fails must not end the daemon
         cause = cause_of(surprise)

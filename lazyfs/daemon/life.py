@@ -47,7 +47,7 @@ class Life:
         """Whether an order came. Until then the daemon waits for the one that it was started for."""
         self.last_was_volatile = False
         """Of the mount that ended last: what it was for will probably be wanted again."""
-        self.told = trio.Event()
+        self.stop_requested = trio.Event()
         """Set by a signal: the daemon is to end, used or not."""
         self.gate_ended = trio.Event()
         self.is_over = False
@@ -56,10 +56,10 @@ class Life:
     async def wait_for_end(self) -> None:
         """Until nothing has used the daemon for a while, or it was told to end. Raises MountFailed: the gate's connection has ended."""
         async with trio.open_nursery() as nursery:
-            for end in (partial(self.uses.wait_until_unused, self._linger), self.told.wait, self.gate_ended.wait):
+            for end in (partial(self.uses.wait_until_unused, self._linger), self.stop_requested.wait, self.gate_ended.wait):
                 nursery.start_soon(_first, end, nursery.cancel_scope)
         self.is_over = True
-        if self.gate_ended.is_set() and not self.told.is_set():
+        if self.gate_ended.is_set() and not self.stop_requested.is_set():
             # The next process, which the keeper starts at once, makes a new one, and all mounts anew.
             raise MountFailed("the gate's connection was ended from outside", hint="Its mounts are restored")
 
@@ -67,18 +67,18 @@ class Life:
         return LINGER if self.last_was_volatile or not self.was_asked else 0.0
 
     @contextmanager
-    def told_by_signals(self) -> Iterator[None]:
+    def stop_on_signals(self) -> Iterator[None]:
         """SIGTERM and SIGINT set `told`, and start the clock of the last resort. Inside of trio, in the main thread."""
         resort = LastResort()
         token = trio.lowlevel.current_trio_token()
 
-        def tell(number: int) -> None:
+        def stop(number: int) -> None:
             _log.info("stopping: received %s", signal.Signals(number).name)
-            self.told.set()
+            self.stop_requested.set()
 
         def heard(number: int, _frame: FrameType | None) -> None:
             resort.begin()  # even where the event loop never comes to the rest
-            token.run_sync_soon(tell, number)
+            token.run_sync_soon(stop, number)
 
         before = {number: signal.signal(number, heard) for number in SIGNALS}
         try:
@@ -86,7 +86,7 @@ class Life:
         finally:
             for number, handler in before.items():
                 # A second signal must not end with an error what the first one is ending.
-                signal.signal(number, signal.SIG_IGN if self.told.is_set() else handler)
+                signal.signal(number, signal.SIG_IGN if self.stop_requested.is_set() else handler)
 
 
 class LastResort:

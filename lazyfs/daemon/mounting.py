@@ -15,7 +15,7 @@ from typing import Final
 
 import trio
 
-from lazyfs.daemon.control import Tell
+from lazyfs.daemon.control import Notify
 from lazyfs.daemon.mounts import Mounts
 from lazyfs.daemon.overlays import Overlays
 from lazyfs.daemon.state import Mount, Row
@@ -48,16 +48,16 @@ class Mounting:
         self._verdict: Verdict | None = None
         self.has_gate = True
 
-    async def mount(self, order: MountOrder, tell: Tell) -> MountResult:
+    async def mount(self, order: MountOrder, notify: Notify) -> MountResult:
         """Mount as ordered. Raises LazyfsError; nothing is left then, but what has arrived in the store, or with `background` a mount
         that is incomplete. Nor is there when it is cancelled, but a mount that somebody uses already.
         """
         for mount in self._mounts.live.values():
             if mount.row.mount.ticket == order.ticket:
-                return await self._tell_again(mount.row, order, tell)
+                return await self._report_again(mount.row, order, notify)
         async with self._alone(order.directory, order.upper):
             await self._check(order)
-            live = await self._images.acquire(image_of(order), order.creds, tell, lazy_only=order.lazy_only)
+            live = await self._images.acquire(image_of(order), order.creds, notify, lazy_only=order.lazy_only)
             try:
                 row = await self._mounts.make(_pinned(order, live), live)
             except BaseException:
@@ -65,17 +65,17 @@ class Mounting:
                 live.give_up()
                 raise
             try:
-                return await self._report(row, live, order, tell)
+                return await self._report(row, live, order, notify)
             except trio.Cancelled:
                 await self._take_back(row)
                 live.give_up()
                 raise
 
-    async def _tell_again(self, row: Row, order: MountOrder, tell: Tell) -> MountResult:
+    async def _report_again(self, row: Row, order: MountOrder, notify: Notify) -> MountResult:
         """The order was carried out by a process that died before it said so; the image may not have come to life again."""
-        live = await self._images.acquire(image_of(row.mount), order.creds, tell, lazy_only=False)
+        live = await self._images.acquire(image_of(row.mount), order.creds, notify, lazy_only=False)
         try:
-            return await self._report(row, live, order, tell)
+            return await self._report(row, live, order, notify)
         finally:
             live.leave()
 
@@ -136,10 +136,10 @@ class Mounting:
                 f"this machine cannot mount natively: {self._verdict.reason}", hint="`lazyfs mount --mode portable` can"
             )
 
-    async def _report(self, row: Row, live: LiveImage, order: MountOrder, tell: Tell) -> MountResult:
+    async def _report(self, row: Row, live: LiveImage, order: MountOrder, notify: Notify) -> MountResult:
         """What is told of a mount that is there, and where the order says so, when all of it has arrived."""
         if order.background == "wait":
-            await _follow(live, self._store, tell)
+            await _follow(live, self._store, notify)
         config = await trio.to_thread.run_sync(self._store.document, live.image.manifest.config.digest)
         text = (config or b"").decode("utf-8", "replace")
         return MountResult(row.mount.directory, row.mount.image, "native", text, os.getpid())
@@ -179,7 +179,7 @@ def _pinned(order: MountOrder, live: LiveImage) -> Mount:
     )
 
 
-async def _follow(live: LiveImage, store: Store, tell: Tell) -> None:
+async def _follow(live: LiveImage, store: Store, notify: Notify) -> None:
     """Until all of the image is here. Raises SourceError: what is left cannot be had."""
     while not live.is_known:
         with trio.move_on_after(_REPORT_PAUSE):
@@ -192,9 +192,9 @@ async def _follow(live: LiveImage, store: Store, tell: Tell) -> None:
     before = fetcher.statistics().unpacked
     while not live.rest_ended.is_set():
         done = min(total, fetcher.statistics().unpacked - before)
-        await tell(Progress("fetching", done, total, live.trouble))
+        await notify(Progress("fetching", done, total, live.trouble))
         with trio.move_on_after(_REPORT_PAUSE):
             await live.rest_ended.wait()
     if live.trouble:
         raise Unreachable(f"{live.image.name} is mounted, but incomplete: {live.trouble}")
-    await tell(Progress("fetching", total, total))
+    await notify(Progress("fetching", total, total))

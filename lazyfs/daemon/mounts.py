@@ -28,7 +28,7 @@ from lazyfs.daemon.recording import Recordings
 from lazyfs.daemon.state import Mount, Phase, Row, State
 from lazyfs.errors import LazyfsError, LocalError, MountFailed
 from lazyfs.gate.catalog import Catalog
-from lazyfs.kernel.ends import Ends
+from lazyfs.kernel.unmount_events import UnmountEvents
 from lazyfs.live.image import Images, LiveImage
 from lazyfs.tasks import Supervisor
 
@@ -57,7 +57,7 @@ class Mounts:
         catalog: Catalog,
         images: Images,
         recordings: Recordings,
-        ends: Ends,
+        unmount_events: UnmountEvents,
         looks: FirstLooks,
         life: Life,
     ) -> None:
@@ -66,7 +66,7 @@ class Mounts:
         self._catalog = catalog
         self._images = images
         self._recordings = recordings
-        self._ends = ends
+        self._unmount_events = unmount_events
         self._looks = looks
         self._life = life
         self._overlays = overlays
@@ -154,8 +154,8 @@ class Mounts:
         """Until cancelled: hear of mounts that have ended, and clear up behind them. One that fails is not a reason to leave out the next,
         which is reported only once."""
         while True:
-            await trio.lowlevel.wait_readable(self._ends)
-            for watch in self._ends.ended():
+            await trio.lowlevel.wait_readable(self._unmount_events)
+            for watch in self._unmount_events.ended():
                 number = self._watches.pop(watch, None)
                 if number is not None:
                     await tasks.attempt("end of a mount", self.end, number, subject=f"number {number}")
@@ -163,7 +163,7 @@ class Mounts:
     async def listen(self, row: Row) -> None:
         """Hear of the end of a mount that is there, or was a moment ago."""
         try:
-            self._watches[await trio.to_thread.run_sync(self._ends.add, row.mount.directory)] = row.number
+            self._watches[await trio.to_thread.run_sync(self._unmount_events.add, row.mount.directory)] = row.number
         except OSError as error:
             _log.warning("cannot watch %s for unmount: %s", row.mount.directory, error)
         # Where it has ended before it was listened to, what is watched is something else.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from lazyfs.daemon.control import Tell
+from lazyfs.daemon.control import Notify
 from lazyfs.errors import UsageError
 from lazyfs.format.manifest import Descriptor
 from lazyfs.format.platform import parse_platform
@@ -43,19 +43,19 @@ class Pulling:
     def __init__(self) -> None:
         self._under_way = 0
 
-    async def pull(self, order: PullOrder, tell: Tell) -> PullResult:
+    async def pull(self, order: PullOrder, notify: Notify) -> PullResult:
         """As `pull_image`; what is shown is told to the client. Raises LazyfsError."""
         if self._under_way >= _AT_ONCE:
             raise UsageError(f"lazyfsd has {_AT_ONCE} pulls under way")
         self._under_way += 1
         try:
             await trio.to_thread.run_sync(import_what_pulls)
-            await tell(Accepted())
+            await notify(Accepted())
             _log.info("pulling %s into %s", order.reference, order.address)
             sending, receiving = trio.open_memory_channel[Step](math.inf)
             ended = trio.Event()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_tell_all, receiving, tell, ended)
+                nursery.start_soon(_forward, receiving, notify, ended)
                 with sending:
                     report = await pull_image(order, AccessOptions(plain_http=order.plain_http), sending.send_nowait)
                     ended.set()
@@ -64,11 +64,11 @@ class Pulling:
             self._under_way -= 1
 
 
-async def _tell_all(reports: trio.MemoryReceiveChannel[Step], tell: Tell, ended: trio.Event) -> None:
+async def _forward(reports: trio.MemoryReceiveChannel[Step], notify: Notify, ended: trio.Event) -> None:
     """To a client who may be slow, or stopped: how far the blobs had come is of no use to him once all are there."""
     async for report in reports:
         if isinstance(report, Note) or not ended.is_set():
-            await tell(report)
+            await notify(report)
 
 
 def import_what_pulls() -> None:

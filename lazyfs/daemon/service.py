@@ -24,7 +24,7 @@ import trio
 from lazyfs.containerd.handshakes import Handshakes
 from lazyfs.daemon.config import Address, Config
 from lazyfs.daemon.containers import sweep
-from lazyfs.daemon.control import Tell, serve_control
+from lazyfs.daemon.control import Notify, serve_control
 from lazyfs.daemon.fdstore import FdStore
 from lazyfs.daemon.first_looks import FirstLooks
 from lazyfs.daemon.holding import LISTENER
@@ -46,9 +46,9 @@ from lazyfs.fuse.gate_operations import GateOperations
 from lazyfs.gate.caller import Callers
 from lazyfs.gate.catalog import Catalog
 from lazyfs.gate.gate import Gate
-from lazyfs.kernel.ends import Ends
 from lazyfs.kernel.heap import share_arenas
 from lazyfs.kernel.mountinfo import mounted_at
+from lazyfs.kernel.unmount_events import UnmountEvents
 from lazyfs.live.image import Images
 from lazyfs.live.layers import Layers
 from lazyfs.live.source import Sources
@@ -100,14 +100,14 @@ async def _serve(options: Options, fds: FdStore, handshakes: Handshakes) -> None
     async with AsyncExitStack() as stack:
         listener = stack.enter_context(fds.listener("control"))
         life = Life(service=options.service)
-        stack.enter_context(life.told_by_signals())
+        stack.enter_context(life.stop_on_signals())
         store = stack.enter_context(await trio.to_thread.run_sync(Store.open, options.store))
         state = stack.enter_context(await trio.to_thread.run_sync(State, options.store))
-        ends = Ends()
-        stack.callback(ends.close)
+        unmount_events = UnmountEvents()
+        stack.callback(unmount_events.close)
         callers = stack.enter_context(Callers())
         async with trio.open_nursery() as nursery:
-            service = Service(options, store, state, ends, callers, nursery, life)
+            service = Service(options, store, state, unmount_events, callers, nursery, life)
             connection: Connection = await nursery.start(service.serve_gate, fds)
             await service.revival.begin(service.tasks, same_gate=connection.taken_over)
             await service.open_plugin(fds, stack)
@@ -119,7 +119,7 @@ async def _serve(options: Options, fds: FdStore, handshakes: Handshakes) -> None
                 await trio.to_thread.run_sync(store.eviction.set_limit, options.config.store_size)
             service.begin(listener)
             if options.config.metrics is not None:
-                await service.tell_metrics(options.config.metrics, stack)
+                await service.serve_metrics(options.config.metrics, stack)
             service.tasks.keep_running("watchdog", feed, fds, connection.directory, sockets, service.summary)
             fds.notify(f"READY=1\nSTATUS={await service.summary()}")
             await life.wait_for_end()
@@ -134,7 +134,14 @@ class Service:
     """What there is once, and carries orders out."""
 
     def __init__(
-        self, options: Options, store: Store, state: State, ends: Ends, callers: Callers, nursery: trio.Nursery, life: Life
+        self,
+        options: Options,
+        store: Store,
+        state: State,
+        unmount_events: UnmountEvents,
+        callers: Callers,
+        nursery: trio.Nursery,
+        life: Life,
     ) -> None:
         self._options = options
         self._store = store
@@ -148,7 +155,9 @@ class Service:
         self._sources = Sources(store, self.catalog, self.tasks)
         self._layers = Layers(store, self.catalog, self.tasks)
         self.images = Images(store, self.catalog, self._sources, self._layers, self.tasks)
-        self.mounts = Mounts(overlays, state, self.catalog, self.images, self.recordings, ends, FirstLooks(self.tasks), life)
+        self.mounts = Mounts(
+            overlays, state, self.catalog, self.images, self.recordings, unmount_events, FirstLooks(self.tasks), life
+        )
         self.mounting = Mounting(store, self.images, self.mounts, overlays)
         self.revival = Revival(state, self.images, self.mounts, overlays)
         self.pulling = Pulling()
@@ -216,7 +225,7 @@ class Service:
         await serve_gate(self.operations, self._options.store / GATE, fds, task_status=task_status)
         self._life.gate_ended.set()
 
-    async def carry(self, order: Order, tell: Tell) -> Result:
+    async def carry(self, order: Order, notify: Notify) -> Result:
         """Carry out an order. Raises LazyfsError."""
         self._life.was_asked = True
         match order:
@@ -226,19 +235,19 @@ class Service:
                     await trio.sleep(_END_DEADLINE)
                 if order.store_size >= 0:
                     await trio.to_thread.run_sync(self._store.eviction.set_limit, order.store_size)
-                return await self.mounting.mount(order, tell)
+                return await self.mounting.mount(order, notify)
             case UnmountOrder():
                 return self._farewell(await self.mounting.unmount(order))
             case StatusOrder():
                 return await self._describe(order)
             case PullOrder():
-                return await self.pulling.pull(order, tell)
+                return await self.pulling.pull(order, notify)
             case PruneOrder():
                 return await self.upkeep.prune(everything=order.everything, older_than=order.older_than)
 
     async def serve_clients(self, listener: socket.socket) -> None:
         """Carry orders out until the daemon is told to end: their clients then ask the next one."""
-        if self._life.told.is_set():
+        if self._life.stop_requested.is_set():
             return
         with trio.CancelScope() as self._clients:  # of its own: one cannot be entered again after a failure
             await serve_control(listener, os.geteuid(), self.carry, self._life.uses, self.tasks)
@@ -261,7 +270,7 @@ class Service:
             failures=failures.counts(),
         )
 
-    async def tell_metrics(self, address: Address, stack: AsyncExitStack) -> None:
+    async def serve_metrics(self, address: Address, stack: AsyncExitStack) -> None:
         """Until `stack` is left. Nobody's container is to stop for want of them: where they cannot be told, that is a warning."""
         try:
             from lazyfs.daemon.metrics import telling
@@ -315,7 +324,7 @@ class Service:
         reason to leave out the next."""
         tasks = self.tasks
         with trio.CancelScope(shield=True):
-            if self._life.told.is_set():
+            if self._life.stop_requested.is_set():
                 self._clients.cancel()
                 tasks.start_soon("last sync", self.upkeep.stop)
                 if not self._options.service:
@@ -329,7 +338,7 @@ class Service:
             return
         await connection.unmount()
         self.mounting.has_gate = False
-        with trio.move_on_after(_END_DEADLINE if self._life.told.is_set() else float("inf")) as patience:
+        with trio.move_on_after(_END_DEADLINE if self._life.stop_requested.is_set() else float("inf")) as patience:
             await self._life.gate_ended.wait()
         if patience.cancelled_caught:
             _log.warning("mounts are still in use: files that they are missing can no longer be fetched")

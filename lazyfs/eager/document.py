@@ -58,8 +58,8 @@ def describe(
     Raises InvalidToc, StoreFull, StoreUnusable.
     """
     entries = [
-        msgspec.structs.replace(planned.entry, chunks=tuple(its)) if its else planned.entry
-        for planned, its in zip(plan, chunks, strict=True)
+        msgspec.structs.replace(planned.entry, chunks=tuple(file_chunks)) if file_chunks else planned.entry
+        for planned, file_chunks in zip(plan, chunks, strict=True)
     ]
     offset = sum(planned.entry.size for planned in plan)
     data = encode_toc(entries, None)

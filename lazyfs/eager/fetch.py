@@ -2,7 +2,7 @@
 
 What arrives is kept under way (store/partial_blobs.py) until the tar has been put to use. The next attempt unpacks what is there, which also
 hashes it, and asks for the rest alone. Wrong bytes are fetched from scratch once: they may be a disk's, or a connection's. A layer
-that needs more than is given to it while it comes is unpacked from what is kept, when there is memory for it (format/room.py).
+that needs more than is given to it while it comes is unpacked from what is kept, when there is memory for it (format/budget.py).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import trio
 
 from lazyfs.eager.blob import BlobReader
 from lazyfs.errors import DigestMismatch, InvalidInput, LazyfsError, LocalError, StoreFull
+from lazyfs.format.budget import parsing_budget
 from lazyfs.format.manifest import Descriptor
-from lazyfs.format.room import parsing_room
 from lazyfs.image.layer import Whole
 from lazyfs.layertar.spool import LARGEST_WINDOW, NeedsMore, Spool, unpack
 from lazyfs.source.protocol import ImageSource
@@ -95,7 +95,7 @@ class _Download:
         failure: LazyfsError | None = None
         async with trio.open_nursery() as nursery:
             try:
-                async with nullcontext() if self._careful else parsing_room().hold(LARGEST_WINDOW):
+                async with nullcontext() if self._careful else parsing_budget().hold(LARGEST_WINDOW):
                     await self._unpack(spool, nursery)
             except LazyfsError as error:
                 failure = error  # a nursery would wrap it in a group

@@ -13,8 +13,8 @@ from functools import partial
 import trio
 
 from lazyfs.eager.document import keys_of, recall
-from lazyfs.eager.loading import Place, bring
-from lazyfs.eager.progress import Bars, Tell
+from lazyfs.eager.loading import LoadContext, fetch_layers
+from lazyfs.eager.progress import Bars, Notify
 from lazyfs.errors import DigestMismatch, LazyfsError, NotLazy, RangeIgnored
 from lazyfs.format.bounds import ImageBounds
 from lazyfs.format.digest import Digest
@@ -27,7 +27,7 @@ from lazyfs.store.store import Store
 
 
 async def load_image_layers(
-    source: ImageSource, store: Store, image: Image, *, lazy_only: bool, progress: Tell, accepted: bool = False
+    source: ImageSource, store: Store, image: Image, *, lazy_only: bool, progress: Notify, accepted: bool = False
 ) -> tuple[Layer, ...]:
     """All layers of `image`, the lowest first; those that are not lazy are fetched whole, unless they are here.
 
@@ -68,16 +68,16 @@ async def load_image_layers(
             await progress(Note(f"waiting for layer {digest[:19]}, which is being fetched for another mount"))
 
         async with lock_layers(store, (image.layers[number].digest for number in wanted), waiting) as locks:
-            place = Place(source, store, image, keys, bounds, Bars(progress), locks)
-            layers |= await _fetch(place, layers, wanted, notes, progress)
+            context = LoadContext(source, store, image, keys, bounds, Bars(progress), locks)
+            layers |= await _fetch(context, layers, wanted, notes, progress)
     return await _noted(tuple(layers[number] for number in range(len(image.layers))), progress)
 
 
-async def _noted(layers: tuple[Layer, ...], tell: Tell) -> tuple[Layer, ...]:
+async def _noted(layers: tuple[Layer, ...], notify: Notify) -> tuple[Layer, ...]:
     """`layers`; where one shows less than a full pull, it is told."""
     for layer in layers:
         if layer.note:
-            await tell(Note(f"layer {layer.digest[:19]}: {layer.note}"))
+            await notify(Note(f"layer {layer.digest[:19]}: {layer.note}"))
     return layers
 
 
@@ -93,21 +93,21 @@ async def _recall(store: Store, image: Image, number: int, key: str) -> Layer | 
 
 
 async def _fetch(
-    place: Place, known: Mapping[int, Layer], wanted: Mapping[int, Whole], notes: Mapping[int, str], tell: Tell
+    context: LoadContext, known: Mapping[int, Layer], wanted: Mapping[int, Whole], notes: Mapping[int, str], notify: Notify
 ) -> dict[int, Layer]:
     """The layers `wanted`. Whoever had the turn before may have brought some of them."""
-    image = place.image
-    brought = {}
+    image = context.image
+    fetched = {}
     for number in wanted:
-        layer = await _recall(place.store, image, number, place.keys[number])
+        layer = await _recall(context.store, image, number, context.keys[number])
         if layer is not None:
-            brought[number] = layer
-    missing = {number: whole for number, whole in wanted.items() if number not in brought}
+            fetched[number] = layer
+    missing = {number: whole for number, whole in wanted.items() if number not in fetched}
     for number in missing:
-        await tell(Note(notes[number]))
+        await notify(Note(notes[number]))
     if missing:
-        brought |= await bring(place, {**known, **brought}, missing)
-    return brought
+        fetched |= await fetch_layers(context, {**known, **fetched}, missing)
+    return fetched
 
 
 def _note(image: Image, number: int, whole: Whole, *, convert: bool) -> str:

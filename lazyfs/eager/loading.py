@@ -2,7 +2,7 @@
 
 fetch    two at a time: downloaded in parallel ranges, verified, unpacked to a tar
 place    one after the other from the lowest up, because each needs what the ones below show: read as a tar, when there is room for
-         what that takes (format/room.py), and put on the tree
+         what that takes (format/budget.py), and put on the tree
 keep     its files hashed and kept, with all cores; what is here already is not written again
 describe its entries, with the chunks of its files, as a document of the store
 """
@@ -20,8 +20,8 @@ from lazyfs.eager.fetch import fetch_tar
 from lazyfs.eager.progress import Bars
 from lazyfs.errors import InvalidTar, LazyfsError, StoreFull, most_severe, without_traceback
 from lazyfs.format.bounds import Bounds, ImageBounds
+from lazyfs.format.budget import PARSING, TAR_WEIGHT, parsing_budget
 from lazyfs.format.entry import Chunk
-from lazyfs.format.room import PARSING, TAR_WEIGHT, parsing_room
 from lazyfs.format.tar import read_tar
 from lazyfs.format.whiteout import LeftOut
 from lazyfs.image.image import Image
@@ -32,7 +32,7 @@ from lazyfs.layertar.layer_index import index_layer
 from lazyfs.layertar.own import own_files, own_note
 from lazyfs.layertar.plan import Planned, plan_layer
 from lazyfs.layertar.spool import Spool
-from lazyfs.layertar.tree import Tree
+from lazyfs.layertar.tree import LowerTree
 from lazyfs.source.protocol import ImageSource
 from lazyfs.store.layer_lock import LayerLocks
 from lazyfs.store.store import Store
@@ -42,7 +42,7 @@ _AT_ONCE: Final = 2
 _KEEPERS: Final = (os.cpu_count() or 1) + 1
 
 
-class Place(NamedTuple):
+class LoadContext(NamedTuple):
     """Where the layers come from and go to."""
 
     source: ImageSource
@@ -57,18 +57,18 @@ class Place(NamedTuple):
     """Of all layers that are fetched. Each is let go of when it is here: others wait for it."""
 
 
-async def bring(place: Place, known: Mapping[int, Layer], wanted: Mapping[int, Whole]) -> dict[int, Layer]:
+async def fetch_layers(context: LoadContext, known: Mapping[int, Layer], wanted: Mapping[int, Whole]) -> dict[int, Layer]:
     """Fetch the layers `wanted`, by their numbers in the image; `known` are those that need not be.
 
     Raises SourceError, InvalidInput, LocalError: nothing half-done is left, but files that were kept stay. Cancelled: the same.
     """
-    jobs = {number: _Job(place, number, whole) for number, whole in sorted(wanted.items())}
+    jobs = {number: _Job(context, number, whole) for number, whole in sorted(wanted.items())}
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(place.bars.run)
+            nursery.start_soon(context.bars.run)
             async with trio.open_nursery() as running:
                 running.start_soon(run_in_order, [job.run for job in jobs.values()], _AT_ONCE)
-                tree = Tree()
+                tree = LowerTree()
                 for number in range(max(jobs) + 1):
                     if number in jobs:
                         await jobs[number].put_on(tree)
@@ -80,7 +80,7 @@ async def bring(place: Place, known: Mapping[int, Layer], wanted: Mapping[int, W
         if isinstance(error, LazyfsError):
             raise error from None
         raise
-    await place.bars.tell()
+    await context.bars.report()
     return {number: job.layer for number, job in jobs.items()}
 
 
@@ -90,44 +90,44 @@ class _Job:
     layer: Layer
     """Once it has run."""
 
-    def __init__(self, place: Place, number: int, whole: Whole) -> None:
-        self._place = place
+    def __init__(self, context: LoadContext, number: int, whole: Whole) -> None:
+        self._context = context
         self._number = number
         self._whole = whole
-        self._descriptor = place.image.layers[number]
+        self._descriptor = context.image.layers[number]
         self._what = f"layer {self._descriptor.digest}"
-        self._title = f"layer {number + 1} of {len(place.image.layers)}"
+        self._title = f"layer {number + 1} of {len(context.image.layers)}"
         self._left_out = LeftOut()
         self._own: tuple[bytes, ...] = ()
-        self._tree: Tree | None = None
-        self._its_turn = trio.Event()
+        self._tree: LowerTree | None = None
+        self._may_read = trio.Event()
         self._placed = trio.Event()
 
-    async def put_on(self, tree: Tree) -> None:
+    async def put_on(self, tree: LowerTree) -> None:
         """Have the layer put on `tree`, which holds the layers below. `run` does it, and raises what goes wrong."""
         self._tree = tree
-        self._its_turn.set()
+        self._may_read.set()
         await self._placed.wait()
         self._tree = None
 
     async def run(self) -> None:
         """All that becomes of it. `put_on` is called meanwhile."""
-        place = self._place
-        step = place.bars.begin(f"{self._title}: fetching", self._descriptor.size)
+        context = self._context
+        step = context.bars.begin(f"{self._title}: fetching", self._descriptor.size)
         digest = self._descriptor.digest
-        tar = fetch_tar(place.source, self._descriptor, self._whole, place.store, step, keep=place.locks.holds(digest))
+        tar = fetch_tar(context.source, self._descriptor, self._whole, context.store, step, keep=context.locks.holds(digest))
         async with tar as spool:
-            await self._its_turn.wait()  # on disk: what is in it takes memory from here on
-            async with parsing_room().hold(PARSING) as held:
+            await self._may_read.wait()  # on disk: what is in it takes memory from here on
+            async with parsing_budget().hold(PARSING) as held:
                 plan, described = await trio.to_thread.run_sync(self._read_and_place, spool)
                 held.shrink(TAR_WEIGHT * described)
                 self._placed.set()
                 chunks = await self._keep(spool, plan)
                 self.layer = await trio.to_thread.run_sync(
-                    describe, place.store, place.keys[self._number], self._descriptor, self._whole, plan, chunks
+                    describe, context.store, context.keys[self._number], self._descriptor, self._whole, plan, chunks
                 )
         self.layer = self.layer._replace(note="; ".join(filter(None, (self._left_out.note, own_note(self._own)))))
-        place.locks.release(digest)
+        context.locks.release(digest)
 
     def _read_and_place(self, spool: Spool) -> tuple[tuple[Planned, ...], int]:
         """The plan, and how many bytes of description the layer has."""
@@ -139,7 +139,7 @@ class _Job:
     def _plan_of(self, spool: Spool) -> tuple[tuple[Planned, ...], int]:
         assert self._tree is not None
         size = self._descriptor.size
-        bounds = Bounds(size, self._what, InvalidTar, trio.from_thread.check_cancelled, image=self._place.bounds)
+        bounds = Bounds(size, self._what, InvalidTar, trio.from_thread.check_cancelled, image=self._context.bounds)
         members = tuple(read_tar(spool.read_at, spool.size, size, self._what, self._left_out, bounds=bounds))
         self._own = own_files(members, spool.read_at)
         index = index_layer(self._tree, members, self._number, self._what, self._left_out, bounds)
@@ -150,7 +150,7 @@ class _Job:
     async def _keep(self, spool: Spool, plan: Sequence[Planned]) -> list[tuple[Chunk, ...]]:
         starts = starts_of(plan)
         chunks: list[tuple[Chunk, ...]] = [()] * len(plan)
-        step = self._place.bars.begin(f"{self._title}: unpacking", starts[-1])
+        step = self._context.bars.begin(f"{self._title}: unpacking", starts[-1])
         todo = batches(plan)
 
         def keep(batch: Sequence[int]) -> None:
@@ -168,12 +168,12 @@ class _Job:
         return chunks
 
     def _keep_file(self, spool: Spool, planned: Planned, start: int) -> tuple[Chunk, ...]:
-        place = self._place
+        context = self._context
         try:
-            return keep_file(place.store, planned, start, spool.read_at)
+            return keep_file(context.store, planned, start, spool.read_at)
         except StoreFull:
-            if not place.locks.holds(self._descriptor.digest):
+            if not context.locks.holds(self._descriptor.digest):
                 raise
             # The blob would save another attempt its transfer; without its room, none might succeed.
-            place.store.partial_blobs.truncate(self._descriptor.digest)
-            return keep_file(place.store, planned, start, spool.read_at)
+            context.store.partial_blobs.truncate(self._descriptor.digest)
+            return keep_file(context.store, planned, start, spool.read_at)

@@ -11,17 +11,17 @@ from lazyfs.reports.steps import Note, Progress
 
 _PAUSE: Final = 0.25
 
-Tell = Callable[[Note | Progress], Awaitable[None]]
+Notify = Callable[[Note | Progress], Awaitable[None]]
 
 
 class Bars:
     """One bar a task. Steps may come from any thread, at any rate."""
 
-    def __init__(self, tell: Tell) -> None:
-        self._tell = tell
+    def __init__(self, notify: Notify) -> None:
+        self._notify = notify
         self._totals: dict[str, int] = {}
         self._done: dict[str, int] = {}
-        self._told: dict[str, int] = {}
+        self._reported: dict[str, int] = {}
 
     def begin(self, task: str, total: int) -> Callable[[int], None]:
         """A bar that stands at 0. What comes back moves it, and is one thread's at a time."""
@@ -36,12 +36,12 @@ class Bars:
     async def run(self) -> None:
         """Until cancelled: tell what has moved."""
         while True:
-            await self.tell()
+            await self.report()
             await trio.sleep(_PAUSE)
 
-    async def tell(self) -> None:
+    async def report(self) -> None:
         """Tell what has moved since the last time."""
         for task, done in list(self._done.items()):
-            if self._told.get(task) != done:
-                self._told[task] = done
-                await self._tell(Progress(task, done, self._totals[task]))
+            if self._reported.get(task) != done:
+                self._reported[task] = done
+                await self._notify(Progress(task, done, self._totals[task]))

@@ -5,7 +5,7 @@ it imports little because its start is part of somebody's first mount. It takes 
 message:
 
     parent  Read       which document to read
-    child   Told       what the layer needs from below; or Failed
+    child   NeededBelow  what the layer needs from below; or Failed
     parent  Build      where to put the image, and what is below; or another Read, when that image is there already
     child   Built      it is published; or Failed
 """

@@ -35,8 +35,8 @@ class Read(msgspec.Struct, frozen=True, tag=True):
     dialect: str = ESTARGZ.name
 
 
-class Told(msgspec.Struct, frozen=True, tag=True):
-    """What a layer says about the layers below it."""
+class NeededBelow(msgspec.Struct, frozen=True, tag="Told"):
+    """What a layer needs from the layers below it. Its tag is in the notes of a store: it never changes."""
 
     implied: tuple[bytes, ...]
     """Directories whose attributes it takes from there."""
@@ -72,14 +72,14 @@ class Worker:
     def __init__(self) -> None:
         self._outline: Outline | None = None
 
-    def answer(self, question: Read | Build) -> Told | Built | Failed:
+    def answer(self, question: Read | Build) -> NeededBelow | Built | Failed:
         """Do what is asked. An error of ours becomes an answer; any other ends the process, and its parent sees that."""
         try:
             return self._read(question) if isinstance(question, Read) else self._build(question)
         except LazyfsError as error:
             return Failed(type(error).__name__, error.message, error.hint)
 
-    def _read(self, read: Read) -> Told:
+    def _read(self, read: Read) -> NeededBelow:
         self._outline = None
         try:
             with open(read.path, "rb") as file:
@@ -100,7 +100,7 @@ class Worker:
                 f"the layer with the TOC {read.digest} implies {len(implied)} directories that it does not name",
                 hint="A portable mount (--mode portable) shows it.",
             )
-        return Told(implied, root_is_opaque(entries))
+        return NeededBelow(implied, root_is_opaque(entries))
 
     def _build(self, build: Build) -> Built:
         outline, self._outline = self._outline, None

@@ -48,7 +48,7 @@ class ImageBounds:
     """What the layers of one image have described so far. Any thread may call it.
 
     A layer counts when it has been parsed, so layers that are parsed at the same time do not see each other until then. The last of
-    them is refused when it is counted; what they take meanwhile is bounded by the room for parsing in one process (format/room.py).
+    them is refused when it is counted; what they take meanwhile is bounded by the room for parsing in one process (format/budget.py).
     """
 
     def __init__(self) -> None:

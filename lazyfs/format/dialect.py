@@ -36,7 +36,7 @@ from lazyfs.format.whiteout import LeftOut
 Buffer = bytes | bytearray | memoryview
 
 
-class Place(NamedTuple):
+class TocLocation(NamedTuple):
     """Where the TOC of a blob is. Offsets in the blob, in bytes."""
 
     start: int
@@ -62,10 +62,10 @@ class Dialect(NamedTuple):
     """The most plain bytes that one compressed byte can become. Bounds what a TOC may claim (toc_chunks.py)."""
     first_range: Callable[[int, str], tuple[int, int]]
     """(blob size, what): the range of the blob to ask for first. Raises NotLazy where a blob of that size cannot have a TOC."""
-    locate: Callable[[int, int, bytes, str], Place]
+    locate: Callable[[int, int, bytes, str], TocLocation]
     """(blob size, start, data, what): where the TOC is, from the bytes `data` of the first range, which begins at `start`. It lies inside
     the blob. Raises NotLazy where this is not a blob of the dialect, InvalidToc where it is a broken one."""
-    json_size: Callable[[Place, bytes, str], int]
+    json_size: Callable[[TocLocation, bytes, str], int]
     """(place, begin, what): bytes of JSON that the TOC claims to have, from the first 64 KiB of its compressed bytes. The caller bounds it.
     Raises InvalidToc, InvalidInput."""
     document: Callable[[Iterable[bytes], int, str], bytes | bytearray]

@@ -13,7 +13,7 @@ from typing import Final
 from isal import igzip_lib
 
 from lazyfs.errors import InvalidInput, InvalidTar, InvalidToc, NotLazy, show
-from lazyfs.format.dialect import Dialect, Place
+from lazyfs.format.dialect import Dialect, TocLocation
 from lazyfs.format.entry import TOC_NAME
 from lazyfs.format.footer import FOOTER_SIZE, parse_footer
 from lazyfs.format.manifest import OCI_LAYER_GZIP
@@ -39,12 +39,12 @@ def _first_range(size: int, what: str) -> tuple[int, int]:
     return size - min(size, max(32 << 10, size // 100), _LARGEST_GUESS), size
 
 
-def _locate(size: int, _start: int, data: bytes, what: str) -> Place:
+def _locate(size: int, _start: int, data: bytes, what: str) -> TocLocation:
     offset = parse_footer(data[-FOOTER_SIZE:], size, what)
-    return Place(offset, size - FOOTER_SIZE, offset)
+    return TocLocation(offset, size - FOOTER_SIZE, offset)
 
 
-def _json_size(_place: Place, begin: bytes, what: str) -> int:
+def _json_size(_place: TocLocation, begin: bytes, what: str) -> int:
     header = bytes(inflate_member(begin, BLOCK, f"the TOC of {what}")[:BLOCK])
     name = header[:100].rstrip(b"\0")
     if name != TOC_NAME:

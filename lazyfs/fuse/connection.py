@@ -8,7 +8,7 @@ What a start may find, and what it does:
 
 - no connection: what is still mounted at STORE/gate is dead; it is detached, and a new connection is mounted;
 - a connection whose FUSE_INIT nobody answered (we died just there): it is answered now;
-- a connection and the record of its FUSE_INIT (saved.py): taken over. If this libfuse would answer differently than the kernel was
+- a connection and the record of its FUSE_INIT (init_record.py): taken over. If this libfuse would answer differently than the kernel was
   told, nothing can be served: an error, and the connection is left for a libfuse that fits;
 - a connection without its record: nobody can ever serve it. It is given up, which ends its waiting callers with an error;
 - a connection that has ended: as if there were none.
@@ -31,8 +31,8 @@ import pyfuse3
 import trio
 
 from lazyfs.errors import MountFailed, NotNative
+from lazyfs.fuse.init_record import InitRecord, boot_id, load_record, save_record
 from lazyfs.fuse.loop import resend
-from lazyfs.fuse.saved import Greeting, boot_id, save, saved
 from lazyfs.fuse.session import Session, is_init, patched
 from lazyfs.kernel.fuse_mount import connection_number, connections_at, mount_fuse
 from lazyfs.kernel.mounting import unmount
@@ -126,9 +126,9 @@ class _Maker:
         if found is not None:
             if _has_ended(found):
                 _log.info("the saved connection has ended")
-            elif greeting := await self._agree(session, found):
-                is_mounted = greeting.connection in connections_at(self._gate, _SUBTYPE)
-                return found, Connection(self._gate, greeting.connection, taken_over=True, is_mounted=is_mounted)
+            elif record := await self._agree(session, found):
+                is_mounted = record.connection in connections_at(self._gate, _SUBTYPE)
+                return found, Connection(self._gate, record.connection, taken_over=True, is_mounted=is_mounted)
             else:
                 _log.error(
                     "%s does not describe the FUSE connection at %s, so it cannot be served: aborting it; reads through it fail "
@@ -140,15 +140,15 @@ class _Maker:
         await trio.to_thread.run_sync(_detach_all, self._gate, abandon_on_cancel=True)
         fd = self._mount()
         try:
-            greeting = await self._agree(session, fd)
-            if greeting is None:
+            record = await self._agree(session, fd)
+            if record is None:
                 raise MountFailed(f"the kernel says no FUSE_INIT to the connection at {self._gate}")
         except MountFailed:
             # Unanswered, it would stop everybody who touches it.
             _detach_all(self._gate)
             self.forget()
             raise
-        return fd, Connection(self._gate, greeting.connection, taken_over=False)
+        return fd, Connection(self._gate, record.connection, taken_over=False)
 
     def forget(self) -> None:
         """Let go of the connection and of its record."""
@@ -171,33 +171,33 @@ class _Maker:
         self._fds.keep(FD_NAME, fd)
         return fd
 
-    async def _agree(self, session: Session, fd: int) -> Greeting | None:
+    async def _agree(self, session: Session, fd: int) -> InitRecord | None:
         """Have libfuse and the kernel agree. None: the kernel was answered, and nobody knows how. Raises MountFailed."""
         # Older kernels do not tell a descriptor's number, but what is mounted is ours.
         number = connection_number(fd) or next(reversed(connections_at(self._gate, _SUBTYPE)), None)
-        greeting = saved(self._record, number)
-        if greeting is None:
+        record = load_record(self._record, number)
+        if record is None:
             asked = _read_init(fd)
             if asked is None or number is None:
                 return None
-            greeting = Greeting(boot_id(), number, asked, await session.answer(asked))
+            record = InitRecord(boot_id(), number, asked, await session.answer(asked))
             try:
-                await trio.to_thread.run_sync(save, self._record, greeting)
+                await trio.to_thread.run_sync(save_record, self._record, record)
             except OSError as error:
                 raise MountFailed(f"cannot write {self._record}: {error.strerror}") from error
         else:
-            answered = await session.answer(greeting.asked)
-            if answered != greeting.answered:
+            answered = await session.answer(record.asked)
+            if answered != record.answered:
                 raise MountFailed(
-                    f"this libfuse answers FUSE_INIT with {answered.hex()}, and connection {greeting.connection} was made with "
-                    f"{greeting.answered.hex()}",
+                    f"this libfuse answers FUSE_INIT with {answered.hex()}, and connection {record.connection} was made with "
+                    f"{record.answered.hex()}",
                     hint=f"Start lazyfsd with the libfuse that it was mounted with; or give up what is mounted: write 1 to "
-                    f"/sys/fs/fuse/connections/{greeting.connection}/abort (mount -t fusectl none /sys/fs/fuse/connections)",
+                    f"/sys/fs/fuse/connections/{record.connection}/abort (mount -t fusectl none /sys/fs/fuse/connections)",
                 )
         # Whether one who died here before us has said this already, only the kernel knows.
         with suppress(FileNotFoundError):
-            os.write(fd, patched(greeting.asked, greeting.answered))
-        return greeting
+            os.write(fd, patched(record.asked, record.answered))
+        return record
 
 
 def _read_init(fd: int) -> bytes | None:

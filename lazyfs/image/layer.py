@@ -19,13 +19,13 @@ import trio
 
 from lazyfs.errors import InvalidInput, InvalidToc, LazyfsError, without_traceback
 from lazyfs.format.bounds import ImageBounds
+from lazyfs.format.budget import parsing_budget, toc_memory
 from lazyfs.format.dialect import Dialect, TocClaim
 from lazyfs.format.dialects import claim_of
 from lazyfs.format.digest import Digest, check
 from lazyfs.format.entry import NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, Entry
 from lazyfs.format.estargz import ESTARGZ
 from lazyfs.format.manifest import Descriptor, check_layer_type
-from lazyfs.format.room import parsing_room, room_for_toc
 from lazyfs.format.whiteout import LeftOut
 from lazyfs.image.keeping import keep
 from lazyfs.image.toc_member import TocMember, fetch_toc_member
@@ -142,8 +142,8 @@ async def load_layer(
     # Whatever compression the media type names: where there is the TOC that is vouched for, it is as its dialect says.
     claim = claim_of(descriptor.annotations, what)
 
-    async def parsed(room: int, read: Callable[[], Toc | None]) -> Layer | None:
-        async with parsing_room().hold(room):
+    async def parsed(memory: int, read: Callable[[], Toc | None]) -> Layer | None:
+        async with parsing_budget().hold(memory):
             toc = await trio.to_thread.run_sync(read)
             if toc is None:
                 return None
@@ -160,7 +160,7 @@ async def load_layer(
     note = _note(source.authority, descriptor, claim.dialect)
     hint = await trio.to_thread.run_sync(_hint, store, note, descriptor) if store else None
     if store is not None and hint is not None:
-        known = await parsed(room_for_toc(hint.json_size, hint.arrived), partial(_recall, store, descriptor, claim, hint))
+        known = await parsed(toc_memory(hint.json_size, hint.arrived), partial(_recall, store, descriptor, claim, hint))
         if known is not None:
             return known
     first = claim.dialect.first_range(descriptor.size, what)
@@ -176,7 +176,7 @@ async def load_layer(
 
     async def fetched() -> Layer:
         async with fetch_toc_member(source, descriptor, claim.dialect, first, folder) as member:
-            layer = await parsed(room_for_toc(member.json_size, member.size), partial(accept, member))
+            layer = await parsed(toc_memory(member.json_size, member.size), partial(accept, member))
             assert layer is not None
             return layer
 

@@ -17,7 +17,7 @@ import trio
 
 from lazyfs.errors import InvalidToc
 from lazyfs.format.bounds import DESCRIPTION, DESCRIPTION_RATIO
-from lazyfs.format.dialect import Dialect, Place
+from lazyfs.format.dialect import Dialect, TocLocation
 from lazyfs.format.manifest import Descriptor
 from lazyfs.format.toc_raw import MAX_TOC_SIZE
 from lazyfs.source.protocol import ImageSource
@@ -33,17 +33,17 @@ _OVERHEAD: Final = 16 << 20
 class TocMember:
     """A TOC as it lies in the blob."""
 
-    def __init__(self, dialect: Dialect, place: Place, what: str, start: bytes, rest: IO[bytes] | None = None) -> None:
+    def __init__(self, dialect: Dialect, location: TocLocation, what: str, start: bytes, rest: IO[bytes] | None = None) -> None:
         """`start` is all of it, or its beginning, and then `rest` holds all of it. Raises InvalidToc, InvalidInput: it cannot be a TOC."""
-        self.data_end = place.data_end
+        self.data_end = location.data_end
         """Where the chunks end in the blob."""
-        self.size = place.end - place.start
+        self.size = location.end - location.start
         """Bytes that really came."""
         self._dialect = dialect
         self._what = what
         self._start = start
         self._rest = rest
-        self.json_size = self._checked(dialect.json_size(place, start[:_HEAD], what))
+        self.json_size = self._checked(dialect.json_size(location, start[:_HEAD], what))
         """Bytes of its JSON, as it says, and not more than it may have."""
 
     def document(self) -> bytes | bytearray:
@@ -74,9 +74,9 @@ class TocMember:
 class _Incoming:
     """A TOC on its way to the disk, looked at as soon as its first bytes are there."""
 
-    def __init__(self, dialect: Dialect, place: Place, what: str, file: IO[bytes], folder: str | None) -> None:
-        self._about = dialect, place, what
-        self._wanted = min(_HEAD, place.end - place.start)
+    def __init__(self, dialect: Dialect, location: TocLocation, what: str, file: IO[bytes], folder: str | None) -> None:
+        self._about = dialect, location, what
+        self._wanted = min(_HEAD, location.end - location.start)
         self._file = file
         self._folder = folder
         self._head = b""
@@ -104,24 +104,24 @@ async def fetch_toc_member(
     start, end = first
     async with source.open_range(descriptor.digest, size, start, end) as stream:
         known = bytes(await stream.receive_exactly(end - start))
-    place = dialect.locate(size, start, known, what)
-    if place.end - place.start > MAX_TOC_SIZE:
-        raise InvalidToc(f"{what}: the compressed TOC has {place.end - place.start} bytes, more than {MAX_TOC_SIZE}")
-    if start <= place.start and place.end <= end:
-        yield TocMember(dialect, place, what, known[place.start - start : place.end - start])
+    location = dialect.locate(size, start, known, what)
+    if location.end - location.start > MAX_TOC_SIZE:
+        raise InvalidToc(f"{what}: the compressed TOC has {location.end - location.start} bytes, more than {MAX_TOC_SIZE}")
+    if start <= location.start and location.end <= end:
+        yield TocMember(dialect, location, what, known[location.start - start : location.end - start])
         return
     file = await trio.to_thread.run_sync(unnamed_file, folder)
     with file:
-        incoming = _Incoming(dialect, place, what, file, folder)
-        await _bring(source, descriptor, place.start, min(place.end, start), incoming)
-        await incoming.add(known[max(place.start - start, 0) : max(place.end - start, 0)])
+        incoming = _Incoming(dialect, location, what, file, folder)
+        await _fetch_range(source, descriptor, location.start, min(location.end, start), incoming)
+        await incoming.add(known[max(location.start - start, 0) : max(location.end - start, 0)])
         del known
-        await _bring(source, descriptor, max(place.start, end), place.end, incoming)
+        await _fetch_range(source, descriptor, max(location.start, end), location.end, incoming)
         assert incoming.member is not None
         yield incoming.member
 
 
-async def _bring(source: ImageSource, descriptor: Descriptor, start: int, end: int, incoming: _Incoming) -> None:
+async def _fetch_range(source: ImageSource, descriptor: Descriptor, start: int, end: int, incoming: _Incoming) -> None:
     """The blob's bytes `[start, end)`, if there are any."""
     if start >= end:
         return
@@ -136,7 +136,7 @@ async def _bring(source: ImageSource, descriptor: Descriptor, start: int, end: i
 def toc_in(blob: IO[bytes], size: int, dialect: Dialect, what: str) -> TocMember:
     """Blocking. The compressed TOC in a blob of `size` bytes that is on this disk. Raises NotLazy, InvalidToc, InvalidInput."""
     start, end = dialect.first_range(size, what)
-    place = dialect.locate(size, start, os.pread(blob.fileno(), end - start, start), what)
-    if place.end - place.start > MAX_TOC_SIZE:
-        raise InvalidToc(f"{what}: the compressed TOC has {place.end - place.start} bytes, more than {MAX_TOC_SIZE}")
-    return TocMember(dialect, place, what, os.pread(blob.fileno(), place.end - place.start, place.start))
+    location = dialect.locate(size, start, os.pread(blob.fileno(), end - start, start), what)
+    if location.end - location.start > MAX_TOC_SIZE:
+        raise InvalidToc(f"{what}: the compressed TOC has {location.end - location.start} bytes, more than {MAX_TOC_SIZE}")
+    return TocMember(dialect, location, what, os.pread(blob.fileno(), location.end - location.start, location.start))

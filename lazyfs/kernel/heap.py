@@ -23,7 +23,7 @@ def share_arenas() -> None:
         mallopt(_M_ARENA_MAX, _ARENAS)
 
 
-def give_back() -> None:
+def trim_heap() -> None:
     """Blocking, a few milliseconds. glibc keeps what was freed between blocks that are in use: after a pull, that is 40 MB.
 
     Another C library than glibc does as it likes. Source: malloc_trim(3).

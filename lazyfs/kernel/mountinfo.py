@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 _ESCAPED: Final = re.compile(r"\\([0-7]{3})")
 
 
-class Mount(NamedTuple):
+class MountInfo(NamedTuple):
     """One line of it."""
 
     path: Path
@@ -36,7 +36,7 @@ class Mount(NamedTuple):
         return [value for name, _, value in (each.partition("=") for each in self.options) if name == option and value]
 
 
-def mounts() -> list[Mount]:
+def mounts() -> list[MountInfo]:
     """All mounts, in the kernel's order: of two at one place the later is the one that is seen."""
     found = []
     table = Path("/proc/self/mountinfo").read_bytes().decode("utf-8", "surrogateescape")
@@ -46,11 +46,11 @@ def mounts() -> list[Mount]:
         fields, (kind, source, options) = before.split(" "), after.split(" ", 2)
         # Commas inside values are escaped by octal numbers, as blanks are: split first.
         own = tuple(_unescape(option) for option in options.split(","))
-        found.append(Mount(Path(_unescape(fields[4])), fields[2], kind, _unescape(source), own))
+        found.append(MountInfo(Path(_unescape(fields[4])), fields[2], kind, _unescape(source), own))
     return found
 
 
-def mounted_at(path: Path) -> Mount | None:
+def mounted_at(path: Path) -> MountInfo | None:
     """What is mounted at `path`, absolute and without symbolic links: the uppermost mount there."""
     return next((mount for mount in reversed(mounts()) if mount.path == path), None)
 

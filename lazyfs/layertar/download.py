@@ -10,9 +10,9 @@ from functools import partial
 import trio
 
 from lazyfs.errors import DigestMismatch
+from lazyfs.format.budget import parsing_budget
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import Descriptor
-from lazyfs.format.room import parsing_room
 from lazyfs.layertar.spool import LARGEST_WINDOW, NeedsMore, Spool, unpack
 from lazyfs.source.protocol import ImageSource
 
@@ -25,7 +25,7 @@ async def download(
     """The layer's tar and, with `keep_blob`, its blob, both verified. The caller closes it.
 
     A blob that comes wrong is fetched once more, and so is one that needs more than is given to it at first, when there is memory for
-    that (format/room.py).
+    that (format/budget.py).
     `progress` gets the count of blob bytes of each step; what is fetched again is taken back as a negative count. Raises SourceError, InvalidInput, LocalError. Cancelled: nothing is left behind.
     """
     counted = 0
@@ -42,7 +42,7 @@ async def download(
         with ExitStack() as stack:
             spool = stack.enter_context(Spool(keep_blob))
             try:
-                async with nullcontext() if careful else parsing_room().hold(LARGEST_WINDOW):
+                async with nullcontext() if careful else parsing_budget().hold(LARGEST_WINDOW):
                     await _fill(spool, source, layer, diff_id, step, careful=careful)
             except NeedsMore:
                 careful = False

@@ -18,7 +18,7 @@ from lazyfs.format.entry import OPAQUE_MARKER, OWN_NAMES, WHITEOUT_PREFIX, Entry
 from lazyfs.format.sparse import Extent
 from lazyfs.format.tar import TarMember
 from lazyfs.format.whiteout import LeftOut, is_whiteout_device, place_of
-from lazyfs.layertar.tree import Node, Tree
+from lazyfs.layertar.tree import LowerTree, Node
 
 
 class Inode:
@@ -42,7 +42,7 @@ class LayerIndex(msgspec.Struct, frozen=True):
 
 
 def index_layer(
-    tree: Tree,
+    tree: LowerTree,
     members: Iterable[TarMember],
     layer: int,
     what: str,
@@ -59,7 +59,7 @@ def index_layer(
 
 
 class _Placing:
-    def __init__(self, tree: Tree, layer: int, what: str, left_out: LeftOut, bounds: Bounds) -> None:
+    def __init__(self, tree: LowerTree, layer: int, what: str, left_out: LeftOut, bounds: Bounds) -> None:
         self._tree = tree
         self._layer = layer
         self._what = what
@@ -89,18 +89,18 @@ class _Placing:
         return LayerIndex(self._inodes, markers)
 
     def _white_out(self, entry: Entry) -> None:
-        way = self._tree.follow(parent_of(entry.name), self._bounds)
-        if way.node is None or way.node.children is None:
+        resolved = self._tree.resolve(parent_of(entry.name), self._bounds)
+        if resolved.node is None or resolved.node.children is None:
             return  # it hides nothing, and writing it would make its directory
         base = base_of(entry.name)
-        if place_of(_join(way.name, base)) != "whiteout":
+        if place_of(_join(resolved.name, base)) != "whiteout":
             return
         if base == OPAQUE_MARKER:
-            self._hide_below(way.name, way.node)
+            self._hide_below(resolved.name, resolved.node)
         else:
-            self._hide(_join(way.name, base[len(WHITEOUT_PREFIX) :]), way.node)
-        marker = Entry(_join(way.name, base), "reg", entry.mode, entry.uid, entry.gid, entry.mtime_ns)
-        self._markers.setdefault(way.name, {})[base] = marker
+            self._hide(_join(resolved.name, base[len(WHITEOUT_PREFIX) :]), resolved.node)
+        marker = Entry(_join(resolved.name, base), "reg", entry.mode, entry.uid, entry.gid, entry.mtime_ns)
+        self._markers.setdefault(resolved.name, {})[base] = marker
 
     def _hide(self, name: bytes, directory: Node) -> None:
         assert directory.children is not None
@@ -185,7 +185,7 @@ class _Placing:
             directory = parent_of(directory)
         if not missing:
             return
-        node = self._tree.follow(directory, self._bounds).node
+        node = self._tree.resolve(directory, self._bounds).node
         for name in reversed(missing):
             self._bounds.describe(ENTRY + len(name))
             assert node is not None
@@ -194,9 +194,9 @@ class _Placing:
             self._inodes[name] = Inode(msgspec.structs.replace(node.entry, name=name), ())
 
     def _link_target(self, entry: Entry) -> Inode:
-        way = self._tree.follow(parent_of(entry.link), self._bounds)
-        name = _join(way.name, base_of(entry.link))
-        target = (self._inodes.get(name) or self._own.get(name)) if way.node else None
+        resolved = self._tree.resolve(parent_of(entry.link), self._bounds)
+        name = _join(resolved.name, base_of(entry.link))
+        target = (self._inodes.get(name) or self._own.get(name)) if resolved.node else None
         if target is None or target.entry.type == "dir" or name == entry.name:
             raise InvalidTar(
                 f"{self._what}: {show(entry.name)} is a hard link to {show(entry.link)}, which is not an earlier file of its layer"
@@ -222,7 +222,7 @@ class _Placing:
         for name, inode in self._inodes.items():
             entry = inode.entry
             if entry.type == "char" and is_whiteout_device("char", entry.major, entry.minor):
-                directory = self._tree.follow(parent_of(name), self._bounds).node
+                directory = self._tree.resolve(parent_of(name), self._bounds).node
                 assert directory is not None
                 assert directory.children is not None
                 directory.children.pop(base_of(name), None)
@@ -240,8 +240,8 @@ class _Placing:
                 self._markers.setdefault(name, {}).setdefault(OPAQUE_MARKER, marker)
         standing = {}
         for directory, markers in self._markers.items():
-            way = self._tree.follow(directory, self._bounds)
-            if way.name == directory and way.node is not None and way.node.children is not None:
+            resolved = self._tree.resolve(directory, self._bounds)
+            if resolved.name == directory and resolved.node is not None and resolved.node.children is not None:
                 self._describe(directory)
                 standing[directory] = tuple(sorted(markers.values(), key=lambda entry: base_of(entry.name) != OPAQUE_MARKER))
         return standing

@@ -32,7 +32,7 @@ class Node:
         self.children: dict[bytes, Node] | None = {} if entry.type == "dir" else None
 
 
-class Way(NamedTuple):
+class ResolvedPath(NamedTuple):
     """Where a path leads."""
 
     name: bytes
@@ -43,13 +43,13 @@ class Way(NamedTuple):
     """The symbolic links on the way, under their own names."""
 
 
-class Tree:
+class LowerTree:
     """The merged tree. Layers are put on it from the lowest up."""
 
     def __init__(self) -> None:
         self.root = Node(Entry(b"", "dir"), -1)
 
-    def follow(self, path: bytes, bounds: Bounds = UNBOUNDED) -> Way:
+    def resolve(self, path: bytes, bounds: Bounds = UNBOUNDED) -> ResolvedPath:
         """Where `path` leads, its last component followed as well; a circle leads nowhere. The steps are counted in `bounds`.
 
         As in Go's runtimes: nothing climbs above the root, and `..` goes back from what is missing, too.
@@ -75,7 +75,7 @@ class Tree:
                 bounds.step(1 + len(names) + target.count(b"/"))
                 links.append((b"/".join([*names, part]), child))
                 if len(links) > _MAX_LINKS:
-                    return Way(path, None, tuple(links))
+                    return ResolvedPath(path, None, tuple(links))
                 if target.startswith(b"/"):
                     names.clear()
                     del nodes[1:]
@@ -83,7 +83,7 @@ class Tree:
                 continue
             names.append(part)
             nodes.append(child)
-        return Way(b"/".join(names), nodes[-1], tuple(links))
+        return ResolvedPath(b"/".join(names), nodes[-1], tuple(links))
 
     def make(self, path: bytes, layer: int, what: str, bounds: Bounds = UNBOUNDED) -> tuple[bytes, Node] | None:
         """The directory that `path` leads to, under its real name; made where it is missing, with its parents: root's, 0755.
@@ -91,18 +91,18 @@ class Tree:
         None where that name lies below a whiteout's: nobody would show it. Raises InvalidTar, naming `what`, where something else
         stands in the way, and where the name is longer than a path can be.
         """
-        way = self.follow(path, bounds)
-        if len(way.links) > _MAX_LINKS:
+        resolved = self.resolve(path, bounds)
+        if len(resolved.links) > _MAX_LINKS:
             raise InvalidTar(f"{what}: {show(path)} leads through more than {_MAX_LINKS} symbolic links")
-        if way.node is not None and way.node.children is not None:
-            return way.name, way.node
-        if place_of(way.name) != "shown":
+        if resolved.node is not None and resolved.node.children is not None:
+            return resolved.name, resolved.node
+        if place_of(resolved.name) != "shown":
             return None
-        if len(way.name) > MAX_NAME:
-            raise InvalidTar(f"{what}: {show(path)} leads to a name of {len(way.name)} bytes, more than {MAX_NAME}")
+        if len(resolved.name) > MAX_NAME:
+            raise InvalidTar(f"{what}: {show(path)} leads to a name of {len(resolved.name)} bytes, more than {MAX_NAME}")
         node = self.root
         done: list[bytes] = []
-        for part in way.name.split(b"/"):
+        for part in resolved.name.split(b"/"):
             done.append(part)
             assert node.children is not None
             child = node.children.get(part)
@@ -115,7 +115,7 @@ class Tree:
                     f"{what}: {show(path)} should be a directory, and {show(child.entry.name)} is a {child.entry.type}"
                 )
             node = child
-        return way.name, node
+        return resolved.name, node
 
     def put(self, entries: Iterable[Entry], layer: int) -> None:
         """Put a layer on that is described already: names are taken as they are, as the mount takes them (lazyfs/vfs/tree.py)."""
@@ -138,7 +138,7 @@ class Tree:
             if shown is None:
                 continue  # a link to a whiteout or a landmark shows nothing
             named[entry.name] = shown
-            children = self._make_here(parent, layer).children
+            children = self._make_exact(parent, layer).children
             assert children is not None
             if is_whiteout_device(shown.type, shown.major, shown.minor):
                 children.pop(base, None)
@@ -154,7 +154,7 @@ class Tree:
             node = node.children.get(part) if node is not None and node.children is not None else None
         return node
 
-    def _make_here(self, path: bytes, layer: int) -> Node:
+    def _make_exact(self, path: bytes, layer: int) -> Node:
         """The directory under this very name: what else is there gives way."""
         node = self.root
         done: list[bytes] = []

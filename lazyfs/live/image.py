@@ -12,7 +12,7 @@ from typing import NamedTuple
 import trio
 
 from lazyfs.eager.image import load_image_layers
-from lazyfs.eager.progress import Tell
+from lazyfs.eager.progress import Notify
 from lazyfs.fetch.background import Background, tally_of
 from lazyfs.fetch.fetcher import Fetcher
 from lazyfs.fetch.piece import LayerBlob
@@ -140,7 +140,7 @@ class Images:
         self._tasks = tasks
         self.live: dict[str, LiveImage] = {}
 
-    async def acquire(self, request: ImageRequest, creds: str, tell: Tell, *, lazy_only: bool) -> LiveImage:
+    async def acquire(self, request: ImageRequest, creds: str, notify: Notify, *, lazy_only: bool) -> LiveImage:
         """The image, counted as used by one mount. `creds` is `USER:PASSWORD` or empty. Raises LazyfsError.
 
         Cancelled: what has arrived of a layer that is not lazy is kept for the next try.
@@ -153,7 +153,7 @@ class Images:
             known = self.live.get(image.name)
             if known is None:
                 layers = await load_image_layers(
-                    source, self._store, image, lazy_only=lazy_only, progress=tell, accepted=request.accepted
+                    source, self._store, image, lazy_only=lazy_only, progress=notify, accepted=request.accepted
                 )
                 known = self.live.get(image.name)  # another order may have been quicker
                 if known is None:

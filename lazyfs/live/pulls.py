@@ -17,7 +17,7 @@ from lazyfs.errors import LazyfsError, Unreachable
 from lazyfs.fetch.background import Background, Wanted
 from lazyfs.format.dialects import toc_key
 from lazyfs.image.layer import Layer
-from lazyfs.kernel.heap import give_back
+from lazyfs.kernel.heap import trim_heap
 from lazyfs.live.layer import LayerIndexer, LiveLayer, Pull
 from lazyfs.live.lifecycle import State
 from lazyfs.live.quiet_period import QuietPeriod
@@ -113,7 +113,7 @@ class Pulls:
                 if is_over and not pull.lifecycle.is_in(State.ENDED):
                     pull.lifecycle.move(State.ENDED)
             if not queue:
-                await trio.to_thread.run_sync(give_back)  # a pull may come meanwhile
+                await trio.to_thread.run_sync(trim_heap)  # a pull may come meanwhile
         del self._queues[source]
 
     async def _run_pull(self, live: LiveLayer, pull: Pull, queue: Sized) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
-from lazyfs.kernel.mountinfo import Mount, mounts
+from lazyfs.kernel.mountinfo import MountInfo, mounts
 from lazyfs.native.data_layers import store_of
 from lazyfs.native.stack import SOURCE_PREFIX
 
@@ -70,7 +70,7 @@ def holders(mounted: Mounted) -> list[str]:
     return found
 
 
-def _ours(mount: Mount) -> Mounted | None:
+def _ours(mount: MountInfo) -> Mounted | None:
     if mount.kind == FILESYSTEM_TYPE:
         owner = next(iter(mount.values("user_id")), "0")
         return Mounted(mount.path, mount.device, mount.source, int(owner))

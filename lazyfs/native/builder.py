@@ -12,14 +12,14 @@ from typing import Final, Self, TypeVar
 import msgspec
 
 from lazyfs import errors
-from lazyfs.erofs.work import Build, Built, Failed, Read, Told
+from lazyfs.erofs.work import Build, Built, Failed, NeededBelow, Read
 from lazyfs.errors import LazyfsError, LocalError
 
 _DEADLINE: Final = 600.0
 """Seconds for one answer; two million entries take 20."""
 _PACKAGE: Final = Path(__file__).parents[2]
 """Where the process finds the code that this one runs."""
-_Answer = TypeVar("_Answer", Told, Built)
+_Answer = TypeVar("_Answer", NeededBelow, Built)
 
 
 class Builder:
@@ -53,7 +53,7 @@ class Builder:
             code = self._process.wait()
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
             raise LocalError(f"the process that builds metadata images ended with {how}", hint="Its output is on standard error.")
-        answer = msgspec.json.decode(line, type=Told | Built | Failed)
+        answer = msgspec.json.decode(line, type=NeededBelow | Built | Failed)
         if isinstance(answer, Failed):
             known: type[LazyfsError] = getattr(errors, answer.kind)
             raise known(answer.message, hint=answer.hint)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lazyfs.kernel.mountinfo import Mount
+from lazyfs.kernel.mountinfo import MountInfo
 from lazyfs.store.folders import ARRIVED, GATE, GATE_NOWHERE, GATE_OBJECTS, OBJECTS, gate_record
 
 
@@ -30,12 +30,12 @@ def whole_files(store: Path) -> tuple[Path, ...]:
     return (store / OBJECTS,)
 
 
-def is_of(mount: Mount, store: Path) -> bool:
+def is_of(mount: MountInfo, store: Path) -> bool:
     """Whether `mount` is an overlay over the data layers of `store`, an absolute path without symbolic links."""
     return mount.kind == "overlay" and str(store / ARRIVED) in mount.values("datadir+")
 
 
-def store_of(mount: Mount) -> Path | None:
+def store_of(mount: MountInfo) -> Path | None:
     """The store whose data layers an overlay has. None where the kernel's table does not show it: a name too long for the kernel
     stands there as a descriptor in /proc."""
     return next((path.parent for path in map(Path, mount.values("datadir+")) if path.name == ARRIVED), None)

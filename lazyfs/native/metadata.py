@@ -4,7 +4,7 @@ In STORE/erofs:
 
     VERSION-HEX           an image; VERSION is the writer's, HEX the layer's TOC digest (format/dialects.py). Where directories that the layer implies take
                           attributes from the layers below, HEX is a hash of both: the layer has another image on other layers
-    VERSION-HEX.layer     what the layer with the TOC digest HEX needs from below (`Told`, as JSON): with it, the names of a
+    VERSION-HEX.layer     what the layer with the TOC digest HEX needs from below (`NeededBelow`, as JSON): with it, the names of a
                           stack's images are known without reading a TOC
 
 Each is a function of what names it, complete and durable from the moment it has its name, and built anew when it was removed.
@@ -25,7 +25,7 @@ import msgspec
 
 from lazyfs.erofs.image import WRITER_VERSION
 from lazyfs.erofs.reader import inherited_from
-from lazyfs.erofs.work import Build, Built, Read, Told, publish
+from lazyfs.erofs.work import Build, Built, NeededBelow, Read, publish
 from lazyfs.format.dialects import toc_key
 from lazyfs.format.digest import Digest
 from lazyfs.format.entry import Entry
@@ -72,7 +72,7 @@ def ensure_metadata(store_directory: Path, layers: Sequence[LayerMetadata | Path
             futures = [growing.add(layer) for layer in (*images, *layers[len(images) :])]
             images = [future.result() for future in futures]
     for depth, layer in reversed(list(enumerate(layers))):
-        if isinstance(layer, LayerMetadata) and stack.told(layer).opaque:
+        if isinstance(layer, LayerMetadata) and stack.needed(layer).opaque:
             return tuple(images[depth:])
     return tuple(images)
 
@@ -121,23 +121,23 @@ class _Stack:
     def __init__(self, store_directory: Path) -> None:
         self._documents = store_directory / "documents"
         self._folder = store_directory / "erofs"
-        self._told: dict[str, Told] = {}
+        self._needed: dict[str, NeededBelow] = {}
         """By key."""
         try:
             self._folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise store_error(error, f"{self._folder} cannot be made") from error
 
-    def told(self, layer: LayerMetadata) -> Told:
+    def needed(self, layer: LayerMetadata) -> NeededBelow:
         """What is known of a layer that was found or built."""
-        return self._told[layer.key]
+        return self._needed[layer.key]
 
     def find(self, layer: LayerMetadata, below: Sequence[Path]) -> Path | None:
         """The layer's image on the images `below`; None where something has to be read or built."""
-        told = self._recall(layer)
-        if told is None:
+        needed = self._recall(layer)
+        if needed is None:
             return None
-        image = self._folder / _name(layer, inherited_from(below, told.implied))
+        image = self._folder / _name(layer, inherited_from(below, needed.implied))
         return image if _touched(image) else None
 
     def build(self, layer: LayerMetadata, below: Sequence[Future[Path]], builders: Builders) -> Path:
@@ -147,31 +147,31 @@ class _Stack:
             if image is not None:
                 return image
         builder = builders.mine()
-        told = builder.ask(Read(str(self._documents / layer.toc_digest[7:]), *layer), Told)
+        needed = builder.ask(Read(str(self._documents / layer.toc_digest[7:]), *layer), NeededBelow)
         if self._recall(layer) is None:
-            self._remember(layer, told)
-        inherited = inherited_from([result.result() for result in below], told.implied)
+            self._remember(layer, needed)
+        inherited = inherited_from([result.result() for result in below], needed.implied)
         image = self._folder / _name(layer, inherited)
         if not _touched(image):
             builder.ask(Build(str(self._folder), image.name, tuple(inherited.items())), Built)
         return image
 
-    def _recall(self, layer: LayerMetadata) -> Told | None:
-        told = self._told.get(layer.key)
-        if told is None:
+    def _recall(self, layer: LayerMetadata) -> NeededBelow | None:
+        needed = self._needed.get(layer.key)
+        if needed is None:
             try:
-                told = msgspec.json.decode(self._note(layer.key).read_bytes(), type=Told)
+                needed = msgspec.json.decode(self._note(layer.key).read_bytes(), type=NeededBelow)
             except (OSError, msgspec.DecodeError):
                 return None
-            self._told[layer.key] = told
-        return told
+            self._needed[layer.key] = needed
+        return needed
 
-    def _remember(self, layer: LayerMetadata, told: Told) -> None:
-        self._told[layer.key] = told
+    def _remember(self, layer: LayerMetadata, needed: NeededBelow) -> None:
+        self._needed[layer.key] = needed
         note = self._note(layer.key)
         try:
             note.unlink(missing_ok=True)  # what is there could not be read
-            publish(str(self._folder), note.name, lambda file: file.writelines([msgspec.json.encode(told)]))
+            publish(str(self._folder), note.name, lambda file: file.writelines([msgspec.json.encode(needed)]))
         except OSError as error:
             raise store_error(error, f"{note} cannot be written") from error
 

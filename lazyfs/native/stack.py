@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Final
 
 from lazyfs.kernel import mounting
-from lazyfs.kernel.mountinfo import Mount, mounted_at
+from lazyfs.kernel.mountinfo import MountInfo, mounted_at
 from lazyfs.kernel.mounting import MAX_STRING, READ_ONLY, Context, attach
 from lazyfs.native.layers import nameable
 
@@ -112,7 +112,7 @@ def reconfigure(at: Path) -> None:
     mounting.reconfigure(at, read_only="ro" in _ours(at).options)
 
 
-def _ours(at: Path) -> Mount:
+def _ours(at: Path) -> MountInfo:
     mount = mounted_at(at)
     if mount is None or mount.kind != "overlay" or not mount.source.startswith((SOURCE_PREFIX, SNAPSHOT_PREFIX)):
         raise OSError(errno.EINVAL, "it is not a native lazyfs mount", str(at))

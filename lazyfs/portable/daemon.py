@@ -27,7 +27,7 @@ class Reporter:
     def __init__(self, pipe: BinaryIO | None) -> None:
         self._pipe = pipe
 
-    def tell(self, report: Step | PortableResult | Refusal) -> bool:
+    def send(self, report: Step | PortableResult | Refusal) -> bool:
         """One report to the parent; False if it no longer listens."""
         if self._pipe is None:
             return False
@@ -66,16 +66,16 @@ def fork_daemon(serve: Callable[[Reporter], None]) -> tuple[int, Iterator[Step |
                 code = 0
             except LazyfsError as error:
                 code = error.exit_code
-                if not reporter.tell(Refusal(str(error), code)):
+                if not reporter.send(Refusal(str(error), code)):
                     _log.error("%s", error)
             except BaseException as surprise:  # noqa: BLE001  nobody above will print it: this process ends here
                 missing = not_installed(surprise)
                 if missing is None:
                     _log.critical("the mount ended unexpectedly: %r", surprise, exc_info=surprise)
-                    reporter.tell(Refusal(f"the mount's process failed: {surprise!r}; its log has the traceback", code))
+                    reporter.send(Refusal(f"the mount's process failed: {surprise!r}; its log has the traceback", code))
                 else:
                     code = missing.exit_code
-                    reporter.tell(Refusal(str(missing), code))
+                    reporter.send(Refusal(str(missing), code))
         finally:
             os._exit(code)
     os.close(writing)

@@ -55,7 +55,7 @@ _TASKS: Final = 160
 """Requests in flight in pyfuse3: above the kernel's max_background, which we set."""
 _MAX_BACKGROUND: Final = 128
 _READ_AHEAD_KB: Final = 1024
-_LAYERS_TOLD: Final = 200
+_LAYERS_REPORTED: Final = 200
 """In a status, which has to fit into an extended attribute: 64 KiB."""
 
 
@@ -89,8 +89,8 @@ async def _serve(request: MountRequest, reporter: Reporter) -> None:
         source = open_source(request.reference, request.access)
         stack.push_async_callback(source.aclose)
         image = await resolve_image(source, request.reference.selector, request.platform, store)
-        tell = partial(_tell_progress, reporter)
-        layers = await load_image_layers(source, store, image, lazy_only=request.lazy_only, progress=tell)
+        send = partial(_send_progress, reporter)
+        layers = await load_image_layers(source, store, image, lazy_only=request.lazy_only, progress=send)
         tree = await trio.to_thread.run_sync(Tree, [layer.entries for layer in layers])
         failures = Failures()
         fetcher = await stack.enter_async_context(open_fetcher(store, source, failures=failures))
@@ -138,13 +138,13 @@ class PortableMount:
         try:
             surprise = await tasks.attempt("report of a pull", self._live, reporter, tasks, subject=self._image.name)
             if surprise is not None:
-                await _tell(reporter, Refusal(f"{self._image.name} is mounted, but incomplete: {surprise!r}", 1))
+                await _send(reporter, Refusal(f"{self._image.name} is mounted, but incomplete: {surprise!r}", 1))
         finally:
             reporter.detach()
 
     async def _live(self, reporter: Reporter, tasks: Supervisor) -> None:
         await trio.to_thread.run_sync(_tune, self._request.directory, abandon_on_cancel=True)
-        reporter.tell(PortableResult(self._image.name))
+        reporter.send(PortableResult(self._image.name))
         if self._request.background != "wait":
             reporter.detach()
         if self._request.background == "off":
@@ -157,8 +157,8 @@ class PortableMount:
             await self._background.run()
             nursery.cancel_scope.cancel()
         if not self._background.finished.is_set():
-            await _tell(reporter, Refusal(f"{self._image.name} is mounted, but incomplete: {self._background.trouble}", 4))
-        await _tell(reporter, PortableResult(self._image.name))
+            await _send(reporter, Refusal(f"{self._image.name} is mounted, but incomplete: {self._background.trouble}", 4))
+        await _send(reporter, PortableResult(self._image.name))
 
     async def keep_store(self, tasks: Supervisor) -> None:
         """Until cancelled: what arrives becomes durable, and what the store has no room for goes, this image's last."""
@@ -180,7 +180,7 @@ class PortableMount:
         while True:
             # Counted, not measured: what was copied inside of the store is made up for by the last line.
             done = min(total, self._fetcher.statistics().unpacked - before)
-            await _tell(reporter, Progress("fetching", done, total, background.trouble))
+            await _send(reporter, Progress("fetching", done, total, background.trouble))
             await trio.sleep(0.25)
 
     async def status(self) -> bytes:
@@ -213,21 +213,21 @@ class PortableMount:
                 failures=self._failures.counts(),
                 trouble=self._background.trouble if self._background else "",
                 layer_states=tuple(
-                    LayerStatus(layer.digest, layer.descriptor.size, layer.reason) for layer in self._layers[:_LAYERS_TOLD]
+                    LayerStatus(layer.digest, layer.descriptor.size, layer.reason) for layer in self._layers[:_LAYERS_REPORTED]
                 ),
             )
         )
 
 
-async def _tell(reporter: Reporter, report: Step | PortableResult | Refusal) -> None:
+async def _send(reporter: Reporter, report: Step | PortableResult | Refusal) -> None:
     """In a thread: the pipe of a parent that is stopped (Ctrl-Z) fills up, and the mount must not stop with it."""
-    await trio.to_thread.run_sync(reporter.tell, report, abandon_on_cancel=True)
+    await trio.to_thread.run_sync(reporter.send, report, abandon_on_cancel=True)
 
 
-async def _tell_progress(reporter: Reporter, step: Note | Progress) -> None:
+async def _send_progress(reporter: Reporter, step: Note | Progress) -> None:
     if isinstance(step, Note):
         _log.info("%s", step.note)
-    await _tell(reporter, step)
+    await _send(reporter, step)
 
 
 class _Session:

@@ -33,7 +33,7 @@ from lazyfs.format.toc_json import encode_toc
 from lazyfs.layertar.layer_index import index_layer
 from lazyfs.layertar.plan import plan_layer
 from lazyfs.layertar.spool import Spool, unpack
-from lazyfs.layertar.tree import Tree
+from lazyfs.layertar.tree import LowerTree
 from lazyfs.vfs.tree import Tree as MergedTree
 from tests.tars import header, padded
 from tests.toc_member import read_toc_member
@@ -109,7 +109,7 @@ def tar_round(rnd: random.Random, _: Path) -> None:
     data = fixed(mutated(data, rnd), rnd)
 
     def place() -> None:
-        tree = Tree()
+        tree = LowerTree()
         for layer in range(2):
             members = tuple(read_tar(lambda offset, size: data[offset : offset + size], len(data), len(data) // 10, "x"))
             plan_layer(index_layer(tree, members, layer, "x"))

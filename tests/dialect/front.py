@@ -14,7 +14,7 @@ import zstandard
 
 from lazyfs.errors import InvalidInput, InvalidToc, NotLazy
 from lazyfs.format.bounds import DESCRIPTION, DESCRIPTION_RATIO
-from lazyfs.format.dialect import Buffer, Dialect, Place
+from lazyfs.format.dialect import Buffer, Dialect, TocLocation
 from lazyfs.format.manifest import OCI_LAYER_ZSTD
 
 MAGIC = b"FRONTTOC"
@@ -31,18 +31,18 @@ def _first_range(size: int, what: str) -> tuple[int, int]:
     return 0, min(size, _GUESS)
 
 
-def _locate(size: int, start: int, data: bytes, what: str) -> Place:
+def _locate(size: int, start: int, data: bytes, what: str) -> TocLocation:
     assert start == 0
     if data[:4] != SKIPPABLE or data[8:16] != MAGIC:
         raise NotLazy(f"{what} has no TOC in front")
     packed = int.from_bytes(data[16:24], "little")
     if not 0 < packed <= size - HEADER:
         raise InvalidToc(f"{what}: its TOC has {packed} bytes, and the blob {size}")
-    return Place(HEADER, HEADER + packed, size, int.from_bytes(data[24:32], "little"))
+    return TocLocation(HEADER, HEADER + packed, size, int.from_bytes(data[24:32], "little"))
 
 
-def _json_size(place: Place, _begin: bytes, _what: str) -> int:
-    return place.json_size
+def _json_size(location: TocLocation, _begin: bytes, _what: str) -> int:
+    return location.json_size
 
 
 def _document(pieces: Iterable[bytes], _json_size: int, _what: str) -> bytes:

@@ -21,7 +21,7 @@ from lazyfs.gate.record import paths_of
 from lazyfs.layertar.content import read_content
 from lazyfs.layertar.layer_index import index_layer
 from lazyfs.layertar.plan import Planned, plan_layer
-from lazyfs.layertar.tree import Node, Tree
+from lazyfs.layertar.tree import LowerTree, Node
 from lazyfs.store.content import content_of
 from lazyfs.vfs import tree as vfs
 from tests.commands import umoci_unpack
@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.umoci, pytest.mark.erofs]
 class Merged(NamedTuple):
     """All rows, merged by us: the tree while tars are put on it, and what each layer says then."""
 
-    tree: Tree
+    tree: LowerTree
     layers: Sequence[Sequence[Entry]]
     contents: Mapping[str, bytes]
     """The bytes of each object, by its name."""
@@ -46,7 +46,7 @@ class Merged(NamedTuple):
 @pytest.fixture(scope="module")
 def merged() -> Merged:
     """The rows as the converter and the mount understand them."""
-    tree = Tree()
+    tree = LowerTree()
     layers = []
     contents: dict[str, bytes] = {}
     for number, tar in enumerate(tars()):
@@ -144,13 +144,13 @@ def test_a_tar_is_put_on_the_layers_below(row: Row, merged: Merged, unpacked: di
 
 def test_a_described_layer_is_put_on_the_layers_below(row: Row, merged: Merged) -> None:
     """layertar/tree.py again: a layer that is described already shows what its tar showed."""
-    described = Tree()
+    described = LowerTree()
     for number, entries in enumerate(merged.layers):
         described.put(entries, number)
 
-    def shown(tree: Tree) -> dict[bytes, Entry]:
+    def shown(tree: LowerTree) -> dict[bytes, Entry]:
         found: dict[bytes, Entry] = {}
-        pending = [(row.name.encode(), node) for node in [tree.follow(row.name.encode()).node] if node is not None]
+        pending = [(row.name.encode(), node) for node in [tree.resolve(row.name.encode()).node] if node is not None]
         while pending:
             path, node = pending.pop()
             found[path] = msgspec.structs.replace(node.entry, name=b"", chunks=())
@@ -163,7 +163,9 @@ def test_a_described_layer_is_put_on_the_layers_below(row: Row, merged: Merged) 
 def test_a_portable_mount_merges_them(row: Row, merged: Merged, unpacked: dict[bytes, Record]) -> None:
     """vfs/tree.py."""
     names = {hashlib.sha256(data).hexdigest() for data in merged.contents.values()}
-    found = {path: _with_content(record_of(node.entry, node.nlink), node.entry) for path, node in vfs.Tree(merged.layers).walk()}
+    found = {
+        path: _with_content(record_of(node.entry, node.nlink), node.entry) for path, node in vfs.LowerTree(merged.layers).walk()
+    }
     assert {record.sha256 for record in found.values()} - names <= {"", hashlib.sha256(b"").hexdigest()}
     expect_same(row, unpacked, of_row(row, found))
 

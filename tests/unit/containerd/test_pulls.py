@@ -193,7 +193,7 @@ async def test_a_stopped_pull_is_begun_again(store: Store, image: ScriptedImage,
         assert not it.missing() and not it.layers.live
 
 
-@pytest.mark.parametrize("moment", ["_note_complete", "give_back"])
+@pytest.mark.parametrize("moment", ["_note_complete", "trim_heap"])
 async def test_a_pull_that_comes_at_the_end_of_another_is_not_lost(
     store: Store, image: ScriptedImage, jumping: MockClock, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:

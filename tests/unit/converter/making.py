@@ -18,7 +18,7 @@ from lazyfs.format.toc import parse_toc
 from lazyfs.layertar.cut import every
 from lazyfs.layertar.layer_index import index_layer
 from lazyfs.layertar.plan import Planned, plan_layer
-from lazyfs.layertar.tree import Tree
+from lazyfs.layertar.tree import LowerTree
 from tests.tars import END, content, padded, read
 
 THREADS = ThreadPoolExecutor(4)
@@ -72,7 +72,7 @@ class Converted(NamedTuple):
 
 def convert_tar(
     tar: bytes,
-    tree: Tree | None = None,
+    tree: LowerTree | None = None,
     number: int = 0,
     style: Style = STYLE,
     prioritized: Sequence[bytes] = (),
@@ -80,7 +80,7 @@ def convert_tar(
 ) -> Converted:
     """Convert one layer onto `tree`."""
     members = read(tar)
-    index = index_layer(tree or Tree(), members, number, f"layer {number}")
+    index = index_layer(tree or LowerTree(), members, number, f"layer {number}")
     plan = plan_layer(index, prioritized)
     file, layer = write_layer(plan, lambda at, size: tar[at : at + size], style, THREADS, workers, lambda _count: None)
     with file:

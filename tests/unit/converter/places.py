@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from converter.convert import Choice, convert
+from converter.convert import ImageSelection, convert
 from converter.layer import Style
 from converter.layers import Request
 from converter.progress import Progress
@@ -161,7 +161,9 @@ def request(
     return Request(Style(every(chunk_size), level), tuple(prioritized), workers, keep)
 
 
-async def converted(source: Place, sink: Place, wanted: Request | None = None, choice: Choice | None = None) -> Report:
+async def converted(source: Place, sink: Place, wanted: Request | None = None, selection: ImageSelection | None = None) -> Report:
     """Convert `v1` of `source` to `v1` of `sink`."""
     with Progress(shown=False) as progress:
-        return await convert(source, "v1", sink, "v1", choice or Choice(None, named=False), wanted or request(), progress)
+        return await convert(
+            source, "v1", sink, "v1", selection or ImageSelection(None, named=False), wanted or request(), progress
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 
-from converter.convert import Choice
+from converter.convert import ImageSelection
 from lazyfs.errors import DigestMismatch, InvalidManifest, InvalidTar, NotFound
 from lazyfs.format.digest import digest_of
 from lazyfs.format.manifest import DOCKER_LIST, OCI_INDEX, OCI_LAYER_GZIP, OCI_MANIFEST
@@ -68,7 +68,7 @@ async def test_one_platform_of_an_index_stands_alone() -> None:
     source, sink = Place(), Place()
     images = [source.add_image(tar_of(APP), config=platform) for platform in (AMD64, ARM64)]
     source.add_index(*({**image, "platform": platform} for image, platform in zip(images, (AMD64, ARM64), strict=True)))
-    report = await converted(source, sink, None, Choice(Platform("linux", "arm64"), named=True))
+    report = await converted(source, sink, None, ImageSelection(Platform("linux", "arm64"), named=True))
     assert "layers" in sink.body()
     assert sink.config()["architecture"] == "arm64"
     assert [image.platform for image in report.images] == ["linux/arm64"]
@@ -89,11 +89,11 @@ async def test_a_platform_that_is_not_there() -> None:
     """Named with what there is, in an index and in a single image; a default is not a demand."""
     source, sink = Place(), Place()
     image = source.add_image(tar_of(APP))
-    arm = Choice(Platform("linux", "arm64"), named=True)
+    arm = ImageSelection(Platform("linux", "arm64"), named=True)
     error = await refused(source, sink, None, arm)
     assert isinstance(error, NotFound)
     assert "linux/amd64" in str(error)
-    await converted(source, Place(), None, Choice(Platform("linux", "arm64"), named=False))
+    await converted(source, Place(), None, ImageSelection(Platform("linux", "arm64"), named=False))
     source.add_index({**image, "platform": AMD64})
     error = await refused(source, sink, None, arm)
     assert isinstance(error, NotFound)
@@ -141,7 +141,7 @@ async def test_one_image_out_of_nested_indexes() -> None:
     source, sink = Place(), Place()
     inner = source.add_index({**source.add_image(TAR), "platform": AMD64})
     source.add_index(inner)
-    await converted(source, sink, None, Choice(Platform("linux", "amd64"), named=False))
+    await converted(source, sink, None, ImageSelection(Platform("linux", "amd64"), named=False))
     assert len(sink.body()["layers"]) == 1
 
 
@@ -151,5 +151,5 @@ async def test_indexes_too_deep_are_refused() -> None:
     index = source.add_index({**source.add_image(TAR), "platform": AMD64})
     for _ in range(MAX_DEPTH):
         index = source.add_index(index)
-    for choice in (None, Choice(Platform("linux", "amd64"), named=False)):
-        assert isinstance(await refused(source, Place(), None, choice), InvalidManifest)
+    for selection in (None, ImageSelection(Platform("linux", "amd64"), named=False)):
+        assert isinstance(await refused(source, Place(), None, selection), InvalidManifest)

@@ -24,7 +24,7 @@ from lazyfs.layertar.cut import Span, every
 from lazyfs.layertar.layer_index import index_layer
 from lazyfs.layertar.plan import Planned, plan_layer
 from lazyfs.layertar.spool import Spool, unpack
-from lazyfs.layertar.tree import Tree
+from lazyfs.layertar.tree import LowerTree
 from tests.tars import read
 from tests.unit.converter.making import Converted, convert_tar, tar_of
 
@@ -52,7 +52,7 @@ def kept(blob: bytes, toc_digest: str | None, style: Style = STYLE, prioritized:
     with Spool(keep_blob=True) as spool:
         unpack(spool, pull, layer, digest_of(tar), lambda _count: None)
         members = read(tar)
-        plan = plan_layer(index_layer(Tree(), members, 0, "layer"), prioritized)
+        plan = plan_layer(index_layer(LowerTree(), members, 0, "layer"), prioritized)
         return chunks_if_as_asked(plan, members, spool, layer, style.cut)
 
 

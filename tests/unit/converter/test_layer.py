@@ -21,7 +21,7 @@ from lazyfs.format.member import inflate_member
 from lazyfs.format.sparse import Extent
 from lazyfs.layertar.cut import every
 from lazyfs.layertar.plan import Planned
-from lazyfs.layertar.tree import Tree
+from lazyfs.layertar.tree import LowerTree
 from tests.tars import END
 from tests.unit.converter.making import LAYERS, THREADS, Converted, Item, convert_tar, tar_of
 
@@ -77,7 +77,7 @@ def members_of(blob: bytes) -> set[int]:
 @settings(max_examples=60)
 def test_whatever_the_layer_its_toc_tells_it(layers: list[list[Item]], chunk_size: int) -> None:
     """Digests are of what they say, and every chunk is where the TOC says."""
-    tree = Tree()
+    tree = LowerTree()
     for number, layer in enumerate(layers):
         try:
             converted = convert_tar(tar_of(layer), tree, number, Style(every(chunk_size), 6))
@@ -90,7 +90,7 @@ def test_whatever_the_layer_its_toc_tells_it(layers: list[list[Item]], chunk_siz
 @settings(max_examples=60)
 def test_converting_again_changes_nothing(layers: list[list[Item]]) -> None:
     """The order of a converted layer is its own plan, byte for byte."""
-    first, second = Tree(), Tree()
+    first, second = LowerTree(), LowerTree()
     for number, layer in enumerate(layers):
         try:
             once = convert_tar(tar_of(layer), first, number)

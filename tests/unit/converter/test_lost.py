@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from converter.lost import find_attached, inherent_losses
+from converter.lost import find_attached, lost_references
 from lazyfs.errors import Unreachable
 from lazyfs.format.digest import digest_of
 from lazyfs.source.protocol import Document
@@ -35,4 +35,4 @@ async def test_a_source_that_does_not_answer_names_nothing() -> None:
 
 def test_documents_without_losses_name_none() -> None:
     """No subject, no attestation."""
-    assert inherent_losses([], 0) == ()
+    assert lost_references([], 0) == ()

@@ -10,7 +10,7 @@ import pytest
 from converter.prioritize import find, read_list
 from lazyfs.errors import UsageError
 from lazyfs.format.entry import Entry
-from lazyfs.layertar.tree import Tree
+from lazyfs.layertar.tree import LowerTree
 from tests.unit.converter.making import Item, convert_tar, tar_of
 
 LAYERS: list[list[Item]] = [
@@ -31,8 +31,8 @@ LAYERS: list[list[Item]] = [
 ]
 
 
-def tree() -> Tree:
-    made = Tree()
+def tree() -> LowerTree:
+    made = LowerTree()
     for number, layer in enumerate(LAYERS):
         convert_tar(tar_of(layer), made, number)
     return made

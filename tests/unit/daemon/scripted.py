@@ -26,7 +26,7 @@ from lazyfs.format.manifest import Descriptor, ImageConfig, Manifest
 from lazyfs.gate.catalog import Catalog
 from lazyfs.image.image import Image
 from lazyfs.image.layer import Layer
-from lazyfs.kernel.ends import Ends
+from lazyfs.kernel.unmount_events import UnmountEvents
 from lazyfs.live.image import Images, LiveImage
 from lazyfs.live.uses import Uses
 from lazyfs.mount.table import Mounted
@@ -58,7 +58,7 @@ class Kernel(Overlays):
         self.busy = False
         """Whether somebody is in each mount: it can be detached, and nothing else."""
         self.verdict = Verdict(True, True, "")
-        self.ends = ScriptedEnds(self)
+        self.unmount_events = ScriptedUnmountEvents(self)
 
     def _note(self, call: str, about: object = "") -> None:
         self.done.append(f"{call} {about}".strip())
@@ -99,7 +99,7 @@ class Kernel(Overlays):
             raise MountFailed(f"{directory} is busy")
         self.table.remove(str(directory))
         if not self.busy:
-            self.ends.end(str(directory))
+            self.unmount_events.end(str(directory))
 
     def clear_up(self, row: Row) -> None:
         self._note("clear up", row.mount.directory)
@@ -108,7 +108,7 @@ class Kernel(Overlays):
         self._note("drop layers")
 
 
-class ScriptedEnds(Ends):
+class ScriptedUnmountEvents(UnmountEvents):
     """Tells of the ends of mounts that a test, or the kernel above, brings about."""
 
     def __init__(self, kernel: Kernel) -> None:
@@ -169,7 +169,7 @@ class ScriptedImages:
         self.asked: list[tuple[object, str, bool]] = []
         """What was to come to life, with which password, and whether only lazily."""
 
-    async def acquire(self, wanted: object, creds: str, tell: Callable[[Step], object], *, lazy_only: bool) -> ScriptedImage:
+    async def acquire(self, wanted: object, creds: str, notify: Callable[[Step], object], *, lazy_only: bool) -> ScriptedImage:
         self.asked.append((wanted, creds, lazy_only))
         await self.gate.wait()
         if self.errors:
@@ -218,14 +218,16 @@ class Setting:
         self.looks = ScriptedLooks()
         self.life = Life(service=False)
         images = cast(Images, self.images)
-        self.mounts = Mounts(self.kernel, state, self.catalog, images, self.recordings, self.kernel.ends, self.looks, self.life)
+        self.mounts = Mounts(
+            self.kernel, state, self.catalog, images, self.recordings, self.kernel.unmount_events, self.looks, self.life
+        )
         self.mounting = Mounting(store, images, self.mounts, self.kernel)
         self.revival = Revival(state, images, self.mounts, self.kernel)
-        self.told: list[Step] = []
+        self.steps: list[Step] = []
 
-    async def tell(self, step: Step) -> None:
-        """What an order's client is told."""
-        self.told.append(step)
+    async def notify(self, step: Step) -> None:
+        """What the client of an order hears."""
+        self.steps.append(step)
 
     def watch(self, nursery: trio.Nursery) -> None:
         """Hear of ends, as lazyfsd does."""
@@ -249,7 +251,7 @@ def setting(folder: Path) -> Iterator[Setting]:
         try:
             yield made
         finally:
-            made.kernel.ends.close()
+            made.kernel.unmount_events.close()
 
 
 _MOUNT = Mount(ROOT, "ticket", IMAGE.name, REFERENCE, "linux/amd64", False, "on", "", False, "")

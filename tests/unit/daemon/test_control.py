@@ -15,7 +15,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from lazyfs.daemon.client import Client, DaemonUnreachable
-from lazyfs.daemon.control import Carry, Tell, serve_control
+from lazyfs.daemon.control import Carry, Notify, serve_control
 from lazyfs.daemon.holding import SOCKET_NAME
 from lazyfs.errors import MountFailed, NotNative
 from lazyfs.live.uses import Uses
@@ -54,10 +54,10 @@ async def test_reports_come_in_order(tmp_path: Path) -> None:
     seen: list[Order] = []
     steps = [Accepted(), Note("a layer"), Progress("fetching", 1, 2), Progress("fetching", 1, 2, "it stands still")]
 
-    async def carry(order: Order, tell: Tell) -> Result:
+    async def carry(order: Order, notify: Notify) -> Result:
         seen.append(order)
         for step in steps:
-            await tell(step)
+            await notify(step)
         return UnmountResult("/a", 7)
 
     async with listening(folder, carry) as client:
@@ -75,7 +75,7 @@ async def test_errors_keep_their_words_and_exit_code(tmp_path: Path, expect_log:
         ZeroDivisionError("a bug"),
     ]
 
-    async def carry(order: Order, tell: Tell) -> Result:
+    async def carry(order: Order, notify: Notify) -> Result:
         raise errors.pop(0)
 
     expect_log("order of StatusOrder has failed: ZeroDivisionError")
@@ -95,7 +95,7 @@ async def test_a_client_that_goes_cancels_its_order(tmp_path: Path) -> None:
     """Ctrl-C in the client is the end of what it ordered."""
     under_way, cancelled = trio.Event(), trio.Event()
 
-    async def carry(order: Order, tell: Tell) -> Result:
+    async def carry(order: Order, notify: Notify) -> Result:
         under_way.set()
         try:
             await trio.sleep_forever()
@@ -117,7 +117,7 @@ async def test_an_order_counts_from_the_connection_to_its_last_report(tmp_path: 
     uses = Uses()
     counted: list[int] = []
 
-    async def carry(order: Order, tell: Tell) -> Result:
+    async def carry(order: Order, notify: Notify) -> Result:
         counted.append(uses.count)
         return DONE
 
@@ -137,7 +137,7 @@ async def test_an_order_counts_from_the_connection_to_its_last_report(tmp_path: 
 async def test_half_an_order_is_waited_for_ten_seconds(tmp_path: Path, autojump_clock: MockClock) -> None:
     """Not for ever: a client that is stopped would keep the daemon from its end."""
 
-    async def carry(order: Order, tell: Tell) -> Result:
+    async def carry(order: Order, notify: Notify) -> Result:
         raise AssertionError("it was carried out")
 
     uses = Uses()
@@ -169,7 +169,7 @@ async def test_no_descriptor_for_a_client(tmp_path: Path, autojump_clock: MockCl
     """EMFILE passes: the client waits in the queue meanwhile, and the daemon goes on."""
     expect_log("cannot accept an order yet.*Too many open files")
 
-    async def carry(order: Order, tell: Tell) -> Result:
+    async def carry(order: Order, notify: Notify) -> Result:
         return DONE
 
     async with listening(tmp_path, carry):
@@ -185,7 +185,7 @@ async def test_no_descriptor_for_a_client(tmp_path: Path, autojump_clock: MockCl
 async def test_other_users_are_not_answered(tmp_path: Path) -> None:
     """The socket's mode is one guard, the kernel's word about the peer another."""
 
-    async def carry(order: Order, tell: Tell) -> Result:
+    async def carry(order: Order, notify: Notify) -> Result:
         raise AssertionError("it was carried out")
 
     async with listening(tmp_path, carry, user=os.geteuid() + 1):
@@ -201,7 +201,7 @@ async def test_other_users_are_not_answered(tmp_path: Path) -> None:
 async def test_nonsense_is_refused(line: bytes, tmp_path: Path) -> None:
     """What is not an order, or no end of one, gets an error and costs nothing."""
 
-    async def carry(order: Order, tell: Tell) -> Result:
+    async def carry(order: Order, notify: Notify) -> Result:
         raise AssertionError("it was carried out")
 
     async with listening(tmp_path, carry):

@@ -23,7 +23,7 @@ def never(): time.sleep(1000)
 
 async def main():
     one = life.Life(service=False)
-    with one.told_by_signals():
+    with one.stop_on_signals():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.to_thread.run_sync, never)
             threading.Thread(target=never).start()
@@ -104,18 +104,18 @@ async def test_a_service_stays_until_it_is_told(autojump_clock: MockClock) -> No
     async with living(life) as is_over:
         await trio.sleep(10_000)
         assert not is_over()
-        life.told.set()
+        life.stop_requested.set()
         await wait_all_tasks_blocked()
         assert is_over()
 
 
 async def test_end_of_the_gate(autojump_clock: MockClock) -> None:
     """Is an error, for the keeper to start another daemon; not where the daemon was told to end."""
-    for told in (False, True):
+    for stop_requested in (False, True):
         life = Life(service=True)
         life.gate_ended.set()
-        if told:
-            life.told.set()
+        if stop_requested:
+            life.stop_requested.set()
             await life.wait_for_end()
         else:
             with pytest.raises(MountFailed, match="from outside"):
@@ -123,7 +123,7 @@ async def test_end_of_the_gate(autojump_clock: MockClock) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("wait", ["await one.told.wait()", "time.sleep(1000)"])
+@pytest.mark.parametrize("wait", ["await one.stop_requested.wait()", "time.sleep(1000)"])
 def test_whoever_is_told_to_end_ends(wait: str, number: int) -> None:
     """With 0, whatever its threads are doing, the event loop's included."""
     command = [sys.executable, "-c", _STUBBORN.format(wait=wait)]

@@ -27,7 +27,7 @@ def it(tmp_path: Path) -> Iterator[Setting]:
 
 
 async def mount(it: Setting, **changes: object) -> MountResult:
-    return await it.mounting.mount(order_of(**changes), it.tell)
+    return await it.mounting.mount(order_of(**changes), it.notify)
 
 
 async def test_an_order_is_carried_out(it: Setting) -> None:
@@ -71,12 +71,12 @@ async def test_two_orders_for_one_directory(it: Setting) -> None:
     """The second is refused while the first is carried out; orders for other directories are not."""
     it.images.gate = trio.Event()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(it.mounting.mount, order_of(), it.tell)
-        nursery.start_soon(it.mounting.mount, order_of("/other"), it.tell)
+        nursery.start_soon(it.mounting.mount, order_of(), it.notify)
+        nursery.start_soon(it.mounting.mount, order_of("/other"), it.notify)
         await wait_all_tasks_blocked()
         for refused in (order_of(ticket="another"), order_of("/third", upper=ROOT)):
             with pytest.raises(MountFailed, match=f"another order for {ROOT}"):
-                await it.mounting.mount(refused, it.tell)
+                await it.mounting.mount(refused, it.notify)
         with pytest.raises(MountFailed, match="another order"):
             await it.mounting.unmount(UnmountOrder(ROOT))
         it.images.gate.set()
@@ -89,11 +89,11 @@ async def test_an_upper_directory_is_of_one_mount(it: Setting) -> None:
     """Also of one that was detached, as long as it is in use."""
     await mount(it, upper="/upper")
     with pytest.raises(MountFailed, match=r"/upper takes the changes of the mount at /mnt\. "):
-        await it.mounting.mount(order_of("/other", upper="/upper"), it.tell)
+        await it.mounting.mount(order_of("/other", upper="/upper"), it.notify)
     it.kernel.busy = True
     await it.mounting.unmount(UnmountOrder(ROOT, lazy=True))
     with pytest.raises(MountFailed, match="was detached and is still in use"):
-        await it.mounting.mount(order_of("/other", upper="/upper"), it.tell)
+        await it.mounting.mount(order_of("/other", upper="/upper"), it.notify)
     assert it.kernel.table == []
 
 
@@ -205,8 +205,8 @@ async def test_an_order_of_a_found_mount_is_answered(it: Setting) -> None:
     it.mounts.found(it.state.add(mount_of(ticket=order.ticket)), attached=True)
     it.images.gate = trio.Event()
     with trio.move_on_after(1):
-        await it.mounting.mount(order, it.tell)
+        await it.mounting.mount(order, it.notify)
     assert len(it.mounts.live) == 1
     it.images.gate.set()
-    assert (await it.mounting.mount(order, it.tell)).directory == ROOT
+    assert (await it.mounting.mount(order, it.notify)).directory == ROOT
     assert it.images.made[-1].uses.count == 0 and it.kernel.done == []

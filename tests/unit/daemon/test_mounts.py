@@ -60,7 +60,7 @@ async def test_a_detached_mount_lives_until_its_last_user_goes(it: Setting) -> N
         await it.mounts.take_away(ROOT, lazy=True)
         await wait_all_tasks_blocked()
         assert live.uses.count == it.life.uses.count == 1 and it.rows == [(ROOT, "mounted")]
-        it.kernel.ends.end(ROOT)
+        it.kernel.unmount_events.end(ROOT)
         await wait_all_tasks_blocked()
         assert it.remains == (0, 0, 0, 0) and live.uses.count == 0
         nursery.cancel_scope.cancel()
@@ -167,7 +167,7 @@ async def test_one_end_that_fails_leaves_the_next_to_be_told(it: Setting, expect
         it.watch(nursery)
         it.kernel.table.clear()
         for directory in ("/a", "/b"):
-            it.kernel.ends.end(directory)
+            it.kernel.unmount_events.end(directory)
         await wait_all_tasks_blocked()
         assert it.remains == (0, 0, 0, 0)
         nursery.cancel_scope.cancel()

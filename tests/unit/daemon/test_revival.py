@@ -52,7 +52,7 @@ async def test_a_mount_that_never_noticed(it: Setting) -> None:
         (live,) = it.images.made
         assert it.mounts.live[number].live is live  # type: ignore[comparison-overlap]
         it.kernel.table.clear()
-        it.kernel.ends.end(ROOT)
+        it.kernel.unmount_events.end(ROOT)
         await wait_all_tasks_blocked()
         assert it.remains == (0, 0, 0, 0) and live.uses.count == 0
 
@@ -158,7 +158,7 @@ async def test_a_mount_that_ends_before_its_image_lives(it: Setting) -> None:
     async with begun(it):
         await wait_all_tasks_blocked()
         it.kernel.table.clear()
-        it.kernel.ends.end(ROOT)
+        it.kernel.unmount_events.end(ROOT)
         await wait_all_tasks_blocked()
         it.images.gate.set()
         await wait_all_tasks_blocked()

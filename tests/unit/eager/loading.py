@@ -34,7 +34,7 @@ APP: list[Item] = [
 ]
 
 
-class Told(list[Note | Progress]):
+class Reports(list[Note | Progress]):
     """What was told of the progress."""
 
     async def __call__(self, report: Note | Progress) -> None:
@@ -50,11 +50,13 @@ class Told(list[Note | Progress]):
         return {report.task: (report.done_bytes, report.total) for report in self if isinstance(report, Progress)}
 
 
-async def load(place: Place, store: Store, told: Told | None = None, *, lazy_only: bool = False) -> tuple[Layer, ...]:
+async def load(place: Place, store: Store, reports: Reports | None = None, *, lazy_only: bool = False) -> tuple[Layer, ...]:
     """The layers of `v1`."""
     image = await resolve_image(place, "v1", LINUX, store)
     place.done.clear()
-    return await load_image_layers(place, store, image, lazy_only=lazy_only, progress=told if told is not None else Told())
+    return await load_image_layers(
+        place, store, image, lazy_only=lazy_only, progress=reports if reports is not None else Reports()
+    )
 
 
 def content(store: Store, entry: Entry) -> bytes:

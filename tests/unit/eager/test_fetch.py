@@ -17,9 +17,9 @@ import zstandard
 from lazyfs.eager import blob as whole_blob
 from lazyfs.eager.fetch import fetch_tar
 from lazyfs.errors import DigestMismatch, InvalidInput, StoreFull, Unreachable
+from lazyfs.format.budget import PARSING, parsing_budget
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor
-from lazyfs.format.room import PARSING, parsing_room
 from lazyfs.image.layer import Whole
 from lazyfs.store.partial_blobs import PartialBlob
 from lazyfs.store.store import Store
@@ -254,7 +254,7 @@ async def test_large_window_waits_for_room(
         found.append(await fetch(source, store))
 
     async with trio.open_nursery() as nursery:
-        async with parsing_room().hold(PARSING):
+        async with parsing_budget().hold(PARSING):
             nursery.start_soon(go_on)
             with trio.move_on_after(0.3 if waits else 30):
                 while not found:  # noqa: ASYNC110  a thread sets no event of ours

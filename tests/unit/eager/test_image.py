@@ -33,15 +33,15 @@ from lazyfs.vfs.tree import Tree
 from tests.conftest import LogWatch
 from tests.unit.converter.making import LAYERS, Item, tar_of
 from tests.unit.converter.places import Place, converted, request
-from tests.unit.eager.loading import APP, BASE, LARGE, LINUX, Told, asks_for_layers, content, here, kept, load
+from tests.unit.eager.loading import APP, BASE, LARGE, LINUX, Reports, asks_for_layers, content, here, kept, load
 from tests.unit.eager.model import Model, Refused
 
 
 async def test_ordinary_image_is_fetched_whole(store: Store) -> None:
     """Its files are here, its names in their real places, and the user is told what a conversion would have saved."""
-    place, told = Place(), Told()
+    place, reports = Place(), Reports()
     place.add_image(tar_of(BASE), tar_of(APP))
-    base, app = await load(place, store, told)
+    base, app = await load(place, store, reports)
     assert here(store, (base, app))
     assert {entry.name: content(store, entry) for entry in base.entries if entry.size} == {
         b"usr/lib/large": LARGE,
@@ -60,10 +60,10 @@ async def test_ordinary_image_is_fetched_whole(store: Store) -> None:
     assert [layer.reason for layer in (base, app)] == [
         "has no annotation containerd.io/snapshot/stargz/toc.digest: its manifest names no TOC digest"
     ] * 2
-    first, second = told.notes
+    first, second = reports.notes
     assert "layer 1 of 2 (sha256:" in first and f"{base.descriptor.size / 1e6:.1f} MB are fetched whole" in first
     assert f"`lazyfs convert memory:place@{place.documents['v1'].digest} DST`" in second
-    assert told.bars == {
+    assert reports.bars == {
         "layer 1 of 2: fetching": (base.descriptor.size, base.descriptor.size),
         "layer 1 of 2: unpacking": (len(LARGE) + 3, len(LARGE) + 3),
         "layer 2 of 2: fetching": (app.descriptor.size, app.descriptor.size),
@@ -103,12 +103,12 @@ async def test_files_are_the_objects_of_a_converted_image(store: Store) -> None:
 
 async def test_what_is_here_is_not_fetched_again(store: Store) -> None:
     """Not even the source is needed, given the digest; and nothing is told."""
-    place, told = Place(), Told()
+    place, reports = Place(), Reports()
     place.add_image(tar_of(BASE), tar_of(APP))
     first = await load(place, store)
     assert len(asks_for_layers(place)) >= 2
-    assert await load(place, store, told) == first
-    assert not place.done and not told
+    assert await load(place, store, reports) == first
+    assert not place.done and not reports
 
 
 async def test_layer_on_another_base_is_another_layer(store: Store) -> None:
@@ -132,11 +132,11 @@ async def test_ordinary_layer_over_a_lazy_one(store: Store) -> None:
     (diff_id,) = lazy.config()["rootfs"]["diff_ids"]
     upper = tar_of(APP)
     lazy.add_manifest([described, lazy.add_blob(gzip.compress(upper), OCI_LAYER_GZIP)], [diff_id, digest_of(upper)])
-    told = Told()
-    base, app = await load(lazy, store, told)
+    reports = Reports()
+    base, app = await load(lazy, store, reports)
     assert base.whole is None and not base.reason and app.whole is not None
     assert [name for name in (entry.name for entry in app.entries) if name.endswith(b"app")] == [b"usr/lib/app"]
-    assert len(told.notes) == 1 and "layer 2 of 2" in told.notes[0]
+    assert len(reports.notes) == 1 and "layer 2 of 2" in reports.notes[0]
     assert not here(store, (base,)) and here(store, (app,))
 
 
@@ -157,9 +157,9 @@ async def test_a_toc_that_the_manifest_does_not_name_is_no_toc(store: Store, cla
     with pytest.raises(DigestMismatch, match="hashes to"):
         await load(lazy, store)
     lazy.blobs[described["digest"]] = right
-    told = Told()
-    (layer,) = await load(lazy, store, told)
-    assert layer.whole is not None and word in layer.reason and word in told.notes[0]
+    reports = Reports()
+    (layer,) = await load(lazy, store, reports)
+    assert layer.whole is not None and word in layer.reason and word in reports.notes[0]
     assert here(store, (layer,))
     with pytest.raises(InvalidInput):
         await load(lazy, store, lazy_only=True)
@@ -194,19 +194,19 @@ async def test_two_who_want_the_same_layer_fetch_it_once(store: Store, tmp_path:
     place.add_image(tar_of(BASE), tar_of(APP))
     image = await resolve_image(place, "v1", LINUX, store)
     place.done.clear()
-    told = Told()
+    reports = Reports()
     found: list[tuple[Layer, ...]] = []
 
     async def one(store: Store) -> None:
-        found.append(await load_image_layers(place, store, image, lazy_only=False, progress=told))
+        found.append(await load_image_layers(place, store, image, lazy_only=False, progress=reports))
 
     with Store.open(tmp_path / "store") as other:
         async with trio.open_nursery() as nursery:
             for it in (store, store, other):
                 nursery.start_soon(one, it)
     assert found[0] == found[1] == found[2]
-    assert sum("is not lazy" in note for note in told.notes) == 2
-    assert any("waiting for layer" in note for note in told.notes)
+    assert sum("is not lazy" in note for note in reports.notes) == 2
+    assert any("waiting for layer" in note for note in reports.notes)
 
 
 async def test_layers_in_another_order_wait_for_each_other_without_end(store: Store) -> None:
@@ -218,7 +218,7 @@ async def test_layers_in_another_order_wait_for_each_other_without_end(store: St
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             for image in images * 2:
-                nursery.start_soon(partial(load_image_layers, place, store, image, lazy_only=False, progress=Told()))
+                nursery.start_soon(partial(load_image_layers, place, store, image, lazy_only=False, progress=Reports()))
 
 
 async def test_document_that_was_damaged_is_made_again(store: Store, expect_log: Any) -> None:
@@ -253,7 +253,7 @@ async def test_server_that_sends_whole_blobs_only(store: Store, monkeypatch: pyt
 
 async def test_registry_without_ranges_gives_its_lazy_layers_whole(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Verified as any whole layer, with a note that says why and proposes no conversion; --lazy-only refuses. Once here, it stays."""
-    place, target, told = Place(), Place(), Told()
+    place, target, reports = Place(), Place(), Reports()
     place.add_image(tar_of(BASE), tar_of(APP))
     await converted(place, target, request(chunk_size=4 << 20))
     right = target.open_range
@@ -266,11 +266,11 @@ async def test_registry_without_ranges_gives_its_lazy_layers_whole(store: Store,
     monkeypatch.setattr(target, "open_range", refuse)
     with pytest.raises(NotLazy, match=r"cannot be mounted lazily: blob B.*whole blob \(layer 1 of 2\).*serves byte ranges"):
         await load(target, store, lazy_only=True)
-    large, small = await load(target, store, told)
+    large, small = await load(target, store, reports)
     assert here(store, (large,)) and LARGE in [content(store, entry) for entry in large.entries]
     assert large.reason.endswith("in ranges: blob B: registry.test answers a request for its end with the whole blob")
     assert not small.reason, "its end is all of it"
-    assert len(told.notes) == 1 and "lazyfs convert" not in told.notes[0]
+    assert len(reports.notes) == 1 and "lazyfs convert" not in reports.notes[0]
     target.done.clear()
     assert await load(target, store) == (large, small) and not asks_for_layers(target)
 

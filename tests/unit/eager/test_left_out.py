@@ -14,7 +14,7 @@ from lazyfs.store.store import Store
 from tests.bad.oci import toc_tar
 from tests.unit.converter.making import Item, tar_of
 from tests.unit.converter.places import Place
-from tests.unit.eager.loading import Told, content, load
+from tests.unit.eager.loading import Reports, content, load
 
 
 def reg(name: bytes, data: bytes = b"") -> Item:
@@ -23,15 +23,15 @@ def reg(name: bytes, data: bytes = b"") -> Item:
 
 async def test_what_a_whole_layer_leaves_out_is_noted(store: Store) -> None:
     """Entries below whiteouts' names, and files under the format's own; AUFS' metadata is nothing to tell, and its links are files."""
-    place, told = Place(), Told()
+    place, reports = Place(), Reports()
     aufs = [reg(b".wh..wh.aufs"), reg(b".wh..wh.plnk/1", b"linked"), (Entry(b"l", "hardlink", link=b".wh..wh.plnk/1"), b"")]
     place.add_image(tar_of(aufs), tar_of([reg(b".wh.d/x", b"1"), reg(b"stargz.index.json", b"mine"), reg(b"a", b"2")]))
-    lower, upper = await load(place, store, told)
+    lower, upper = await load(place, store, reports)
     assert [(entry.name, content(store, entry)) for entry in lower.entries] == [(b"l", b"linked")]
     assert [entry.name for entry in upper.entries] == [b"a"]
     below = "left out one entry below names that begin with .wh., which a full pull shows: '.wh.d/x'"
     own = "left out what the image has under names that belong to the format: '/stargz.index.json'"
-    assert told.notes[2:] == [f"layer {upper.digest[:19]}: {below}; {own}"]
+    assert reports.notes[2:] == [f"layer {upper.digest[:19]}: {below}; {own}"]
 
 
 async def test_what_a_lazy_layer_leaves_out_is_noted(store: Store) -> None:
@@ -41,7 +41,7 @@ async def test_what_a_lazy_layer_leaves_out_is_noted(store: Store) -> None:
     blob = compress_member(toc_tar(toc)) + build_footer(0)
     place.add_manifest([place.add_blob(blob, OCI_LAYER_GZIP, annotations={TOC_DIGEST: digest_of(toc)})], [digest_of(b"")])
     for lazy_only in (False, True):
-        told = Told()
-        (layer,) = await load(place, store, told, lazy_only=lazy_only)
+        reports = Reports()
+        (layer,) = await load(place, store, reports, lazy_only=lazy_only)
         assert [entry.name for entry in layer.entries] == [b"a"]
-        assert [note.rpartition(": ")[2] for note in told.notes] == ["'.wh.d/x'"]
+        assert [note.rpartition(": ")[2] for note in reports.notes] == ["'.wh.d/x'"]

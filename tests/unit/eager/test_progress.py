@@ -11,12 +11,12 @@ from lazyfs.reports.steps import Note, Progress
 
 async def test_what_moves_is_told_a_few_times_a_second(autojump_clock: trio.testing.MockClock) -> None:
     """Many steps are one report, and what stands still is told once."""
-    told: list[Note | Progress] = []
+    reports: list[Note | Progress] = []
 
-    async def tell(report: Note | Progress) -> None:
-        told.append(report)
+    async def notify(report: Note | Progress) -> None:
+        reports.append(report)
 
-    bars = Bars(tell)
+    bars = Bars(notify)
     step = bars.begin("a", 100)
     bars.begin("b", 7)
     with trio.move_on_after(2):
@@ -28,8 +28,8 @@ async def test_what_moves_is_told_a_few_times_a_second(autojump_clock: trio.test
             await trio.sleep(0.5)
             step(50)
             await trio.sleep_forever()
-    await bars.tell()
-    assert told == [
+    await bars.report()
+    assert reports == [
         Progress("a", 0, 100),
         Progress("b", 0, 7),
         Progress("a", 50, 100),

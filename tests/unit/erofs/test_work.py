@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lazyfs.erofs.work import Build, Built, Failed, Read, Told, Worker, publish
+from lazyfs.erofs.work import Build, Built, Failed, NeededBelow, Read, Worker, publish
 from lazyfs.format.digest import digest_of
 from lazyfs.format.entry import Entry
 from lazyfs.format.toc_json import encode_toc
@@ -26,8 +26,8 @@ def read(folder: Path, data: bytes) -> Read:
 def test_reads_tells_and_builds(tmp_path: Path) -> None:
     """The image is the writer's, with what was inherited, read-only, and nothing else is in the folder."""
     worker = Worker()
-    told = worker.answer(read(tmp_path, encode_toc(ENTRIES, None)))
-    assert told == Told((b"",), opaque=True)  # under an opaque root nothing else is taken from below
+    implied = worker.answer(read(tmp_path, encode_toc(ENTRIES, None)))
+    assert implied == NeededBelow((b"",), opaque=True)  # under an opaque root nothing else is taken from below
     (tmp_path / "erofs").mkdir()
     root = Entry(b"", "dir", uid=9)
     built = worker.answer(Build(str(tmp_path / "erofs"), "1-name", ((b"", root),)))
@@ -46,7 +46,7 @@ def test_a_document_that_is_gone_or_another_fails_in_words(tmp_path: Path, damag
     damage(tmp_path / "document")  # type: ignore[operator]
     answer = worker.answer(order)
     assert isinstance(answer, Failed) and answer.kind == kind and "document" in answer.message + str(order.path)
-    assert isinstance(worker.answer(read(tmp_path, encode_toc(ENTRIES, None))), Told)
+    assert isinstance(worker.answer(read(tmp_path, encode_toc(ENTRIES, None))), NeededBelow)
 
 
 def test_a_hostile_document_fails_in_words(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_hostile_document_fails_in_words(tmp_path: Path) -> None:
     answer = worker.answer(read(tmp_path, b'{"version": 2, "entries": []}'))
     assert isinstance(answer, Failed) and answer.kind == "InvalidToc" and "version 2" in answer.message
     large = Entry(b"f", "reg", xattrs=((b"user.x", bytes(65536)),))
-    assert isinstance(worker.answer(read(tmp_path, encode_toc([large], None))), Told)
+    assert isinstance(worker.answer(read(tmp_path, encode_toc([large], None))), NeededBelow)
     answer = worker.answer(Build(str(tmp_path), "1-name", ()))
     assert isinstance(answer, Failed) and "65535" in answer.message and "portable" in answer.hint
     assert os.listdir(tmp_path) == ["document"]
@@ -67,7 +67,7 @@ def test_a_layer_that_implies_a_host_of_directories_is_refused(tmp_path: Path) -
     hostile = [Entry(b"%d/" % number + deep + b"f", "reg") for number in range(9)]
     answer = Worker().answer(read(tmp_path, encode_toc(hostile, None)))
     assert isinstance(answer, Failed) and "implies 18" in answer.message
-    assert isinstance(Worker().answer(read(tmp_path, encode_toc(hostile[:3], None))), Told)
+    assert isinstance(Worker().answer(read(tmp_path, encode_toc(hostile[:3], None))), NeededBelow)
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:

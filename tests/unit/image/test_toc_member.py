@@ -11,7 +11,7 @@ import pytest
 
 from lazyfs.errors import InvalidInput, InvalidToc
 from lazyfs.format import estargz
-from lazyfs.format.dialect import Place
+from lazyfs.format.dialect import TocLocation
 from lazyfs.format.digest import digest_of
 from lazyfs.format.estargz import ESTARGZ, TOC_DIGEST
 from lazyfs.format.footer import FOOTER_SIZE, build_footer
@@ -59,7 +59,7 @@ def test_a_member_that_is_far_longer_than_its_json() -> None:
     """A footer may point anywhere: 256 MiB for a TOC of 300 bytes are no TOC."""
     begin = member(300)
     with pytest.raises(InvalidToc, match="the compressed TOC has 200000000 bytes, more than its JSON of 300 bytes can take"):
-        TocMember(ESTARGZ, Place(0, 200_000_000, 0), "layer 1", begin)
+        TocMember(ESTARGZ, TocLocation(0, 200_000_000, 0), "layer 1", begin)
 
 
 def blob_of(toc: bytes, level: int) -> tuple[bytes, int]:

@@ -1,4 +1,4 @@
-"""What the kernel tells of FUSE connections where there is none; with one, tests/integration/test_greeting.py."""
+"""What the kernel tells of FUSE connections where there is none; with one, tests/integration/test_init_record.py."""
 
 from __future__ import annotations
 

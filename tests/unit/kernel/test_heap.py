@@ -8,7 +8,7 @@ import sys
 PROGRAM = """
 import re
 from pathlib import Path
-from lazyfs.kernel.heap import give_back
+from lazyfs.kernel.heap import trim_heap
 
 def resident():
     return int(re.search(r"RssAnon:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
@@ -18,7 +18,7 @@ blocks = [bytes(4000) for _ in range(10_000)]
 kept = blocks[::20]
 del blocks
 held = resident() - before
-give_back()
+trim_heap()
 print(held, resident() - before)
 """
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lazyfs.kernel import mountinfo
-from lazyfs.kernel.mountinfo import Mount, mounted_at, mounts
+from lazyfs.kernel.mountinfo import MountInfo, mounted_at, mounts
 
 TABLE = rb"""27 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw,discard
 45 27 0:39 / /mnt/with\040blank\012line rw,relatime - overlay lazyfs:an\040image ro,lowerdir+=/a\054b\134,lowerdir+=/c,datadir+=/d\075,metacopy=on
@@ -31,7 +31,7 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_fields(table: None) -> None:
     """Optional fields are passed over, octal numbers are bytes, and commas separate options only where the kernel wrote them."""
     root, overlay, fuse, *_ = mounts()
-    assert root == Mount(Path("/"), "254:0", "ext4", "/dev/root", ("rw", "discard"))
+    assert root == MountInfo(Path("/"), "254:0", "ext4", "/dev/root", ("rw", "discard"))
     assert (overlay.path, overlay.source) == (Path("/mnt/with blank\nline"), "lazyfs:an image")
     assert overlay.values("lowerdir+") == ["/a,b\\", "/c"]
     assert overlay.values("datadir+") == ["/d="]

@@ -9,7 +9,7 @@ from lazyfs.errors import InvalidTar
 from lazyfs.format.entry import OWN_NAMES, Entry
 from lazyfs.format.whiteout import LeftOut
 from lazyfs.layertar.layer_index import index_layer
-from lazyfs.layertar.tree import Tree
+from lazyfs.layertar.tree import LowerTree
 from tests.tars import read
 from tests.unit.converter.making import LAYERS, Item, convert_tar, tar_of
 from tests.unit.eager.model import Model, Refused
@@ -33,7 +33,7 @@ def hardlink(name: bytes, target: bytes) -> Item:
 
 def outcome(*layers: list[Item]) -> list[tuple[bytes, str, bytes]]:
     """Name, type and content or link of what the converted topmost layer holds, without the landmark."""
-    tree = Tree()
+    tree = LowerTree()
     for number, layer in enumerate(layers):
         converted = convert_tar(tar_of(layer), tree, number)
     return [(entry.name, entry.type, data or entry.link) for entry, data in converted.items if entry.name not in OWN_NAMES]
@@ -43,7 +43,7 @@ def outcome(*layers: list[Item]) -> list[tuple[bytes, str, bytes]]:
 @settings(max_examples=400)
 def test_converted_layers_unpack_to_the_same_tree(layers: list[list[Item]]) -> None:
     """Against the model: same types, owners, times, contents and hard links; and what it refuses, we refuse."""
-    tree, before, after = Tree(), Model(), Model()
+    tree, before, after = LowerTree(), Model(), Model()
     for number, layer in enumerate(layers):
         tar = tar_of(layer)
         try:
@@ -63,7 +63,7 @@ def test_converted_layers_unpack_to_the_same_tree(layers: list[list[Item]]) -> N
 @given(LAYERS)
 def test_a_converted_layer_is_consistent_in_itself(layers: list[list[Item]]) -> None:
     """Each name once, parents before what they hold, targets before links, whiteouts before what has their name."""
-    tree = Tree()
+    tree = LowerTree()
     for number, layer in enumerate(layers):
         try:
             converted = convert_tar(tar_of(layer), tree, number)
@@ -86,7 +86,7 @@ def test_a_converted_layer_is_consistent_in_itself(layers: list[list[Item]]) -> 
 def test_implied_directories_are_what_the_layers_below_say() -> None:
     """Owner, mode, time and attributes; root's, 0755 and 1970 where nobody says anything."""
     below = [folder(b"a", 0o700, 33, 5, ((b"user.k", b"v"),)), folder(b"a/b", 0o711)]
-    tree = Tree()
+    tree = LowerTree()
     convert_tar(tar_of(below), tree)
     converted = convert_tar(tar_of([reg(b"a/b/x"), reg(b"new/y")]), tree, 1)
     assert [entry for entry, _ in converted.items if entry.type == "dir"] == [
@@ -109,7 +109,7 @@ def test_a_directory_that_was_removed_is_implied_anew() -> None:
         (b"b/c", "dir", b""),
         (b"b/c/x", "reg", b""),
     ]
-    tree = Tree()
+    tree = LowerTree()
     convert_tar(tar_of(below), tree)
     converted = convert_tar(tar_of([reg(b".wh.a"), reg(b"a/x"), reg(b"b/.wh..wh..opq"), reg(b"b/c/x")]), tree, 1)
     assert {entry.name: entry.mode for entry, _ in converted.items if entry.type == "dir"} == {
@@ -133,7 +133,7 @@ def test_a_directory_removed_and_made_anew_is_opaque() -> None:
 def test_a_link_below_that_becomes_a_directory_hides_nothing_behind_it() -> None:
     """Overlayfs marks the new directory opaque: that is about the directory, not about where the link led."""
     below = [folder(b"d"), reg(b"d/kept"), symlink(b"l", b"d")]
-    tree, model = Tree(), Model()
+    tree, model = LowerTree(), Model()
     model.unpack(convert_tar(tar_of(below), tree).items)
     model.unpack(convert_tar(tar_of([folder(b"l"), reg(b"l/.wh..wh..opq"), reg(b"l/x")]), tree, 1).items)
     assert sorted(model.tree()) == [b"d", b"d/kept", b"l", b"l/x"]
@@ -232,7 +232,7 @@ def test_what_a_link_leads_below_a_whiteout_is_left_out() -> None:
     """As an entry that is spelled so: no runtime but a full pull shows it, and that one by a directory named like a whiteout."""
     left_out = LeftOut()
     layer = read(tar_of([symlink(b"l", b".wh.d/e"), reg(b"l/x"), reg(b"l/.wh.y"), reg(b"a")]))
-    index = index_layer(Tree(), layer, 0, "layer", left_out)
+    index = index_layer(LowerTree(), layer, 0, "layer", left_out)
     assert set(index.inodes) == {b"l", b"a"} and not index.markers
     assert (left_out.below, left_out.first) == (1, b"l/x")
 
@@ -248,7 +248,7 @@ def test_a_device_0_0_is_no_name_to_the_layers_above() -> None:
     """To overlayfs it is a whiteout: the next layer may make a directory there, which shows nothing of those below."""
     device = (Entry(b"d", "char"), b"")
     assert outcome([folder(b"d", 0o700), reg(b"d/x")], [device], [reg(b"d/y")]) == [(b"d", "dir", b""), (b"d/y", "reg", b"")]
-    tree = Tree()
+    tree = LowerTree()
     tree.put([Entry(b"d/x", "reg"), Entry(b"e", "reg")], 0)
     tree.put([Entry(b"d", "char"), Entry(b"e", "hardlink", link=b"d")], 1)
     assert tree.root.children == {}
@@ -267,12 +267,12 @@ def test_a_device_0_0_is_no_name_to_the_layers_above() -> None:
 def test_what_no_runtime_unpacks_is_refused(layer: list[Item], message: str) -> None:
     """With the layer, the name and the reason."""
     with pytest.raises(InvalidTar, match=f"^layer 7: .*{message}"):
-        index_layer(Tree(), read(tar_of(layer)), 7, "layer 7")
+        index_layer(LowerTree(), read(tar_of(layer)), 7, "layer 7")
 
 
 def test_a_link_below_is_no_target() -> None:
     """A hard link cannot name a file of a lower layer."""
-    tree = Tree()
+    tree = LowerTree()
     convert_tar(tar_of([symlink(b"l", b"d"), folder(b"d"), reg(b"d/a")]), tree)
     with pytest.raises(InvalidTar, match="not an earlier file"):
         convert_tar(tar_of([reg(b"l/b"), hardlink(b"x", b"l/b"), hardlink(b"y", b"d/a")]), tree, 1)

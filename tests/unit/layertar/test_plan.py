@@ -9,7 +9,7 @@ from lazyfs.errors import InvalidTar
 from lazyfs.format.entry import Entry
 from lazyfs.layertar.layer_index import index_layer
 from lazyfs.layertar.plan import plan_layer
-from lazyfs.layertar.tree import Tree
+from lazyfs.layertar.tree import LowerTree
 from tests.tars import read
 from tests.unit.converter.making import LAYERS, Item, tar_of
 
@@ -28,7 +28,7 @@ FILES: list[Item] = [
 
 def order(layer: list[Item], *prioritized: bytes) -> list[bytes]:
     """The names in the order of the plan."""
-    index = index_layer(Tree(), read(tar_of(layer)), 0, "layer")
+    index = index_layer(LowerTree(), read(tar_of(layer)), 0, "layer")
     return [planned.entry.name for planned in plan_layer(index, prioritized)]
 
 
@@ -72,7 +72,7 @@ def test_an_empty_layer_is_a_landmark() -> None:
 @given(LAYERS, st.data())
 def test_whatever_is_prioritised_nothing_is_lost(layers: list[list[Item]], data: st.DataObject) -> None:
     """Each entry once, and the order of those that are not prioritised stays."""
-    tree = Tree()
+    tree = LowerTree()
     for number, layer in enumerate(layers):
         try:
             index = index_layer(tree, read(tar_of(layer)), number, "layer")

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from lazyfs.kernel.mountinfo import Mount
+from lazyfs.kernel.mountinfo import MountInfo
 from lazyfs.mount import table
 from lazyfs.mount.table import Mounted, find_mount
 
 
-def table_of(monkeypatch: pytest.MonkeyPatch, *mounts: Mount) -> None:
+def table_of(monkeypatch: pytest.MonkeyPatch, *mounts: MountInfo) -> None:
     """What the kernel's table shall hold."""
     monkeypatch.setattr(table, "mounts", lambda: list(mounts))
 
@@ -36,19 +36,19 @@ def test_the_uppermost_of_two_mounts_is_meant(tmp_path: Path, monkeypatch: pytes
     assert find_mount(tmp_path) == above
 
 
-def overlay(path: Path, *options: str, source: str = "lazyfs:oci:/image@sha256:0") -> Mount:
-    return Mount(path, "0:99", "overlay", source, options)
+def overlay(path: Path, *options: str, source: str = "lazyfs:oci:/image@sha256:0") -> MountInfo:
+    return MountInfo(path, "0:99", "overlay", source, options)
 
 
 def test_both_kinds_are_ours_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """A native mount names its store, where the kernel's table does; the gate and other people's overlays are not ours."""
     table_of(
         monkeypatch,
-        Mount(Path("/a"), "0:1", "fuse.lazyfs", "docker://image", ("rw", "user_id=1000")),
+        MountInfo(Path("/a"), "0:1", "fuse.lazyfs", "docker://image", ("rw", "user_id=1000")),
         overlay(Path("/b"), "ro", "lowerdir+=/s/layers/x", "datadir+=/s/objects", "datadir+=/s/gate", "datadir+=/s/arrived"),
         overlay(Path("/c"), "ro", "datadir+=/proc/self/fd/7"),
         overlay(Path("/d"), "rw", source="overlay"),
-        Mount(Path("/s/gate"), "0:2", "fuse.lazyfs-gate", "lazyfsd", ()),
+        MountInfo(Path("/s/gate"), "0:2", "fuse.lazyfs-gate", "lazyfsd", ()),
     )
     assert table.our_mounts() == [
         Mounted(Path("/a"), "0:1", "docker://image", 1000),

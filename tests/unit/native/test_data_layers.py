@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lazyfs.kernel.mountinfo import Mount
+from lazyfs.kernel.mountinfo import MountInfo
 from lazyfs.native.data_layers import data_layers, is_of, store_of, whole_files
 
 STORE = Path("/var/lib/lazyfs")
 
 
-def overlay(*data: str, kind: str = "overlay") -> Mount:
+def overlay(*data: str, kind: str = "overlay") -> MountInfo:
     """A row of the kernel's table."""
-    return Mount(Path("/mnt"), "0:50", kind, "lazyfs:x", ("ro", *(f"datadir+={path}" for path in data)))
+    return MountInfo(Path("/mnt"), "0:50", kind, "lazyfs:x", ("ro", *(f"datadir+={path}" for path in data)))
 
 
 def test_the_order_of_lookup() -> None:

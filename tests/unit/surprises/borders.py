@@ -15,7 +15,7 @@ from lazyfs.containerd.relay import relay
 from lazyfs.daemon import plugin, pulling, watchdog
 from lazyfs.daemon.client import Client
 from lazyfs.daemon.config import Config
-from lazyfs.daemon.control import Carry, Tell, serve_control
+from lazyfs.daemon.control import Carry, Notify, serve_control
 from lazyfs.daemon.fdstore import FdStore
 from lazyfs.daemon.first_looks import FirstLooks
 from lazyfs.daemon.holding import SOCKET_NAME
@@ -107,7 +107,7 @@ async def _ordered(it: Scene, carry: Carry, order: Any) -> list[Any]:
 async def accepted(it: Scene) -> None:
     """An accept that fails is tried again: both are answered."""
 
-    async def carry(order: Order, tell: Tell) -> Result:
+    async def carry(order: Order, notify: Notify) -> Result:
         return DONE
 
     assert await _ordered(it, carry, PruneOrder()) == [DONE, DONE]
@@ -116,7 +116,7 @@ async def accepted(it: Scene) -> None:
 async def cut_off(it: Scene) -> None:
     """A client that has said nothing yet sees the end of its connection; the next one is answered."""
 
-    async def carry(order: Order, tell: Tell) -> Result:
+    async def carry(order: Order, notify: Notify) -> Result:
         return DONE
 
     listener = _listener(it, it.folder / SOCKET_NAME)
@@ -134,7 +134,7 @@ async def cut_off(it: Scene) -> None:
 async def connected(it: Scene) -> None:
     """One client is told, or cut off; the next one is answered, and neither counts as a user afterwards."""
 
-    async def carry(order: Order, tell: Tell) -> Result:
+    async def carry(order: Order, notify: Notify) -> Result:
         await trio.sleep(0.01)
         return DONE
 
@@ -203,7 +203,7 @@ async def ended(it: Scene) -> None:
     bell = os.eventfd(1)
     it.stack.callback(os.close, bell)
 
-    class Ends:
+    class UnmountEvents:
         def __init__(self) -> None:
             self.left = [[1, 2]]
 
@@ -215,7 +215,7 @@ async def ended(it: Scene) -> None:
             return self.left.pop()
 
     life, catalog = Life(service=True), Catalog()
-    anything = cast("Any", Ends())
+    anything = cast("Any", UnmountEvents())
     overlays = Overlays(store.directory.path, LayerMounts(store.directory.path))
     mounts = Mounts(overlays, state, catalog, cast("Any", _Images()), Recordings(store), anything, anything, life)
     live = {}

@@ -105,7 +105,7 @@ async def lazyfsd(it: Scene, *, is_service: bool = True) -> AsyncIterator[Lazyfs
             lambda: running.service.mounts.live and all(each.row.trouble for each in running.service.mounts.live.values())
         )
         yield running
-        running.service._life.told.set()
+        running.service._life.stop_requested.set()
         with trio.fail_after(PATIENCE):
             await running.ended.wait()
         nursery.cancel_scope.cancel()

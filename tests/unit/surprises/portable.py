@@ -21,14 +21,14 @@ from tests.unit.fetch.scripted import FILES, ScriptedSource, make_layer
 from tests.unit.surprises.scene import PATIENCE, Scenario, Scene, until
 
 
-class Told:
+class ScriptedReporter:
     """A parent that waits."""
 
     def __init__(self) -> None:
         self.reports: list[object] = []
         self.is_let_go = trio.Event()
 
-    def tell(self, report: object) -> bool:
+    def send(self, report: object) -> bool:
         self.reports.append(report)
         return True
 
@@ -42,7 +42,7 @@ def mounted(kind: str) -> Scenario:
     async def scenario(it: Scene) -> None:
         layer, blob = make_layer(FILES[:20])
         it.store().close()
-        unmounted, told, found = trio.Event(), Told(), []
+        unmounted, reporter, found = trio.Event(), ScriptedReporter(), []
         make = mount.PortableMount
 
         def known(*arguments: Any) -> mount.PortableMount:
@@ -81,12 +81,12 @@ def mounted(kind: str) -> Scenario:
         request = MountRequest(reference, Path("/nowhere"), it.folder / "store", cast("Any", None), cast("Any", None), "wait")
         with trio.fail_after(PATIENCE):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(mount._serve, request, told)
-                await told.is_let_go.wait()
+                nursery.start_soon(mount._serve, request, reporter)
+                await reporter.is_let_go.wait()
                 if kind != "last sync":
                     await until(it.failures.counts)
                     assert b'failures":{"' in await found[0].status()
-                assert told.reports
+                assert reporter.reports
                 unmounted.set()
 
     return scenario

@@ -83,7 +83,7 @@ TABLE: dict[str, Entry] = {
     "daemon/mounts.py Mounts.watch: end of a mount": supervised("end of a mount", borders.ended),
     "daemon/plugin.py Plugin.serve: import ahead": supervised("import ahead", borders.plugged),
     "daemon/plugin.py Plugin.serve: relay": supervised("relay", borders.plugged),
-    "daemon/pulling.py Pulling.pull: _tell_all": supervised("order", borders.pulled),
+    "daemon/pulling.py Pulling.pull: _forward": supervised("order", borders.pulled),
     "daemon/revival.py Revival.begin: revival": supervised("revival", lazyfsd.goes_on("revival")),
     **{
         f"daemon/service.py Service.begin: {kind}": supervised(kind, lazyfsd.goes_on(kind))
@@ -105,9 +105,9 @@ TABLE: dict[str, Entry] = {
     "daemon/watchdog.py feed: _note": supervised("watchdog", borders.watched),
     "eager/blob.py BlobReader._begin: ahead.fetch": inside(IMAGES, fetching.loaded),
     "eager/loading.py _Job._keep: keep_some": inside(IMAGES, fetching.loaded),
-    "eager/loading.py bring: run_in_order": inside(IMAGES, fetching.loaded),
+    "eager/loading.py fetch_layers: run_in_order": inside(IMAGES, fetching.loaded),
     "layertar/in_order.py run_in_order: run": inside(IMAGES, fetching.loaded),
-    "eager/loading.py bring: place.bars.run": inside(IMAGES, fetching.loaded),
+    "eager/loading.py fetch_layers: context.bars.run": inside(IMAGES, fetching.loaded),
     "fetch/fetcher.py Fetcher._begin: fetch": supervised("fetch", fetching.fetched),
     "fetch/transfer.py Transfer._fetch_batches: self._unpack": supervised("fetch", fetching.unpacked),
     "fuse/loop.py serve: _cancel_at_end": root(fetching.looped),

@@ -26,7 +26,7 @@ from lazyfs.layertar.cut import every
 from lazyfs.layertar.layer_index import index_layer
 from lazyfs.layertar.plan import plan_layer
 from lazyfs.layertar.spool import Spool, unpack
-from lazyfs.layertar.tree import Tree
+from lazyfs.layertar.tree import LowerTree
 from lazyfs.verify.layer import LayerFindings, verify_layer
 from tests.dialect.front import FRONT
 from tests.dialect.writing import fronted
@@ -64,7 +64,7 @@ def convert(tar: bytes) -> bytes:
 
     members = list(read_tar(read_at, len(tar), len(tar), "x"))
     with ThreadPoolExecutor(1) as threads:
-        plan = plan_layer(index_layer(Tree(), members, 0, "x"))
+        plan = plan_layer(index_layer(LowerTree(), members, 0, "x"))
         file, _ = write_layer(plan, read_at, Style(every(4096), 6), threads, 1, lambda count: None)
     with file:
         file.seek(0)

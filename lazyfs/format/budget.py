@@ -24,25 +24,25 @@ _TOC_WEIGHT: Final = 12
 """What the entries of a TOC take at the most, in bytes for each byte of its JSON."""
 
 
-def room_for_toc(json_size: int, arrived: int) -> int:
+def toc_memory(json_size: int, arrived: int) -> int:
     """Bytes that parsing a TOC may take: its text, and its entries, which its member's `arrived` bytes bound as well."""
     return json_size + min(_TOC_WEIGHT * json_size, DESCRIPTION + DESCRIPTION_RATIO * arrived)
 
 
-class Held:
+class Reservation:
     """Room that somebody holds."""
 
-    def __init__(self, room: Room, size: int) -> None:
-        self._room = room
+    def __init__(self, budget: Budget, size: int) -> None:
+        self._budget = budget
         self.size = size
 
     def shrink(self, size: int) -> None:
         """Hold only `size` bytes from now on, if that is less."""
-        self._room.give_back(max(0, self.size - size))
+        self._budget.give_back(max(0, self.size - size))
         self.size = min(self.size, size)
 
 
-class Room:
+class Budget:
     """So many bytes. First come, first served, so that a large layer's turn comes as well; one layer always fits."""
 
     def __init__(self, size: int) -> None:
@@ -51,17 +51,17 @@ class Room:
         self._waiting: deque[tuple[int, trio.Event]] = deque()
 
     @asynccontextmanager
-    async def hold(self, size: int) -> AsyncIterator[Held]:
+    async def hold(self, size: int) -> AsyncIterator[Reservation]:
         """Hold `size` bytes; wait until they are free. Cancelled: none are held."""
         if self._waiting or not self._fits(size):
             await self._wait(size)
         else:
             self._held += size
-        held = Held(self, size)
+        reservation = Reservation(self, size)
         try:
-            yield held
+            yield reservation
         finally:
-            self.give_back(held.size)
+            self.give_back(reservation.size)
 
     def give_back(self, size: int) -> None:
         """`size` bytes of what is held are free."""
@@ -91,14 +91,14 @@ class Room:
             turn.set()
 
 
-_parsing: trio.lowlevel.RunVar[Room] = trio.lowlevel.RunVar("lazyfs parsing room")
+_parsing: trio.lowlevel.RunVar[Budget] = trio.lowlevel.RunVar("lazyfs parsing budget")
 
 
-def parsing_room() -> Room:
+def parsing_budget() -> Budget:
     """The room of this process, or to be exact of this run of trio."""
     try:
         return _parsing.get()
     except LookupError:
-        room = Room(PARSING)
-        _parsing.set(room)
-        return room
+        budget = Budget(PARSING)
+        _parsing.set(budget)
+        return budget

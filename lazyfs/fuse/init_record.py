@@ -17,7 +17,7 @@ _MOST: Final = 64 << 10
 """Bytes; a record has about 600."""
 
 
-class Greeting(msgspec.Struct, frozen=True):
+class InitRecord(msgspec.Struct, frozen=True):
     """FUSE_INIT and libfuse's answer to it, headers included, of one connection. Source: fuse(4), struct fuse_init_in and _out."""
 
     boot: str
@@ -29,12 +29,12 @@ class Greeting(msgspec.Struct, frozen=True):
     format: int = _FORMAT
 
 
-def save(path: Path, greeting: Greeting) -> None:
+def save_record(path: Path, record: InitRecord) -> None:
     """Replace the record, durably. Blocking. Raises OSError."""
     temporary = path.with_name(path.name + ".new")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        os.write(descriptor, msgspec.json.encode(greeting))
+        os.write(descriptor, msgspec.json.encode(record))
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -46,15 +46,15 @@ def save(path: Path, greeting: Greeting) -> None:
         os.close(folder)
 
 
-def saved(path: Path, connection: int | None) -> Greeting | None:
+def load_record(path: Path, connection: int | None) -> InitRecord | None:
     """The record of this very connection (None: whatever its number is); None where there is none, or it is damaged. Blocking."""
     try:
         with open(path, "rb") as file:
-            greeting = msgspec.json.decode(file.read(_MOST), type=Greeting)
+            record = msgspec.json.decode(file.read(_MOST), type=InitRecord)
     except (OSError, msgspec.DecodeError):
         return None
-    is_ours = greeting.format == _FORMAT and greeting.boot == boot_id() and connection in {None, greeting.connection}
-    return greeting if is_ours else None
+    is_current = record.format == _FORMAT and record.boot == boot_id() and connection in {None, record.connection}
+    return record if is_current else None
 
 
 def boot_id() -> str:

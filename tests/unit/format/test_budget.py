@@ -9,8 +9,8 @@ import trio
 import trio.testing
 
 from lazyfs.errors import InvalidToc
+from lazyfs.format.budget import Budget, parsing_budget
 from lazyfs.format.platform import Platform
-from lazyfs.format.room import Room, parsing_room
 from lazyfs.image.image import all_of, resolve_image
 from lazyfs.image.layer import load_layer
 from tests.unit.image.memory import MemorySource, make_blob
@@ -19,22 +19,22 @@ from tests.unit.image.memory import MemorySource, make_blob
 class Holder:
     """One who holds room until it is let go."""
 
-    def __init__(self, room: Room, size: int) -> None:
-        self.room, self.size = room, size
+    def __init__(self, budget: Budget, size: int) -> None:
+        self.budget, self.size = budget, size
         self.held, self.go = trio.Event(), trio.Event()
         self.scope = trio.CancelScope()
 
     async def run(self) -> None:
         with self.scope:
-            async with self.room.hold(self.size):
+            async with self.budget.hold(self.size):
                 self.held.set()
                 await self.go.wait()
 
 
 async def test_whoever_does_not_fit_waits(autojump_clock: trio.testing.MockClock) -> None:
     """Two fit; the third comes when there is room, and the fourth, which would fit, does not pass it."""
-    room = Room(100)
-    holders = [Holder(room, size) for size in (40, 60, 50, 10)]
+    budget = Budget(100)
+    holders = [Holder(budget, size) for size in (40, 60, 50, 10)]
     async with trio.open_nursery() as nursery:
         for holder in holders:
             nursery.start_soon(holder.run)
@@ -52,8 +52,8 @@ async def test_whoever_does_not_fit_waits(autojump_clock: trio.testing.MockClock
 
 async def test_one_always_fits(autojump_clock: trio.testing.MockClock) -> None:
     """What is larger than all room has it alone; the next waits for it."""
-    room = Room(100)
-    large, small = Holder(room, 1000), Holder(room, 1)
+    budget = Budget(100)
+    large, small = Holder(budget, 1000), Holder(budget, 1)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(large.run)
         await large.held.wait()
@@ -67,8 +67,8 @@ async def test_one_always_fits(autojump_clock: trio.testing.MockClock) -> None:
 
 async def test_who_is_cancelled_holds_none(autojump_clock: trio.testing.MockClock) -> None:
     """While it waits, and at the moment when its turn has come: whoever is next gets the room."""
-    room = Room(100)
-    first, waits, late, last = (Holder(room, 100) for _ in range(4))
+    budget = Budget(100)
+    first, waits, late, last = (Holder(budget, 100) for _ in range(4))
     async with trio.open_nursery() as nursery:
         for holder in (first, waits, late, last):
             nursery.start_soon(holder.run)
@@ -79,13 +79,13 @@ async def test_who_is_cancelled_holds_none(autojump_clock: trio.testing.MockCloc
         late.scope.cancel()  # its turn comes in the same moment
         await last.held.wait()
         last.go.set()
-    async with room.hold(100):
+    async with budget.hold(100):
         pass
 
 
 async def test_a_process_has_one_room() -> None:
     """Whoever asks."""
-    assert parsing_room() is parsing_room()
+    assert parsing_budget() is parsing_budget()
 
 
 async def test_a_refusal_holds_nothing_of_what_was_parsed(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ _IN_DELETE_SELF: Final = 0x400
 _EVENT: Final = struct.Struct("iIII")
 
 
-class Ends:
+class UnmountEvents:
     """Watches over file systems. `fileno` is readable when `ended` has something to tell. Not thread-safe."""
 
     def __init__(self) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lazyfs.kernel.ends import Ends
 from lazyfs.kernel.mounting import Context, attach, unmount
+from lazyfs.kernel.unmount_events import UnmountEvents
 
 
 def mount_tmpfs(at: Path) -> None:
@@ -29,35 +29,35 @@ def test_the_last_user_ends_it(tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
     mount_tmpfs(one)
     mount_tmpfs(other)
-    ends = Ends()
+    events = UnmountEvents()
     try:
-        watches = [ends.add(str(one)), ends.add(str(other))]
-        assert ends.ended() == []
+        watches = [events.add(str(one)), events.add(str(other))]
+        assert events.ended() == []
         with (one / "held").open("w"):
             unmount(one, lazy=True)
             unmount(other)
-            assert select.select([ends], [], [], 10)[0]
-            assert ends.ended() == watches[1:]
-        assert select.select([ends], [], [], 10)[0]
-        assert ends.ended() == watches[:1]
-        assert ends.ended() == []
+            assert select.select([events], [], [], 10)[0]
+            assert events.ended() == watches[1:]
+        assert select.select([events], [], [], 10)[0]
+        assert events.ended() == watches[:1]
+        assert events.ended() == []
     finally:
-        ends.close()
+        events.close()
 
 
 def test_refusals(tmp_path: Path) -> None:
     """What cannot be watched is named; a limit is told as one."""
-    ends = Ends()
+    events = UnmountEvents()
     try:
         with pytest.raises(FileNotFoundError, match="missing"):
-            ends.add(str(tmp_path / "missing"))
+            events.add(str(tmp_path / "missing"))
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
         try:
             with pytest.raises(OSError, match="max_user_instances") as refused:
-                Ends()
+                UnmountEvents()
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert refused.value.errno == errno.EMFILE
     finally:
-        ends.close()
+        events.close()

@@ -16,7 +16,7 @@ import pytest
 import trio
 
 from lazyfs.fuse.gate_operations import GateOperations
-from lazyfs.fuse.saved import Greeting, boot_id, save
+from lazyfs.fuse.init_record import InitRecord, boot_id, save_record
 from lazyfs.fuse.session import Session, is_init
 from lazyfs.kernel.fuse_mount import connection_number, connections_at, mount_fuse
 from lazyfs.kernel.mounting import unmount
@@ -51,14 +51,14 @@ class Half:
         assert is_init(asked)
         return asked
 
-    def save(self) -> None:
+    def save_record(self) -> None:
         async def answer(asked: bytes) -> bytes:
             with Session(GateOperations(None)) as session:  # type: ignore[arg-type]  # nothing is asked of the gate
                 return await session.answer(asked)
 
         asked = self.read()
         number = connection_number(self.fd) or connections_at(self.gate, "lazyfs-gate")[-1]
-        save(self.record, Greeting(boot_id(), number, asked, trio.run(answer, asked)))
+        save_record(self.record, InitRecord(boot_id(), number, asked, trio.run(answer, asked)))
 
     def close(self) -> None:
         while connections_at(self.gate, "lazyfs-gate"):
@@ -79,7 +79,7 @@ def test_died_while_greeting(half: Half, step: str) -> None:
     if step == "read":
         half.read()
     if step == "saved":
-        half.save()
+        half.save_record()
     command = ["bash", "-c", PASS_ON, "bash", str(half.fd), sys.executable, "-m", "tests.toy_gate", str(half.state)]
     number = connections_at(half.gate, "lazyfs-gate")
     with subprocess.Popen(command, pass_fds=[half.fd], stderr=subprocess.PIPE) as daemon:
@@ -118,7 +118,7 @@ def test_record_is_useless(toy: ToyDaemon, damage: str) -> None:
     process = toy.start()
     thread, got = in_flight(toy, "slow1-77")
     record = toy.state / "init"
-    greeting = msgspec.json.decode(record.read_bytes(), type=Greeting)
+    record = msgspec.json.decode(record.read_bytes(), type=InitRecord)
     if damage == "gone":
         record.unlink()
     elif damage == "truncated":
@@ -127,7 +127,7 @@ def test_record_is_useless(toy: ToyDaemon, damage: str) -> None:
         record.write_bytes(os.urandom(100))
     else:
         changes = {"another boot": {"boot": "x"}, "another connection": {"connection": 1}, "another format": {"format": 2}}
-        record.write_bytes(msgspec.json.encode(msgspec.structs.replace(greeting, **changes[damage])))
+        record.write_bytes(msgspec.json.encode(msgspec.structs.replace(record, **changes[damage])))
     os.kill(process, signal.SIGKILL)
     toy.await_process(process)
     thread.join(PATIENCE_S)
@@ -143,14 +143,14 @@ def test_another_libfuse(toy: ToyDaemon) -> None:
     thread, got = in_flight(toy, "slow1-77")
     record = toy.state / "init"
     before = record.read_bytes()
-    greeting = msgspec.json.decode(before, type=Greeting)
-    answered = bytearray(greeting.answered)
+    record = msgspec.json.decode(before, type=InitRecord)
+    answered = bytearray(record.answered)
     answered[-40] ^= 1
-    record.write_bytes(msgspec.json.encode(msgspec.structs.replace(greeting, answered=bytes(answered))))
+    record.write_bytes(msgspec.json.encode(msgspec.structs.replace(record, answered=bytes(answered))))
     os.kill(process, signal.SIGKILL)
     while "this libfuse answers" not in toy.log():
         thread.join(0.01)
-    assert f"/sys/fs/fuse/connections/{greeting.connection}/abort" in toy.log()
+    assert f"/sys/fs/fuse/connections/{record.connection}/abort" in toy.log()
     record.write_bytes(before)
     toy.await_process(process)
     thread.join(PATIENCE_S)
