@@ -1,7 +1,7 @@
-"""The pull finishes: what no reader has asked for yet is fetched all the same, behind what readers wait for.
+"""The background fetch: fetches what no reader has asked for yet, and gives way to readers.
 
-It comes in the order of order.py, in long runs: at the speed of a full pull, and with as few requests. When everything is here, the
-image needs no registry any more.
+It follows the order of order.py in long runs, at the speed of a full pull and with as few requests. When everything is in the
+store, the image does not need its registry any more.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from lazyfs.tasks import Failures
 _log = logging.getLogger(__name__)
 
 RUN_BYTES: Final = 16 << 20
-"""Compressed bytes a request: long enough that a round trip is nothing beside it."""
+"""Compressed bytes per request, so many that a round trip does not matter."""
 _SLOWEST: Final = 60.0
 
 
 class Wanted(NamedTuple):
-    """A layer, and the blob offset up to which its author wants it first (0: no landmark)."""
+    """A layer, and the end of its prefetch range: the blob offset up to which its author wants it first (0: no landmark)."""
 
     layer: LayerBlob
     prefetch_end: int
 
 
 class _Backoff:
-    """Between tries that brought nothing."""
+    """The wait between tries without progress."""
 
     def __init__(self) -> None:
         self._seconds = 1.0
@@ -50,7 +50,8 @@ class _Backoff:
 
 
 class Background:
-    """Brings an image's missing chunks, or without `rest` only the layers' prefixes. `finished` is set when nothing is missing."""
+    """Fetches the missing chunks of an image, or with `rest` False only the prefetch ranges. `finished` is set when nothing is
+    missing."""
 
     def __init__(
         self,
@@ -62,7 +63,7 @@ class Background:
         subject: str = "",
         failures: Failures | None = None,
     ) -> None:
-        """`subject` names what is fetched in the log; `failures` counts what nobody expected."""
+        """`subject` names what is fetched, for the log; `failures` counts unexpected errors."""
         self._store = store
         self._fetcher = fetcher
         self._layers = layers
@@ -71,14 +72,15 @@ class Background:
         self._failures = failures or Failures()
         self.finished = trio.Event()
         self.trouble = ""
-        """Why it stands still, or why it gave something up; empty while all is well."""
+        """Why it is stalled, or why it gave something up; empty while all is well."""
         self.is_stalled = False
-        """Its last request has failed and brought nothing: it will try again, and others may go before."""
+        """Its last request failed without progress. It will try again, and others may go first."""
 
     async def run(self) -> None:
-        """Until what is wanted is here, or what is left is damaged at the source. Tries again, ever slower, while the source fails.
+        """Run until everything wanted is in the store, or the rest is damaged at the source. While the source fails, retry with
+        growing pauses.
 
-        Nobody asked for it, so whatever goes wrong raises nothing: it is logged, and reported as `trouble`. Cancelled: stops; what had
+        No reader waits for it, so it raises nothing: errors are logged and reported as `trouble`. Cancelled: stops; what has
         arrived is kept.
         """
         try:
@@ -97,9 +99,9 @@ class Background:
                 self.finished.set()
 
     async def _fetch_layer(self, layer: LayerBlob, pieces: Sequence[Piece]) -> bool:
-        """True where a piece had to be given up. All pieces are looked at once a pass, and a pass ends only with its last run."""
+        """Returns True if a piece had to be given up. Each pass looks at all pieces once, and ends only after its last run."""
         bad: set[bytes] = set()
-        doubtful: set[bytes] = set()  # of runs in which something was wrong: each alone, to see what
+        doubtful: set[bytes] = set()  # of runs with an error: each is fetched alone, to find the bad one
         before = -1
         backoff = _Backoff()
         while True:
@@ -107,14 +109,14 @@ class Background:
             if not missing:
                 return bool(bad)
             if len(missing) == before:
-                await backoff.sleep()  # readers and other processes are at what is left
+                await backoff.sleep()  # readers and other processes are fetching the rest
             else:
                 backoff = _Backoff()
             before = len(missing)
             ranges = self._fetcher.sends_ranges(layer)
             for run in cut_runs(missing, doubtful) if ranges else [missing]:
                 if ranges and not self._fetcher.sends_ranges(layer):
-                    break  # each of the runs would be a stream of the whole blob
+                    break  # now each of the runs would stream the whole blob
                 failure = await self._fetch_run(layer, run)
                 if isinstance(failure, LocalError):
                     return True
@@ -123,9 +125,8 @@ class Background:
                     before = -1
 
     async def _fetch_run(self, layer: LayerBlob, run: Sequence[Piece]) -> InvalidInput | LocalError | None:
-        """Until all of a run is here, or others are at what is left of it. Returns what no further try would mend; while the source is
-        away or the store is full, it tries again, ever slower.
-        """
+        """Fetch a run until all of it is in the store, or others are fetching the rest. Returns an error that a retry would not
+        fix. While the source is unreachable or the store is full, retry with growing pauses."""
         backoff = _Backoff()
         tried = run
         while True:
@@ -138,10 +139,10 @@ class Background:
                 return failure
             full = isinstance(failure, LocalError)
             if isinstance(failure, LocalError) and layer.whole is not None:
-                return failure  # to find out whether there is room again would be to download all of it again
+                return failure  # finding out whether there is room again would mean downloading all of it again
             if failure is None and len({piece.chunk.digest for piece in run}) == len(run) == len(tried):
                 return None
-            # A chunk that the run has in several places is fetched for one of them, and copied to the others afterwards.
+            # A chunk that the run has in several places is fetched for one of them, and later copied to the others.
             left = await self._missing(run)
             if not left or (failure is None and len(left) == len(run)):
                 return None
@@ -151,7 +152,7 @@ class Background:
             else:
                 backoff = _Backoff()
             run = left
-            # One chunk finds out whether there is room again; a run would be downloaded for nothing.
+            # One chunk is enough to find out whether there is room again; a whole run would be downloaded in vain.
             tried = left[:1] if full else left
 
     async def _missing(self, pieces: Sequence[Piece]) -> list[Piece]:
@@ -159,13 +160,14 @@ class Background:
 
     def _report(self, layer: LayerBlob, failure: Exception) -> None:
         trouble = f"the background fetch of layer {layer.digest} is stalled: {failure}"
-        if trouble != self.trouble and not isinstance(failure, LocalError):  # of that the fetcher has warned
+        if trouble != self.trouble and not isinstance(failure, LocalError):  # the fetcher has logged that
             _log.warning("%s", trouble)
         self.trouble = trouble
 
 
 def missing_pieces(store: Store, pieces: Iterable[Piece]) -> list[Piece]:
-    """Blocking. Those that are not in the store, in the order given; each place in a content once: equal chunks have several."""
+    """The pieces that are not in the store, in the given order. Each position of a content is listed once, though equal chunks
+    have several. Blocking."""
     pieces = list(pieces)
     contents: dict[str, Content] = {}
     wanted: dict[str, int] = {}
@@ -189,19 +191,21 @@ def missing_pieces(store: Store, pieces: Iterable[Piece]) -> list[Piece]:
 
 
 def tally_of(store: Store, layers: Iterable[LayerBlob]) -> Tally:
-    """Blocking. Counts what is missing of these layers, for who asks often."""
+    """A tally of what is missing of these layers, for callers that ask often. Blocking."""
     return store.tally(piece.content for layer in layers for piece in layer.pieces)
 
 
 def measure_missing(store: Store, layers: Iterable[LayerBlob]) -> Missing:
-    """Blocking, and looks at every piece. What of these layers is not in the store, equal chunks counted once."""
+    """What of these layers is not in the store; equal chunks count once. Blocking, and looks at every piece."""
     pieces = missing_pieces(store, (piece for layer in layers for piece in layer.pieces))
     missing = {piece.chunk.digest: piece.chunk.size for piece in pieces}
     return Missing(len(missing), sum(missing.values()))
 
 
 def cut_runs(pieces: Sequence[Piece], alone: Container[bytes] = ()) -> list[list[Piece]]:
-    """Runs of at most RUN_BYTES and MOST_PIECES, but of whole members, which are inflated from their beginning; a new one wherever something that is here lies between, or the order goes back. Of one piece for the digests `alone`."""
+    """Runs of at most RUN_BYTES and MOST_PIECES, but always of whole members, which are inflated from their start. A new run
+    begins where stored chunks lie between, or where the order goes backwards. Pieces with a digest in `alone` get a run each.
+    """
     runs: list[list[Piece]] = []
     for piece in pieces:
         last = runs[-1] if runs else None

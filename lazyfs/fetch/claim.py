@@ -1,4 +1,6 @@
-"""What of a run has to be fetched, and by us: not what arrived meanwhile, lies in another file, or is another process's business."""
+"""Decides which pieces of a run this process has to fetch: not those that have arrived, that another file of the store has, or
+that another process has claimed.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,12 @@ from lazyfs.fetch.piece import Piece
 from lazyfs.store.store import Store
 
 BRIDGE: Final = 16 << 10
-"""A run passes over so many bytes that are here already: files that an image holds twice lie strewn everywhere (in the
-python image 275 requests without this, 98 with it and 0.5 % of the bytes read over), and a request costs more."""
+"""A run reads over gaps of stored chunks up to this size. Files that an image holds twice are scattered everywhere (the python
+image takes 275 requests without this, and 98 with it and 0.5 % more bytes), and a request costs more.
+"""
 
 _COPIED: Final = 64 << 20
-"""Bytes that are copied inside of the store before a run goes on its way."""
+"""Bytes copied within the store before a run starts."""
 
 
 class ClaimRequest(NamedTuple):
@@ -24,24 +27,26 @@ class ClaimRequest(NamedTuple):
 
     pieces: tuple[Piece, ...]
     wanted: Piece | None
-    """When this one need not be fetched, none is."""
+    """If this one need not be fetched, nothing is."""
     gaps: bool
-    """Without them the run ends where more than BRIDGE lies between that is here, or on its way, already: it would be downloaded twice."""
+    """False: the run ends at the first gap of more than BRIDGE that is stored or in flight, because it would be downloaded
+    twice."""
     ignore_claim: bool = False
-    """`wanted` is taken although another process has claimed it. That costs a second download at worst: both keep the same bytes."""
+    """Fetch `wanted` even if another process has claimed it. At worst, it is downloaded twice: both keep the same bytes."""
 
 
 def claim_missing(store: Store, request: ClaimRequest) -> list[Piece]:
-    """Blocking. Those of the pieces that must be fetched, claimed for us, in blob request, each chunk once. Whoever gets them releases them.
+    """The pieces that must be fetched, claimed for this process, in blob order, each chunk once. The caller releases them.
+    Blocking.
 
-    Of what lies in another file, some is copied and the rest left for the next time, so that this ends soon.
+    Copies chunks from other files up to a bound, and leaves the rest for the next time, so that this ends soon.
     """
     with ExitStack() as unclaim:
         # Not all pieces of a long run: 5,000 locks on one file cost the kernel 0.1 s.
         missing = missing_of(store, request.pieces)
         claimed = _claim(store, request, missing, unclaim)
         ours = {piece.chunk.digest for piece in claimed}
-        # Whoever held a claim before may have kept the chunk since we looked.
+        # A previous holder of a claim may have kept the chunk since the last look.
         needed = _copy_some(store, [piece for piece in missing if piece.chunk.digest in ours], request.wanted)
         taken = _still_needed(request, [piece for piece in claimed if piece.chunk.digest in needed])
         unclaim.pop_all()
@@ -50,13 +55,12 @@ def claim_missing(store: Store, request: ClaimRequest) -> list[Piece]:
 
 
 def claim_together(store: Store, requests: Sequence[ClaimRequest]) -> list[list[Piece] | None]:
-    """Blocking, but only for the index: `claim_missing` for several, in two queries. None for one that takes longer, because some of
-    it lies in another file and wants to be copied: nothing is claimed for it.
-    """
+    """`claim_missing` for several runs in two queries. None, and nothing claimed, for a run that takes longer because chunks
+    have to be copied from another file. Blocking, but only for the index."""
     answers: list[list[Piece] | None] = []
     with ExitStack() as unclaim:
         claimed = [_claim(store, request, request.pieces, unclaim) for request in requests]
-        # Looked for once, when claimed: these are few, and usually missing.
+        # Looked up once, after claiming: there are few, and they are usually missing.
         missing = {piece.chunk.digest for piece in missing_of(store, [piece for pieces in claimed for piece in pieces])}
         elsewhere = store.held_anywhere(list(missing))
         for request, pieces in zip(requests, claimed, strict=True):
@@ -70,20 +74,20 @@ def claim_together(store: Store, requests: Sequence[ClaimRequest]) -> list[list[
 
 
 def missing_of(store: Store, pieces: Sequence[Piece]) -> list[Piece]:
-    """Blocking. Those of `pieces` that are not in the store."""
+    """Those of `pieces` that are not in the store. Blocking."""
     absent = store.lacking([(piece.content, piece.number) for piece in pieces])
     return [piece for piece, missing in zip(pieces, absent, strict=True) if missing]
 
 
 def to_fetch(store: Store, pieces: Sequence[Piece]) -> list[Piece]:
-    """Blocking. Those of `pieces` that are not in the store, and could not be taken from another file of it."""
+    """Those of `pieces` that are not in the store and cannot be copied from another file of it. Blocking."""
     missing = missing_of(store, pieces)
     elsewhere = store.held_anywhere([piece.chunk.digest for piece in missing])
     return [piece for piece in missing if piece.chunk.digest not in elsewhere or not _copy(store, piece)]
 
 
 def _copy_some(store: Store, pieces: Sequence[Piece], first: Piece | None) -> set[bytes]:
-    """Copy what can be copied, up to a bound, `first` before all others; the digests of the chunks that cannot be."""
+    """Copy what can be copied, up to a bound, `first` first. Returns the digests of the chunks that cannot be copied."""
     missing = missing_of(store, pieces)
     elsewhere = store.held_anywhere(list({piece.chunk.digest for piece in missing}))
     needed: set[bytes] = set()
@@ -101,7 +105,7 @@ def _copy_some(store: Store, pieces: Sequence[Piece], first: Piece | None) -> se
 
 
 def _claim(store: Store, request: ClaimRequest, pieces: Sequence[Piece], unclaim: ExitStack) -> list[Piece]:
-    """Those that no other process is bringing, once each, in blob request."""
+    """Those that no other process is fetching, each once, in blob order."""
     claimed: dict[bytes, Piece] = {}
     insisted = request.wanted.chunk.digest if request.wanted is not None and request.ignore_claim else None
     for piece in sorted(pieces, key=lambda piece: (piece.chunk.member, piece.chunk.inner)):
@@ -128,7 +132,7 @@ def _release_others(store: Store, claimed: Sequence[Piece], taken: Sequence[Piec
 
 
 def _first_gap(pieces: Sequence[Piece]) -> int:
-    """How many of `pieces`, which stand in blob request, no more than BRIDGE lies between."""
+    """The number of leading `pieces`, which are in blob order, without a gap of more than BRIDGE."""
     for number, (before, piece) in enumerate(pairwise(pieces), 1):
         if piece.chunk.member > before.chunk.member_end + BRIDGE:
             return number
@@ -139,4 +143,4 @@ def _copy(store: Store, piece: Piece) -> bool:
     try:
         return store.copy_local(piece.content, piece.number)
     except LocalError:
-        return False  # no room for a copy: fetched, it can at least be read
+        return False  # no room for a copy; once fetched, it can at least be read

@@ -1,20 +1,21 @@
-"""The fetcher: every byte of a file, from the store if it is there, from the source if not.
+"""The fetcher: returns every byte of a file, from the store if it is there, else from the source.
 
-The order of a miss:
+A miss is handled in this order:
 
-1. A flight for the chunk is in the air: wait for it. One of another source is waited for only so long (other_sources.py).
-2. Else choose_run a run: the chunk, and the missing neighbours behind it that the window allows (window.py). All get a flight at
-   once, so that no second run can hold them.
-3. In a thread, claim the run and look again: what arrived meanwhile, what lies in another file of the store (copied, not
-   fetched), what another process is fetching right now (its claim in the store says so) falls out of the run. Short runs
-   that begin at the same time do this together, and what they bring is unpacked together (batcher.py).
-4. One range request; each chunk lands its flight as soon as it is verified and kept.
+1. If the chunk is in flight, wait for the flight. For a flight of another source, wait only for a limited time
+   (other_sources.py).
+2. Else choose a run: the chunk, and as many missing neighbours behind it as the window allows (window.py). All get a flight at
+   once, so that no second run can include them.
+3. In a thread, claim the run and look again. Chunks that have arrived meanwhile, that are copied from another file of the
+   store, or that another process has claimed, leave the run. Short runs that begin at the same time do this together, and are
+   unpacked together (batcher.py).
+4. Send one range request. Each chunk completes its flight as soon as it is verified and kept.
 
-A layer that has no ranges, because it is not lazy or the source ignores them, comes as a whole: one run at a time, which others join,
-and all that is missing of it is kept.
+A layer without ranges, because it is eager or the source ignores them, is fetched whole: one run at a time, which other readers
+join, and which keeps everything that is missing of it.
 
-A reader waits for a deadline, a run for progress: see run.py. So a chunk that needs longer than a reader waits is there for a later
-read, and each of its bytes has come once.
+A reader waits for a deadline, a run for progress (run.py). So a chunk that takes longer than a reader waits is available to a
+later read, and each of its bytes is fetched once.
 """
 
 from __future__ import annotations
@@ -45,22 +46,25 @@ from lazyfs.store.store import Store
 from lazyfs.tasks import Failures, Supervisor
 
 READ_DEADLINE: Final = 60.0
-"""Seconds until a read that waits for the network gives up."""
+"""Seconds after which a read that waits for the network fails."""
 CLAIM_TIMEOUT: Final = 20.0
-"""Seconds for which a reader leaves a chunk to the process that has claimed it. That one may hang, or have been stopped."""
+"""Seconds for which a reader leaves a chunk to the process that has claimed it. That process may hang or be stopped."""
 _SLOW_LINE: Final = 1_000_000
-"""Bytes a second that the network must bring of a layer that comes whole, on top of that: it may have gigabytes."""
+"""Bytes per second that a source must deliver of a layer that is fetched whole; its size at that speed is added to the
+deadline, because it may have gigabytes.
+"""
 _CROWD: Final = 8
-"""Runs on their way, or waiting for their turn, from which on a lone miss brings no neighbours."""
+"""Number of runs, active or waiting for a slot, from which on a lone miss fetches no neighbours."""
 _LARGE: Final = 512 << 10
-"""Compressed bytes of a member from which on a run is a large one: it lies in memory as a whole until it is unpacked."""
+"""Compressed size of a member from which on a run counts as large: it is held in memory as a whole until it is unpacked."""
 _PAUSE_LIMIT: Final = 5.0
-"""Seconds for which the background gives way in the middle of a run. Then it gives the run up: a reader of another process
-may be waiting for what it has claimed, and no server waits for ever."""
+"""Seconds for which the background gives way within a run. After that it gives up the run: a reader of another process may be
+waiting for its claims, and servers time out.
+"""
 
 
 class _RunState(NamedTuple):
-    """Who brings a chunk at a moment, and how far that had come then."""
+    """The run that fetches a chunk at some moment, and how far it had got."""
 
     run: RunFlights | None
     received: int
@@ -81,13 +85,13 @@ class Fetcher:
         self._other_sources = OtherSources()
         self._windows: dict[str, Windows] = {}
         self._wholes: dict[Digest, Run] = {}
-        """The run that brings all of a layer."""
+        """By layer: the run that fetches all of it."""
         self._runs = 0
-        """Of readers, on their way or waiting for their turn."""
+        """Runs of readers, active or waiting for a slot."""
         self._closed = False
 
     def statistics(self) -> FetchStatistics:
-        """What happened so far."""
+        """Statistics so far."""
         c = self._shared.counts
         unkept = self._shared.unkept.count
         return FetchStatistics(
@@ -95,20 +99,20 @@ class Fetcher:
         )
 
     def sends_ranges(self, layer: LayerBlob) -> bool:
-        """False for a layer that is not lazy, and once the source has answered a range of it with the whole blob."""
+        """False for an eager layer, and for a layer of which the source has answered a range request with the whole blob."""
         return layer.whole is None and layer.digest not in self._shared.rangeless
 
     def signs_of_life(self, pieces: Sequence[Piece]) -> int:
-        """Another number whenever one of the runs that bring these pieces has received a byte, or, while it waits for its turn,
-        one of the runs before it. 0 where none is on its way."""
+        """Changes whenever a run that fetches these pieces receives a byte, or, while it waits for a slot, a run before it
+        does. 0 if none is in flight."""
         flights = [self._flight(piece.chunk.digest) for piece in pieces]
         return sum(run.progress.signs_of_life for run in {flight.run for flight in flights if flight is not None})
 
     async def read(self, layer: LayerBlob, piece: Piece, start: int, length: int) -> bytes | memoryview:
         """Bytes `[start, start + length)` of a chunk.
 
-        Raises SourceError when they cannot be had before the deadline, InvalidInput when they are not what the TOC
-        promised. The next read tries from scratch. Cancelled: what is under way arrives all the same.
+        Raises SourceError if they do not arrive before the deadline, InvalidInput if they are not what the TOC says. The next
+        read tries again. Cancelled: what is in flight still arrives.
         """
         digest = piece.chunk.digest
         timeout = _read_timeout(layer)
@@ -138,10 +142,10 @@ class Fetcher:
         )
 
     async def fetch_object(self, layer: LayerBlob, piece: Piece) -> bool:
-        """Make the object of a single chunk, for a reader who will open it by its name. False where the store does not take it.
+        """Create the object of a single chunk, for a reader that will open it by name. False if the store does not accept it.
 
-        Not looked for first: whoever asks has not found it. Raises as `read`, and has no deadline of its own. Cancelled: what is
-        under way arrives all the same.
+        Does not look in the store first: the caller has missed it there. Raises as `read`, but has no deadline of its own.
+        Cancelled: what is in flight still arrives.
         """
         digest = piece.chunk.digest
         place = self._store.directory.objects + piece.content.name
@@ -150,11 +154,11 @@ class Fetcher:
         while digest not in self._shared.unkept:
             with self._traffic.reader():
                 data = await self._wait_for(layer, piece, since, trio.current_time() + READ_DEADLINE)
-            # What came may have come as a chunk of another file, and been kept as that; or there was no room for it.
+            # The chunk may have been kept as part of another file, or not at all for lack of room.
             if data is not None and os.path.exists(place):
                 return True
-            # Most flights that land empty-handed were cut off from a run: a look saves the thread. But what is never there may be
-            # an object that the index has and the disk has not.
+            # Most flights that end without data were dropped from a run; this look saves the thread. But an object that never
+            # appears may be one that the index has and the disk has not.
             if (suspicious or os.path.exists(place)) and await trio.to_thread.run_sync(
                 self._store.publish, piece.content, limiter=self._shared.readers
             ):
@@ -164,7 +168,7 @@ class Fetcher:
         return False
 
     def close(self) -> None:
-        """The image is gone: readers that wait for one of its own flights get an error, and so do later ones."""
+        """The image is gone. Readers that wait for one of its own flights get an error, and so do later readers."""
         self._closed = True
         self._flights.complete_all(self._closed_error())
 
@@ -172,13 +176,14 @@ class Fetcher:
         return Unreachable(f"{self._source.name} is no longer mounted")
 
     async def _wait_for(self, layer: LayerBlob, piece: Piece, since: float, deadline: float) -> memoryview | None:
-        """`since`: when the reader first found that nobody had brought the piece to it; another process may have claimed it."""
+        """Wait for the piece's flight. `since`: when the reader first found that no flight had brought the piece; another
+        process may have claimed it."""
         flight = self._flights.get(piece.chunk.digest)
         if flight is not None:
             try:
                 return await flight.wait()
             except SourceError:
-                pass  # another reader's run failed, perhaps far from this chunk: ours has a try of its own
+                pass  # another reader's run failed, perhaps far from this chunk: try once with a run of our own
         elif (other := self._flights.others(piece.chunk.digest)) is not None:
             has_landed, data = await wait_for_other(other)
             if has_landed:
@@ -191,7 +196,7 @@ class Fetcher:
         return await flight.wait()
 
     def _begin(self, layer: LayerBlob, piece: Piece, deadline: float, *, ignore_claim: bool) -> Flight:
-        """A run that brings `piece`; where all of the layer is on its way, that one."""
+        """Start a run for `piece`, or join the run that fetches all of the layer."""
         shared = self._shared
         if self.sends_ranges(layer):
             windows = self._windows.setdefault(layer.digest, Windows())
@@ -211,7 +216,7 @@ class Fetcher:
         try:
             self._tasks.start_soon("fetch", self._run, layer, run, slots, subject=layer.digest)
         except BaseException as error:
-            run.flights.complete_all(error if isinstance(error, Exception) else None)  # nobody else lands them
+            run.flights.complete_all(error if isinstance(error, Exception) else None)  # nobody else completes them
             self._end_run(layer, run)
             raise
         return run.flights.start(piece.chunk.digest)
@@ -233,14 +238,14 @@ class Fetcher:
             del self._wholes[layer.digest]
 
     async def fetch(self, layer: LayerBlob, pieces: Sequence[Piece]) -> Exception | None:
-        """Bring `pieces` for the background, giving way to readers. Returns what went wrong, if something did.
+        """Fetch `pieces` for the background, giving way to readers. Returns the error, if there was one.
 
-        Cancelled: stops; what had arrived is kept.
+        Cancelled: stops; what has arrived is kept.
         """
         await self._traffic.give_way(lambda: False)
         whole = None if self.sends_ranges(layer) else self._wholes.get(layer.digest)
         if whole is not None and not whole.has_ended:
-            await whole.wait_for_end()  # it brings them as well
+            await whole.wait_for_end()  # it fetches these as well
             return None
         free = self._not_in_flight(pieces)
         if not free:
@@ -263,11 +268,11 @@ class Fetcher:
         return failure
 
     def _flight(self, digest: bytes) -> Flight | None:
-        """What a reader of the chunk joins."""
+        """The flight that a reader of the chunk joins."""
         return self._flights.get(digest) or self._flights.others(digest)
 
     def _not_in_flight(self, pieces: Sequence[Piece]) -> list[Piece]:
-        """Those that no run is fetching that the background leaves them to."""
+        """The pieces that no run is fetching, except for runs that the background does not wait for."""
         left: dict[RunFlights, bool] = {}
         free = []
         for piece in pieces:
@@ -282,15 +287,15 @@ class Fetcher:
         return free
 
     def pass_over(self, pieces: Sequence[Piece]) -> None:
-        """These were waited for in vain while there was another way: for a while others are asked before the source that fetches them,
-        which may be another one than this fetcher's."""
+        """A reader waited for these in vain while there was another source. For a while, others are preferred to the source
+        that fetches them, which may be another one than this fetcher's."""
         flights = [self._flight(piece.chunk.digest) for piece in pieces]
         for source in {flight.run.source_flights for flight in flights if flight is not None} or {self._flights}:
             source.pass_over()
 
     @property
     def is_passed_over(self) -> bool:
-        """Whether that was a moment ago."""
+        """Whether that happened a moment ago."""
         return self._flights.is_passed_over
 
     def _run_state(self, digest: bytes) -> _RunState:
@@ -298,7 +303,8 @@ class Fetcher:
         return _NO_RUN if flight is None else _RunState(flight.run, flight.run.progress.received)
 
     def _give_up_stalled(self, digest: bytes, before: _RunState) -> None:
-        """A reader has missed its deadline. A run that still makes progress goes on, and the next reader finds or joins it."""
+        """A reader has missed its deadline. A run that makes progress continues, and the next reader finds the chunk or joins
+        the run."""
         flight = self._flights.get(digest)
         if flight is not None and flight.run is before.run and flight.run.progress.is_stalled(before.received):
             flight.run.give_up()
@@ -320,11 +326,11 @@ async def open_fetcher(
     store_flights: StoreFlights | None = None,
     failures: Failures | None = None,
 ) -> AsyncIterator[Fetcher]:
-    """A fetcher whose runs live as long as the block: leaving it cancels what is under way. A run that fails ends no other; `failures`
-    counts those that fail in a way that nobody expects.
+    """A fetcher whose runs live as long as the block: leaving it cancels what is in flight. A failed run ends no other;
+    `failures` counts unexpected errors.
 
-    Fetchers that share a `traffic` share a line: the background of each gives way to the readers of all. Those of one store share its
-    `store_flights`: what one fetches, the others do not fetch as well.
+    Fetchers with the same `traffic` share a line: the background of each gives way to the readers of all. Fetchers with the
+    same `store_flights`, those of one store, do not fetch the same chunk twice.
     """
     failure: LazyfsError | None = None
     async with trio.open_nursery() as nursery:

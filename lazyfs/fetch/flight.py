@@ -1,13 +1,14 @@
-"""Chunks on their way, and everybody who waits for them.
+"""Flights: chunks being fetched, and the readers that wait for them.
 
-The first who misses a chunk starts its flight; the others join it. That is what makes 64 readers one request.
+The first reader to miss a chunk starts its flight; the others join it. So 64 readers cause one request.
 
-Every flight belongs to a run, and a run lands only its own: when one has been given up, the next run may have a flight for the same
-chunk on the board while the first is still ending.
+Every flight belongs to a run, and a run completes only its own flights. When a run was given up, the next one may have a flight
+for the same chunk while the first is still ending.
 
-Each source has a board, with one flight for each chunk at most. All boards of a store share the air: a chunk is the same bytes from
-wherever it comes, verified by its digest, so a reader of one source joins a flight of another, and the background leaves the chunk to it.
-How long, and what a failure means, is decided in other_sources.py: a source may be silent, or hostile, and its failure is nobody else's answer.
+A source has at most one flight for each chunk (SourceFlights). All sources of a store share their flights (StoreFlights):
+wherever it comes from, a chunk has the same bytes, verified by its digest. So a reader of one source joins a flight of another,
+and the background leaves the chunk to it. For how long, and what a failure means, is decided in other_sources.py: a source may
+be silent or hostile, and its failure says nothing about another source.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ import trio
 from lazyfs.fetch.progress import Progress
 
 _MEMORY: Final = 30.0
-"""Seconds for which a source that was passed over is left alone by the readers of others."""
+"""Seconds for which readers of other sources avoid a source that was passed over."""
 
 
 class Flight:
-    """Lands once: with the chunk's bytes, with an error, or empty-handed ("look again: the store may have it now")."""
+    """Completed once: with the chunk's bytes, with an error, or without either ("look again: the store may have it now")."""
 
     __slots__ = ("_completed", "_data", "_error", "_waiting", "run")
 
@@ -37,13 +38,13 @@ class Flight:
         self._error: Exception | None = None
 
     def complete(self, data: memoryview | None, error: Exception | None) -> None:
-        """Wake everybody."""
+        """Wake all readers."""
         self._data = data if self._waiting else None
         self._error = error
         self._completed.set()
 
     async def wait(self) -> memoryview | None:
-        """The chunk's bytes, or None: look again. Raises the error that ended the flight. Cancelled: the flight goes on."""
+        """The chunk's bytes; None: look again. Raises the error of the flight. Cancelled: the flight continues."""
         self._waiting += 1
         self.run.waiting += 1
         try:
@@ -57,7 +58,7 @@ class Flight:
 
 
 class RunFlights:
-    """The flights of one run. Made by `SourceFlights.take_off`."""
+    """The flights of one run. Made by `SourceFlights.start_run`."""
 
     __slots__ = ("__weakref__", "_flights", "given_up", "progress", "scope", "source_flights", "waiting")
 
@@ -65,10 +66,10 @@ class RunFlights:
         self.source_flights = source_flights
         self._flights: dict[bytes, Flight] = {}
         self.waiting = 0
-        """Readers who wait for one of them right now."""
+        """Number of readers that wait for one of them."""
         self.progress = Progress()
         self.scope = trio.CancelScope()
-        """The run's."""
+        """Cancelled when the run is given up."""
         self.given_up = False
 
     def __len__(self) -> int:
@@ -78,7 +79,7 @@ class RunFlights:
         return digest in self._flights
 
     def start(self, digest: bytes) -> Flight:
-        """The chunk's flight, made and put on the board if it has none."""
+        """The source's flight for the chunk, started if there is none."""
         flight = self.source_flights.get(digest)
         if flight is None:
             flight = self._flights[digest] = Flight(self)
@@ -86,31 +87,32 @@ class RunFlights:
         return flight
 
     def complete(self, digest: bytes, data: memoryview | None = None, error: Exception | None = None) -> None:
-        """End a flight and take it off the board, so that the next reader asks the store. Nothing happens where it is not ours."""
+        """Complete a flight and forget it, so that the next reader asks the store. Does nothing if it is not this run's flight."""
         flight = self._flights.pop(digest, None)
         if flight is not None:
             self.source_flights.remove(digest)
             flight.complete(data, error)
 
     def complete_all(self, error: Exception | None = None) -> None:
-        """End those that are left."""
+        """Complete all remaining flights."""
         for digest in list(self._flights):
             self.complete(digest, None, error)
 
     def complete_others(self, digests: set[bytes]) -> None:
-        """End all but these, empty-handed."""
+        """Complete all flights but these, without data."""
         for digest in [each for each in self._flights if each not in digests]:
             self.complete(digest)
 
     def give_up(self) -> None:
-        """The run brings nothing any more: it is ended, and whoever waits looks again, and begins another one."""
+        """The run is stalled: end it. Its readers look again, and start another run."""
         self.given_up = True
         self.scope.cancel()
         self.complete_all()
 
 
 class StoreFlights:
-    """The flights of all sources of one store, by the chunk's digest. Each call is O(1), but for the sources that fetch one chunk."""
+    """The flights of all sources of one store, by chunk digest. Each call is O(1) in all but the number of sources that fetch
+    one chunk."""
 
     def __init__(self) -> None:
         self._flights: dict[bytes, tuple[Flight, ...]] = {}
@@ -119,15 +121,15 @@ class StoreFlights:
         return digest in self._flights
 
     def get(self, digest: bytes) -> tuple[Flight, ...]:
-        """A chunk's flights, at most one of each source; the first to take off first."""
+        """The flights for a chunk, at most one per source, in the order in which they started."""
         return self._flights.get(digest, ())
 
     def add(self, digest: bytes, flight: Flight) -> None:
-        """For `SourceFlights`."""
+        """Called by `SourceFlights`."""
         self._flights[digest] = (*self.get(digest), flight)
 
     def remove(self, digest: bytes, flight: Flight) -> None:
-        """For `SourceFlights`."""
+        """Called by `SourceFlights`."""
         rest = tuple(each for each in self._flights[digest] if each is not flight)
         if rest:
             self._flights[digest] = rest
@@ -136,10 +138,10 @@ class StoreFlights:
 
 
 class SourceFlights:
-    """All flights of one source, by the chunk's digest."""
+    """All flights of one source, by chunk digest."""
 
     def __init__(self, store_flights: StoreFlights | None = None) -> None:
-        """`store_flights`: what other sources fetch for the same store."""
+        """`store_flights`: shared with the other sources of the same store."""
         self.store_flights = store_flights or StoreFlights()
         self._flights: dict[bytes, Flight] = {}
         self._passed_over = -math.inf
@@ -152,38 +154,38 @@ class SourceFlights:
         return self._flights.get(digest)
 
     def others(self, digest: bytes) -> Flight | None:
-        """A flight of another source, the first to take off; none of those that were passed over a moment ago."""
+        """The first flight of another source that was not passed over a moment ago."""
         for flight in self.store_flights.get(digest):
             if flight.run.source_flights is not self and not flight.run.source_flights.is_passed_over:
                 return flight
         return None
 
     def pass_over(self) -> None:
-        """The source was waited for in vain while there was another one."""
+        """Readers waited for the source in vain while there was another one."""
         self._passed_over = trio.current_time()
 
     @property
     def is_passed_over(self) -> bool:
-        """Whether that was a moment ago: others do not join its flights, and are asked before it."""
+        """Whether that happened a moment ago. Then others do not join its flights, and are asked before it."""
         return trio.current_time() - self._passed_over < _MEMORY
 
     def start_run(self, digests: Iterable[bytes]) -> RunFlights:
-        """Announce a run: flights for those of the chunks that have none of this source."""
+        """Start a run, with flights for those of the chunks that have no flight of this source."""
         run = RunFlights(self)
         for digest in digests:
             run.start(digest)
         return run
 
     def complete_all(self, error: Exception) -> None:
-        """End every flight of this source: nothing comes from it any more."""
+        """Complete every flight of this source: it delivers nothing any more."""
         for digest, flight in list(self._flights.items()):
             flight.run.complete(digest, None, error)
 
     def add(self, digest: bytes, flight: Flight) -> None:
-        """For `RunFlights`."""
+        """Called by `RunFlights`."""
         self._flights[digest] = flight
         self.store_flights.add(digest, flight)
 
     def remove(self, digest: bytes) -> None:
-        """For `RunFlights`, which knows that the flight on the board is its own: none is put there before the last one has gone."""
+        """Called by `RunFlights`, whose own flight it is: no other is added before this one is removed."""
         self.store_flights.remove(digest, self._flights.pop(digest))

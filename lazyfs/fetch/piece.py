@@ -1,6 +1,6 @@
-"""Where everything lies in a layer's blob: its chunks as pieces, in the blob's own order.
+"""The chunks of a layer's blob, as pieces in blob order.
 
-The fetcher thinks in the order of the blob, not of the tree: what lies side by side there comes in one range.
+The fetcher works in blob order, not in the order of the tree: neighbours in the blob come in one range.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from lazyfs.store.content import Content, content_of
 
 
 class Piece(NamedTuple):
-    """One chunk of one file, as the fetcher handles it."""
+    """One chunk of one file."""
 
     content: Content
     number: int
-    """Which of the content's chunks."""
+    """Index of the chunk in the content."""
     chunk: Chunk
 
 
 def pieces_of(entry: Entry) -> tuple[Piece, ...]:
-    """A file's chunks, in order; empty for what has no bytes."""
+    """The chunks of a file in order; empty if it has no bytes."""
     if not entry.chunks:
         return ()
     content = content_of(entry.chunks)
@@ -35,14 +35,15 @@ def pieces_of(entry: Entry) -> tuple[Piece, ...]:
 
 
 class LayerBlob:
-    """A layer's blob and what is in it. Immutable once made."""
+    """A layer's blob and its pieces. Immutable."""
 
     def __init__(self, digest: Digest, size: int, data_end: int, entries: Iterable[Entry], dialect: Dialect = ESTARGZ) -> None:
-        """`data_end` is where the chunks end; `entries` those of the TOC. Costs about 5 µs a file."""
+        """`data_end` is the offset where the chunks end; `entries` are those of the TOC. Costs about 5 µs a file."""
         self.digest = digest
         self.size = size
         self.whole: Layer | None = None
-        """Where the layer is not lazy, the layer without its entries: pieces have no place in its blob then, and a reader of one fetches all of it."""
+        """For an eager layer, the layer without its entries. Then pieces have no offset in the blob, and reading one fetches
+        all of it."""
         self.data_end = data_end
         self.dialect = dialect
         pieces: list[Piece] = []
@@ -51,16 +52,16 @@ class LayerBlob:
         pieces.sort(key=lambda piece: (piece.chunk.member, piece.chunk.inner))
         self.pieces = tuple(pieces)
         self.total = sum(piece.chunk.size for piece in pieces)
-        """Bytes of all files, equal ones as often as they are there."""
+        """Bytes of all files, equal ones counted each time."""
         self._members = [piece.chunk.member for piece in pieces]
 
     @classmethod
     def of(cls, layer: Layer) -> Self:
-        """The pieces of a layer that has been loaded."""
+        """The pieces of a loaded layer."""
         made = cls(layer.digest, layer.descriptor.size, layer.toc_offset, layer.entries, layer.dialect)
         made.whole = layer.without_entries() if layer.whole else None
         return made
 
     def position(self, offset: int) -> int:
-        """Index of the first piece at or behind blob offset `offset`."""
+        """Index of the first piece at or after blob offset `offset`."""
         return bisect_left(self._members, offset)

@@ -1,6 +1,6 @@
-"""How far a run has come, for those who decide whether to go on waiting for it.
+"""The progress of a run, for deciding whether to wait for it any longer.
 
-Progress is counted per run: that other bytes of the image arrive says nothing about the file that somebody waits for.
+It is counted per run: other bytes of the image say nothing about the file that a reader waits for.
 """
 
 from __future__ import annotations
@@ -20,51 +20,51 @@ FLOOR_TIME: Final = 20.0
 
 
 class Progress:
-    """One run's. Read and written on the event loop; each call is O(1)."""
+    """Progress of one run. For the event loop; each call is O(1)."""
 
     __slots__ = ("_before", "_since", "_stream", "ahead")
 
     def __init__(self) -> None:
         self._before = 0
-        """Bytes of earlier streams, and of steps that were only counted."""
+        """Bytes of earlier streams, and bytes that belong to no stream."""
         self._stream: RangeStream | None = None
         self._since = math.inf
-        """When the run began to wait for bytes that have been promised: an answer has begun. Never, while it waits for something else:
-        its turn, an answer (which has a deadline of its own), a thread, a pause."""
+        """Since when the run has been waiting for bytes of a response that has begun. Infinite while it waits for anything
+        else: a slot, a response (which has its own deadline), a thread, a pause."""
         self.ahead: Callable[[], int] | None = None
-        """While it waits for its turn: how many bytes the runs before it have received."""
+        """While the run waits for a slot: the number of bytes that the runs before it have received."""
 
     @property
     def received(self) -> int:
-        """Compressed bytes that have come, those of an unfinished step included."""
+        """Compressed bytes received, including those of an unfinished step."""
         return self._before if self._stream is None else self._before + self._stream.received
 
     @property
     def signs_of_life(self) -> int:
-        """Changes with every sign of life: a byte of the run, or, while it waits for its turn, of the runs before it."""
+        """Changes with every sign of life: a byte for the run, or, while it waits for a slot, for a run before it."""
         return self.received if self.ahead is None else self.ahead()
 
     def expect_bytes(self, stream: RangeStream | None = None) -> None:
-        """From now on the run waits for bytes, of `stream` where there is one."""
+        """The run now waits for bytes, from `stream` if given."""
         self._stream = stream or self._stream
         self._since = trio.current_time()
 
     def pause(self) -> None:
-        """From now on the run waits for something other than the source."""
+        """The run now waits for something other than the source."""
         self._since = math.inf
 
     def end_stream(self) -> None:
-        """The stream ends, at its end or before."""
+        """The stream has ended, complete or not."""
         self._before = self.received
         self._stream = None
         self._since = math.inf
 
     def count(self, received: int) -> None:
-        """Bytes have come that belong to no stream."""
+        """Count bytes that belong to no stream."""
         self._before += received
         if self._since == math.inf:
             self._since = trio.current_time()
 
     def is_stalled(self, before: int) -> bool:
-        """Whether the source is below the floor. `before` is what had come FLOOR_TIME ago."""
+        """Whether the source is slower than FLOOR. `before`: what `received` was FLOOR_TIME ago."""
         return trio.current_time() - self._since >= FLOOR_TIME and self.received - before < FLOOR

@@ -1,11 +1,11 @@
-"""A run: pieces of one layer that are fetched together, from their claims to the landing of the last of their flights.
+"""A run: pieces of one layer that are fetched together, from claiming them to completing the last of their flights.
 
-A run belongs to the fetcher, not to the reader who caused it: a reader that is cancelled or misses its deadline stops waiting, and the
-bytes under way are kept for the next one. Only where it makes no progress any more is it given up (flight.py), and its flights land
-empty-handed, so that those who wait begin another one.
+A run belongs to the fetcher, not to the reader that caused it. A reader that is cancelled or misses its deadline stops waiting,
+and the bytes in flight are kept for the next one. Only a run without progress is given up (flight.py): its flights are
+completed without data, so that their readers start another run.
 
-Bytes that are not what the TOC promised are fetched a second time, by another way, before anybody is told: a cache on the way or a
-connection out of step is not a reason for an error.
+Bytes that do not match the TOC are fetched a second time over another connection before any reader gets an error: the cause may
+be a cache on the way, or a connection out of step.
 """
 
 from __future__ import annotations
@@ -33,26 +33,30 @@ from lazyfs.tasks import cause_of
 _log = logging.getLogger(__name__)
 
 _FEW: Final = 8
-"""Pieces that are claimed together with those of other runs. Longer runs have a thread of their own: others do not wait for them."""
+"""Runs of up to this many pieces are claimed together with others. Longer runs use their own call in a thread, so that others
+do not wait.
+"""
 _SLOT_WAIT: Final = 0.1
-"""Seconds that a run waits for its turn before it is looked what of it is here: usually a look costs more than the wait."""
+"""Seconds that a run waits for a slot before it looks for its pieces in the store: usually the look costs more than the wait.
+"""
 _CLAIM_POLL: Final = 0.02
 _TIME_TO_ANSWER: Final = 10.0
-"""Seconds that a reader must have left when a host may be asked again. Where a read fails at once, the kernel repeats it at once: with a
-deadline that is later by a moment, which must not make it wait for all of it."""
+"""Seconds that a reader must have left when a host may be asked again. If a read fails at once, the kernel repeats it at once;
+its deadline is then only a moment later, and it must not have to wait for all of that.
+"""
 
 
 _PATIENCE: Final = 50.0
-"""Seconds for which a run that nobody reads waits for a host that asks for a pause: a reader that joins it waits as long."""
+"""Seconds for which a run without a reader waits for a host that asks for a pause: a reader that joins it waits as long."""
 
 
 async def no_pause() -> bool:
-    """The pause of a run that somebody waits for: none."""
+    """The `pause` of a run with a reader: none."""
     return True
 
 
 class Run:
-    """One run. Its flights are on the board as soon as it is made; `fetch` lands them, whatever happens."""
+    """One run. Its flights start when it is created; `fetch` completes them in any case."""
 
     def __init__(
         self,
@@ -65,11 +69,13 @@ class Run:
         ignore_claim: bool = False,
         rest: bool = False,
     ) -> None:
-        """`wanted`: nothing is fetched but with this piece. `ignore_claim`: it is fetched although another process has claimed it.
+        """`wanted`: if this piece need not be fetched, nothing is. `ignore_claim`: fetch it even if another process has claimed
+        it.
 
-        `deadline`: its reader's. A host that asked to be left alone until an earlier time is waited for.
+        `deadline`: the reader's. If a host asks for a pause that ends earlier, the run waits.
 
-        `rest`: a layer without ranges comes as a whole, and all that is missing of it is kept; `pieces` are those that are waited for.
+        `rest`: a layer without ranges is fetched whole, and everything missing of it is kept; `pieces` are those that readers
+        wait for.
         """
         self._shared = shared
         self._layer = layer
@@ -80,19 +86,19 @@ class Run:
         self._rest = rest
         self._as_a_whole = layer.whole is not None or layer.digest in shared.rangeless
         self._expected: set[bytes] | None = None
-        """Chunks that are still to land, as soon as that is known."""
+        """Digests of chunks that are still to arrive; None until that is known."""
         self._claimed: list[Piece] = []
         self._wrong: list[Piece] = []
-        """What came wrong at the first try."""
+        """Pieces that did not match at the first try."""
         self._is_last_try = layer.whole is not None
         self._first_error: Exception | None = None
         self.flights = shared.flights.start_run(piece.chunk.digest for piece in pieces)
         self.has_ended = False
         self._end: trio.Event | None = None
-        """For those who wait for it, which few do."""
+        """Created when somebody waits for the end, which is rare."""
 
     def join(self, piece: Piece) -> Flight | None:
-        """The flight of a further piece of a layer that comes as a whole; None if this run no longer fetches it."""
+        """The flight for one more piece of a layer that is fetched whole; None if this run does not fetch it any more."""
         digest = piece.chunk.digest
         if self.has_ended or self.flights.given_up or (self._expected is not None and digest not in self._expected):
             return None
@@ -101,9 +107,9 @@ class Run:
         return self.flights.start(digest)
 
     async def fetch(self, pause: Callable[[], Awaitable[bool]] = no_pause, slots: Slots | None = None) -> Exception | None:
-        """Bring the pieces, in turn where there are `slots`. Returns what went wrong, if something did.
+        """Fetch the pieces, after taking a slot if `slots` is given. Returns the error, if there was one.
 
-        Cancelled: what had arrived is kept, and readers that wait look again.
+        Cancelled: what has arrived is kept, and readers that wait look again.
         """
         failure: Exception | None = None
         try:
@@ -115,7 +121,7 @@ class Run:
                 self._shared.source.name,
                 self._layer.digest,
             )
-        except Exception as error:  # noqa: BLE001  # not swallowed: it goes to those who asked, and on to their guard
+        except Exception as error:  # noqa: BLE001  # not swallowed: the readers get it, and raise it on
             failure = cause_of(error)
             self._shared.errors[type(failure).__name__] += 1
         finally:
@@ -133,7 +139,8 @@ class Run:
 
     async def _fetch_in_slot(self, pause: Callable[[], Awaitable[bool]], slots: Slots | None) -> None:
         flights, progress = self.flights, self.flights.progress
-        # One scope for the wait, which seldom takes _SLOT_WAIT, and for the rest: scopes cost the crowd time.
+        # One scope for the wait, which seldom takes _SLOT_WAIT, and for the rest: with many readers, the cost of scopes adds
+        # up.
         with flights.scope as scope:
             if slots is None or slots.try_acquire(progress) or await self._acquire_slot_soon(slots, scope):
                 return await self._fetch_pieces(pause)
@@ -149,27 +156,29 @@ class Run:
         raise Unreachable(f"{self._shared.source.name} has stopped sending layer {self._layer.digest}")
 
     async def _acquire_slot_soon(self, slots: Slots, scope: trio.CancelScope) -> bool:
-        """Take a slot within _SLOT_WAIT. False, or cancelled with `scope`: it was too late, though the slot may be taken."""
+        """Take a slot within _SLOT_WAIT. If it returns False, or is cancelled by `scope`, the time was up; the slot may be
+        taken all the same."""
         scope.deadline = trio.current_time() + _SLOT_WAIT
         await slots.acquire(self.flights.progress)
         scope.deadline = math.inf
         return not scope.cancel_called
 
     async def wait_for_end(self) -> None:
-        """Until `fetch` has ended."""
+        """Wait until `fetch` has ended."""
         if not self.has_ended:
             self._end = self._end or trio.Event()
             await self._end.wait()
 
     async def _complete_stored(self) -> None:
-        """While a run waits for its turn: with the source away that lasts, and what is here need not wait.
+        """Complete the flights of pieces that are in the store, while the run waits for a slot: that lasts long if the source
+        is unreachable.
 
-        All of it, where the wanted piece is here: it was the reason for the run.
+        If the wanted piece is in the store, complete all flights: it was the reason for the run.
         """
         pieces, wanted = list(self._pieces), self._wanted
         missing = {piece.chunk.digest for piece in await self._in_thread(partial(missing_of, self._shared.store, pieces))}
         if wanted is not None and wanted.chunk.digest not in missing:
-            # Its own readers would find nothing otherwise, even where an equal chunk of another file is here.
+            # Its own readers would find nothing otherwise, even if an equal chunk of another file is in the store.
             missing.clear()
         for piece in pieces:
             if piece.chunk.digest not in missing:
@@ -182,12 +191,12 @@ class Run:
             return
         rangeless = self._as_a_whole
         if rangeless != (self._layer.digest in self._shared.rangeless):
-            return  # found out while it waited for its turn: whoever waits joins the run that brings all of the layer
+            return  # found out while this run waited for a slot: readers join the run that fetches all of the layer
         await self._claim(gaps=rangeless)
         coming = {piece.chunk.digest for piece in self._claimed}
         if self._claimed:
             self._expect(coming)
-            # Where nobody reads, the run goes on later by itself.
+            # Without a reader, the run continues later by itself.
             latest = (
                 max(self._deadline - _TIME_TO_ANSWER, trio.current_time()) if self._wanted else trio.current_time() + _PATIENCE
             )
@@ -199,24 +208,25 @@ class Run:
                 await self._transfer(transfer, self._still_expected())
         elif self._wanted is not None:
             self._expect({self._wanted.chunk.digest})
-            # It arrived meanwhile, or another process is bringing it: its readers look again, but do not spin.
+            # It has arrived meanwhile, or another process is fetching it: its readers look again, but not in a tight loop.
             await trio.sleep(_CLAIM_POLL)
 
     async def _claim(self, *, gaps: bool) -> None:
         """Claim what has to be fetched."""
-        # Of its own: a thread reads it, and readers go on joining meanwhile.
+        # A copy, because a thread reads it while more readers may join.
         request = ClaimRequest(tuple(self._pieces), self._wanted, gaps, self._insist)
         claimed = await self._shared.claims.submit(request) if len(request.pieces) <= _FEW else None
         if claimed is None:
             claimed = await self._in_thread(partial(claim_missing, self._shared.store, request))
         self._claimed = claimed
         if self._rest and claimed:
-            # Asked for only now: it is a look at all of the layer.
+            # Only after the first claim, because it looks at the whole layer.
             request = request._replace(pieces=self._layer.pieces)
             self._claimed = await self._in_thread(partial(claim_missing, self._shared.store, request))
 
     def _expect(self, coming: set[bytes]) -> None:
-        """These are still to land. Whoever waits for anything else looks again: it is here, or another process's business."""
+        """These are still to arrive. Readers of all other chunks look again: those are stored, or another process is fetching
+        them."""
         self._expected = coming
         self.flights.complete_others(coming)
 
@@ -231,13 +241,13 @@ class Run:
                 return
 
     async def _wait_for_host(self, error: HeldOff) -> None:
-        """Until it may be asked again. Raises `error` at once where that is too late for the reader."""
+        """Wait until the host may be asked again. Raises `error` at once if that is too late for the reader."""
         if not trio.current_time() < error.until < self._deadline - _TIME_TO_ANSWER:
             raise error
         await trio.sleep_until(error.until)
 
     def _still_expected(self) -> list[Piece]:
-        """What was claimed and has neither landed nor come wrong for the first time; in blob request."""
+        """What was claimed and has neither arrived nor failed to match for the first time, in blob order."""
         wrong = set() if self._is_last_try else {piece.chunk.digest for piece in self._wrong}
         coming = (self._expected or set()) - wrong
         return [piece for piece in self._claimed if piece.chunk.digest in coming]
@@ -281,7 +291,7 @@ class Run:
         shared.counts["requests"] += 1
         while True:
             try:
-                await run.fetch(asked, pieces, self._expect)  # it makes its own second try of wrong bytes
+                await run.fetch(asked, pieces, self._expect)  # it has its own second try for wrong bytes
             except HeldOff as error:
                 await self._wait_for_host(error)
             else:

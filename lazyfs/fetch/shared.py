@@ -1,4 +1,4 @@
-"""What all runs of one fetcher share: the store, the source, the threads, the slots and the counters."""
+"""What all runs of one fetcher share: store, source, threads, slots and counters."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ from lazyfs.source.protocol import ImageSource
 from lazyfs.store.store import Store
 
 _RUNS: Final = 48
-"""Range requests of readers at once; the background has its own, and so have runs of large members. 64 readers of 1,280 files that lie
-strewn, 20 ms away: the round trips alone take 1.6 s with 16, and all of it 15 % longer with 32 than with 64 (bench/late.py)."""
+"""Concurrent range requests of readers. The background and runs of large members are not counted. With 64 readers of 1,280
+scattered files and a round trip of 20 ms, the round trips alone take 1.6 s with 16 requests, and everything takes 15 % longer
+with 32 than with 64 (bench/late.py).
+"""
 _LARGE_RUNS: Final = 8
-"""Large ones at once, of 4 MiB by default."""
+"""Concurrent runs of large members, which have 4 MiB by default."""
 _LAYERS: Final = 8
-"""Layers at once that come as a whole."""
+"""Concurrent layers that are fetched whole."""
 
 
 class Shared:
-    """One fetcher's. Used on the event loop only."""
+    """Belongs to one fetcher. For the event loop only."""
 
     def __init__(self, store: Store, source: ImageSource, store_flights: StoreFlights | None = None) -> None:
         """`store_flights`: shared with the other fetchers of this store in this process."""
@@ -37,14 +39,14 @@ class Shared:
         self.source = source
         self.flights = SourceFlights(store_flights)
         self.rangeless: set[Digest] = set()
-        """Layers of which the source has answered a range with the whole blob."""
+        """Layers for which the source has answered a range request with the whole blob."""
         self.doubted: set[Digest] = set()
-        """Layers of which something came wrong: that is logged once."""
-        # Inflating and hashing is CPU: more jobs than cores would only share them. Reads of the store have their own
-        # threads, so that what is here never queues behind what is arriving.
+        """Layers with chunks that did not match their digests: logged once each."""
+        # Inflating and hashing need the CPU: with more jobs than cores, each would only be slower. Reads of the store have
+        # their own threads, so that stored chunks never queue behind arriving ones.
         self.unpackers = trio.CapacityLimiter((os.cpu_count() or 1) + 1)
         self.readers = trio.CapacityLimiter(16)
-        self.claims = Batcher(partial(claim_together, store), self.readers, at_once=1)  # the index answers one at a time
+        self.claims = Batcher(partial(claim_together, store), self.readers, at_once=1)  # the index answers one query at a time
         self.small = Batcher(partial(unpack_together, store), self.unpackers, at_once=2)  # a disk may be slow
         self.jobs = trio.Semaphore(int(self.unpackers.total_tokens))  # each holds a chunk twice: 8 MiB by default
         self.slots = Slots(_RUNS)

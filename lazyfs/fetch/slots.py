@@ -1,4 +1,4 @@
-"""Turns: so many runs of a kind are on their way at once, the others wait in order."""
+"""Slots: a limited number of runs of a kind are active; the others wait in order."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lazyfs.fetch.progress import Progress
 
 
 class Slots:
-    """A semaphore that knows whose bytes the runs that wait are waiting for."""
+    """A semaphore that knows the progress of the runs that others wait for."""
 
     def __init__(self, count: int) -> None:
         self._free = trio.Semaphore(count)
@@ -17,11 +17,11 @@ class Slots:
         """Bytes of runs that have ended."""
 
     def received(self) -> int:
-        """Bytes of all runs that have had their turn. Costs a look at each that is under way."""
+        """Bytes of all runs that have had a slot. Looks at each active run."""
         return self._before + sum(progress.received for progress in self._under_way)
 
     def try_acquire(self, progress: Progress) -> bool:
-        """Take a slot if one is free. To await one costs a turn of the event loop even then."""
+        """Take a slot if one is free. Awaiting `acquire` would cost a pass of the event loop even then."""
         try:
             self._free.acquire_nowait()
         except trio.WouldBlock:
@@ -39,11 +39,11 @@ class Slots:
         self._under_way.add(progress)
 
     def has(self, progress: Progress) -> bool:
-        """Whether this run has one of them."""
+        """Whether this run has a slot."""
         return progress in self._under_way
 
     def release(self, progress: Progress) -> None:
-        """Give the slot back, if this run has one."""
+        """Release the slot, if this run has one."""
         if progress in self._under_way:
             self._under_way.remove(progress)
             self._before += progress.received

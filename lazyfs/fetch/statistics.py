@@ -1,4 +1,4 @@
-"""What the fetcher has done so far, as numbers that tests, `lazyfs status` and metrics read."""
+"""Statistics of a fetcher, for tests, `lazyfs status` and metrics."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from typing import NamedTuple
 
 
 class FetchStatistics(NamedTuple):
-    """A frozen look at a fetcher."""
+    """The counters at one moment."""
 
     requests: int
-    """Range requests begun."""
+    """Range requests sent."""
     received: int
-    """Compressed bytes taken off the wire."""
+    """Compressed bytes received."""
     chunks: int
-    """Chunks that arrived and verified."""
+    """Chunks that arrived and were verified."""
     unpacked: int
-    """Their bytes."""
+    """Their uncompressed bytes."""
     unkept: int
     """Chunks that the store had no room for."""
     wrong: int
-    """Runs in which chunks came that were not what the TOC promises, and were fetched once more."""
+    """Runs with chunks that did not match the TOC and were fetched again."""
     errors: dict[str, int]
-    """Failures by the name of their cause."""
+    """Number of failures by the class name of the error."""

@@ -1,4 +1,4 @@
-"""Who waits, so that the background can give way."""
+"""Counts waiting readers, so that the background can give way."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import trio
 
 
 class Traffic:
-    """Counts the readers that wait for the network."""
+    """Readers that wait for the network."""
 
     def __init__(self) -> None:
         self.waiting = 0
@@ -17,7 +17,7 @@ class Traffic:
 
     @contextmanager
     def reader(self) -> Iterator[None]:
-        """Around the wait of one reader."""
+        """Count one waiting reader for as long as the block lasts."""
         self.waiting += 1
         self._changes.unpark_all()
         try:
@@ -27,6 +27,6 @@ class Traffic:
             self._changes.unpark_all()
 
     async def give_way(self, urgent: Callable[[], bool]) -> None:
-        """Return when nobody waits, or when `urgent()`: somebody waits for what the caller itself brings."""
+        """Return when no reader waits, or when `urgent()`: one waits for what the caller itself fetches."""
         while self.waiting and not urgent():
             await self._changes.park()

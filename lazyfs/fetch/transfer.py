@@ -1,8 +1,8 @@
-"""A transfer: the bytes of a run come in one range request, and are unpacked.
+"""A transfer: one range request for the bytes of a run, and their unpacking.
 
-While the next bytes arrive, the last ones are inflated, verified and kept in a worker thread. Only so many such jobs are
-under way, over all runs, that a slow disk or a slow processor holds the senders back instead of filling memory. (Runs that are
-small take no job: there are only so many runs.)
+While the next bytes arrive, the last ones are inflated, verified and kept in a worker thread. The number of such jobs over all
+runs is limited, so that a slow disk or CPU slows down the senders instead of filling memory. (Small runs do not count as jobs,
+because the number of runs is limited.)
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from lazyfs.fetch.unpack import Packed, Unpacked, unpack
 from lazyfs.source.protocol import RangeStream
 
 _BATCH: Final = 512 << 10
-"""Compressed bytes handed to a thread at once: small files share the price of a hop, large chunks go alone."""
+"""Compressed bytes per call in a thread: small files share the cost of a call, large chunks go alone."""
 _SMALL: Final = 256 << 10
-"""Bytes, inflated, of a run that goes to a thread together with others."""
+"""Inflated bytes up to which a run is unpacked in one call together with others."""
 _SKIP: Final = 1 << 20
 
 
 class Batch(NamedTuple):
-    """Pieces whose members follow each other without a gap: blob bytes `[start, end)`."""
+    """Pieces whose members are contiguous: blob bytes `[start, end)`."""
 
     start: int
     end: int
@@ -37,7 +37,8 @@ class Batch(NamedTuple):
 
 
 class Transfer(NamedTuple):
-    """What `fetch` needs. `on_piece` hears of every piece, in the event loop; `pause` is awaited before each batch, and says whether to go on."""
+    """`on_piece` is called for every piece on the event loop. `pause` is awaited before each batch, and returns whether to go
+    on."""
 
     shared: Shared
     layer: LayerBlob
@@ -45,12 +46,12 @@ class Transfer(NamedTuple):
     on_piece: Callable[[Unpacked], None]
     pause: Callable[[], Awaitable[bool]]
     deadline: float
-    """Until when a host that asks for a pause is waited for."""
+    """Until when to wait for a host that asks for a pause."""
 
     async def fetch(self, pieces: Sequence[Piece], *, whole: bool = False) -> None:
-        """Fetch `pieces`, which stand in blob order; `whole` asks for the whole blob and skips what is not wanted.
+        """Fetch `pieces`, which are in blob order. `whole`: request the whole blob, and skip what is not wanted.
 
-        Raises SourceError when the source failed; what had arrived is kept and was told to `on_piece`. Cancelled: the same.
+        Raises SourceError if the source failed; what had arrived is kept and was passed to `on_piece`. Cancelled: the same.
         """
         batches = cut(pieces)
         start, end = (0, self.layer.size) if whole else (batches[0].start, batches[-1].end)
@@ -83,15 +84,14 @@ class Transfer(NamedTuple):
             raise failure
 
     async def _fetch_batch(self, batch: Batch, start: int, end: int) -> None:
-        """Most misses of a crowd: what they cost the event loop is what the crowd waits for. So without a task of its own, and the
-        sender is let go before its bytes are unpacked.
-        """
+        """Fetch a run of one batch: the usual miss among many readers, who wait for the event loop. So it has no task of its
+        own, and the connection is released before its bytes are unpacked."""
         async with self._open(start, end) as stream:
             if not await self.pause():
                 return
             data = await self._receive(stream, start, batch)
             self.progress.end_stream()
-        # What is inflated, and stays in memory until the trip is over, may be far more than what is wanted of it.
+        # Inflated data stays in memory until the whole call is done, and may be far more than what is wanted of it.
         if sum(piece.chunk.inner + piece.chunk.size for piece in batch.pieces) <= _SMALL:
             for result in await self.shared.small.submit(self._packed(batch, data)):
                 self.on_piece(result)
@@ -129,7 +129,7 @@ class Transfer(NamedTuple):
 
 
 def cut(pieces: Sequence[Piece]) -> list[Batch]:
-    """Batches for the threads. The first member goes alone, because somebody waits for it."""
+    """Batches for the threads. The first member goes alone, because a reader waits for it."""
     batches: list[Batch] = []
     for piece in pieces:
         chunk = piece.chunk

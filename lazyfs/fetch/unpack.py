@@ -1,7 +1,7 @@
-"""From compressed bytes to kept chunks: the work of a worker thread.
+"""From compressed bytes to stored chunks, in a worker thread.
 
-This is the one door through which bytes of a registry enter. The layer's dialect decodes them (format/dialect.py); behind this door
-everything is verified.
+All bytes from a registry pass through here. The dialect of the layer decodes them (format/dialect.py), and everything is
+verified before it is stored or returned.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from lazyfs.store.store import Store
 
 
 class Unpacked(NamedTuple):
-    """What became of one piece."""
+    """The result for one piece."""
 
     piece: Piece
     data: memoryview | None
     error: InvalidInput | None
-    """Why it is not what the TOC promised."""
+    """Why it is not what the TOC says."""
     store_error: LocalError | None
-    """Why the store did not keep it, though it is right."""
+    """Why a correct piece was not stored."""
 
 
 class Packed(NamedTuple):
-    """Pieces, whose members lie in `data`, which begins at blob offset `start`."""
+    """Pieces whose members are in `data`, which begins at blob offset `start`."""
 
     start: int
     data: bytes | bytearray | memoryview
     pieces: Sequence[Piece]
     what: str
-    """Names the layer in errors."""
+    """Name of the layer, for errors."""
     dialect: Dialect
-    """The layer's."""
+    """Dialect of the layer."""
 
 
 def unpack_together(store: Store, packed: Sequence[Packed]) -> list[list[Unpacked]]:
@@ -48,7 +48,7 @@ def unpack_together(store: Store, packed: Sequence[Packed]) -> list[list[Unpacke
 def unpack(store: Store, packed: Packed) -> list[Unpacked]:
     """Decode, verify and keep the pieces.
 
-    Blocking, for a thread. A piece that fails takes no other down, but those of the same broken member.
+    Blocking. A piece that fails affects no others, except those of the same broken member.
     """
     start, data, pieces, what, dialect = packed
     decode = dialect.decode

@@ -1,7 +1,7 @@
-"""A layer that is not lazy, fetched again, because something of it is not here any more: evicted, removed or damaged.
+"""Fetches an eager layer again, because something of it is not in the store any more: evicted, removed or damaged.
 
-There is one tar, and no saying where in it a file lies; so it comes as it came the first time, verified as a whole, and its
-files are found by what they hash to.
+It is a single tar, and the position of a file in it is unknown. So it is fetched as it was the first time, verified as a whole,
+and its chunks are recognised by their hashes.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ from lazyfs.store.layer_lock import lock_layers
 from lazyfs.store.store import Store
 
 _BATCH: Final = 8 << 20
-"""Bytes that are held before they are handed to whoever waits."""
+"""Bytes collected before they are passed to readers."""
 
 
 class WholeRun(NamedTuple):
-    """What `fetch` needs. `on_piece` hears of pieces, `on_bytes` of blob bytes, `on_tar` that all of them are here; in the event loop."""
+    """On the event loop, `on_piece` is called for each piece, `on_bytes` for received bytes, and `on_tar` once the tar is
+    complete."""
 
     store: Store
     source: ImageSource
@@ -43,17 +44,17 @@ class WholeRun(NamedTuple):
     on_tar: Callable[[], None]
 
     def missing(self, pieces: Sequence[Piece]) -> list[Piece]:
-        """Blocking. Those of `pieces` that are not here, in no file of the store."""
+        """Those of `pieces` that are in no file of the store. Blocking."""
         return to_fetch(self.store, pieces)
 
     async def fetch(
         self, asked: Callable[[], Sequence[Piece]], pieces: Sequence[Piece] | None, expect: Callable[[set[bytes]], None]
     ) -> None:
-        """Bring `pieces` (None: those that are `asked` for), as far as they are not here: those are not told of.
+        """Fetch those of `pieces` (None: of `asked()`) that are missing. `on_piece` is not called for the others.
 
-        Where it is our turn and nothing is missing of what is asked for then, nothing is fetched. `expect` is told the digests of what
-        `on_piece` will hear of. Raises SourceError, InvalidInput (the blob is not what it was), LocalError. Cancelled: what was told
-        is kept.
+        If nothing of `asked()` is missing once the layer lock is held, nothing is fetched. `expect` is called with the digests
+        that `on_piece` will get. Raises SourceError, InvalidInput (the blob has changed), LocalError. Cancelled: what was
+        passed to `on_piece` is kept.
         """
         layer = self.layer
         assert layer.whole is not None
@@ -70,7 +71,7 @@ class WholeRun(NamedTuple):
             tar = fetch_tar(self.source, layer.descriptor, layer.whole, self.store, _ignore, received=arrived, keep=keep)
             async with tar as spool:
                 self.on_tar()
-                # Looked for only now: with the source away, that would be all of a large layer for each read that fails.
+                # Only after the download: if the source is unreachable, each failing read would look up all of a large layer.
                 if pieces is not None:
                     missing = await trio.to_thread.run_sync(self.missing, pieces)
                 wanted: dict[bytes, list[Piece]] = {}
@@ -81,8 +82,8 @@ class WholeRun(NamedTuple):
                 while some := await trio.to_thread.run_sync(_take, found):
                     for result in some:
                         self.on_piece(result)
-            with suppress(LocalError):  # what is not kept has been told so
-                await trio.to_thread.run_sync(self.store.index.change)  # for whoever has the next turn
+            with suppress(LocalError):  # for what is not kept, `on_piece` got the error
+                await trio.to_thread.run_sync(self.store.index.change)  # for the next holder of the layer lock
 
     def _find(self, spool: Spool, wanted: dict[bytes, list[Piece]]) -> Iterator[Unpacked]:
         what = f"layer {self.layer.digest}"
@@ -110,11 +111,11 @@ class WholeRun(NamedTuple):
 
 
 def _ignore(_: int) -> None:
-    """No bar is shown."""
+    """No progress bar."""
 
 
 def _take(found: Iterator[Unpacked]) -> list[Unpacked]:
-    """Blocking. The next results, about 8 MiB of them; none at the end."""
+    """The next results, about 8 MiB; empty at the end. Blocking."""
     some: list[Unpacked] = []
     weight = 0
     for result in found:

@@ -1,16 +1,16 @@
-"""How much to bring along with a miss.
+"""How much to fetch along with a miss.
 
-A miss costs a round trip, whatever it brings; bytes that nobody reads cost the link. So a lone miss takes few
-neighbours with it: files that lie side by side are often wanted together (a package's, a directory's). A miss that comes
-where an earlier one's bytes ended is a reader on its way through the blob, and each such step doubles what the next
-one brings, up to a bound that makes a round trip small beside the transfer.
+A miss costs a round trip, however much it fetches; bytes that nobody reads cost the link. So a lone miss fetches few
+neighbours: files that are side by side are often wanted together (those of a package or a directory). A miss where the bytes of
+an earlier one ended comes from a reader on its way through the blob. Each such step doubles the next window, up to a bound
+where the round trip is small beside the transfer.
 
-Steps inside of one file and steps from file to file are counted apart. That a program reads all of its own large
-binary says nothing about the files behind it (measured: half of what `python3 -c` fetched was such a neighbour);
-`tar` and `cp -r` step from file to file, and soon get long runs.
+Steps within a file and steps from file to file are counted separately. A program that reads all of its own large binary says
+nothing about the files behind it (measured: half of what `python3 -c` fetched were such neighbours); `tar` and `cp -r` step
+from file to file, and soon get long runs.
 
-A lone miss brings nothing along where many miss at once: with 64 readers of files that lie strewn it is the processor that they
-wait for, and neighbours would be most of its work (measured: 6,077 files brought for 1,280, in 2.2 s instead of 1.2).
+Where many readers miss at once, a lone miss fetches no neighbours: with 64 readers of scattered files, the CPU is the
+bottleneck, and neighbours would be most of its work (measured: 6,077 files fetched for 1,280, in 2.2 s instead of 1.2).
 
 Several readers walk through a layer at once, so the last few walks of each layer are remembered.
 """
@@ -23,27 +23,29 @@ from lazyfs.fetch.flight import SourceFlights
 from lazyfs.fetch.piece import LayerBlob, Piece
 
 FIRST: Final = 32 << 10
-"""Compressed bytes that a lone miss brings along: a 10 Mbit link needs 25 ms for them, about one round trip."""
+"""Compressed bytes that a lone miss fetches: a 10 Mbit link needs 25 ms for them, about one round trip."""
 LARGEST: Final = 16 << 20
 MOST_PIECES: Final = 4096
-"""Chunks of a run, unless one member has more. Each is claimed, and what a claim costs the kernel grows with the number of claims: 35 µs
-with so many, 300 µs with 20,000."""
+"""Chunks in a run, unless one member has more. Each is claimed, and a claim costs the kernel more the more there are: 35 µs
+with this many, 300 µs with 20,000.
+"""
 _GAP: Final = 128 << 10
-"""A miss this close behind a walk's end still belongs to it: readers skip small files, and what was here already."""
+"""A miss at most this far behind the end of a walk still belongs to it: readers skip small files, and chunks that are stored.
+"""
 _NEAR: Final = 16 << 10
-"""In a crowd: among many readers it is easily chance that one comes close to where another was."""
+"""The same in a crowd: among many readers, one easily comes close to another's walk by chance."""
 _WALKS: Final = 16
 
 
 class Window(NamedTuple):
-    """What one miss may bring, in compressed bytes."""
+    """What one miss may fetch, in compressed bytes."""
 
     inside: int
-    """From the wanted chunk's start, of the same file."""
+    """Within the same file, from the start of the wanted chunk."""
     across: int
-    """Behind that, of the files that follow."""
+    """Behind that, of the following files."""
     name: str
-    """The content that was wanted."""
+    """Name of the wanted content."""
 
 
 class Windows:
@@ -51,10 +53,11 @@ class Windows:
 
     def __init__(self) -> None:
         self._walks: dict[int, Window] = {}
-        """Where a walk goes on -> the window that brought it there; oldest first."""
+        """By the offset where a walk continues: its last window. Oldest first."""
 
     def open(self, piece: Piece, *, crowded: bool) -> Window:
-        """What a miss of `piece` may bring. The walk that it belongs to is taken up. `crowded`: many others miss just now."""
+        """What a miss of `piece` may fetch. Takes the walk that it continues off the list. `crowded`: many others miss at the
+        same time."""
         start, name = piece.chunk.member, piece.content.name
         for end, walk in reversed(self._walks.items()):
             if end <= start <= end + (_NEAR if crowded else _GAP):
@@ -66,7 +69,7 @@ class Windows:
         return Window(0, 0, name) if crowded else Window(FIRST, FIRST, name)
 
     def note_fetch(self, window: Window, start: int, end: int, same_file: bool) -> None:
-        """`[start, end)` is being fetched; a walk may go on at `end`. `same_file`: all of it is the wanted file's."""
+        """`[start, end)` is being fetched, and a walk may continue at `end`. `same_file`: all of it belongs to the wanted file."""
         inside = max(window.inside, end - start) if same_file else window.inside
         self._walks.pop(end, None)
         self._walks[end] = window._replace(inside=inside)
@@ -75,7 +78,7 @@ class Windows:
 
 
 def choose_run(layer: LayerBlob, piece: Piece, windows: Windows, flights: SourceFlights, *, crowded: bool) -> list[Piece]:
-    """The run for a miss of `piece`, which stands first: the rest of its member, and what the window allows behind it."""
+    """The run for a miss of `piece`, which comes first: the rest of its member, and what the window allows behind it."""
     chosen = [piece]
     window = windows.open(piece, crowded=crowded)
     start = piece.chunk.member
