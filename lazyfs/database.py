@@ -1,7 +1,7 @@
-"""A small sqlite file of which nothing may be lost: every change is on disk when the call returns.
+"""A small durable sqlite file: every change is on disk when the call returns.
 
-The store's index is none: it may lose its last rows and be made again (store/database.py). What is kept here may not: which images
-are mounted, which snapshots containerd has.
+The store's index is not one: it may lose its last rows, and can be rebuilt (store/database.py). This one must not lose
+anything: which images are mounted, which snapshots containerd has.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from lazyfs.errors import StoreFull, StoreUnusable
 
 
 class Kind(NamedTuple):
-    """What a file holds."""
+    """The kind of a file."""
 
     what: str
-    """In messages."""
+    """Name for messages."""
     application: int
     """sqlite's application_id."""
     format: int
-    """The newest that this version reads, and the one that it writes: sqlite's user_version."""
+    """The newest format that this version reads, and the one that it writes: sqlite's user_version."""
     tables: tuple[str, ...]
-    """The statements that make a new file."""
+    """The statements that create a new file."""
     hint: str
-    """What to do about a damaged file."""
+    """What to do if the file is damaged."""
 
 
 class SyncedDatabase:
-    """The open file. Blocking: for threads, any of them. A context manager.
+    """The open file. Blocking; any thread may call it. A context manager.
 
-    Everything raises StoreUnusable where the file cannot be used, and StoreFull where the disk is full; a row that cannot be decoded
-    (msgspec.DecodeError) is damage.
+    Raises StoreUnusable if the file cannot be used, and StoreFull if the disk is full. A row that cannot be decoded
+    (msgspec.DecodeError) counts as damage.
     """
 
     def __init__(self, path: Path, kind: Kind) -> None:
-        """Open or create it. Raises StoreUnusable as well for a newer format, another program's file, and a damaged one.
+        """Open or create the file. Also raises StoreUnusable for a newer format, another program's file, and a damaged one.
 
-        The check for damage costs 50 ms for 300,000 rows.
+        The check for damage takes 50 ms for 300,000 rows.
         """
         self._path = path
         self._kind = kind
@@ -67,7 +67,7 @@ class SyncedDatabase:
         self.close()
 
     def close(self) -> None:
-        """No more calls after this one."""
+        """Close it. No calls may follow."""
         with self._lock, suppress(sqlite3.Error):
             self._db.close()
 
@@ -79,7 +79,7 @@ class SyncedDatabase:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """The connection inside a transaction, which is synced at the end, or undone by what the block raises."""
+        """The connection within a transaction, which is synced at the end, or rolled back if the block raises."""
         with self._lock, self._translated():
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -91,11 +91,11 @@ class SyncedDatabase:
                 raise
 
     def _prepare(self) -> None:
-        """Make the tables of a new file, or check an old one."""
+        """Create the tables of a new file, or check an existing one."""
         db, kind = self._db, self._kind
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
-        db.execute("BEGIN IMMEDIATE")  # undone with the connection, if anything fails
+        db.execute("BEGIN IMMEDIATE")  # rolled back with the connection, if anything fails
         version = db.execute("PRAGMA user_version").fetchone()[0]
         application = db.execute("PRAGMA application_id").fetchone()[0]
         if version == 0 and application == 0:

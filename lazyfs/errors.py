@@ -1,33 +1,33 @@
-"""The one hierarchy of errors, and what each becomes outside: an errno inside a mount, an exit code on the command line.
+"""The hierarchy of errors, and what each becomes outside: an errno in a mount, an exit code on the command line.
 
     LazyfsError                 exit 1, EIO
-    ├── UsageError              exit 2: the command line itself
+    ├── UsageError              exit 2: the command line
     ├── InvalidInput            exit 3: bytes that are not what they claim to be (never retried)
     │   ├── DigestMismatch
     │   ├── InvalidToc · InvalidTar · InvalidManifest
-    │   └── NotLazy             a layer that nothing vouches for, or that has no TOC
-    ├── SourceError             exit 4: a registry or a layout did not give what was asked (may pass)
+    │   └── NotLazy             a layer without a TOC, or with a TOC that no annotation names
+    ├── SourceError             exit 4: a registry or layout did not deliver what was asked for (may be temporary)
     │   ├── NotFound · Unauthorized · BadAnswer
     │   ├── Unreachable
-    │   │   └── HeldOff         the host asked not to be asked before a time that comes too late
+    │   │   └── HeldOff         the host asked for a pause that ends too late
     │   └── RangeIgnored        the server does not serve ranges of this blob, only all of it
     ├── LocalError              exit 5: this machine
     │   ├── StoreFull           ENOSPC
     │   ├── StoreUnusable
-    │   ├── NotInstalled        a library that an extra of this distribution brings
-    │   ├── ContainerdFailed    containerd is not there, or refuses
+    │   ├── NotInstalled        a library of an optional extra
+    │   ├── ContainerdFailed    containerd is not running, or refuses
     │   └── MountFailed
-    │       └── NotNative       this machine cannot mount natively; portably it may
-    └── SnapshotError           what containerd asks of a snapshot cannot be: a status of gRPC
+    │       └── NotNative       this machine cannot mount natively; a portable mount may work
+    └── SnapshotError           a request of containerd for a snapshot is invalid: a gRPC status
         ├── SnapshotExists      EEXIST
         ├── SnapshotNotFound    ENOENT
         ├── SnapshotBusy        EBUSY: it has children, or is of another kind
-        └── BadSnapshot         EINVAL: a key, a parent, a label or a filter that is none
+        └── BadSnapshot         EINVAL: an invalid key, parent, label or filter
 
 Every message says what happened, to what, and (`hint`) what to do about it.
 
 Messages quote text that others wrote: names in a tar, a field of a manifest, a registry's answer. `show` quotes one bounded
-line of it. What a message forgets to quote so, LazyfsError itself shortens and escapes: a message is one line of at most
+line of it. LazyfsError itself shortens and escapes what a message forgets to quote: a message is one line of at most
 MAX_MESSAGE characters, whatever the input was.
 """
 
@@ -72,7 +72,7 @@ __all__ = [
 ]
 
 MAX_MESSAGE: Final = 1024
-"""Characters of a message, and of a hint."""
+"""Maximum characters of a message, and of a hint."""
 _MAX_QUOTED: Final = 200
 
 
@@ -83,14 +83,14 @@ _EXTRAS: Final = {
     "google": "containerd",
     "prometheus_client": "containerd",
 }
-"""Which extra of this distribution brings a library (pyproject.toml)."""
+"""The extra of this distribution that installs a library (pyproject.toml)."""
 
 
 _Error = TypeVar("_Error", bound=BaseException)
 
 
 class LazyfsError(Exception):
-    """`message` names what happened and to what; `hint`, a sentence of its own, says what to do."""
+    """`message` says what happened and to what; `hint`, a separate sentence, says what to do."""
 
     errno: ClassVar[int] = _errno.EIO
     exit_code: ClassVar[int] = 1
@@ -104,63 +104,63 @@ class LazyfsError(Exception):
         return f"{self.message}. {self.hint}" if self.hint else self.message
 
     def reworded(self, message: str, hint: str) -> LazyfsError:
-        """An error of the same kind in other words."""
+        """An error of the same kind with another text."""
         return type(self)(message, hint=hint)
 
 
 class UsageError(LazyfsError):
-    """The command line asks for what cannot be: unknown names, options that exclude each other."""
+    """The command line is wrong: unknown names, options that exclude each other."""
 
     errno = _errno.EINVAL
     exit_code = 2
 
 
 class InvalidInput(LazyfsError):
-    """Hostile or broken bytes. Asking again would bring the same bytes."""
+    """Hostile or broken bytes. A retry would return the same bytes."""
 
     exit_code = 3
 
 
 class DigestMismatch(InvalidInput):
-    """Bytes do not hash to the digest under which they were asked for."""
+    """Bytes do not hash to the expected digest."""
 
 
 class InvalidToc(InvalidInput):
-    """A layer's TOC (or its footer) breaks the eStargz format."""
+    """A layer's TOC (or its footer) violates the format of its dialect."""
 
 
 class InvalidTar(InvalidInput):
-    """A layer is not a tar, or one that no runtime would unpack alike."""
+    """A layer is not a tar, or one that runtimes would not unpack alike."""
 
 
 class InvalidManifest(InvalidInput):
-    """An index, manifest or config that is not an image of a kind we know."""
+    """An index, manifest or config that does not describe an image of a known kind."""
 
 
 class NotLazy(InvalidInput):
-    """The layer is an ordinary one, or its TOC is vouched for by nothing: it cannot be mounted lazily."""
+    """The layer is an ordinary one, or no annotation names its TOC: it cannot be mounted lazily."""
 
 
 class SourceError(LazyfsError):
-    """Whoever holds the bytes did not give them. Another try may succeed."""
+    """The source did not deliver the bytes. A retry may succeed."""
 
     exit_code = 4
 
 
 class NotFound(SourceError):
-    """The registry or layout answers, and has no such image, blob or document."""
+    """The registry or layout answers, but does not have the image, blob or document."""
 
 
 class Unauthorized(SourceError):
-    """Credentials are missing, wrong, or not enough for what was asked."""
+    """Credentials are missing, wrong, or insufficient."""
 
 
 class Unreachable(SourceError):
-    """No connection, no answer before the deadline, or a connection that broke off."""
+    """No connection, no response before the deadline, or a broken connection."""
 
 
 class HeldOff(Unreachable):
-    """A host answered 429 or 503 with Retry-After, and the caller's deadline ends before it may be asked again."""
+    """A host answered 429 or 503 with Retry-After, and the caller's deadline ends before that time."""
 
     def __init__(self, message: str, until: float, *, hint: str = "") -> None:
         """`until`: when the host may be asked again, on trio's clock."""
@@ -172,24 +172,24 @@ class HeldOff(Unreachable):
 
 
 class BadAnswer(SourceError):
-    """An answer that HTTP or the distribution specification does not allow here."""
+    """A response that HTTP or the distribution specification does not allow here."""
 
 
 class RangeIgnored(SourceError):
-    """The server does not serve ranges of this blob: it answers them with all of it (200), or refuses them and serves the whole.
+    """The server does not serve ranges of this blob: it answers with all of it (200), or refuses ranges but serves the whole.
 
-    Raised for ranges that begin too far in to skip to them; what begins near the start of the blob is read from the whole.
+    Raised for ranges that begin too far in to skip to. A range near the start of the blob is read from the whole blob.
     """
 
 
 class LocalError(LazyfsError):
-    """This machine refuses: disk, permissions, kernel."""
+    """This machine failed: disk, permissions, kernel."""
 
     exit_code = 5
 
 
 class StoreFull(LocalError):
-    """No room in the store. Reads go on without keeping."""
+    """No room in the store. Reads continue without storing."""
 
     errno = _errno.ENOSPC
 
@@ -199,14 +199,14 @@ class StoreUnusable(LocalError):
 
 
 class NotInstalled(LocalError):
-    """What was asked for needs a library that a plain `pip install` of this distribution does not bring."""
+    """A library is missing that a plain `pip install` of this distribution does not install."""
 
 
 class ContainerdFailed(LocalError):
-    """containerd cannot be reached, or says no to what a client asks of it."""
+    """containerd cannot be reached, or refuses a request."""
 
     def __init__(self, message: str, *, hint: str = "", status: str = "") -> None:
-        """`status` is gRPC's, `UNAVAILABLE` and the like; empty where containerd was not even asked."""
+        """`status` is a gRPC status such as `UNAVAILABLE`; empty if containerd was not reached."""
         super().__init__(message, hint=hint)
         self.status = status
 
@@ -216,39 +216,39 @@ class MountFailed(LocalError):
 
 
 class NotNative(MountFailed):
-    """No EROFS, no data-only layers in overlayfs, no root: a portable mount may do."""
+    """No EROFS, no data-only layers in overlayfs, or not root. A portable mount may work."""
 
 
 class SnapshotError(LazyfsError):
-    """What was asked of a snapshot is against containerd's rules. Nothing was changed."""
+    """A request for a snapshot violates containerd's rules. Nothing was changed."""
 
 
 class SnapshotExists(SnapshotError):
-    """There is a snapshot of that name (gRPC: ALREADY_EXISTS)."""
+    """A snapshot of that name exists (gRPC: ALREADY_EXISTS)."""
 
     errno = _errno.EEXIST
 
 
 class SnapshotNotFound(SnapshotError):
-    """There is no snapshot of that name, or no such parent (NOT_FOUND)."""
+    """There is no snapshot, or no parent, of that name (NOT_FOUND)."""
 
     errno = _errno.ENOENT
 
 
 class SnapshotBusy(SnapshotError):
-    """The snapshot is in no state for that: it has children, or is of another kind (FAILED_PRECONDITION)."""
+    """The snapshot is in the wrong state: it has children, or is of another kind (FAILED_PRECONDITION)."""
 
     errno = _errno.EBUSY
 
 
 class BadSnapshot(SnapshotError):
-    """What was said of a snapshot can be true of none: its key, parent, labels, or a filter (INVALID_ARGUMENT)."""
+    """An invalid key, parent, label or filter (INVALID_ARGUMENT)."""
 
     errno = _errno.EINVAL
 
 
 def require(what: str, *modules: str) -> None:
-    """Raises NotInstalled unless `modules` can be imported, which `what` needs: to be called before anything is begun."""
+    """Raise NotInstalled unless `modules`, which `what` needs, can be imported. To be called before any work begins."""
     from importlib.util import find_spec
 
     for module in modules:
@@ -261,7 +261,7 @@ def require(what: str, *modules: str) -> None:
 
 
 def not_installed(error: BaseException) -> NotInstalled | None:
-    """What to tell of a failed import; None of any other error, and where the module is none that an extra brings."""
+    """The error to report for a failed import; None for any other error, or if no extra installs the module."""
     name = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
     return _missing("this", name) if name.partition(".")[0] in _EXTRAS else None
 
@@ -272,13 +272,13 @@ def _missing(what: str, module: str) -> NotInstalled:
 
 
 def without_traceback(error: _Error) -> _Error:
-    """`error` without the frames that it came through. They hold what was being parsed, and whoever keeps the error keeps that."""
+    """`error` without its traceback. The frames hold what was being parsed, and they would live as long as the error."""
     error.__traceback__ = error.__context__ = error.__cause__ = None
     return error
 
 
 def most_severe(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """What to tell of several errors at once: an interrupt before a bug, a bug before an error of ours."""
+    """The error of a group to report: an interrupt before a defect, a defect before a LazyfsError."""
     leaves: list[BaseException] = []
     pending: list[BaseException] = [group]
     while pending:
@@ -292,9 +292,9 @@ def most_severe(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 def show(value: object, limit: int = _MAX_QUOTED) -> str:
-    """Foreign text, or any other value of foreign JSON, for a message: quoted, printable, one line of at most `limit` characters.
+    """Foreign text, or another value of foreign JSON, for a message: quoted, printable, one line of at most `limit` characters.
 
-    Costs no more than the part that is shown, however large the value is.
+    The cost does not depend on the size of the value, only on the part that is shown.
     """
     if isinstance(value, bytes | bytearray | memoryview):
         if len(value) > 8 * limit:
@@ -314,7 +314,7 @@ def show(value: object, limit: int = _MAX_QUOTED) -> str:
 
 
 def _line(text: str) -> str:
-    """`text` as one line of at most MAX_MESSAGE characters, what is not printable escaped."""
+    """`text` as one line of at most MAX_MESSAGE characters, with unprintable characters escaped."""
     if len(text) > 2 * MAX_MESSAGE:
         text = text[:MAX_MESSAGE] + text[-MAX_MESSAGE:]
     if not text.isprintable():

@@ -1,27 +1,28 @@
-"""Supervised tasks: one that fails is logged by name and counted, its owner is informed, and everything else goes on.
+"""Supervised tasks: a task that fails is logged by name and counted, its owner is informed, and everything else continues.
 
-In trio an exception that leaves a task cancels the whole nursery. In a process that serves many containers, a defect in one layer, or a
-descriptor (EMFILE), a byte of disk (ENOSPC) or memory that cannot be had for a moment, would take every container's files away. So only
-what a process cannot do without runs directly in its outermost nursery. Everything else is started by a Supervisor:
+In trio, an exception that leaves a task cancels the whole nursery. In a process that serves many containers, a defect in one
+layer would take away the files of every container, and so would a moment without a descriptor (EMFILE), disk space (ENOSPC) or
+memory. So only what a process cannot do without runs directly in its outermost nursery. Everything else is started by a
+Supervisor:
 
     tasks = Supervisor(nursery)
     tasks.start_soon("layer index", index, layer, subject=layer.digest, failed=live.fail, wakes=[live.indexed])
     tasks.keep_running("store upkeep", upkeep.run)            # started again, after a pause, until it returns
     error = await tasks.attempt("background fetch", background.run, subject=image.name)    # in the caller's own task
 
-What each argument is for:
+The arguments:
 
     kind       what the task does. Failures are counted by it, and metrics have one series for each: a constant, never a digest
-    subject    what it does it to, for the log: "layer index of sha256:…"
-    failed     called with the exception, once for each failure: the owner marks its layer as not lazy, or its order as failed
-    wakes      events that are set when the task has ended, in whatever way, after `failed` was called. Whatever waits on an event that a
-               supervised task sets passes it here: it is set even where the task never came to the line that would have set it
+    subject    what the task works on, for the log: "layer index of sha256:…"
+    failed     called with the exception once per failure: the owner marks its layer as not lazy, or its order as failed
+    wakes      events that are set when the task has ended in any way, after `failed` was called. An event that a supervised task
+               sets is passed here by its waiter: it is set even if the task never reached the line that would have set it
 
-A failure is any Exception, MemoryError and groups included (of a group, `failed` is given the most_severe). Cancellation,
-KeyboardInterrupt and SystemExit pass through, also out of a group that holds failures as well.
+A failure is any Exception, including MemoryError and groups (for a group, `failed` gets its most severe error). Cancellation,
+KeyboardInterrupt and SystemExit pass through, also out of a group that contains failures.
 
-Inside of a supervised task, a plain nursery is fine where its tasks live and fail together: what fails there ends the supervised task, and
-nothing else. Where they should not, `tasks.within(nursery)` supervises them, with the same counts:
+Within a supervised task, a plain nursery is fine if its tasks live and fail together: a failure in it ends the supervised task,
+and nothing else. If they should not, `tasks.within(nursery)` supervises them, with the same counts:
 
     async with trio.open_nursery() as nursery:
         inner = self._tasks.within(nursery)
@@ -29,8 +30,9 @@ nothing else. Where they should not, `tasks.within(nursery)` supervises them, wi
         await repository.uses.wait_until_unused()
         nursery.cancel_scope.cancel()
 
-What is caught elsewhere, by a guard that answers somebody (an order, a call of containerd), is recorded with `failures.record`, which any
-thread may call. tests/unit/surprises/test_surprises.py lists every task that lazyfs starts, and what a surprise in it comes to.
+An exception that is caught elsewhere, to answer an order or a call of containerd, is recorded with `failures.record`, which any
+thread may call. tests/unit/surprises/test_surprises.py lists every task that lazyfs starts, and the effect of an unexpected
+error in it.
 """
 
 from __future__ import annotations
@@ -57,24 +59,24 @@ Failed = Callable[[Exception], None]
 
 
 class Failures:
-    """What has failed in this process, by kind. For any thread."""
+    """Counts the failures of this process by kind. Any thread may call it."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def counts(self) -> dict[str, int]:
-        """How often each kind of task has failed; only those that have."""
+        """The number of failures of each kind that has failed."""
         with self._lock:
             return dict(self._counts)
 
     def record(self, kind: str, error: Exception, subject: str = "", then: str = "") -> Exception:
-        """Count a failure and log it; `then` says what follows. Returns the cause: `error`, or the most_severe of a group."""
+        """Count and log a failure; `then` says what follows. Returns the cause: `error`, or the most severe one of a group."""
         with self._lock:
             self._counts[kind] += 1
         cause = cause_of(error)
         what = f"{kind} of {subject}" if subject else kind
-        with suppress(Exception):  # memory that is short for the task may be short for the line as well
+        with suppress(Exception):  # if memory is short for the task, it may be short for the log line too
             if isinstance(cause, (LazyfsError, OSError)):
                 _log.warning("%s has failed%s: %s", what, then, cause)
             else:
@@ -83,14 +85,14 @@ class Failures:
 
 
 class Supervisor:
-    """Starts tasks in a nursery that none of them can end. Not for threads."""
+    """Starts tasks in a nursery that none of them can cancel. For the event loop."""
 
     def __init__(self, nursery: trio.Nursery, failures: Failures | None = None) -> None:
         self._nursery = nursery
         self.failures = failures or Failures()
 
     def within(self, nursery: trio.Nursery) -> Supervisor:
-        """A supervisor of tasks in another nursery, which counts with this one."""
+        """A supervisor of tasks in another nursery, with the same counts."""
         return Supervisor(nursery, self.failures)
 
     def start_soon(
@@ -114,14 +116,14 @@ class Supervisor:
         failed: Failed | None = None,
         wakes: Iterable[trio.Event] = (),
     ) -> None:
-        """Run `run(*arguments)` until it returns, again after a pause whenever it fails. The pause grows from 1 to 60 seconds while it
-        fails soon after it began. `wakes` are set when it has returned or was cancelled, not while it is tried again."""
+        """Run `run(*arguments)` until it returns; after a failure, again after a pause. The pause grows from 1 to 60 seconds
+        while it fails soon after it began. `wakes` are set when it has returned or was cancelled, not between tries."""
         self._start(kind, subject, partial(self._again, kind, subject, run, arguments, failed), tuple(wakes))
 
     async def attempt(
         self, kind: str, run: Run, *arguments: object, subject: str = "", failed: Failed | None = None
     ) -> Exception | None:
-        """Run `run(*arguments)` once, in the caller's task. The failure, if there was one. Cancelled: `run` is."""
+        """Run `run(*arguments)` once, in the caller's task. Returns the failure, if there was one. Cancelled: `run` is."""
         return await self._attempt(kind, subject, run, arguments, failed, "")
 
     async def _again(self, kind: str, subject: str, run: Run, arguments: tuple[object, ...], failed: Failed | None) -> None:
@@ -154,7 +156,7 @@ class Supervisor:
         if failed is not None:
             try:
                 failed(cause)
-            except Exception as surprise:  # noqa: BLE001  its owner fails as well: that ends nothing either
+            except Exception as surprise:  # noqa: BLE001  the owner has failed too, and that must not end anything either
                 self.failures.record(kind, surprise, subject, " once more, when its owner was informed")
         return cause
 
@@ -167,7 +169,7 @@ class Supervisor:
 
 
 def cause_of(error: Exception) -> Exception:
-    """The error to report: itself, or the most_severe of a group."""
+    """The error to report: itself, or the most severe one of a group."""
     cause = most_severe(error) if isinstance(error, BaseExceptionGroup) else error
     return cause if isinstance(cause, Exception) else error
 

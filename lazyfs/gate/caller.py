@@ -1,9 +1,9 @@
-"""What the caller of a lookup is about to do, told from the system call that it is in.
+"""Finds out what the caller of a lookup is about to do, from its current system call.
 
-overlayfs looks a file's data up for a chown as it does for an open. Fetching a whole image because somebody changes its
-owners would be absurd, so calls that change metadata alone are told apart. Source: proc(5), /proc/PID/syscall, whose first field
-is the number of the system call; reading another's needs CAP_SYS_PTRACE. What is unknown or unreadable means: it will
-be read.
+overlayfs looks up the data of a file for a chown as it does for an open. Fetching a whole image because its owners are changed
+would be absurd, so calls that only change metadata are told apart. Source: proc(5), /proc/PID/syscall, whose first field is the
+number of the system call; reading that of another process needs CAP_SYS_PTRACE. If it is unknown or unreadable, the file is
+assumed to be read.
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ _ARM64: Final = frozenset(
     }
 )  # fmt: skip
 _ENOUGH: Final = 16
-"""Bytes, of which the first field has at most 3."""
+"""Bytes to read; the first field has at most 3."""
 _CALLS: Final = {"x86_64": _X86_64, "aarch64": _ARM64}.get(os.uname().machine, frozenset())
 
 
 _OPEN: Final = 64
-"""Threads whose files are kept open: those of a crowd of readers, each of which misses one file after the other."""
+"""Threads whose files are kept open: enough for many readers that each miss one file after another."""
 
 
 class Callers:
-    """The threads that look names up. Used as a context manager, for the files that it keeps open.
+    """The threads that look up names. A context manager, which closes the files that it keeps open.
 
-    Each system call of the event loop lets the threads have the interpreter, and waits until they give it back: opening and closing
-    the file anew each time took 0.15 ms of a miss while others were unpacked.
+    Each system call of the event loop releases the interpreter lock and has to wait for it again. Opening and closing the file
+    for every lookup took 0.15 ms of a miss while other threads were unpacking.
     """
 
     def __init__(self) -> None:
         self._files: OrderedDict[int, int] = OrderedDict()
-        """By the thread's id, the one used last at the end. A file stays the same thread's, whoever is given its id when it has ended."""
+        """By thread id, the last used one at the end. A file stays bound to its thread, even if the id is reused later."""
 
     def changes_metadata_only(self, thread: int) -> bool | None:
-        """Whether the thread with this id is in a call that needs no byte of the file. 4 to 10 µs; never waits.
+        """Whether the thread with this id is in a call that does not need the file's data. 4 to 10 µs; never waits.
 
-        None: it is running, and the kernel tells the call of one that sleeps only. Who has asked for something and does not wait for
-        the answer yet, because another was given the processor in between, will a moment later.
+        None: the thread is running, and the kernel shows the call of sleeping threads only. A thread that has sent its request,
+        but lost the processor before it fell asleep, will sleep in a moment.
         """
         if not _CALLS or thread <= 0:
             return False

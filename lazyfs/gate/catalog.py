@@ -1,7 +1,7 @@
-"""Which objects the mounted images consist of, and who can bring each.
+"""The catalog: which objects the mounted images consist of, and from which sources each can be fetched.
 
-The kernel asks by an object's name, which says nothing about where the bytes are. Here every layer of every mounted image
-is indexed by inode number: 100 bytes an object beside its pieces, and a layer that several images share is indexed once.
+The kernel asks by the name of an object, which does not say where its bytes are. The catalog indexes every layer of every
+mounted image by inode number: 100 bytes an object, plus its pieces. A layer that several images share is indexed once.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ _EARLIER = "what an earlier process had mounted"
 
 
 class Pieces(Sequence[Piece]):
-    """The chunks of one object, in order. Nothing is copied: made for every lookup and every read, whatever the object's size."""
+    """The chunks of one object in order. A view without a copy, because one is made for every lookup and read, whatever the
+    object's size."""
 
     __slots__ = ("_layer", "_places")
 
     def __init__(self, layer: LayerBlob, places: Sequence[int]) -> None:
-        """`places`: of each chunk, its index among the layer's pieces."""
+        """`places`: for each chunk, its index in the layer's pieces."""
         self._layer = layer
         self._places = places
 
@@ -44,28 +45,28 @@ class Pieces(Sequence[Piece]):
 
 
 class Supply(NamedTuple):
-    """One way to an object: a layer that holds it, and who fetches from there."""
+    """One way to get an object: a layer that holds it, and a fetcher for that layer."""
 
     fetcher: Fetcher
     layer: LayerBlob
     pieces: Sequence[Piece]
-    """Its chunks, in order."""
+    """The object's chunks in order."""
 
 
 def key_of(layer: Layer) -> str:
-    """What an indexed layer goes by: the blob's digest is where its bytes are to be had, its TOC's says which they are. Two images
-    may name the same blob, and only one of them the TOC, the size and the place of the TOC that are true."""
+    """Key of an indexed layer. The blob's digest says where its bytes are, and the TOC's digest what they are. Two images may
+    name the same blob, and only one of them the right TOC, size and TOC offset."""
     return f"{layer.digest} {layer.dialect.name} {layer.toc_digest} {layer.descriptor.size} {layer.toc_offset}"
 
 
 class LayerObjects:
-    """The objects of one layer. Immutable once made, in a thread: about 1 µs a chunk."""
+    """The objects of one layer. Immutable. Built in a thread, about 1 µs a chunk."""
 
     def __init__(self, key: str, layer: LayerBlob) -> None:
         self.key = key
         self.layer = layer
         places: dict[int, int | array[int]] = {}
-        """By inode: the index of the only piece, or of each, in order."""
+        """By inode number: the index of the only piece, or of each piece in order."""
         open_places: dict[str, array[int]] = {}
         for index, piece in enumerate(layer.pieces):
             content = piece.content
@@ -75,11 +76,11 @@ class LayerObjects:
             several = open_places.get(content.name)
             if several is None:
                 several = open_places[content.name] = array("q", [-1]) * len(content.digests)
-            # Equal files are equal objects: the first place of each chunk is as good as the others.
+            # Equal files are equal objects: for each chunk, the first place is as good as any other.
             if several[piece.number] < 0:
                 several[piece.number] = index
         for name, several in open_places.items():
-            # Where two numbers collide, on purpose, one object has the number and the other none: they are never mixed.
+            # If two names collide, on purpose, one object has the number and the other one none: they are never mixed.
             if min(several) >= 0:
                 places.setdefault(inode_of(name), several)
         self._places = places
@@ -88,8 +89,8 @@ class LayerObjects:
         return len(self._places)
 
     def find(self, inode: int) -> Sequence[Piece]:
-        """The pieces of the object with this inode number; empty where the layer has none, or none that is whole. The same cost for
-        any number of them."""
+        """The pieces of the object with this inode number; empty if the layer does not hold all of it. The cost does not depend
+        on their number."""
         places = self._places.get(inode)
         if places is None:
             return ()
@@ -102,22 +103,22 @@ class LayerObjects:
         return inode in self._places
 
     def names(self) -> Iterator[str]:
-        """Every object's name."""
+        """The names of all objects."""
         for places in self._places.values():
             yield self.layer.pieces[places if isinstance(places, int) else places[0]].content.name
 
 
 class CatalogImage(NamedTuple):
-    """A mounted image, as far as the catalog knows it."""
+    """A mounted image or a live layer, as the catalog knows it."""
 
     fetcher: Fetcher
     layers: tuple[str, ...]
-    """Keys."""
+    """Keys of its layers."""
 
 
 class ObjectNames:
-    """The names of all objects that some layers hold, put together by who asks first: 0.3 µs an object, which is nothing for an event loop,
-    and then as quick as a set."""
+    """The names of all objects in some layers. The set is built at the first use, which takes 0.3 µs an object and so does not
+    belong on the event loop; after that, a lookup is one in a set."""
 
     def __init__(self, layers: Iterable[LayerObjects]) -> None:
         self._layers = layers
@@ -130,35 +131,35 @@ class ObjectNames:
 
 
 class Catalog:
-    """All objects of all mounted images. An image is `expected` from its mount on, and `added` when its layers are indexed.
+    """All objects of all mounted images. An image is `expected` from its mount on, and `added` once its layers are indexed.
 
-    Threads may ask what it holds, for its dictionaries are replaced and never changed; all else is for the event loop.
+    For the event loop. Threads may ask what it holds, because its dictionaries are replaced and never changed.
     """
 
     def __init__(self) -> None:
         self._layers: dict[str, LayerObjects] = {}
         self._images: dict[str, CatalogImage] = {}
         self._fetchers: dict[str, tuple[Fetcher, ...]] = {}
-        """By layer: of the images that have it."""
+        """For each layer, the fetchers of the images that have it."""
         self._expected: set[str] = {_EARLIER}
         self._change = trio.Event()
 
     def expect(self, image: str) -> None:
-        """An image is mounted, and will be added: what it holds is not unknown, only not known yet."""
+        """An image is mounted and will be added. Until then, missing objects may belong to it."""
         if image not in self._images:
             self._expected.add(image)
 
     def begin(self) -> None:
-        """Whatever an earlier process had mounted is expected by now."""
+        """All images that an earlier process had mounted are expected by now."""
         self._expected.discard(_EARLIER)
         self._announce()
 
     def known(self, key: str) -> LayerObjects | None:
-        """A layer that is indexed already, because another image has it too."""
+        """The layer, if it is indexed already because another image has it."""
         return self._layers.get(key)
 
     def add(self, image: str, fetcher: Fetcher, layers: tuple[LayerObjects, ...]) -> None:
-        """Objects of `image` can be asked for; `fetcher` brings them."""
+        """Make the objects of `image` available through `fetcher`."""
         known = CatalogImage(fetcher, tuple(objects.key for objects in layers))
         new = {objects.key: objects for objects in layers if objects.key not in self._layers}
         self._replace(self._layers | new, self._images | {image: known})
@@ -166,13 +167,13 @@ class Catalog:
         self._announce()
 
     def remove(self, image: str) -> None:
-        """No mount of `image` lives any more."""
+        """The last mount of `image` is gone."""
         self._replace(self._layers, {name: known for name, known in self._images.items() if name != image})
         self._expected.discard(image)
         self._announce()
 
     def _replace(self, layers: dict[str, LayerObjects], images: dict[str, CatalogImage]) -> None:
-        """Cost: the layers of all images."""
+        """Costs a pass over the layers of all images."""
         fetchers: dict[str, list[Fetcher]] = {}
         for known in images.values():
             for key in dict.fromkeys(known.layers):
@@ -183,35 +184,36 @@ class Catalog:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every mounted image is indexed: then what is not found does not exist."""
+        """Whether every mounted image is indexed. If so, an object that is not found does not exist."""
         return not self._expected
 
     async def wait_for_change(self) -> None:
-        """Until an image has come or gone."""
+        """Wait until an image is added or removed."""
         await self._change.wait()
 
     def find(self, inode: int) -> list[Supply]:
-        """Every way to the object with this inode number."""
+        """Every way to get the object with this inode number."""
         found: list[Supply] = []
         for key, objects in self._layers.items():
             pieces = objects.find(inode)
-            # One name, whatever collides: the first found decides. It is a hash of all that the content is.
+            # All supplies must have one name, even if numbers collide: the first one decides. The name is a hash of the whole
+            # content.
             if pieces and (not found or pieces[0].content.name == found[0].pieces[0].content.name):
                 found += [Supply(fetcher, objects.layer, pieces) for fetcher in self._fetchers[key]]
         return found
 
     def images_with(self, inodes: Iterable[int]) -> set[str]:
-        """The images that hold one of these objects."""
+        """The images that hold at least one of these objects."""
         wanted, images = set(inodes), self._images
         layers = {key for key, objects in self._layers.items() if any(map(objects.has, wanted))}
         return {image for image, known in images.items() if not layers.isdisjoint(known.layers)}
 
     def held(self) -> ObjectNames:
-        """What all images hold now, for who has many names to look for."""
+        """The names of all objects now, for callers that look up many names."""
         return ObjectNames(self._layers.values())
 
     def __contains__(self, name: object) -> bool:
-        """Whether an image holds the object of this name. Costs a look into each layer."""
+        """Whether an image holds the object of this name. Looks into each layer."""
         if not isinstance(name, str):
             return False
         inode = inode_of(name)

@@ -1,14 +1,14 @@
-"""Which of several supplies to an object is taken, where more than one mounted image has it.
+"""Failover: asking another source for an object if the first one does not deliver it.
 
-Images share files, and so depend on each other's registries, unless care is taken: one that fails is passed over for the next, and
-so is one whose bytes are not what they should be. One that is silent is not waited for alone while another may answer, and for a
-while the others are asked first.
+Images share files, so without care one would depend on the registry of another. A source that fails, or delivers wrong bytes,
+is passed over for the next one. A silent source is not waited for alone while another one may answer, and for a while the
+others are asked first.
 
-Silent is not slow: two images on a slow link would fetch everything twice. A sign of life is a byte of the run that brings what is
-wanted, or, while that run waits for its turn, of the runs before it. Other bytes of the same image are none, and a source that
-trickles gets no more than _WINDOWS times the timeout: an image may be hostile, and hold up what it shares with another.
+Silent does not mean slow: two images on a slow link would fetch everything twice. A sign of life is a byte for the run that
+fetches what is wanted, or, while that run waits for a slot, for a run before it. Other bytes of the same image do not count. A
+source that trickles gets at most _WINDOWS timeouts: an image may be hostile, and delay what it shares with another.
 
-What was begun is not cancelled when the next source is asked. Whichever comes first is taken.
+A request is not cancelled when the next source is asked. The first result is taken.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ T = TypeVar("T")
 
 
 class Failover:
-    """Takes one way after the other. Which were passed over, the fetchers remember: no reader of another source joins their flights."""
+    """Tries the supplies of an object one after the other. The fetchers remember which sources were passed over, so that
+    readers of other sources do not join their flights."""
 
     async def run(self, supplies: Sequence[Supply], wanted: slice, work: Callable[[Supply], Awaitable[T]], timeout: float) -> T:
-        """What `work` makes of one of the supplies. Each has `timeout` seconds for a sign of life while there are others.
+        """The result of `work` for one of the supplies. While there are others, each has `timeout` seconds to show a sign of
+        life.
 
-        `wanted`: the supply's pieces that `work` waits for. `work` can be cancelled and begun again at no cost. Raises the first
-        LazyfsError when no way is left. Cancelled: what is under way arrives all the same.
+        `wanted`: the pieces of the supply that `work` waits for. `work` can be cancelled and repeated at no cost. Raises the
+        first LazyfsError when all supplies have failed. Cancelled: what is in flight still arrives.
         """
         supplies = self._sorted(supplies)
         failure: LazyfsError | None = None
@@ -58,7 +60,7 @@ class Failover:
 
 
 class _Hedge(Generic[T]):
-    """Several sources are asked, one after the other, and all are waited for."""
+    """Hedged requests: asks further sources without cancelling the earlier ones, and takes the first result."""
 
     def __init__(
         self, work: Callable[[Supply], Awaitable[T]], wanted: slice, timeout: float, failure: LazyfsError | None
@@ -70,7 +72,7 @@ class _Hedge(Generic[T]):
         self._results: list[T] = []
 
     async def run(self, supplies: Sequence[Supply], *, alive: bool) -> T:
-        """The first of `supplies` has been waited for once; `alive`: it has given a sign of life."""
+        """The first of `supplies` has been waited for once already. `alive`: it showed a sign of life."""
         windows = _WINDOWS - 1 if alive else 0
         async with trio.open_nursery() as nursery:
             for supply in supplies:
@@ -95,7 +97,7 @@ class _Hedge(Generic[T]):
             all_tries.cancel()
 
     async def _wait_for_failure(self, supply: Supply, failed: trio.Event, windows: int) -> bool:
-        """Wait until `supply` has failed, or for as long as it is waited for alone."""
+        """Wait for `supply` alone, until its time is up. Returns whether it has failed."""
         for _ in range(windows):
             before = _signs(supply, self._wanted)
             with trio.move_on_after(self._timeout):

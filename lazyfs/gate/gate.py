@@ -1,25 +1,26 @@
-"""The gate: what the kernel is answer when a file's data is not under objects/.
+"""The gate: answers the kernel when the data of a file is not in objects/.
 
-overlayfs looks through its data layers from left to right: objects/, the gate, arrived/. It keeps the first answer for as long
-as it keeps its inode. So a file that can be had in one go is fetched, verified and published under both names first, and the
-answer is "not here": overlayfs goes on to arrived/, and from then on no byte of that file passes this process again.
+overlayfs searches its data layers in order: objects/, the gate, arrived/. It keeps the first answer as long as it keeps its
+inode. So an object that can be fetched in one go is fetched, verified and published under both names first, and the answer is
+"not found": overlayfs goes on to arrived/, and no byte of that file passes through this process again.
 
-The other answer, a real entry, means that reads come through here, chunk by chunk:
+The other answer is a real entry, whose reads come to the gate, chunk by chunk. It is given for
 
-- an object of several chunks that is not whole: it may be large, and its reader may want little of it;
-- a caller that changes metadata only (caller.py): nothing is fetched for it;
-- a fetch that fails or takes longer than LOOKUP_TIMEOUT: a caller in a lookup cannot be killed, one in a read can. Its reads try again.
+- an incomplete object of several chunks, which may be large, and of which the reader may want little;
+- a caller that only changes metadata (caller.py), for which nothing is fetched;
+- a fetch that fails or takes longer than LOOKUP_TIMEOUT: a caller cannot be killed in a lookup, but it can in a read. The reads
+  try again.
 
-An entry that was given out keeps its meaning for as long as the kernel knows it: names are of verified content, so it can
-never mean anything else. `served` remembers those names, for the refresher (lazyfs/daemon) that lets the overlays look again
-when the object has become whole.
+An entry stays valid as long as the kernel knows it: names are derived from verified content, so an entry can never mean
+anything else. `served` remembers the names of such objects for the refresher (lazyfs/daemon), which makes the overlays look
+again when an object is complete.
 
-"Not here" for an object that really is not would show the application a file that does not exist. It is never said but for what
-`publish` or a kept chunk has just put in place, or for a name that no mounted image has. But overlayfs takes an error for a "not
-here" too, and looks on: an image that is not indexed yet, a connection that was lost. So behind arrived/ stands one more data layer
-of the gate, `nowhere`, which has an error for whatever is asked of it: overlayfs keeps the last layer's answer, and does not keep an error.
+A false "not found" would make an existing file disappear. It is answered only if `publish` or a kept chunk has just put the
+object in place, or if no mounted image has the name. But overlayfs treats an error like "not found" and goes on: an image that
+is not indexed yet, a lost connection. So after arrived/ comes one more data layer of the gate, `nowhere`, which returns an
+error for every name: overlayfs uses the answer of the last layer, and does not keep an error.
 
-The root holds only directories: `objects`, `nowhere`, and `record-N` for each mount that records, in place of `objects`.
+The root holds only directories: `objects`, `nowhere`, and in place of `objects` one `record-N` for each recording mount.
 """
 
 from __future__ import annotations
@@ -49,20 +50,20 @@ from lazyfs.store.store import Store
 _log = logging.getLogger(__name__)
 
 LOOKUP_TIMEOUT: Final = 2.0
-"""Seconds until a lookup that waits for the network is answered with a real entry."""
+"""Seconds after which a lookup that waits for the network is answered with a real entry."""
 _LOOKUP_FAILOVER: Final = LOOKUP_TIMEOUT / 2
 _READ_FAILOVER: Final = 5.0
-"""Seconds for which a silent source is waited for while there is another one."""
+"""Seconds to wait for a silent source while there is another one."""
 _CALLER_TRIES: Final = 4
 _CALLER_PAUSE: Final = 0.001
-"""Seconds in which a caller that has asked falls asleep, once it is given a processor."""
+"""Seconds in which a caller that has sent its request falls asleep, once it gets a processor."""
 _CATALOG_DEADLINE: Final = 60.0
-"""Seconds that a read waits for an image to be indexed."""
+"""Seconds for which a read waits for an image to be indexed."""
 _DIRECTORIES: Final = {GATE_OBJECTS: OBJECTS, GATE_NOWHERE: NOWHERE}
 
 
 class Attributes(msgspec.Struct, frozen=True, gc=False):
-    """What the gate shows of one of its inodes."""
+    """The attributes of an inode of the gate."""
 
     ino: int
     mode: int
@@ -71,7 +72,7 @@ class Attributes(msgspec.Struct, frozen=True, gc=False):
 
 
 class Gate:
-    """Answers lookups and reads. It knows no FUSE; `touched` is answer of each object that a recording mount looks up."""
+    """Answers lookups and reads, independent of FUSE. `touched` is called for each object that a recording mount looks up."""
 
     def __init__(
         self,
@@ -80,30 +81,31 @@ class Gate:
         touched: Callable[[int, str], None],
         is_metadata_call: Callable[[int], bool | None],
     ) -> None:
-        """`is_metadata_call`: of a thread; None where that cannot be answer just now."""
+        """`is_metadata_call`: for a thread id; None if it cannot be determined yet."""
         self._store = store
         self._catalog = catalog
         self._touched = touched
         self._is_metadata_call = is_metadata_call
-        # Of their own, as readers of a store have: a lookup whose object is here never queues behind what is arriving.
+        # Separate threads, as readers of a store have: a lookup of a stored object never queues behind arriving ones.
         self._threads = trio.CapacityLimiter(16)
         self.announced = RecentlyAnnounced()
-        """What must not be evicted just now."""
+        """Objects that must not be evicted now."""
         self._failover = Failover()
         self.served: set[str] = set()
-        """Objects that were given out as entries, and were not whole then."""
+        """Objects that were answered with an entry while they were incomplete."""
         self.reopened: set[str] = set()
-        """Objects that were opened here: overlays keep the entry for as long as anybody holds the file, whenever it was given out."""
+        """Objects that were opened through the gate. An overlay keeps the entry as long as a file is open, whenever the entry
+        was given."""
         self.counts: Counter[str] = Counter()
-        """`published`, `entries`, `reads`, `errors` since this process began."""
+        """`published`, `entries`, `reads`, `errors`, `late` since this process began."""
         self.latency = Latency()
-        """Of lookups that put a file in its place."""
+        """Latency of lookups that published an object."""
 
     async def lookup(self, directory: int, name: bytes, thread: int) -> Attributes | None:
-        """The entry `name`, or None: it is in the next layer.
+        """The entry `name`; None: look in the next layer.
 
-        Raises Unreachable for an object of an image that is not indexed yet, and for all that is asked of `nowhere`. Cancelled: what is
-        under way arrives all the same.
+        Raises Unreachable for an object of an image that is not indexed yet, and for every name in `nowhere`. Cancelled: what
+        is in flight still arrives.
         """
         text = name.decode("ascii", "replace")
         if directory == ROOT:
@@ -122,7 +124,7 @@ class Gate:
             supplies = await self._supplies(inode)
             if not supplies or supplies[0].pieces[0].content.name != text:
                 return None
-            # An object that was published since overlayfs looked, or that a recording mount does not look for under objects/.
+            # It was published after overlayfs looked, or a recording mount looks it up, which skips objects/.
             if os.path.exists(self._store.directory.objects + text) and await self._publish(supplies[0]):
                 return None
             if await self._changes_metadata_only(thread):
@@ -143,13 +145,13 @@ class Gate:
         return self._entry(inode, supplies[0])
 
     async def attributes(self, inode: int) -> Attributes:
-        """The attributes of an inode. Raises Unreachable for what no mounted image has."""
+        """The attributes of an inode. Raises Unreachable if no mounted image has it."""
         if inode in (ROOT, *_DIRECTORIES.values()) or record_number(inode) is not None:
             return _directory(inode)
         return _file(inode, (await self._known(inode))[0])
 
     def opened(self, inode: int) -> None:
-        """An object is opened as the entry that it was given out as, perhaps long ago, and by a process before this one."""
+        """An object is opened through an entry, which may be old, and may have been given by an earlier process."""
         supplies = self._catalog.find(inode)
         if supplies:
             self.reopened.add(supplies[0].pieces[0].content.name)
@@ -157,7 +159,7 @@ class Gate:
     async def read(self, inode: int, offset: int, size: int) -> bytes | memoryview:
         """Bytes `[offset, offset + size)` of an object, fewer at its end.
 
-        Raises LazyfsError when they cannot be had. Cancelled: nothing is left behind.
+        Raises LazyfsError if they cannot be fetched. Cancelled: nothing is left behind.
         """
         self.counts["reads"] += 1
         supplies = await self._known(inode)
@@ -165,7 +167,7 @@ class Gate:
         end = min(offset + size, pieces[0].content.size)
         if offset >= end:
             return b""
-        # Contents of one name are cut alike, whichever layer they come from.
+        # The chunks of a content have the same sizes in every layer.
         first, last = (bisect_right(pieces, byte, key=lambda piece: piece.chunk.file_offset) for byte in (offset, end - 1))
         wanted = slice(first - 1, last)
         try:
@@ -177,7 +179,7 @@ class Gate:
             raise
 
     async def _changes_metadata_only(self, thread: int) -> bool:
-        """Whether the caller changes metadata only; where that cannot be answer, it will read."""
+        """Whether the caller only changes metadata. If that cannot be determined, it is assumed to read."""
         for _ in range(_CALLER_TRIES):
             answer = self._is_metadata_call(thread)
             if answer is not None:
@@ -189,7 +191,7 @@ class Gate:
         try:
             return await self._failover.run(supplies, slice(1), _fetch, _LOOKUP_FAILOVER)
         except LazyfsError as error:
-            # Its reader will ask again, and be answer.
+            # The reads try again, and get the error.
             _log.info("%s is served through the gate: %s", supplies[0].pieces[0].content.name, error)
             return False
 
@@ -198,7 +200,7 @@ class Gate:
         return await trio.to_thread.run_sync(publish, limiter=self._threads)
 
     async def _supplies(self, inode: int) -> list[Supply]:
-        """Waits while an image that may have it is being indexed."""
+        """Waits while an image that may have the object is being indexed."""
         while True:
             supplies = self._catalog.find(inode)
             if supplies or self._catalog.is_complete:
@@ -224,7 +226,7 @@ async def _fetch(supply: Supply) -> bool:
 
 
 async def _read(supply: Supply, wanted: slice, offset: int, end: int) -> bytes | memoryview:
-    """Bytes `[offset, end)` of the object, which lie in the pieces `wanted`."""
+    """Bytes `[offset, end)` of the object, which are in its pieces `wanted`."""
     parts: list[bytes | memoryview] = []
     for piece in supply.pieces[wanted]:
         start = offset - piece.chunk.file_offset

@@ -1,9 +1,9 @@
-"""Inode numbers of the gate: a pure function of an object's name, so that any process that takes the connection over
-derives them alike.
+"""Inode numbers of the gate: a pure function of the object's name, so that every process that takes over the connection
+computes the same numbers.
 
-62 bits of a sha256 over the name. Not of the digest in it: that is a claim until bytes have come, and a claim with any first bits
-costs nothing. To meet the number of an object that exists costs 2^61 hashes or so; whoever makes a pair of equal numbers chooses both
-names himself. The catalog holds every number against the whole name all the same.
+62 bits of a sha256 over the name. Not of the digest in the name, which is only a claim until bytes have arrived: a claim can
+have any first bits. Matching the number of an existing object takes about 2^61 hashes, and whoever creates a pair of equal
+numbers has chosen both names. The catalog compares every number's full name anyway.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from typing import Final
 
 ROOT: Final = 1
 OBJECTS: Final = 2
-"""Of the directory in which overlays look for objects."""
+"""The directory in which overlays look for objects."""
 NOWHERE: Final = 3
-"""Of the directory in which they look last."""
+"""The directory in which they look last."""
 _FIRST_RECORD: Final = 1 << 16
 _OBJECT: Final = 1 << 62
 
 
 def inode_of(name: str) -> int:
-    """Of an object."""
+    """The inode number of an object."""
     return _OBJECT | int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) >> 2
 
 
 def record_inode(number: int) -> int:
-    """Of the directory `record-NUMBER`."""
+    """The inode number of the directory `record-NUMBER`."""
     return _FIRST_RECORD + number
 
 

@@ -1,4 +1,4 @@
-"""How long misses took: counts of durations, by bounds that are far enough apart to say something and close enough to be believed."""
+"""A histogram of how long misses took."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from lazyfs.reports.status import BOUNDS, LatencyStatus
 
 
 class Latency:
-    """Counts. Not for threads."""
+    """Counts and the sum of durations. For one thread."""
 
     def __init__(self) -> None:
         self._counts = [0] * (len(BOUNDS) + 1)
         self._seconds = 0.0
 
     def note(self, seconds: float) -> None:
-        """One took so long."""
+        """Add one duration."""
         self._counts[bisect_left(BOUNDS, seconds)] += 1
         self._seconds += seconds
 
     def status(self) -> LatencyStatus:
-        """So far."""
+        """The counts so far."""
         return LatencyStatus(tuple(self._counts), self._seconds)

@@ -1,11 +1,10 @@
-"""What a mount touched, in the order of the first touch: the list by which `lazyfs convert --prioritize` orders a layer.
+"""The record of a mount: what it touched, in the order of the first touch. `lazyfs convert --prioritize` orders a layer by it.
 
-The gate hears of objects, not of paths. An object that several files consist of is written under all of them: which one was
-meant nobody can tell, and their bytes are the same. A path that an upper layer hides was not meant: it would lead to another
-file.
+The gate sees objects, not paths. An object that several files consist of is written under the paths of all of them: their bytes
+are the same, and nobody knows which one was meant. A path that an upper layer hides is left out: it would lead to another file.
 
-The form is that of ctr-remote's record (stargz-snapshotter, recorder/recorder.go): one JSON object a line. What is not UTF-8
-becomes U+FFFD, as there.
+The format is that of ctr-remote's record (stargz-snapshotter, recorder/recorder.go): one JSON object per line. What is not
+UTF-8 becomes U+FFFD, as it does there.
 """
 
 from __future__ import annotations
@@ -31,21 +30,22 @@ class _Line(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Recorder:
-    """One recording. Not for threads, but `write`, which runs in one when nothing is touched any more."""
+    """One recording. For the event loop, except `write`, which runs in a thread once nothing is touched any more."""
 
     def __init__(self, image: Image, read_entries: Callable[[], Sequence[Sequence[Entry]]]) -> None:
-        """`read_entries` reads the entries of the image's layers, the lowest first. They are not kept meanwhile: mounts live long."""
+        """`read_entries` reads the entries of the image's layers, lowest first. They are not kept in memory, because mounts
+        live long."""
         self._digest = image.digest
         self._read_entries = read_entries
         self._touched: dict[str, None] = {}
 
     def touch(self, name: str) -> None:
-        """An object is wanted."""
+        """An object was looked up."""
         self._touched[name] = None
 
     def write(self, path: Path) -> None:
-        """Write the record to `path`, all of it or nothing. Blocking, some seconds for a large image. Raises LocalError, and what
-        reading the entries raises."""
+        """Write the record to `path`, completely or not at all. Blocking; some seconds for a large image. Raises LocalError,
+        and what reading the entries raises."""
         lines = [
             msgspec.json.encode(_Line(name.decode("utf-8", "replace"), self._digest, index)) + b"\n"
             for index, name in paths_of(tuple(self._touched), self._read_entries())
@@ -57,9 +57,9 @@ class Recorder:
 
 
 def paths_of(objects: Sequence[str], layers: Sequence[Sequence[Entry]]) -> list[tuple[int, bytes]]:
-    """(layer number, path) of every file shown that consists of one of `objects`, in the order of `objects`.
+    """(layer number, path) of every visible file that consists of one of `objects`, in the order of `objects`.
 
-    `layers` are an image's, the lowest first. Costs about 5 µs an entry.
+    `layers` are those of an image, lowest first. Costs about 5 µs an entry.
     """
     found: dict[str, list[tuple[int, bytes]]] = {name: [] for name in objects}
     cover = _Cover()
@@ -73,7 +73,7 @@ def paths_of(objects: Sequence[str], layers: Sequence[Sequence[Entry]]) -> list[
 
 
 def _files(entries: Sequence[Entry]) -> Iterator[tuple[bytes, Entry]]:
-    """(path, the entry that has its bytes) of every file of a layer that is not empty, hard links under their own names."""
+    """(path, the entry with its bytes) of every non-empty file of a layer; hard links under their own names."""
     named = {entry.name: entry for entry in entries if entry.chunks}
     for entry in entries:
         target = named.get(entry.link if entry.type == "hardlink" else entry.name)
@@ -86,13 +86,13 @@ class _Cover:
 
     def __init__(self) -> None:
         self._named: set[bytes] = set()
-        """What hides a file of that name: everything, directories that are only implied included."""
+        """Names that hide a file of the same name, including implied directories."""
         self._ends: set[bytes] = set()
-        """Below which nothing shows: whiteouts, and what is not a directory."""
+        """Names below which nothing is visible: whiteouts, and everything that is not a directory."""
         self._opaque: set[bytes] = set()
 
     def add(self, entries: Sequence[Entry]) -> None:
-        """One layer more, below those there are."""
+        """Add the next lower layer."""
         for entry in entries:
             base, parent = base_of(entry.name), parent_of(entry.name)
             if base == OPAQUE_MARKER:
@@ -108,7 +108,7 @@ class _Cover:
                     parent = parent_of(parent)
 
     def hides(self, name: bytes) -> bool:
-        """Whether a file below these layers does not show."""
+        """Whether a file below these layers is hidden."""
         if name in self._named or name in self._ends:
             return True
         while name:
@@ -119,7 +119,7 @@ class _Cover:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Put `data` at `path`, atomically and for good, readable as any file. Raises OSError."""
+    """Write `data` to `path` atomically and durably, with the mode of an ordinary file. Raises OSError."""
     descriptor, temporary = tempfile.mkstemp(prefix=".lazyfs-", dir=path.parent)
     try:
         with open(descriptor, "wb") as file:

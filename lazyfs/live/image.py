@@ -1,7 +1,7 @@
-"""Images that are mounted: stacks of live layers with a source of their own, and the rest of their pull.
+"""Live images: mounted stacks of live layers with a source of their own, and their background fetch.
 
-An image lives from its first mount on, and a while longer than its last one, because the next container of the same image is the most
-probable one. Two mounts of the same manifest from the same repository are one image.
+An image lives from its first mount until some time after its last one, because the next container is most likely one of the
+same image. Two mounts of the same manifest from the same repository share one image.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from lazyfs.tasks import Supervisor
 
 
 class ImageRequest(NamedTuple):
-    """Which image is to live."""
+    """Which image to make live."""
 
     reference: str
     platform: str
     """`os/architecture[/variant]`."""
     plain_http: bool
     background: bool
-    """Fetch the rest of it, behind what readers wait for."""
+    """Fetch the rest of it in the background."""
     accepted: bool
-    """It is mounted, perhaps since an earlier version: bounds that are new are not applied to it."""
+    """It is mounted already, perhaps by an earlier version, so newer bounds do not apply to it."""
 
 
 class LiveImage:
-    """One image, while it is mounted. `Images` makes it."""
+    """One image while it is mounted. Made by `Images`."""
 
     def __init__(self, image: Image, layers: tuple[LiveLayer, ...], source: LiveSource) -> None:
         self.image = image
@@ -56,17 +56,17 @@ class LiveImage:
         self.background: Background | None = None
         self.wants_background = trio.Event()
         self.fetching: trio.CancelScope | None = None
-        """Around the background fetch."""
+        """Scope of the background fetch."""
         self.rest_ended = trio.Event()
         """Set when the background fetch has fetched all that it can."""
         self.uses = Uses()
-        """By mounts."""
+        """Its mounts."""
         self._tally: Tally | None = None
         self._tallying = trio.Lock()
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """The lowest first, without entries."""
+        """Its layers without entries, lowest first."""
         return tuple(live.layer for live in self.live_layers)
 
     @property
@@ -75,54 +75,54 @@ class LiveImage:
         return all(live.is_known for live in self.live_layers)
 
     async def known(self) -> None:
-        """Wait until the gate knows its objects. Raises StoreUnusable: it ended before."""
+        """Wait until the gate knows its objects. Raises StoreUnusable if the image ends before that."""
         for live in self.live_layers:
             await live.known()
 
     @property
     def fetcher(self) -> Fetcher | None:
-        """What fetches what is missing, since it first worked."""
+        """The fetcher for what is missing; None until the source first works."""
         return self.source.fetcher
 
     @property
     def mounts(self) -> int:
-        """How many live."""
+        """Number of mounts."""
         return self.uses.count
 
     @property
     def failure(self) -> str:
-        """Why the gate does not know its objects, where a try to index them has failed."""
+        """Why the gate does not know its objects, if indexing has failed."""
         return next((live.trouble for live in self.live_layers if live.trouble), "")
 
     @property
     def trouble(self) -> str:
-        """Why the background fetch stands still, or gave something up; empty while all is well."""
+        """Why the background fetch is stalled, or gave something up; empty while all is well."""
         return self.failure or (self.background.trouble if self.background else "")
 
     @property
     def blobs(self) -> list[LayerBlob]:
-        """The layers' pieces, once it is known."""
+        """The pieces of its layers, as far as they are known."""
         return [live.kept.objects.layer for live in self.live_layers if live.kept is not None]
 
     async def tally(self, store: Store) -> Tally:
-        """Of what is missing of it, once it is known; made when it is asked for first."""
+        """A tally of what is missing, once the image is known. Made at the first call."""
         async with self._tallying:
             if self._tally is None:
                 self._tally = await trio.to_thread.run_sync(tally_of, store, self.blobs)
             return self._tally
 
     def use(self, *, background: bool) -> None:
-        """One mount more."""
+        """Add a mount."""
         self.uses.change(+1)
         if background:
             self.wants_background.set()
 
     def leave(self) -> None:
-        """One mount less."""
+        """Remove a mount."""
         self.uses.change(-1)
 
     def give_up(self) -> None:
-        """The order for a mount was cancelled: what was fetched for it alone is no longer fetched."""
+        """The order for a mount was cancelled: stop fetching what only that mount needs."""
         if not self.mounts:
             self.wants_background = trio.Event()
             if self.fetching is not None:
@@ -130,7 +130,7 @@ class LiveImage:
 
 
 class Images:
-    """All live images, by name. Not for threads."""
+    """All live images by name. For the event loop."""
 
     def __init__(self, store: Store, catalog: Catalog, sources: Sources, layers: Layers, tasks: Supervisor) -> None:
         self._store = store
@@ -141,9 +141,9 @@ class Images:
         self.live: dict[str, LiveImage] = {}
 
     async def acquire(self, request: ImageRequest, creds: str, notify: Notify, *, lazy_only: bool) -> LiveImage:
-        """The image, counted as used by one mount. `creds` is `USER:PASSWORD` or empty. Raises LazyfsError.
+        """The image, with one use added for the caller's mount. `creds` is `USER:PASSWORD` or empty. Raises LazyfsError.
 
-        Cancelled: what has arrived of a layer that is not lazy is kept for the next try.
+        Cancelled: what has arrived of an eager layer is kept for the next try.
         """
         reference = parse_reference(request.reference)
         source = open_source(reference, AccessOptions(parse_creds(creds) if creds else None, request.plain_http))
@@ -155,7 +155,7 @@ class Images:
                 layers = await load_image_layers(
                     source, self._store, image, lazy_only=lazy_only, progress=notify, accepted=request.accepted
                 )
-                known = self.live.get(image.name)  # another order may have been quicker
+                known = self.live.get(image.name)  # another order may have been faster
                 if known is None:
                     stack.pop_all()
                     return self.add(image, layers, source, background=request.background)
@@ -163,12 +163,12 @@ class Images:
             return known
 
     def add(self, image: Image, layers: tuple[Layer, ...], source: ImageSource, *, background: bool) -> LiveImage:
-        """A live image with one mount; it owns `source` from now on."""
+        """Add a live image with one mount. It owns `source` from now on."""
         own = self._sources.own(image.name, source)
         stack = tuple(self._layers.use(own, layer, LayerIndexer(layer)) for layer in layers)
         live = self.live[image.name] = LiveImage(image, stack, own)
         live.use(background=background)
-        self._catalog.remove(image.name)  # it was expected by this name; from here on its layers are
+        self._catalog.remove(image.name)  # it was expected by this name; now its layers are
         self._tasks.start_soon("image", self._run, live, subject=image.name)
         return live
 
@@ -187,21 +187,21 @@ class Images:
             live.source.uses.change(-1)
 
     async def _run_until_unused(self, live: LiveImage) -> None:
-        """Until nothing has mounted it for a while."""
+        """Run until nothing has mounted it for a while."""
         async with trio.open_nursery() as nursery:
             background = self._tasks.within(nursery)
             background.keep_running("background fetch", self._fetch_rest, live, subject=live.image.name)
             await live.uses.wait_until_unused()
-            self._forget(live)  # before the tasks end: the next mount makes an image of its own
+            self._forget(live)  # before the tasks end: the next mount makes a new image
             nursery.cancel_scope.cancel()
 
     def _forget(self, live: LiveImage) -> None:
-        """Nothing, where it is forgotten already: its name may be another one's by now."""
+        """Does nothing if it is forgotten already: its name may belong to another image by now."""
         if self.live.get(live.image.name) is live:
             del self.live[live.image.name]
 
     async def _fetch_rest(self, live: LiveImage) -> None:
-        """All of it, once a mount wants that; begun again by the next one where nobody wanted it any more."""
+        """Fetch all of it once a mount wants that. If that was given up, the next mount starts it again."""
         await live.known()
         while not live.rest_ended.is_set():
             await live.wants_background.wait()

@@ -1,7 +1,8 @@
-"""One layer that something uses, and what of it is in memory: its objects, but not its entries.
+"""A live layer, and what it keeps in memory: its objects, but not its entries.
 
-A Layer with entries is what was parsed, and large: 120,000 directories take 25 MB. Once a layer is indexed, its objects hold what the gate
-and the fetcher need. What needs the entries later (a record of what a mount touched) reads the TOC again.
+A Layer with entries is the result of parsing, and large: 120,000 directories take 25 MB. Once a layer is indexed, its objects
+hold all that the gate and the fetcher need. Where the entries are needed later (for the record of a mount), the TOC is read
+again.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from lazyfs.store.store import Store
 
 
 class IndexedLayer(NamedTuple):
-    """What is kept of a layer."""
+    """What is kept of an indexed layer."""
 
     objects: LayerObjects
     prefetch_end: int
@@ -31,12 +32,12 @@ class IndexedLayer(NamedTuple):
 
     @property
     def wanted(self) -> Wanted:
-        """All of the layer, for a background fetch."""
+        """The whole layer, for a background fetch."""
         return Wanted(self.objects.layer, self.prefetch_end)
 
 
 class LayerIndexer:
-    """A layer that was loaded, indexed once, by the first who asks. It takes 5 ms a thousand files, and lets go of the entries."""
+    """Indexes a loaded layer once, for the first caller that asks, and then drops its entries. Takes 5 ms for a thousand files."""
 
     def __init__(self, layer: Layer) -> None:
         self.layer: Final = layer.without_entries()
@@ -45,7 +46,8 @@ class LayerIndexer:
         self._indexed: IndexedLayer | None = None
 
     async def indexed(self, known: LayerObjects | None = None) -> IndexedLayer:
-        """`known`: the same layer's objects, where another image has them. Raises what went wrong; the next to ask tries again.
+        """`known`: the objects of the same layer, if another image has them. Raises the error of indexing; the next caller
+        tries again.
 
         Cancelled: it is indexed all the same.
         """
@@ -55,13 +57,13 @@ class LayerIndexer:
                 assert self._loaded is not None
                 with trio.CancelScope(shield=True):
                     indexed = await trio.to_thread.run_sync(index_layer, self._loaded, known)
-                assert indexed is not None  # nothing ends the scope
+                assert indexed is not None  # nothing cancels this scope
                 self._indexed, self._loaded = indexed, None
             return indexed
 
 
 class Pull:
-    """All of a layer shall come. Its states are in lifecycle.py."""
+    """The pull of a layer: all of it is to be fetched. Its states are in lifecycle.py."""
 
     def __init__(self) -> None:
         self.lifecycle = Lifecycle(PULL)
@@ -69,10 +71,10 @@ class Pull:
 
 
 class LiveLayer:
-    """One layer of one source. `Layers` makes it. Its states are in lifecycle.py."""
+    """One layer of one source. Made by `Layers`. Its states are in lifecycle.py."""
 
     def __init__(self, layer: Layer, source: LiveSource, index: LayerIndexer | None) -> None:
-        """`index`: None where the layer is to be loaded from the store."""
+        """`index`: None if the layer has to be loaded from the store."""
         self.layer: Final = layer.without_entries()
         self.source: Final = source
         self.name: Final = name_of(source.name, layer.digest, layer.toc_digest, layer.dialect.name)
@@ -81,41 +83,42 @@ class LiveLayer:
         self.index = index
         """Until the layer is known."""
         self.kept: IndexedLayer | None = None
-        """Once it is known."""
+        """Once the layer is known."""
         self.pull: Pull | None = None
-        """One for all who want all of it."""
+        """Shared by all who want all of the layer."""
         self.trouble = ""
-        """Why the layer is not known; empty while nothing is wrong."""
+        """Why the layer is not known; empty while all is well."""
 
     @property
     def is_known(self) -> bool:
-        """Whether the gate knows what it holds."""
+        """Whether the gate knows its objects."""
         return self.lifecycle.is_in(State.KNOWN)
 
     async def known(self) -> IndexedLayer:
-        """What is kept of it, as soon as it is known. Raises StoreUnusable: it ended before."""
+        """Wait until the layer is known. Raises StoreUnusable if it ends before that."""
         await self.lifecycle.wait_for(State.KNOWN)
         if self.kept is None:
             raise StoreUnusable(f"layer {self.layer.digest} is no longer in use", hint="Try again")
         return self.kept
 
     def note_failure(self, error: Exception) -> None:
-        """To index it has failed, and is tried again."""
+        """Indexing has failed, and will be tried again."""
         self.trouble = f"what is missing cannot be fetched: {error}"
 
 
 def name_of(source: str, digest: Digest, toc_digest: Digest, dialect: str) -> str:
-    """What a live layer goes by: where it is, and which TOC is believed of it, read in which dialect."""
+    """The name of a live layer: its source, and which TOC in which dialect describes it."""
     return f"{source}@{digest} {dialect} {toc_digest}"
 
 
 def index_layer(layer: Layer, known: LayerObjects | None = None) -> IndexedLayer:
-    """Blocking. What is kept of a layer that was loaded."""
+    """Index a loaded layer. Blocking."""
     return IndexedLayer(known or LayerObjects(key_of(layer), LayerBlob.of(layer)), layer.prefetch_end)
 
 
 def load_again(store: Store, layer: Layer) -> Layer | None:
-    """Blocking. A layer with its entries, if its TOC is in the store. It was accepted, perhaps by an earlier version."""
+    """The layer with its entries; None if its TOC is not in the store. No bounds apply: it was accepted before, perhaps by an
+    earlier version. Blocking."""
     data = store.document(layer.toc_digest)
     if data is None:
         return None

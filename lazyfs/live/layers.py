@@ -1,7 +1,7 @@
-"""Layers that something uses: containers' roots, images, pulls. The gate knows each, and who fetches what is missing of it.
+"""Live layers: those that containers' roots, images or pulls use. The gate knows them, and who fetches what they lack.
 
-A layer that merely exists costs no memory. Who uses one does not wait until it is indexed: the gate does (gate/catalog.py), at the first
-miss.
+A layer without users costs no memory. A new user does not wait until the layer is indexed: the gate does (gate/catalog.py), at
+the first miss.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ _SLOWEST: Final = 60.0
 
 
 class Layers:
-    """All that live. Not for threads."""
+    """All live layers. For the event loop."""
 
     def __init__(self, store: Store, catalog: Catalog, tasks: Supervisor) -> None:
         self._store = store
         self._catalog = catalog
         self._tasks = tasks
-        # One layer at a time: it is all Python, and several threads of it would only hold up the event loop longer.
+        # One layer at a time: this is pure Python, and several threads would only hold up the event loop longer.
         self._indexing = trio.CapacityLimiter(1)
         self.live: dict[str, LiveLayer] = {}
         """By name (see layer.py)."""
 
     def use(self, source: LiveSource, layer: Layer, index: LayerIndexer | None = None) -> LiveLayer:
-        """The live layer, counted as used once more. `layer` may have no entries; `index` where it was loaded already."""
+        """The live layer, with one use added. `layer` may have no entries; `index` is given if it was loaded already."""
         name = name_of(source.name, layer.digest, layer.toc_digest, layer.dialect.name)
         live = self.live.get(name)
         if live is None or live.source is not source:
@@ -53,7 +53,7 @@ class Layers:
         return live
 
     def is_known(self, layer: Layer) -> bool:
-        """Whether it is indexed, for whatever image."""
+        """Whether the layer is indexed, for any image."""
         return self._catalog.known(key_of(layer)) is not None
 
     async def _run(self, live: LiveLayer) -> None:
@@ -66,14 +66,14 @@ class Layers:
             live.source.uses.change(-1)
 
     async def _run_until_unused(self, live: LiveLayer) -> None:
-        """Until it has been unused for a while, whether it is known by then or not."""
+        """Run until the layer has been unused for a while, known or not."""
         async with trio.open_nursery() as nursery:
             if not live.is_known:
                 indexing = self._tasks.within(nursery)
                 digest = str(live.layer.digest)
                 indexing.keep_running("layer index", self._index, live, subject=digest, failed=live.note_failure)
             await live.uses.wait_until_unused(lambda: live.source.linger)
-            self._end(live)  # before the tasks are: nothing that is ending may be found
+            self._end(live)  # before the tasks: an ending layer must not be found
             nursery.cancel_scope.cancel()
 
     def _end(self, live: LiveLayer) -> None:
@@ -81,11 +81,11 @@ class Layers:
             return
         live.lifecycle.move(State.ENDED)
         live.source.withdraw(live.name)
-        if self.live.get(live.name) is live:  # else the name is another one's by now
+        if self.live.get(live.name) is live:  # else the name belongs to another layer by now
             del self.live[live.name]
             self._catalog.remove(live.name)
             if live.uses.count:
-                self._catalog.expect(live.name)  # what it holds is unknown then, and not "not there"
+                self._catalog.expect(live.name)  # its content is unknown then, not absent
 
     async def _index(self, live: LiveLayer) -> None:
         await live.source.ready()
@@ -94,13 +94,13 @@ class Layers:
         async with self._indexing:
             kept = await live.index.indexed(self._catalog.known(key_of(live.layer)))
         if live.lifecycle.is_in(State.ENDED):
-            return  # while a thread was at it
+            return  # the layer ended while the thread was indexing
         live.kept, live.index, live.trouble = kept, None, ""
         live.source.offer(live.name, kept.objects)
         live.lifecycle.move(State.KNOWN)
 
     async def _load(self, live: LiveLayer) -> Layer:
-        """From the store; where its TOC was lost there, from the source, however long that takes."""
+        """Load the layer from the store. If its TOC is lost, fetch it from the source, however long that takes."""
         pause = _FIRST_PAUSE
         while True:
             try:

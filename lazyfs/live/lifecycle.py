@@ -1,18 +1,18 @@
-"""The states of what lives, and the order in which they may follow each other.
+"""The states of live layers, sources and pulls, and the allowed transitions.
 
-Everything here is made in the first state of its table, and ends in the last one. A step that the table does not have is a defect: it
-raises RuntimeError, and the task that took it fails.
+Each starts in the first state of its table and ends in the last one. A transition that is not in the table is a defect: it
+raises RuntimeError, and the task fails.
 
-    layer     EXPECTED   something uses it, and the gate waits for it: it is being indexed
-              KNOWN      the gate knows what it holds, and who fetches that
-              ENDED      nothing uses it, and nothing finds it: the next user makes another one
-    source    OPENING    it has no fetcher, or its last one has failed and the next one is on its way
+    layer     EXPECTED   has a user, and is being indexed; the gate waits for it
+              KNOWN      the gate knows its objects, and who fetches them
+              ENDED      has no user and is not found; the next user makes a new one
+    source    OPENING    has no fetcher yet, or its last one has failed and the next one is being opened
               READY      its fetcher works
-              ENDED      nothing finds it: its flights land, and its connections are being closed
+              ENDED      is not found; its flights are completed, and its connections are being closed
               CLOSED
-    pull      STARTING   waits for the layer to be indexed, and fetches its prefix
-              WAITING    the rest waits for a lull, and for its turn among the pulls of its source
-              ENDED      all of the layer has come, or what has not cannot be had; or the pull was stopped
+    pull      STARTING   waits for the layer to be indexed, and fetches its prefetch range
+              WAITING    the rest waits for a quiet period, and in the queue of its source
+              ENDED      everything was fetched except what cannot be; or the pull was stopped
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ PULL: Final[Table] = {
 
 
 class Lifecycle:
-    """Where one of them stands. Every step wakes those who wait for one."""
+    """The current state. Every transition wakes the waiters."""
 
     def __init__(self, table: Table) -> None:
         self._table = table
@@ -66,11 +66,11 @@ class Lifecycle:
         self._changed = trio.Event()
 
     def is_in(self, *states: State) -> bool:
-        """Whether it is in one of these states now."""
+        """Whether the current state is one of these."""
         return self.state in states
 
     def move(self, state: State) -> None:
-        """Take a step. Raises RuntimeError where the table has no such step."""
+        """Enter a state. Raises RuntimeError if the table does not allow it."""
         if state not in self._table[self.state]:
             raise RuntimeError(f"{self.state.name} cannot be followed by {state.name}")
         self.state = state
@@ -78,10 +78,10 @@ class Lifecycle:
         self._changed = trio.Event()
 
     async def wait_for(self, *states: State) -> State:
-        """Wait until it is in one of `states`, and return that one. It returns as well where no step is left.
+        """Wait for one of `states`, and return the current state. Also returns when no transition is left.
 
-        A caller that was cancelled gets Cancelled, even where there is nothing to wait for: at a shutdown, a source that has ended is not a
-        failure of the layer that waits for it.
+        A caller that was cancelled gets Cancelled even if there is nothing to wait for: at shutdown, a source that has ended is
+        not a failure of the layer that waits for it.
         """
         while self.state not in states and self._table[self.state]:
             await self._changed.wait()

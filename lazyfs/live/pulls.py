@@ -1,8 +1,8 @@
-"""Layers that shall come whole, though nobody has asked for what is left of them.
+"""Pulls of whole layers: fetches the rest of them, though no reader has asked for it.
 
-Each layer's prefix is fetched at once, because the container that will be started is going to wait for it. The rest waits for a quiet_period
-(quiet_period.py), and comes layer by layer: one queue for each source, in the order in which the pulls came. A pull that stands still, because its
-blob cannot be had, goes to the end of the queue.
+The prefetch range of each layer is fetched at once, because the container that comes next will wait for it. The rest waits for
+a quiet period (quiet_period.py), and is fetched layer by layer: one queue per source, in the order of the pulls. A pull that is
+stalled, because its blob cannot be fetched, goes to the end of the queue.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from lazyfs.tasks import Supervisor
 _log = logging.getLogger(__name__)
 
 _STALL_CHECK: Final = 10.0
-"""Seconds between looks whether a pull stands still that others wait for."""
+"""Seconds between checks whether a pull is stalled while others wait."""
 _PREFIX_TIMEOUT: Final = 30.0
-"""Seconds for a prefix that nothing uses yet."""
+"""Seconds for a prefetch range that has no user yet."""
 
 
 class Pulls:
-    """All that go on. Not for threads."""
+    """All pulls in progress. For the event loop."""
 
     def __init__(self, store: Store, tasks: Supervisor, *, rest: bool = True) -> None:
-        """Without `rest`, a pull ends with the prefix."""
+        """Without `rest`, a pull ends after the prefetch range."""
         self._store = store
         self._tasks = tasks
         self._rest = rest
         self._queues: dict[LiveSource, dict[LiveLayer, Pull]] = {}
-        """Pulls that wait for their turn, or have it: the first of each."""
+        """Pulls that wait, and first in each queue the active one."""
         self.quiet_period = QuietPeriod()
 
     def begin(self, live: LiveLayer) -> Pull:
-        """Pull a layer, which lives until that has ended; the pull that goes on, where there is one."""
+        """Pull a layer, and keep it live until the pull ends. Returns the pull in progress if there is one."""
         if live.pull is None:
             live.pull = Pull()
             live.uses.change(+1)
@@ -54,20 +54,21 @@ class Pulls:
         return live.pull
 
     def stop(self, live: LiveLayer) -> None:
-        """Nobody wants all of the layer any more. What is under way is given up at once, and the next pull has its turn."""
+        """Nobody wants all of the layer any more: stop its pull, and let the next one run."""
         if live.pull is not None:
             live.pull.scope.cancel()
             live.pull = None
 
     async def fetch_prefix(self, index: LayerIndexer, source: LiveSource) -> None:
-        """Fetch a layer's prefix before anything uses the layer: the link has nothing else to do. Ends, whatever happens."""
+        """Fetch a layer's prefetch range before anything uses the layer, while the link is idle. Ends after a while in any
+        case."""
         kept = await index.indexed()
         if kept.prefetch_end:
             with source.in_use(), trio.move_on_after(_PREFIX_TIMEOUT):
                 await self._fetch(source, [kept.wanted], rest=False)
 
     async def was_complete(self, layer: Layer) -> bool:
-        """Whether a pull of this layer has come to its end, now or in an earlier process. The store may have evicted since."""
+        """Whether a pull of this layer was ever completed, by this or an earlier process. Chunks may have been evicted since."""
         return await trio.to_thread.run_sync(self._store.note, _completeness(layer)) is not None
 
     async def _run(self, live: LiveLayer, pull: Pull) -> None:
@@ -84,13 +85,13 @@ class Pulls:
             if live.pull is pull:  # else it was stopped, and another one may have begun
                 live.pull = None
             if not pull.lifecycle.is_in(State.ENDED):
-                pull.lifecycle.move(State.ENDED)  # after a stop or a failure: wakes those who wait, and the queue
+                pull.lifecycle.move(State.ENDED)  # after a stop or a failure: wakes the waiters and the queue
             live.uses.change(-1)
 
     def _enqueue(self, live: LiveLayer, pull: Pull) -> None:
         queue = self._queues.get(live.source)
         if queue is not None:
-            # A pull of the same layer that was stopped goes out of the queue by itself.
+            # An earlier, stopped pull of the same layer leaves the queue by itself.
             queue.pop(live, None)
             queue[live] = pull
         else:
@@ -98,7 +99,7 @@ class Pulls:
             self._tasks.keep_running("pulls of a source", self._run_queue, live.source, subject=live.source.name)
 
     async def _run_queue(self, source: LiveSource) -> None:
-        """Until no pull is left. A failure ends the pull that has its turn; run again, it goes on with the others."""
+        """Run until the queue is empty. A failure ends the pull that is active; when run again, this continues with the others."""
         queue = self._queues[source]
         while queue:
             live, pull = next(iter(queue.items()))
@@ -113,11 +114,11 @@ class Pulls:
                 if is_over and not pull.lifecycle.is_in(State.ENDED):
                     pull.lifecycle.move(State.ENDED)
             if not queue:
-                await trio.to_thread.run_sync(trim_heap)  # a pull may come meanwhile
+                await trio.to_thread.run_sync(trim_heap)  # a pull may be added meanwhile
         del self._queues[source]
 
     async def _run_pull(self, live: LiveLayer, pull: Pull, queue: Sized) -> bool:
-        """Fetch the rest of one layer, for as long as its pull is not stopped. False where it stands still and others are in `queue`."""
+        """Fetch the rest of one layer until its pull is stopped. Returns False if it is stalled and others are in `queue`."""
         if pull.lifecycle.is_in(State.ENDED):
             return True
         is_over = True
@@ -151,7 +152,8 @@ class Pulls:
         rest: bool = True,
         begun: Callable[[Background], object] = lambda _: None,
     ) -> bool:
-        """Fetch what is missing of some layers, or without `rest` of their prefixes. Whether nothing is. `begun` gets what does it."""
+        """Fetch what is missing of some layers, or without `rest` of their prefetch ranges. Returns whether nothing is missing.
+        `begun` is called with the background fetch."""
         try:
             fetcher = await source.ready()
         except Unreachable as error:

@@ -1,9 +1,9 @@
-"""Sources that something uses: the connections to one repository, or to one layout, and the fetcher that works with them.
+"""Live sources: the connections to a repository or layout that is in use, and the fetcher that works with them.
 
-containerd's layers find a source by its repository's name, and share it. A mounted image has a source of its own, with the credentials
-of whoever ordered it. Sources of one authority share a line: the background of each gives way to the readers of all.
+containerd's layers find a source by the name of its repository, and share it. A mounted image has a source of its own, with the
+credentials of the order. Sources of one authority share a line: the background of each gives way to the readers of all.
 
-A source lives while something uses it, and a shared one a while longer. Its states are in lifecycle.py.
+A source lives while it has users, and a shared one some time longer. Its states are in lifecycle.py.
 """
 
 from __future__ import annotations
@@ -31,48 +31,48 @@ OpenSource = Callable[[str], ImageSource]
 
 
 class LiveSource:
-    """One source. `Sources` makes it."""
+    """One source. Made by `Sources`."""
 
     def __init__(self, name: str, source: ImageSource, catalog: Catalog, *, shared: bool) -> None:
         self.name: Final = name
         self.source: Final = source
         self.is_shared: Final = shared
         self.linger: Final = LINGER if shared else 0.0
-        """Seconds that it stays without a user, and each of its layers likewise. What owns a source lingers itself."""
+        """Seconds for which the source and its layers stay without a user. An image, which owns a source, lingers itself."""
         self.uses = Uses()
         self.lifecycle = Lifecycle(SOURCE)
         self.fetcher: Fetcher | None = None
-        """The last one: it is closed unless the state is READY."""
+        """The last fetcher. It is closed unless the state is READY."""
         self.trouble = ""
-        """Why its background fetch stands still; empty while all is well."""
+        """Why its background fetch is stalled; empty while all is well."""
         self._catalog = catalog
         self._offers: dict[str, LayerObjects] = {}
 
     @contextmanager
     def in_use(self) -> Iterator[LiveSource]:
-        """Around a request to it."""
+        """Count one use for as long as the block lasts."""
         with self.uses.in_use():
             yield self
 
     async def ready(self) -> Fetcher:
-        """The fetcher, once it works. Raises Unreachable: the source has ended."""
+        """Wait for the fetcher. Raises Unreachable if the source has ended."""
         await self.lifecycle.wait_for(State.READY, State.ENDED)
         if not self.lifecycle.is_in(State.READY) or self.fetcher is None:
             raise Unreachable(f"{self.name} is not in use any more")
         return self.fetcher
 
     def offer(self, name: str, objects: LayerObjects) -> None:
-        """Tell the gate that this source has a layer, now and whenever it gets another fetcher."""
+        """Let the gate find a layer at this source, now and with every later fetcher."""
         self._offers[name] = objects
         if self.lifecycle.is_in(State.READY) and self.fetcher is not None:
             self._catalog.add(name, self.fetcher, (objects,))
 
     def withdraw(self, name: str) -> None:
-        """The layer is not offered any more. The caller tells the catalog, where another source may offer it by now."""
+        """Stop offering the layer. The caller removes it from the catalog, because another source may offer it by now."""
         self._offers.pop(name, None)
 
     def set_fetcher(self, fetcher: Fetcher) -> None:
-        """For `Sources`."""
+        """Called by `Sources`."""
         self.fetcher = fetcher
         self.lifecycle.move(State.READY)
         for name, objects in self._offers.items():
@@ -80,7 +80,7 @@ class LiveSource:
 
 
 class Sources:
-    """All that live, for one store. Not for threads."""
+    """All live sources of one store. For the event loop."""
 
     def __init__(self, store: Store, catalog: Catalog, tasks: Supervisor) -> None:
         self._store = store
@@ -91,7 +91,7 @@ class Sources:
         self._traffic: WeakValueDictionary[str, Traffic] = WeakValueDictionary()
 
     def shared(self, name: str, open_source: OpenSource) -> LiveSource:
-        """The shared source of that name, opened if it does not live. It stays only while its `uses` say so, and a while longer.
+        """The shared source of that name, opened if necessary. It lives as long as its `uses` say, and some time longer.
 
         Raises what `open_source` raises.
         """
@@ -102,14 +102,14 @@ class Sources:
         return live
 
     def own(self, name: str, source: ImageSource) -> LiveSource:
-        """A source for one image, in use once. It closes `source` when it ends."""
+        """A source for one image, with one use. It closes `source` when it ends."""
         live = LiveSource(name, source, self._catalog, shared=False)
         live.uses.change(+1)
         self._start(live)
         return live
 
     def all_shared(self) -> list[LiveSource]:
-        """Those that live."""
+        """The shared sources that are live."""
         return list(self._shared.values())
 
     def _start(self, live: LiveSource) -> None:
@@ -129,7 +129,7 @@ class Sources:
                     live.lifecycle.move(State.CLOSED)
 
     async def _fetch(self, live: LiveSource) -> None:
-        """Until the source has been unused for a while. After a failure it is run again, and serves the layers that lived before."""
+        """Run until the source has been unused for a while. After a failure it is run again, and serves the same layers."""
         traffic = self._traffic.setdefault(live.source.authority, Traffic())
         try:
             async with open_fetcher(
@@ -137,13 +137,13 @@ class Sources:
             ) as fetcher:
                 live.set_fetcher(fetcher)
                 await live.uses.wait_until_unused(lambda: live.linger)
-                self._end(live)  # while its fetcher works: nothing that is being closed may be found
+                self._end(live)  # while its fetcher works: a closing source must not be found
         finally:
             if live.lifecycle.is_in(State.READY):
                 live.lifecycle.move(State.OPENING)
 
     def _end(self, live: LiveSource) -> None:
-        """Nothing, where it has ended already: its name may be another one's by now."""
+        """Does nothing if it has ended already: its name may belong to another source by now."""
         if self._shared.get(live.name) is live:
             del self._shared[live.name]
         if not live.lifecycle.is_in(State.ENDED):

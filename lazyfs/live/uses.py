@@ -1,6 +1,6 @@
-"""How many users something has, and when it has been without one for long enough to end.
+"""Counts the users of something, and waits until it has been without one for a while.
 
-One class for all that lingers: layers and repositories, images, and lazyfsd itself, whose users are its mounts and its orders.
+Used by everything that lingers: layers, sources, images, and lazyfsd itself, whose users are its mounts and orders.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from typing import Final
 import trio
 
 LINGER: Final = 30.0
-"""Seconds for which an unused layer, repository or image stays: the next container of the image is the most probable one."""
+"""Seconds for which an unused layer, source or image stays: the next container is most likely one of the same image."""
 
 
 class Uses:
-    """A count of users. Every change is announced, in both directions: who waits for the end sees a user that comes while he waits."""
+    """A count of users. Every change wakes the waiters, so that a user that comes and goes meanwhile is noticed."""
 
     def __init__(self) -> None:
         self.count = 0
         self._changed = trio.Event()
 
     def change(self, by: int) -> None:
-        """One more, or one less."""
+        """Add or remove a user."""
         self.count += by
         self._changed.set()
         self._changed = trio.Event()
@@ -38,11 +38,11 @@ class Uses:
             self.change(-1)
 
     async def wait_until_unused(self, linger: Callable[[], float] = lambda: LINGER) -> None:
-        """Until there has been no user for `linger()` seconds, which is asked each time when the last one has left."""
+        """Wait until there was no user for `linger()` seconds, which is called each time the last user leaves."""
         while True:
             while self.count:
                 await self._changed.wait()
             with trio.move_on_after(linger()) as patience:
-                await self._changed.wait()  # also by one who has come and left since: the linger begins again
+                await self._changed.wait()  # also by a user that has come and gone: the time starts again
             if patience.cancelled_caught and not self.count:
                 return
