@@ -33,8 +33,8 @@ WARM_PASSES = 5
 PATIENCE = 30.0
 """Seconds until every file that went through the gate should be local at its next open."""
 PAUSE = 0.5
-FIRST_LOOK = 1.0
-"""Seconds after which lazyfsd has long had the names of a new mount looked at."""
+WARM_UP = 1.0
+"""Seconds: by then the inode warm-up of a new mount has long ended."""
 OWNER = 4711
 
 Measured = defaultdict[str, list[float]]
@@ -114,7 +114,7 @@ def _warm_up(container: Container, _: Measured) -> None:
 
 def _measure_pulled(container: Container, found: Measured) -> None:
     """A container of a full pull: everything is here."""
-    time.sleep(FIRST_LOOK)  # nothing has to be waited for, but a processor that has slept is slower: both sides' has
+    time.sleep(WARM_UP)  # nothing has to be waited for, but a processor that has slept is slower: both sides' has
     found["walk"].append(container.tell("walk").each)
     container.read()
     _measure_warm(container, found)
@@ -125,7 +125,7 @@ def _measure_pulled(container: Container, found: Measured) -> None:
 
 def _measure_missing(container: Container, requests: FuseRequests, found: Measured) -> None:
     """The first container of an image: nothing is here."""
-    time.sleep(FIRST_LOOK)
+    time.sleep(WARM_UP)
     requests.take()
     found["walk"].append(container.tell("walk").each)
     found["walk requests"].append(requests.take().total())

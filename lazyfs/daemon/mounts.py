@@ -21,7 +21,7 @@ from typing import NamedTuple
 import msgspec
 import trio
 
-from lazyfs.daemon.first_looks import FirstLooks
+from lazyfs.daemon.inode_warm_up import InodeWarmUp
 from lazyfs.daemon.life import Life
 from lazyfs.daemon.overlays import Overlays
 from lazyfs.daemon.recording import Recordings
@@ -58,7 +58,7 @@ class Mounts:
         images: Images,
         recordings: Recordings,
         unmount_events: UnmountEvents,
-        looks: FirstLooks,
+        warm_up: InodeWarmUp,
         life: Life,
     ) -> None:
         """`life` counts those whose end will be heard of."""
@@ -67,7 +67,7 @@ class Mounts:
         self._images = images
         self._recordings = recordings
         self._unmount_events = unmount_events
-        self._looks = looks
+        self._warm_up = warm_up
         self._life = life
         self._overlays = overlays
         self._watches: dict[int, int] = {}
@@ -98,7 +98,7 @@ class Mounts:
                     raise
                 # What is thrown away runs one command, which is waited for: nobody walks there at leisure.
                 if new and not mount.volatile:
-                    await self._begin_look(images)
+                    await self._begin_warm_up(images)
             if mount.record:
                 self._recordings.begin(row.number, Path(mount.record), live.image, live.layers)
             self._begin(LiveMount(row, live.image.name, False, trio.Event(), live))
@@ -106,9 +106,9 @@ class Mounts:
             await self.listen(row)
         return row
 
-    async def _begin_look(self, images: tuple[Path, ...]) -> None:
+    async def _begin_warm_up(self, images: tuple[Path, ...]) -> None:
         try:
-            self._looks.begin(await trio.to_thread.run_sync(self._overlays.open_names, images))
+            self._warm_up.begin(await trio.to_thread.run_sync(self._overlays.open_names, images))
         except OSError as error:
             _log.warning("cannot warm up the inodes of a mount: %s", error)
 

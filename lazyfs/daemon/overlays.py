@@ -78,7 +78,7 @@ class Overlays:
         return layers.new
 
     def open_names(self, images: tuple[Path, ...]) -> int:
-        """A descriptor of a tree that has the names of a stack, for a first look: no mount, and none of its files' data."""
+        """A descriptor of a tree that has the names of a stack, for the inode warm-up: no mount, and none of its files' data."""
         with self._layers.lock:
             roots = self._layers.mounted(images).roots
             return open_stack(roots, whole_files(self._store), source=source_of("names"), read_only=True)

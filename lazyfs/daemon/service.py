@@ -26,8 +26,8 @@ from lazyfs.daemon.config import Address, Config
 from lazyfs.daemon.containers import sweep
 from lazyfs.daemon.control import Notify, serve_control
 from lazyfs.daemon.fdstore import FdStore
-from lazyfs.daemon.first_looks import FirstLooks
 from lazyfs.daemon.holding import LISTENER
+from lazyfs.daemon.inode_warm_up import InodeWarmUp
 from lazyfs.daemon.life import Life
 from lazyfs.daemon.mounting import Mounting
 from lazyfs.daemon.mounts import Mounts
@@ -156,7 +156,7 @@ class Service:
         self._layers = Layers(store, self.catalog, self.tasks)
         self.images = Images(store, self.catalog, self._sources, self._layers, self.tasks)
         self.mounts = Mounts(
-            overlays, state, self.catalog, self.images, self.recordings, unmount_events, FirstLooks(self.tasks), life
+            overlays, state, self.catalog, self.images, self.recordings, unmount_events, InodeWarmUp(self.tasks), life
         )
         self.mounting = Mounting(store, self.images, self.mounts, overlays)
         self.revival = Revival(state, self.images, self.mounts, overlays)

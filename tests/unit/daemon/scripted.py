@@ -12,7 +12,7 @@ from typing import Any, cast
 import msgspec
 import trio
 
-from lazyfs.daemon.first_looks import FirstLooks
+from lazyfs.daemon.inode_warm_up import InodeWarmUp
 from lazyfs.daemon.life import Life
 from lazyfs.daemon.mounting import Mounting
 from lazyfs.daemon.mounts import Mounts
@@ -178,8 +178,8 @@ class ScriptedImages:
         return self.made[-1]
 
 
-class ScriptedLooks(FirstLooks):
-    """First looks that are only counted."""
+class ScriptedWarmUp(InodeWarmUp):
+    """First warm_up that are only counted."""
 
     def __init__(self) -> None:
         self.begun = 0
@@ -215,11 +215,11 @@ class Setting:
         self.catalog = Catalog()
         self.catalog.begin()
         self.recordings = Recordings(store)
-        self.looks = ScriptedLooks()
+        self.warm_up = ScriptedWarmUp()
         self.life = Life(service=False)
         images = cast(Images, self.images)
         self.mounts = Mounts(
-            self.kernel, state, self.catalog, images, self.recordings, self.kernel.unmount_events, self.looks, self.life
+            self.kernel, state, self.catalog, images, self.recordings, self.kernel.unmount_events, self.warm_up, self.life
         )
         self.mounting = Mounting(store, images, self.mounts, self.kernel)
         self.revival = Revival(state, images, self.mounts, self.kernel)

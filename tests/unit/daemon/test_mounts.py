@@ -40,7 +40,7 @@ async def test_a_mount_is_made_and_ends(it: Setting) -> None:
         live = await make(it)
         assert seen == [[(ROOT, "mounting")]]
         assert it.rows == [(ROOT, "mounted")] and it.life.uses.count == 1 and it.mounts.is_used
-        assert it.kernel.done == ["metadata", f"make {ROOT}", "open names", f"watch {ROOT}"] and it.looks.begun == 1
+        assert it.kernel.done == ["metadata", f"make {ROOT}", "open names", f"watch {ROOT}"] and it.warm_up.begun == 1
         (mount,) = it.mounts.live.values()
         await it.mounts.take_away(ROOT, lazy=False)
         await mount.ended.wait()
@@ -112,7 +112,7 @@ async def test_without_a_watch_or_a_table_a_mount_stays(it: Setting, call: str, 
 async def test_a_throw_away_mount_is_not_looked_through(it: Setting) -> None:
     """It runs one command. That another one may follow is noted at its end."""
     await make(it, volatile=True)
-    assert not it.looks.begun
+    assert not it.warm_up.begun
     await it.mounts.end(1)
     assert it.life.last_was_volatile
 

@@ -17,8 +17,8 @@ from lazyfs.daemon.client import Client
 from lazyfs.daemon.config import Config
 from lazyfs.daemon.control import Carry, Notify, serve_control
 from lazyfs.daemon.fdstore import FdStore
-from lazyfs.daemon.first_looks import FirstLooks
 from lazyfs.daemon.holding import SOCKET_NAME
+from lazyfs.daemon.inode_warm_up import InodeWarmUp
 from lazyfs.daemon.life import Life
 from lazyfs.daemon.mounts import LiveMount, Mounts
 from lazyfs.daemon.overlays import Overlays
@@ -179,8 +179,8 @@ async def watched(it: Scene) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def looked(it: Scene) -> None:
-    """What it looks through is closed, and the next look has its turn."""
+async def warmed_up(it: Scene) -> None:
+    """The descriptor of the tree is closed, and the next warm-up runs."""
     looked_at: list[int] = []
 
     async def run_process(*_: object, pass_fds: list[int], **__: object) -> None:
@@ -189,11 +189,11 @@ async def looked(it: Scene) -> None:
 
     it.patch.setattr(trio, "run_process", run_process)
     async with it.tasks() as tasks:
-        looks = FirstLooks(tasks)
+        warm_up = InodeWarmUp(tasks)
         for _ in range(2):
-            looks.begin(os.open(it.folder, os.O_RDONLY | os.O_DIRECTORY))
-        await it.until_failed("first look")
-        await until(lambda: looked_at and not looks._turns.borrowed_tokens)
+            warm_up.begin(os.open(it.folder, os.O_RDONLY | os.O_DIRECTORY))
+        await it.until_failed("inode warm-up")
+        await until(lambda: looked_at and not warm_up._limiter.borrowed_tokens)
 
 
 async def ended(it: Scene) -> None:

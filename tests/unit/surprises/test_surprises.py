@@ -78,7 +78,7 @@ TABLE: dict[str, Entry] = {
     "daemon/control.py _carried_out: cancel_when_it_goes": supervised("order", borders.connected),
     "daemon/control.py serve_control.accept: control connection": supervised("control connection", borders.cut_off),
     "daemon/control.py serve_control: accept of orders": supervised("accept of orders", borders.accepted),
-    "daemon/first_looks.py FirstLooks.begin: first look": supervised("first look", borders.looked),
+    "daemon/inode_warm_up.py InodeWarmUp.begin: inode warm-up": supervised("inode warm-up", borders.warmed_up),
     "daemon/life.py Life.wait_for_end: _first": root(lazyfsd.until_told),
     "daemon/mounts.py Mounts.watch: end of a mount": supervised("end of a mount", borders.ended),
     "daemon/plugin.py Plugin.serve: import ahead": supervised("import ahead", borders.plugged),
