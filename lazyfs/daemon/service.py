@@ -36,7 +36,7 @@ from lazyfs.daemon.pulling import Pulling
 from lazyfs.daemon.recording import Recordings
 from lazyfs.daemon.refresh import Refresher
 from lazyfs.daemon.revival import Revival
-from lazyfs.daemon.stacks import write_stacks_on_signal
+from lazyfs.daemon.stack_dump import dump_stacks_on_signal
 from lazyfs.daemon.state import State
 from lazyfs.daemon.status import Measured, describe_mount, describe_repository
 from lazyfs.daemon.watchdog import feed
@@ -92,7 +92,7 @@ class Options(NamedTuple):
 def run(options: Options, fds: FdStore, handshakes: Handshakes) -> None:
     """Serve until nothing is mounted, or told to end. `handshakes` is at the sockets that containerds call. Raises LazyfsError."""
     share_arenas()
-    write_stacks_on_signal()
+    dump_stacks_on_signal()
     trio.run(_serve, options, fds, handshakes)
 
 

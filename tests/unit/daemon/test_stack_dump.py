@@ -11,7 +11,7 @@ from tests.commands import run
 PROGRAM = """
 import os, signal, threading, time
 import trio
-from lazyfs.daemon.stacks import write_stacks_on_signal
+from lazyfs.daemon.stack_dump import dump_stacks_on_signal
 
 async def waiting_for_nothing():
     await trio.sleep_forever()
@@ -31,7 +31,7 @@ started, stop = threading.Event(), threading.Event()
 thread = threading.Thread(target=hanging_thread, name="hanging", daemon=True)
 thread.start()
 started.wait()
-write_stacks_on_signal()
+dump_stacks_on_signal()
 import trio.testing
 trio.run(main)
 os.kill(os.getpid(), signal.SIGUSR1)
@@ -67,7 +67,9 @@ def test_a_loop_that_never_comes_back() -> None:
     """A task that goes round and round is told with the line that it is at."""
     busy = "signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGUSR1)); signal.setitimer(signal.ITIMER_REAL, 0.01)"
     program = PROGRAM.format(what=f"{busy}\n        global told\n        while not told: pass")
-    program = program.replace("import trio.testing\n", "import trio.testing\nimport lazyfs.daemon.stacks as stacks\ntold = []\n")
+    program = program.replace(
+        "import trio.testing\n", "import trio.testing\nimport lazyfs.daemon.stack_dump as stacks\ntold = []\n"
+    )
     program = program.replace(
         "trio.run(main)",
         "before = stacks.describe_tasks\nstacks.describe_tasks = lambda *where: (told.append(1), before(*where))[1]\ntrio.run(main)",

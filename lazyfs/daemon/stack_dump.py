@@ -19,7 +19,7 @@ from types import FrameType
 import trio
 
 
-def write_stacks_on_signal() -> None:
+def dump_stacks_on_signal() -> None:
     """From now on, in this process."""
     signal.signal(signal.SIGUSR1, _write_all)  # first: faulthandler calls who was there before
     faulthandler.register(signal.SIGUSR1, all_threads=False, chain=True)
