@@ -22,7 +22,7 @@ import msgspec
 import trio
 
 from lazyfs.daemon.inode_warm_up import InodeWarmUp
-from lazyfs.daemon.life import Life
+from lazyfs.daemon.lifetime import Lifetime
 from lazyfs.daemon.overlays import Overlays
 from lazyfs.daemon.recording import Recordings
 from lazyfs.daemon.state import Mount, Phase, Row, State
@@ -59,16 +59,16 @@ class Mounts:
         recordings: Recordings,
         unmount_events: UnmountEvents,
         warm_up: InodeWarmUp,
-        life: Life,
+        lifetime: Lifetime,
     ) -> None:
-        """`life` counts those whose end will be heard of."""
+        """`lifetime` counts those whose end will be heard of."""
         self._state = state
         self._catalog = catalog
         self._images = images
         self._recordings = recordings
         self._unmount_events = unmount_events
         self._warm_up = warm_up
-        self._life = life
+        self._lifetime = lifetime
         self._overlays = overlays
         self._watches: dict[int, int] = {}
         """Number of a watch: number of a mount."""
@@ -136,7 +136,7 @@ class Mounts:
     def _begin(self, mount: LiveMount) -> None:
         self.live[mount.row.number] = mount
         if not mount.is_lost:
-            self._life.uses.change(+1)
+            self._lifetime.uses.change(+1)
 
     def has_image(self, number: int, live: LiveImage) -> None:
         """The image of a found mount lives, and is counted as used by it; by nobody, where the mount has ended meanwhile."""
@@ -189,9 +189,9 @@ class Mounts:
                 _log.warning("cannot clean up after the mount at %s: %s", mount.row.mount.directory, error)
             finally:
                 mount.ended.set()
-                self._life.last_was_volatile = mount.row.mount.volatile
+                self._lifetime.last_was_volatile = mount.row.mount.volatile
                 if not mount.is_lost:
-                    self._life.uses.change(-1)  # last: all of this is to be over before the daemon ends
+                    self._lifetime.uses.change(-1)  # last: all of this is to be over before the daemon ends
 
     async def _clear_up(self, mount: LiveMount) -> None:
         number = mount.row.number

@@ -28,7 +28,7 @@ from lazyfs.daemon.control import Notify, serve_control
 from lazyfs.daemon.fdstore import FdStore
 from lazyfs.daemon.holding import LISTENER
 from lazyfs.daemon.inode_warm_up import InodeWarmUp
-from lazyfs.daemon.life import Life
+from lazyfs.daemon.lifetime import Lifetime
 from lazyfs.daemon.mounting import Mounting
 from lazyfs.daemon.mounts import Mounts
 from lazyfs.daemon.overlays import Overlays
@@ -99,15 +99,15 @@ def run(options: Options, fds: FdStore, handshakes: Handshakes) -> None:
 async def _serve(options: Options, fds: FdStore, handshakes: Handshakes) -> None:
     async with AsyncExitStack() as stack:
         listener = stack.enter_context(fds.listener("control"))
-        life = Life(service=options.service)
-        stack.enter_context(life.stop_on_signals())
+        lifetime = Lifetime(service=options.service)
+        stack.enter_context(lifetime.stop_on_signals())
         store = stack.enter_context(await trio.to_thread.run_sync(Store.open, options.store))
         state = stack.enter_context(await trio.to_thread.run_sync(State, options.store))
         unmount_events = UnmountEvents()
         stack.callback(unmount_events.close)
         callers = stack.enter_context(Callers())
         async with trio.open_nursery() as nursery:
-            service = Service(options, store, state, unmount_events, callers, nursery, life)
+            service = Service(options, store, state, unmount_events, callers, nursery, lifetime)
             connection: Connection = await nursery.start(service.serve_gate, fds)
             await service.revival.begin(service.tasks, same_gate=connection.taken_over)
             await service.open_plugin(fds, stack)
@@ -122,7 +122,7 @@ async def _serve(options: Options, fds: FdStore, handshakes: Handshakes) -> None
                 await service.serve_metrics(options.config.metrics, stack)
             service.tasks.keep_running("watchdog", feed, fds, connection.directory, sockets, service.summary)
             fds.notify(f"READY=1\nSTATUS={await service.summary()}")
-            await life.wait_for_end()
+            await lifetime.wait_for_end()
             fds.notify("STOPPING=1\nSTATUS=ending")
             await service.stop()
             await service.leave(connection)
@@ -141,14 +141,14 @@ class Service:
         unmount_events: UnmountEvents,
         callers: Callers,
         nursery: trio.Nursery,
-        life: Life,
+        lifetime: Lifetime,
     ) -> None:
         self._options = options
         self._store = store
         self.tasks = Supervisor(nursery)
         self._layer_mounts = LayerMounts(store.directory.path)
         overlays = Overlays(store.directory.path, self._layer_mounts)
-        self._life = life
+        self._lifetime = lifetime
         self._clients = trio.CancelScope()
         self.catalog = Catalog()
         self.recordings = Recordings(store)
@@ -156,7 +156,7 @@ class Service:
         self._layers = Layers(store, self.catalog, self.tasks)
         self.images = Images(store, self.catalog, self._sources, self._layers, self.tasks)
         self.mounts = Mounts(
-            overlays, state, self.catalog, self.images, self.recordings, unmount_events, InodeWarmUp(self.tasks), life
+            overlays, state, self.catalog, self.images, self.recordings, unmount_events, InodeWarmUp(self.tasks), lifetime
         )
         self.mounting = Mounting(store, self.images, self.mounts, overlays)
         self.revival = Revival(state, self.images, self.mounts, overlays)
@@ -223,14 +223,14 @@ class Service:
     async def serve_gate(self, fds: FdStore, *, task_status: trio.TaskStatus[Connection]) -> None:
         """Answer the kernel until the connection has ended."""
         await serve_gate(self.operations, self._options.store / GATE, fds, task_status=task_status)
-        self._life.gate_ended.set()
+        self._lifetime.gate_ended.set()
 
     async def carry(self, order: Order, notify: Notify) -> Result:
         """Carry out an order. Raises LazyfsError."""
-        self._life.was_asked = True
+        self._lifetime.was_asked = True
         match order:
             case MountOrder():
-                if self._life.is_over:
+                if self._lifetime.is_over:
                     # Its client asks again when this process has gone, and the next one carries it out.
                     await trio.sleep(_END_DEADLINE)
                 if order.store_size >= 0:
@@ -247,10 +247,10 @@ class Service:
 
     async def serve_clients(self, listener: socket.socket) -> None:
         """Carry orders out until the daemon is told to end: their clients then ask the next one."""
-        if self._life.stop_requested.is_set():
+        if self._lifetime.stop_requested.is_set():
             return
         with trio.CancelScope() as self._clients:  # of its own: one cannot be entered again after a failure
-            await serve_control(listener, os.geteuid(), self.carry, self._life.uses, self.tasks)
+            await serve_control(listener, os.geteuid(), self.carry, self._lifetime.uses, self.tasks)
 
     async def _describe(self, order: StatusOrder) -> ServiceStatus:
         chosen = [mount for mount in self.mounts.live.values() if order.directory in ("", mount.row.mount.directory)]
@@ -291,7 +291,7 @@ class Service:
 
     def _farewell(self, result: UnmountResult) -> UnmountResult:
         """Whose end a client may wait for: with the last mount, this daemon goes as well."""
-        alone = self._life.uses.count == 1  # who asks is one
+        alone = self._lifetime.uses.count == 1  # who asks is one
         return UnmountResult(result.directory, os.getppid()) if alone and not self.mounts.is_used else result
 
     async def sweep_containers(self) -> None:
@@ -324,7 +324,7 @@ class Service:
         reason to leave out the next."""
         tasks = self.tasks
         with trio.CancelScope(shield=True):
-            if self._life.stop_requested.is_set():
+            if self._lifetime.stop_requested.is_set():
                 self._clients.cancel()
                 tasks.start_soon("last sync", self.upkeep.stop)
                 if not self._options.service:
@@ -338,8 +338,8 @@ class Service:
             return
         await connection.unmount()
         self.mounting.has_gate = False
-        with trio.move_on_after(_END_DEADLINE if self._life.stop_requested.is_set() else float("inf")) as patience:
-            await self._life.gate_ended.wait()
+        with trio.move_on_after(_END_DEADLINE if self._lifetime.stop_requested.is_set() else float("inf")) as patience:
+            await self._lifetime.gate_ended.wait()
         if patience.cancelled_caught:
             _log.warning("mounts are still in use: files that they are missing can no longer be fetched")
 

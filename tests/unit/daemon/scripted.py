@@ -13,7 +13,7 @@ import msgspec
 import trio
 
 from lazyfs.daemon.inode_warm_up import InodeWarmUp
-from lazyfs.daemon.life import Life
+from lazyfs.daemon.lifetime import Lifetime
 from lazyfs.daemon.mounting import Mounting
 from lazyfs.daemon.mounts import Mounts
 from lazyfs.daemon.overlays import Overlays
@@ -216,10 +216,10 @@ class Setting:
         self.catalog.begin()
         self.recordings = Recordings(store)
         self.warm_up = ScriptedWarmUp()
-        self.life = Life(service=False)
+        self.lifetime = Lifetime(service=False)
         images = cast(Images, self.images)
         self.mounts = Mounts(
-            self.kernel, state, self.catalog, images, self.recordings, self.kernel.unmount_events, self.warm_up, self.life
+            self.kernel, state, self.catalog, images, self.recordings, self.kernel.unmount_events, self.warm_up, self.lifetime
         )
         self.mounting = Mounting(store, images, self.mounts, self.kernel)
         self.revival = Revival(state, images, self.mounts, self.kernel)
@@ -241,7 +241,7 @@ class Setting:
     @property
     def remains(self) -> tuple[int, int, int, int]:
         """Mounts of the kernel, rows, live mounts, uses of the daemon: all 0 where nothing is left."""
-        return len(self.kernel.table), len(self.rows), len(self.mounts.live), self.life.uses.count
+        return len(self.kernel.table), len(self.rows), len(self.mounts.live), self.lifetime.uses.count
 
 
 @contextmanager

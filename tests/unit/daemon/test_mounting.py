@@ -114,7 +114,7 @@ async def test_a_daemon_without_a_gate_mounts_nothing(it: Setting) -> None:
     assert it.remains == (0, 0, 0, 0) and not it.images.asked
 
 
-async def test_cancelled_while_the_image_comes_to_life(it: Setting) -> None:
+async def test_cancelled_while_the_image_comes_to_lifetime(it: Setting) -> None:
     """Ctrl-C in the client: nothing is left, and the directory is free."""
     it.images.gate = trio.Event()
     with trio.move_on_after(5):
@@ -196,7 +196,7 @@ async def test_of_two_mounts_at_one_place_the_latest_is_unmounted(it: Setting) -
     await mount(it, ticket="another")
     await it.mounting.unmount(UnmountOrder(ROOT, lazy=True))
     assert [row.phase for row in it.state.rows()] == ["detached", "detached"]
-    assert it.life.uses.count == 2
+    assert it.lifetime.uses.count == 2
 
 
 async def test_an_order_of_a_found_mount_is_answered(it: Setting) -> None:

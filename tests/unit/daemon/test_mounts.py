@@ -39,7 +39,7 @@ async def test_a_mount_is_made_and_ends(it: Setting) -> None:
         it.watch(nursery)
         live = await make(it)
         assert seen == [[(ROOT, "mounting")]]
-        assert it.rows == [(ROOT, "mounted")] and it.life.uses.count == 1 and it.mounts.is_used
+        assert it.rows == [(ROOT, "mounted")] and it.lifetime.uses.count == 1 and it.mounts.is_used
         assert it.kernel.done == ["metadata", f"make {ROOT}", "open names", f"watch {ROOT}"] and it.warm_up.begun == 1
         (mount,) = it.mounts.live.values()
         await it.mounts.take_away(ROOT, lazy=False)
@@ -59,7 +59,7 @@ async def test_a_detached_mount_lives_until_its_last_user_goes(it: Setting) -> N
             await it.mounts.take_away(ROOT, lazy=False)
         await it.mounts.take_away(ROOT, lazy=True)
         await wait_all_tasks_blocked()
-        assert live.uses.count == it.life.uses.count == 1 and it.rows == [(ROOT, "mounted")]
+        assert live.uses.count == it.lifetime.uses.count == 1 and it.rows == [(ROOT, "mounted")]
         it.kernel.unmount_events.end(ROOT)
         await wait_all_tasks_blocked()
         assert it.remains == (0, 0, 0, 0) and live.uses.count == 0
@@ -114,7 +114,7 @@ async def test_a_throw_away_mount_is_not_looked_through(it: Setting) -> None:
     await make(it, volatile=True)
     assert not it.warm_up.begun
     await it.mounts.end(1)
-    assert it.life.last_was_volatile
+    assert it.lifetime.last_was_volatile
 
 
 async def test_a_look_that_cannot_begin_is_a_warning(it: Setting, expect_log: LogWatch) -> None:
@@ -145,7 +145,7 @@ async def test_an_end_that_cannot_be_cleared_up_is_an_end(it: Setting, expect_lo
     it.kernel.errors["clear up"] = full("rmdir")
     await it.mounts.end(1)
     await it.mounts.end(1)
-    assert mount.ended.is_set() and it.life.uses.count == 0
+    assert mount.ended.is_set() and it.lifetime.uses.count == 0
 
 
 async def test_a_cancelled_end_is_finished(it: Setting) -> None:
@@ -154,7 +154,7 @@ async def test_a_cancelled_end_is_finished(it: Setting) -> None:
     with trio.CancelScope() as scope:
         scope.cancel()
         await it.mounts.end(1)
-    assert it.rows == [] and live.uses.count == 0 and it.life.uses.count == 0
+    assert it.rows == [] and live.uses.count == 0 and it.lifetime.uses.count == 0
 
 
 async def test_one_end_that_fails_leaves_the_next_to_be_told(it: Setting, expect_log: LogWatch) -> None:
@@ -215,9 +215,9 @@ async def test_a_found_mount_gets_its_image_later(it: Setting) -> None:
 async def test_a_lost_mount_does_not_keep_the_daemon(it: Setting) -> None:
     """Nothing will tell of its end."""
     it.mounts.found(it.state.add(mount_of()), attached=False)
-    assert not it.mounts.is_used and it.life.uses.count == 0
+    assert not it.mounts.is_used and it.lifetime.uses.count == 0
     await it.mounts.end(1)
-    assert it.life.uses.count == 0 and it.rows == []
+    assert it.lifetime.uses.count == 0 and it.rows == []
 
 
 @pytest.mark.parametrize(

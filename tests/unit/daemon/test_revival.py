@@ -48,7 +48,7 @@ async def test_a_mount_that_never_noticed(it: Setting) -> None:
     number = left(it)
     async with begun(it):
         await wait_all_tasks_blocked()
-        assert it.kernel.done == [f"watch {ROOT}"] and it.life.uses.count == 1
+        assert it.kernel.done == [f"watch {ROOT}"] and it.lifetime.uses.count == 1
         (live,) = it.images.made
         assert it.mounts.live[number].live is live  # type: ignore[comparison-overlap]
         it.kernel.table.clear()
@@ -76,7 +76,7 @@ async def test_a_detached_mount_is_kept_while_its_gate_lives(it: Setting) -> Non
     async with begun(it):
         await wait_all_tasks_blocked()
         (mount,) = it.mounts.live.values()
-        assert mount.is_lost and mount.live is not None and it.life.uses.count == 0
+        assert mount.is_lost and mount.live is not None and it.lifetime.uses.count == 0
         assert not it.kernel.done
 
 
@@ -94,7 +94,7 @@ async def test_without_its_gate_a_mount_is_made_anew(it: Setting, expect_log: Lo
     it.images.gate = trio.Event()
     async with begun(it, same_gate=False):
         await wait_all_tasks_blocked()
-        assert not it.kernel.done and it.life.uses.count == 1
+        assert not it.kernel.done and it.lifetime.uses.count == 1
         it.images.gate.set()
         await wait_all_tasks_blocked()
         assert it.kernel.done == ["metadata", f"unmount {ROOT}", f"make {ROOT}", f"watch {ROOT}"]

@@ -19,7 +19,7 @@ from lazyfs.daemon.control import Carry, Notify, serve_control
 from lazyfs.daemon.fdstore import FdStore
 from lazyfs.daemon.holding import SOCKET_NAME
 from lazyfs.daemon.inode_warm_up import InodeWarmUp
-from lazyfs.daemon.life import Life
+from lazyfs.daemon.lifetime import Lifetime
 from lazyfs.daemon.mounts import LiveMount, Mounts
 from lazyfs.daemon.overlays import Overlays
 from lazyfs.daemon.plugin import Plugin
@@ -214,10 +214,10 @@ async def ended(it: Scene) -> None:
             os.eventfd_read(bell)
             return self.left.pop()
 
-    life, catalog = Life(service=True), Catalog()
+    lifetime, catalog = Lifetime(service=True), Catalog()
     anything = cast("Any", UnmountEvents())
     overlays = Overlays(store.directory.path, LayerMounts(store.directory.path))
-    mounts = Mounts(overlays, state, catalog, cast("Any", _Images()), Recordings(store), anything, anything, life)
+    mounts = Mounts(overlays, state, catalog, cast("Any", _Images()), Recordings(store), anything, anything, lifetime)
     live = {}
     for number in (1, 2):
         row = Row(number, "mounted", "", Mount(f"/{number}", "", "image", "", "", False, "off", "", False, ""))

@@ -12,7 +12,7 @@ from typing import Any
 import trio
 
 from lazyfs.containerd.handshakes import Handshakes
-from lazyfs.daemon import life, service
+from lazyfs.daemon import lifetime, service
 from lazyfs.daemon.client import Client
 from lazyfs.daemon.config import Config
 from lazyfs.daemon.fdstore import FdStore
@@ -46,7 +46,7 @@ class Lazyfsd:
         return dict(report.failures)
 
 
-class _NoResort:
+class _NoForcedExit:
     def begin(self) -> None:
         """It would end the tests."""
 
@@ -77,8 +77,8 @@ async def lazyfsd(it: Scene, *, is_service: bool = True) -> AsyncIterator[Lazyfs
 
     it.patch.setattr(service, "serve_gate", serve_gate)
     it.patch.setattr(service, "Service", Known)
-    it.patch.setattr(life, "LastResort", _NoResort)
-    it.patch.setattr(life, "SIGNALS", ())  # they would stay ignored afterwards
+    it.patch.setattr(lifetime, "ForcedExit", _NoForcedExit)
+    it.patch.setattr(lifetime, "SIGNALS", ())  # they would stay ignored afterwards
     listener = it.stack.enter_context(socket.socket(socket.AF_UNIX))
     listener.bind(os.fspath(store / SOCKET_NAME))
     listener.listen()
@@ -105,7 +105,7 @@ async def lazyfsd(it: Scene, *, is_service: bool = True) -> AsyncIterator[Lazyfs
             lambda: running.service.mounts.live and all(each.row.trouble for each in running.service.mounts.live.values())
         )
         yield running
-        running.service._life.stop_requested.set()
+        running.service._lifetime.stop_requested.set()
         with trio.fail_after(PATIENCE):
             await running.ended.wait()
         nursery.cancel_scope.cancel()
@@ -158,4 +158,4 @@ async def gate(it: Scene) -> None:
 
 async def until_told(_: Scene) -> None:
     """The wait for the end is lazyfsd's own: it ends with it."""
-    await life.Life(service=True).wait_for_end()
+    await lifetime.Lifetime(service=True).wait_for_end()

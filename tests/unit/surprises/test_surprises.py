@@ -79,7 +79,7 @@ TABLE: dict[str, Entry] = {
     "daemon/control.py serve_control.accept: control connection": supervised("control connection", borders.cut_off),
     "daemon/control.py serve_control: accept of orders": supervised("accept of orders", borders.accepted),
     "daemon/inode_warm_up.py InodeWarmUp.begin: inode warm-up": supervised("inode warm-up", borders.warmed_up),
-    "daemon/life.py Life.wait_for_end: _first": root(lazyfsd.until_told),
+    "daemon/lifetime.py Lifetime.wait_for_end: _first": root(lazyfsd.until_told),
     "daemon/mounts.py Mounts.watch: end of a mount": supervised("end of a mount", borders.ended),
     "daemon/plugin.py Plugin.serve: import ahead": supervised("import ahead", borders.plugged),
     "daemon/plugin.py Plugin.serve: relay": supervised("relay", borders.plugged),

@@ -1,4 +1,4 @@
-"""How long a daemon lives, in virtual time; and its last resort, in a process."""
+"""How long lazyfsd runs, in virtual time; and its forced exit, in a process."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from lazyfs.daemon.life import LINGER, Life
+from lazyfs.daemon.lifetime import LINGER, Lifetime
 from lazyfs.errors import MountFailed
 
 _STUBBORN = """
 import signal, sys, threading, time, trio
-from lazyfs.daemon import life
+from lazyfs.daemon import lifetime
 
 def never(): time.sleep(1000)
 
 async def main():
-    one = life.Life(service=False)
+    one = lifetime.Lifetime(service=False)
     with one.stop_on_signals():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.to_thread.run_sync, never)
@@ -31,24 +31,24 @@ async def main():
             {wait}
             nursery.cancel_scope.cancel()
 
-life.LastResort.__init__.__defaults__ = (0.2,)
+lifetime.ForcedExit.__init__.__defaults__ = (0.2,)
 trio.run(main)
 """
 
 
 @asynccontextmanager
-async def living(life: Life) -> AsyncIterator[Callable[[], bool]]:
-    """A daemon's wait for its end; what is yielded tells whether it is over."""
+async def running(lifetime: Lifetime) -> AsyncIterator[Callable[[], bool]]:
+    """Wait for the end of a lifetime; yields a function that says whether it has come."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(life.wait_for_end)
+        nursery.start_soon(lifetime.wait_for_end)
         await wait_all_tasks_blocked()
-        yield lambda: life.is_over
+        yield lambda: lifetime.is_over
         nursery.cancel_scope.cancel()
 
 
 async def test_first_order_is_waited_for(autojump_clock: MockClock) -> None:
     """And nobody waits longer where it does not come."""
-    async with living(Life(service=False)) as is_over:
+    async with running(Lifetime(service=False)) as is_over:
         await trio.sleep(LINGER - 0.1)
         assert not is_over()
         await trio.sleep(0.2)
@@ -58,12 +58,12 @@ async def test_first_order_is_waited_for(autojump_clock: MockClock) -> None:
 @pytest.mark.parametrize("volatile", [False, True])
 async def test_order_that_begins_at_the_end_of_a_linger(volatile: bool, autojump_clock: MockClock) -> None:
     """At 9.5 s, the first one or one after a `lazyfs run`: it is never cut, however long it takes, and the linger begins again."""
-    life = Life(service=False)
-    life.last_was_volatile = volatile
-    async with living(life) as is_over:
+    lifetime = Lifetime(service=False)
+    lifetime.last_was_volatile = volatile
+    async with running(lifetime) as is_over:
         await trio.sleep(9.5)
-        with life.uses.in_use():
-            life.was_asked = volatile
+        with lifetime.uses.in_use():
+            lifetime.was_asked = volatile
             await trio.sleep(1000)
             assert not is_over()
         await trio.sleep(9.5)
@@ -74,24 +74,24 @@ async def test_order_that_begins_at_the_end_of_a_linger(volatile: bool, autojump
 
 async def test_order_that_takes_no_time_begins_the_linger_again(autojump_clock: MockClock) -> None:
     """It has come and gone before whoever waits could look."""
-    life = Life(service=False)
-    async with living(life) as is_over:
+    lifetime = Lifetime(service=False)
+    async with running(lifetime) as is_over:
         await trio.sleep(9.5)
-        life.uses.change(+1)
-        life.uses.change(-1)
+        lifetime.uses.change(+1)
+        lifetime.uses.change(-1)
         await trio.sleep(9.5)
         assert not is_over()
 
 
 async def test_orders_beside_the_last_mount(autojump_clock: MockClock) -> None:
     """What begins just before the last unmount goes on after it; the daemon ends with the last of both, at once."""
-    life = Life(service=False)
-    life.was_asked = True
-    life.uses.change(+1)
-    async with living(life) as is_over:
+    lifetime = Lifetime(service=False)
+    lifetime.was_asked = True
+    lifetime.uses.change(+1)
+    async with running(lifetime) as is_over:
         await trio.sleep(100)
-        with life.uses.in_use():
-            life.uses.change(-1)
+        with lifetime.uses.in_use():
+            lifetime.uses.change(-1)
             await trio.sleep(100)
             assert not is_over()
         await wait_all_tasks_blocked()
@@ -100,11 +100,11 @@ async def test_orders_beside_the_last_mount(autojump_clock: MockClock) -> None:
 
 async def test_a_service_stays_until_it_is_told(autojump_clock: MockClock) -> None:
     """Whatever it does not do."""
-    life = Life(service=True)
-    async with living(life) as is_over:
+    lifetime = Lifetime(service=True)
+    async with running(lifetime) as is_over:
         await trio.sleep(10_000)
         assert not is_over()
-        life.stop_requested.set()
+        lifetime.stop_requested.set()
         await wait_all_tasks_blocked()
         assert is_over()
 
@@ -112,19 +112,19 @@ async def test_a_service_stays_until_it_is_told(autojump_clock: MockClock) -> No
 async def test_end_of_the_gate(autojump_clock: MockClock) -> None:
     """Is an error, for the keeper to start another daemon; not where the daemon was told to end."""
     for stop_requested in (False, True):
-        life = Life(service=True)
-        life.gate_ended.set()
+        lifetime = Lifetime(service=True)
+        lifetime.gate_ended.set()
         if stop_requested:
-            life.stop_requested.set()
-            await life.wait_for_end()
+            lifetime.stop_requested.set()
+            await lifetime.wait_for_end()
         else:
             with pytest.raises(MountFailed, match="from outside"):
-                await life.wait_for_end()
+                await lifetime.wait_for_end()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("wait", ["await one.stop_requested.wait()", "time.sleep(1000)"])
-def test_whoever_is_told_to_end_ends(wait: str, number: int) -> None:
+def test_a_stop_request_ends_the_process(wait: str, number: int) -> None:
     """With 0, whatever its threads are doing, the event loop's included."""
     command = [sys.executable, "-c", _STUBBORN.format(wait=wait)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -136,4 +136,4 @@ def test_whoever_is_told_to_end_ends(wait: str, number: int) -> None:
         finally:
             process.kill()
     assert process.returncode == 0, said.decode()
-    assert b"ends now" in said
+    assert b"forced exit" in said
