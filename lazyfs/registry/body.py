@@ -1,7 +1,7 @@
-"""The bytes of one range, however many responses it takes: what breaks off, stalls or is cut short goes on where it stopped.
+"""The bytes of one range, over as many responses as it takes. If one breaks off, stalls or is cut short, the rest is requested.
 
-Callers see one stream and one error. A body is given up when five tries in a row brought nothing, or when it takes so many responses that
-they carry under 4 KiB each; or the caller's deadline ends it, which covers asking again as it covers waiting.
+The reader sees one stream and one error. A body fails when five responses in a row brought nothing, or when there were so many
+that they carry less than 4 KiB each, or at the caller's deadline, which covers new requests as well as waiting.
 """
 
 from __future__ import annotations
@@ -18,21 +18,23 @@ from lazyfs.registry.pool import Pool
 from lazyfs.registry.range_response import RangeRequest, RangeResponse
 
 STALL: Final = 20.0
-"""Seconds of waiting in which a sender has to bring FLOOR bytes, or all that is wanted. Time in which nobody reads does not count."""
+"""Seconds of waiting in which the sender must deliver FLOOR bytes, or all that is wanted. Time in which nobody reads does not
+count.
+"""
 FLOOR: Final = 4 << 10
-"""Bytes. Less than this in STALL seconds is a connection that does not get well again; another one may."""
+"""Bytes. A connection that delivers less in STALL seconds does not recover; another one may work."""
 TRIES: Final = 5
-"""In a row that may bring nothing."""
+"""Responses in a row that may bring nothing."""
 _SLACK: Final = 0.5
-"""Seconds by which a deadline may be late, so that it is moved seldom: that costs more than a receive."""
+"""Seconds by which the deadline may be late, so that it is moved rarely: moving it costs more than a receive."""
 _FREE: Final = 64
-"""Answers that one body may take, however little they bring; beyond those each has to bring FLOOR bytes."""
+"""Responses for one body that may bring any number of bytes; after these, each must bring FLOOR bytes on average."""
 _PAUSE: Final = 0.2
 _SCRATCH: Final = 64 << 10
 
 
 class Body:
-    """See RangeStream. To be closed by its owner."""
+    """A RangeStream. Its owner has to close it."""
 
     def __init__(
         self,
@@ -41,30 +43,30 @@ class Body:
         ask_again: Callable[[RangeRequest], Awaitable[RangeResponse]],
         pool: Pool,
     ) -> None:
-        """`ask_again` gets what is still missing, and raises as Ranges.open; connections go back to `pool`."""
+        """`ask_again` requests what is missing, and raises like Ranges.open. Connections go back to `pool`."""
         self._request = request
         self._ask_again = ask_again
         self._pool = pool
         self._position = request.start
-        """Offset in the blob of the next byte for the reader."""
+        """Blob offset of the reader's next byte."""
         self._response: RangeResponse | None = response
         self._stream = response.stream
         self._skip = request.start - response.start
-        """Bytes of the response before that."""
+        """Bytes of the response before `_position`."""
         self._left = response.end - request.start
-        """Bytes of the response from there on."""
+        """Bytes of the response from `_position` on."""
         self._patience = STALL
-        """Seconds of waiting in which the sender has to bring `_due` bytes."""
+        """Seconds of waiting in which the sender must deliver `_due` bytes."""
         self._due = FLOOR
         self._gained = 0
-        """Bytes for the reader that this response has brought."""
+        """Bytes that this response has delivered to the reader."""
         self._fruitless = 0
         self._responses = 1
         self.received = 0
         """See RangeStream."""
 
     def close(self) -> None:
-        """Give back the connection."""
+        """Release the connection."""
         if self._response is not None:
             self._end(reusable=True)
 
@@ -124,16 +126,17 @@ class Body:
                 self._extend_deadline(scope)
 
     def _extend_deadline(self, scope: trio.CancelScope) -> None:
-        """The sender has brought what was due: the next FLOOR bytes are."""
+        """The sender has delivered what was due; the next FLOOR bytes are due now."""
         self._due = FLOOR
         now = trio.current_time()
         if scope.deadline < now + STALL:
             scope.deadline = now + STALL + _SLACK
 
     async def _resume(self, failure: Unreachable | None, *, slow: bool) -> None:
-        """Ask for what is missing until it is being answered. `failure`: why the last response has ended, None where it was short.
+        """Request what is missing until there is a response. `failure`: the error of the last response; None if it was only
+        short.
 
-        Raises the last failure where going on is of no use, and what Ranges.open raises.
+        Raises the last failure when it is no use to continue, and what Ranges.open raises.
         """
         while True:
             if self._response is not None:

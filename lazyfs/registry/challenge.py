@@ -1,4 +1,6 @@
-"""WWW-Authenticate: what a registry wants to see (RFC 9110 §11.6.1; the token flow of the distribution project)."""
+"""The WWW-Authenticate header: which authentication a registry wants (RFC 9110 §11.6.1; the token flow of the distribution
+project).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ _TOKEN68 = re.compile(r"\s+[0-9A-Za-z._~+/-]+=*\s*(?=,|\Z)")
 
 
 class Challenge(NamedTuple):
-    """One scheme that the registry would take."""
+    """A scheme that the registry accepts."""
 
     scheme: str
     """Lower case: `basic`, `bearer`."""
@@ -25,10 +27,10 @@ class Challenge(NamedTuple):
 
 
 def parse_challenges(header: str) -> list[Challenge]:
-    """The challenges in a header's value (several headers joined by commas), as far as they can be read.
+    """The challenges in a header's value (several headers joined by commas), as far as they can be parsed.
 
-    What breaks the grammar ends the reading, and what stands before it counts: parameters without commas between them, and rubbish
-    behind them, occur. Linear in the header's length. Raises BadAnswer for one that is too long.
+    Parsing stops at the first syntax error, and what came before counts: parameters without commas between them, and garbage at
+    the end, occur in practice. Linear in the header's length. Raises BadAnswer if it is too long.
     """
     if len(header) > MAX_HEADER:
         raise BadAnswer(f"the registry's WWW-Authenticate header has {len(header)} characters")
@@ -48,6 +50,6 @@ def parse_challenges(header: str) -> list[Challenge]:
         if scheme is None:
             return found
         found.append(Challenge(scheme[1].lower(), {}))
-        # A scheme that we cannot use may have one long token instead of parameters.
+        # A scheme that lazyfs does not use may have one long token instead of parameters.
         token = _TOKEN68.match(header, scheme.end())
         position = token.end() if token else scheme.end()

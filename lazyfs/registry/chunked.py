@@ -1,8 +1,8 @@
-"""The chunked transfer coding, read as Go's net/http reads it (RFC 9112 §7.1).
+"""Reads the chunked transfer coding as Go's net/http does (RFC 9112 §7.1).
 
-The measure is Go 1.19, which containerd and skopeo of the day are built with: a chunk's size may stand on a line that ends in a bare LF,
-blanks may follow it, and extensions and trailers are passed over. The bytes of a chunk end in CRLF and nothing else. h11 refuses the bare
-LF, so it does not read these.
+The reference is Go 1.19, which the containerd and skopeo of that time are built with: the line with a chunk's size may end in a
+bare LF and have trailing blanks, and extensions and trailers are skipped. The bytes of a chunk must end in CRLF. h11 rejects
+the bare LF, so it is not used for these.
 """
 
 from __future__ import annotations
@@ -18,37 +18,37 @@ _MAX_TRAILER: Final = 64 << 10
 
 
 class ChunkReader:
-    """Takes the bytes of a body in chunks as they come, and gives the bytes that are meant."""
+    """Decodes a chunked body as it arrives."""
 
     def __init__(self) -> None:
         self._data = bytearray()
         self._at = 0
-        """Where the part of `_data` begins that was not looked at yet."""
+        """Offset in `_data` of the first byte that was not parsed."""
         self._left = 0
-        """Bytes of this chunk to come."""
+        """Bytes left of the current chunk."""
         self._ends_chunk = False
-        """The CRLF behind a chunk comes next."""
+        """The CRLF after a chunk comes next."""
         self._trailer = 0
-        """Bytes of it so far, its line ends included; it begins behind the last chunk."""
+        """Bytes of the trailer so far, including line ends. The trailer follows the last chunk."""
         self._in_trailer = False
         self.is_over = False
-        """The end of the body has come."""
+        """The end of the body was reached."""
         self.is_odd = False
         """A line ended in a bare LF: another reader could disagree about where the body ends."""
 
     @property
     def is_clean(self) -> bool:
-        """Whether the body is over, nothing follows it, and every reader would say so."""
+        """Whether the body has ended, nothing follows it, and every reader would agree."""
         return self.is_over and not self.is_odd and self._at == len(self._data)
 
     def feed(self, data: bytes | memoryview) -> None:
-        """Bytes that have arrived."""
+        """Add received bytes."""
         del self._data[: self._at]
         self._at = 0
         self._data += data
 
     def read(self) -> bytes:
-        """The next bytes that are meant; nothing where more has to arrive, or the body is over. Raises BadAnswer."""
+        """The next decoded bytes; empty if more must arrive, or the body has ended. Raises BadAnswer."""
         while not self.is_over:
             if self._left:
                 piece = bytes(self._data[self._at : self._at + self._left])
@@ -78,7 +78,7 @@ class ChunkReader:
         return b""
 
     def _line(self) -> bytes | None:
-        """The next line without its end; None where that has not arrived."""
+        """The next line without its end; None if it is incomplete."""
         end = self._data.find(b"\n", self._at)
         size = (len(self._data) if end < 0 else end + 1) - self._at
         if size > _MAX_LINE or (self._in_trailer and self._trailer + size > _MAX_TRAILER):

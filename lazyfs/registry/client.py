@@ -22,11 +22,11 @@ from lazyfs.registry.tokens import Scope, Tokens
 from lazyfs.registry.url import Url
 
 Content = bytes | Callable[[], AsyncIterator[bytes]]
-"""A request's body; made anew for each try."""
+"""A request's body. If callable, it is called for each try."""
 
 
 class RegistryClient:
-    """One registry, as one command sees it: its tokens, its connections."""
+    """A client of one registry: its tokens and connections."""
 
     def __init__(self, host: str, options: AccessOptions) -> None:
         proxies = from_environment()
@@ -38,7 +38,7 @@ class RegistryClient:
 
     @cached_property
     def holdoffs(self) -> Holdoffs:
-        """The hosts that asked to be left alone, which all sessions know of. Only within trio."""
+        """Pauses that hosts have asked for, shared by all clients. Only within trio."""
         return shared_holdoffs()
 
     def url(self, path: str) -> Url:
@@ -58,11 +58,11 @@ class RegistryClient:
         deadline: float = DEADLINE,
         tries: int = TRIES,
     ) -> Response:
-        """The answer to one request, whatever its status, redirects followed; `what` names its object in errors, `limit` is as for
+        """The response to a request, whatever its status, after redirects. `what` names the object in errors; `limit` is as for
         Http.exchange.
 
-        `deadline` is one for the answer, but not for a pause that the host asks for. Raises Unauthorized, Unreachable, BadAnswer.
-        Cancelled: the server may have acted on the request.
+        `deadline` bounds the time to the response, but not a pause that the host asks for. Raises Unauthorized, Unreachable,
+        BadAnswer. Cancelled: the server may have processed the request.
         """
         attempt = partial(self._try, what, method, url, scope, headers or {}, content, limit)
         return await with_holdoffs(partial(with_retries, what, attempt, deadline=deadline, tries=tries))
@@ -97,12 +97,12 @@ class RegistryClient:
 
 
 def _may_follow(method: str, status: int, content: Content) -> bool:
-    """307 and 308 repeat the request, whatever it is; a body of many bytes is not sent before it is known where to."""
+    """307 and 308 repeat any request. A large body is not sent before its destination is known."""
     return method in {"GET", "HEAD"} or (status in {307, 308} and isinstance(content, bytes))
 
 
 def error_for_status(what: str, url: Url, status: int, body: bytes = b"") -> SourceError:
-    """The error that an answer means which is not what was asked for."""
+    """The error for a response with an unexpected status."""
     text = f"{what}: {url.authority} answers {status}{_reason(body)}"
     if status == 404:
         return NotFound(text)
@@ -120,7 +120,7 @@ class _Reasons(msgspec.Struct):
 
 
 def _reason(body: bytes) -> str:
-    """The distribution specification's error code, in parentheses. Free text of a stranger stays out of our messages."""
+    """The error codes of the distribution specification, in parentheses. Free text of the registry is not quoted in messages."""
     try:
         codes = [reason.code for reason in decode_as(body, _Reasons).errors[:3]]
     except msgspec.DecodeError:

@@ -1,7 +1,8 @@
-"""One keep-alive connection for byte ranges: plain TCP read straight into the reader's buffer, or TLS.
+"""A keep-alive connection for byte ranges: plain TCP, read straight into the reader's buffer, or TLS.
 
-httpx spends 1.9 ms of CPU on a request and copies every byte several times; a start-up is hundreds of requests. This
-does one thing: a GET, its head, its body by Content-Length. What is unusual has files of its own (odd_head.py, decoded.py).
+httpx takes 1.9 ms of CPU for a request and copies every byte several times, and a start of a container makes hundreds of
+requests. This connection only does a GET, its head, and its body with a Content-Length. Unusual responses are handled elsewhere
+(odd_head.py, decoded.py).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _TLS_RECORD = 16 << 10
 
 
 class Connection:
-    """Owned by one reader at a time; between two readers it lies in the pool."""
+    """Used by one reader at a time; in between, it is in the pool."""
 
     def __init__(
         self, stream: trio.SocketStream | trio.SSLStream[trio.abc.Stream], socket: trio.socket.SocketType, name: str
@@ -37,24 +38,24 @@ class Connection:
         self._poll = select.poll()
         self._poll.register(socket.fileno(), select.POLLIN)
         self.used = False
-        """A request was answered on it before."""
+        """It has carried a request before."""
         self.forward_proxy: Proxy | None = None
-        """Who must be asked for the whole URL instead of the path: a proxy, for plain http."""
+        """The proxy for plain http, which gets the whole URL instead of the path."""
 
     @property
     def idle(self) -> bool:
-        """Whether nothing has arrived since the last body: neither the end of the connection nor bytes nobody asked for."""
+        """Whether nothing has arrived since the last body: neither the end of the connection nor unexpected bytes."""
         return not self._spare and not self._poll.poll(0)
 
     async def exchange(self, request: bytes) -> Head:
-        """Send `request`, return the head of the answer; the body follows through `receive_into`.
+        """Send `request`, and return the head of the response. The body is read with `receive_into`.
 
         Raises Unreachable, BadAnswer. Cancelled or failed: only `close` may follow.
         """
         try:
             await self._stream.send_all(request)
             if isinstance(self._stream, trio.SocketStream):
-                # No answer is there already: to try first would be a system call for nothing.
+                # The response cannot be there yet, so trying to read first would waste a system call.
                 await trio.lowlevel.wait_readable(self._socket)
             while True:
                 head = await self._receive_head()
@@ -65,7 +66,7 @@ class Connection:
             raise self._broken(error) from error
 
     async def receive_into(self, view: memoryview) -> int:
-        """Wait for bytes of the body, at most as many as `view` holds; how many there were, 0 at the end."""
+        """Wait for bytes of the body, at most as many as `view` holds. Returns their number, 0 at the end."""
         if self._spare:
             count = min(len(view), len(self._spare))
             view[:count] = self._spare[:count]
@@ -81,7 +82,7 @@ class Connection:
         return len(data)
 
     async def tunnel(self, url: Url, proxy: Proxy) -> None:
-        """Have `proxy`, to which this connection leads, connect it to `url`'s host. Raises as `exchange`."""
+        """Ask `proxy`, to which this connection leads, for a tunnel to `url`'s host. Raises as `exchange`."""
         request = f"CONNECT {url.address} HTTP/1.1\r\nHost: {url.address}\r\n"
         if proxy.authorization:
             request += f"Proxy-Authorization: {proxy.authorization}\r\n"
@@ -90,7 +91,7 @@ class Connection:
             raise BadAnswer(f"the proxy {proxy.url.authority} refuses a connection to {url.address}: it answers {head.status}")
 
     def close(self) -> None:
-        """Without a farewell: a TLS peer learns nothing from it that TCP does not tell."""
+        """Close without a TLS goodbye, which would tell the peer nothing that TCP does not."""
         self._socket.close()
 
     async def _receive_head(self) -> Head:
@@ -118,9 +119,9 @@ class Connection:
 
 
 async def connect(url: Url, proxy: Proxy | None, tls: Callable[[], ssl.SSLContext]) -> Connection:
-    """A new connection to `url`'s host, through `proxy` if any.
+    """Open a connection to `url`'s host, through `proxy` if given.
 
-    Raises Unreachable, and BadAnswer for what will not pass: a certificate that does not verify, a proxy that refuses.
+    Raises Unreachable, and BadAnswer for permanent failures: a certificate that does not verify, a proxy that refuses.
     Cancelled: nothing stays open.
     """
     near = proxy.url if proxy else url

@@ -1,7 +1,7 @@
-"""Who we are to a registry: `--creds`, or the `auths` of docker's config.json.
+"""Credentials for a registry: `--creds`, or the `auths` of docker's config.json.
 
-Read when a registry asks, never before, and again each time it asks: tokens of the large clouds live for hours, and a
-mount lives longer than the file it was started with. No repr, message or log holds a secret.
+They are read when a registry asks for them, never before, and again each time: tokens of the large clouds live for hours, and a
+mount lives longer than the file's content at its start. No repr, message or log line contains a secret.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _HUB_KEYS: Final = ("https://index.docker.io/v1/", "index.docker.io", "docker.io
 
 
 class Credentials(NamedTuple):
-    """A user with a password, or an identity token (OAuth 2's refresh token) instead of the password."""
+    """A user with a password, or with an identity token (an OAuth 2 refresh token)."""
 
     user: str
     password: str
@@ -38,16 +38,15 @@ class Credentials(NamedTuple):
 
 
 def config_path() -> Path:
-    """Where docker keeps its config.json."""
+    """The location of docker's config.json."""
     folder = os.environ.get("DOCKER_CONFIG")
     return (Path(folder) if folder else Path.home() / ".docker") / "config.json"
 
 
 def configured(host: str) -> Credentials | None:
-    """What config.json's `auths` holds for the registry that users call `host`.
+    """The entry in config.json's `auths` for the registry that users call `host`.
 
-    Raises UsageError for a file that cannot be read; a file that is not there holds nothing. Reads a file: call it in a
-    thread.
+    Raises UsageError if the file cannot be read; a missing file has no entries. Reads a file: call it in a thread.
     """
     path = config_path()
     try:

@@ -1,6 +1,6 @@
-"""A body whose head has no length: in chunks, or ended by the end of the connection.
+"""A body without a Content-Length: chunked, or ended by the end of the connection.
 
-Such answers are rare (a proxy in front of a registry), and cost a few copies more than a body with a length.
+Such responses are rare (proxies in front of registries send them), and cost a few copies more.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ _BUFFER: Final = 64 << 10
 
 
 class DecodedBody:
-    """The bytes of one body, as Connection has them where there is a length."""
+    """The decoded bytes of one body, with Connection's interface."""
 
     def __init__(self, connection: Connection, head: Head) -> None:
-        """The head has been received from `connection`, and nothing behind it. Raises BadAnswer for an encoding other than chunks."""
+        """The head was received from `connection`, and nothing after it. Raises BadAnswer for a transfer coding other than
+        chunked."""
         self._connection = connection
         self._decoded = memoryview(b"")
         self._buffer = memoryview(bytearray(_BUFFER))
@@ -27,10 +28,10 @@ class DecodedBody:
         if encoding is not None and encoding.strip().lower() != "chunked":
             raise BadAnswer(f"the answer comes in a transfer encoding that HTTP does not have: {encoding[:80]!r}")
         self._chunks = None if encoding is None else ChunkReader()
-        """None for a body that the end of the connection ends."""
+        """None if the end of the connection ends the body."""
 
     async def receive_into(self, view: memoryview) -> int:
-        """See Connection. Raises BadAnswer as well, for chunks that break the grammar."""
+        """See Connection. Also raises BadAnswer for invalid chunks."""
         if self._chunks is None:
             return await self._connection.receive_into(view)
         while not self._decoded:
@@ -50,7 +51,7 @@ class DecodedBody:
 
     @property
     def is_over(self) -> bool:
-        """Whether the end of the body has come, and nothing behind it. Waits for nothing; to be asked once."""
+        """Whether the body has ended and nothing follows it. Does not wait. To be asked once."""
         if self._decoded or self._chunks is None:
             return False
         try:

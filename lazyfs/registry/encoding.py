@@ -1,8 +1,8 @@
-"""Content-Encoding of documents and tokens, which we ask to have as they are (`Accept-Encoding: identity`).
+"""Content-Encoding of documents and tokens. lazyfs asks for none (`Accept-Encoding: identity`).
 
-Some servers compress all the same. Others send the field where nothing is encoded (`aws-chunked`, `utf-8`, nothing at all), so a
-coding's name alone proves nothing: what begins as gzip or zlib begins is inflated, everything else is left as it came. Neither can be
-mistaken for JSON. Blobs do not come through here: their digests are of the bytes that a registry stores.
+Some servers compress all the same. Others send the header without encoding anything (`aws-chunked`, `utf-8`, an empty value),
+so the name of a coding proves nothing: what begins like gzip or zlib is inflated, and everything else is left as it is. Neither
+can be mistaken for JSON. Blobs do not pass through here: their digests are over the bytes that a registry stores.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ _GZIP: Final = frozenset({"gzip", "x-gzip"})
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _MAX_CODINGS: Final = 4
 _MAX_MEMBERS: Final = 64
-"""Of one gzip body: each costs a copy of all that follows it."""
+"""Members in one gzip body: each costs a copy of all that follows it."""
 
 
 async def inflated(body: bytes, encoding: str, limit: int, who: str) -> bytes:
-    """`body` without the codings that the field's value `encoding` lists, at most `limit` bytes.
+    """`body` with the codings of the header's value `encoding` undone, at most `limit` bytes.
 
-    Raises BadAnswer where it inflates to more, or is damaged; Unreachable where it ends early. `who` sent it. Cancelled: nothing stays.
+    Raises BadAnswer if it inflates to more, or is damaged; Unreachable if it ends early. `who` sent it. Cancelled: leaves
+    nothing behind.
     """
     codings = [coding.strip().lower() for coding in encoding.split(",")][-_MAX_CODINGS:]
     for coding in reversed(codings):
@@ -43,7 +44,7 @@ def _inflate(body: bytes, is_gzip: bool, limit: int, who: str) -> bytes:
     for _ in range(_MAX_MEMBERS):
         inflater = zlib.decompressobj(zlib.MAX_WBITS | (16 if is_gzip else 0))
         try:
-            # One byte more than is allowed is enough to know.
+            # One byte over the limit is enough to know.
             found += inflater.decompress(body, limit + 1 - len(found))
         except zlib.error as error:
             raise BadAnswer(f"{who} sends an answer whose compression is damaged") from error

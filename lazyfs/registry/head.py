@@ -1,8 +1,7 @@
-"""The head of an HTTP/1.1 response: just what a range reader needs, and strict (RFC 9112 §4 to §6).
+"""The head of an HTTP/1.1 response: only what a range reader needs, and strict (RFC 9112 §4 to §6).
 
-Two readers of one head must not differ about where the body ends, so whatever leaves that open is refused: line feeds
-alone, folded lines, blanks before a colon, lengths that contradict each other. What is refused here gets a second, slower
-reading (odd_head.py).
+Two readers of one head must agree about where the body ends, so ambiguous heads are rejected: bare line feeds, folded lines,
+blanks before a colon, contradictory lengths. What is rejected here is parsed again, more slowly, in odd_head.py.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})\Z"
 _ODD_CONTENT_RANGE = re.compile(
     r"(?i:bytes)[ \t=:]*([0-9]{1,19})[ \t]*-[ \t]*([0-9]{1,19})[ \t]*(?:/[ \t]*(?:([0-9]{1,19})|\*))?\Z"
 )
-"""What servers make of it: another case, other blanks, `bytes=` as in a request, no total."""
+"""What servers send instead: other case, other blanks, `bytes=` as in a request, no total."""
 _SINGLE: Final = frozenset({"content-length", "content-range", "transfer-encoding", "location"})
 
 
@@ -35,20 +34,20 @@ class Head(NamedTuple):
 
     @property
     def length(self) -> int | None:
-        """Bytes of the body; None where only the end of the connection, or of the last chunk, tells."""
+        """Bytes of the body; None if the end of the connection or the last chunk ends it."""
         value = self.headers.get("content-length")
         return int(value) if value is not None and "transfer-encoding" not in self.headers else None
 
     @property
     def content_range(self) -> tuple[int, int, int | None] | None:
-        """`(start, end, total)`, the end exclusive; no total where the server does not tell it."""
+        """`(start, end, total)`, the end exclusive; total is None if the server does not give it."""
         value = self.headers.get("content-range", "")
         found = _CONTENT_RANGE.match(value) or _ODD_CONTENT_RANGE.match(value)
         return (int(found[1]), int(found[2]) + 1, int(found[3]) if found[3] else None) if found else None
 
 
 def parse_head(data: bytes) -> Head:
-    """The head in `data`, without the empty line that ends it. Raises BadAnswer."""
+    """Parse `data`, without the empty line at its end. Raises BadAnswer."""
     lines = data.decode("latin-1").split("\r\n")
     status = _STATUS.match(lines[0])
     if status is None:
@@ -69,6 +68,6 @@ def parse_head(data: bytes) -> Head:
     if not (length.isascii() and length.isdigit() and len(length) < 20):
         raise BadAnswer("the answer's Content-Length is not a number")
     if status[1] == "0":
-        headers.pop("transfer-encoding", None)  # HTTP/1.0 has no chunks: as Go has it
+        headers.pop("transfer-encoding", None)  # HTTP/1.0 has no chunks; Go ignores it too
     options = {option.strip() for option in headers.get("connection", "").lower().split(",")}
     return Head(int(status[2]), headers, status[1] == "1" and "close" not in options)

@@ -1,7 +1,7 @@
-"""Hosts that asked to be left alone: an answer of 429 or 503 with Retry-After holds back every request to that host.
+"""Holdoffs: a 429 or 503 response with Retry-After holds back every request to that host.
 
-All sessions of a process share one record, because lazyfsd has a session for each repository and many repositories share a registry.
-It is kept by origin (scheme, host and port): a busy store behind signed URLs does not stop requests to the registry.
+All clients of a process share one record, because lazyfsd has a client for each repository, and many repositories share a
+registry. It is kept by origin (scheme, host and port): a busy store behind signed URLs does not stop requests to the registry.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from lazyfs.registry.url import Url
 _log = logging.getLogger(__name__)
 
 MAX_HOLDOFF: Final = 60.0
-"""Seconds. A host that asks for more is asked again after this long."""
+"""Seconds. A host that asks for a longer pause is asked again after this time."""
 _SPREAD: Final = 0.2
-"""Requests that wait for one host start again spread over this part of its holdoff, so that it does not meet them all at once."""
+"""Waiting requests start again spread over this fraction of the pause, so that the host does not get them all at once."""
 _MAX_HOSTS: Final = 256
-"""Redirects can lead to any number of hosts; the oldest record goes first."""
+"""Redirects can lead to any number of hosts. The oldest record is dropped first."""
 
 _PAUSES: Final = 2
 T = TypeVar("T")
@@ -32,12 +32,12 @@ _Origin = tuple[str, str, int]
 
 
 class Holdoffs:
-    """For each host that asked for it: when it may be asked again."""
+    """For each host that asked for a pause, when it may be asked again."""
 
     def __init__(self) -> None:
         self._until: dict[_Origin, float] = {}
         self._status: dict[_Origin, int] = {}
-        """Every host that ever asked: it is logged once."""
+        """Hosts that ever asked for a pause: each is logged once."""
 
     def note(self, url: Url, status: int, value: str) -> None:
         """Record an answer of `url`'s host: its status, and the value of its Retry-After header (empty: none)."""
@@ -52,14 +52,14 @@ class Holdoffs:
         self._until[url.origin] = max(self._until.get(url.origin, 0.0), trio.current_time() + seconds)
 
     def applies_to(self, url: Url) -> bool:
-        """Whether `wait` has to be called before a request to `url`. Costs next to nothing while no host is held off."""
+        """Whether `wait` must be called before a request to `url`. Costs almost nothing if there are no pauses."""
         return bool(self._until) and url.origin in self._until
 
     async def wait(self, what: str, url: Url) -> None:
         """Wait until `url`'s host may be asked for `what`. A checkpoint only if there is something to wait for.
 
-        Raises HeldOff at once where the caller's deadline (that of the cancel scopes around it) ends before that. Cancelled: nothing
-        has changed.
+        Raises HeldOff at once if the caller's deadline (that of the cancel scopes around it) ends before that. Cancelled:
+        nothing has changed.
         """
         while (until := self._until.get(url.origin)) is not None:
             now = trio.current_time()
@@ -75,9 +75,9 @@ class Holdoffs:
 
 
 async def with_holdoffs(ask: Callable[[], Awaitable[T]]) -> T:
-    """What `ask` returns. A host's pause may be longer than one request waits; the caller waits for it, unless its own deadline ends before.
+    """The result of `ask`. If a pause is longer than one request waits, wait for it, unless the caller's deadline ends before.
 
-    Raises as `ask`; HeldOff for the third pause in a row, too. Cancelled: `ask` is.
+    Raises as `ask`, and HeldOff for the third pause in a row. Cancelled: `ask` is.
     """
     for _ in range(_PAUSES):
         try:
@@ -85,7 +85,7 @@ async def with_holdoffs(ask: Callable[[], Awaitable[T]]) -> T:
         except HeldOff as held:
             if trio.current_effective_deadline() <= held.until:
                 raise
-            await trio.sleep_until(held.until)  # `wait` spreads those who come then
+            await trio.sleep_until(held.until)  # `wait` spreads the requests that come then
     return await ask()
 
 
@@ -93,7 +93,7 @@ _of_this_run: Final = trio.lowlevel.RunVar[Holdoffs]("holdoffs")
 
 
 def shared_holdoffs() -> Holdoffs:
-    """The record that everything in this run of trio shares."""
+    """The record that everything in this trio run shares."""
     try:
         return _of_this_run.get()
     except LookupError:

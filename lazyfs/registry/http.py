@@ -1,10 +1,10 @@
-"""httpx for all that is not blob bytes: one request, one whole answer of bounded size.
+"""httpx, for everything but blob bytes: one request, one complete response of bounded size.
 
-A head that httpx refuses, and Go's clients accept, is read by plain.py, and so is a body in chunks.
+A head that httpx rejects but Go's clients accept is read by plain.py, and so are such chunked bodies.
 
-httpx 0.28 under trio leaks connections of its pool when requests are cancelled while others wait for one, until no
-request gets any. So a client in which a request was cancelled is retired: later requests get a new one, and the old one is
-closed when its last request has ended.
+httpx 0.28 under trio leaks connections of its pool if requests are cancelled while others wait for one, until no request gets
+any. So a client with a cancelled request is retired: later requests get a new client, and the old one is closed when its last
+request has ended.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ from lazyfs.registry.url import Url
 
 MAX_CONNECTIONS: Final = 16
 MAX_ERROR: Final = 64 << 10
-"""Bytes that are read of an answer that only says why not."""
+"""Bytes that are read of a response that only explains an error."""
 
 SETTLING: Final = 300.0
-"""Seconds for a registry to answer what was uploaded to it: it may hash gigabytes, or copy them, before it does."""
+"""Seconds for a registry to respond to an upload: it may hash or copy gigabytes before it does."""
 
-# Each bounds one step on the wire, not the request: that is the caller's deadline.
+# Each bounds one step on the wire, not the request: the caller has a deadline for that.
 _TIMEOUT = httpx.Timeout(20.0, connect=10.0, pool=None)
 _UPLOAD_TIMEOUT = httpx.Timeout(20.0, connect=10.0, read=SETTLING, pool=None)
 
 
 class Response(NamedTuple):
-    """A response: all of it, or the beginning of one that is not a success."""
+    """A complete response, or the beginning of one that is not a success."""
 
     url: Url
     status: int
     headers: Mapping[str, str]
-    """Case does not matter."""
+    """Case-insensitive."""
     body: bytes
 
 
 class Http:
-    """A pool of connections, and what makes it survive cancellation."""
+    """A connection pool that survives cancellation."""
 
     def __init__(self, proxies: Proxies) -> None:
         self._proxies = proxies
@@ -64,12 +64,12 @@ class Http:
         limit: int,
         content: bytes | AsyncIterator[bytes] = b"",
     ) -> Response:
-        """Send one request; follow nothing, retry nothing.
+        """Send one request, without redirects or retries.
 
-        `limit`: bytes that the body of a success may have, inflated or not; 0: its status and headers are all that is wanted. Of a body
-        that is not wanted, that of a refusal too, the answer has as much as came promptly, at most MAX_ERROR bytes. Raises Unreachable,
-        also for a wanted body that breaks off; BadAnswer for one that is too long. Cancelled: the answer is lost, the server may have acted
-        on the request.
+        `limit`: maximum bytes of a success's body, also after inflating; 0: only status and headers are wanted. Of an unwanted
+        body, including that of an error, the response has what arrived promptly, at most MAX_ERROR bytes. Raises Unreachable,
+        also if a wanted body breaks off, and BadAnswer if it is too long. Cancelled: the response is lost, and the server may
+        have processed the request.
         """
         proxy = self._proxies.for_url(url)
         if url.basic and "Authorization" not in headers:
@@ -93,7 +93,7 @@ class Http:
         content: bytes | AsyncIterator[bytes],
         proxy: Proxy | None,
     ) -> Response | BadAnswer | Unreachable:
-        """See `exchange`. An error that is returned is for a head, or a body in chunks, that plain.py may be able to read."""
+        """See `exchange`. Returns an error if plain.py may be able to read the head or the chunked body."""
         clients = self._clients
         clients.users += 1
         seasoned = clients.answers > 0
@@ -105,7 +105,7 @@ class Http:
             async with client.stream(
                 method, str(url), headers=headers, content=content, timeout=timeout, extensions=extensions
             ) as response:
-                # What a field's bytes mean is for those to say who use it: as Latin-1 they all survive.
+                # The users of a header decide what its bytes mean; as Latin-1, all of them survive.
                 response.headers.encoding = "latin-1"
                 answered = True
                 in_chunks = "transfer-encoding" in response.headers
@@ -116,7 +116,8 @@ class Http:
             found = _error(url, error, in_body=answered)
             if not _breaks_grammar(error) or not (in_chunks if answered else isinstance(found, BadAnswer)):
                 raise found from error
-            # What was read may be what an earlier answer had too much: a body for HEAD, a line behind a body. Go drops such a connection.
+            # The connection may have been out of step: an earlier response had too much, such as a body for HEAD. Go drops such
+            # a connection.
             self._retire(clients)
             if not isinstance(content, bytes):
                 raise (Unreachable(found.message) if seasoned else found) from error
@@ -134,7 +135,7 @@ class Http:
     async def _read(self, response: httpx.Response, clients: _Clients, url: Url, limit: int) -> bytes:
         most, is_wanted = _bound(response.status_code, limit)
         body = bytearray()
-        # Leaving the loop would abandon httpx's nested generators to the garbage collector: cancellation unwinds them.
+        # Leaving the loop would abandon httpx's nested generators to the garbage collector; cancellation unwinds them.
         with trio.move_on_after(math.inf if is_wanted else PROMPTLY) as reading:
             try:
                 async for piece in response.aiter_raw():
@@ -161,7 +162,7 @@ class Http:
 
 
 class _Clients:
-    """httpx's clients, one for each way out: directly or through a proxy, with TLS or without."""
+    """httpx clients, one per route: direct or through a proxy, with TLS or without."""
 
     def __init__(self) -> None:
         self.users = 0
@@ -173,7 +174,7 @@ class _Clients:
         client = self._found.get((scheme, proxy))
         if client is None:
             secure = scheme == "https" or (proxy is not None and proxy.url.scheme == "https")
-            # A client for plain http gets a context that trusts nobody, which spares it reading the system's CAs.
+            # A client for plain http gets an empty context, which saves reading the system's CAs.
             context = system_context() if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             client = self._found[scheme, proxy] = httpx.AsyncClient(
                 verify=context,
@@ -181,7 +182,7 @@ class _Clients:
                 timeout=_TIMEOUT,
                 limits=httpx.Limits(max_connections=MAX_CONNECTIONS),
                 headers={"User-Agent": "lazyfs", "Accept-Encoding": "identity"},
-                # None are kept: a registry with a web interface takes whoever sends one for a browser, and refuses to be written to.
+                # No cookies: a registry with a web interface takes a client that sends one for a browser, and refuses writes.
                 cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
                 proxy=None if proxy is None else _proxy(proxy, context),
             )
@@ -203,7 +204,7 @@ def _too_long(url: Url, limit: int) -> BadAnswer:
 
 
 def _bound(status: int, limit: int) -> tuple[int, bool]:
-    """How many bytes of an answer's body are read, and whether it is wanted."""
+    """How many bytes of a response's body are read, and whether it is wanted."""
     return (limit, True) if status < 300 and limit else (MAX_ERROR, False)
 
 
@@ -214,9 +215,9 @@ async def _answer(url: Url, status: int, headers: Mapping[str, str], body: bytes
 
 
 def _as_spelled(url: Url, proxy: Proxy | None) -> dict[str, bytes]:
-    """What makes httpx ask for the letters of `url`, where it would escape some of them: a signature is made of letters.
+    """Makes httpx request the exact characters of `url`, some of which it would escape: a signature covers them.
 
-    Not through a tunnel: httpcore would ask the proxy for them, too.
+    Not through a tunnel: httpcore would send them to the proxy, too.
     """
     if proxy is None:
         return {"target": url.target.encode("ascii")}
@@ -240,10 +241,10 @@ def _error(url: Url, error: Exception, *, in_body: bool) -> Unreachable | BadAns
 
 
 def _breaks_grammar(error: Exception) -> bool:
-    """Whether h11 has refused what a server sent.
+    """Whether h11 has rejected what a server sent.
 
-    A head that breaks off is httpcore's own error, without h11 behind it. In a body h11 says the same of what breaks off and of a wrong
-    framing of chunks, which is rare.
+    A head that breaks off is an error of httpcore, without h11 as its cause. In a body, h11 reports a break and invalid chunks
+    alike; the latter are rare.
     """
     return any(isinstance(cause, h11.RemoteProtocolError) for cause in _causes(error))
 

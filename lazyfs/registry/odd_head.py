@@ -1,8 +1,8 @@
-"""Heads that bend HTTP's grammar, and that the fast parser (head.py) refuses: h11 reads them.
+"""Parses heads that violate HTTP's grammar and that the fast parser (head.py) rejects, with h11.
 
-The measure is Go's net/http, because containerd and skopeo are built on it: what it accepts is accepted here. h11 takes most of that as it
-is (bare line feeds, folded lines, odd versions); `_repaired` rewrites the little that it does not. A connection whose head needed this is
-not used again, so no two readings of one head can disagree about where the next answer begins.
+The reference is Go's net/http, because containerd and skopeo use it: what it accepts is accepted here. h11 accepts most of that
+(bare line feeds, folded lines, odd versions), and `_repaired` rewrites the rest. A connection with such a head is not used
+again, so that two readers cannot disagree about where the next response begins.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+\Z")
 _FIELD = re.compile(rb"([^:]*):[ \t]*(.*)")
 _CONTROLS: Final = bytes.maketrans(b"\0\r\v\f", b"    ")
 _FIRST_COUNTS: Final = frozenset({"content-range", "location"})
-"""Of several different ones Go takes the first."""
+"""Of several different values, Go uses the first."""
 
 
 def end_of_head(data: bytes | bytearray, searched: int = 0) -> int:
-    """Where the head in `data` ends, its empty line included, whatever its lines end in; 0 where it does not end yet.
+    """Where the head in `data` ends, including its empty line, with any kind of line ends; 0 if it does not end yet.
 
     It does not end before `searched`.
     """
@@ -35,7 +35,8 @@ def end_of_head(data: bytes | bytearray, searched: int = 0) -> int:
 
 
 def read_odd_head(data: bytes, refusal: BadAnswer) -> Head:
-    """The head in `data`, which ends with its empty line. Raises `refusal`, the fast parser's, where h11 refuses it as well."""
+    """The head in `data`, which ends with its empty line. Raises `refusal`, the error of the fast parser, if h11 rejects it
+    too."""
     reader = response_parser()
     try:
         reader.receive_data(_repaired(data))
@@ -55,7 +56,7 @@ def read_odd_head(data: bytes, refusal: BadAnswer) -> Head:
 
 
 def response_parser() -> h11.Connection:
-    """h11's parser, at the beginning of the answer to a GET."""
+    """An h11 parser at the beginning of the response to a GET."""
     reader = h11.Connection(h11.CLIENT, max_incomplete_event_size=2 * MAX_HEAD)
     reader.send(h11.Request(method="GET", target="/", headers=[("Host", "x")]))
     reader.send(h11.EndOfMessage())
@@ -74,11 +75,11 @@ def _repaired(data: bytes) -> bytes:
         field = _FIELD.match(line)
         name, value = (field[1].lower(), field[2].rstrip(b" \t")) if field else (b"", b"")
         if field and not _NAME.match(name) and not name.startswith(b" "):
-            continue  # Go keeps such a field under a name that nobody asks for
+            continue  # Go keeps such a header under a name that nobody looks up
         if name == b"transfer-encoding" and found[1] == b"HTTP/1.0":
             continue  # Go ignores it: HTTP/1.0 has no chunks
         if name == b"content-length" and not value:
-            continue  # Go takes it for none
+            continue  # Go treats it as missing
         if name == b"content-length" and value.isdigit():
             kept.append(b"Content-Length: " + (value.lstrip(b"0") or b"0"))
         else:

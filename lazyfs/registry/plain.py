@@ -1,7 +1,7 @@
-"""One small request over a connection of its own, for heads and chunks that httpx refuses and Go's clients accept.
+"""One small request over its own connection, for heads and chunks that httpx rejects and Go's clients accept.
 
-The range reader's connections read such heads (odd_head.py) and bodies (chunked.py); httpx does not let anybody look at one. So the request is made again here.
-It is the exception: a registry that writes like that costs two requests for each document.
+The connections of the range reader can read such heads (odd_head.py) and bodies (chunked.py), and httpx cannot be made to. So
+the request is repeated. This is the exception: a registry that sends such responses costs two requests per document.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ async def exchange_plainly(
     proxy: Proxy | None,
     refusal: SourceError,
 ) -> tuple[Head, bytes]:
-    """The answer's head and its body. `bound` says for a status how many bytes of it are read, or one more, and whether it is wanted.
+    """The response's head and body. `bound` returns for a status how many bytes of the body are read (or one more), and whether
+    it is wanted.
 
-    Raises `refusal` where the head cannot be read here either, Unreachable, BadAnswer. No step has a time limit of its own: the caller
-    sets one for all. Cancelled: nothing stays open.
+    Raises `refusal` if the head cannot be read this way either, Unreachable, BadAnswer. The caller sets one deadline for all
+    steps. Cancelled: nothing stays open.
     """
     connection = await connect(url, proxy, system_context)
     try:
@@ -59,7 +60,7 @@ async def exchange_plainly(
 
 
 async def _receive(connection: Connection, head: Head, limit: int, url: Url, body: bytearray) -> None:
-    """Fill `body`."""
+    """Read into `body`."""
     length = head.length
     stream = connection if length is not None else DecodedBody(connection, head)
     piece = memoryview(bytearray(_PIECE))

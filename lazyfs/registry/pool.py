@@ -1,4 +1,4 @@
-"""Connections that wait for their next request."""
+"""Idle connections."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from lazyfs.registry.proxy import Proxies
 from lazyfs.registry.url import Url
 
 MAX_WAITING: Final = 64
-"""Over all hosts: redirects can lead to any number of them. More than ranges are open at a time (ranges.py), so that a pause of a crowd
-does not cost its connections."""
+"""Over all hosts, because redirects can lead to any number of them. More than the ranges that are open at a time (ranges.py),
+so that a short pause of many readers does not cost their connections.
+"""
 
 
 class Pool:
-    """All connections for ranges that one source has open. How many are in use is its users' business."""
+    """All connections for ranges of one source. Its users limit how many are in use."""
 
     def __init__(self, proxies: Proxies, tls: Callable[[], ssl.SSLContext]) -> None:
         self._proxies = proxies
         self._tls = tls
         self._waiting: list[tuple[tuple[str, str, int], Connection]] = []
-        """With the origin that each leads to; the one used last at the end, because it is the least likely to be stale."""
+        """Each with its origin; the last used one at the end, because it is the least likely to be stale."""
 
     async def acquire(self, url: Url, *, fresh: bool = False) -> Connection:
-        """A connection to `url`'s host, to be given back with `release`; `fresh` takes none that was used before.
+        """A connection to `url`'s host, to be returned with `release`. `fresh`: a new one.
 
         Raises as `connect`. Cancelled: no connection is taken.
         """
@@ -36,7 +37,7 @@ class Pool:
         return await connect(url, self._proxies.for_url(url), self._tls)
 
     def release(self, url: Url, connection: Connection, *, reusable: bool) -> None:
-        """Give a connection back; it is kept if `reusable`: the last body was read to its end, and the server agrees."""
+        """Return a connection. It is kept if `reusable`: the last body was read to its end, and the server agrees."""
         if not reusable:
             connection.close()
             return
@@ -45,7 +46,7 @@ class Pool:
             self._waiting.pop(0)[1].close()
 
     def close(self) -> None:
-        """Close what waits. Connections in use are closed by their users."""
+        """Close idle connections. Users close those in use."""
         while self._waiting:
             self._waiting.pop()[1].close()
 

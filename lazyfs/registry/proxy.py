@@ -1,8 +1,7 @@
-"""HTTP_PROXY, HTTPS_PROXY and NO_PROXY, for both ways to a registry alike (httpx is told, and does not look itself).
+"""HTTP_PROXY, HTTPS_PROXY and NO_PROXY, for both HTTP clients alike (httpx is given the result, and does not look itself).
 
-Lower-case names win over upper-case ones, as in curl. NO_PROXY is read as Go reads it: `example.com` means its
-subdomains too, `.example.com` only those; addresses, networks (CIDR), `HOST:PORT` and `*` work. Loopback never goes
-through a proxy.
+Lower-case names take precedence over upper-case ones, as in curl. NO_PROXY is read as Go reads it: `example.com` includes its
+subdomains, `.example.com` means only those; addresses, networks (CIDR), `HOST:PORT` and `*` work. Loopback never uses a proxy.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from lazyfs.registry.url import Url, is_address, is_loopback, parse_url
 
 
 class Proxy(NamedTuple):
-    """One proxy; the URL holds no credentials."""
+    """One proxy. The URL does not contain the credentials."""
 
     url: Url
     user: str = ""
@@ -30,20 +29,20 @@ class Proxy(NamedTuple):
 
     @property
     def authorization(self) -> str:
-        """The value of a Proxy-Authorization header, or nothing."""
+        """The value of a Proxy-Authorization header; empty if there is none."""
         if not self.user:
             return ""
         return "Basic " + base64.b64encode(f"{self.user}:{self.password}".encode()).decode("ascii")
 
 
 class Proxies(NamedTuple):
-    """What the environment says about proxies."""
+    """The proxies of the environment."""
 
     by_scheme: Mapping[str, Proxy]
     exceptions: tuple[str, ...]
 
     def for_url(self, url: Url) -> Proxy | None:
-        """The proxy through which `url` is reached, if any."""
+        """The proxy for `url`, if any."""
         proxy = self.by_scheme.get(url.scheme)
         if proxy is None or is_loopback(url.host) or any(_covers(exception, url) for exception in self.exceptions):
             return None
@@ -51,7 +50,7 @@ class Proxies(NamedTuple):
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> Proxies:
-    """The proxies that `environment` names. Raises UsageError for what is not a http or https proxy."""
+    """The proxies in `environment`. Raises UsageError if one is not an http or https proxy."""
     found = {}
     for scheme in ("http", "https"):
         name = scheme + "_proxy"
@@ -71,7 +70,7 @@ def _parse(text: str, name: str) -> Proxy:
         url = parse_url(f"{scheme.lower()}://{bare}", name)
         parts = urlsplit("http://" + credentials + "@x" if credentials else "http://x")
     except (BadAnswer, ValueError):
-        raise UsageError(f"{name} names no http or https proxy") from None  # the cause might show its password
+        raise UsageError(f"{name} names no http or https proxy") from None  # the cause might contain its password
     return Proxy(url._replace(target="/"), unquote(parts.username or ""), unquote(parts.password or ""))
 
 

@@ -1,4 +1,4 @@
-"""What is request of a blob, and an response to it, checked to be one."""
+"""A request for a range of a blob, and the check that a response matches it."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ class RangeRequest(NamedTuple):
     """Bytes `[start, end)` of a blob of `size` bytes."""
 
     what: str
-    """The blob, as errors name it."""
+    """Name of the blob for errors."""
     url: Url
-    """Where the registry has it."""
+    """The blob's URL at the registry."""
     scope: Scope
     digest: Digest
     size: int
     start: int
     end: int
     first: int
-    """Where the range began when it was request for the first time; `start` is behind that where the rest is request for."""
+    """Where the range began in the first request; `start` is behind that in a request for the rest."""
     deadline: float = math.inf
-    """When its reader gives up: a host's own pause is waited for where it ends before."""
+    """When the reader gives up. A pause that a host asks for is waited for if it ends before."""
 
 
 class RangeResponse(NamedTuple):
-    """A 206 or 200 whose body is next on its connection."""
+    """A 206 or 200 response whose body comes next on its connection."""
 
     url: Url
     connection: Connection
     stream: Connection | DecodedBody
-    """Where the body is read: the connection, unless the body has no length."""
+    """Where to read the body: the connection, unless the body has no length."""
     start: int
-    """Offset in the blob of the body's first byte; in a whole blob before what was request for."""
+    """Blob offset of the body's first byte; in a whole blob, before the requested range."""
     end: int
-    """Where the body ends; in a range it may be before what was request for."""
+    """Blob offset of the body's end; may be before the end of the requested range."""
     keep_alive: bool
 
 
 def accept(request: RangeRequest, url: Url, connection: Connection, head: Head) -> RangeResponse:
-    """The response that `head`, a 206 or a 200, begins. Encodings of the content are not looked at: lengths and digests decide.
+    """The response that begins with `head`, a 206 or 200. Content encodings are ignored: lengths and digests decide.
 
-    Raises BadAnswer for another range and another blob, RangeIgnored for a whole blob where the range begins too far in.
+    Raises BadAnswer for another range or another blob, RangeIgnored for a whole blob if the range begins too far in.
     """
     length = head.length
     whole = head.status != 206
@@ -67,7 +67,7 @@ def accept(request: RangeRequest, url: Url, connection: Connection, head: Head) 
             raise _bad(request, url, "several ranges")
         found = head.content_range
         if found is None and length in {None, request.end - request.start}:
-            # It does not say where it lies, or not so that it can be read. If it is not what was request for, no digest matches.
+            # It does not say which range it is, or not legibly. If it is the wrong one, no digest will match.
             found = request.start, request.end, None
         start, end, total = found or (-1, -1, None)
         if start != request.start or not start < end <= request.end or total not in {None, request.size}:
@@ -75,7 +75,7 @@ def accept(request: RangeRequest, url: Url, connection: Connection, head: Head) 
         if length is not None:
             if not 0 < length <= end - start:
                 raise _bad(request, url, f"a body of {length} bytes")
-            end = start + length  # a shorter one is a beginning: the rest is request for
+            end = start + length  # a shorter one is a beginning: the rest is requested later
     if length is None:
         return RangeResponse(url, connection, DecodedBody(connection, head), start, end, head.keep_alive)
     return RangeResponse(url, connection, connection, start, end, head.keep_alive)

@@ -1,8 +1,9 @@
-"""Blobs of which a server serves no ranges: it refuses a request that has a Range header, and may answer one that has none.
+"""Blobs without ranges: the server refuses requests for them with a Range header, and may answer one without.
 
-Some registries answer ranges with 403 (a signature that does not cover the header), 416 or 501. The same statuses mean a real refusal
-elsewhere, so a blob is asked for once without a range, and what came of it is remembered: that it is refused as long as the session lives, that
-its ranges are for ten minutes, because a session of lazyfsd may live for weeks, and a proxy may have come to its senses.
+Some registries answer range requests with 403 (a signature that does not cover the header), 416 or 501. The same statuses also
+mean real errors, so the blob is requested once without a range, and the result is remembered: that it is refused as a whole, as
+long as the client lives; that only its ranges are refused, for ten minutes, because a client of lazyfsd may live for weeks, and
+the cause may go away.
 """
 
 from __future__ import annotations
@@ -18,28 +19,28 @@ from lazyfs.format.digest import Digest
 
 _MAX_BLOBS: Final = 4096
 _MEMORY: Final = 600.0
-"""Seconds for which a blob is asked for without ranges."""
+"""Seconds for which a blob is requested without ranges."""
 _PLAIN: Final = frozenset({401, 404, 407, 408, 410, 429, 451})
-"""What does not depend on the Range header."""
+"""Statuses that do not depend on the Range header."""
 
 
 def may_refuse_the_range(status: int) -> bool:
-    """Whether an answer of this status may mean the Range header, and not the blob."""
+    """Whether this status may be about the Range header instead of the blob."""
     return (400 <= status < 500 and status not in _PLAIN) or status == 501
 
 
 class Rangeless:
-    """What is known of the blobs of one repository."""
+    """What is known about the blobs of one repository."""
 
     def __init__(self) -> None:
         self._is_served: dict[Digest, bool] = {}
-        """Of blobs whose ranges were refused: whether all of it is served."""
+        """For blobs whose ranges were refused: whether the whole blob is served."""
         self._until: dict[Digest, float] = {}
-        """When the ranges of those that are will be tried again."""
+        """When ranges of these blobs are tried again."""
         self._trials: dict[Digest, trio.Lock] = {}
 
     def includes(self, digest: Digest) -> bool:
-        """Whether this blob is to be asked for without a range."""
+        """Whether this blob has to be requested without a range."""
         if not self._is_served or not self._is_served.get(digest, False):
             return False
         if trio.current_time() < self._until[digest]:
@@ -49,10 +50,10 @@ class Rangeless:
 
     @asynccontextmanager
     async def trial(self, digest: Digest, refusal: SourceError) -> AsyncIterator[None]:
-        """Around a request for all of a blob whose range was answered with `refusal`.
+        """Surrounds a request for a whole blob whose range was answered with `refusal`.
 
-        Raises `refusal` where that was tried before in vain. One caller at a time tries; the others wait for what comes of it. An answer
-        that says nothing about the blob (Unreachable) leaves it to the next. Cancelled: the same.
+        Raises `refusal` if the whole blob was refused before. One caller at a time tries; the others wait for its result. A
+        failure that says nothing about the blob (Unreachable) leaves the try to the next caller. Cancelled: the same.
         """
         lock = self._trials.setdefault(digest, trio.Lock())
         async with lock:

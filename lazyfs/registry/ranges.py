@@ -1,7 +1,7 @@
-"""Byte ranges of blobs: redirects and authorisation around one Connection, and every response checked to be what was request.
+"""Byte ranges of blobs over Connection: redirects, authorisation, and the check that each response matches the request.
 
-A registry in front of a cloud store answers with a redirect to a signed URL. That URL is kept for the blob: asking for it
-again for each range would double the requests. It expires; then the store refuses, and the registry is request again.
+A registry in front of a cloud store redirects to a signed URL. That URL is remembered for the blob, because asking for it again
+for each range would double the requests. When it has expired, the store refuses, and the registry is asked again.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from lazyfs.registry.tokens import Scope
 from lazyfs.registry.url import Url
 
 MAX_RANGES: Final = 48
-"""Ranges open at a time, and so connections in use: those of a crowd of readers (fetch/), whom the background gives way to."""
+"""Ranges open at a time, and so connections in use: enough for many readers (fetch/), to which the background gives way."""
 CAUTIOUS: Final = 8
-"""The same for a server that has refused one for being too many."""
+"""The same for a server that has refused a request because there were too many."""
 _TOO_MANY: Final = {429, 503}
 MAX_AHEAD: Final = 8
-"""Connections opened before anybody asks for a range: an image's TOCs are read so many at a time."""
+"""Connections opened before a range is requested: an image's TOCs are read this many at a time."""
 _PATIENCE: Final = 2 * MAX_HOLDOFF + 5.0
-"""Seconds for which a host's own pauses are waited for, all together: two of the longest, as for documents (holdoff.py)."""
+"""Seconds in total to wait for pauses that hosts ask for: two of the longest, as for documents (holdoff.py)."""
 _MAX_SIGNED: Final = 4096
 _SMALL_BODY: Final = 16 << 10
-"""A refusal's body up to here is read to keep the connection; a longer one costs it, and so does one that breaks off or is not prompt."""
+"""The body of an error is read up to this size to keep the connection. A longer, broken or slow one costs the connection."""
 
 
 class _Broken(Unreachable):
-    """500 to a range: a server in trouble, or one that stumbles over the Range header."""
+    """500 for a range: a server in trouble, or one that fails because of the Range header."""
 
 
 class Ranges:
-    """The ranges of one repository's blobs."""
+    """Ranges of the blobs of one repository."""
 
     def __init__(self, client: RegistryClient) -> None:
         self._client = client
@@ -56,13 +56,13 @@ class Ranges:
         self._rangeless = Rangeless()
         self._slots = trio.Semaphore(MAX_RANGES)
         self._withhold = 0
-        """Slots in use that are not to be given back."""
+        """Slots in use that will not be released."""
         self._is_cautious = False
 
     async def connect_ahead(self, count: int) -> None:
-        """Open connections to the registry that the next `count` ranges will use: round trips, more of them with TLS.
+        """Open connections to the registry for the next `count` ranges: that saves round trips, more of them with TLS.
 
-        Cancelled: those that are there already stay.
+        Cancelled: connections that are open stay.
         """
         async with trio.open_nursery() as nursery:
             for _ in range(min(count, MAX_AHEAD)):
@@ -70,9 +70,9 @@ class Ranges:
 
     async def _connect_ahead(self) -> None:
         url = self._client.root
-        with suppress(SourceError):  # whoever asks for a range tries again, and is told
+        with suppress(SourceError):  # the request for the range tries again, and gets the error
             connection = await self._client.pool.acquire(url, fresh=True)
-            connection.used = True  # it waits: should the server close it meanwhile, that is not a failed request
+            connection.used = True  # it is idle meanwhile: if the server closes it, that is not a failed request
             self._client.pool.release(url, connection, reusable=True)
 
     @asynccontextmanager
@@ -89,8 +89,8 @@ class Ranges:
     ) -> AsyncIterator[Body]:
         """Bytes `[start, end)` of the blob at `path`; see ImageSource.open_range. `what` names the blob in errors."""
         request = RangeRequest(what, self._client.url(path), scope, digest, size, start, end, start, deadline)
-        # Waited for outside of the deadline: a busy server is not one that does not response. Not awaited where it is free: that is a
-        # turn of the event loop.
+        # Waited for outside of the deadline: a busy server is not an unresponsive one. Not awaited if one is free: that would
+        # cost a pass of the event loop.
         try:
             self._slots.acquire_nowait()
         except trio.WouldBlock:
@@ -118,12 +118,12 @@ class Ranges:
             return await self._recover(request, error)
 
     async def _recover(self, request: RangeRequest, error: Unreachable) -> RangeResponse:
-        """What can still be done where a patient request has ended in `error`. Raises it where there is nothing."""
+        """Try what is left after the retries have ended in `error`. Raises it if there is nothing."""
         if isinstance(error, _Broken):
             return await self._try_whole(request, error)
         latest = min(trio.current_time() + _PATIENCE, request.deadline, trio.current_effective_deadline())
         for _ in range(TRIES):
-            # A host's own wish may be longer than the patience of one request, and not longer than the caller's.
+            # A pause may be longer than one request waits, but not longer than the caller does.
             if not isinstance(error, HeldOff) or error.until > latest:
                 break
             await trio.sleep_until(error.until + random.uniform(0.0, 1.0))  # not all at once
@@ -136,10 +136,10 @@ class Ranges:
     def distrust(self, digest: Digest) -> None:
         """See ImageSource."""
         self._signed.pop(digest, None)
-        self._client.pool.close()  # whichever of them brought the bytes waits there by now
+        self._client.pool.close()  # the one that delivered the bytes is idle by now
 
     async def _try(self, request: RangeRequest, *, whole: bool = False) -> RangeResponse | TryAgain:
-        """`whole`: ask for all of the blob, without a range."""
+        """`whole`: request all of the blob, without a range."""
         if self._rangeless.includes(request.digest):
             if request.first > MAX_SKIP:
                 raise RangeIgnored(f"{request.what}: {request.url.authority} refuses ranges of it")
@@ -154,7 +154,7 @@ class Ranges:
             try:
                 connection, head = await self._exchange(url, request, authorization, ranged=not whole)
             except Unreachable:
-                if remembered:  # the registry may know a store that can be reached
+                if remembered:  # the registry may redirect to a store that can be reached
                     self._forget(request.digest, url)
                 raise
             try:
@@ -179,7 +179,7 @@ class Ranges:
                 kind = _Broken if head.status == 500 and not whole else Unreachable
                 return TryAgain(kind(f"{request.what}: {url.authority} answers {head.status}"))
             elif remembered and 400 <= head.status < 500:
-                # Stores say in different ways that a signature has expired: 401, 403, 404, and Google's 400.
+                # Stores report an expired signature in different ways: 401, 403, 404, and Google's 400.
                 self._forget(request.digest, url)
                 url, remembered, visited = request.url, False, [request.url]
             elif not whole and may_refuse_the_range(head.status):
@@ -188,7 +188,7 @@ class Ranges:
                 raise error_for_status(request.what, url, head.status)
 
     async def _try_whole(self, request: RangeRequest, error: SourceError) -> RangeResponse:
-        """The range was answered with `error`; the whole blob may be served."""
+        """The range request got `error`; request the whole blob."""
         async with self._rangeless.trial(request.digest, error):
             outcome = await self._try(request, whole=True)
             if isinstance(outcome, TryAgain):
@@ -196,7 +196,7 @@ class Ranges:
             return outcome
 
     def _note_refusal(self, status: int) -> None:
-        # Whoever limits connections or requests would refuse the same crowd again, and a read that is refused each time fails.
+        # A server that limits connections or requests would refuse as many again, and a read that is refused each time fails.
         if status in _TOO_MANY and not self._is_cautious:
             self._is_cautious = True
             self._withhold = MAX_RANGES - CAUTIOUS
@@ -205,7 +205,7 @@ class Ranges:
                 self._withhold -= 1
 
     async def _exchange(self, url: Url, request: RangeRequest, authorization: str, *, ranged: bool) -> tuple[Connection, Head]:
-        """The caller releases the connection. `ranged`: ask for the range, not for the whole blob."""
+        """The caller releases the connection. `ranged`: request the range, not the whole blob."""
         if self._client.holdoffs.applies_to(url):
             await self._client.holdoffs.wait(request.what, url)
         connection = await self._client.pool.acquire(url)
@@ -219,7 +219,7 @@ class Ranges:
         except BaseException:
             self._client.pool.release(url, connection, reusable=False)
             raise
-        # The server had closed it while it waited: no failure of this request, and not counted as one.
+        # The server had closed the idle connection: that is not a failure of this request.
         connection = await self._client.pool.acquire(url, fresh=True)
         try:
             return connection, await connection.exchange(_request(url, request, authorization, connection, ranged=ranged))
@@ -256,7 +256,7 @@ def _request(url: Url, request: RangeRequest, authorization: str, connection: Co
 
 
 async def _drain(connection: Connection, head: Head) -> bool:
-    """Read the body of an response that is not wanted, if that is cheap; whether the connection can be used again."""
+    """Read the body of an unwanted response, if that is cheap. Returns whether the connection can be used again."""
     left = 0 if head.status in {204, 304} else head.length
     if not head.keep_alive or left is None or left > _SMALL_BODY:
         return False

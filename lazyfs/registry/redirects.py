@@ -1,4 +1,4 @@
-"""Redirects: where they lead, and where they must not."""
+"""Redirects, and their limits."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 
 def redirected(what: str, status: int, url: Url, location: str, visited: list[Url]) -> Url:
-    """Where a redirect from `url` leads, noted in `visited`. Raises BadAnswer for long ways, and for ways down to http.
+    """The target of a redirect from `url`, appended to `visited`. Raises BadAnswer for too many redirects, and from https to
+    http.
 
-    A URL may lead to itself while something is being made ready, so a circle is one only when it has no end.
+    A URL may redirect to itself while something is being prepared, so a loop is an error only at the maximum.
     """
     if not location:
         raise BadAnswer(f"{what}: {url.authority} answers {status} without saying where to")

@@ -1,7 +1,7 @@
-"""Patience: what may pass is tried again, with growing pauses, under one deadline for everything.
+"""Retries of transient failures, with growing pauses, under one deadline for everything.
 
-What may pass is a connection that fails or breaks off, 429, and the 5xx of a server in trouble. All else is said at
-once. A registry that is away must not hold a user for the whole deadline: the number of tries is bounded as well.
+Transient are failed and broken connections, 429, and the 5xx of a server in trouble. Everything else is reported at once. The
+number of tries is bounded as well, so that an unreachable registry does not take the whole deadline.
 """
 
 from __future__ import annotations
@@ -17,29 +17,31 @@ import trio
 from lazyfs.errors import HeldOff, SourceError, Unreachable
 
 DEADLINE: Final = 30.0
-"""Seconds from asking to the first byte of the answer: tokens, redirects and tries included."""
+"""Seconds from the request to the first byte of the response, including tokens, redirects and retries."""
 TRIES: Final = 5
 PROMPTLY: Final = 5.0
-"""Seconds for a body that nobody needs, that of a refusal or of an upload's answer: where it breaks off or does not come, the head counts."""
+"""Seconds for an unneeded body, such as that of an error or of an upload's response. If it breaks off or does not arrive, the
+head counts.
+"""
 T = TypeVar("T")
 _FIRST_PAUSE: Final = 0.2
 _TRANSIENT: Final = frozenset({408, 429, 500, 502, 503, 504})
 
 
 class TryAgain(NamedTuple):
-    """A failed try that another one may mend."""
+    """A failed try that a retry may fix."""
 
     error: SourceError
-    """What to raise when there is no other try."""
+    """Raised if there is no other try."""
 
 
 def is_transient(status: int) -> bool:
-    """Whether an answer of this status is worth another try."""
+    """Whether a response with this status is worth a retry."""
     return status in _TRANSIENT
 
 
 def retry_after(value: str) -> float:
-    """The seconds that a Retry-After header asks for; 0 for none, or one that cannot be read."""
+    """The seconds that a Retry-After header asks for; 0 if it is empty or invalid."""
     if value.isascii() and value.isdigit() and len(value) < 10:
         return float(value)
     try:
@@ -50,17 +52,17 @@ def retry_after(value: str) -> float:
 
 
 def backoff(number: int) -> float:
-    """Seconds to wait after try `number`, the first being 0, before the next one."""
-    # A part of it is chance, so that clients which failed together do not come back together.
+    """Seconds to wait after try `number`, counted from 0."""
+    # Partly random, so that clients that failed together do not retry together.
     return _FIRST_PAUSE * float(2**number) * random.uniform(1.0, 1.5)
 
 
 async def with_retries(
     what: str, attempt: Callable[[], Awaitable[T | TryAgain]], *, deadline: float = DEADLINE, tries: int = TRIES
 ) -> T:
-    """What `attempt` returns that is not a TryAgain. An Unreachable that it raises counts as a TryAgain.
+    """The first result of `attempt` that is not TryAgain. An Unreachable that it raises counts as TryAgain.
 
-    Raises Unreachable after `deadline` seconds, else the last try's error. Cancelled: the try under way is cancelled.
+    Raises Unreachable after `deadline` seconds, else the error of the last try. Cancelled: the current try is cancelled.
     """
     end = trio.current_time() + deadline
     error: SourceError | None = None
@@ -71,7 +73,7 @@ async def with_retries(
         except trio.TooSlowError:
             raise Unreachable(f"{what} did not answer within {deadline:g} s") from error
         except HeldOff:
-            raise  # it is known that no try of ours will be in time
+            raise  # no retry can be in time
         except Unreachable as raised:
             outcome = TryAgain(raised)
         if not isinstance(outcome, TryAgain):

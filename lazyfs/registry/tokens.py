@@ -1,6 +1,6 @@
-"""Authorization for one registry: nothing, Basic, or a bearer token for each scope (the distribution project's token flow).
+"""Authorization for one registry: none, Basic, or a bearer token for each scope (the distribution project's token flow).
 
-Nothing is sent before the registry has asked for it. What it then accepted is sent at once the next time.
+Nothing is sent before the registry has asked for it. What it has accepted is sent with the next requests.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lazyfs.registry.retry import is_transient
 from lazyfs.registry.url import Url, escaped, parse_url
 
 Scope = tuple[str, ...]
-"""`repository:NAME:ACTIONS`, one or several."""
+"""`repository:NAME:ACTIONS`, one or more."""
 
 _MAX_ANSWER: Final = 1 << 20
 _MAX_TOKEN: Final = 32 << 10
@@ -32,7 +32,7 @@ _DEFAULT_LIFE: Final = 60.0
 _LONGEST_LIFE: Final = 1e9
 _TOKEN = re.compile(r"[\x21-\x7e]+\Z")
 _MARGIN: Final = 0.1
-"""The last part of a token's life in which it is not used any more: it must still be good when it arrives."""
+"""The last fraction of a token's life, in which it is not used: it must still be valid when it arrives."""
 
 
 class _Token(NamedTuple):
@@ -44,7 +44,7 @@ class _Token(NamedTuple):
 
 
 class Tokens:
-    """What one registry accepts from us."""
+    """The authorization that one registry accepts."""
 
     def __init__(self, host: str, root: Url, options: AccessOptions, http: Http) -> None:
         self._host = host
@@ -56,16 +56,16 @@ class Tokens:
         self._renewing = trio.Lock()
 
     def header(self, scope: Scope) -> str:
-        """The Authorization header to send, or nothing."""
+        """The Authorization header to send; may be empty."""
         token = self._bearer.get(scope)
         if token is not None and trio.current_time() < token.until:
             return token.header
         return self._basic
 
     async def renew(self, scope: Scope, challenge: str, refused: str) -> None:
-        """The registry answered 401 with this WWW-Authenticate to `refused`; afterwards `header` gives something else.
+        """The registry answered `refused` with 401 and this WWW-Authenticate. Afterwards, `header` returns something else.
 
-        Raises Unauthorized, Unreachable, BadAnswer; UsageError for a broken config.json. Cancelled: nothing has changed.
+        Raises Unauthorized, Unreachable, BadAnswer; UsageError for an invalid config.json. Cancelled: nothing has changed.
         """
         async with self._renewing:
             if self.header(scope) != refused:
@@ -118,7 +118,7 @@ class Tokens:
         return await self._follow("GET", realm._replace(target=realm.target + joint + urlencode(query)), headers, b"")
 
     async def _follow(self, method: str, url: Url, headers: dict[str, str], content: bytes) -> Response:
-        """The answer, redirects followed. Another host learns neither the password nor the identity token."""
+        """The response, after redirects. Another host gets neither the password nor the identity token."""
         what = f"the token realm of {self._host}"
         holdoffs = shared_holdoffs()
         visited = [url]
@@ -131,14 +131,14 @@ class Tokens:
                 return answer
             target = redirected(what, answer.status, url, answer.headers.get("location", ""), visited)
             if answer.status not in {307, 308}:
-                method, content = "GET", b""  # what a browser makes of a form, and Go
+                method, content = "GET", b""  # what browsers and Go do with a form
             if not _is_same_place(url, target):
                 if content:
                     raise BadAnswer(
                         f"{what}, {url.authority}, redirects to {target.authority}: the identity token is not sent to another host",
                         hint="Log in with a user name and a password instead",
                     )
-                headers = {}  # for good, wherever it leads from there
+                headers = {}  # and none are sent to later targets either
             url = target
 
     def _unauthorized(self, credentials: Credentials | None) -> Unauthorized:
@@ -148,7 +148,7 @@ class Tokens:
 
 
 def _is_same_place(url: Url, target: Url) -> bool:
-    """Whether credentials for `url` may go to `target` as well: the same server, or the same host with TLS in its stead."""
+    """Whether credentials for `url` may be sent to `target`: the same server, or the same host with TLS instead of plain http."""
     return target.origin == url.origin or (target.host == url.host and (url.scheme, target.scheme) == ("http", "https"))
 
 

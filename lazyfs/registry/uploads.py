@@ -1,8 +1,8 @@
-"""Pushing a blob (distribution-spec, "Pushing blobs"): whole in one PUT, or in pieces where the registry wants that.
+"""Pushes a blob (distribution-spec, "Pushing blobs"): in one PUT, or in pieces if the registry wants that.
 
-An upload that breaks off goes on where the registry says that it stopped: GET on its location answers with the range of what is there.
-A registry that does not say gets all of it again. Nothing is visible under the digest before the closing PUT, which carries the
-digest for the registry to check.
+A broken upload continues where the registry says that it stopped: a GET of its location returns the range that it has. If the
+registry does not say, the whole blob is sent again. Nothing is visible under the digest before the closing PUT, which contains
+the digest for the registry to check.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from lazyfs.registry.tokens import Scope
 from lazyfs.registry.url import Url, follow
 
 LARGE: Final = 1 << 30
-"""Blobs above this go in pieces at once: proxies in front of registries bound the size of a request."""
+"""Larger blobs are sent in pieces from the start: proxies in front of registries limit the size of a request."""
 PIECE: Final = 64 << 20
 _READ_SIZE: Final = 1 << 20
 _STEP: Final = 64 << 10
-"""Bytes sent at a time. httpx gives each of these 20 s, so this is also what decides how slow a line may be."""
+"""Bytes sent at a time. httpx allows 20 s for each step, so this also determines the slowest usable line."""
 _TRIES: Final = 3
 """Uploads of one blob, each from its first byte."""
 _RESUMES: Final = 5
-"""Times that an upload is taken up without any progress in between."""
+"""Resumptions of an upload without progress in between."""
 _SLOWEST: Final = _STEP / 20
 """Bytes per second below which an upload is given up."""
 _WANTS_PIECES: Final = frozenset({400, 405, 411, 413, 501})
@@ -44,15 +44,15 @@ _RANGE = re.compile(r"(?:bytes[= ])?\s*0-([0-9]{1,18})\Z")
 
 
 class _UploadState(NamedTuple):
-    """What the registry has of an upload."""
+    """The state of an upload at the registry."""
 
     location: Url
     kept: int
-    """Its first bytes, so many of them."""
+    """Number of leading bytes that it has."""
 
 
 class Upload:
-    """One blob on its way to one repository."""
+    """The upload of one blob to one repository."""
 
     def __init__(self, client: RegistryClient, repository: str, scope: Scope, digest: Digest, path: Path) -> None:
         self._client = client
@@ -64,7 +64,7 @@ class Upload:
         self._what = f"blob {digest} to docker://{client.host}/{repository}"
 
     async def run(self, progress: Callable[[int], None]) -> None:
-        """Send it; `progress` gets the bytes of each step, and what a failed try had sent as a negative count.
+        """Send the blob. `progress` gets the bytes of each step, and those of a failed try as a negative count.
 
         Raises Unauthorized, Unreachable, BadAnswer, NotFound. Cancelled: the registry drops what it has after a while.
         """
@@ -96,7 +96,7 @@ class Upload:
         return await self._send_pieces(_UploadState(location, 0), size, smallest, meter)
 
     async def _send_pieces(self, state: _UploadState, size: int, smallest: int, meter: _Meter) -> Response:
-        """The rest of an upload, and its end. A piece that comes to nothing is followed by what the registry then lacks."""
+        """Send the rest of an upload, and close it. After a failed piece, continue with what the registry does not have."""
         step = max(PIECE, smallest)
         fruitless = 0
         most = state.kept
@@ -111,7 +111,7 @@ class Upload:
             except Unreachable as error:
                 failure = error
             if failure is None and answer.status in {200, 201, 202, 204}:
-                # What its Range says is not read: some registries say nothing true there, and a piece out of order is refused.
+                # Its Range header is not used: some registries send wrong values, and a piece out of order is refused.
                 state = _UploadState(self._location(answer, state.location), end)
                 if end > most:
                     most, fruitless = end, 0
@@ -134,13 +134,13 @@ class Upload:
         return await self._close(state.location, size, size, meter)
 
     async def _close(self, location: Url, start: int, size: int, meter: _Meter) -> Response:
-        """The PUT that ends an upload, with the bytes from `start` on."""
+        """The PUT that closes an upload, with the bytes from `start` on."""
         joint = "&" if "?" in location.target else "?"
         url = location._replace(target=f"{location.target}{joint}{urlencode({'digest': self._digest})}")
         try:
             return await self._send("PUT", url, start, size, {}, meter)
         except Unreachable:
-            # The answer may be all that was lost.
+            # Perhaps only the response was lost.
             answer = await self._client.ask(self._what, "HEAD", self._blob, self._scope)
             if answer.status != 200:
                 raise
@@ -148,27 +148,27 @@ class Upload:
             return answer
 
     async def _query_state(self, location: Url, size: int) -> _UploadState | None:
-        """What the registry has of an upload, and where it goes on; None where it does not say. Raises as `run`."""
+        """The state of an upload; None if the registry does not say. Raises as `run`."""
         answer = await self._client.ask(self._what, "GET", location, self._scope)
         found = _RANGE.match(answer.headers.get("range", "").strip())
         if answer.status not in {200, 202, 204} or found is None:
             return None
-        # Docker's registry says 0-0 of an upload that has nothing. A single byte is sent again.
+        # Docker's registry answers 0-0 for an empty upload. A single byte is sent again.
         count = int(found[1]) + 1 if found[1] != "0" else 0
         return _UploadState(self._location(answer, location), count) if count <= size else None
 
     async def _begin(self) -> tuple[Url, int]:
-        """Where to send to, and the least that a piece (but the last) may hold."""
+        """Start an upload. Returns where to send it, and the minimum size of a piece other than the last."""
         answer = await self._client.ask(self._what, "POST", self._start, self._scope, headers={"Content-Length": "0"})
         if answer.status != 202:
             raise error_for_status(self._what, answer.url, answer.status, answer.body)
         smallest = answer.headers.get("oci-chunk-min-length", "")
-        # What is not a number is not a wish: others do not even look.
+        # What is not a number is ignored: other clients do not even look.
         wish = int(smallest) if smallest.isascii() and smallest.isdigit() and len(smallest) < 19 else 0
         return self._location(answer, None), wish
 
     async def _send(self, method: str, url: Url, start: int, end: int, headers: Mapping[str, str], meter: _Meter) -> Response:
-        """Bytes `[start, end)` of the file. One try: what the registry made of a broken one, nobody knows."""
+        """Send bytes `[start, end)` of the file. One try: what the registry did with a broken one is unknown."""
         mark = meter.sent
 
         def content() -> AsyncIterator[bytes]:
@@ -187,7 +187,7 @@ class Upload:
         )
 
     def _location(self, answer: Response, last: Url | None) -> Url:
-        """Where the upload goes on: `last` where the answer does not say."""
+        """Where the upload continues: `last` if the response does not say."""
         location = answer.headers.get("location", "")
         return last if last and not location else follow(answer.url, location, "the upload location")
 
@@ -198,7 +198,7 @@ class Upload:
 
 
 def _deadline(count: int) -> float:
-    """Seconds to send so many bytes, and to be answered."""
+    """Seconds to send this many bytes and to get the response."""
     return DEADLINE + count / _SLOWEST + SETTLING
 
 
@@ -212,7 +212,7 @@ class _Meter:
         self._progress(count)
 
     def set(self, to: int) -> None:
-        """So much is there, whatever was sent."""
+        """Set the progress, whatever was sent."""
         if self.sent != to:
             self.add(to - self.sent)
 

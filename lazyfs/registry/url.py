@@ -1,7 +1,7 @@
-"""URLs as far as we follow them: http and https, ASCII.
+"""The URLs that lazyfs follows: http and https, ASCII.
 
-They come from registries (redirects, upload locations, token realms), so they are hostile: the text ends up in a
-request line, and what they carry (a signature, a password) is a secret. Messages name the host only.
+They come from registries (redirects, upload locations, token realms), so they are hostile: the text becomes part of a request
+line, and what they contain (a signature, a password) is a secret. Messages name only the host.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_.])?\Z")
 
 
 class _Secret(str):
-    """Shows only in the header that it is for."""
+    """A string that is not shown by repr, only in the header that it is for."""
 
     __slots__ = ()
 
@@ -43,19 +43,19 @@ class Url(NamedTuple):
     """Lower case; an IPv6 address without brackets."""
     port: int
     target: str
-    """Path and query, beginning with a slash."""
+    """Path and query, starting with a slash."""
     basic: _Secret = _NO_SECRET
-    """The Authorization header for a request that has no other: the URL's own `USER:PASSWORD@`, as Go's http client sends it. `str`
-    leaves it out."""
+    """The Authorization header for a request without another one: the URL's own `USER:PASSWORD@`, as Go's http client sends it.
+    `str` omits it."""
 
     @property
     def origin(self) -> tuple[str, str, int]:
-        """Who answers: what Authorization and connections belong to."""
+        """Identifies the server that Authorization and connections belong to."""
         return self[:3]
 
     @property
     def address(self) -> str:
-        """`HOST:PORT`, as CONNECT wants it."""
+        """`HOST:PORT`, as used by CONNECT."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
@@ -68,14 +68,14 @@ class Url(NamedTuple):
 
 
 def parse_url(text: str, what: str, *, may_log_in: bool = False) -> Url:
-    """The URL that `text` spells. `may_log_in`: it may have a user and a password. Raises BadAnswer, naming `what` but not the URL."""
+    """Parse `text`. `may_log_in`: it may contain a user and a password. Raises BadAnswer, naming `what` but not the URL."""
     if len(text) > MAX_URL or not _CLEAN.match(text):
         raise BadAnswer(f"{what} is not a URL: it is empty, too long, or holds blanks or control characters")
     try:
         parts = urlsplit(text)
         port = parts.port
     except ValueError:
-        raise BadAnswer(f"{what} is not a URL") from None  # the cause might show a password
+        raise BadAnswer(f"{what} is not a URL") from None  # the cause might contain a password
     host = parts.hostname or ""
     if parts.scheme not in DEFAULT_PORTS or (parts.username is not None and not may_log_in):
         raise BadAnswer(f"{what} is not a plain http or https URL")
@@ -95,9 +95,9 @@ def _basic(userinfo: str, what: str) -> _Secret:
 
 
 def follow(url: Url, location: str, what: str) -> Url:
-    """Where `location`, in an answer from `url`, leads. Raises BadAnswer, also for a way from https to http.
+    """The target of `location` in a response from `url`. Raises BadAnswer, also for a redirect from https to http.
 
-    `location` is the field's bytes as Latin-1; see `escaped`.
+    `location` is the header's bytes as Latin-1; see `escaped`.
     """
     location = escaped(location[: MAX_URL + 1].strip(" \t"))
     if len(location) > MAX_URL or not _CLEAN.match(location):
@@ -106,7 +106,7 @@ def follow(url: Url, location: str, what: str) -> Url:
         joined = urljoin(str(url), location)
         names_a_host = bool(urlsplit(location).netloc)
     except ValueError:
-        raise BadAnswer(f"{what} of {url.authority} is not a URL") from None  # the cause might show a password
+        raise BadAnswer(f"{what} of {url.authority} is not a URL") from None  # the cause might contain a password
     found = parse_url(joined, f"{what} of {url.authority}", may_log_in=True)
     if not names_a_host:
         found = found._replace(basic=url.basic)
@@ -116,7 +116,8 @@ def follow(url: Url, location: str, what: str) -> Url:
 
 
 def escaped(text: str) -> str:
-    """`text`, a header's bytes as Latin-1, with blanks and bytes beyond ASCII escaped: no URL has them, and Go's clients accept them."""
+    """`text`, a header's bytes as Latin-1, with blanks and non-ASCII bytes escaped. Valid URLs have none, but Go's clients
+    accept them."""
     return _UNESCAPED.sub(lambda found: f"%{ord(found[0]):02X}", text)
 
 

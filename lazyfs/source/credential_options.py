@@ -1,8 +1,8 @@
-"""Credentials that come with a command: on the command line, in a file, or on standard input.
+"""Options for credentials: on the command line, in a file, or on standard input.
 
-What is on a command line everybody on the machine can read, in /proc/PID/cmdline, for as long as the process lives. So a file or standard
-input is the better way; and a process that was given a password on its command line takes it out of its title as the first
-thing it does. Until then, some ten milliseconds in which Python starts, it can be read.
+Every user of the machine can read a command line, in /proc/PID/cmdline, as long as the process lives. So a file or standard
+input is better. A process that gets a password on its command line first removes it from its title. Until then, for the roughly
+ten milliseconds in which Python starts, it can be read.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _HIDDEN: Final = "USER:***"
 
 
 def add_creds(parser: argparse.ArgumentParser, prefix: str = "", where: str = "instead of ~/.docker/config.json") -> None:
-    """--creds, --creds-file and, without a `prefix`, --creds-stdin. `where` says when they are used."""
+    """Add --creds, --creds-file and, without a `prefix`, --creds-stdin. `where` says when they are used."""
     group = parser.add_mutually_exclusive_group()
     name = f"--{prefix}creds"
     group.add_argument(name, metavar="USER:PASSWORD", help=f"{where}. Other users can see a command line: better use {name}-file")
@@ -39,7 +39,7 @@ def add_creds(parser: argparse.ArgumentParser, prefix: str = "", where: str = "i
 
 
 def resolve_creds(arguments: argparse.Namespace) -> None:
-    """Put what a file or standard input says where --creds would have put it. Raises UsageError, which repeats nothing of it."""
+    """Store the content of a file or of standard input as the value of --creds. Raises UsageError, which does not quote it."""
     for prefix in _PREFIXES:
         name = f"{prefix}creds".replace("-", "_")
         file: Path | None = getattr(arguments, f"{name}_file", None)
@@ -50,7 +50,8 @@ def resolve_creds(arguments: argparse.Namespace) -> None:
 
 
 def hide_creds(arguments: Sequence[str]) -> None:
-    """Take passwords on the command line `arguments` out of this process's title, if setproctitle is installed (the extra `mount`)."""
+    """Remove passwords on the command line `arguments` from this process's title, if setproctitle is installed (the extra
+    `mount`)."""
     if any(argument.startswith(_options()) for argument in arguments):
         with suppress(ModuleNotFoundError):
             from setproctitle import setproctitle
@@ -92,7 +93,7 @@ def _read_file(path: Path, option: str) -> str:
 
 
 def _read_stdin() -> str:
-    """The first line, byte by byte: what is behind it is a program's (`lazyfs run`)."""
+    """Read the first line, byte by byte: the rest belongs to a program (`lazyfs run`)."""
     line = bytearray()
     try:
         while (byte := os.read(0, 1)) not in (b"", b"\n"):

@@ -4,8 +4,8 @@
     DIR/index.json              what is tagged: `org.opencontainers.image.ref.name`; its writers lock DIR
     DIR/blobs/sha256/HEX        everything else; names come from digests only, so no path can lead out of DIR
 
-Files are written beside their place, fsynced and renamed: what lies under its name is whole. What a crash leaves behind
-is called `.tmp-*`, and nobody reads it.
+Files are written to a temporary name, fsynced and renamed, so a file under its final name is complete. A crash leaves `.tmp-*`
+files, which nobody reads.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ REF_NAME: Final = "org.opencontainers.image.ref.name"
 _OWN_NAMES: Final = frozenset({"oci-layout", "index.json", "blobs"})
 _COPY_STEP: Final = 4 << 20
 _MAX_INDEX: Final = 16 << 20
-"""Bytes of index.json: a layout may hold more images than an index that a registry takes."""
+"""Bytes of index.json: a layout may hold more images than an index in a registry may."""
 _MOST_NAMES: Final = 20
-"""Images that are listed where one is not found."""
+"""Names that are listed when an image is not found."""
 _LOCK_DEADLINE: Final = 30.0
 _LOCK_PAUSE: Final = 0.05
 
 
 class FileRange:
-    """A RangeStream over an open file. Reads happen in a thread."""
+    """A RangeStream over an open file. Reads in a thread."""
 
     def __init__(self, fd: int, what: str, start: int, end: int) -> None:
         self._fd = fd
@@ -88,7 +88,7 @@ class Layout:
 
     @property
     def authority(self) -> str:
-        """`oci:DIR`: nobody but the directory itself."""
+        """`oci:DIR`: the directory itself."""
         return self.name
 
     async def document(self, reference: str) -> Document:
@@ -100,14 +100,14 @@ class Layout:
         return await trio.to_thread.run_sync(self._small_blob, digest, limit)
 
     async def connect_ahead(self, count: int) -> None:
-        """See ImageSource: nothing is far away."""
+        """See ImageSource. Nothing to do for local files."""
 
     @asynccontextmanager
     async def open_range(
         self, digest: Digest, size: int, start: int, end: int, *, deadline: float = math.inf
     ) -> AsyncIterator[FileRange]:
         """See ImageSource."""
-        del deadline  # a disk asks for no pause
+        del deadline  # a disk never asks for a pause
         what = f"blob {digest} of {self.name}"
         fd = await trio.to_thread.run_sync(_open_file, self.blob_path(digest), what)
         try:
@@ -119,14 +119,14 @@ class Layout:
             os.close(fd)
 
     def distrust(self, digest: Digest) -> None:
-        """See ImageSource: the file is read again."""
+        """See ImageSource. Nothing to do: the file is read again."""
 
     async def has_blob(self, digest: Digest, size: int) -> bool:
-        """See ImageSink. A file of another size counts as missing, and is replaced when the blob comes."""
+        """See ImageSink. A file of another size counts as missing, and is replaced when the blob is written."""
         return _size(self.blob_path(digest)) == size
 
     async def mount_blob(self, digest: Digest, size: int, origin: ImageSource) -> bool:
-        """See ImageSink: from another layout, by a hard link or a copy."""
+        """See ImageSink. From another layout, by a hard link or a copy."""
         if not isinstance(origin, Layout):
             return False
         return await trio.to_thread.run_sync(self._adopt, digest, size, origin.blob_path(digest))
@@ -148,7 +148,7 @@ class Layout:
                 await trio.to_thread.run_sync(os.fsync, target)
 
     async def put_document(self, reference: str, document: Document) -> None:
-        """See ImageSink. Under a tag (or `""`) it enters index.json, under a digest it is a blob only."""
+        """See ImageSink. A tag (or `""`) is entered in index.json; under a digest it is only a blob."""
         check(document.data, document.digest, f"the manifest for {self.name}")
         with _writing(self._path):
             await trio.to_thread.run_sync(self._create)
@@ -158,10 +158,10 @@ class Layout:
                     await trio.to_thread.run_sync(self._enter, reference, document)
 
     async def aclose(self) -> None:
-        """See ImageSource; a layout holds nothing open."""
+        """See ImageSource. A layout keeps nothing open."""
 
     def blob_path(self, digest: Digest) -> Path:
-        """Where the blob lies, or would lie."""
+        """The blob's path, whether it exists or not."""
         return self._path / "blobs" / "sha256" / parse_digest(digest)[7:]
 
     def _document(self, reference: str) -> Document:
@@ -175,7 +175,7 @@ class Layout:
             raise self._not_found(index, reference, len(found))
         found.sort(
             key=lambda entry: entry.media_type not in DOCUMENT_TYPES
-        )  # of several with one name, skopeo takes the first it knows
+        )  # of several entries with one name, skopeo uses the first that it understands
         return Document(found[0].media_type, found[0].digest, self._small_blob(found[0].digest, MAX_DOCUMENT))
 
     def _not_found(self, index: Index, reference: str, count: int) -> LazyfsError:
@@ -204,7 +204,7 @@ class Layout:
         return data
 
     def _create(self) -> None:
-        """Make the directory a layout; one that holds something else is left alone."""
+        """Make the directory a layout. A directory with other content is refused."""
         if (self._path / "oci-layout").exists():
             return
         if self._path.exists() and not all(entry in _OWN_NAMES or entry.startswith(".tmp-") for entry in os.listdir(self._path)):
@@ -213,7 +213,7 @@ class Layout:
         _write(self._path / "oci-layout", _encode({"imageLayoutVersion": "1.0.0"}))
 
     def _enter(self, tag: str, document: Document) -> None:
-        """Point `tag` to the document; all other entries stay as they are."""
+        """Point `tag` to the document. All other entries stay as they are."""
         path = self._path / "index.json"
         raw: Mapping[str, Any] = {"schemaVersion": 2, "mediaType": OCI_INDEX}
         others: list[Mapping[str, Any]] = []
@@ -234,12 +234,12 @@ class Layout:
             temporary = _temporary(target)
             try:
                 os.link(source, temporary)
-            except OSError:  # another disk, another owner, too many links: whatever it is, a copy does it
+            except OSError:  # another disk, another owner, too many links: in any case, a copy works
                 return self._copy(source, target, size)
             try:
                 temporary.replace(target)
             finally:
-                temporary.unlink(missing_ok=True)  # rename leaves it where both are the same file already
+                temporary.unlink(missing_ok=True)  # rename leaves it if both are the same file already
             _sync_directory(target.parent)
         return True
 
@@ -256,7 +256,7 @@ class Layout:
 
     @asynccontextmanager
     async def _locked(self) -> AsyncIterator[None]:
-        """One writer of index.json at a time, in whatever process."""
+        """Lock out other writers of index.json, in any process."""
         fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             with trio.move_on_after(_LOCK_DEADLINE) as scope:
@@ -281,12 +281,12 @@ def _tag(entry: Mapping[str, Any]) -> str:
 def _encode(value: Any) -> bytes:
     try:
         return json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"
-    except RecursionError:  # another program's field may be nested deeply
+    except RecursionError:  # a field of another program may be nested deeply
         return encode(value) + b"\n"
 
 
 def _size(path: Path) -> int:
-    """Bytes of a regular file; -1 for all else."""
+    """Bytes of a regular file; -1 for anything else."""
     try:
         found = path.stat()
     except OSError:
@@ -296,7 +296,7 @@ def _size(path: Path) -> int:
 
 def _open_file(path: Path, what: str) -> int:
     try:
-        # Without O_NONBLOCK, a FIFO in the place of a blob would hold the thread for ever.
+        # Without O_NONBLOCK, a FIFO in place of a blob would block the thread forever.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError as error:
         raise NotFound(f"{what} is not there: {path} does not exist") from error
@@ -322,7 +322,7 @@ def _temporary(target: Path) -> Path:
 
 @contextmanager
 def _replacing(target: Path) -> Iterator[int]:
-    """A descriptor to write to; the caller fsyncs it, and leaving without an error puts the file in its place."""
+    """A descriptor to write to. The caller fsyncs it; leaving without an error renames the file to `target`."""
     temporary = _temporary(target)
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:

@@ -1,4 +1,4 @@
-"""From a reference to whoever holds the image."""
+"""Opens the source or sink of a reference."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["AccessOptions", "open_sink", "open_source", "parse_creds"]
 
 
 def open_source(reference: Reference, options: AccessOptions) -> ImageSource:
-    """Who holds the image; nothing is asked yet. The caller closes it. Raises UsageError for proxies that are none."""
+    """The source of an image; nothing is requested yet. The caller closes it. Raises UsageError for invalid proxy settings."""
     return Layout(Path(reference.location)) if reference.transport == "oci" else _repository(reference, options)
 
 
 def open_sink(reference: Reference, options: AccessOptions) -> ImageSink:
-    """Where an image goes; a layout's directory is made when the first thing arrives. The caller closes it.
+    """The sink for an image. A layout's directory is created at the first write. The caller closes it.
 
-    Raises UsageError for a destination that names a digest: it follows from what is written.
+    Raises UsageError if the destination contains a digest: the digest follows from what is written.
     """
     if reference.digest:
         raise UsageError(
@@ -35,7 +35,7 @@ def open_sink(reference: Reference, options: AccessOptions) -> ImageSink:
 
 
 def _repository(reference: Reference, options: AccessOptions) -> Repository:
-    # Here, because httpx and ssl cost 70 ms to import, which whoever only reads a layout need not pay.
+    # Imported here, because httpx and ssl take 70 ms, and layouts do not need them.
     from lazyfs.source.repository import Repository
 
     return Repository(reference.host, reference.repository, options)

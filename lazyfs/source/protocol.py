@@ -1,8 +1,8 @@
-"""The seam between those who hold an image's bytes and those who want them.
+"""The interface between sources of images and those who read them.
 
-A registry repository and an OCI layout on disk look the same from here: documents by tag or digest, byte ranges of
-blobs, and, for the converter, a place to put both. Documents come back verified; blob bytes do not (a range of a
-blob has no digest of its own): whoever asks for a range verifies it by what the TOC says.
+A registry's repository and an OCI layout on disk look the same: documents by tag or digest, byte ranges of blobs, and, for the
+converter, writing both. Documents are verified; blob bytes are not (a range of a blob has no digest of its own), so the reader
+of a range verifies it against the TOC.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lazyfs.format.digest import Digest
 
 
 class Document(NamedTuple):
-    """A manifest or index, as it lies in the registry."""
+    """A manifest or index, as the registry stores it."""
 
     media_type: str
     digest: Digest
@@ -25,15 +25,16 @@ class Document(NamedTuple):
 
 
 class ByteStream(Protocol):
-    """Bytes in order, at the reader's pace (a reader that waits holds the sender back)."""
+    """Bytes in order, at the reader's pace: a reader that waits holds back the sender."""
 
     async def receive_exactly(self, count: int) -> bytes | bytearray | memoryview:
-        """The next `count` bytes, in a buffer of the caller's own.
+        """The next `count` bytes, in a new buffer.
 
-        What breaks off or trickles goes on from another connection, and is not an error before five tries in a row have delivered nothing.
+        A stream that breaks off or trickles continues over another connection. That is an error only when five tries in a row
+        have delivered nothing.
 
-        Raises Unreachable then, BadAnswer when the range ends before `count` bytes, and what `open_range` raises when the rest is asked for.
-        Cancelled: the stream is unusable and must be left.
+        Raises Unreachable then, BadAnswer if the range ends before `count` bytes, and what `open_range` raises when the rest is
+        requested. Cancelled: the stream is unusable and must be left.
         """
         ...
 
@@ -43,7 +44,7 @@ class RangeStream(ByteStream, Protocol):
 
     @property
     def received(self) -> int:
-        """How many bytes have come so far, those of a `receive_exactly` that is still waiting included. It costs nothing to ask."""
+        """Bytes received so far, including those of a `receive_exactly` that is still waiting. Costs nothing."""
         ...
 
 
@@ -52,27 +53,28 @@ class ImageSource(Protocol):
 
     @property
     def name(self) -> str:
-        """As a user would write it, without tag or credentials: `docker://HOST/REPO`, `oci:DIR`."""
+        """The name without tag or credentials, as a user would write it: `docker://HOST/REPO`, `oci:DIR`."""
         ...
 
     @property
     def authority(self) -> str:
-        """Who answers, for what only his word vouches for: `docker://HOST`, whichever repository of it; `oci:DIR`."""
+        """Who has to be trusted for what no digest covers: `docker://HOST`, the same for all its repositories; `oci:DIR`."""
         ...
 
     async def document(self, reference: str) -> Document:
-        """The manifest or index under a tag or a digest; verified where `reference` is a digest.
+        """The manifest or index under a tag or a digest. It is verified if `reference` is a digest.
 
         Raises NotFound, Unauthorized, Unreachable, BadAnswer, DigestMismatch, InvalidManifest (over 4 MiB).
         """
         ...
 
     async def small_blob(self, digest: Digest, limit: int) -> bytes:
-        """A whole blob of at most `limit` bytes (a config), verified. Raises as `document`."""
+        """A whole, verified blob of at most `limit` bytes (a config). Raises as `document`."""
         ...
 
     async def connect_ahead(self, count: int) -> None:
-        """Make ready for so many ranges at a time, while something else is waited for. What fails is told to whoever opens one."""
+        """Prepare for this many concurrent ranges, while the caller waits for something else. Errors are raised when a range is
+        opened."""
         ...
 
     def open_range(
@@ -80,26 +82,26 @@ class ImageSource(Protocol):
     ) -> AbstractAsyncContextManager[RangeStream]:
         """Bytes `[start, end)` of a blob of `size` bytes, 0 <= start < end <= size.
 
-        `deadline`: in trio's time, when the reader gives up. A server that asks for a pause is waited for, some minutes at most, where
-        that ends before; else HeldOff is raised at once, which is Unreachable.
+        `deadline`: when the reader gives up, on trio's clock. If a server asks for a pause that ends before, it is waited for,
+        some minutes at most; else HeldOff, which is Unreachable, is raised at once.
 
-        Entering raises NotFound, Unauthorized, Unreachable, BadAnswer, and RangeIgnored where the server sends only the
-        whole blob, and `start` is over 1 MiB in (less is skipped over). A range that starts at 0 and ends at `size` is
-        never refused so. Leaving early is allowed, and costs the connection.
+        Entering raises NotFound, Unauthorized, Unreachable, BadAnswer, and RangeIgnored if the server sends only the whole blob
+        and `start` is more than 1 MiB in (less is skipped). A range from 0 to `size` never raises RangeIgnored. Leaving early
+        is allowed, and costs the connection.
         """
         ...
 
     def distrust(self, digest: Digest) -> None:
-        """Bytes of this blob were wrong: the next request for it uses no connection and no signed URL that may have brought them."""
+        """Bytes of this blob were wrong: the next request for it uses no connection or signed URL that may have delivered them."""
         ...
 
     async def aclose(self) -> None:
-        """Close connections. Nothing of the source may be used afterwards."""
+        """Close connections. The source must not be used afterwards."""
         ...
 
 
 class ImageSink(Protocol):
-    """Where the converter puts an image."""
+    """Where the converter writes an image."""
 
     @property
     def name(self) -> str: ...
@@ -107,15 +109,15 @@ class ImageSink(Protocol):
     async def has_blob(self, digest: Digest, size: int) -> bool: ...
 
     async def mount_blob(self, digest: Digest, size: int, origin: ImageSource) -> bool:
-        """Let the sink take the blob from `origin` by itself (same registry, same disk). False where it cannot."""
+        """Let the sink take the blob from `origin` itself (same registry, same disk). Returns False if it cannot."""
         ...
 
     async def put_blob(self, digest: Digest, path: Path, progress: Callable[[int], None]) -> None:
-        """Send the file at `path`; `progress` gets the count of bytes of each step. Nothing partial is ever visible."""
+        """Send the file at `path`. `progress` gets the number of bytes of each step. A partial blob is never visible."""
         ...
 
     async def put_document(self, reference: str, document: Document) -> None:
-        """Write a manifest or index under a tag or its digest; what it names must be there already."""
+        """Write a manifest or index under a tag or its digest. Everything that it names must exist already."""
         ...
 
     async def aclose(self) -> None: ...

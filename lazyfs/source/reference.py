@@ -29,15 +29,15 @@ _OTHER_TRANSPORTS = ("containers-storage", "dir", "docker-archive", "docker-daem
 
 
 class Reference(msgspec.Struct, frozen=True):
-    """One image, or the place for one. `str()` gives the canonical notation back."""
+    """An image, or the destination of one. `str()` returns the canonical notation."""
 
     transport: Transport
     location: str
     """`HOST[:PORT]/REPO` of a registry; a layout's directory, as the user wrote it."""
     tag: str = ""
-    """Empty where a digest says which, or where a layout holds only one image."""
+    """Empty if there is a digest, or if a layout holds only one image."""
     digest: Digest | None = None
-    """Decides, where a tag is given as well."""
+    """Takes precedence over a tag."""
 
     @property
     def host(self) -> str:
@@ -46,12 +46,12 @@ class Reference(msgspec.Struct, frozen=True):
 
     @property
     def repository(self) -> str:
-        """What follows the host."""
+        """The part after the host."""
         return self.location.partition("/")[2]
 
     @property
     def selector(self) -> str:
-        """The tag or digest to ask an ImageSource for; `""` is a layout's only image."""
+        """The tag or digest for an ImageSource; `""` is a layout's only image."""
         return self.digest or self.tag
 
     def __str__(self) -> str:
@@ -60,7 +60,7 @@ class Reference(msgspec.Struct, frozen=True):
 
 
 def parse_reference(text: str) -> Reference:
-    """What `text` names. Raises UsageError."""
+    """Parse `text`. Raises UsageError."""
     if not text or not text.isprintable():
         raise UsageError(f"{show(text)} names no image")
     if text.startswith("oci:"):

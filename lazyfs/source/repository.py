@@ -27,13 +27,13 @@ _ACCEPT: Final = ", ".join(DOCUMENT_TYPES)
 
 
 class Repository:
-    """ImageSource and ImageSink. Connects when first asked for something."""
+    """ImageSource and ImageSink. Connects at the first request."""
 
     def __init__(self, host: str, repository: str, options: AccessOptions) -> None:
         self.client = RegistryClient(host, options)
         self.repository = repository
         self._ranges = Ranges(self.client)
-        # A source never asks for more than pull: anonymous users, and read-only tokens, get no more.
+        # A source asks only for pull: anonymous users and read-only tokens get nothing else.
         self.pull = (f"repository:{repository}:pull",)
         self.push = (f"repository:{repository}:pull,push",)
 
@@ -64,10 +64,10 @@ class Repository:
     async def _get(
         self, what: str, url: Url, digest: Digest | None, limit: int, headers: Mapping[str, str] | None = None
     ) -> Response:
-        """What is at `url`, verified where there is a digest for it. What comes wrong is asked for once more.
+        """The content of `url`, verified if its digest is known. Wrong content is requested once more.
 
-        So is a document by tag that has another digest than the registry says. A registry that insists on the contradiction is
-        believed about the document, as by skopeo.
+        So is a document by tag whose digest differs from the registry's header. If the registry repeats the contradiction, the
+        document is accepted, as skopeo does.
         """
         is_last_try = False
         while True:
@@ -107,7 +107,7 @@ class Repository:
         self._ranges.distrust(digest)
 
     async def has_blob(self, digest: Digest, size: int) -> bool:
-        """See ImageSink. A blob of another size is none of ours: BadAnswer."""
+        """See ImageSink. A blob of another size raises BadAnswer."""
         what = f"blob {digest} of {self.name}"
         url = self.client.url(f"{self.repository}/blobs/{digest}")
         answer = await self.client.ask(what, "HEAD", url, self.push)
@@ -123,7 +123,7 @@ class Repository:
         return True
 
     async def mount_blob(self, digest: Digest, size: int, origin: ImageSource) -> bool:
-        """See ImageSink: from another repository of the same registry."""
+        """See ImageSink. From another repository of the same registry."""
         if not isinstance(origin, Repository) or origin.client.root != self.client.root:
             return False
         scope = (*self.push, *origin.pull)
@@ -132,13 +132,13 @@ class Repository:
         try:
             answer = await self.client.ask(what, "POST", self.client.url(path), scope, headers={"Content-Length": "0"})
         except Unauthorized:
-            return False  # no token for both at once
-        # 202 opens an upload instead, which the registry drops after a while; a refusal (no right to read there) comes
-        # back as the same refusal when the blob itself is sent, if it matters.
+            return False  # no token for both repositories
+        # 202 opens an upload instead, which the registry drops after a while. An error (no permission to read there) occurs
+        # again when the blob itself is sent, if it matters.
         return answer.status == 201
 
     async def put_blob(self, digest: Digest, path: Path, progress: Callable[[int], None]) -> None:
-        """See ImageSink. What a failed try had sent comes as a negative count."""
+        """See ImageSink. The bytes of a failed try are reported as a negative count."""
         await Upload(self.client, self.repository, self.push, digest, path).run(progress)
 
     async def put_document(self, reference: str, document: Document) -> None:

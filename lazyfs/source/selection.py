@@ -1,7 +1,8 @@
-"""Which image of an index: the one for a platform, through indexes inside the index.
+"""Selects the image for a platform from an index, through nested indexes.
 
-As containerd does, an entry without a platform is looked into: a manifest's config says what it is for. Unlike there, not only
-the first of them. Hostile indexes are bounded in depth and in the documents that they make us fetch.
+As in containerd, an entry without a platform is looked into: the config of its manifest says what it is for. Unlike in
+containerd, all such entries are tried, not only the first. For hostile indexes, the depth and the number of documents are
+bounded.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ from lazyfs.format.manifest import Descriptor, Index, Manifest, candidates, pars
 from lazyfs.format.platform import Platform, runnable
 
 MAX_DEPTH: Final = 5
-"""Indexes on the way to an image, the outermost included."""
+"""Nested indexes on the way to an image, including the outermost."""
 MAX_DOCUMENTS: Final = 32
 """Manifests and indexes fetched on the way to one image."""
 
 
 class DocumentSource(Protocol):
-    """Where documents come from, verified."""
+    """Returns verified documents."""
 
     async def get(self, reference: str, media_type: str) -> tuple[Digest, Manifest | Index]:
-        """The manifest or index under a digest; `media_type` is what its descriptor says. Raises SourceError, InvalidInput."""
+        """The manifest or index with a digest. `media_type` is that of its descriptor. Raises SourceError, InvalidInput."""
         ...
 
     async def blob(self, descriptor: Descriptor) -> bytes:
@@ -35,14 +36,14 @@ class SelectedImage(NamedTuple):
     """An image of an index."""
 
     digest: Digest
-    """The manifest's."""
+    """The digest of its manifest."""
     manifest: Manifest
 
 
 async def select_image(documents: DocumentSource, index: Index, platform: Platform, what: str) -> SelectedImage:
-    """The image of `index` that runs best on `platform`; `what` names the index in errors.
+    """The image of `index` that runs best on `platform`. `what` names the index in errors.
 
-    Raises NotFound, listing the platforms that there are, InvalidManifest for an index over the bounds, and what `documents` raises.
+    Raises NotFound, listing the available platforms, InvalidManifest for an index over the bounds, and what `documents` raises.
     """
     search = _Search(documents, platform, what)
     found = await search.run(index, 1)
@@ -63,10 +64,10 @@ class _Search:
         self._seen: set[Digest] = set()
         self.unusable: list[str] = []
         self.platforms: set[str] = set()
-        """Those that were there, for whoever has to choose one of them."""
+        """Those that are available, for the error message."""
 
     async def run(self, index: Index, depth: int) -> SelectedImage | None:
-        """The first image, best first, of an index that `depth` indexes lead to, itself included."""
+        """The best image of an index at depth `depth`, counting the outermost as 1."""
         if depth > MAX_DEPTH:
             raise InvalidManifest(f"{self._what} holds indexes inside indexes, more than {MAX_DEPTH} deep")
         self.unusable += [entry.reason for entry in index.unusable]
@@ -91,12 +92,12 @@ class _Search:
         return None
 
     async def _runs(self, digest: Digest, manifest: Manifest) -> bool:
-        """Whether an image that only its config tells of is one for the platform."""
+        """Whether the image runs on the platform, according to its config."""
         data = await self._documents.blob(manifest.config)
         try:
             found = parse_config(data, f"the config of {digest}").platform
         except InvalidManifest:
-            return False  # no image: a signature, a chart
+            return False  # not an image: a signature, a chart
         if not (found.os or found.architecture):
             return True
         self.platforms.add(str(found))
