@@ -67,11 +67,11 @@ class Uploads:
         with ExitStack() as stack:
             file = stack.enter_context(unnamed_file())
             try:
-                await self._fetch(blob.digest, blob.size, file)
+                await self._fetch(blob, file)
             except DigestMismatch as error:
                 _log.info("%s: %s: fetching it once more", self._source.name, error)
                 self._source.distrust(blob.digest)
-                await self._fetch(blob.digest, blob.size, file)
+                await self._fetch(blob, file)
             stack.pop_all()
             self.send(blob.digest, blob.size, file, True, _ignore)
 
@@ -88,12 +88,13 @@ class Uploads:
             return True
         return from_source and await self._sink.mount_blob(digest, size, self._source)
 
-    async def _fetch(self, digest: Digest, size: int, file: IO[bytes]) -> None:
+    async def _fetch(self, blob: Descriptor, file: IO[bytes]) -> None:
         """Fill `file`, whatever is in it already."""
+        digest, size = blob.digest, blob.size
         file.seek(0)
         found = hashlib.sha256()
         if size:
-            async with self._source.open_range(digest, size, 0, size) as stream:
+            async with self._source.open_range(digest, size, 0, size, urls=blob.urls) as stream:
                 for offset in range(0, size, _STEP):
                     data = await stream.receive_exactly(min(_STEP, size - offset))
                     found.update(data)

@@ -21,6 +21,7 @@ from tests.quirks import (
     cut,
     elsewhere_without_authorization,
     encoded,
+    foreign,
     head,
     hung_up,
     logged_in,
@@ -42,6 +43,9 @@ from tests.quirks import (
     wrong,
 )
 from tests.quirky_registry import Quirk, Request, Response, honest
+
+FOREIGN = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
+DOCKER_FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
 
 
 class Row(NamedTuple):
@@ -146,6 +150,23 @@ def heads() -> list[Row]:
             tokens=True,
         ),
         Row("config gzip", lambda: _config_gzip),
+        Row("foreign layers", foreign(FOREIGN, "{right}"), blobs=True, tokens=True),
+        Row(
+            "foreign layers, Docker's",
+            foreign(DOCKER_FOREIGN, "ftp://{host}/x", "file:///etc/passwd", "http://{host}/v2/missing/blobs/x", "{right}"),
+            blobs=True,
+            tokens=True,
+            slow=True,
+        ),
+        Row("foreign layers that the registry forbids", foreign(FOREIGN, "{right}", status=403), blobs=True, slow=True),
+        Row(
+            "foreign layers that only the registry has",
+            foreign(FOREIGN, "http://{host}/v2/missing/blobs/x", is_here=True),
+            "skopeo",
+            required=True,
+            blobs=True,
+            slow=True,
+        ),
         Row("blobs elsewhere, without authorization", elsewhere_without_authorization(307), blobs=True, tokens=True),
         Row("blob behind a URL with a password", logged_in("blob", "user:pass"), blobs=True),
         Row("manifest behind a URL with a password", logged_in("manifest", "u%40x:p%3Aw"), slow=True),

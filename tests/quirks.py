@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable
 from typing import Any
@@ -223,6 +224,33 @@ def logged_in(kind: Kind, spelled: str) -> Callable[[], Quirk]:
             right = response if kind == "token" else request.right()
             return right if request.headers.get("authorization") == f"Basic {wanted}" else Response(403)
         return moved(request, response)
+
+    return lambda: quirk
+
+
+def foreign(media_type: str, *urls: str, status: int = 404, is_here: bool = False) -> Callable[[], Quirk]:
+    """The layers are at `urls`, with a host that refuses whoever shows a token; the registry answers `status` for them (`is_here`: has them)."""
+    there = "/there/blobs/"
+
+    def quirk(request: Request, response: Response) -> Response:
+        digest = request.target.rpartition("/")[2]
+        if request.target.startswith(there):
+            return Response(403) if "authorization" in request.headers else request.right()
+        if response.status >= 300:
+            return response
+        if request.kind == "blob" and not is_here and not response.body.startswith(b"{"):
+            return Response(status, {"Content-Type": "application/json"}, b'{"errors": []}')
+        if request.kind != "manifest" or digest.startswith("sha256:"):
+            return response
+        document = json.loads(response.body)
+        for layer in document["layers"]:
+            layer["mediaType"] = media_type
+            layer["urls"] = [
+                url.format(right=f"http://{request.host}{there}{layer['digest']}", host=request.host) for url in urls
+            ]
+        body = json.dumps(document).encode()
+        headers = {**response.headers, "Docker-Content-Digest": "sha256:" + hashlib.sha256(body).hexdigest()}
+        return dataclasses.replace(response, headers=headers, body=body)
 
     return lambda: quirk
 

@@ -288,7 +288,8 @@ class Resolving:
             with self._layers.repository(repository).in_use() as live, trio.fail_after(_PATIENCE):
                 self._tasks.start_soon("connecting ahead", _connect_ahead, live, layers, subject=repository)
                 _, manifest = await resolve_manifest(live.source, selector, this_platform(), self._store)
-                image.layers = manifest.layers
+                # A lazy snapshot does not remember URLs: a foreign layer that the registry does not serve is left to containerd.
+                image.layers = tuple(msgspec.structs.replace(layer, urls=()) for layer in manifest.layers)
         except trio.TooSlowError:
             image.failure = Unreachable(f"{repository} did not deliver the manifest of {selector} within {_PATIENCE:.0f} s")
         except LazyfsError as error:

@@ -158,7 +158,7 @@ class _Range:
     async def _receive(self) -> None:
         blob = self._blob
         start = 0 if self.is_whole else self._arrived
-        async with self._source.open_range(blob.digest, blob.size, start, self.end) as stream:
+        async with self._source.open_range(blob.digest, blob.size, start, self.end, urls=blob.urls) as stream:
             while start < self._arrived:
                 start += len(await stream.receive_exactly(min(_STEP, self._arrived - start)))
             while self._arrived < self.end:

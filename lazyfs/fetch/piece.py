@@ -44,6 +44,8 @@ class LayerBlob:
         self.whole: Layer | None = None
         """For an eager layer, the layer without its entries. Then pieces have no offset in the blob, and reading one fetches
         all of it."""
+        self.urls: tuple[str, ...] = ()
+        """Where the blob may be besides its source."""
         self.data_end = data_end
         self.dialect = dialect
         pieces: list[Piece] = []
@@ -59,6 +61,7 @@ class LayerBlob:
     def of(cls, layer: Layer) -> Self:
         """The pieces of a loaded layer."""
         made = cls(layer.digest, layer.descriptor.size, layer.toc_offset, layer.entries, layer.dialect)
+        made.urls = layer.descriptor.urls
         made.whole = layer.without_entries() if layer.whole else None
         return made
 

@@ -100,7 +100,8 @@ class Transfer(NamedTuple):
             await self._unpack(batch, data)
 
     def _open(self, start: int, end: int) -> AbstractAsyncContextManager[RangeStream]:
-        return self.shared.source.open_range(self.layer.digest, self.layer.size, start, end, deadline=self.deadline)
+        layer = self.layer
+        return self.shared.source.open_range(layer.digest, layer.size, start, end, urls=layer.urls, deadline=self.deadline)
 
     async def _receive(self, stream: RangeStream, position: int, batch: Batch) -> bytes | bytearray | memoryview:
         self.progress.expect_bytes(stream)

@@ -12,6 +12,7 @@ as well) is refused, because two readers of it would see two images under one di
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any, Final
 
 import msgspec
@@ -51,6 +52,8 @@ MAX_DESCRIPTORS: Final = 1000
 MAX_ENTRIES: Final = 100_000
 """Entries of an index. A layout may hold thousands of images; what is made of so many takes some 100 MB."""
 MAX_SIZE: Final = (1 << 63) - 1
+MAX_URLS: Final = 8
+"""URLs of a blob that are asked; any that follow are ignored."""
 
 _EMPTY: Final = digest_of(b"")
 _SCHEMA_1_TYPES: Final = frozenset(
@@ -60,7 +63,7 @@ _SCHEMA_1_TYPES: Final = frozenset(
 _KNOWN: Final = INDEX_TYPES | MANIFEST_TYPES
 _MAY_BE_IMAGE: Final = _KNOWN | {""}
 _DOCUMENT: Final = ("mediaType", "config", "layers", "manifests", "fsLayers", "annotations")
-_DESCRIPTOR: Final = ("mediaType", "digest", "size", "annotations", "platform")
+_DESCRIPTOR: Final = ("mediaType", "digest", "size", "annotations", "platform", "urls")
 _CONFIG: Final = ("rootfs", "architecture", "os", "variant")
 
 _FOREIGN: Final = "application/vnd.oci.image.layer.nondistributable.v1.tar"
@@ -80,9 +83,7 @@ _LAYER_TYPES: Final = frozenset(
         _DOCKER_FOREIGN + ".gzip",
     }
 )
-"""What may be a tar, whatever compression it names: the first bytes decide (layertar/spool.py).
-
-Foreign layers may be in the registry, too. Where one is not, we do not follow its `urls`: they lead anywhere."""
+"""What may be a tar, whatever compression it names: the first bytes decide (layertar/spool.py)."""
 
 
 class Descriptor(msgspec.Struct, frozen=True):
@@ -95,6 +96,8 @@ class Descriptor(msgspec.Struct, frozen=True):
     platform: Platform | None
     raw: Mapping[str, Any]
     """The JSON object as found; never to be changed in place."""
+    urls: tuple[str, ...] = ()
+    """Where the bytes may be as well, http or https; not more than MAX_URLS."""
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -299,7 +302,17 @@ def _descriptor(raw: object, what: str) -> Descriptor:
     size = found.get("size", 0)
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= MAX_SIZE:
         raise InvalidManifest(f"the size of {what} is {show(size)}, which is not a count of bytes")
-    return Descriptor(media_type, parse_digest(found.get("digest"), f"the digest of {what}"), size, annotations, platform, raw)
+    digest = parse_digest(found.get("digest"), f"the digest of {what}")
+    return Descriptor(media_type, digest, size, annotations, platform, raw, _urls(found))
+
+
+def _urls(found: Mapping[str, Any]) -> tuple[str, ...]:
+    """Those that can be followed. Others, and what is not a list of texts, are ignored: the blob may be where the document is."""
+    listed = found.get("urls")
+    if not isinstance(listed, list):
+        return ()
+    usable = (url for url in listed if isinstance(url, str) and url.lower().startswith(("http://", "https://")))
+    return tuple(islice(usable, MAX_URLS))
 
 
 def _platform(raw: object, what: str) -> Platform | None:

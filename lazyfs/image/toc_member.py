@@ -102,7 +102,7 @@ async def fetch_toc_member(
     """
     size, what = descriptor.size, f"layer {descriptor.digest}"
     start, end = first
-    async with source.open_range(descriptor.digest, size, start, end) as stream:
+    async with source.open_range(descriptor.digest, size, start, end, urls=descriptor.urls) as stream:
         known = bytes(await stream.receive_exactly(end - start))
     location = dialect.locate(size, start, known, what)
     if location.end - location.start > MAX_TOC_SIZE:
@@ -125,7 +125,7 @@ async def _fetch_range(source: ImageSource, descriptor: Descriptor, start: int, 
     """The blob's bytes `[start, end)`, if there are any."""
     if start >= end:
         return
-    async with source.open_range(descriptor.digest, descriptor.size, start, end) as stream:
+    async with source.open_range(descriptor.digest, descriptor.size, start, end, urls=descriptor.urls) as stream:
         step = _HEAD
         while start < end:
             await incoming.add(bytes(await stream.receive_exactly(min(step, end - start))))

@@ -64,7 +64,7 @@ async def _fill(
 ) -> None:
     if not layer.size:
         return await trio.to_thread.run_sync(unpack, spool, _no_bytes, layer, diff_id, step)
-    async with source.open_range(layer.digest, layer.size, 0, layer.size) as stream:
+    async with source.open_range(layer.digest, layer.size, 0, layer.size, urls=layer.urls) as stream:
 
         def pull(count: int) -> bytes | bytearray | memoryview:
             return trio.from_thread.run(stream.receive_exactly, count)

@@ -208,7 +208,7 @@ async def _fill(ingest: _Ingest, source: ImageSource, blob: Descriptor, received
     while offset < blob.size:
         received(offset)
         try:
-            async with source.open_range(blob.digest, blob.size, offset, blob.size) as stream:
+            async with source.open_range(blob.digest, blob.size, offset, blob.size, urls=blob.urls) as stream:
                 while offset < blob.size:
                     data = bytes(await stream.receive_exactly(min(_PIECE, blob.size - offset)))
                     await ingest.write(offset, data)

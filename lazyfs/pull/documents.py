@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 
 from lazyfs.format.digest import Digest
@@ -52,10 +53,10 @@ class Documents:
         await self._source.connect_ahead(count)
 
     def open_range(
-        self, digest: Digest, size: int, start: int, end: int, *, deadline: float = math.inf
+        self, digest: Digest, size: int, start: int, end: int, *, urls: Sequence[str] = (), deadline: float = math.inf
     ) -> AbstractAsyncContextManager[RangeStream]:
         """See ImageSource."""
-        return self._source.open_range(digest, size, start, end, deadline=deadline)
+        return self._source.open_range(digest, size, start, end, urls=urls, deadline=deadline)
 
     def distrust(self, digest: Digest) -> None:
         """See ImageSource."""

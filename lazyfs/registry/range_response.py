@@ -25,6 +25,7 @@ class RangeRequest(NamedTuple):
     url: Url
     """The blob's URL at the registry."""
     scope: Scope
+    """What a token for it has to allow; empty where none is to be sent."""
     digest: Digest
     size: int
     start: int

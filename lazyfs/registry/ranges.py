@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
 from typing import Final
 
@@ -75,8 +75,7 @@ class Ranges:
             connection.used = True  # it is idle meanwhile: if the server closes it, that is not a failed request
             self._client.pool.release(url, connection, reusable=True)
 
-    @asynccontextmanager
-    async def open(
+    def open(
         self,
         what: str,
         path: str,
@@ -86,9 +85,16 @@ class Ranges:
         start: int,
         end: int,
         deadline: float = math.inf,
-    ) -> AsyncIterator[Body]:
+    ) -> AbstractAsyncContextManager[Body]:
         """Bytes `[start, end)` of the blob at `path`; see ImageSource.open_range. `what` names the blob in errors."""
-        request = RangeRequest(what, self._client.url(path), scope, digest, size, start, end, start, deadline)
+        return self.open_url(what, self._client.url(path), scope, digest, size, start, end, deadline)
+
+    @asynccontextmanager
+    async def open_url(
+        self, what: str, url: Url, scope: Scope, digest: Digest, size: int, start: int, end: int, deadline: float
+    ) -> AsyncIterator[Body]:
+        """As `open`, of the blob at `url`, which need not be in the registry. Without a scope no token and no password is sent."""
+        request = RangeRequest(what, url, scope, digest, size, start, end, start, deadline)
         # Waited for outside of the deadline: a busy server is not an unresponsive one. Not awaited if one is free: that would
         # cost a pass of the event loop.
         try:
@@ -150,7 +156,7 @@ class Ranges:
         renewed = False
         visited = [url]
         while True:
-            authorization = self._client.tokens.header(request.scope) if url.origin == own else ""
+            authorization = self._client.tokens.header(request.scope) if request.scope and url.origin == own else ""
             try:
                 connection, head = await self._exchange(url, request, authorization, ranged=not whole)
             except Unreachable:
@@ -168,7 +174,7 @@ class Ranges:
                 self._client.pool.release(url, connection, reusable=False)
                 raise
             self._client.pool.release(url, connection, reusable=reusable)
-            if head.status == 401 and url.origin == own and not renewed:
+            if head.status == 401 and request.scope and url.origin == own and not renewed:
                 await self._client.tokens.renew(request.scope, head.headers.get("www-authenticate", ""), authorization)
                 renewed = True
             elif head.status in REDIRECTS:

@@ -16,8 +16,8 @@ import math
 import os
 import secrets
 import stat
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -28,7 +28,8 @@ from lazyfs.errors import BadAnswer, InvalidManifest, LazyfsError, LocalError, N
 from lazyfs.format.digest import Digest, check, parse_digest
 from lazyfs.format.foreign_json import encode, fields, replaced
 from lazyfs.format.manifest import DOCUMENT_TYPES, MAX_DOCUMENT, OCI_INDEX, Index, parse_document
-from lazyfs.source.protocol import Document, ImageSource
+from lazyfs.source.foreign import ForeignBlobs, Wanted
+from lazyfs.source.protocol import Document, ImageSource, RangeStream
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 
@@ -80,6 +81,7 @@ class Layout:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._foreign = ForeignBlobs()
 
     @property
     def name(self) -> str:
@@ -102,12 +104,15 @@ class Layout:
     async def connect_ahead(self, count: int) -> None:
         """See ImageSource. Nothing to do for local files."""
 
+    def open_range(
+        self, digest: Digest, size: int, start: int, end: int, *, urls: Sequence[str] = (), deadline: float = math.inf
+    ) -> AbstractAsyncContextManager[RangeStream]:
+        """See ImageSource. A copy to a layout may leave out what is at a URL: skopeo's does."""
+        opened = self._open_range(digest, size, start, end)
+        return self._foreign.open(Wanted(digest, size, start, end, urls, deadline), opened) if urls else opened
+
     @asynccontextmanager
-    async def open_range(
-        self, digest: Digest, size: int, start: int, end: int, *, deadline: float = math.inf
-    ) -> AsyncIterator[FileRange]:
-        """See ImageSource."""
-        del deadline  # a disk never asks for a pause
+    async def _open_range(self, digest: Digest, size: int, start: int, end: int) -> AsyncIterator[FileRange]:
         what = f"blob {digest} of {self.name}"
         fd = await trio.to_thread.run_sync(_open_file, self.blob_path(digest), what)
         try:
@@ -119,7 +124,8 @@ class Layout:
             os.close(fd)
 
     def distrust(self, digest: Digest) -> None:
-        """See ImageSource. Nothing to do: the file is read again."""
+        """See ImageSource: the file is read again."""
+        self._foreign.distrust(digest)
 
     async def has_blob(self, digest: Digest, size: int) -> bool:
         """See ImageSink. A file of another size counts as missing, and is replaced when the blob is written."""
@@ -158,7 +164,8 @@ class Layout:
                     await trio.to_thread.run_sync(self._enter, reference, document)
 
     async def aclose(self) -> None:
-        """See ImageSource. A layout keeps nothing open."""
+        """See ImageSource."""
+        await self._foreign.aclose()
 
     def blob_path(self, digest: Digest) -> Path:
         """The blob's path, whether it exists or not."""

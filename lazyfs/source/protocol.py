@@ -8,7 +8,7 @@ of a range verifies it against the TOC.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -78,9 +78,11 @@ class ImageSource(Protocol):
         ...
 
     def open_range(
-        self, digest: Digest, size: int, start: int, end: int, *, deadline: float = math.inf
+        self, digest: Digest, size: int, start: int, end: int, *, urls: Sequence[str] = (), deadline: float = math.inf
     ) -> AbstractAsyncContextManager[RangeStream]:
         """Bytes `[start, end)` of a blob of `size` bytes, 0 <= start < end <= size.
+
+        `urls`: where else the blob may be, as its descriptor says. They are asked where the source does not serve it (foreign.py).
 
         `deadline`: when the reader gives up, on trio's clock. If a server asks for a pause that ends before, it is waited for,
         some minutes at most; else HeldOff, which is Unreachable, is raised at once.

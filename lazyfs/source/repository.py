@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Final
 
@@ -13,13 +13,13 @@ from lazyfs.errors import BadAnswer, DigestMismatch, InvalidManifest, Unauthoriz
 from lazyfs.format.digest import Digest, check, digest_of, is_digest
 from lazyfs.format.manifest import DOCUMENT_TYPES, MAX_DOCUMENT
 from lazyfs.registry.access import AccessOptions
-from lazyfs.registry.body import Body
 from lazyfs.registry.client import RegistryClient, error_for_status
 from lazyfs.registry.http import Response
 from lazyfs.registry.ranges import Ranges
 from lazyfs.registry.uploads import Upload
 from lazyfs.registry.url import Url
-from lazyfs.source.protocol import Document, ImageSource
+from lazyfs.source.foreign import ForeignBlobs, Wanted
+from lazyfs.source.protocol import Document, ImageSource, RangeStream
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +33,8 @@ class Repository:
         self.client = RegistryClient(host, options)
         self.repository = repository
         self._ranges = Ranges(self.client)
-        # A source asks only for pull: anonymous users and read-only tokens get nothing else.
+        self._foreign = ForeignBlobs()
+        # A source never asks for more than pull: anonymous users, and read-only tokens, get no more.
         self.pull = (f"repository:{repository}:pull",)
         self.push = (f"repository:{repository}:pull,push",)
 
@@ -91,20 +92,18 @@ class Repository:
         """See ImageSource."""
         await self._ranges.connect_ahead(count)
 
-    @asynccontextmanager
-    async def open_range(
-        self, digest: Digest, size: int, start: int, end: int, *, deadline: float = math.inf
-    ) -> AsyncIterator[Body]:
+    def open_range(
+        self, digest: Digest, size: int, start: int, end: int, *, urls: Sequence[str] = (), deadline: float = math.inf
+    ) -> AbstractAsyncContextManager[RangeStream]:
         """See ImageSource."""
         path = f"{self.repository}/blobs/{digest}"
-        async with self._ranges.open(
-            f"blob {digest} of {self.name}", path, self.pull, digest, size, start, end, deadline
-        ) as body:
-            yield body
+        opened = self._ranges.open(f"blob {digest} of {self.name}", path, self.pull, digest, size, start, end, deadline)
+        return self._foreign.open(Wanted(digest, size, start, end, urls, deadline), opened) if urls else opened
 
     def distrust(self, digest: Digest) -> None:
         """See ImageSource."""
         self._ranges.distrust(digest)
+        self._foreign.distrust(digest)
 
     async def has_blob(self, digest: Digest, size: int) -> bool:
         """See ImageSink. A blob of another size raises BadAnswer."""
@@ -159,3 +158,4 @@ class Repository:
     async def aclose(self) -> None:
         """See ImageSource."""
         await self.client.aclose()
+        await self._foreign.aclose()

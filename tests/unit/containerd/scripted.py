@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ class ScriptedRegistry(ScriptedSource):
         self._documents = documents
         self.asked: list[str] = []
         """Documents, in order."""
+        self.urls: list[str] = []
+        """That were to be asked for blobs."""
         self.away = False
         self.closed = False
         self.may_close = trio.Event()
@@ -58,9 +60,10 @@ class ScriptedRegistry(ScriptedSource):
 
     @asynccontextmanager
     async def open_range(
-        self, digest: Digest, size: int, start: int, end: int, *, deadline: float = math.inf
+        self, digest: Digest, size: int, start: int, end: int, *, urls: Sequence[str] = (), deadline: float = math.inf
     ) -> AsyncIterator[_Stream]:
         assert not self.closed
+        self.urls += urls
         if self.away:
             self.ranges.append((start, end))
             raise Unreachable("the registry is away")
@@ -75,9 +78,10 @@ class ScriptedRegistry(ScriptedSource):
 class ScriptedImage:
     """One lazy layer for each of `layers`, which are files' contents by name."""
 
-    def __init__(self, folder: Path, *layers: dict[str, bytes]) -> None:
+    def __init__(self, folder: Path, *layers: dict[str, bytes], urls: Sequence[str] = ()) -> None:
+        """`urls`: of each layer."""
         oci = Oci(folder)
-        descriptors = [_layer(oci, files) for files in layers]
+        descriptors = [_layer(oci, files) | {"urls": urls} for files in layers]
         self.digest = Digest(oci.image(*descriptors)["digest"])
         """The manifest's."""
         self.blobs = [oci.blob_path(descriptor["digest"]).read_bytes() for descriptor in descriptors]

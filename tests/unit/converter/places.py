@@ -49,7 +49,7 @@ class Place:
 
     @asynccontextmanager
     async def open_range(
-        self, digest: Digest, size: int, start: int, end: int, *, deadline: float = math.inf
+        self, digest: Digest, size: int, start: int, end: int, *, urls: Sequence[str] = (), deadline: float = math.inf
     ) -> AsyncIterator[Stream]:
         self.done.append(f"read {digest}")
         data = self.blobs[digest][start:end]

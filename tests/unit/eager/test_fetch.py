@@ -6,7 +6,7 @@ import gzip
 import math
 import random
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -49,7 +49,7 @@ class Source(ScriptedSource):
 
     @asynccontextmanager
     async def open_range(
-        self, digest: Digest, size: int, start: int, end: int, *, deadline: float = math.inf
+        self, digest: Digest, size: int, start: int, end: int, *, urls: Sequence[str] = (), deadline: float = math.inf
     ) -> AsyncIterator[Any]:
         async with super().open_range(digest, size, start, end) as stream:
             yield _Halting(self, stream, start)

@@ -239,11 +239,11 @@ async def test_server_that_sends_whole_blobs_only(store: Store, monkeypatch: pyt
     place.add_image(tar_of(BASE))
     right = place.open_range
 
-    def refuse(digest: Digest, size: int, start: int, end: int) -> Any:
+    def refuse(digest: Digest, size: int, start: int, end: int, **more: Any) -> Any:
         if start:
             place.done.append(f"refused {start}")
             raise RangeIgnored("the whole blob")
-        return right(digest, size, start, end)
+        return right(digest, size, start, end, **more)
 
     monkeypatch.setattr(place, "open_range", refuse)
     (layer,) = await load(place, store)
@@ -258,10 +258,10 @@ async def test_registry_without_ranges_gives_its_lazy_layers_whole(store: Store,
     await converted(place, target, request(chunk_size=4 << 20))
     right = target.open_range
 
-    def refuse(digest: Digest, size: int, start: int, end: int) -> Any:
+    def refuse(digest: Digest, size: int, start: int, end: int, **more: Any) -> Any:
         if start:
             raise RangeIgnored("blob B: registry.test answers a request for its end with the whole blob")
-        return right(digest, size, start, end)
+        return right(digest, size, start, end, **more)
 
     monkeypatch.setattr(target, "open_range", refuse)
     with pytest.raises(NotLazy, match=r"cannot be mounted lazily: blob B.*whole blob \(layer 1 of 2\).*serves byte ranges"):

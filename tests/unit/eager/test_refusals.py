@@ -98,7 +98,7 @@ async def test_source_that_breaks_off(store: Store, monkeypatch: pytest.MonkeyPa
     """Its error is told as it is, and nothing is left."""
     place = Place()
     place.add_image(tar_of(BASE))
-    monkeypatch.setattr(place, "open_range", lambda *_: broken())
+    monkeypatch.setattr(place, "open_range", lambda *_, **__: broken())
     with pytest.raises(Unreachable, match="gone"):
         await load(place, store)
     assert not kept(store)

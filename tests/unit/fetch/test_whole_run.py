@@ -38,7 +38,9 @@ class Source(Place):
 
     away = False
 
-    def open_range(self, digest: Digest, size: int, start: int, end: int, *, deadline: float = math.inf) -> Any:
+    def open_range(
+        self, digest: Digest, size: int, start: int, end: int, *, urls: Sequence[str] = (), deadline: float = math.inf
+    ) -> Any:
         if self.away:
             raise Unreachable("the source is away")
         return super().open_range(digest, size, start, end)
@@ -110,8 +112,8 @@ async def test_what_is_here_does_not_wait_for_what_is_not(
     right = source.open_range
 
     class Waiting:
-        def __init__(self, *what: Any) -> None:
-            self._inner = right(*what)
+        def __init__(self, *what: Any, **named: Any) -> None:
+            self._inner = right(*what, **named)
 
         async def __aenter__(self) -> Any:
             await arrive.wait()
@@ -212,9 +214,9 @@ async def test_background_waits_for_the_layer_that_a_reader_brings(
     arrive, right = trio.Event(), source.open_range
 
     @asynccontextmanager
-    async def waiting(*what: Any) -> AsyncIterator[Any]:
+    async def waiting(*what: Any, **named: Any) -> AsyncIterator[Any]:
         await arrive.wait()
-        async with right(*what) as stream:
+        async with right(*what, **named) as stream:
             yield stream
 
     monkeypatch.setattr(source, "open_range", waiting)
@@ -295,7 +297,7 @@ async def test_read_waits_as_long_as_a_slow_line_needs(
     remove(store)
 
     @asynccontextmanager
-    async def never(*what: Any) -> AsyncIterator[Any]:
+    async def never(*what: Any, **named: Any) -> AsyncIterator[Any]:
         await trio.sleep_forever()
         yield
 

@@ -355,3 +355,20 @@ def test_an_entry_that_cannot_be_used_does_no_harm_to_the_others() -> None:
     for broken in (blob(m.OCI_MANIFEST) | {"digest": 3}, blob(m.OCI_MANIFEST) | {"size": "7"}, 3):
         with pytest.raises(InvalidManifest):
             parse(index(broken))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("urls", "expected"),
+    [
+        (["https://a/x", "HTTP://b"], ("https://a/x", "HTTP://b")),
+        (["file:///etc/passwd", "ftp://a", "", None, 1, "//a/x", "http://b"], ("http://b",)),
+        ("http://a", ()),
+        (None, ()),
+        ([f"http://{number}" for number in range(1000)], tuple(f"http://{number}" for number in range(8))),
+    ],
+)
+def test_urls_of_a_blob(urls: object, expected: tuple[str, ...]) -> None:
+    """http and https, a bounded number; what cannot be followed does not spoil the manifest."""
+    document = parse(image(layers=[blob(urls=urls)]))
+    assert isinstance(document, m.Manifest)
+    assert document.layers[0].urls == expected

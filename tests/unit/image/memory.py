@@ -6,7 +6,7 @@ import io
 import json
 import math
 import tarfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -45,7 +45,7 @@ class MemorySource:
 
     @asynccontextmanager
     async def open_range(
-        self, digest: Digest, size: int, start: int, end: int, *, deadline: float = math.inf
+        self, digest: Digest, size: int, start: int, end: int, *, urls: Sequence[str] = (), deadline: float = math.inf
     ) -> AsyncIterator[_Stream]:
         self._ask(f"range {digest} {start} {end}")
         yield _Stream(io.BytesIO(self.blobs[digest][start:end]))

@@ -1,0 +1,134 @@
+"""Blobs at the URLs that their descriptors name: layers that may not be distributed, and that registries and copies leave where they are.
+
+containerd and skopeo ask these URLs before the registry, and differ in what follows when one fails. Here the source itself is asked
+first, and then the URLs in their order. That accepts what either of them accepts, and asks no other host for what the source has. The place
+that served a blob last is asked first the next time, and one that served wrong bytes last.
+
+A manifest may name any host. None is sent credentials other than those in the URL itself (CVE-2020-15157); only http and https
+are followed; the bytes are verified like those from the source.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+
+from lazyfs.errors import LazyfsError, RangeIgnored, SourceError, Unreachable, without_traceback
+from lazyfs.format.digest import Digest
+from lazyfs.registry.access import AccessOptions
+from lazyfs.registry.url import Url, escaped, parse_url
+from lazyfs.source.protocol import RangeStream
+
+if TYPE_CHECKING:
+    from lazyfs.registry.client import RegistryClient
+    from lazyfs.registry.ranges import Ranges
+
+_log = logging.getLogger(__name__)
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+
+_MAX_PLACES: Final = 1024
+"""URLs, and blobs, of which something is remembered; the oldest go first."""
+_SOURCE: Final = ""
+"""The place that is the source itself."""
+
+
+class Wanted(NamedTuple):
+    """Bytes `[start, end)` of a blob of `size` bytes; see ImageSource.open_range."""
+
+    digest: Digest
+    size: int
+    start: int
+    end: int
+    urls: Sequence[str]
+    deadline: float
+
+
+class ForeignBlobs:
+    """Those of one source. Connects when the source first fails to serve a blob that has URLs."""
+
+    def __init__(self) -> None:
+        self._client: RegistryClient | None = None
+        self._ranges: dict[str, Ranges] = {}
+        self._served: dict[Digest, str] = {}
+        """The place that served a blob last."""
+        self._wrong: dict[Digest, str] = {}
+        """The place whose bytes of a blob were wrong."""
+
+    @asynccontextmanager
+    async def open(self, wanted: Wanted, own: AbstractAsyncContextManager[RangeStream]) -> AsyncIterator[RangeStream]:
+        """The range, from the source, for which `own` is entered, or from a URL. Entering raises as ImageSource.open_range, for all places together."""
+        async with AsyncExitStack() as stack:
+            yield await self._enter(stack, wanted, own)
+
+    async def _enter(self, stack: AsyncExitStack, wanted: Wanted, own: AbstractAsyncContextManager[RangeStream]) -> RangeStream:
+        failures: list[SourceError] = []
+        for place in self._places(wanted):
+            try:
+                opened = own if place == _SOURCE else self._open(place, wanted)
+                stream = await stack.enter_async_context(opened)
+            except SourceError as error:
+                failures.append(error)
+                continue
+            if failures:
+                _log.info("%s: asking the next place that its descriptor names", failures[-1])
+            _note(self._served, wanted.digest, place)
+            return stream
+        raise _of_all(failures)
+
+    def _places(self, wanted: Wanted) -> list[str]:
+        served, wrong = self._served.get(wanted.digest), self._wrong.get(wanted.digest)
+        return sorted([_SOURCE, *wanted.urls], key=lambda place: (place == wrong, place != served))
+
+    def _open(self, place: str, wanted: Wanted) -> AbstractAsyncContextManager[RangeStream]:
+        """Raises BadAnswer for what is not a URL."""
+        # Blanks, and letters beyond ASCII as UTF-8, are escaped, as Go does it.
+        spelled = escaped(place.encode(errors="replace").decode("latin-1"))
+        url = parse_url(spelled, f"a URL of blob {wanted.digest}", may_log_in=True)
+        ranges = self._ranges.get(place)
+        if ranges is None:
+            ranges = self._begin(url)
+            _note(self._ranges, place, ranges)
+        what = f"blob {wanted.digest} at {url.authority}"
+        # Without a scope: no login, and no token.
+        return ranges.open_url(what, url, (), wanted.digest, wanted.size, wanted.start, wanted.end, wanted.deadline)
+
+    def _begin(self, url: Url) -> Ranges:
+        # Imported late: httpx and ssl cost 70 ms, which a layout need not pay.
+        from lazyfs.registry.client import RegistryClient
+        from lazyfs.registry.ranges import Ranges
+
+        # It lends its connections only: which registry it is for does not matter.
+        self._client = self._client or RegistryClient(url.authority, AccessOptions())
+        return Ranges(self._client)
+
+    def distrust(self, digest: Digest) -> None:
+        """See ImageSource: what was served last is asked last."""
+        if digest in self._served:
+            _note(self._wrong, digest, self._served[digest])
+        if self._client is not None:
+            for ranges in self._ranges.values():
+                ranges.distrust(digest)
+
+    async def aclose(self) -> None:
+        """Close connections."""
+        if self._client is not None:
+            await self._client.aclose()
+
+
+def _note(memory: dict[_Key, _Value], key: _Key, value: _Value) -> None:
+    if key not in memory and len(memory) >= _MAX_PLACES:
+        del memory[next(iter(memory))]
+    memory[key] = value
+
+
+def _of_all(failures: Sequence[SourceError]) -> LazyfsError:
+    """One error for all places: of the kind that leaves the caller the most to do."""
+    first, last = failures[0], failures[-1]
+    if len(failures) == 1:
+        return without_traceback(first)
+    ranked = sorted(failures, key=lambda error: (not isinstance(error, RangeIgnored), not isinstance(error, Unreachable)))
+    return ranked[0].reworded(f"{first.message}; {last.message}", first.hint)
