@@ -23,6 +23,13 @@ OWN_NAMES: Final = frozenset({TOC_NAME, PREFETCH_LANDMARK, NO_PREFETCH_LANDMARK}
 """Root-level names that belong to the format and are never shown."""
 
 
+def owner_id(number: int) -> int:
+    """Whom the kernel takes `number`, from a tar or a TOC, for: 32 bits of it. All ones mean "leave it as it is" to chown, so the owner is
+    root, who unpacked it. (In a full pull an owner stays whom a lower layer had made it; nobody has been seen to rely on that.)"""
+    number &= 0xFFFFFFFF
+    return number if number != 0xFFFFFFFF else 0
+
+
 class Chunk(msgspec.Struct, frozen=True, gc=False):
     """A piece of a file that can be fetched and verified alone.
 

@@ -6,7 +6,7 @@ mounted layer must show what they unpack. So global PAX headers are checked and 
 its size field says, and one zero block followed by anything else is an error. Two things are taken that Go refuses, sparse
 files in all their forms and contiguous files, because what they mean is plain.
 
-The tar is hostile input. Names come out clean, or not at all: `..`, NUL, components over 255 bytes and names over 4095 are refused; so are broken
+The tar is hostile input. Names come out clean, or not at all: `..` ends at the root; NUL, components over 255 bytes and names over 4095 are refused; so are broken
 checksums, a file that ends early, a hard link to what is not an earlier file, and what would take more than a bounded
 amount of memory (extended headers over 1 MiB, 2,000,000 entries, the bounds in format/bounds.py) or disk (holes).
 """
@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 from lazyfs.errors import InvalidTar, show
 from lazyfs.format.bounds import ATTRIBUTE, ENTRY, RECORD, Bounds
-from lazyfs.format.entry import Entry, EntryType
+from lazyfs.format.entry import Entry, EntryType, owner_id
 from lazyfs.format.hidden import HiddenFiles
 from lazyfs.format.pax import XATTR_PREFIX, parse_number, parse_records, parse_time
 from lazyfs.format.sparse import Extent, parse_data_map, parse_old_map, parse_records_map, place
@@ -30,8 +30,6 @@ from lazyfs.format.whiteout import LeftOut, place_of, whiteout
 _WINDOW: Final = 64 << 10
 """One read for many small files; little enough to waste behind each large one."""
 _MAX_EXTENDED: Final = 1 << 20
-_MAX_ID: Final = 2**32 - 2
-"""2^32-1 is "leave it as it is" to chown."""
 _MAX_DEVICE: Final = 0xFFFFFFFF
 _SHORT: Final = 200
 """Bytes of a name that is shown as it is: `show` costs a microsecond, and this is done for each entry."""
@@ -111,7 +109,7 @@ def clean_name(raw: bytes, what: str) -> bytes:
         raise InvalidTar(f"{what}: the name {show(raw)} holds a NUL")
     parts = [part for part in raw.split(b"/") if part not in (b"", b".")]
     if b".." in parts:
-        raise InvalidTar(f"{what}: the name {show(raw)} climbs out with '..'")
+        parts = _climbed(parts)
     if len(raw) > 255 and any(len(part) > 255 for part in parts):
         raise InvalidTar(f"{what}: the name {show(raw)} has a component of more than 255 bytes")
     if parts and parts[-1] in (b".wh.", b".wh..", b".wh..."):
@@ -120,6 +118,18 @@ def clean_name(raw: bytes, what: str) -> bytes:
     if len(name) > MAX_NAME:
         raise InvalidTar(f"{what}: the name {show(raw)} has more than {MAX_NAME} bytes")
     return name
+
+
+def _climbed(parts: list[bytes]) -> list[bytes]:
+    """The components without `..`, each of which takes away the one before it, if there is one; links are not looked at. As in Go's
+    path.Clean, with which containerd and umoci begin."""
+    kept: list[bytes] = []
+    for part in parts:
+        if part != b"..":
+            kept.append(part)
+        elif kept:
+            kept.pop()
+    return kept
 
 
 class _Reader:
@@ -319,10 +329,10 @@ class _Reader:
         return raw
 
     def _id(self, field: bytes, text: bytes | None, what: str) -> int:
-        number = parse_number(text, what) if text else header_number(field, self._what)
-        if not 0 <= number <= _MAX_ID:
-            raise InvalidTar(f"{what} belongs to {number}, which is not a user or group")
-        return number
+        if not text:
+            return owner_id(header_number(field, self._what))
+        number = parse_number(text.removeprefix(b"-"), what)
+        return owner_id(-number if text[:1] == b"-" else number)
 
     def _device(self, field: bytes, what: str) -> int:
         number = header_number(field, self._what)

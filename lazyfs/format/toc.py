@@ -20,7 +20,7 @@ import msgspec
 
 from lazyfs.errors import InvalidToc, show
 from lazyfs.format.bounds import ATTRIBUTE, ENTRY, Bounds, ImageBounds, never
-from lazyfs.format.entry import WHITEOUT_PREFIX, Chunk, Entry, EntryType
+from lazyfs.format.entry import WHITEOUT_PREFIX, Chunk, Entry, EntryType, owner_id
 from lazyfs.format.hidden import HiddenFiles
 from lazyfs.format.member import MAX_RATIO
 from lazyfs.format.toc_chunks import Chunks
@@ -31,8 +31,6 @@ MAX_CHUNK_SIZE: Final = 64 << 20
 """A chunk is held in memory while it is verified; the format's default is 4 MiB."""
 MAX_NAME: Final = 4095
 """PATH_MAX: what no runtime could unpack is not a name. It bounds depth as well."""
-MAX_ID: Final = 2**32 - 2
-"""2^32-1 is "leave it as it is" to chown."""
 
 _TYPES: Final[dict[str, EntryType]] = {kind: kind for kind in get_args(EntryType)}
 _TIME: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9})\d*)?(Z|[+-]\d\d:\d\d)\Z")
@@ -114,8 +112,6 @@ def _entry(head: RawEntry, more: list[RawEntry], files: Chunks, times: dict[str,
         raise InvalidToc(f"{what}: {show(head.name)} is not a regular file and yet has chunks")
     if not name and kind != "dir":
         raise InvalidToc(f"{what}: the root is a {kind}")
-    if not (0 <= head.uid <= MAX_ID and 0 <= head.gid <= MAX_ID):
-        raise InvalidToc(f"{what}: {show(head.name)} belongs to {show(head.uid)}:{show(head.gid)}, which are no ids")
     if not (0 <= head.dev_major < 1 << 32 and 0 <= head.dev_minor < 1 << 32):
         raise InvalidToc(f"{what}: {show(head.name)} is the device {show(head.dev_major)}:{show(head.dev_minor)}, which is none")
     link = b""
@@ -131,8 +127,8 @@ def _entry(head: RawEntry, more: list[RawEntry], files: Chunks, times: dict[str,
         name=name,
         type=kind,
         mode=head.mode & 0o7777,
-        uid=head.uid,
-        gid=head.gid,
+        uid=owner_id(head.uid),
+        gid=owner_id(head.gid),
         mtime_ns=_mtime(head, times, what),
         size=head.size if kind == "reg" else 0,
         link=link,

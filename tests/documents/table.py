@@ -9,11 +9,13 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import tarfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import zstandard
 
+from tests.bad.oci import named, tar_of
 from tests.documents import content as c
 from tests.documents.content import ELSEWHERE, HERE, Content, Json
 
@@ -115,6 +117,22 @@ def above(it: Content, tar: bytes, blob: bytes, media_type: str = c.OCI_GZIP) ->
     return of(it, *mine, (it.blob(blob, media_type), c.sha256(tar)))
 
 
+def odd_names(it: Content) -> Json:
+    """Names with `..` in them, of a file, a hard link, a whiteout and a directory."""
+    link = named("usr/../l", tarfile.LNKTYPE, "../../a")
+    tar = tar_of((named("../a"), b"a"), link, named("../usr/../etc/.wh.name"), named("nosuch/../d", tarfile.DIRTYPE))
+    return above(it, tar, gzip.compress(tar))
+
+
+def owned(it: Content, number: int) -> Json:
+    """A file and a directory of an owner."""
+    tree = [named("f"), named("d", tarfile.DIRTYPE)]
+    for info in tree:
+        info.uid = number
+    tar = tar_of(*((info, b"") for info in tree))
+    return above(it, tar, gzip.compress(tar))
+
+
 def embedded(it: Content) -> Json:
     data = base64.b64encode(it.layers[1].blob).decode()
     return it.manifest(layers=[it.layer(0), it.layer(1, data=data)])
@@ -211,6 +229,9 @@ LAYERS = [
     Case("an empty gzip", lambda it: above(it, b"", gzip.compress(b"")), lazy=False),
     Case("no bytes", lambda it: above(it, b"", b"", c.OCI_TAR), lazy=False),
     Case("the same layer twice", lambda it: above(it, it.layers[1].tar, it.layers[1].blob), lazy=False),
+    Case("names that climb", odd_names, same=False, lazy=False),
+    Case("an owner of all ones", lambda it: owned(it, 2**32 - 1), same=False, lazy=False, slow=True),
+    Case("an owner of 33 bits", lambda it: owned(it, 2**32 + 5), same=False, lazy=False, slow=True),
     Case("another diff ID", lambda it: above(it, b"else", gzip.compress(bytes(1024))), accepted=False, lazy=False),
 ]  # fmt: skip
 CONFIGS = [

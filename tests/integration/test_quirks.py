@@ -12,6 +12,7 @@ import os
 import random
 import shutil
 import ssl
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -63,6 +64,7 @@ class Laboratory:
         large = {"large": draw.randbytes(4500 << 10), "other": draw.randbytes(100_000)}
         self._images = {False: build_of(folder / "documents", small), True: build_of(folder / "blobs", small, large)}
         self._local = ""
+        self._fetching = threading.Lock()
         self._numbers = itertools.count()
 
     def pull(self, row: Row, *, with_peers: bool) -> Verdict:
@@ -111,10 +113,11 @@ class Laboratory:
         return self._ctr(place.name, "content", "fetch", "--plain-http", "--skip-verify", *credentials, registry.image)
 
     def _containerd_pushes(self, registry: QuirkyRegistry, place: Path, row: Row, image: SmallImage) -> Outcome:
-        if not self._local:
-            with serving(QuirkyRegistry(image.original)) as source:
-                self._local = source.image
-                assert self._ctr("push", "content", "fetch", "--plain-http", self._local).ok
+        with self._fetching:  # rows are tried at the same time
+            if not self._local:
+                with serving(QuirkyRegistry(image.original)) as source:
+                    assert self._ctr("push", "content", "fetch", "--plain-http", source.image).ok
+                    self._local = source.image
         return _kept(registry, self._ctr("push", "images", "push", "--plain-http", registry.image, self._local))
 
     def _ctr(self, namespace: str, *command: str) -> Outcome:

@@ -215,9 +215,6 @@ def test_every_truncation_is_noticed() -> None:
         (header(b"a", b"Z") + END, "'a' is of the unknown tar type b'Z'"),
         (header(b"a", b"M", 5) + END, "unknown tar type b'M'"),
         (header(b"a", b"D", 5) + END, "unknown tar type b'D'"),
-        (header(b"../a") + END, r"climbs out with '\.\.'"),
-        (header(b"a/../../b") + END, "climbs out"),
-        (header(b"a") + header(b"l", b"1", 0, b"../a") + END, "climbs out"),
         (pax((b"path", b"a\0b")) + header() + END, "holds a NUL"),
         (pax((b"path", b"n" * 256)) + header() + END, "more than 255 bytes"),
         (header(b"l", b"1", 0, b"a") + header(b"a") + END, "'l' is a hard link to 'a', which is not an earlier file"),
@@ -227,11 +224,7 @@ def test_every_truncation_is_noticed() -> None:
         (header(b"l", b"2") + END, "symbolic link to what is not a path"),
         (pax((b"linkpath", b"x" * 4096)) + header(b"l", b"2") + END, "not a path"),
         (pax((b"linkpath", b"x\0y")) + header(b"l", b"2") + END, "not a path"),
-        (header(b"a", uid=b"\xff" * 8) + END, "belongs to -1"),
-        (pax((b"uid", b"4294967295")) + header() + END, "belongs to 4294967295"),
-        (pax((b"gid", b"4294967295")) + header() + END, "belongs to 4294967295"),
-        (header(b"a", uid=b"\x80\0\0\0\xff\xff\xff\xff") + END, "belongs to 4294967295"),
-        (pax((b"gid", b"-1")) + header() + END, "not a number"),
+        (pax((b"gid", b"-")) + header() + END, "not a number"),
         (header(b"a", size_field=b"\xff" * 12) + END, "has -1 bytes"),
         (header(b"a", size_field=b"\x80" + b"\xff" * 11) + END, "the tar ends"),
         (header(b"a", size=5000) + END, "has 5000 bytes, and the tar ends 1024 behind"),
@@ -265,7 +258,27 @@ def test_too_many_entries_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         read(header() * 4 + END)
 
 
-@given(st.lists(st.sampled_from([b"", b".", b"a", b"bc", b".wh.x", b"\xff"]), max_size=8), st.booleans())
+@pytest.mark.parametrize(
+    ("number", "owner"), [(2**32 - 2, 2**32 - 2), (2**32 - 1, 0), (2**32, 0), (2**32 + 5, 5), (-1, 0), (-5, 2**32 - 5)]
+)
+def test_owners_are_whom_chown_takes_them_for(number: int, owner: int) -> None:
+    """32 bits of the number; all ones, "leave it as it is", is root, as after containerd and umoci."""
+    field = number.to_bytes(8, "big", signed=True) if number < 0 else b"\x80" + number.to_bytes(7, "big")
+    text = str(number).encode()
+    for data in (header(b"a", uid=field), pax((b"uid", text)) + header(b"a"), pax((b"gid", text)) + header(b"a")):
+        (member,) = read(data + END)
+        assert owner in {member.entry.uid, member.entry.gid} and {0, owner} == {0, member.entry.uid, member.entry.gid}
+
+
+def test_names_that_climb_end_at_the_root() -> None:
+    """As after containerd and umoci, hard links and whiteouts as well."""
+    data = header(b"../a") + header(b"x/../l", b"1", 0, b"../../a") + header(b"d/../.wh.b") + header(b"d/..", b"5") + END
+    assert [(member.entry.name, member.entry.link) for member in read(data)] == [
+        (b"a", b""), (b"l", b"a"), (b".wh.b", b""), (b"", b"")
+    ]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from([b"", b".", b"a", b"bc", b"..", b".wh.x", b"\xff"]), max_size=8), st.booleans())
 def test_clean_names_are_what_posix_paths_mean(parts: list[bytes], absolute: bool) -> None:
     """As os.path.normpath has it, relative."""
     raw = b"/" * absolute + b"/".join(parts)
