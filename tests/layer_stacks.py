@@ -56,6 +56,10 @@ def with_xattrs(member: Member, *pairs: tuple[bytes, bytes]) -> Member:
 
 
 WH: Final = b".wh."
+NOBODY: Final = b"\xff" * 8
+"""An owner of -1."""
+ALL_ONES: Final = b"\x80\0\0\0\xff\xff\xff\xff"
+"""An owner of 2^32-1."""
 OPQ: Final = b".wh..wh..opq"
 
 ROWS: Final = (
@@ -166,6 +170,21 @@ ROWS: Final = (
         "devices-0-0",
         [[f(b"f", b"1"), d(b"d"), f(b"d/x", b"2")], [node(b"f", b"3"), node(b"d", b"3"), node(b"null", b"3", major=b"0000001\0", minor=b"0000003\0")]],
         {b"f": "overlayfs takes it for a whiteout", b"d": "the same"},
+    ),
+    Row(
+        "owners-kept",
+        [
+            [
+                d(b"d", uid=b"0000005\0", gid=b"0000006\0"), f(b"d/x"), f(b"f", uid=b"0000005\0"), d(b"hidden", uid=b"0000005\0"),
+                d(b"group", uid=b"0000005\0", gid=b"0000006\0"), d(b"target", uid=b"0000007\0"), sym(b"link", b"target"),
+            ],
+            [
+                d(b"d", uid=NOBODY, gid=NOBODY, mode=b"0000711\0"), f(b"f", uid=NOBODY), d(b"new", gid=NOBODY), f(WH + b"hidden"),
+                d(b"hidden", uid=NOBODY), d(b"group", gid=NOBODY), d(b"twice", uid=b"0000005\0"), d(b"twice", uid=ALL_ONES),
+                sym(b"s", b"f"), f(b"h", uid=NOBODY), hard(b"i", b"h"), d(b"link/in", uid=NOBODY),
+            ],
+            [d(b"d", uid=ALL_ONES)],
+        ],
     ),
     Row(
         "renamed-directories",

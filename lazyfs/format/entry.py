@@ -23,11 +23,24 @@ OWN_NAMES: Final = frozenset({TOC_NAME, PREFETCH_LANDMARK, NO_PREFETCH_LANDMARK}
 """Root-level names that belong to the format and are never shown."""
 
 
+KEPT_OWNER: Final = 0xFFFFFFFF
+"""A user or group that chown(2) leaves as it is: of an entry that a tar was read for, and that has not been placed (layertar/layer_index.py)."""
+
+
 def owner_id(number: int) -> int:
-    """Whom the kernel takes `number`, from a tar or a TOC, for: 32 bits of it. All ones mean "leave it as it is" to chown, so the owner is
-    root, who unpacked it. (In a full pull an owner stays whom a lower layer had made it; nobody has been seen to rely on that.)"""
-    number &= 0xFFFFFFFF
-    return number if number != 0xFFFFFFFF else 0
+    """Whom the kernel takes `number`, from a tar or a TOC, for: its lowest 32 bits. They may be KEPT_OWNER."""
+    return number & 0xFFFFFFFF
+
+
+def with_owner(entry: Entry, below: Entry | None = None) -> Entry:
+    """`entry` as it belongs to somebody: where it keeps the owner, to that of `below`, the directory in whose place it is put, else to root,
+    who unpacks it."""
+    if KEPT_OWNER not in (entry.uid, entry.gid):
+        return entry
+    uid, gid = (below.uid, below.gid) if below is not None and below.type == entry.type == "dir" else (0, 0)
+    return msgspec.structs.replace(
+        entry, uid=uid if entry.uid == KEPT_OWNER else entry.uid, gid=gid if entry.gid == KEPT_OWNER else entry.gid
+    )
 
 
 class Chunk(msgspec.Struct, frozen=True, gc=False):

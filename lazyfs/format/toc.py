@@ -20,7 +20,7 @@ import msgspec
 
 from lazyfs.errors import InvalidToc, show
 from lazyfs.format.bounds import ATTRIBUTE, ENTRY, Bounds, ImageBounds, never
-from lazyfs.format.entry import WHITEOUT_PREFIX, Chunk, Entry, EntryType, owner_id
+from lazyfs.format.entry import KEPT_OWNER, WHITEOUT_PREFIX, Chunk, Entry, EntryType, owner_id
 from lazyfs.format.hidden import HiddenFiles
 from lazyfs.format.member import MAX_RATIO
 from lazyfs.format.toc_chunks import Chunks
@@ -127,8 +127,8 @@ def _entry(head: RawEntry, more: list[RawEntry], files: Chunks, times: dict[str,
         name=name,
         type=kind,
         mode=head.mode & 0o7777,
-        uid=owner_id(head.uid),
-        gid=owner_id(head.gid),
+        uid=_owner(head.uid),
+        gid=_owner(head.gid),
         mtime_ns=_mtime(head, times, what),
         size=head.size if kind == "reg" else 0,
         link=link,
@@ -137,6 +137,12 @@ def _entry(head: RawEntry, more: list[RawEntry], files: Chunks, times: dict[str,
         xattrs=_xattrs(head, bounds, what) if head.xattrs else (),
         chunks=_chunks(head, more, files, what) if kind == "reg" else (),
     )
+
+
+def _owner(number: int) -> int:
+    """A TOC is not put on anything: whoever its tar leaves a directory to, it says root."""
+    owner = owner_id(number)
+    return 0 if owner == KEPT_OWNER else owner
 
 
 def _raw(text: str, raw: bytes | None, what: str) -> bytes:

@@ -14,7 +14,7 @@ import msgspec
 
 from lazyfs.errors import InvalidTar, show
 from lazyfs.format.bounds import ENTRY, Bounds
-from lazyfs.format.entry import OPAQUE_MARKER, OWN_NAMES, WHITEOUT_PREFIX, Entry, base_of, parent_of
+from lazyfs.format.entry import OPAQUE_MARKER, OWN_NAMES, WHITEOUT_PREFIX, Entry, base_of, parent_of, with_owner
 from lazyfs.format.sparse import Extent
 from lazyfs.format.tar import TarMember
 from lazyfs.format.whiteout import LeftOut, is_whiteout_device, place_of
@@ -99,7 +99,7 @@ class _Placing:
             self._hide_below(resolved.name, resolved.node)
         else:
             self._hide(_join(resolved.name, base[len(WHITEOUT_PREFIX) :]), resolved.node)
-        marker = Entry(_join(resolved.name, base), "reg", entry.mode, entry.uid, entry.gid, entry.mtime_ns)
+        marker = with_owner(Entry(_join(resolved.name, base), "reg", entry.mode, entry.uid, entry.gid, entry.mtime_ns))
         self._markers.setdefault(resolved.name, {})[base] = marker
 
     def _hide(self, name: bytes, directory: Node) -> None:
@@ -133,12 +133,15 @@ class _Placing:
     def _place(self, member: TarMember) -> None:
         entry = member.entry
         if not entry.name:
+            entry = with_owner(entry, self._tree.root.entry)
             self._inodes[b""] = Inode(entry, ())
             self._tree.root.entry = entry
             self._tree.root.layer = self._layer
             return
         if entry.name.partition(b"/")[0] in OWN_NAMES:
-            self._own[entry.name] = self._link_target(entry) if entry.type == "hardlink" else Inode(entry, member.extents)
+            self._own[entry.name] = (
+                self._link_target(entry) if entry.type == "hardlink" else Inode(with_owner(entry), member.extents)
+            )
             return
         found = self._directory(parent_of(entry.name))
         if found is None:
@@ -151,14 +154,15 @@ class _Placing:
             return
         if entry.name != name:
             entry = msgspec.structs.replace(entry, name=name)
+        children = directory.children
+        assert children is not None
+        there = children.get(base)
         if entry.type == "hardlink":
             inode = self._link_target(entry)
             entry = msgspec.structs.replace(inode.entry, name=name)
         else:
+            entry = with_owner(entry, None if there is None else there.entry)
             inode = Inode(entry, member.extents)
-        children = directory.children
-        assert children is not None
-        there = children.get(base)
         if there is not None and there.children is not None and entry.type == "dir":
             there.entry = entry
             there.layer = self._layer

@@ -19,7 +19,7 @@ from lazyfs.format.bounds import Bounds, never
 from lazyfs.format.dialect import Dialect
 from lazyfs.format.dialects import claim_of, dialect_of
 from lazyfs.format.digest import check
-from lazyfs.format.entry import OPAQUE_MARKER, TOC_NAME, WHITEOUT_PREFIX, Chunk, Entry, base_of, parent_of
+from lazyfs.format.entry import OPAQUE_MARKER, TOC_NAME, WHITEOUT_PREFIX, Chunk, Entry, base_of, parent_of, with_owner
 from lazyfs.format.manifest import Descriptor
 from lazyfs.format.tar import TarMember, read_tar
 from lazyfs.format.toc import check_parents
@@ -73,7 +73,7 @@ def _last_of_each_name(members: Iterator[TarMember]) -> dict[bytes, TarMember]:
     """What is left when the tar has been unpacked: the last of each name, and hard links that lead to no other link."""
     unpacked: dict[bytes, TarMember] = {}
     for member in members:
-        entry = member.entry
+        entry = with_owner(member.entry)  # as its TOC says it
         unpacked.pop(entry.name, None)
         if entry.name == TOC_NAME:
             continue
