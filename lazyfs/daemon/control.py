@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 import trio
 
-from lazyfs.errors import LazyfsError, NotNative
+from lazyfs.errors import LazyfsError, LocalError, NotNative
 from lazyfs.live.uses import Uses
 from lazyfs.reports.orders import Order
 from lazyfs.reports.steps import Step
@@ -29,6 +29,8 @@ _ORDER_DEADLINE: Final = 10.0
 """Seconds that a client has to say what it wants."""
 _ANSWER_DEADLINE: Final = 30.0
 """Seconds that a client may leave a report unread: one that is stopped (Ctrl-Z) must not hold an order up for ever."""
+_FAREWELL_DEADLINE: Final = 1.0
+"""The same for the last report of a daemon that ends."""
 _ACCEPT_PAUSE: Final = 1.0
 """Seconds until the next client is accepted, after one could not be."""
 _PEER: Final = struct.Struct("3i")
@@ -38,8 +40,15 @@ Carry = Callable[[Order, Notify], Awaitable[Result]]
 """Carries an order out and reports its progress. Raises LazyfsError."""
 
 
-async def serve_control(listener: socket.socket, user: int, carry: Carry, uses: Uses, tasks: Supervisor) -> None:
-    """Accept until cancelled; orders under way are cancelled then.
+def _nothing() -> str:
+    return ""
+
+
+async def serve_control(
+    listener: socket.socket, user: int, carry: Carry, uses: Uses, tasks: Supervisor, farewell: Callable[[], str] = _nothing
+) -> None:
+    """Accept until cancelled; orders under way are cancelled then, and their clients get what `farewell` says as an error. Where it says
+    nothing, they are hung up on, and ask the next daemon.
 
     Each client counts as one of `uses` from its connection to its last report: an order is under way as long as that. Neither a client
     nor an accept that fails ends another client.
@@ -57,17 +66,21 @@ async def serve_control(listener: socket.socket, user: int, carry: Carry, uses: 
                     await trio.sleep(_ACCEPT_PAUSE)
                     continue
                 stream = trio.SocketStream(connection)
-                clients.start_soon("control connection", _serve, stream, user, carry, uses, tasks.failures)
+                clients.start_soon("control connection", _serve, stream, user, carry, uses, tasks.failures, farewell)
 
         clients.keep_running("accept of orders", accept)
 
 
-async def _serve(stream: trio.SocketStream, user: int, carry: Carry, uses: Uses, failures: Failures) -> None:
+async def _serve(
+    stream: trio.SocketStream, user: int, carry: Carry, uses: Uses, failures: Failures, farewell: Callable[[], str]
+) -> None:
     with uses.in_use():
-        await _serve_counted(stream, user, carry, failures)
+        await _serve_counted(stream, user, carry, failures, farewell)
 
 
-async def _serve_counted(stream: trio.SocketStream, user: int, carry: Carry, failures: Failures) -> None:
+async def _serve_counted(
+    stream: trio.SocketStream, user: int, carry: Carry, failures: Failures, farewell: Callable[[], str]
+) -> None:
     async with stream:
         peer = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
         if _PEER.unpack(peer)[1] != user:
@@ -80,10 +93,21 @@ async def _serve_counted(stream: trio.SocketStream, user: int, carry: Carry, fai
         async def notify(step: Step) -> None:
             await send(encode(step))
 
+        is_over = False
         try:
             await send(await _carried_out(stream, carry, notify, failures))
+            is_over = True
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # it has gone: nobody is left to be told
+            is_over = True  # it has gone: nobody is left to be told
+        finally:
+            if not is_over and (text := farewell()):  # cancelled, and in a group with its tasks
+                await _say_farewell(stream, text)
+
+
+async def _say_farewell(stream: trio.SocketStream, text: str) -> None:
+    with trio.CancelScope(deadline=trio.current_time() + _FAREWELL_DEADLINE, shield=True):
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            await stream.send_all(encode(Refusal(text, LocalError.exit_code)))
 
 
 async def _carried_out(stream: trio.SocketStream, carry: Carry, notify: Notify, failures: Failures) -> bytes:

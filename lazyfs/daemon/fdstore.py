@@ -7,9 +7,11 @@ sd_watchdog_enabled(3).
 
 from __future__ import annotations
 
+import array
 import logging
 import os
 import socket
+import weakref
 from collections.abc import MutableMapping
 from typing import Final, Self
 
@@ -27,6 +29,8 @@ class FdStore:
         self._notify = f"\0{notify[1:]}" if notify.startswith("@") else notify
         self.watchdog = watchdog
         """Seconds after which a daemon that has not said WATCHDOG=1 is ended and started again; 0: never."""
+        self._sender: socket.socket | None = None
+        """Kept: a sign of life must not need a descriptor that there may not be."""
         self.is_ready = False
         """Whether the keeper was told that the daemon has come up."""
 
@@ -75,9 +79,11 @@ class FdStore:
         if not self._notify:
             return
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-                sender.connect(self._notify)
-                socket.send_fds(sender, [message.encode()], list(descriptors))
+            if self._sender is None:
+                self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+                weakref.finalize(self, self._sender.close)
+            extra = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+            self._sender.sendmsg([message.encode()], extra, 0, self._notify)
         except OSError as error:
             # Who is not told cannot help us when we die; while we live, nothing is lost.
             _log.warning("the keeper of lazyfsd does not answer (%s): mounts will not survive the daemon", error.strerror)

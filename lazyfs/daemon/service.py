@@ -72,6 +72,7 @@ _log = logging.getLogger(__name__)
 _NO_MOUNT: Final = "/"
 """Where nothing is mounted by us: a status without mounts costs little."""
 _SWEEP_PAUSE: Final = 60.0
+_GIVEN_UP: Final = "lazyfsd was told to end by a signal, and has given this up. What has arrived is kept: repeat the command"
 _END_DEADLINE: Final = 5.0
 """Seconds that a daemon which was told to end waits for those who still use what it mounted."""
 
@@ -246,11 +247,16 @@ class Service:
                 return await self.upkeep.prune(everything=order.everything, older_than=order.older_than)
 
     async def serve_clients(self, listener: socket.socket) -> None:
-        """Carry orders out until the daemon is told to end: their clients then ask the next one."""
+        """Carry orders out until the daemon is told to end. Orders fare as mounts do: a service leaves them to the next daemon, which their
+        clients ask; any other daemon takes its mounts away, and its orders end with an error."""
         if self._lifetime.stop_requested.is_set():
             return
         with trio.CancelScope() as self._clients:  # of its own: one cannot be entered again after a failure
-            await serve_control(listener, os.geteuid(), self.carry, self._lifetime.uses, self.tasks)
+            await serve_control(listener, os.geteuid(), self.carry, self._lifetime.uses, self.tasks, self._given_up)
+
+    def _given_up(self) -> str:
+        """What to tell clients whose orders are cancelled; nothing where the next daemon carries them out."""
+        return _GIVEN_UP if self._lifetime.stop_requested.is_set() and not self._options.service else ""
 
     async def _describe(self, order: StatusOrder) -> ServiceStatus:
         chosen = [mount for mount in self.mounts.live.values() if order.directory in ("", mount.row.mount.directory)]

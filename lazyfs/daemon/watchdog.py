@@ -6,11 +6,15 @@ ends the process and starts another, and containers wait no longer than for a cr
 
 The LOOKUP is made by a process of its own, never by a thread of this one: who waits for an answer that was read and not given
 cannot be killed, and with a thread of it no process ends.
+
+What cannot be asked, because a descriptor, a process or a thread is missing, is not taken for dead: this loop turns, and another start
+would not give back what other processes have taken.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Mapping
@@ -56,6 +60,9 @@ async def feed(fds: FdStore, gate: Path, sockets: Mapping[str, Path], describe: 
             async with trio.open_nursery() as nursery:
                 for name, look in looks.items():
                     nursery.start_soon(_note, look, name, silent)
+        if silent and _is_short_of_descriptors():
+            _log.warning("cannot probe %s: no descriptors are left to connect with", ", ".join(sorted(silent)))
+            silent.clear()
         if silent:
             _log.warning("not reporting to the watchdog of systemd: no answer from %s", ", ".join(sorted(silent)))
         else:
@@ -72,19 +79,28 @@ async def _described(describe: Callable[[], Awaitable[str]]) -> str:
 
 
 async def _note(look: Callable[[], Awaitable[bool]], name: str, silent: set[str]) -> None:
-    if await look():
-        silent.discard(name)
+    try:
+        if not await look():
+            return
+    except (OSError, RuntimeError, MemoryError) as error:  # RuntimeError: a thread cannot be started
+        _log.warning("cannot probe %s: %s", name, error)
+    silent.discard(name)
+
+
+def _is_short_of_descriptors() -> bool:
+    """Whether nothing can be opened now, for want of this process's descriptors or of the machine's."""
+    try:
+        os.close(os.eventfd(0, os.EFD_CLOEXEC))
+    except OSError:
+        return True
+    return False
 
 
 async def _look_up(gate: Path) -> bool:
-    """One LOOKUP. Cancelled: its process is killed, and ends when it is answered."""
+    """One LOOKUP. Raises OSError: its process cannot be started. Cancelled: its process is killed, and ends when it is answered."""
     # -I, -S: nothing but Python itself is read, which is half of its start.
     command = [sys.executable, "-I", "-S", "-B", "-c", _LOOK, str(gate / _NAME)]
-    try:
-        process = await trio.lowlevel.open_process(command, stdin=subprocess.DEVNULL)
-    except OSError as error:
-        _log.warning("cannot probe the gate: %s", error)
-        return False
+    process = await trio.lowlevel.open_process(command, stdin=subprocess.DEVNULL)
     try:
         return await process.wait() == 0
     finally:

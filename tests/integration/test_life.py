@@ -178,22 +178,27 @@ def test_killed_in_the_middle_of_an_order(small: SmallImage, lazyfs: Lazyfs, tmp
         lazyfs.run("umount", root)
 
 
-def test_told_to_end_in_the_middle_of_an_order(small: SmallImage, lazyfs: Lazyfs, tmp_path: Path) -> None:
-    """SIGTERM: the daemon and its keeper are gone within seconds, with the mount that there was, and what has come is kept."""
+@pytest.mark.parametrize("which", ["keeper", "process"])
+def test_told_to_end_in_the_middle_of_an_order(which: str, small: SmallImage, lazyfs: Lazyfs, tmp_path: Path) -> None:
+    """SIGTERM: the daemon and its keeper are gone within seconds, with the mount that there was, and what has come is kept. The order's
+    client says why it ends, and starts no other daemon."""
     root = tmp_path / "root"
     root.mkdir()
     with lazyfs.mounted(small.converted, "--background", "off", mode="native") as mounted:
         lazyfsd = Lazyfsd(lazyfs.store)
         process, keeper = lazyfsd.process, lazyfsd.keeper
+        told = {"keeper": keeper, "process": process}[which]
         with LyingRegistry(small.original) as registry:
             registry.lie = slowly(600)
             command = ["mount", "--plain-http", "--store", lazyfs.store, "--mode", "native", f"{registry.image}:v1", root]
             with start(lazyfs, *command) as client:
                 await_kept(lazyfs.store, LARGE // 2)
-                client.send_signal(signal.SIGSTOP)  # else it would start another daemon and order again
-                os.kill(keeper, signal.SIGTERM)
+                os.kill(told, signal.SIGTERM)
+                _, said = client.communicate(timeout=60)
+                assert client.returncode == 5 and b"lazyfsd was told to end by a signal" in said
                 await_end(process)
                 await_end(keeper)
+        assert not Client(lazyfs.store).is_running()
         assert mounted_at(mounted) is None
         assert lazyfs.json("store", "info", "--store", lazyfs.store)["durable"]
         assert kept(lazyfs.store) >= LARGE // 2

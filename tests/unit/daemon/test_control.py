@@ -30,7 +30,9 @@ DONE = PruneResult(objects=42, documents=0, bytes=0, held_bytes=0, used_bytes=0)
 
 
 @asynccontextmanager
-async def listening(folder: Path, carry: Carry, user: int = os.geteuid(), uses: Uses | None = None) -> AsyncIterator[Client]:
+async def listening(
+    folder: Path, carry: Carry, user: int = os.geteuid(), uses: Uses | None = None, farewell: Callable[[], str] = str
+) -> AsyncIterator[Client]:
     """A daemon's socket in `folder`, whatever the length of its path, and a client for it."""
     with socket.socket(socket.AF_UNIX) as listener:
         descriptor = os.open(folder, os.O_PATH)
@@ -38,7 +40,7 @@ async def listening(folder: Path, carry: Carry, user: int = os.geteuid(), uses: 
         os.close(descriptor)
         listener.listen()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(serve_control, listener, user, carry, uses or Uses(), Supervisor(nursery))
+            nursery.start_soon(serve_control, listener, user, carry, uses or Uses(), Supervisor(nursery), farewell)
             yield Client(folder)
             nursery.cancel_scope.cancel()
 
@@ -89,6 +91,33 @@ async def test_errors_keep_their_words_and_exit_code(tmp_path: Path, expect_log:
             with pytest.raises(Refused, match=text) as caught:
                 await call(client, StatusOrder())
             assert (caught.value.exit_code, caught.value.unsupported) == (code, unsupported)
+
+
+@pytest.mark.parametrize("text", ["it was told to end", ""])
+async def test_a_daemon_that_ends_says_so(tmp_path: Path, text: str) -> None:
+    """Orders that are given up end with its word; where it has none, the next daemon is to be asked."""
+    under_way = trio.Event()
+
+    async def carry(order: Order, notify: Notify) -> Result:
+        under_way.set()
+        await trio.sleep_forever()
+        raise AssertionError
+
+    failures: list[Exception] = []
+
+    async def ask(client: Client) -> None:
+        try:
+            await call(client, StatusOrder())
+        except (Refused, DaemonUnreachable) as error:
+            failures.append(error)
+
+    async with trio.open_nursery() as nursery:
+        async with listening(tmp_path, carry, farewell=lambda: text) as client:
+            nursery.start_soon(ask, client)
+            await under_way.wait()
+            (tmp_path / SOCKET_NAME).unlink()
+    (error,) = failures
+    assert (str(error) == text and isinstance(error, Refused) and error.exit_code == 5) if text else "no lazyfsd" in str(error)
 
 
 async def test_a_client_that_goes_cancels_its_order(tmp_path: Path) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import resource
 import socket
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
 import pytest
 import trio
+import trio.lowlevel
 
 from lazyfs.api.services.snapshots.v1 import snapshots_pb2, snapshots_pb2_grpc
 from lazyfs.daemon.fdstore import FdStore
@@ -93,6 +95,56 @@ async def test_not_fed_when_the_gate_is_wrong(tmp_path: Path, notify: socket.soc
     notify.setblocking(False)
     with pytest.raises(BlockingIOError):
         notify.recv(1000)
+
+
+async def test_fed_without_descriptors(
+    tmp_path: Path, notify: socket.socket, service: Path, expect_log: LogWatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Want of them is not a standstill: no process can be started to ask the gate, no connection be accepted, and the loop turns."""
+    for line in (
+        "no answer from the service for stuck",
+        "cannot probe the gate: .*Too many open files",
+        "cannot probe the service for stuck",
+    ):
+        expect_log(line)
+    fds = FdStore({}, notify.getsockname(), SHORT)
+    fds.notify("READY=1")
+    assert notify.recv(1000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket(socket.AF_UNIX) as stuck, trio.fail_after(60):
+        stuck.bind(str(tmp_path / "stuck.sock"))
+        stuck.listen()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(feed, fds, tmp_path, {"one": service, "stuck": Path(stuck.getsockname())}, describe)
+            while "no answer" not in caplog.text:  # noqa: ASYNC110  logging knows no events
+                await trio.sleep(0.05)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+            try:
+                told = await trio.to_thread.run_sync(notify.recv, 1000)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            nursery.cancel_scope.cancel()
+    assert told.decode().splitlines() == ["WATCHDOG=1", "STATUS=all is well"]
+
+
+async def test_fed_without_threads(
+    tmp_path: Path, notify: socket.socket, expect_log: LogWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same where no thread or process can be started: an error in it does not end the feeding."""
+
+    async def fail() -> bool:
+        raise RuntimeError("can't start new thread")
+
+    async def asks(_socket: Path, _deadline: float) -> Callable[[], Awaitable[bool]]:
+        return fail
+
+    expect_log("cannot probe the service for one: can't start new thread")
+    monkeypatch.setattr("lazyfs.daemon.watchdog._asks", asks)
+    fds = FdStore({}, notify.getsockname(), LONG)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(feed, fds, tmp_path, {"one": tmp_path}, describe)
+        assert b"WATCHDOG=1" in await trio.to_thread.run_sync(notify.recv, 1000)
+        nursery.cancel_scope.cancel()
 
 
 async def test_nobody_watches(tmp_path: Path) -> None:
