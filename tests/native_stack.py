@@ -64,7 +64,7 @@ class Workshop:
         finally:
             with suppress(OSError):
                 unmount_stack(self.at, lazy=True)
-            self.layers.drop_unused()
+            self.layers.unmount_unused()
 
     def left(self) -> list[str]:
         """Mounts and loop devices that belong to this place."""

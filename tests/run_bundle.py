@@ -9,20 +9,20 @@ from pathlib import Path
 
 from lazyfs.bundle.bundle import write_bundle
 from lazyfs.bundle.runc import run_bundle
-from lazyfs.bundle.settings import settings_of
-from lazyfs.bundle.signals import signals_held
+from lazyfs.bundle.settings import read_settings
+from lazyfs.bundle.signals import hold_signals
 
 
 def main(directory: Path, config: str, options: dict[str, str]) -> int:
     write_bundle(
         directory,
-        settings_of(config, user=options.get("user", "")),
+        read_settings(config, user=options.get("user", "")),
         hostname="of-the-test",
         net="host" if options.get("net") == "host" else "none",
         terminal=os.get_terminal_size(0) if "terminal" in options else None,
         new_privileges="new_privileges" in options,
     )
-    with signals_held() as mask:
+    with hold_signals() as mask:
         return run_bundle(directory, f"lazyfs-test-{os.getpid()}", mask)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from lazyfs.bundle.root import read_inside
+from lazyfs.bundle.root import read_in_root
 from lazyfs.errors import LazyfsError, show
 
 _MAX_FILE: Final = 4 << 20
@@ -92,7 +92,7 @@ def _groups(root: Path) -> Iterator[_Group]:
 
 def _lines(root: Path, name: str, fields: int) -> Iterator[list[str]]:
     """The fields of each line that has at least so many, and a name."""
-    for line in (read_inside(root, name, _MAX_FILE) or b"").split(b"\n"):
+    for line in (read_in_root(root, name, _MAX_FILE) or b"").split(b"\n"):
         found = line.decode("utf-8", "replace").strip().split(":")
         if len(found) >= fields and found[0]:
             yield found

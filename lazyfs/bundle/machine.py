@@ -7,7 +7,7 @@ import resource
 from typing import Final, NamedTuple
 
 _NETWORK_FILES: Final = ("/etc/resolv.conf", "/etc/hosts")
-_MOST_OPEN_FILES: Final = 1 << 20
+_MAX_OPEN_FILES: Final = 1 << 20
 """What stands for "without bound" where a number has to be named; as much as Docker gives."""
 
 
@@ -28,7 +28,7 @@ def this_machine() -> Machine:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return Machine(
         os.uname().nodename,
-        _MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else hard,
+        _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else hard,
         os.path.exists("/sys/fs/cgroup/cgroup.controllers"),
         tuple(name for name in _NETWORK_FILES if os.path.isfile(name)),
     )

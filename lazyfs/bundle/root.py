@@ -14,12 +14,12 @@ from typing import Final
 
 from lazyfs.errors import InvalidInput, LocalError
 
-_MOST_LINKS: Final = 40
+_MAX_LINKS: Final = 40
 """The kernel's own limit."""
 _MISSING: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
 
-def read_inside(root: Path, name: str, limit: int) -> bytes | None:
+def read_in_root(root: Path, name: str, limit: int) -> bytes | None:
     """The regular file that a process in `root` would find under the absolute `name`; None where there is none.
 
     May wait for a fetch. Raises InvalidInput for more than `limit` bytes, LocalError for one that cannot be read.
@@ -65,7 +65,7 @@ def _open_path(root: Path, path: bytes) -> int:
             if not stat.S_ISLNK(os.fstat(way[-1]).st_mode):
                 continue
             links += 1
-            if links > _MOST_LINKS:
+            if links > _MAX_LINKS:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
             target = os.readlink(b"", dir_fd=way[-1])
             todo += target.split(b"/")[::-1]

@@ -60,7 +60,7 @@ def run_bundle(bundle: Path, name: str, mask: Collection[int], hold: int | None 
         os.waitpid(os.posix_spawnp("runc", ["runc", "delete", "--force", name], os.environ, setsigmask=mask), 0)
         return 128 - code
     # The file is written when the program has been started.
-    return code if started.exists() else _why_not(log)
+    return code if started.exists() else _failure_code(log)
 
 
 def _wait(process: int) -> int:
@@ -75,7 +75,7 @@ def _wait(process: int) -> int:
             os.kill(process, found.si_signo)
 
 
-def _why_not(log: Path) -> int:
+def _failure_code(log: Path) -> int:
     """The code for what runc said last; in its words the reason comes at the end."""
     try:
         with log.open("rb") as file:

@@ -16,7 +16,7 @@ from lazyfs.errors import InvalidManifest, LazyfsError, show
 from lazyfs.format.foreign_json import decode, fields
 
 _DEFAULT_PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_MAX_TEXTS: Final = 1 << 20
+_MAX_ARGUMENTS: Final = 1 << 20
 """Bytes of all arguments and variables: half of what the kernel takes in one execve."""
 
 
@@ -40,7 +40,7 @@ class _Settings(msgspec.Struct, frozen=True, rename="pascal"):
     working_dir: str = ""
 
 
-def settings_of(
+def read_settings(
     config: str | bytes, command: Sequence[str] = (), *, env: Sequence[str] = (), user: str = "", workdir: str = ""
 ) -> Settings:
     """The settings in an image's config document, with the user's own over them.
@@ -52,12 +52,12 @@ def settings_of(
         found = _read(config)
     except msgspec.DecodeError as error:
         raise InvalidManifest(f"the image's config cannot be run from: {error}") from error
-    args = (*_texts(found.entrypoint), *(command or _texts(found.cmd)))
+    args = (*_strings(found.entrypoint), *(command or _strings(found.cmd)))
     if not args or not args[0]:
         raise LazyfsError("the image names no program to start", hint="Name one behind the image: lazyfs run IMAGE PROGRAM")
     variables = {"PATH": _DEFAULT_PATH}
     # As in Docker and runc: a variable without a value is none.
-    variables |= {text.partition("=")[0]: text for text in (*_texts(found.env), *env) if text.find("=") > 0}
+    variables |= {text.partition("=")[0]: text for text in (*_strings(found.env), *env) if text.find("=") > 0}
     settings = Settings(
         args,
         tuple(variables.values()),
@@ -78,7 +78,7 @@ def _read(config: str | bytes) -> _Settings:
     return msgspec.convert(fields(settings, _Settings.__struct_encode_fields__), _Settings)
 
 
-def _texts(found: Sequence[str | None]) -> tuple[str, ...]:
+def _strings(found: Sequence[str | None]) -> tuple[str, ...]:
     """Go reads a null in a list of texts as an empty one."""
     return tuple(text or "" for text in found)
 
@@ -88,7 +88,9 @@ def _check(texts: Sequence[str]) -> None:
         size = sum(len(text.encode()) for text in texts)
     except UnicodeEncodeError as error:
         raise LazyfsError(f"{show(error.object)} is not UTF-8, which a runtime's configuration has to be") from error
-    if size > _MAX_TEXTS:
-        raise LazyfsError(f"arguments and variables have {size} bytes, which no program can be given: the limit is {_MAX_TEXTS}")
+    if size > _MAX_ARGUMENTS:
+        raise LazyfsError(
+            f"arguments and variables have {size} bytes, which no program can be given: the limit is {_MAX_ARGUMENTS}"
+        )
     if any("\0" in text for text in texts):
         raise LazyfsError("an argument or a variable holds a NUL, which no program can be given")

@@ -22,7 +22,7 @@ PASSED_ON: Final = frozenset(
     | set(range(signal.SIGRTMIN, signal.SIGRTMAX + 1))
 )
 """What a program may make something of. Not those that stop: whoever stops the terminal's job stops runc with it."""
-_ENDING: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+_STOPPING: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(BaseException):
@@ -34,7 +34,7 @@ class Stopped(BaseException):
 
 
 @contextmanager
-def signals_held() -> Iterator[frozenset[int]]:
+def hold_signals() -> Iterator[frozenset[int]]:
     """Signals wait inside; yields the mask from before, which is a new program's. What nobody took is dropped at the end."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON | {signal.SIGCHLD})
     try:
@@ -46,9 +46,9 @@ def signals_held() -> Iterator[frozenset[int]]:
 
 
 @contextmanager
-def signals_ending() -> Iterator[None]:
-    """Inside of `signals_held`: those that end a program, unless they were ignored from the start, raise Stopped in here."""
-    handlers = {number: signal.getsignal(number) for number in _ENDING}
+def stop_on_signals() -> Iterator[None]:
+    """Inside of `hold_signals`: those that end a program, unless they were ignored from the start, raise Stopped in here."""
+    handlers = {number: signal.getsignal(number) for number in _STOPPING}
     ending = [number for number, handler in handlers.items() if handler is not signal.SIG_IGN]
     for number in ending:
         signal.signal(number, _stop)

@@ -54,9 +54,9 @@ async def _inspect(arguments: argparse.Namespace) -> dict[str, Any]:
 
 async def _load(source: ImageSource, descriptor: Descriptor) -> tuple[Layer, int]:
     """A layer, and the bytes of its compressed TOC."""
-    came: list[Toc] = []
-    layer = await load_layer(source, None, descriptor, in_store=came.append)
-    return layer, came[0].arrived
+    loaded: list[Toc] = []
+    layer = await load_layer(source, None, descriptor, in_store=loaded.append)
+    return layer, loaded[0].arrived
 
 
 def _describe(descriptor: Descriptor, result: tuple[Layer, int] | LazyfsError) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Final
 
 from lazyfs import __version__
 from lazyfs.cli.importing import importing
-from lazyfs.cli.output import abandon, put
+from lazyfs.cli.output import discard_unwritten, put
 from lazyfs.errors import LazyfsError, most_severe, not_installed
 from lazyfs.source.credential_options import hide_creds, resolve_creds
 
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = 130
     except BrokenPipeError:
         code = 1  # whoever read our output has gone, as `head` does
-    abandon()
+    discard_unwritten()
     return code
 
 

@@ -26,7 +26,7 @@ from lazyfs.daemon.client import Client
 from lazyfs.errors import LazyfsError, MountFailed, NotNative, UsageError, require
 from lazyfs.kernel.open_files import require_open_files
 from lazyfs.mount.table import absolute, find_mount
-from lazyfs.portable.daemon import Reporter, died, fork_daemon
+from lazyfs.portable.daemon import Reporter, exit_error, fork_daemon
 from lazyfs.reports.orders import MountOrder
 from lazyfs.reports.results import PortableResult
 from lazyfs.reports.steps import Step
@@ -207,7 +207,7 @@ def _mount_portably(arguments: argparse.Namespace, directory: Path, store: Path)
 
 
 def _follow(pid: int, reports: Iterator[Step | PortableResult], directory: Path, arguments: argparse.Namespace) -> int:
-    first = follow(reports, partial(died, pid))
+    first = follow(reports, partial(exit_error, pid))
     os.statvfs(directory)  # returns when the mount answers
     if arguments.json:
         print(json.dumps({"image": first.image, "directory": str(directory), "pid": pid, "mode": "portable"}), flush=True)

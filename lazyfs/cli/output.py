@@ -23,7 +23,7 @@ def put(text: str | bytes) -> None:
         raise LocalError(f"cannot write to standard output: {error.strerror}") from error
 
 
-def abandon() -> None:
+def discard_unwritten() -> None:
     """Drop what could not be written: at its end Python would try once more, and complain."""
     try:
         sys.stdout.flush()

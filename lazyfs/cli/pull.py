@@ -35,7 +35,7 @@ from lazyfs.source.credential_options import add_creds
 from lazyfs.source.reference import parse_reference
 
 _ADDRESS: Final = Path("/run/containerd/containerd.sock")
-_PATIENCE: Final = 5.0
+_ACCEPT_TIMEOUT: Final = 5.0
 """Seconds for lazyfsd to accept an order: its socket is there also while it does not come up."""
 _ENVIRONMENT: Final = ("DOCKER_CONFIG", "SSL_CERT_FILE", "SSL_CERT_DIR", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
@@ -74,8 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
         complete=arguments.complete,
     )
     with Display() as display:
-        pulled = None if arguments.creds or _has_a_world_of_its_own() else _pull_by_lazyfsd(store_of(arguments), order, display)
-        pulled = pulled or _pull_here(order, access_of(arguments), display)
+        pulled = None if arguments.creds or _has_own_environment() else _pull_by_lazyfsd(store_of(arguments), order, display)
+        pulled = pulled or _pull_in_process(order, access_of(arguments), display)
     if arguments.creds:
         print(
             "lazyfs: --creds was for this pull: lazyfsd fetches with what root's docker login left, and layers fall back without it",
@@ -90,7 +90,7 @@ def _pull_by_lazyfsd(store: Path, order: PullOrder, display: Display) -> PullRes
     """None where it is done here: none runs or comes up, it takes on no more, or is an older one. Raises Refused: it has failed."""
     accepted = False
     try:
-        for report in Client(store, _PATIENCE, only_first=True).call(order, start=False):
+        for report in Client(store, _ACCEPT_TIMEOUT, only_first=True).call(order, start=False):
             if isinstance(report, PullResult):
                 return report
             accepted = accepted or isinstance(report, Accepted)
@@ -103,7 +103,7 @@ def _pull_by_lazyfsd(store: Path, order: PullOrder, display: Display) -> PullRes
     return None
 
 
-def _has_a_world_of_its_own() -> bool:
+def _has_own_environment() -> bool:
     """Whether what this command would go by is not what lazyfsd goes by: proxies, certificates, credentials."""
     if any(os.environ.get(name) for each in _ENVIRONMENT for name in (each, each.lower())):
         return True
@@ -111,13 +111,13 @@ def _has_a_world_of_its_own() -> bool:
     return own.parents[1] != Path(pwd.getpwuid(os.geteuid()).pw_dir) and own.exists()
 
 
-def _pull_here(order: PullOrder, access: AccessOptions, display: Display) -> PullResult:
+def _pull_in_process(order: PullOrder, access: AccessOptions, display: Display) -> PullResult:
     with importing():
         import trio
 
-        from lazyfs.daemon.pulling import import_what_pulls, pull_image
+        from lazyfs.daemon.pulling import import_pull_modules, pull_image
 
-        import_what_pulls()
+        import_pull_modules()
     result: PullResult = trio.run(pull_image, order, access, display.show)
     return result
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from lazyfs.bundle.bundle import ROOT, write_bundle
 from lazyfs.bundle.runc import NOT_RUN, require_runc, run_bundle
-from lazyfs.bundle.settings import settings_of
-from lazyfs.bundle.signals import Stopped, signals_ending, signals_held
+from lazyfs.bundle.settings import read_settings
+from lazyfs.bundle.signals import Stopped, hold_signals, stop_on_signals
 from lazyfs.cli.options import access_of, add_image, add_store, platform_of, reference_of, store_of
 from lazyfs.cli.progress import follow
 from lazyfs.daemon.client import Client, DaemonUnreachable
@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run. Raises LazyfsError; all but what is wrong with the command line ends as in docker(1) or chroot(1)."""
     try:
-        with signals_held() as mask:
+        with hold_signals() as mask:
             return _make_bundle(arguments) if arguments.bundle else _run(arguments, mask)
     except Stopped as stopped:
         return 128 + stopped.number
@@ -96,7 +96,7 @@ def _run(arguments: argparse.Namespace, mask: frozenset[int]) -> int:
     client = Client(store_of(arguments))
     with container_folder(store_of(arguments)) as folder, ExitStack() as stack:
         stack.callback(_unmount, client, folder.path / ROOT)
-        with signals_ending():
+        with stop_on_signals():
             _prepare(arguments, client, folder.path)
         return run_bundle(folder.path, folder.path.name, mask, folder.hold)
 
@@ -112,7 +112,7 @@ def _make_bundle(arguments: argparse.Namespace) -> int:
     with ExitStack() as undo:
         undo.callback(_remove, directory)
         undo.callback(_unmount, client, directory / ROOT)
-        with signals_ending():
+        with stop_on_signals():
             _prepare(arguments, client, directory)
         undo.pop_all()
     print(f"runc run --bundle {directory} NAME; at last: lazyfs umount {directory / ROOT}")
@@ -150,7 +150,7 @@ def _prepare(arguments: argparse.Namespace, client: Client, folder: Path) -> Non
     config = follow(client.call(order, start=True)).config
     # As in Docker: a variable of ours that is not set is not passed on.
     env = [text if "=" in text else f"{text}={os.environ[text]}" for text in arguments.env if "=" in text or text in os.environ]
-    settings = settings_of(config, arguments.command, env=env, user=arguments.user, workdir=arguments.workdir)
+    settings = read_settings(config, arguments.command, env=env, user=arguments.user, workdir=arguments.workdir)
     terminal = os.get_terminal_size(0) if arguments.tty or (os.isatty(0) and os.isatty(1)) else None
     write_bundle(
         folder,

@@ -8,7 +8,7 @@ from typing import Final
 from lazyfs.cli.output import megabytes
 from lazyfs.reports.status import ContainerdStatus, RepositoryStatus, ServiceStatus
 
-_MOST_REFUSED: Final = 20
+_MAX_REFUSED: Final = 20
 """Layers that are not lazy, of one containerd, before the rest is only counted."""
 
 
@@ -48,9 +48,9 @@ def _containerd(told: ContainerdStatus) -> list[str]:
     lines.append(f"  {told.active} active, {told.views} views, {told.roots} of their roots mounted by lazyfsd")
     lines += [f"  {layer.digest} from {layer.reference}: {layer.trouble}" for layer in told.lazy if layer.trouble]
     refused = told.refused
-    lines += [f"  {layer.key} is not lazy: the layer {layer.reason}" for layer in refused[:_MOST_REFUSED]]
-    if len(refused) > _MOST_REFUSED:
-        lines.append(f"  and {len(refused) - _MOST_REFUSED} more that are not lazy (--json lists them)")
+    lines += [f"  {layer.key} is not lazy: the layer {layer.reason}" for layer in refused[:_MAX_REFUSED]]
+    if len(refused) > _MAX_REFUSED:
+        lines.append(f"  and {len(refused) - _MAX_REFUSED} more that are not lazy (--json lists them)")
     return lines
 
 

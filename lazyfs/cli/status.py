@@ -20,7 +20,7 @@ from lazyfs.cli.service_status import describe_service, failed_tasks
 from lazyfs.daemon.client import Client, DaemonUnreachable
 from lazyfs.errors import LazyfsError, MountFailed
 from lazyfs.mount.status import ask_status
-from lazyfs.mount.table import Mounted, find_mount, our_mounts
+from lazyfs.mount.table import LazyfsMount, find_mount, our_mounts
 from lazyfs.reports.orders import StatusOrder
 from lazyfs.reports.status import MountStatus, ServiceStatus
 
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     return MountFailed.exit_code if silent else 0
 
 
-def _ask(mounts: list[Mounted], store: Path) -> Iterator[tuple[Mounted, MountStatus | LazyfsError]]:
+def _ask(mounts: list[LazyfsMount], store: Path) -> Iterator[tuple[LazyfsMount, MountStatus | LazyfsError]]:
     for mounted in mounts:
         try:
             yield mounted, _ask_daemon(mounted, store) if mounted.mode == "native" else ask_status(mounted.path)
@@ -76,7 +76,7 @@ def _ask(mounts: list[Mounted], store: Path) -> Iterator[tuple[Mounted, MountSta
             yield mounted, error
 
 
-def _ask_daemon(mounted: Mounted, store: Path) -> MountStatus:
+def _ask_daemon(mounted: LazyfsMount, store: Path) -> MountStatus:
     """Raises LazyfsError: there is no lazyfsd, or it knows nothing of the mount."""
     answer = follow(Client(mounted.store or store).call(StatusOrder(str(mounted.path)), start=True))
     if not answer.mounts:

@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
             report = _check(store)
             print(msgspec.json.encode(report).decode() if arguments.json else _describe_check(directory, report))
             return 3 if report.damaged_chunks or report.damaged_documents or report.index_rebuilt else 0
-        info = _Info(store.statistics(), store.eviction.usage(), not store.durability.is_pending(), _lazyfsd_knows(directory))
+        info = _Info(store.statistics(), store.eviction.usage(), not store.durability.is_pending(), _ask_lazyfsd(directory))
     print(json.dumps(info.as_json()) if arguments.json else info.describe(directory))
     return 0
 
@@ -54,31 +54,33 @@ class _Info(NamedTuple):
     counted: StoreStatistics
     usage: Usage
     durable: bool
-    told: StoreStatus | None
+    lazyfsd: StoreStatus | None
     """By lazyfsd, where it runs: what the kernel still holds, and what was evicted and looked through."""
 
     def as_json(self) -> dict[str, object]:
         room = {"used_bytes": self.usage.used, "limit_bytes": self.usage.limit, "durable": self.durable}
-        told = msgspec.to_builtins(self.told) if self.told else {}
-        return {**msgspec.to_builtins(self.counted), **room, **told}
+        lazyfsd = msgspec.to_builtins(self.lazyfsd) if self.lazyfsd else {}
+        return {**msgspec.to_builtins(self.counted), **room, **lazyfsd}
 
     def describe(self, directory: Path) -> str:
-        counted, told = self.counted, self.told
+        counted, lazyfsd = self.counted, self.lazyfsd
         whole = f"{counted.objects} files whole ({counted.object_bytes / 1e6:.1f} MB)"
         under_way = f"{counted.partial} under way ({counted.partial_bytes / 1e6:.1f} MB)"
         documents = f"{counted.documents} manifests, configs and TOCs ({counted.document_bytes / 1e6:.1f} MB)"
-        used = f"{(told.used_bytes if told else self.usage.used) / 1e6:.1f} MB on disk"
+        used = f"{(lazyfsd.used_bytes if lazyfsd else self.usage.used) / 1e6:.1f} MB on disk"
         limit = f", of {self.usage.limit / 1e6:.1f} MB that it may take" if self.usage.limit else ""
         durable = "all of it is safe from a power cut" if self.durable else "the latest is not yet safe from a power cut"
         lines = [f"{directory}", f"  {whole}, {under_way}, {documents}", f"  {used}{limit}; {durable}"]
-        if told and told.held_bytes:
-            lines.append(f"  {told.held_bytes / 1e6:.1f} MB of that are of removed files, still open or mounted")
-        if told and told.evicted_objects:
-            lines.append(f"  {told.evicted_objects} files ({told.evicted_bytes / 1e6:.1f} MB) evicted since lazyfsd started")
+        if lazyfsd and lazyfsd.held_bytes:
+            lines.append(f"  {lazyfsd.held_bytes / 1e6:.1f} MB of that are of removed files, still open or mounted")
+        if lazyfsd and lazyfsd.evicted_objects:
+            lines.append(
+                f"  {lazyfsd.evicted_objects} files ({lazyfsd.evicted_bytes / 1e6:.1f} MB) evicted since lazyfsd started"
+            )
         return "\n".join(lines)
 
 
-def _lazyfsd_knows(directory: Path) -> StoreStatus | None:
+def _ask_lazyfsd(directory: Path) -> StoreStatus | None:
     client = Client(directory)
     if not client.is_running():
         return None

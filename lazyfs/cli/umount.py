@@ -21,7 +21,7 @@ from lazyfs.cli.progress import follow
 from lazyfs.daemon.client import Client, DaemonUnreachable
 from lazyfs.errors import UsageError
 from lazyfs.mount.abort import abort
-from lazyfs.mount.table import Mounted, find_mount
+from lazyfs.mount.table import LazyfsMount, find_mount
 from lazyfs.mount.unmount import unmount
 from lazyfs.reports.orders import UnmountOrder
 
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _unmount_natively(mounted: Mounted, store: Path, *, lazy: bool) -> None:
+def _unmount_natively(mounted: LazyfsMount, store: Path, *, lazy: bool) -> None:
     try:
         answer = follow(Client(mounted.store or store).call(UnmountOrder(str(mounted.path), lazy), start=False))
     except DaemonUnreachable:

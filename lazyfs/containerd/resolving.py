@@ -34,7 +34,7 @@ from lazyfs.image.layer import Toc, load_layer
 from lazyfs.live.layer import LayerIndexer
 from lazyfs.live.source import LiveSource
 from lazyfs.native.metadata import GrowingStack, LayerMetadata, ensure_metadata
-from lazyfs.snapshots.labels import Claim, ToldLayer
+from lazyfs.snapshots.labels import Claim, ListedLayer
 from lazyfs.snapshots.snapshot import LazyLayer
 from lazyfs.source.reference import parse_reference
 from lazyfs.store.store import Store
@@ -356,7 +356,7 @@ def _failed(cause: Exception, what: str) -> LazyfsError:
 def _vouched(image: _Image, claim: Claim) -> Descriptor:
     """The layer with the TOC that is believed: the one that containerd's manifest vouches for. Raises BadAnswer."""
     if claim.size is not None:
-        return ToldLayer(claim.digest, claim.size, claim.toc).descriptor
+        return ListedLayer(claim.digest, claim.size, claim.toc).descriptor
     named = next((layer for layer in image.layers if layer.digest == claim.digest), None)
     if named is None:
         raise BadAnswer(f"the manifest of {claim.reference} does not name layer {claim.digest}: the tag may have moved")

@@ -105,7 +105,7 @@ class Roots:
 
     def drop_layers(self) -> None:
         """Unmount the EROFS images that nothing is stacked on any more."""
-        self._layers.drop_unused()
+        self._layers.unmount_unused()
 
     def directories(self) -> Iterable[int]:
         """The numbers of all snapshots that have a directory."""

@@ -101,7 +101,7 @@ class Snapshotter:
             elif snapshot.id in mounted:
                 self._use(snapshot, await trio.to_thread.run_sync(self.snapshots.ancestry, snapshot.key))
         self._tasks.keep_running("pulls of an earlier process", self._layers.resume, tuple(wanted.values()))
-        for snapshot in await trio.to_thread.run_sync(self.snapshots.unnoted):
+        for snapshot in await trio.to_thread.run_sync(self.snapshots.without_objects):
             self._tasks.start_soon("note of a layer's objects", self._note_later, snapshot, subject=shown(snapshot.key))
         self._tasks.keep_running("removal of what an earlier process left", self.cleanup)
 
@@ -176,7 +176,7 @@ class Snapshotter:
         if snapshot.lazy is not None:
             for each in tuple(self._unnoted.values()):  # what an older one names is counted there
                 await self._note_objects(each)
-            names = await trio.to_thread.run_sync(self.snapshots.first_named, key)
+            names = await trio.to_thread.run_sync(self.snapshots.first_objects, key)
             return Usage(*await trio.to_thread.run_sync(self._store.usage, names))
         if snapshot.kind != "active":
             return Usage(snapshot.inodes, snapshot.size)
@@ -251,7 +251,7 @@ class Snapshotter:
                 names = await trio.to_thread.run_sync(_names, kept.objects.layer.pieces)
             else:
                 names = await trio.to_thread.run_sync(_objects_of, self._store, lazy)
-            await trio.to_thread.run_sync(self.snapshots.note_objects, lazy.toc_digest, names)
+            await trio.to_thread.run_sync(self.snapshots.add_objects, lazy.toc_digest, names)
         except LazyfsError as error:
             _log.warning("cannot record the disk usage of layer %s: %s", lazy.digest, error)
         self._unnoted.pop(snapshot.key, None)

@@ -20,7 +20,7 @@ from lazyfs.daemon.holding import SOCKET_NAME
 from lazyfs.errors import LocalError, StoreUnusable, require
 from lazyfs.kernel.open_files import require_open_files
 from lazyfs.reports.steps import Step
-from lazyfs.reports.wire import Asks, Refused, decode_report, encode
+from lazyfs.reports.wire import HasResult, Refused, decode_report, encode
 
 _START_DEADLINE: Final = 20.0
 _TRIES: Final = 20
@@ -50,7 +50,7 @@ class Client:
             connection.close()
         return connection is not None
 
-    def call(self, order: Asks[R], *, start: bool) -> Iterator[Step | R]:
+    def call(self, order: HasResult[R], *, start: bool) -> Iterator[Step | R]:
         """Send `order` and yield its steps, then its result. `start` the daemon where it does not run.
 
         Closed or interrupted before that, the order is taken back: its end is waited for, and it may have been carried out.

@@ -22,7 +22,7 @@ from lazyfs.daemon.state import Mount, Row
 from lazyfs.errors import MountFailed, NotNative, Unreachable
 from lazyfs.fetch.background import measure_missing
 from lazyfs.live.image import ImageRequest, Images, LiveImage
-from lazyfs.native.probe import Verdict
+from lazyfs.native.probe import ProbeResult
 from lazyfs.reports.orders import MountOrder, UnmountOrder
 from lazyfs.reports.results import MountResult, UnmountResult
 from lazyfs.reports.steps import Progress
@@ -45,7 +45,7 @@ class Mounting:
         self._mounts = mounts
         self._overlays = overlays
         self._busy: set[str] = set()
-        self._verdict: Verdict | None = None
+        self._verdict: ProbeResult | None = None
         self.has_gate = True
 
     async def mount(self, order: MountOrder, notify: Notify) -> MountResult:

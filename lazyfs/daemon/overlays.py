@@ -12,11 +12,11 @@ from pathlib import Path
 from lazyfs.daemon.state import Row
 from lazyfs.errors import InvalidToc, MountFailed, NotNative
 from lazyfs.image.layer import Layer
-from lazyfs.mount.table import Mounted, find_mount, holders, our_mounts
-from lazyfs.native.data_layers import data_layers, whole_files
+from lazyfs.mount.table import LazyfsMount, find_mount, holders, our_mounts
+from lazyfs.native.data_layers import data_layers, objects_only
 from lazyfs.native.layers import LayerMounts
 from lazyfs.native.metadata import LayerMetadata, ensure_metadata
-from lazyfs.native.probe import Verdict, probe
+from lazyfs.native.probe import ProbeResult, probe
 from lazyfs.native.stack import mount_stack, open_stack, source_of, unmount_stack
 
 
@@ -27,15 +27,15 @@ class Overlays:
         self._store = store
         self._layers = layers
 
-    def mounted(self) -> list[Mounted]:
+    def mounted(self) -> list[LazyfsMount]:
         """All mounts of lazyfs that this process can see, those of other stores included. Raises OSError."""
         return our_mounts()
 
-    def find(self, directory: Path) -> Mounted | None:
+    def find(self, directory: Path) -> LazyfsMount | None:
         """The mount of lazyfs at `directory`, the uppermost one. Raises OSError."""
         return find_mount(directory)
 
-    def try_out(self) -> Verdict:
+    def try_out(self) -> ProbeResult:
         """Whether this machine can mount natively. Some ms."""
         return probe(self._store)
 
@@ -81,7 +81,7 @@ class Overlays:
         """A descriptor of a tree that has the names of a stack, for the inode warm-up: no mount, and none of its files' data."""
         with self._layers.lock:
             roots = self._layers.mounted(images).roots
-            return open_stack(roots, whole_files(self._store), source=source_of("names"), read_only=True)
+            return open_stack(roots, objects_only(self._store), source=source_of("names"), read_only=True)
 
     def take_away(self, directory: Path, *, lazy: bool) -> None:
         """Unmount. Raises MountFailed, with the names of those who hold it."""
@@ -102,7 +102,7 @@ class Overlays:
 
     def drop_layers(self) -> None:
         """Unmount the EROFS images that no overlay is stacked on any more."""
-        self._layers.drop_unused()
+        self._layers.unmount_unused()
 
 
 def _work_of(upper: Path) -> Path:

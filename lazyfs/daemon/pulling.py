@@ -28,7 +28,7 @@ from lazyfs.source.reference import parse_reference
 
 if TYPE_CHECKING:
     from lazyfs.pull.layers import PulledLayer
-    from lazyfs.pull.pull import Pulled
+    from lazyfs.pull.pull import PulledImage
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Pulling:
             raise UsageError(f"lazyfsd has {_AT_ONCE} pulls under way")
         self._under_way += 1
         try:
-            await trio.to_thread.run_sync(import_what_pulls)
+            await trio.to_thread.run_sync(import_pull_modules)
             await notify(Accepted())
             _log.info("pulling %s into %s", order.reference, order.address)
             sending, receiving = trio.open_memory_channel[Step](math.inf)
@@ -71,7 +71,7 @@ async def _forward(reports: trio.MemoryReceiveChannel[Step], notify: Notify, end
             await notify(report)
 
 
-def import_what_pulls() -> None:
+def import_pull_modules() -> None:
     """Blocking, 0.1 s the first time. Raises UsageError: grpcio is missing."""
     try:
         for module in MODULES:
@@ -88,8 +88,7 @@ async def pull_image(order: PullOrder, access: AccessOptions, show: Callable[[St
     Raises LazyfsError. Cancelled: what has arrived stays for a day, and the next pull goes on from there.
     """
     from lazyfs.pull.containerd import Containerd
-    from lazyfs.pull.pull import PullOrder as Wanted
-    from lazyfs.pull.pull import pull
+    from lazyfs.pull.pull import PullRequest, pull
 
     def received(blob: Descriptor, count: int) -> None:
         show(Progress(blob.digest[7:19], count, blob.size))
@@ -99,7 +98,7 @@ async def pull_image(order: PullOrder, access: AccessOptions, show: Callable[[St
             show(of_layer(layer))
 
     reference = parse_reference(order.reference)
-    wanted = Wanted(reference, parse_platform(order.platform), order.snapshotter, order.complete)
+    wanted = PullRequest(reference, parse_platform(order.platform), order.snapshotter, order.complete)
     source = open_source(reference, access)
     try:
         # To open and to close it waits for others.
@@ -119,7 +118,7 @@ def of_layer(layer: PulledLayer) -> Note:
     return Note(f"layer {layer.digest} {layer.reason}")
 
 
-def result_of(pulled: Pulled) -> PullResult:
+def result_of(pulled: PulledImage) -> PullResult:
     """As it is reported."""
     layers = tuple(LayerResult(*layer, not layer.reason) for layer in pulled.layers)
     return PullResult(pulled.name, pulled.digest, pulled.manifest_digest, layers)

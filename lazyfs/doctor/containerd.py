@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from lazyfs.doctor.finding import Finding, loss, missing, ok
+from lazyfs.doctor.finding import Finding, degraded, missing, ok
 
 _CRI_1: Final = "io.containerd.grpc.v1.cri"
 _CRI_2: Final = "io.containerd.cri.v1.images"
@@ -32,7 +32,7 @@ def examine_containerd(path: Path, sockets: Mapping[str, Path]) -> Iterator[Find
         if major:
             yield missing("containerd", f"there is no {path}: containerd has no snapshotter but its own", _SNIPPET.format(major))
         else:
-            yield loss("containerd", f"there is neither {path} nor a containerd: nothing to check")
+            yield degraded("containerd", f"there is neither {path} nor a containerd: nothing to check")
         return
     try:
         config = read_merged(path, major or 2)
@@ -115,7 +115,7 @@ def _entries(names: dict[str, Table], path: Path) -> Iterator[Finding]:
 def _clients(config: Table, name: str, major: int) -> Iterator[Finding]:
     disabled = config.get("disabled_plugins", [])
     if _CRI_1 in disabled or "cri" in disabled or _CRI_2 in disabled:
-        yield loss("cri", "containerd's CRI is disabled: Kubernetes cannot use it")
+        yield degraded("cri", "containerd's CRI is disabled: Kubernetes cannot use it")
     elif major == 1:
         yield from _cri_1(config, name)
     else:
@@ -128,7 +128,7 @@ def _cri_1(config: Table, name: str) -> Iterator[Finding]:
     section = _old_cri(config)
     used = section.get("snapshotter", "overlayfs")
     if used != name:
-        yield loss(
+        yield degraded(
             "cri", f"Kubernetes' images go to {used}, not to {name}", f'snapshotter = "{name}" in [plugins."{_CRI_1}".containerd]'
         )
     elif section.get("disable_snapshot_annotations", True):
@@ -145,7 +145,9 @@ def _cri_2(config: Table, name: str) -> Iterator[Finding]:
     section = _at(config, "plugins", _CRI_2) or _old_cri(config)
     used = section.get("snapshotter", "overlayfs")
     if used != name:
-        yield loss("cri", f"Kubernetes' images go to {used}, not to {name}", f'snapshotter = "{name}" in [plugins."{_CRI_2}"]')
+        yield degraded(
+            "cri", f"Kubernetes' images go to {used}, not to {name}", f'snapshotter = "{name}" in [plugins."{_CRI_2}"]'
+        )
     elif not section.get("disable_snapshot_annotations", True) or section.get("use_local_image_pull", False):
         yield missing(
             "cri",
@@ -173,7 +175,7 @@ def _transfer(config: Table, name: str) -> Iterator[Finding]:
     else:
         yield ok("transfer", f"the transfer service unpacks into {name}, and passes annotations to it")
     if "root" not in exports:
-        yield loss(
+        yield degraded(
             "exports",
             "kubelet cannot see the space that images take",
             f'root = "/var/lib/lazyfs" in [proxy_plugins.{name}.exports]',

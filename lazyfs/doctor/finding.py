@@ -23,7 +23,7 @@ def ok(about: str, text: str) -> Finding:
     return Finding(about, "ok", text)
 
 
-def loss(about: str, text: str, hint: str = "") -> Finding:
+def degraded(about: str, text: str, hint: str = "") -> Finding:
     """It works, but."""
     return Finding(about, "loss", text, hint)
 

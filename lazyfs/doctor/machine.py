@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from lazyfs.doctor.finding import Finding, loss, missing, ok
+from lazyfs.doctor.finding import Finding, degraded, missing, ok
 from lazyfs.native.probe import probe
 
 _RESEND: Final = (6, 9)
@@ -47,7 +47,7 @@ def examine_machine(store: Path, proc: Path = Path("/proc")) -> Iterator[Finding
 def examine_files(limit: int, whose: str) -> Finding:
     """Whether a process may open so many files."""
     if 0 <= limit < _FILES:
-        return loss(
+        return degraded(
             "files",
             f"{whose} may open {limit} files: many containers need more",
             f"LimitNOFILE={_FILES}, or `ulimit -n {_FILES}`",
@@ -85,7 +85,7 @@ def _kernel(store: Path) -> Iterator[Finding]:
     if verdict.file_backed:
         yield ok("erofs", "EROFS images are mounted directly")
     else:
-        yield loss(
+        yield degraded(
             "erofs",
             "EROFS images are mounted through loop devices: one for each layer",
             "Linux 6.12 or newer needs none, unless the store lies on tmpfs",
@@ -96,7 +96,7 @@ def _resend(release: str) -> Finding:
     found = re.match(r"(\d+)\.(\d+)", release)
     if found and (int(found[1]), int(found[2])) >= _RESEND:
         return ok("resend", f"Linux {release} repeats requests that a killed lazyfsd had not answered")
-    return loss(
+    return degraded(
         "resend",
         f"Linux {release} does not repeat requests that a killed lazyfsd had not answered: their callers wait until the connection is"
         " aborted (`lazyfs umount --abort`)",

@@ -10,7 +10,7 @@ from typing import Final
 
 from lazyfs.daemon.client import Client
 from lazyfs.daemon.config import Config, load_config
-from lazyfs.doctor.finding import Finding, loss, missing, ok
+from lazyfs.doctor.finding import Finding, degraded, missing, ok
 from lazyfs.doctor.machine import examine_files, own_files
 from lazyfs.errors import LazyfsError, LocalError
 from lazyfs.reports.orders import StatusOrder
@@ -25,7 +25,7 @@ _START: Final = "systemctl start lazyfs-snapshotter, or `lazyfsd --config`"
 def read_config(path: Path) -> tuple[Config, Finding]:
     """The service's configuration, that of a file that says nothing where there is none."""
     if not path.exists():
-        return Config(), loss(
+        return Config(), degraded(
             "config", f"{path} does not exist: defaults apply", "systemd/install writes one that explains itself"
         )
     try:
@@ -55,7 +55,7 @@ def _process(process: int) -> Iterator[Finding]:
         own, here = (os.readlink(f"/proc/{each}/ns/mnt") for each in (process, "self"))
         limits = Path(f"/proc/{process}/limits").read_text()
     except OSError as error:
-        yield loss("namespace", f"process {process} cannot be inspected: {error.strerror}")
+        yield degraded("namespace", f"process {process} cannot be inspected: {error.strerror}")
         return
     if own == here:
         yield ok("namespace", "mounts of lazyfsd are visible here")

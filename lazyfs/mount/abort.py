@@ -13,7 +13,7 @@ from lazyfs.errors import MountFailed
 from lazyfs.kernel.fuse_mount import abort_connection
 from lazyfs.kernel.mountinfo import mounts
 from lazyfs.kernel.mounting import unmount
-from lazyfs.native.data_layers import is_of
+from lazyfs.native.data_layers import belongs_to
 from lazyfs.native.layers import mount_points
 from lazyfs.store.folders import GATE
 
@@ -30,7 +30,7 @@ def abort(store: Path) -> tuple[Path, ...]:
         for gate in gates:
             abort_connection(gate.number)
         layers = [mount for mount in there if mount.path.parent == mount_points(store) and mount.kind == "erofs"]
-        ours = [mount for mount in there if is_of(mount, store)]
+        ours = [mount for mount in there if belongs_to(mount, store)]
         for mount in (*reversed(ours), *reversed(layers), *reversed(gates)):
             unmount(mount.path, lazy=True)
     except OSError as error:

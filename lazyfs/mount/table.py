@@ -24,7 +24,7 @@ _MAX_LINKS: Final = 40
 """Symbolic links on one way, as in the kernel (path_resolution(7))."""
 
 
-class Mounted(NamedTuple):
+class LazyfsMount(NamedTuple):
     """One of our mounts."""
 
     path: Path
@@ -38,12 +38,12 @@ class Mounted(NamedTuple):
     """Of a native mount: its store, whose lazyfsd made it; None where the table does not tell."""
 
 
-def our_mounts() -> list[Mounted]:
+def our_mounts() -> list[LazyfsMount]:
     """All lazyfs mounts that this process can see, the latest last."""
     return [ours for ours in map(_ours, mounts()) if ours is not None]
 
 
-def find_mount(directory: Path) -> Mounted | None:
+def find_mount(directory: Path) -> LazyfsMount | None:
     """Our mount at `directory`, the uppermost one."""
     at = {mounted.path: mounted for mounted in our_mounts()}
     # Only what is not a mount may be a symbolic link to one.
@@ -55,7 +55,7 @@ def absolute(directory: Path) -> Path:
     return _absolute(directory, {mounted.path for mounted in our_mounts()})
 
 
-def holders(mounted: Mounted) -> list[str]:
+def holders(mounted: LazyfsMount) -> list[str]:
     """What keeps `mounted` busy: mounts below it, and processes as `NAME (PID)`, as far as the caller may look into them."""
     major, minor = map(int, mounted.device.split(":"))
     device = os.makedev(major, minor)
@@ -70,12 +70,12 @@ def holders(mounted: Mounted) -> list[str]:
     return found
 
 
-def _ours(mount: MountInfo) -> Mounted | None:
+def _ours(mount: MountInfo) -> LazyfsMount | None:
     if mount.kind == FILESYSTEM_TYPE:
         owner = next(iter(mount.values("user_id")), "0")
-        return Mounted(mount.path, mount.device, mount.source, int(owner))
+        return LazyfsMount(mount.path, mount.device, mount.source, int(owner))
     if mount.kind == "overlay" and mount.source.startswith(SOURCE_PREFIX):
-        return Mounted(mount.path, mount.device, mount.source.removeprefix(SOURCE_PREFIX), 0, "native", store_of(mount))
+        return LazyfsMount(mount.path, mount.device, mount.source.removeprefix(SOURCE_PREFIX), 0, "native", store_of(mount))
     return None
 
 

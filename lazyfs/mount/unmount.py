@@ -14,7 +14,7 @@ from typing import Final
 from lazyfs.errors import MountFailed
 from lazyfs.kernel import mounting
 from lazyfs.mount.status import ask_process
-from lazyfs.mount.table import Mounted, find_mount, holders
+from lazyfs.mount.table import LazyfsMount, find_mount, holders
 
 _ASK_DEADLINE: Final = 2.0
 _END_DEADLINE: Final = 10.0
@@ -42,7 +42,7 @@ def unmount(directory: Path, *, lazy: bool = False) -> None:
             select.select([server], [], [], _END_DEADLINE)
 
 
-def _umount2(mounted: Mounted, lazy: bool) -> str:
+def _umount2(mounted: LazyfsMount, lazy: bool) -> str:
     try:
         mounting.unmount(mounted.path, lazy=lazy)
     except OSError as error:
@@ -50,7 +50,7 @@ def _umount2(mounted: Mounted, lazy: bool) -> str:
     return ""
 
 
-def _fusermount(mounted: Mounted, lazy: bool) -> str:
+def _fusermount(mounted: LazyfsMount, lazy: bool) -> str:
     command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", str(mounted.path)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
@@ -60,7 +60,7 @@ def _fusermount(mounted: Mounted, lazy: bool) -> str:
 
 
 @contextmanager
-def _server(mounted: Mounted, lazy: bool) -> Iterator[int | None]:
+def _server(mounted: LazyfsMount, lazy: bool) -> Iterator[int | None]:
     """A pidfd of the process that serves a mount: it still closes the store when the mount has gone, and who unmounts to clear
     that, or to mount again, should not meet it. None where there is nobody to wait for, or we are that process.
 

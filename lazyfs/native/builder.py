@@ -17,7 +17,7 @@ from lazyfs.errors import LazyfsError, LocalError
 
 _DEADLINE: Final = 600.0
 """Seconds for one answer; two million entries take 20."""
-_PACKAGE: Final = Path(__file__).parents[2]
+_IMPORT_PATH: Final = Path(__file__).parents[2]
 """Where the process finds the code that this one runs."""
 _Answer = TypeVar("_Answer", NeededBelow, Built)
 
@@ -26,7 +26,7 @@ class Builder:
     """One process."""
 
     def __init__(self) -> None:
-        path = f"{_PACKAGE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
+        path = f"{_IMPORT_PATH}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
         self._process = subprocess.Popen(
             # -P: what lies in the working directory is none of our modules.
             [sys.executable, "-P", "-m", "lazyfs.erofs"],
@@ -85,7 +85,7 @@ class Builders:
         for _ in range(count):
             self._started.append(Builder())
 
-    def mine(self) -> Builder:
+    def for_this_thread(self) -> Builder:
         """The calling thread's own."""
         thread = threading.get_ident()
         if thread not in self._of:

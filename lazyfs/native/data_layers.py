@@ -25,12 +25,12 @@ def data_layers(store: Path, *, record: int | None = None) -> tuple[Path, ...]:
     return (*first, store / ARRIVED, gate / GATE_NOWHERE)
 
 
-def whole_files(store: Path) -> tuple[Path, ...]:
+def objects_only(store: Path) -> tuple[Path, ...]:
     """The data layers of an overlay whose files nobody opens: it asks for nothing, so the gate need not answer."""
     return (store / OBJECTS,)
 
 
-def is_of(mount: MountInfo, store: Path) -> bool:
+def belongs_to(mount: MountInfo, store: Path) -> bool:
     """Whether `mount` is an overlay over the data layers of `store`, an absolute path without symbolic links."""
     return mount.kind == "overlay" and str(store / ARRIVED) in mount.values("datadir+")
 

@@ -22,7 +22,7 @@ from lazyfs.kernel.loop import loop_device
 from lazyfs.kernel.mountinfo import mounts
 from lazyfs.kernel.mounting import MAX_STRING, NO_DEVICES, NO_EXEC, NO_SUID, READ_ONLY, Context, attach, unmount
 
-_ATTRIBUTES: Final = READ_ONLY | NO_SUID | NO_DEVICES | NO_EXEC
+_MOUNT_FLAGS: Final = READ_ONLY | NO_SUID | NO_DEVICES | NO_EXEC
 """Of the mount points, which nobody but the overlays has business with; those show the files under attributes of their own."""
 
 
@@ -31,7 +31,7 @@ def mount_points(store: Path) -> Path:
     return store / "layers"
 
 
-class Mounted(NamedTuple):
+class LayerRoots(NamedTuple):
     """Roots of EROFS images, and whether the kernel had some of them not until now."""
 
     roots: tuple[Path, ...]
@@ -50,7 +50,7 @@ class LayerMounts:
         # Without symbolic links, as the kernel's table names what is mounted there.
         self._directory = mount_points(store.resolve())
 
-    def mounted(self, images: Sequence[Path]) -> Mounted:
+    def mounted(self, images: Sequence[Path]) -> LayerRoots:
         """Where `images` are mounted; those that were not are mounted now. Blocking. Raises OSError; what has been mounted stays."""
         with self.lock:
             return self._mounted(images)
@@ -65,7 +65,7 @@ class LayerMounts:
         with self.lock:
             self._held.pop(owner, None)
 
-    def _mounted(self, images: Sequence[Path]) -> Mounted:
+    def _mounted(self, images: Sequence[Path]) -> LayerRoots:
         self._directory.mkdir(mode=0o700, exist_ok=True)
         kinds = {mount.path: mount.kind for mount in mounts()}
         roots, new = [], False
@@ -80,9 +80,9 @@ class LayerMounts:
         if not roots:  # an image may have no layers, an overlay must
             roots.append(self._directory / "none")
             roots[0].mkdir(mode=0o755, exist_ok=True)
-        return Mounted(tuple(roots), new)
+        return LayerRoots(tuple(roots), new)
 
-    def drop_unused(self) -> None:
+    def unmount_unused(self) -> None:
         """Unmount the images that no overlay in the kernel's table is stacked on. What is busy stays. Blocking."""
         with self.lock:
             there = mounts()
@@ -101,15 +101,15 @@ def mount_image(image: Path, *, through_loop: bool = False) -> int:
         file = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
         stack.callback(os.close, file)
         context = stack.enter_context(Context("erofs"))
-        source = loop_device(file, os.fsencode(image.name)) if through_loop else nameable(image)
+        source = loop_device(file, os.fsencode(image.name)) if through_loop else fsconfig_path(image)
         context.set("source", stack.enter_context(source))
         context.set("ro")
         context.create()
-        return context.mount(_ATTRIBUTES)
+        return context.mount(_MOUNT_FLAGS)
 
 
 @contextmanager
-def nameable(path: Path) -> Iterator[str]:
+def fsconfig_path(path: Path) -> Iterator[str]:
     """A name for a file or directory, good inside the block, that fsconfig takes as the value of any option.
 
     It refuses long ones, and for some options a backslash would escape. Raises OSError.

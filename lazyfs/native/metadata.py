@@ -60,7 +60,7 @@ def ensure_metadata(store_directory: Path, layers: Sequence[LayerMetadata | Path
     What is missing is built, by one process a CPU at the most; 0.1 ms a layer where nothing is. Raises InvalidToc for what no
     EROFS image can hold, StoreFull, StoreUnusable, LocalError. What was built until then stays.
     """
-    stack = _Stack(store_directory)
+    stack = _StackImages(store_directory)
     images: list[Path] = []
     for layer in layers:
         image = layer if isinstance(layer, Path) else stack.find(layer, images)
@@ -80,9 +80,9 @@ def ensure_metadata(store_directory: Path, layers: Sequence[LayerMetadata | Path
 class GrowingStack:
     """The images of a stack whose layers become known one after the other: each is begun when its TOC is there."""
 
-    def __init__(self, store_directory: Path, known: _Stack | None = None) -> None:
+    def __init__(self, store_directory: Path, known: _StackImages | None = None) -> None:
         """`known`: what has been found out already. Raises StoreFull, StoreUnusable."""
-        self._stack = known or _Stack(store_directory)
+        self._stack = known or _StackImages(store_directory)
         self._images: list[Future[Path]] = []
         self._processors = len(os.sched_getaffinity(0))
         self._expected = 0
@@ -115,7 +115,7 @@ class GrowingStack:
         return image
 
 
-class _Stack:
+class _StackImages:
     """What is known of the layers of one stack. Raises StoreFull, StoreUnusable."""
 
     def __init__(self, store_directory: Path) -> None:
@@ -138,7 +138,7 @@ class _Stack:
         if needed is None:
             return None
         image = self._folder / _name(layer, inherited_from(below, needed.implied))
-        return image if _touched(image) else None
+        return image if _touch(image) else None
 
     def build(self, layer: LayerMetadata, below: Sequence[Future[Path]], builders: Builders) -> Path:
         """The layer's image, found or built, when those below it are there."""
@@ -146,13 +146,13 @@ class _Stack:
             image = self.find(layer, [result.result() for result in below])
             if image is not None:
                 return image
-        builder = builders.mine()
+        builder = builders.for_this_thread()
         needed = builder.ask(Read(str(self._documents / layer.toc_digest[7:]), *layer), NeededBelow)
         if self._recall(layer) is None:
             self._remember(layer, needed)
         inherited = inherited_from([result.result() for result in below], needed.implied)
         image = self._folder / _name(layer, inherited)
-        if not _touched(image):
+        if not _touch(image):
             builder.ask(Build(str(self._folder), image.name, tuple(inherited.items())), Built)
         return image
 
@@ -183,7 +183,7 @@ class _Stack:
         return self._folder / f"{WRITER_VERSION}-{key}.layer"
 
 
-def _touched(image: Path) -> bool:
+def _touch(image: Path) -> bool:
     """Whether it is there; if so, its time says from now on that it was needed: the store makes room of the oldest first."""
     try:
         os.utime(image)

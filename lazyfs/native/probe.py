@@ -31,11 +31,11 @@ _CONTENT: Final = b"what a native mount shows\n"
 _CHUNK: Final = Chunk(0, len(_CONTENT), hashlib.sha256(_CONTENT).digest(), 0, 0, 1)
 _OBJECT: Final = content_of([_CHUNK]).name
 _FILE: Final = Entry(b"file", "reg", mode=0o644, size=len(_CONTENT), chunks=(_CHUNK,))
-_FORGOTTEN: Final = 60.0
+_STALE_AGE: Final = 60.0
 """Seconds after which a trial's folder is one that somebody was killed over."""
 
 
-class Verdict(NamedTuple):
+class ProbeResult(NamedTuple):
     """What the trial has shown."""
 
     native: bool
@@ -45,20 +45,20 @@ class Verdict(NamedTuple):
     """Why not, in words; empty where it works."""
 
 
-def probe(store: Path) -> Verdict:
+def probe(store: Path) -> ProbeResult:
     """Try a native mount out, in the store's directory, which exists. Blocking, some ms. Leaves no mount, loop device or file."""
     if os.geteuid() != 0:
         return _refused("only root can mount natively")
     try:
         with _folder(store) as folder:
-            return in_own_namespace(lambda: _try(folder))
+            return in_own_namespace(lambda: _run_trial(folder))
     except OSError as error:
         if error.errno == errno.EPERM:
             return _refused("this process may not mount (no CAP_SYS_ADMIN, or a service's RestrictNamespaces)")
-        return _refused(f"a trial mount in {store} failed: {_words(error)}")
+        return _refused(f"a trial mount in {store} failed: {_describe(error)}")
 
 
-def _try(folder: Path) -> Verdict:
+def _run_trial(folder: Path) -> ProbeResult:
     """The trial: every refusal that has a name of its own, named."""
     objects, arrived, root, at, image = (folder / name for name in ("objects", "arrived", "root", "at", "image"))
     for directory in (objects, arrived, root, at):
@@ -69,7 +69,7 @@ def _try(folder: Path) -> Verdict:
     try:
         (arrived / _OBJECT).hardlink_to(objects / _OBJECT)
     except OSError as error:
-        return _refused(f"files in {folder.parent} cannot have two names (hard links): {_words(error)}")
+        return _refused(f"files in {folder.parent} cannot have two names (hard links): {_describe(error)}")
     for kind, option in (("erofs", ""), ("overlay", "datadir+")):
         try:
             with Context(kind) as context:
@@ -91,7 +91,7 @@ def _try(folder: Path) -> Verdict:
             fd = mount_image(image, through_loop=True)
         except OSError as error:
             return _refused(
-                f"an EROFS image in {folder.parent} mounts neither directly: {_words(direct)}; nor through a loop device: {_words(error)}"
+                f"an EROFS image in {folder.parent} mounts neither directly: {_describe(direct)}; nor through a loop device: {_describe(error)}"
             )
     try:
         attach(fd, root)
@@ -101,7 +101,7 @@ def _try(folder: Path) -> Verdict:
     (objects / _OBJECT).unlink()  # the last data layer is the one that a miss depends on
     if (at / "file").read_bytes() != _CONTENT:
         return _refused("a file in a trial mount did not show its content")
-    return Verdict(True, file_backed, "")
+    return ProbeResult(True, file_backed, "")
 
 
 _UNKNOWN: Final = {
@@ -116,15 +116,15 @@ _UNKNOWN: Final = {
 def _folder(store: Path) -> Iterator[Path]:
     for other in store.glob(f"{TRIAL_PREFIX}*"):
         with suppress(FileNotFoundError):  # its owner was quicker
-            if other.stat().st_mtime < time.time() - _FORGOTTEN:
+            if other.stat().st_mtime < time.time() - _STALE_AGE:
                 shutil.rmtree(other, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=TRIAL_PREFIX, dir=store, ignore_cleanup_errors=True) as name:
         yield Path(name)
 
 
-def _refused(reason: str) -> Verdict:
-    return Verdict(native=False, file_backed=False, reason=reason)
+def _refused(reason: str) -> ProbeResult:
+    return ProbeResult(native=False, file_backed=False, reason=reason)
 
 
-def _words(error: OSError) -> str:
+def _describe(error: OSError) -> str:
     return f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")

@@ -29,7 +29,7 @@ from typing import Final
 from lazyfs.kernel import mounting
 from lazyfs.kernel.mountinfo import MountInfo, mounted_at
 from lazyfs.kernel.mounting import MAX_STRING, READ_ONLY, Context, attach
-from lazyfs.native.layers import nameable
+from lazyfs.native.layers import fsconfig_path
 
 SOURCE_PREFIX: Final = "lazyfs:"
 """How the source of an overlay of ours begins in the kernel's table; the image's name follows."""
@@ -74,16 +74,16 @@ def open_stack(
         overlay.set("source", source)
         # A layer twice: the upper one shows, adds and hides all that the lower one does. Overlayfs refuses a directory named twice.
         for layer in dict.fromkeys(reversed(layers)):
-            overlay.set("lowerdir+", stack.enter_context(nameable(layer)))
+            overlay.set("lowerdir+", stack.enter_context(fsconfig_path(layer)))
         for directory in data:
-            overlay.set("datadir+", stack.enter_context(nameable(directory)))
+            overlay.set("datadir+", stack.enter_context(fsconfig_path(directory)))
         for option in ("metacopy", "redirect_dir"):
             overlay.set(option, "on")
         for option in ("xino", "index", "nfs_export"):
             overlay.set(option, "off")
         if upper is not None and work is not None:
-            overlay.set("upperdir", stack.enter_context(nameable(upper)))
-            overlay.set("workdir", stack.enter_context(nameable(work)))
+            overlay.set("upperdir", stack.enter_context(fsconfig_path(upper)))
+            overlay.set("workdir", stack.enter_context(fsconfig_path(work)))
             if volatile:
                 overlay.set("volatile")
         overlay.create()

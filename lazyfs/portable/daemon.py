@@ -59,7 +59,7 @@ def fork_daemon(serve: Callable[[Reporter], None]) -> tuple[int, Iterator[Step |
         try:
             os.close(reading)
             os.setsid()
-            _silence()
+            _detach_from_terminal()
             reporter = Reporter(os.fdopen(writing, "wb"))
             try:
                 serve(reporter)
@@ -90,7 +90,7 @@ def _reports(reading: int) -> Iterator[Step | PortableResult]:
                 yield report
 
 
-def _silence() -> None:
+def _detach_from_terminal() -> None:
     """Let go of the terminal: a daemon that holds it keeps an ssh session or a pipe of its caller open."""
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
@@ -100,7 +100,7 @@ def _silence() -> None:
     os.chdir("/")
 
 
-def died(pid: int) -> MountFailed:
+def exit_error(pid: int) -> MountFailed:
     """The error for a child that closed its pipe without a word."""
     _, status = os.waitpid(pid, 0)
     how = (

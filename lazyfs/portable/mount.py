@@ -98,11 +98,11 @@ async def _serve(request: MountRequest, reporter: Reporter) -> None:
         _log.info("%s resolved in %.3f s", image.name, time.monotonic() - started)
         # Before the mount exists: a signal that came between would leave it dead.
         signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
-        stack.enter_context(_Session(Operations(mount.filesystem, mount.status), request.directory, image.name))
+        stack.enter_context(_FuseMount(Operations(mount.filesystem, mount.status), request.directory, image.name))
         async with trio.open_nursery() as nursery:
             tasks = Supervisor(nursery, failures)
             tasks.keep_running("unmount on a signal", _unmount_on_signal, signals, request.directory)
-            tasks.start_soon("pull", mount.live, reporter, tasks)
+            tasks.start_soon("pull", mount.run_pull, reporter, tasks)
             tasks.keep_running("store upkeep", mount.keep_store, tasks)
             await serve_kernel(_TASKS)
             nursery.cancel_scope.cancel()
@@ -133,16 +133,16 @@ class PortableMount:
         self._tally: Tally | None = None
         self._tallying = trio.Lock()
 
-    async def live(self, reporter: Reporter, tasks: Supervisor) -> None:
+    async def run_pull(self, reporter: Reporter, tasks: Supervisor) -> None:
         """Report readiness, then let the pull finish. A failure is reported to the parent, and ends nothing for readers."""
         try:
-            surprise = await tasks.attempt("report of a pull", self._live, reporter, tasks, subject=self._image.name)
+            surprise = await tasks.attempt("report of a pull", self._run_pull, reporter, tasks, subject=self._image.name)
             if surprise is not None:
                 await _send(reporter, Refusal(f"{self._image.name} is mounted, but incomplete: {surprise!r}", 1))
         finally:
             reporter.detach()
 
-    async def _live(self, reporter: Reporter, tasks: Supervisor) -> None:
+    async def _run_pull(self, reporter: Reporter, tasks: Supervisor) -> None:
         await trio.to_thread.run_sync(_tune, self._request.directory, abandon_on_cancel=True)
         reporter.send(PortableResult(self._image.name))
         if self._request.background != "wait":
@@ -230,7 +230,7 @@ async def _send_progress(reporter: Reporter, step: Note | Progress) -> None:
     await _send(reporter, step)
 
 
-class _Session:
+class _FuseMount:
     """pyfuse3's only session: one a process."""
 
     def __init__(self, operations: Operations, directory: Path, image: str) -> None:

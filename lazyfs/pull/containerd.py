@@ -26,7 +26,7 @@ from lazyfs.errors import ContainerdFailed, UsageError, show
 
 DEADLINE: Final = 60.0
 """Seconds for a call that needs neither the network nor much of the disk."""
-_CONNECTING: Final = 10.0
+_CONNECT_TIMEOUT: Final = 10.0
 _MAX_MESSAGE: Final = 16 << 20
 """Bytes; containerd's own bound."""
 _MAX_DETAILS: Final = 500
@@ -114,7 +114,7 @@ class Containerd:
         if not _NAMES.match(name):
             raise UsageError(f"{show(name)} is not a snapshotter's name")
         request = introspection_pb2.PluginsRequest(filters=[f"type=={_PLUGIN}"])
-        answer = await self.call(IntrospectionStub(self._channel).Plugins, request, deadline=_CONNECTING)
+        answer = await self.call(IntrospectionStub(self._channel).Plugins, request, deadline=_CONNECT_TIMEOUT)
         found = {plugin.id: plugin for plugin in answer.plugins}
         if name not in found:
             others = sorted(each for each, plugin in found.items() if not plugin.HasField("init_err"))
@@ -146,7 +146,7 @@ def _check_socket(address: Path) -> None:
     """gRPC itself would try again and again, and say in the end that it was of no use."""
     hint = "Name its socket with --address"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(_CONNECTING)
+        probe.settimeout(_CONNECT_TIMEOUT)
         try:
             probe.connect(str(address))
         except PermissionError as error:

@@ -29,11 +29,11 @@ from lazyfs.source.protocol import ImageSource
 
 _log = logging.getLogger(__name__)
 
-_PIECE: Final = 1 << 20
-_SETTLING: Final = 1800.0
+_WRITE_SIZE: Final = 1 << 20
+_COMMIT_DEADLINE: Final = 1800.0
 """Seconds for containerd to hash what is there of an ingest, or to write all of it to the disk."""
 _PAUSE: Final = 1.0
-_LOCKED: Final = 60
+_LOCKED_TRIES: Final = 60
 """How often, with that pause, to wait for another client that writes the same ingest and gets no further."""
 
 Received = Callable[[int], None]
@@ -80,13 +80,13 @@ class Content:
             request = content_pb2.UpdateRequest(info=content_pb2.Info(digest=digest, labels=changed), update_mask=mask)
             await self._containerd.call(self._service.Update, request)
 
-    async def bring(self, source: ImageSource, blob: Descriptor, labels: Labels, received: Received) -> None:
+    async def fetch(self, source: ImageSource, blob: Descriptor, labels: Labels, received: Received) -> None:
         """Bring a blob from `source`, or what is missing of it, or see that it is there.
 
         Raises SourceError, ContainerdFailed, DigestMismatch. Cancelled: what has arrived stays, for the next to go on from.
         """
         is_distrusted = False
-        while (start := await self._bring(source, blob, labels, received)) is not None:
+        while (start := await self._fetch_once(source, blob, labels, received)) is not None:
             if start:
                 continue  # what an earlier one had left may have been wrong
             if is_distrusted:
@@ -96,7 +96,7 @@ class Content:
             is_distrusted = True
         received(blob.size)
 
-    async def _bring(self, source: ImageSource, blob: Descriptor, labels: Labels, received: Received) -> int | None:
+    async def _fetch_once(self, source: ImageSource, blob: Descriptor, labels: Labels, received: Received) -> int | None:
         """None: it is there. A number: all of it had come, so many bytes of it from an earlier one; its digest was wrong, and it is gone."""
         async with self._writing(blob) as ingest:
             if ingest is None:
@@ -117,7 +117,7 @@ class Content:
     @asynccontextmanager
     async def _writing(self, blob: Descriptor) -> AsyncIterator[_Ingest | None]:
         """The one writer of a blob; None where it is there already. Waits for another client that writes it."""
-        left, farthest = _LOCKED, -1
+        left, farthest = _LOCKED_TRIES, -1
         while True:
             ingest = _Ingest(self._containerd, blob)
             try:
@@ -127,7 +127,7 @@ class Content:
                     if error.status != "UNAVAILABLE" or "locked" not in error.message:
                         raise
                     offset = await self._offset(ingest.name)
-                    left = left - 1 if offset <= farthest else _LOCKED
+                    left = left - 1 if offset <= farthest else _LOCKED_TRIES
                     farthest = offset
                     if not left:
                         raise
@@ -163,7 +163,7 @@ class _Ingest:
         """Get the lock of this ingest. False: there is such content already."""
         blob = self._blob
         request = content_pb2.WriteContentRequest(action=content_pb2.STAT, ref=self.name, total=blob.size, expected=blob.digest)
-        answer = await self._exchange(request, _SETTLING)
+        answer = await self._exchange(request, _COMMIT_DEADLINE)
         if answer is not None and answer.offset <= blob.size:  # a longer one is overwritten
             self.start = answer.offset
         return answer is not None
@@ -176,7 +176,7 @@ class _Ingest:
         """Write the last of it; verified. False: somebody else has brought it meanwhile. Raises ContainerdFailed."""
         request = content_pb2.WriteContentRequest(action=content_pb2.COMMIT, offset=offset, data=data, labels=labels({}))
         request.total, request.expected = self._blob.size, self._blob.digest
-        return await self._exchange(request, _SETTLING) is not None
+        return await self._exchange(request, _COMMIT_DEADLINE) is not None
 
     def close(self) -> None:
         """Give the lock back."""
@@ -210,7 +210,7 @@ async def _fill(ingest: _Ingest, source: ImageSource, blob: Descriptor, received
         try:
             async with source.open_range(blob.digest, blob.size, offset, blob.size, urls=blob.urls) as stream:
                 while offset < blob.size:
-                    data = bytes(await stream.receive_exactly(min(_PIECE, blob.size - offset)))
+                    data = bytes(await stream.receive_exactly(min(_WRITE_SIZE, blob.size - offset)))
                     await ingest.write(offset, data)
                     offset += len(data)
                     received(offset)

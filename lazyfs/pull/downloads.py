@@ -33,19 +33,19 @@ class Downloads:
         self._content = content
         self._nursery = nursery
         self._progress = progress
-        self._places = trio.CapacityLimiter(_AT_A_TIME)
-        self._begun: dict[Digest, trio.Event] = {}
+        self._limiter = trio.CapacityLimiter(_AT_A_TIME)
+        self._started: dict[Digest, trio.Event] = {}
 
     def begin(self, blob: Descriptor) -> trio.Event:
         """Bring a blob, behind those that came first. The event comes when it is there."""
-        done = self._begun.get(blob.digest)
+        done = self._started.get(blob.digest)
         if done is None:
-            done = self._begun[blob.digest] = trio.Event()
-            self._nursery.start_soon(self._bring, blob, done)
+            done = self._started[blob.digest] = trio.Event()
+            self._nursery.start_soon(self._download, blob, done)
         return done
 
-    async def _bring(self, blob: Descriptor, done: trio.Event) -> None:
-        async with self._places:
+    async def _download(self, blob: Descriptor, done: trio.Event) -> None:
+        async with self._limiter:
             labels = partial(source_label, self._reference)
-            await self._content.bring(self._source, blob, labels, partial(self._progress, blob))
+            await self._content.fetch(self._source, blob, labels, partial(self._progress, blob))
         done.set()

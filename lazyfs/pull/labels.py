@@ -24,7 +24,7 @@ from lazyfs.format.manifest import (
     Manifest,
     check_layer_type,
 )
-from lazyfs.snapshots.labels import FOLLOWING, IMAGE, LAYER, LAYERS, MANIFEST, MAX_LABEL, SIZE, TARGET, told_toc
+from lazyfs.snapshots.labels import FOLLOWING, IMAGE, LAYER, LAYERS, MANIFEST, MAX_LABEL, SIZE, TARGET, format_toc
 from lazyfs.source.reference import Reference
 
 UNCOMPRESSED: Final = "containerd.io/uncompressed"
@@ -83,7 +83,7 @@ def layer_labels(
         MANIFEST: manifest_digest,
         LAYER: layer.digest,
         FOLLOWING: _joined(FOLLOWING, [each.digest for each in layers[number:]]),
-        LAYERS: _joined(LAYERS, [f"{each.digest[7:]}:{each.size}:{told_toc(_claim(each))}" for each in layers]),
+        LAYERS: _joined(LAYERS, [f"{each.digest[7:]}:{each.size}:{format_toc(_claim(each))}" for each in layers]),
     }
     claim = _claim(layer)
     if claim is None:

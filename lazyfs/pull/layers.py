@@ -30,9 +30,9 @@ from lazyfs.pull.labels import UNCOMPRESSED, chain_ids, layer_labels, not_lazy
 from lazyfs.pull.lease import hold_snapshot
 from lazyfs.snapshots.labels import REASON, REMOTE, TARGET
 
-_PREPARING: Final = 120.0
+_PREPARE_DEADLINE: Final = 120.0
 """Seconds; the snapshotter's own deadline is far below."""
-_UNPACKING: Final = 3600.0
+_UNPACK_DEADLINE: Final = 3600.0
 """Also for Commit, which waits until what was unpacked is on the disk."""
 _TRIES: Final = 6
 _PAUSE: Final = 1.0
@@ -68,16 +68,16 @@ class Layers:
     async def download_ahead(self) -> None:
         """Begin with the blobs of layers that will have to be unpacked. Raises ContainerdFailed."""
         for layer, chain_id in zip(self._image.layers, self._chain, strict=True):
-            if not_lazy(layer) and await self._patiently(partial(self._stat, chain_id)) is None:
+            if not_lazy(layer) and await self._with_retries(partial(self._stat, chain_id)) is None:
                 self._downloads.begin(layer)
 
     async def make(self, number: int) -> PulledLayer:
         """The snapshot of layer `number`, those below it being there. Raises LazyfsError."""
         layer = self._image.layers[number]
-        info = await self._patiently(partial(self._make, number))
+        info = await self._with_retries(partial(self._make, number))
         return PulledLayer(layer.digest, layer.size, self._chain[number], _reason(layer, info.labels))
 
-    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def _with_retries(self, call: Callable[[], Awaitable[T]]) -> T:
         """A snapshotter says Unavailable of a call in flight while its next process takes over; repeating that call helps."""
         for left in reversed(range(_TRIES)):
             try:
@@ -115,7 +115,9 @@ class Layers:
             labels=layer_labels(self._name, self._image.digest, self._image.layers, number, chain_id),
         )
         try:
-            answer = await self._containerd.call_unless("ALREADY_EXISTS", self._service.Prepare, request, deadline=_PREPARING)
+            answer = await self._containerd.call_unless(
+                "ALREADY_EXISTS", self._service.Prepare, request, deadline=_PREPARE_DEADLINE
+            )
             if answer is not None:
                 await self._unpack(number, key, answer.mounts)
         except BaseException:
@@ -130,14 +132,14 @@ class Layers:
         kind = OCI_LAYER_GZIP if layer.media_type == OCI_LAYER_TAR else layer.media_type
         blob = descriptor_pb2.Descriptor(media_type=kind, digest=layer.digest, size=layer.size)
         request = diff_pb2.ApplyRequest(diff=blob, mounts=mounts)
-        answer = await self._containerd.call(self._containerd.diff.Apply, request, deadline=_UNPACKING)
+        answer = await self._containerd.call(self._containerd.diff.Apply, request, deadline=_UNPACK_DEADLINE)
         if answer.applied.digest != diff_id:
             raise DigestMismatch(
                 f"layer {layer.digest} unpacks to {answer.applied.digest}, and the config's diff ID is {diff_id}"
             )
         labels = {TARGET: chain_id}
         commit = snapshots_pb2.CommitSnapshotRequest(snapshotter=self._snapshotter, name=chain_id, key=key, labels=labels)
-        if await self._containerd.call_unless("ALREADY_EXISTS", self._service.Commit, commit, deadline=_UNPACKING) is None:
+        if await self._containerd.call_unless("ALREADY_EXISTS", self._service.Commit, commit, deadline=_UNPACK_DEADLINE) is None:
             await self._remove(key)
         await self._content.label(layer.digest, lambda _: {UNCOMPRESSED: diff_id})
 

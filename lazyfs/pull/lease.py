@@ -20,7 +20,7 @@ from lazyfs.api.services.leases.v1 import leases_pb2
 from lazyfs.errors import ContainerdFailed, LazyfsError, SourceError, most_severe
 from lazyfs.pull.containerd import DEADLINE, Containerd
 
-_LIFE: Final = timedelta(days=1)
+_DURATION: Final = timedelta(days=1)
 _EXPIRES: Final = "containerd.io/gc.expire"
 _IMAGE: Final = "lazyfs.image"
 
@@ -29,9 +29,9 @@ _IMAGE: Final = "lazyfs.image"
 async def leased(containerd: Containerd, image: str) -> AsyncIterator[None]:
     """Inside, what `containerd` is asked to make stays. Raises ContainerdFailed."""
     identity = f"lazyfs-pull-{secrets.token_hex(8)}"
-    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as life:
-        life.bind(_sign_of(identity))
-        expires = (datetime.now(UTC) + _LIFE).strftime("%Y-%m-%dT%H:%M:%SZ")
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as liveness:
+        liveness.bind(_liveness_name(identity))
+        expires = (datetime.now(UTC) + _DURATION).strftime("%Y-%m-%dT%H:%M:%SZ")
         request = leases_pb2.CreateRequest(id=identity, labels={_EXPIRES: expires, _IMAGE: image})
         await containerd.call(containerd.leases.Create, request)
         containerd.lease = identity
@@ -46,7 +46,7 @@ async def leased(containerd: Containerd, image: str) -> AsyncIterator[None]:
         containerd.lease = ""
         with suppress(ContainerdFailed):  # they expire by themselves: one that stays fails no pull
             await _delete(containerd, identity)
-            for left in await _left_behind(containerd, image):
+            for left in await _abandoned(containerd, image):
                 await _delete(containerd, left, collect=True)
 
 
@@ -70,7 +70,7 @@ async def _delete(containerd: Containerd, identity: str, *, collect: bool = Fals
     await containerd.call_unless("NOT_FOUND", containerd.leases.Delete, request)
 
 
-async def _left_behind(containerd: Containerd, image: str) -> list[str]:
+async def _abandoned(containerd: Containerd, image: str) -> list[str]:
     filters = [f'labels."{_IMAGE}"=="{image}"']
     answer = await containerd.call(containerd.leases.List, leases_pb2.ListRequest(filters=filters))
     return [lease.id for lease in answer.leases if not _is_alive(lease.id)]
@@ -79,11 +79,11 @@ async def _left_behind(containerd: Containerd, image: str) -> list[str]:
 def _is_alive(identity: str) -> bool:
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
         try:
-            probe.bind(_sign_of(identity))
+            probe.bind(_liveness_name(identity))
         except OSError:
             return True
     return False
 
 
-def _sign_of(identity: str) -> bytes:
+def _liveness_name(identity: str) -> bytes:
     return b"\0" + identity.encode()

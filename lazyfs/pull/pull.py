@@ -34,7 +34,7 @@ _CRI: Final = "k8s.io"
 _TRIES: Final = 3
 
 
-class PullOrder(NamedTuple):
+class PullRequest(NamedTuple):
     """What is wanted."""
 
     reference: Reference
@@ -44,7 +44,7 @@ class PullOrder(NamedTuple):
     """Bring the blobs of lazy layers into the content store as well: export, push and check need them."""
 
 
-class Pulled(NamedTuple):
+class PulledImage(NamedTuple):
     """What has become of it."""
 
     name: str
@@ -59,11 +59,11 @@ class Pulled(NamedTuple):
 async def pull(
     containerd: Containerd,
     source: ImageSource,
-    order: PullOrder,
+    order: PullRequest,
     progress: Progress,
-    told: Callable[[PulledLayer], None],
-) -> Pulled:
-    """Pull an image. `told` hears of each layer when its snapshot is there.
+    layer_done: Callable[[PulledLayer], None],
+) -> PulledImage:
+    """Pull an image. `layer_done` hears of each layer when its snapshot is there.
 
     Raises LazyfsError, in groups, too. Cancelled or killed: what has arrived stays for a day, and the next pull goes on from there.
     """
@@ -72,13 +72,15 @@ async def pull(
     image = await resolve_image(documents, order.reference.selector, order.platform, None)
     for layer in image.layers:
         not_lazy(layer)  # what is not a layer is found before anything is written
-    return await _Pull(containerd, source, order, documents, image).run(progress, told)
+    return await _Pull(containerd, source, order, documents, image).run(progress, layer_done)
 
 
 class _Pull:
     """One image, resolved."""
 
-    def __init__(self, containerd: Containerd, source: ImageSource, order: PullOrder, documents: Documents, image: Image) -> None:
+    def __init__(
+        self, containerd: Containerd, source: ImageSource, order: PullRequest, documents: Documents, image: Image
+    ) -> None:
         self._containerd = containerd
         self._content = Content(containerd)
         self._source = source
@@ -87,7 +89,7 @@ class _Pull:
         self._image = image
         self._name = str(order.reference).removeprefix("docker://")
 
-    async def run(self, progress: Progress, told: Callable[[PulledLayer], None]) -> Pulled:
+    async def run(self, progress: Progress, layer_done: Callable[[PulledLayer], None]) -> PulledImage:
         found: list[PulledLayer] = []
         async with leased(self._containerd, self._name), trio.open_nursery() as nursery:
             downloads = Downloads(self._source, self._order.reference, self._content, nursery, progress)
@@ -97,13 +99,13 @@ class _Pull:
                 await layers.download_ahead()
                 for number in range(len(self._image.layers)):
                     found.append(await layers.make(number))
-                    told(found[-1])
+                    layer_done(found[-1])
             # Without this one, all else is what the next garbage collection takes; with it, containers start.
             await self._name_image()
             if self._order.complete:
                 for layer in self._image.layers:
                     downloads.begin(layer)
-        return Pulled(self._name, self._documents.seen[0].digest, self._image.digest, tuple(found))
+        return PulledImage(self._name, self._documents.seen[0].digest, self._image.digest, tuple(found))
 
     async def _keep_documents(self) -> None:
         """Index, manifest and config, with what each keeps alive."""

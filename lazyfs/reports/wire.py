@@ -25,7 +25,7 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 
-class Asks(Protocol[R_co]):
+class HasResult(Protocol[R_co]):
     """An order, as far as a client needs to know what its result is."""
 
     @property

@@ -161,13 +161,13 @@ class Snapshots(SyncedDatabase):
         with self.reading() as db:
             return frozenset(number for (number,) in db.execute(schema.SELECT_IDS))
 
-    def unnoted(self) -> tuple[Snapshot, ...]:
-        """Lazy snapshots whose objects nobody has noted: lazyfs was killed after `commit_lazy` and before `note_objects`."""
+    def without_objects(self) -> tuple[Snapshot, ...]:
+        """Lazy snapshots whose objects nobody has noted: lazyfs was killed after `commit_lazy` and before `add_objects`."""
         with self.reading() as db:
             return tuple(map(_snapshot, db.execute(schema.SELECT_UNNOTED)))
 
-    def note_objects(self, toc_digest: Digest, names: Iterable[str]) -> None:
-        """What the layer of that TOC keeps in the store: for `first_named`. Nothing happens where it was noted, or no snapshot has
+    def add_objects(self, toc_digest: Digest, names: Iterable[str]) -> None:
+        """What the layer of that TOC keeps in the store: for `first_objects`. Nothing happens where it was noted, or no snapshot has
         that TOC (any more).
 
         Costs 0.2 s for 30,000 names, in which others wait.
@@ -179,7 +179,7 @@ class Snapshots(SyncedDatabase):
                 db.executemany(schema.INSERT_OBJECT, ((found[0], name) for name in ordered))
                 db.execute(schema.MARK_NOTED, found)
 
-    def first_named(self, key: str) -> list[str]:
+    def first_objects(self, key: str) -> list[str]:
         """The objects of this lazy snapshot that no older lazy snapshot names; none of one that is not lazy.
 
         Raises SnapshotNotFound.

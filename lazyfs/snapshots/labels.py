@@ -56,7 +56,7 @@ class Ordinary(NamedTuple):
     """`""` where nothing lazy was asked for; else why the layer cannot be, as the end of a sentence that begins with it."""
 
 
-class ToldLayer(NamedTuple):
+class ListedLayer(NamedTuple):
     """A layer of the image as our own client tells it. Nothing vouches for it: what it leads to is verified by the TOC's digest."""
 
     digest: Digest
@@ -86,7 +86,7 @@ class Claim(NamedTuple):
     """Layers that will be asked for soon: those above this one, as many as fitted into a label. Never this one."""
     size: int | None
     """The blob's, bytes, if anybody said it: unverified."""
-    layers: tuple[ToldLayer, ...] = ()
+    layers: tuple[ListedLayer, ...] = ()
     """The image's lowest layers, from the lowest up, if the client told them."""
 
 
@@ -122,7 +122,7 @@ def read_labels(labels: Mapping[str, str]) -> Claim | Ordinary:
         _digest(labels.get(MANIFEST, "")),
         _following(labels, digest),
         _number(labels.get(SIZE, "")),
-        _told(labels.get(LAYERS, "")),
+        _parse_layers(labels.get(LAYERS, "")),
     )
 
 
@@ -153,28 +153,28 @@ def _following(labels: Mapping[str, str], digest: Digest) -> tuple[Digest, ...]:
     return tuple(each for each in found if each is not None and each != digest)
 
 
-def _told(text: str) -> tuple[ToldLayer, ...]:
+def _parse_layers(text: str) -> tuple[ListedLayer, ...]:
     """All of them or none: half of an image would be taken for the whole."""
     found = []
     for item in text.split(",", _MAX_FOLLOWING)[:_MAX_FOLLOWING] if text else ():
         digest, _, rest = item.partition(":")
         size, _, toc = rest.partition(":")
-        claim = _told_toc(toc) if toc else None
-        layer = ToldLayer(Digest(f"sha256:{digest}"), _number(size) or 0, claim)
+        claim = _parse_toc(toc) if toc else None
+        layer = ListedLayer(Digest(f"sha256:{digest}"), _number(size) or 0, claim)
         if not layer.size or _digest(layer.digest) is None or (toc and claim is None):
             return ()
         found.append(layer)
     return tuple(found)
 
 
-def told_toc(claim: TocClaim | None) -> str:
+def format_toc(claim: TocClaim | None) -> str:
     """A layer's TOC as it stands in LAYERS."""
     if claim is None:
         return ""
     return claim.digest[7:] if claim.dialect is ESTARGZ else f"{claim.digest[7:]}:{claim.dialect.name}"
 
 
-def _told_toc(text: str) -> TocClaim | None:
+def _parse_toc(text: str) -> TocClaim | None:
     toc, colon, name = text.partition(":")
     digest = _digest(f"sha256:{toc}")
     if digest is None or (colon and not known(name)):

@@ -81,7 +81,7 @@ def test_complete_image_without_a_gate(
         assert IMAGES[name].expect in run("chroot", at, *IMAGES[name].probe).stdout.decode()
     finally:
         unmount_stack(at, lazy=True)
-        layers.drop_unused()
+        layers.unmount_unused()
     assert not list((lazyfs.store / "layers").iterdir())
 
 
@@ -97,7 +97,7 @@ def test_many_layers(folder: Path | None, tmp_path: Path) -> None:
             loops = [line for line in place.left() if "/erofs/" in line]
             assert len(loops) == (128 if folder else 0)
             unmount_stack(at)
-            place.layers.drop_unused()
+            place.layers.unmount_unused()
             # Where udev runs, it opens each new loop device for a look, and the device goes after that.
             assert any(not place.left() for _ in moments()), place.left()
             assert not list((place.store / "layers").iterdir())
@@ -129,7 +129,7 @@ def test_odd_paths(name: str, tmp_path: Path) -> None:
             assert (mounted.image, mounted.mode) == ("test", "native")
             assert mounted.store in {place.store, None if len(os.fsencode(place.store)) > 200 or "\\" in name else place.store}
             unmount_stack(at)
-            place.layers.drop_unused()
+            place.layers.unmount_unused()
             assert not place.left()
         assert (upper / "new").read_bytes() == b"written"
 
@@ -210,11 +210,11 @@ def test_busy_mounts_are_left(place: Workshop) -> None:
             with pytest.raises(OSError) as refused:
                 unmount_stack(at)
             assert refused.value.errno == errno.EBUSY
-            place.layers.drop_unused()
+            place.layers.unmount_unused()
             assert len(place.left()) == 2
             unmount_stack(at, lazy=True)
             assert os.pread(held.fileno(), 9, 0) == b"content"
-        place.layers.drop_unused()
+        place.layers.unmount_unused()
         assert not place.left()
 
 
@@ -228,7 +228,7 @@ def test_layers_are_shared_and_dropped(place: Workshop) -> None:
         try:
             assert (at / "file").stat().st_ino == (other / "file").stat().st_ino
             unmount_stack(at)
-            again.drop_unused()
+            again.unmount_unused()
             assert mounted_at(place.store / "layers" / "image")
             assert (other / "file").read_bytes() == b"content"
         finally:
@@ -275,7 +275,7 @@ def test_a_failed_mount_leaves_nothing(place: Workshop) -> None:
         mount(roots, [place.store / "missing"])
     with pytest.raises(OSError, match="overlay"):
         mount(roots, place.data, upper=roots[0], work=roots[0])
-    place.layers.drop_unused()
+    place.layers.unmount_unused()
     assert not place.left()
 
 
@@ -292,7 +292,7 @@ def test_long_names_are_cut(place: Workshop) -> None:
         assert len(os.fsencode(source_of(name))) == 255
     finally:
         unmount_stack(place.at)
-        place.layers.drop_unused()
+        place.layers.unmount_unused()
 
 
 def test_libraries_are_executable(place: Workshop) -> None:

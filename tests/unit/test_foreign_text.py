@@ -12,7 +12,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.bundle.settings import settings_of
+from lazyfs.bundle.settings import read_settings
 from lazyfs.errors import MAX_MESSAGE, LazyfsError
 from lazyfs.format.digest import parse_digest
 from lazyfs.format.manifest import (
@@ -95,7 +95,7 @@ CALLS: dict[str, Call] = {
     "tar: name": tar(lambda text: tars.pax((b"path", text)) + tars.file(b"x", b"hi")),
     "tar: link": tar(lambda text: tars.pax((b"linkpath", text)) + tars.header(b"x", b"1", link=b"gone")),
     "tar: time": tar(lambda text: tars.pax((b"mtime", text)) + tars.file(b"x", b"hi")),
-    "program": lambda text: settings_of("{}", ["\udcff" + text]),
+    "program": lambda text: read_settings("{}", ["\udcff" + text]),
     "filter": lambda text: Filter([text]),
     "layout": lambda text: trio.run(Layout(Path("/nowhere")).document, text),
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lazyfs.bundle.settings import Settings, settings_of
+from lazyfs.bundle.settings import Settings, read_settings
 from lazyfs.errors import InvalidManifest, LazyfsError
 
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -20,22 +20,22 @@ def document(**config: Any) -> str:
 def test_image_alone() -> None:
     """Entrypoint and arguments follow each other; the rest is the image's."""
     config = document(Entrypoint=["/init"], Cmd=["serve", "-v"], Env=["A=1", "B=x=y"], User="www:5", WorkingDir="/srv", Labels={})
-    assert settings_of(config) == Settings(("/init", "serve", "-v"), (PATH, "A=1", "B=x=y"), "www:5", "/srv")
+    assert read_settings(config) == Settings(("/init", "serve", "-v"), (PATH, "A=1", "B=x=y"), "www:5", "/srv")
 
 
 def test_user_over_the_image() -> None:
     """A command takes the arguments' place but not the entrypoint's; a variable set anew has one value; user and directory are the user's."""
     config = document(Entrypoint=["/init"], Cmd=["serve"], Env=["A=1", "PATH=/bin"], User="www", WorkingDir="/srv")
-    found = settings_of(config, ["sh", "-c", "id"], env=["A=2", "C="], user="0:0", workdir="/tmp")
+    found = read_settings(config, ["sh", "-c", "id"], env=["A=2", "C="], user="0:0", workdir="/tmp")
     assert found == Settings(("/init", "sh", "-c", "id"), ("PATH=/bin", "A=2", "C="), "0:0", "/tmp")
 
 
 @pytest.mark.parametrize("config", ["{}", '{"config": null}', document(Entrypoint=None, Cmd=None, Env=None, User=None)])
 def test_bare_image(config: str) -> None:
     """What Go leaves out or writes as null is empty: uid 0 in / with the usual PATH."""
-    assert settings_of(config, ["sh"]) == Settings(("sh",), (PATH,), "", "/")
+    assert read_settings(config, ["sh"]) == Settings(("sh",), (PATH,), "", "/")
     with pytest.raises(LazyfsError, match="names no program"):
-        settings_of(config)
+        read_settings(config)
 
 
 def test_what_go_reads_is_read() -> None:
@@ -43,7 +43,7 @@ def test_what_go_reads_is_read() -> None:
     config = (
         b'{"author": "Ren\xe9", "Config": {"entrypoint": null, "CMD": ["sh", null], "Env": [null, "A=1"], "workingDir": "/srv"}}'
     )
-    assert settings_of(config) == Settings(("sh", ""), (PATH, "A=1"), "", "/srv")
+    assert read_settings(config) == Settings(("sh", ""), (PATH, "A=1"), "", "/srv")
 
 
 @pytest.mark.parametrize(
@@ -51,12 +51,12 @@ def test_what_go_reads_is_read() -> None:
 )
 def test_working_directory_is_absolute(workdir: str, clean: str) -> None:
     """runc takes an absolute directory, and an image may say anything."""
-    assert settings_of(document(Cmd=["sh"], WorkingDir=workdir)).workdir == clean
+    assert read_settings(document(Cmd=["sh"], WorkingDir=workdir)).workdir == clean
 
 
 def test_variables_without_a_value_are_none() -> None:
     """`NAME` and `=value` set nothing."""
-    assert settings_of(document(Cmd=["sh"], Env=["NAME", "=value", "", "A=1"])).env == (PATH, "A=1")
+    assert read_settings(document(Cmd=["sh"], Env=["NAME", "=value", "", "A=1"])).env == (PATH, "A=1")
 
 
 @pytest.mark.parametrize(
@@ -76,11 +76,11 @@ def test_variables_without_a_value_are_none() -> None:
 def test_what_is_no_config(config: str) -> None:
     """A document that means something else is refused in words."""
     with pytest.raises(InvalidManifest, match="cannot be run from"):
-        settings_of(config, ["sh"])
+        read_settings(config, ["sh"])
 
 
 @pytest.mark.parametrize("command", [["a\0b"], ["x" * (1 << 20)], ["\udcff"]])
 def test_what_no_program_can_be_given(command: list[str]) -> None:
     """NUL, a megabyte, bytes that are no text: told before a runtime stumbles over it."""
     with pytest.raises(LazyfsError, match=r"NUL|limit|UTF-8"):
-        settings_of(document(), command)
+        read_settings(document(), command)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lazyfs.bundle.signals import Stopped, signals_ending, signals_held
+from lazyfs.bundle.signals import Stopped, hold_signals, stop_on_signals
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def send(number: int) -> None:
 
 def test_held_signals_can_be_taken() -> None:
     """What came while they are held waits, and can be waited for."""
-    with signals_held() as mask:
+    with hold_signals() as mask:
         send(signal.SIGUSR1)
         assert signal.sigwaitinfo({signal.SIGUSR1}).si_pid == os.getpid()
     assert signal.SIGUSR1 not in mask
@@ -39,19 +39,19 @@ def test_held_signals_can_be_taken() -> None:
 
 def test_what_nobody_takes_is_dropped() -> None:
     """A SIGTERM that comes while a container is cleared away does not end the process behind it."""
-    with signals_held():
+    with hold_signals():
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGRTMIN, signal.SIGRTMIN):
             send(number)
 
 
 def test_signals_end_what_may_be_ended() -> None:
     """Inside they raise, the one that came before it as well; behind it they wait again."""
-    with signals_held():
-        with pytest.raises(Stopped) as stopped, signals_ending():
+    with hold_signals():
+        with pytest.raises(Stopped) as stopped, stop_on_signals():
             send(signal.SIGTERM)
         assert stopped.value.number == signal.SIGTERM
         send(signal.SIGINT)
-        with pytest.raises(Stopped) as stopped, signals_ending():
+        with pytest.raises(Stopped) as stopped, stop_on_signals():
             pytest.fail("it did not come")
         assert stopped.value.number == signal.SIGINT
         send(signal.SIGHUP)
@@ -61,7 +61,7 @@ def test_ignored_signals_stay_ignored() -> None:
     """nohup(1) means it."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with signals_held(), signals_ending():
+        with hold_signals(), stop_on_signals():
             send(signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -18,7 +18,7 @@ from lazyfs.cli.progress import Display
 from lazyfs.daemon.pulling import of_layer, result_of
 from lazyfs.format.digest import digest_of
 from lazyfs.pull.layers import PulledLayer
-from lazyfs.pull.pull import Pulled
+from lazyfs.pull.pull import PulledImage
 from tests.lazyfsd import moments
 
 DIGEST = digest_of(b"")
@@ -95,7 +95,7 @@ def test_a_pull_by_lazyfsd(
     """Who does not accept the order leaves it to the command; who has accepted it tells how it went."""
     for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(pull, "_PATIENCE", 60 if said else 0.2)
+    monkeypatch.setattr(pull, "_ACCEPT_TIMEOUT", 60 if said else 0.2)
     with closing(Daemon(tmp_path / "store", *said)) as daemon:
         assert main(["pull", "python:3.12", "--address", str(tmp_path / "none"), "--store", str(tmp_path / "store")]) == code
         assert any(daemon.asked for _ in moments())
@@ -124,5 +124,6 @@ def test_layers_that_are_not_lazy_are_told(capsys: pytest.CaptureFixture[str]) -
         display.show(of_layer(layers[1]))
     assert capsys.readouterr().err == f"lazyfs: layer {DIGEST} was not converted\n"
     assert (
-        pull._describe(result_of(Pulled("host/repo:v1", DIGEST, DIGEST, layers))) == f"host/repo:v1 {DIGEST}: 2 of 3 layers lazy"
+        pull._describe(result_of(PulledImage("host/repo:v1", DIGEST, DIGEST, layers)))
+        == f"host/repo:v1 {DIGEST}: 2 of 3 layers lazy"
     )

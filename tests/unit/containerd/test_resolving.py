@@ -19,7 +19,7 @@ from lazyfs.format.digest import digest_of
 from lazyfs.format.estargz import ESTARGZ
 from lazyfs.gate.catalog import Catalog
 from lazyfs.native.metadata import LayerMetadata
-from lazyfs.snapshots.labels import Claim, ToldLayer
+from lazyfs.snapshots.labels import Claim, ListedLayer
 from lazyfs.store.store import Store
 from lazyfs.tasks import Supervisor
 from tests.conftest import LogWatch
@@ -241,7 +241,7 @@ async def test_what_our_own_client_tells_needs_no_manifest(
     store: Store, image: ScriptedImage, jumping: MockClock, grown: Grown
 ) -> None:
     """It is only where to look: a size that is wrong costs that layer its laziness, and a layer that was left out nothing."""
-    told = tuple(ToldLayer(lazy.digest, lazy.size, TocClaim(ESTARGZ, lazy.toc_digest)) for lazy in image.lazy)
+    told = tuple(ListedLayer(lazy.digest, lazy.size, TocClaim(ESTARGZ, lazy.toc_digest)) for lazy in image.lazy)
     registry = image.registry()
     async with resolving(store, registry) as it:
         for wrong in (0, 1, told[0].size - 1):

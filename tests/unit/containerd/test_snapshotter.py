@@ -337,10 +337,10 @@ async def test_objects_are_noted_in_a_lull(store: Store, folder: Path) -> None:
         await trio.sleep(0.5)
         it.layers.quiet_period.note_request()
         await trio.sleep(0.8)
-        assert it.snapshotter.snapshots.first_named(NAME) == []
+        assert it.snapshotter.snapshots.first_objects(NAME) == []
         await trio.sleep(0.5)
-        assert it.snapshotter.snapshots.first_named(NAME) == [f"object of {lazy_layer(0).digest}"]
-        assert it.snapshotter.snapshots.unnoted() == ()
+        assert it.snapshotter.snapshots.first_objects(NAME) == [f"object of {lazy_layer(0).digest}"]
+        assert it.snapshotter.snapshots.without_objects() == ()
 
 
 async def test_a_next_process(store: Store, folder: Path) -> None:

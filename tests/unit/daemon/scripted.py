@@ -29,8 +29,8 @@ from lazyfs.image.layer import Layer
 from lazyfs.kernel.unmount_events import UnmountEvents
 from lazyfs.live.image import Images, LiveImage
 from lazyfs.live.uses import Uses
-from lazyfs.mount.table import Mounted
-from lazyfs.native.probe import Verdict
+from lazyfs.mount.table import LazyfsMount
+from lazyfs.native.probe import ProbeResult
 from lazyfs.reports.orders import MountOrder
 from lazyfs.reports.steps import Step
 from lazyfs.store.store import Store
@@ -57,7 +57,7 @@ class Kernel(Overlays):
         """Called when an overlay has been made."""
         self.busy = False
         """Whether somebody is in each mount: it can be detached, and nothing else."""
-        self.verdict = Verdict(True, True, "")
+        self.verdict = ProbeResult(True, True, "")
         self.unmount_events = ScriptedUnmountEvents(self)
 
     def _note(self, call: str, about: object = "") -> None:
@@ -65,15 +65,15 @@ class Kernel(Overlays):
         if call in self.errors:
             raise self.errors.pop(call)
 
-    def mounted(self) -> list[Mounted]:
+    def mounted(self) -> list[LazyfsMount]:
         if "mounted" in self.errors:
             raise self.errors.pop("mounted")
-        return [Mounted(Path(each), "0:1", IMAGE.name, 0, "native") for each in self.table]
+        return [LazyfsMount(Path(each), "0:1", IMAGE.name, 0, "native") for each in self.table]
 
-    def find(self, directory: Path) -> Mounted | None:
+    def find(self, directory: Path) -> LazyfsMount | None:
         return next((each for each in self.mounted() if each.path == directory), None)
 
-    def try_out(self) -> Verdict:
+    def try_out(self) -> ProbeResult:
         self._note("try out")
         return self.verdict
 

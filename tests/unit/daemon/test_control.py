@@ -22,7 +22,7 @@ from lazyfs.live.uses import Uses
 from lazyfs.reports.orders import Order, PruneOrder, StatusOrder, UnmountOrder
 from lazyfs.reports.results import PruneResult, UnmountResult
 from lazyfs.reports.steps import Accepted, Note, Progress, Step
-from lazyfs.reports.wire import MAX_ORDER, Asks, Refused, Result
+from lazyfs.reports.wire import MAX_ORDER, HasResult, Refused, Result
 from lazyfs.tasks import Supervisor
 
 R = TypeVar("R")
@@ -45,7 +45,7 @@ async def listening(
             nursery.cancel_scope.cancel()
 
 
-async def call(client: Client, order: Asks[R]) -> list[Step | R]:
+async def call(client: Client, order: HasResult[R]) -> list[Step | R]:
     return await trio.to_thread.run_sync(lambda: list(client.call(order, start=False)), abandon_on_cancel=True)
 
 

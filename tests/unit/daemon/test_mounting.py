@@ -10,7 +10,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from lazyfs.errors import MountFailed, NotNative, Unreachable
-from lazyfs.native.probe import Verdict
+from lazyfs.native.probe import ProbeResult
 from lazyfs.reports.orders import MountOrder, UnmountOrder
 from lazyfs.reports.results import MountResult, UnmountResult
 from tests.conftest import LogWatch
@@ -99,7 +99,7 @@ async def test_an_upper_directory_is_of_one_mount(it: Setting) -> None:
 
 async def test_a_machine_that_cannot_is_tried_once(it: Setting) -> None:
     """The client may then mount portably."""
-    it.kernel.verdict = Verdict(False, False, "no EROFS")
+    it.kernel.verdict = ProbeResult(False, False, "no EROFS")
     for _ in range(2):
         with pytest.raises(NotNative, match="no EROFS"):
             await mount(it)

@@ -10,7 +10,7 @@ import pytest
 from lazyfs.doctor import machine
 from lazyfs.doctor.finding import Finding
 from lazyfs.doctor.machine import examine_files, examine_machine
-from lazyfs.native.probe import Verdict
+from lazyfs.native.probe import ProbeResult
 
 
 def found(store: Path, proc: Path = Path("/proc")) -> dict[str, Finding]:
@@ -31,11 +31,11 @@ def test_this_machine(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("verdict", "about", "told"),
     [
-        (Verdict(native=False, file_backed=False, reason="this kernel has no EROFS"), "native", "missing"),
-        (Verdict(native=True, file_backed=False, reason=""), "erofs", "loss"),
+        (ProbeResult(native=False, file_backed=False, reason="this kernel has no EROFS"), "native", "missing"),
+        (ProbeResult(native=True, file_backed=False, reason=""), "erofs", "loss"),
     ],
 )
-def test_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdict: Verdict, about: str, told: str) -> None:
+def test_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdict: ProbeResult, about: str, told: str) -> None:
     """What the trial has shown, in words."""
     monkeypatch.setattr(machine, "probe", lambda _: verdict)
     finding = found(tmp_path)[about]

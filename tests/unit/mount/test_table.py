@@ -9,7 +9,7 @@ import pytest
 
 from lazyfs.kernel.mountinfo import MountInfo
 from lazyfs.mount import table
-from lazyfs.mount.table import Mounted, find_mount
+from lazyfs.mount.table import LazyfsMount, find_mount
 
 
 def table_of(monkeypatch: pytest.MonkeyPatch, *mounts: MountInfo) -> None:
@@ -22,7 +22,7 @@ def test_a_mount_is_found_through_a_symbolic_link(tmp_path: Path, monkeypatch: p
     real = tmp_path / "real"
     real.mkdir()
     (tmp_path / "link").symlink_to(real)
-    mounted = Mounted(real, "0:99", "docker://image", 0)
+    mounted = LazyfsMount(real, "0:99", "docker://image", 0)
     monkeypatch.setattr(table, "our_mounts", lambda: [mounted])
     assert find_mount(real) == mounted
     assert find_mount(tmp_path / "link") == mounted
@@ -31,7 +31,7 @@ def test_a_mount_is_found_through_a_symbolic_link(tmp_path: Path, monkeypatch: p
 
 def test_the_uppermost_of_two_mounts_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The latest of several at one place is the one that is seen, and the one to take away first."""
-    below, above = Mounted(tmp_path, "0:98", "below", 0), Mounted(tmp_path, "0:99", "above", 0)
+    below, above = LazyfsMount(tmp_path, "0:98", "below", 0), LazyfsMount(tmp_path, "0:99", "above", 0)
     monkeypatch.setattr(table, "our_mounts", lambda: [below, above])
     assert find_mount(tmp_path) == above
 
@@ -51,9 +51,9 @@ def test_both_kinds_are_ours_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -
         MountInfo(Path("/s/gate"), "0:2", "fuse.lazyfs-gate", "lazyfsd", ()),
     )
     assert table.our_mounts() == [
-        Mounted(Path("/a"), "0:1", "docker://image", 1000),
-        Mounted(Path("/b"), "0:99", "oci:/image@sha256:0", 0, "native", Path("/s")),
-        Mounted(Path("/c"), "0:99", "oci:/image@sha256:0", 0, "native", None),
+        LazyfsMount(Path("/a"), "0:1", "docker://image", 1000),
+        LazyfsMount(Path("/b"), "0:99", "oci:/image@sha256:0", 0, "native", Path("/s")),
+        LazyfsMount(Path("/c"), "0:99", "oci:/image@sha256:0", 0, "native", None),
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lazyfs.kernel.mountinfo import MountInfo
-from lazyfs.native.data_layers import data_layers, is_of, store_of, whole_files
+from lazyfs.native.data_layers import belongs_to, data_layers, objects_only, store_of
 
 STORE = Path("/var/lib/lazyfs")
 
@@ -20,15 +20,15 @@ def test_the_order_of_lookup() -> None:
     names = [str(path.relative_to(STORE)) for path in data_layers(STORE)]
     assert names == ["objects", "gate/objects", "arrived", "gate/nowhere"]
     assert [str(path.relative_to(STORE)) for path in data_layers(STORE, record=7)] == ["gate/record-7", "arrived", "gate/nowhere"]
-    assert whole_files(STORE) == (STORE / "objects",)
+    assert objects_only(STORE) == (STORE / "objects",)
 
 
 def test_an_overlay_is_known_by_its_store() -> None:
     """Whichever of our overlays it is; others, and what is not an overlay, are nobody's."""
     for data in (data_layers(STORE), data_layers(STORE, record=1)):
         mount = overlay(*map(str, data))
-        assert is_of(mount, STORE)
+        assert belongs_to(mount, STORE)
         assert store_of(mount) == STORE
-        assert not is_of(mount, Path("/var/lib/other"))
-    assert not is_of(overlay(*map(str, data_layers(STORE)), kind="erofs"), STORE)
+        assert not belongs_to(mount, Path("/var/lib/other"))
+    assert not belongs_to(overlay(*map(str, data_layers(STORE)), kind="erofs"), STORE)
     assert store_of(overlay("/proc/self/fd/9", "/lower")) is None

@@ -20,7 +20,7 @@ import pytest
 
 from lazyfs.kernel.mounting import Context
 from lazyfs.native import layers, probe
-from lazyfs.native.probe import Verdict
+from lazyfs.native.probe import ProbeResult
 from lazyfs.store.directory import Directory
 
 
@@ -57,7 +57,7 @@ def test_this_machine_can(tmp_path: Path) -> None:
     assert probe.probe(tmp_path).native
     assert not list(tmp_path.iterdir())
     with memory() as folder:
-        assert probe.probe(folder) == Verdict(native=True, file_backed=False, reason="")
+        assert probe.probe(folder) == ProbeResult(native=True, file_backed=False, reason="")
 
 
 @contextmanager
@@ -177,7 +177,7 @@ def test_trials_are_in_nobodys_way(tmp_path: Path) -> None:
     """Several first mounts at once: each has its verdict, and each makes the store, whichever is at what."""
     stop = threading.Event()
 
-    def try_often() -> list[Verdict]:
+    def try_often() -> list[ProbeResult]:
         return [probe.probe(tmp_path) for _ in range(40)]
 
     def open_often() -> None:

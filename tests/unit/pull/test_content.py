@@ -28,7 +28,7 @@ INGEST = f"layer-{LAYER.digest}"
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[ContentStore]:
     """Pieces are small and pauses short: what counts is how often, not how long."""
-    monkeypatch.setattr(module, "_PIECE", 1000)
+    monkeypatch.setattr(module, "_WRITE_SIZE", 1000)
     monkeypatch.setattr(module, "_PAUSE", 0.01)
     with ContentStore() as running:
         yield running
@@ -48,7 +48,7 @@ def labelled(known: Mapping[str, str]) -> dict[str, str]:
 async def bring(content: Content, source: ImageSource, blob: Descriptor = LAYER) -> list[int]:
     """What is told on the way."""
     heard: list[int] = []
-    await content.bring(source, blob, labelled, heard.append)
+    await content.fetch(source, blob, labelled, heard.append)
     return heard
 
 

@@ -37,7 +37,7 @@ from lazyfs.pull.labels import (
     snapshot_reference,
     source_label,
 )
-from lazyfs.snapshots.labels import LAYERS, Claim, Ordinary, ToldLayer, read_labels
+from lazyfs.snapshots.labels import LAYERS, Claim, ListedLayer, Ordinary, read_labels
 from lazyfs.source.reference import parse_reference
 from tests.dialect.front import ANNOTATION, FRONT
 
@@ -122,7 +122,7 @@ def test_a_lazy_layers_labels_are_understood() -> None:
     layers = [lazy(1), described(2), lazy(3), lazy(4)]
     found = read_labels(layer_labels(NAME, digest("m"), layers, 2, digest("chain")))
     told = tuple(
-        ToldLayer(one.digest, one.size, TocClaim(ESTARGZ, Digest(one.annotations[TOC])) if one.annotations else None)
+        ListedLayer(one.digest, one.size, TocClaim(ESTARGZ, Digest(one.annotations[TOC])) if one.annotations else None)
         for one in layers
     )
     assert found == Claim(

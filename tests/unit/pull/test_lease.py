@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from lazyfs.errors import ContainerdFailed, DigestMismatch, InvalidManifest, LazyfsError, NotFound, Unreachable
-from lazyfs.pull.lease import _is_alive, _resumable, _sign_of
+from lazyfs.pull.lease import _is_alive, _liveness_name, _resumable
 
 
 @pytest.mark.parametrize(
@@ -46,8 +46,8 @@ async def test_a_cancelled_pull_is_resumable() -> None:
 
 def test_a_pull_lives_as_long_as_its_process() -> None:
     """By a name that the kernel frees; looking for it does not take it away."""
-    with closing(socket.socket(socket.AF_UNIX)) as life:
+    with closing(socket.socket(socket.AF_UNIX)) as liveness:
         assert not _is_alive("lazyfs-pull-test")
-        life.bind(_sign_of("lazyfs-pull-test"))
+        liveness.bind(_liveness_name("lazyfs-pull-test"))
         assert _is_alive("lazyfs-pull-test") and _is_alive("lazyfs-pull-test")
     assert not _is_alive("lazyfs-pull-test")

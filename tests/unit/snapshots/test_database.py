@@ -250,32 +250,32 @@ def test_objects_count_once(snapshots: Snapshots) -> None:
     """Each object is the oldest lazy snapshot's that names it, the next one's when that goes, and nobody's after the last."""
     for name, toc in (("a", "one"), ("b", "two"), ("c", "one")):
         snapshots.commit_lazy(name, "", {}, a_layer(toc))
-    assert [each.key for each in snapshots.unnoted()] == ["a", "b", "c"]
-    snapshots.note_objects(digest_of(b"one"), iter(["x", "y", "x"]))
-    assert [each.key for each in snapshots.unnoted()] == ["b"]
-    assert snapshots.first_named("b") == []
-    snapshots.note_objects(digest_of(b"two"), ["y", "z"])
-    snapshots.note_objects(digest_of(b"two"), ["never"])
-    assert [sorted(snapshots.first_named(key)) for key in "abc"] == [["x", "y"], ["z"], []]
+    assert [each.key for each in snapshots.without_objects()] == ["a", "b", "c"]
+    snapshots.add_objects(digest_of(b"one"), iter(["x", "y", "x"]))
+    assert [each.key for each in snapshots.without_objects()] == ["b"]
+    assert snapshots.first_objects("b") == []
+    snapshots.add_objects(digest_of(b"two"), ["y", "z"])
+    snapshots.add_objects(digest_of(b"two"), ["never"])
+    assert [sorted(snapshots.first_objects(key)) for key in "abc"] == [["x", "y"], ["z"], []]
     snapshots.remove("a")
-    assert [sorted(snapshots.first_named(key)) for key in "bc"] == [["y", "z"], ["x"]]
+    assert [sorted(snapshots.first_objects(key)) for key in "bc"] == [["y", "z"], ["x"]]
     snapshots.remove("b")
-    assert sorted(snapshots.first_named("c")) == ["x", "y"]
+    assert sorted(snapshots.first_objects("c")) == ["x", "y"]
     snapshots.remove("c")
     assert snapshots._db.execute("SELECT (SELECT count(*) FROM object) + (SELECT count(*) FROM toc)").fetchone() == (0,)
 
 
 def test_objects_of_nobody_are_not_noted(snapshots: Snapshots) -> None:
     """A layer that was removed before its objects were noted leaves none; ordinary snapshots have none; no layer may have none."""
-    snapshots.note_objects(digest_of(b"toc"), ["x"])
+    snapshots.add_objects(digest_of(b"toc"), ["x"])
     assert snapshots._db.execute("SELECT count(*) FROM object").fetchone() == (0,)
     committed(snapshots, "ordinary")
-    assert snapshots.first_named("ordinary") == []
+    assert snapshots.first_objects("ordinary") == []
     with pytest.raises(SnapshotNotFound):
-        snapshots.first_named("none")
+        snapshots.first_objects("none")
     snapshots.commit_lazy("empty", "", {}, a_layer())
-    snapshots.note_objects(digest_of(b"toc"), [])
-    assert snapshots.unnoted() == ()
+    snapshots.add_objects(digest_of(b"toc"), [])
+    assert snapshots.without_objects() == ()
 
 
 def test_a_failed_commit_leaves_no_toc(snapshots: Snapshots) -> None:

@@ -94,9 +94,9 @@ def test_a_full_disk_is_told(snapshots: Snapshots) -> None:
     made = snapshots.commit_lazy("lazy", "", {}, a_layer())
     snapshots._db.execute("PRAGMA max_page_count = 1")
     with pytest.raises(StoreFull, match="Free space"):
-        snapshots.note_objects(Digest(a_layer().toc_digest), [str(number) * 40 for number in range(1000)])
-    assert snapshots.unnoted() == (made,)
-    assert snapshots.first_named("lazy") == []
+        snapshots.add_objects(Digest(a_layer().toc_digest), [str(number) * 40 for number in range(1000)])
+    assert snapshots.without_objects() == (made,)
+    assert snapshots.first_objects("lazy") == []
 
 
 def test_what_another_session_has_done_is_done(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lazyfs.format.dialect import TocClaim
 from lazyfs.format.digest import digest_of
 from lazyfs.format.estargz import ESTARGZ
-from lazyfs.snapshots.labels import Claim, Ordinary, ToldLayer, is_extract, read_labels
+from lazyfs.snapshots.labels import Claim, ListedLayer, Ordinary, is_extract, read_labels
 
 TARGET = "containerd.io/snapshot.ref"
 TOC = "containerd.io/snapshot/stargz/toc.digest"
@@ -55,7 +55,7 @@ def test_our_own_client_tells_the_layers() -> None:
     """All of the image's layers, also those that cannot be lazy; where one makes no sense, none is believed."""
     found = read_labels(OF_CRI | told((NEXT, 5, ""), (LAYER, 7, TOC_DIGEST)))
     assert isinstance(found, Claim)
-    assert found.layers == (ToldLayer(NEXT, 5, None), ToldLayer(LAYER, 7, CLAIM))
+    assert found.layers == (ListedLayer(NEXT, 5, None), ListedLayer(LAYER, 7, CLAIM))
     for broken in (("sha256:short", 7, ""), (LAYER, 0, ""), (LAYER, -1, ""), (LAYER, 1 << 60, ""), (LAYER, 7, "sha256:short")):
         found = read_labels(OF_CRI | told((NEXT, 5, ""), broken))
         assert isinstance(found, Claim)
