@@ -79,6 +79,15 @@ class LyingRegistry(Hosted):
         """The Range headers of all requests for bytes of blobs so far."""
         return [request.headers["range"] for request in self.server.requests if "range" in request.headers]
 
+    def asked_for(self, digest: str = "") -> int:
+        """Bytes in all ranges that were asked for so far, of one blob or of all; what was asked for twice counts twice."""
+        total = 0
+        for request in self.server.requests:
+            if "range" in request.headers and request.target.endswith(digest):
+                first, _, last = request.headers["range"].removeprefix("bytes=").partition("-")
+                total += int(last) - int(first) + 1
+        return total
+
     def recover(self) -> None:
         """Be honest again, as one that was started anew: whoever waits for an answer is hung up on."""
         self.lie = None

@@ -42,6 +42,8 @@ class Plugin:
         self.sockets = {name: folder / f"{name}.sock" for name in names or (CONTAINERD,)}
         self.socket = next(iter(self.sockets.values()))
         self.home.mkdir(parents=True, exist_ok=True)
+        self.environment: dict[str, str] = {}
+        """What it is started with besides."""
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -59,7 +61,11 @@ class Plugin:
         command += [f"--snapshotter={name}={socket}" for name, socket in self.sockets.items()]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**environment, "HOME": str(self.home)}
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**environment, "HOME": str(self.home), **self.environment},
             )
 
     def stop(self) -> None:

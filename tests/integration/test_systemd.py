@@ -15,10 +15,12 @@ import grpc
 import pytest
 
 from lazyfs.snapshots.labels import TARGET
+from tests.earlier import COMMITS, check_out
 from tests.lazy_tree import labels_of
 from tests.lazyfsd import moments
 from tests.lying_registry import LyingRegistry
 from tests.machine import CONFIG, LAZYFS, SERVICE, SOCKET, STORE, Machine
+from tests.readers import Readers
 from tests.small_image import SmallImage, build_of, content
 from tests.snapshots_client import SnapshotsClient, refused
 from tests.systemd import ROOT
@@ -31,6 +33,7 @@ SHIPPED = {"lazyfs", "converter", "systemd", ".ci", "pyproject.toml", "README.md
 AT = "/mnt"
 FILES, SIZE = 50, 300_000
 PATIENCE_S = 30
+LATE = 3.0
 KILLS = 8
 """More than systemd's own limit of starts allows."""
 
@@ -46,11 +49,29 @@ def bare(session_folder: Path, wheels: Path) -> Iterator[Machine]:
 @pytest.fixture
 def machine(bare: Machine) -> Iterator[Machine]:
     """One where it is installed and runs, with a configuration that its owner wrote, and nothing is mounted."""
-    config = bare.path(CONFIG)
-    config.parent.mkdir(exist_ok=True)
-    config.write_text(OWN_CONFIG)
+    configure(bare)
     if bare.run("systemctl", "is-active", SERVICE, code=None).returncode:
         bare.install()
+    yield bare
+    bare.run(LAZYFS, "umount", "--lazy", AT, code=None)
+
+
+def configure(machine: Machine) -> None:
+    """As its owner did, who fetches nothing that nobody has asked for."""
+    config = machine.path(CONFIG)
+    config.parent.mkdir(exist_ok=True)
+    config.write_text(OWN_CONFIG)
+
+
+@pytest.fixture(params=COMMITS)
+def earlier(bare: Machine, request: pytest.FixtureRequest) -> Iterator[Machine]:
+    """One where an earlier release is installed and runs, and nothing is mounted."""
+    if bare.path(LAZYFS).exists():
+        bare.install("--uninstall", "--purge")
+    configure(bare)
+    checkout = Path("/tmp") / request.param
+    check_out(request.param, bare.path(checkout))
+    bare.install(checkout=checkout)
     yield bare
     bare.run(LAZYFS, "umount", "--lazy", AT, code=None)
 
@@ -81,6 +102,32 @@ def mounted(machine: Machine, registry: LyingRegistry) -> Path:
 def mount(machine: Machine, registry: LyingRegistry) -> None:
     """Nothing comes but what is read."""
     machine.run(LAZYFS, "mount", "--background", "off", "--mode", "native", f"docker://{registry.server.host}/image:v1", AT)
+
+
+def test_upgraded_under_what_runs(earlier: Machine, image: SmallImage, registry: LyingRegistry, reader: Readers) -> None:
+    """This release takes over what an earlier one has mounted, under its readers, and that one is removed."""
+    mount(earlier, registry)
+    with container_root(earlier, image, registry) as root, reader:
+        gate, process = earlier.gate(), earlier.main_process()
+        with answering_late(registry):
+            readers = [reader(earlier.path(at), image.files, seed) for seed, at in enumerate((AT, root))]
+            earlier.install()
+            assert all(each.is_running() for each in readers)
+        for each in readers:
+            each.check()
+        assert earlier.main_process() != process
+        assert earlier.gate() == gate
+        assert len([path for path in earlier.path("/opt/lazyfs").iterdir() if not path.is_symlink()]) == 1
+
+
+@contextmanager
+def answering_late(registry: LyingRegistry) -> Iterator[None]:
+    """Whoever reads what is missing takes so long that he still does when a release has been installed."""
+    registry.server.late = LATE
+    try:
+        yield
+    finally:
+        registry.server.late = 0
 
 
 def test_installing_again_changes_nothing(machine: Machine) -> None:
@@ -244,24 +291,19 @@ def test_a_wrong_configuration_is_not_installed(machine: Machine) -> None:
     assert machine.main_process() == process
 
 
-def test_upgraded_under_what_runs(
-    machine: Machine, mounted: Path, image: SmallImage, registry: LyingRegistry, tmp_path: Path
+def test_a_release_that_does_not_come_up_is_taken_back(
+    machine: Machine, mounted: Path, image: SmallImage, registry: LyingRegistry
 ) -> None:
-    """A new release takes over what the old one has mounted, which is then removed; one that does not come up is taken back."""
+    """The one before it goes on with what it has mounted."""
     with container_root(machine, image, registry) as root:
-        gate, process = machine.gate(), machine.main_process()
-        newer = copy_of_checkout(machine, "newer")
-        with (newer / "lazyfs" / "__init__.py").open("a") as file:
-            file.write("# newer\n")
-        machine.install(checkout=Path("/tmp/newer"))
-        assert machine.main_process() != process
-        assert machine.read(mounted / name_of(40)) == image.files[name_of(40)]
+        gate = machine.gate()
         (release,) = [path for path in machine.path("/opt/lazyfs").iterdir() if not path.is_symlink()]
-        broken = newer / "lazyfs" / "daemon" / "service.py"
+        broken = copy_of_checkout(machine, "broken") / "lazyfs" / "daemon" / "service.py"
         broken.write_text("raise RuntimeError('broken')\n")
-        said = machine.install(checkout=Path("/tmp/newer"), code=1)
+        said = machine.install(checkout=Path("/tmp/broken"), code=1)
         assert "The one before it serves again" in said
         assert machine.said("readlink", "/opt/lazyfs/bin") == f"{release.name}/bin"
+        assert machine.read(mounted / name_of(40)) == image.files[name_of(40)]
         assert machine.read(root / name_of(41)) == image.files[name_of(41)]
         assert machine.gate() == gate
 
