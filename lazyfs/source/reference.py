@@ -1,9 +1,9 @@
-"""Which image: skopeo's notation, for the two transports that we know.
+"""References to images, in skopeo's notation, for two transports.
 
-docker://HOST[:PORT]/REPO[:TAG][@DIGEST]     a registry; `docker://` may be left out, and then Docker Hub's short
-                                             names work as everywhere: python:3.12, grafana/loki
-oci:DIR[:TAG][@DIGEST]                       an OCI layout; as in skopeo, DIR ends at the first colon, because a
-                                             layout's tag may hold colons and slashes itself (oci:out:library/debian:12)
+docker://HOST[:PORT]/REPO[:TAG][@DIGEST]     a registry; without `docker://`, Docker Hub's short names work as usual: python:3.12,
+                                             grafana/loki
+oci:DIR[:TAG][@DIGEST]                       an OCI layout; as in skopeo, DIR ends at the first colon, because a layout's tag may
+                                             contain colons and slashes (oci:out:library/debian:12)
 """
 
 from __future__ import annotations
