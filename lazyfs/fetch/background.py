@@ -159,7 +159,7 @@ class Background:
         return await trio.to_thread.run_sync(missing_pieces, self._store, pieces)
 
     def _report(self, layer: LayerBlob, failure: Exception) -> None:
-        trouble = f"the background fetch of layer {layer.digest} is stalled: {failure}"
+        trouble = f"the background fetch of layer {layer.digest} of {self._subject or self._fetcher.image} is stalled: {failure}"
         if trouble != self.trouble and not isinstance(failure, LocalError):  # the fetcher has logged that
             _log.warning("%s", trouble)
         self.trouble = trouble

@@ -74,13 +74,19 @@ class Fetcher:
     """Reads chunks of one image's layers. Made by `open_fetcher`."""
 
     def __init__(
-        self, store: Store, source: ImageSource, tasks: Supervisor, traffic: Traffic, store_flights: StoreFlights | None = None
+        self,
+        store: Store,
+        source: ImageSource,
+        tasks: Supervisor,
+        traffic: Traffic,
+        store_flights: StoreFlights | None = None,
+        image: str = "",
     ) -> None:
         self._store = store
         self._source = source
         self._tasks = tasks
         self._traffic = traffic
-        self._shared = Shared(store, source, store_flights)
+        self._shared = Shared(store, source, store_flights, image)
         self._flights = self._shared.flights
         self._other_sources = OtherSources()
         self._windows: dict[str, Windows] = {}
@@ -89,6 +95,11 @@ class Fetcher:
         self._runs = 0
         """Runs of readers, active or waiting for a slot."""
         self._closed = False
+
+    @property
+    def image(self) -> str:
+        """The image, or the repository of shared layers, for the log."""
+        return self._shared.image
 
     def statistics(self) -> FetchStatistics:
         """Statistics so far."""
@@ -138,7 +149,8 @@ class Fetcher:
         self._give_up_stalled(digest, before)
         self._shared.errors[Unreachable.__name__] += 1
         raise Unreachable(
-            f"{self._source.name} did not deliver layer {layer.digest} at offset {piece.chunk.member} in {timeout:.0f} s"
+            f"{self.image} did not deliver layer {layer.digest} at offset {piece.chunk.member},"
+            f" of object {piece.content.name}, in {timeout:.0f} s"
         )
 
     async def fetch_object(self, layer: LayerBlob, piece: Piece) -> bool:
@@ -173,7 +185,7 @@ class Fetcher:
         self._flights.complete_all(self._closed_error())
 
     def _closed_error(self) -> Unreachable:
-        return Unreachable(f"{self._source.name} is no longer mounted")
+        return Unreachable(f"{self.image} is no longer mounted")
 
     async def _wait_for(self, layer: LayerBlob, piece: Piece, since: float, deadline: float) -> memoryview | None:
         """Wait for the piece's flight. `since`: when the reader first found that no flight had brought the piece; another
@@ -214,7 +226,7 @@ class Fetcher:
             slots = shared.layer_slots
         self._runs += 1
         try:
-            self._tasks.start_soon("fetch", self._run, layer, run, slots, subject=layer.digest)
+            self._tasks.start_soon("fetch", self._run, layer, run, slots, subject=self._subject(layer))
         except BaseException as error:
             run.flights.complete_all(error if isinstance(error, Exception) else None)  # nobody else completes them
             self._end_run(layer, run)
@@ -228,6 +240,9 @@ class Fetcher:
                 raise failure  # its readers have it already; a defect is logged and counted once, here
         finally:
             self._end_run(layer, run)
+
+    def _subject(self, layer: LayerBlob) -> str:
+        return f"layer {layer.digest} of {self.image}"
 
     def _end_run(self, layer: LayerBlob, run: Run) -> None:
         self._runs -= 1
@@ -264,7 +279,7 @@ class Fetcher:
         finally:
             self._forget(layer, run)
         if failure is not None and not isinstance(failure, LazyfsError):
-            self._tasks.failures.record("fetch", failure, layer.digest)
+            self._tasks.failures.record("fetch", failure, self._subject(layer))
         return failure
 
     def _flight(self, digest: bytes) -> Flight | None:
@@ -325,16 +340,18 @@ async def open_fetcher(
     *,
     store_flights: StoreFlights | None = None,
     failures: Failures | None = None,
+    image: str = "",
 ) -> AsyncIterator[Fetcher]:
     """A fetcher whose runs live as long as the block: leaving it cancels what is in flight. A failed run ends no other;
     `failures` counts unexpected errors.
 
     Fetchers with the same `traffic` share a line: the background of each gives way to the readers of all. Fetchers with the
-    same `store_flights`, those of one store, do not fetch the same chunk twice.
+    same `store_flights`, those of one store, do not fetch the same chunk twice. `image` names it in the log; default: the source's
+    name.
     """
     failure: LazyfsError | None = None
     async with trio.open_nursery() as nursery:
-        fetcher = Fetcher(store, source, Supervisor(nursery, failures), traffic or Traffic(), store_flights)
+        fetcher = Fetcher(store, source, Supervisor(nursery, failures), traffic or Traffic(), store_flights, image)
         try:
             yield fetcher
         except LazyfsError as error:

@@ -118,7 +118,7 @@ class Run:
             self._shared.rangeless.add(self._layer.digest)
             _log.info(
                 "%s answers ranges with whole blobs: streaming layer %s once instead",
-                self._shared.source.name,
+                self._shared.image,
                 self._layer.digest,
             )
         except Exception as error:  # noqa: BLE001  # not swallowed: the readers get it, and raise it on
@@ -153,7 +153,7 @@ class Run:
                         return None
                     await slots.acquire(progress)
                 return await self._fetch_pieces(pause)
-        raise Unreachable(f"{self._shared.source.name} has stopped sending layer {self._layer.digest}")
+        raise Unreachable(f"{self._shared.image} has stopped sending layer {self._layer.digest}")
 
     async def _acquire_slot_soon(self, slots: Slots, scope: trio.CancelScope) -> bool:
         """Take a slot within _SLOT_WAIT. If it returns False, or is cancelled by `scope`, the time was up; the slot may be
@@ -267,7 +267,7 @@ class Run:
             shared.errors[type(error).__name__] += 1
         if data is not None and store_error is not None:
             self._first_error = self._first_error or store_error
-            shared.unkept.remember(digest, data, store_error)
+            shared.unkept.remember(digest, data, store_error, self._layer.digest)
         if self._expected is not None:
             self._expected.discard(digest)
         self.flights.complete(digest, data, error)
@@ -304,9 +304,11 @@ class Run:
         if self._layer.digest not in shared.doubted:
             shared.doubted.add(self._layer.digest)
             _log.info(
-                "a part of layer %s from %s does not match its digest: fetching it once more",
+                "the chunk at offset %d of layer %s of %s, of object %s, does not match its digest: fetching it once more",
+                self._wrong[0].chunk.member,
                 self._layer.digest,
-                shared.source.name,
+                shared.image,
+                self._wrong[0].content.name,
             )
 
     async def _in_thread(self, work: Callable[[], list[Piece]]) -> list[Piece]:

@@ -33,10 +33,11 @@ _LAYERS: Final = 8
 class Shared:
     """Belongs to one fetcher. For the event loop only."""
 
-    def __init__(self, store: Store, source: ImageSource, store_flights: StoreFlights | None = None) -> None:
-        """`store_flights`: shared with the other fetchers of this store in this process."""
+    def __init__(self, store: Store, source: ImageSource, store_flights: StoreFlights | None = None, image: str = "") -> None:
+        """`store_flights`: shared with the other fetchers of this store in this process. `image`: for the log; default: the source's name."""
         self.store = store
         self.source = source
+        self.image = image or source.name
         self.flights = SourceFlights(store_flights)
         self.rangeless: set[Digest] = set()
         """Layers for which the source has answered a range request with the whole blob."""
@@ -52,6 +53,6 @@ class Shared:
         self.slots = Slots(_RUNS)
         self.large_slots = Slots(_LARGE_RUNS)
         self.layer_slots = Slots(_LAYERS)
-        self.unkept = Unkept()
+        self.unkept = Unkept(self.image)
         self.counts: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()

@@ -111,7 +111,7 @@ class Transfer(NamedTuple):
         return data
 
     def _packed(self, batch: Batch, data: bytes | bytearray | memoryview) -> Packed:
-        return Packed(batch.start, data, batch.pieces, f"layer {self.layer.digest}", self.layer.dialect)
+        return Packed(batch.start, data, batch.pieces, f"layer {self.layer.digest} of {self.shared.image}", self.layer.dialect)
 
     async def _skip(self, stream: RangeStream, count: int) -> None:
         while count > 0:

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from typing import Final
 
 from lazyfs.errors import LocalError
+from lazyfs.format.digest import Digest
 
 _log = logging.getLogger(__name__)
 
@@ -17,7 +18,9 @@ UNKEPT_BYTES: Final = 32 << 20
 class Unkept:
     """Chunks by digest. The oldest is dropped first; the newest always stays, however large it is."""
 
-    def __init__(self) -> None:
+    def __init__(self, image: str) -> None:
+        """`image` names it in the log."""
+        self._image = image
         self._chunks: OrderedDict[bytes, memoryview] = OrderedDict()
         self.size = 0
         """Bytes held."""
@@ -31,10 +34,10 @@ class Unkept:
         """The chunk, if it is held."""
         return self._chunks.get(digest)
 
-    def remember(self, digest: bytes, data: memoryview, store_error: LocalError) -> None:
-        """Hold a verified chunk that the store refused. The first refusal is logged."""
+    def remember(self, digest: bytes, data: memoryview, store_error: LocalError, layer: Digest) -> None:
+        """Hold a verified chunk of `layer` that the store refused. The first refusal is logged."""
         if not self.count:
-            _log.warning("serving what arrives without storing it: %s", store_error)
+            _log.warning("serving layer %s of %s from memory without storing it: %s", layer, self._image, store_error)
         self.count += 1
         if digest not in self._chunks:
             self._chunks[digest] = data

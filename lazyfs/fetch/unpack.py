@@ -79,7 +79,8 @@ def _verify_and_keep(store: Store, inflated: memoryview, piece: Piece, what: str
     got = hashlib.sha256(data).digest()
     if got != chunk.digest:
         message = (
-            f"{what}: the chunk at offset {chunk.member} should hash to {from_raw(chunk.digest)} but hashes to {from_raw(got)}"
+            f"{what}: the chunk at offset {chunk.member}, of object {piece.content.name}, should hash to {from_raw(chunk.digest)}"
+            f" but hashes to {from_raw(got)}"
         )
         return Unpacked(piece, None, DigestMismatch(message), None)
     try:

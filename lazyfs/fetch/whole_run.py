@@ -86,7 +86,7 @@ class WholeRun(NamedTuple):
                 await trio.to_thread.run_sync(self.store.index.change)  # for the next holder of the layer lock
 
     def _find(self, spool: Spool, wanted: dict[bytes, list[Piece]]) -> Iterator[Unpacked]:
-        what = f"layer {self.layer.digest}"
+        what = f"layer {self.layer.digest} of {self.source.name}"
         for member in read_tar(spool.read_at, spool.size, self.layer.descriptor.size, what):
             planned = Planned(member.entry, member.extents)
             for offset, size in DEFAULT(planned, spool.read_at):

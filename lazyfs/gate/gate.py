@@ -192,7 +192,14 @@ class Gate:
             return await self._failover.run(supplies, slice(1), _fetch, _LOOKUP_FAILOVER)
         except LazyfsError as error:
             # The reads try again, and get the error.
-            _log.info("%s is served through the gate: %s", supplies[0].pieces[0].content.name, error)
+            first = supplies[0]
+            _log.info(
+                "object %s of layer %s of %s is served through the gate: %s",
+                first.pieces[0].content.name,
+                first.layer.digest,
+                first.fetcher.image,
+                error,
+            )
             return False
 
     async def _publish(self, supply: Supply) -> bool:

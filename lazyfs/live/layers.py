@@ -109,7 +109,7 @@ class Layers:
                     loaded = await load_layer(live.source.source, self._store, live.layer.descriptor, accepted=True)
             except LazyfsError as error:
                 if str(error) != live.trouble:
-                    _log.warning("cannot fetch layer %s: %s", live.layer.digest, error)
+                    _log.warning("cannot fetch the TOC of layer %s of %s: %s", live.layer.digest, live.source.name, error)
                 live.trouble = str(error)
                 await trio.sleep(pause)
                 pause = min(2 * pause, _SLOWEST)

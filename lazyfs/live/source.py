@@ -133,7 +133,12 @@ class Sources:
         traffic = self._traffic.setdefault(live.source.authority, Traffic())
         try:
             async with open_fetcher(
-                self._store, live.source, traffic, store_flights=self._store_flights, failures=self._tasks.failures
+                self._store,
+                live.source,
+                traffic,
+                store_flights=self._store_flights,
+                failures=self._tasks.failures,
+                image=live.name,
             ) as fetcher:
                 live.set_fetcher(fetcher)
                 await live.uses.wait_until_unused(lambda: live.linger)

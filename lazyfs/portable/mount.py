@@ -93,7 +93,7 @@ async def _serve(request: MountRequest, reporter: Reporter) -> None:
         layers = await load_image_layers(source, store, image, lazy_only=request.lazy_only, progress=send)
         tree = await trio.to_thread.run_sync(Tree, [layer.entries for layer in layers])
         failures = Failures()
-        fetcher = await stack.enter_async_context(open_fetcher(store, source, failures=failures))
+        fetcher = await stack.enter_async_context(open_fetcher(store, source, failures=failures, image=image.name))
         mount = PortableMount(request, image, layers, store, fetcher, FileSystem(tree, layers, fetcher), failures)
         _log.info("%s resolved in %.3f s", image.name, time.monotonic() - started)
         # Before the mount exists: a signal that came between would leave it dead.

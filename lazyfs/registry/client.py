@@ -90,7 +90,7 @@ class RegistryClient:
             elif answer.status in REDIRECTS and _may_follow(method, answer.status, content):
                 url = redirected(what, answer.status, url, answer.headers.get("location", ""), visited)
             elif is_transient(answer.status):
-                self.holdoffs.note(url, answer.status, answer.headers.get("retry-after", ""))
+                self.holdoffs.note(what, url, answer.status, answer.headers.get("retry-after", ""))
                 return TryAgain(Unreachable(f"{what}: {url.authority} answers {answer.status}{_reason(answer.body)}"))
             else:
                 return answer

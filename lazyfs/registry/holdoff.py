@@ -39,12 +39,12 @@ class Holdoffs:
         self._status: dict[_Origin, int] = {}
         """Hosts that ever asked for a pause: each is logged once."""
 
-    def note(self, url: Url, status: int, value: str) -> None:
+    def note(self, what: str, url: Url, status: int, value: str) -> None:
         """Record an answer of `url`'s host: its status, and the value of its Retry-After header (empty: none)."""
         if status not in {429, 503} or not (seconds := min(retry_after(value), MAX_HOLDOFF)):
             return
         if url.origin not in self._status:
-            _log.warning("%s answered %d: no request to it for %.0f s", url.authority, status, seconds)
+            _log.warning("%s: %s answered %d: no request to it for %.0f s", what, url.authority, status, seconds)
         for record in (self._until, self._status):
             if len(record) >= _MAX_HOSTS and url.origin not in record:
                 del record[next(iter(record))]

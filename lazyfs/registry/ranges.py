@@ -181,7 +181,7 @@ class Ranges:
                 url = redirected(request.what, head.status, url, head.headers.get("location", ""), visited)
             elif is_transient(head.status):
                 self._note_refusal(head.status)
-                self._client.holdoffs.note(url, head.status, head.headers.get("retry-after", ""))
+                self._client.holdoffs.note(request.what, url, head.status, head.headers.get("retry-after", ""))
                 kind = _Broken if head.status == 500 and not whole else Unreachable
                 return TryAgain(kind(f"{request.what}: {url.authority} answers {head.status}"))
             elif remembered and 400 <= head.status < 500:

@@ -90,7 +90,7 @@ class Tokens:
             raise BadAnswer(f"{self._host} wants its token fetched without https from {realm.authority}")
         query = [("service", challenge.parameters["service"])] if "service" in challenge.parameters else []
         query += [("scope", one) for one in scope]
-        asked = trio.current_time()
+        requested = trio.current_time()
         answer = await self._ask(realm, query, credentials)
         if is_transient(answer.status):
             raise Unreachable(f"{realm.authority}, which gives tokens for {self._host}, answers {answer.status}")
@@ -104,7 +104,7 @@ class Tokens:
             )
         life = found.get("expires_in")
         life = min(max(life, _DEFAULT_LIFE), _LONGEST_LIFE) if isinstance(life, int | float) else _DEFAULT_LIFE
-        return _Token(f"Bearer {token}", asked + life * (1 - _MARGIN))
+        return _Token(f"Bearer {token}", requested + life * (1 - _MARGIN))
 
     async def _ask(self, realm: Url, query: list[tuple[str, str]], credentials: Credentials | None) -> Response:
         if credentials is not None and credentials.identity_token:
@@ -127,7 +127,7 @@ class Tokens:
                 await holdoffs.wait(what, url)
             answer = await self._http.exchange(method, url, headers, _MAX_ANSWER, content)
             if answer.status not in REDIRECTS:
-                holdoffs.note(url, answer.status, answer.headers.get("retry-after", ""))
+                holdoffs.note(what, url, answer.status, answer.headers.get("retry-after", ""))
                 return answer
             target = redirected(what, answer.status, url, answer.headers.get("location", ""), visited)
             if answer.status not in {307, 308}:

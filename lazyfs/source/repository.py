@@ -75,8 +75,8 @@ class Repository:
             answer = await self.client.ask(what, "GET", url, self.pull, headers=headers, limit=limit)
             if answer.status != 200:
                 raise error_for_status(what, answer.url, answer.status, answer.body)
-            told = answer.headers.get("docker-content-digest", "")
-            expected = Digest(told) if digest is None and not is_last_try and is_digest(told) else digest
+            claimed = answer.headers.get("docker-content-digest", "")
+            expected = Digest(claimed) if digest is None and not is_last_try and is_digest(claimed) else digest
             try:
                 if expected is not None:
                     check(answer.body, expected, what)

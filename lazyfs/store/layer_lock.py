@@ -60,7 +60,7 @@ class LayerLocks:
                 await waiting(digest)
             if not await self._wait_for_lock(digest):
                 _log.warning(
-                    "another process that fetches layer %s has made no progress for %.0f s: fetching it here as well",
+                    "another process that fetches layer %s has made no progress for %.0f s: fetching it in this process too",
                     digest,
                     _PATIENCE,
                 )

@@ -187,7 +187,7 @@ def test_disk_full(lazyfs: Lazyfs, small: SmallImage, tiny_disk: Callable[[int],
         status = lazyfs.json("status", root)
         assert status["unkept"] and not status["complete"]
         # Others may follow: that what has arrived would not survive a power cut.
-        (line,) = (line for line in log_lines(lazyfs, root) if "serving what arrives without storing it" in line)
+        (line,) = (line for line in log_lines(lazyfs, root) if "from memory without storing it" in line)
         assert "Free space" in line
 
 

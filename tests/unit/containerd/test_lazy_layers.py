@@ -82,7 +82,7 @@ async def test_a_toc_that_was_lost_is_fetched_anew(
     store: Store, image: ScriptedImage, jumping: MockClock, expect_log: LogWatch
 ) -> None:
     """However long the registry is away: the reason is logged once and told, readers wait, and what it takes is there when it is back."""
-    expect_log("cannot fetch layer sha256:.*: the registry is away")
+    expect_log("cannot fetch the TOC of layer sha256:.*: the registry is away")
     async with trio.open_nursery() as nursery:
         it = Setting(store, image, nursery)
         it.registry.away = True

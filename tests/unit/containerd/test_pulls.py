@@ -163,7 +163,7 @@ async def test_a_pull_is_stopped_whose_toc_was_lost(
     store: Store, image: ScriptedImage, jumping: MockClock, expect_log: LogWatch
 ) -> None:
     """Nobody asks a registry that is away for a layer of which there is no snapshot any more."""
-    expect_log("cannot fetch layer .*: the registry is away")
+    expect_log("cannot fetch the TOC of layer .*: the registry is away")
     async with trio.open_nursery() as nursery:
         it = Setting(store, image, nursery)
         it.registry.away = True

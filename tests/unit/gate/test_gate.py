@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import random
@@ -249,8 +250,9 @@ async def test_another_image_brings_what_the_first_cannot(store: Store) -> None:
             assert is_published(store, it.name(11)) and other.ranges
 
 
-async def test_a_layer_that_lies_plants_nothing(store: Store) -> None:
-    """Bytes that do not hash to the name are not published; the honest image next to it gets its own."""
+async def test_a_layer_that_lies_plants_nothing(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """Bytes that do not hash to the name are not published, and logged; the honest image next to it gets its own."""
+    caplog.set_level(logging.INFO, "lazyfs")
     async with open_gate(store) as it:
         name, piece = it.name(13), it.layer.pieces[13]
         blob = it.source.blobs[it.layer.digest]
@@ -259,9 +261,11 @@ async def test_a_layer_that_lies_plants_nothing(store: Store) -> None:
         liar = ScriptedSource(bytes(blob))
         liar.blobs[it.layer.digest] = bytes(lie)
         it.catalog.remove("image")
-        async with open_fetcher(store, liar) as bad, open_fetcher(store, it.source) as good:
+        async with open_fetcher(store, liar, image="docker://r/liar") as bad, open_fetcher(store, it.source) as good:
             it.catalog.add("liar", bad, (LayerObjects("liar", it.layer),))
             assert await it.gate.lookup(OBJECTS, name, 1) is not None, "an entry, whose reads fail"
+            (line,) = [record.message for record in caplog.records if "is served through the gate" in record.message]
+            assert f"object {name.decode()} of layer {it.layer.digest} of docker://r/liar" in line
             assert not is_published(store, name)
             it.catalog.add("honest", good, (LayerObjects("honest", it.layer),))
             shown = await it.gate.attributes(inode_of(name.decode()))

@@ -138,7 +138,7 @@ async def test_the_callers_deadline_counts(autojump_clock: trio.testing.MockCloc
     """A deadline around the call ends a wait that would be in vain before it begins; one that suffices does not."""
     expect_log("no request to it for")
     holdoffs = Holdoffs()
-    holdoffs.note(REGISTRY, 429, "20")
+    holdoffs.note("it", REGISTRY, 429, "20")
     started = trio.current_time()
     with pytest.raises(HeldOff, match=r"blob B: registry\.test answers 429, and may be asked again in 20 s"), trio.fail_after(19):
         await holdoffs.wait("blob B", REGISTRY)
@@ -153,11 +153,11 @@ async def test_what_holds_nobody_off(autojump_clock: trio.testing.MockClock, exp
     """Other statuses, no Retry-After, one that cannot be read, and other hosts. A shorter wish does not undo a longer one."""
     holdoffs = Holdoffs()
     for status, value in ((429, ""), (503, "soon"), (429, "0"), (500, "9"), (200, "9"), (403, "9")):
-        holdoffs.note(REGISTRY, status, value)
+        holdoffs.note("it", REGISTRY, status, value)
     assert not holdoffs.applies_to(REGISTRY)
     expect_log("no request to it for")
-    holdoffs.note(REGISTRY, 429, "20")
-    holdoffs.note(REGISTRY, 429, "2")
+    holdoffs.note("it", REGISTRY, 429, "20")
+    holdoffs.note("it", REGISTRY, 429, "2")
     assert holdoffs.applies_to(REGISTRY) and not holdoffs.applies_to(STORE)
     started = trio.current_time()
     await holdoffs.wait("it", STORE)
@@ -171,7 +171,7 @@ async def test_the_record_is_bounded(expect_log: LogWatch) -> None:
     expect_log("no request to it for")
     holdoffs = Holdoffs()
     for number in range(1000):
-        holdoffs.note(parse_url(f"https://h{number}.test/", "it"), 429, "20")
+        holdoffs.note("it", parse_url(f"https://h{number}.test/", "it"), 429, "20")
     assert len(holdoffs._until) == len(holdoffs._status) == 256
 
 

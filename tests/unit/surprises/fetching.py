@@ -131,7 +131,7 @@ async def raced(it: Scene) -> None:
     class Silent:
         is_passed_over = False
 
-        def signs_of_lifetime(self, pieces: object) -> int:
+        def signs_of_life(self, pieces: object) -> int:
             return 0
 
     async def work(_: Supply) -> str:
