@@ -57,7 +57,7 @@ async def test_failing_task_is_run_again(autojump_clock: MockClock, expect_log: 
     assert [type(error) for error in heard] == [OSError, StoreFull, OSError, ZeroDivisionError, MemoryError]
 
 
-async def test_returning_is_no_failure() -> None:
+async def test_returning_is_not_a_failure() -> None:
     """A task that is done is done, and nothing is counted."""
     done = trio.Event()
     async with trio.open_nursery() as nursery:
@@ -86,7 +86,7 @@ async def test_failing_task_ends_no_other(failure: Exception, expect_log: LogWat
     assert told == [(cause, False)] and tasks.failures.counts() == {"index": 1}
 
 
-async def test_an_attempt_answers_with_its_failure(expect_log: LogWatch) -> None:
+async def test_an_attempt_returns_its_failure(expect_log: LogWatch) -> None:
     """In the caller's own task, which goes on."""
     expect_log("background fetch has failed: no room")
     async with trio.open_nursery() as nursery:
@@ -97,7 +97,7 @@ async def test_an_attempt_answers_with_its_failure(expect_log: LogWatch) -> None
 
 
 @pytest.mark.parametrize("how", ["start_soon", "keep_running"])
-async def test_the_cancelled_wake_those_who_wait(how: str) -> None:
+async def test_a_cancelled_task_wakes_its_waiters(how: str) -> None:
     """A task that is cancelled before it began wakes them as well; it has not failed."""
     event = trio.Event()
     async with trio.open_nursery() as nursery:
@@ -107,7 +107,7 @@ async def test_the_cancelled_wake_those_who_wait(how: str) -> None:
     assert event.is_set() and not tasks.failures.counts()
 
 
-async def test_what_cannot_be_started_wakes_those_who_wait() -> None:
+async def test_a_task_that_cannot_start_wakes_its_waiters() -> None:
     """The nursery is closed: whoever starts it is told, and whoever waits is not left alone."""
     event = trio.Event()
     async with trio.open_nursery() as nursery:
@@ -117,7 +117,7 @@ async def test_what_cannot_be_started_wakes_those_who_wait() -> None:
     assert event.is_set()
 
 
-async def test_an_owner_that_fails_is_no_end_either(expect_log: LogWatch) -> None:
+async def test_an_owner_that_fails_ends_nothing_either(expect_log: LogWatch) -> None:
     """What its owner makes of a failure may fail: those who wait are woken all the same."""
     expect_log("index has failed: no room")
     expect_log("index has failed once more, when its owner was informed: KeyError")

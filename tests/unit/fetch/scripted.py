@@ -1,4 +1,4 @@
-"""A blob source that a test holds in its hand: it serves bytes, counts what is asked, waits and fails on command."""
+"""A scripted source: serves bytes, records requests, waits and fails on command."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def read_piece(fetcher: Fetcher, layer: LayerBlob, number: int) -> bytes:
 
 
 def make_layer(files: Iterable[tuple[bytes, bytes]], chunk_size: int = 1 << 20) -> tuple[LayerBlob, bytes]:
-    """A layer of files (name, content), one member a chunk, and its blob."""
+    """A layer of files (name, content), one member per chunk, and its blob."""
     blob = bytearray()
     parts: list[tuple[bytes, list[tuple[int, bytes, int, int]]]] = []
     for name, content in files:
@@ -58,21 +58,21 @@ def make_layer(files: Iterable[tuple[bytes, bytes]], chunk_size: int = 1 << 20) 
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Until it is so. That all tasks are blocked says nothing of threads, which a busy machine keeps waiting."""
+    """Wait for a condition. That all tasks are blocked says nothing about threads, which may be slow on a busy machine."""
     with trio.fail_after(30):
         while not condition():
             await trio.lowlevel.checkpoint()
 
 
 class ScriptedSource:
-    """An ImageSource for the blobs that it is given."""
+    """An ImageSource for the given blobs."""
 
     name = authority = "scripted:"
 
     def __init__(self, *blobs: bytes) -> None:
         self.blobs = {digest_of(blob): blob for blob in blobs}
         self.ranges: list[tuple[int, int]] = []
-        """What was asked for, in order."""
+        """The requested ranges, in order."""
         self.held_off_until = -math.inf
         """When it may be asked again."""
         self.streams: list[_Stream] = []
@@ -82,16 +82,16 @@ class ScriptedSource:
         self.fails = 0
         """How many of the next ranges break off."""
         self.rate: int | None = None
-        """Bytes a second of ranges that are opened from now on; None: all at once."""
+        """Bytes per second of ranges opened from now on; None: all at once."""
         self.lies = 0
-        """How many of the next ranges fetch other bytes."""
+        """How many of the next ranges deliver other bytes."""
         self.sent = 0
         """Bytes of all ranges so far."""
         self.ignores_ranges = False
         self.distrusted: list[Digest] = []
         """Blobs whose bytes were found wrong."""
         self.connected = 0
-        """Connections that were wanted ahead of ranges."""
+        """Connections that were opened ahead of ranges."""
 
     async def document(self, reference: str) -> Document:
         raise NotImplementedError
@@ -152,7 +152,7 @@ class _Stream:
 
 
 async def pass_time(clock: MockClock, fetcher: Fetcher, seconds: float) -> None:
-    """Let virtual time go by, second by second. Whatever threads do takes none of it."""
+    """Let virtual time pass, second by second. Threads take none of it."""
     for _ in range(int(seconds)):
         await settle(fetcher)
         clock.jump(1)
@@ -160,7 +160,7 @@ async def pass_time(clock: MockClock, fetcher: Fetcher, seconds: float) -> None:
 
 
 async def settle(fetcher: Fetcher) -> None:
-    """Until everybody waits for the source or for time to pass."""
+    """Wait until all tasks wait for the source or for time to pass."""
     limiters = (fetcher._shared.readers, fetcher._shared.unpackers)
     with trio.fail_after(1e6):
         while True:

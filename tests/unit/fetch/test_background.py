@@ -1,4 +1,4 @@
-"""The background fetch against a scripted source and a real store."""
+"""The background fetch, with a scripted source and a real store."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from lazyfs.store.store import Store
 from tests.unit.fetch.scripted import FILES, RANDOM, ScriptedSource, make_layer, read_piece, until
 
 
-async def test_background_brings_everything_and_the_prefix_first(store: Store) -> None:
-    """Afterwards nothing is missing, in few requests, and the landmark's part came before the rest."""
+async def test_the_background_fetches_everything_and_the_prefetch_range_first(store: Store) -> None:
+    """Afterwards nothing is missing, with few requests, and the prefetch range came first."""
     layer, blob = make_layer(FILES)
     source = ScriptedSource(blob)
     middle = layer.pieces[200].chunk.member
@@ -28,8 +28,8 @@ async def test_background_brings_everything_and_the_prefix_first(store: Store) -
     assert source.ranges[0] == (0, middle) and len(source.ranges) == 2
 
 
-async def test_only_the_prefix_where_nobody_wants_the_rest(store: Store) -> None:
-    """What is behind the landmark is left to those who read it, and nothing says that all is here."""
+async def test_only_the_prefetch_range_if_the_rest_is_not_wanted(store: Store) -> None:
+    """What is behind the landmark is left to readers, and nothing claims that everything is stored."""
     layer, blob = make_layer(FILES)
     source = ScriptedSource(blob)
     middle = layer.pieces[200].chunk.member
@@ -41,7 +41,7 @@ async def test_only_the_prefix_where_nobody_wants_the_rest(store: Store) -> None
 
 
 async def test_background_fills_a_sparse_file_at_once(store: Store, autojump_clock: trio.testing.MockClock) -> None:
-    """A chunk that a file holds many times is fetched once, and copied to all of its places without a pause."""
+    """A chunk that a file contains many times is fetched once, and copied to all its positions without a pause."""
     layer, blob = make_layer([(b"sparse", bytes(100_000) + b"x"), (b"other", bytes(7_000))], chunk_size=7_000)
     source = ScriptedSource(blob)
     start = trio.current_time()
@@ -53,7 +53,7 @@ async def test_background_fills_a_sparse_file_at_once(store: Store, autojump_clo
 
 
 async def test_background_waits_for_readers(store: Store) -> None:
-    """While a reader waits for something else, the background takes nothing off the wire."""
+    """While a reader waits for something else, the background receives nothing."""
     slow, slow_blob = make_layer([(b"slow", RANDOM.randbytes(1000))])
     layer, blob = make_layer(FILES)
     source = ScriptedSource(blob)
@@ -73,14 +73,14 @@ async def test_background_waits_for_readers(store: Store) -> None:
             nursery.start_soon(background.run)
             await wait_all_tasks_blocked(0.05)
             assert fetcher.statistics().chunks == 0
-            # A reader of the background's own bytes is not kept waiting by its politeness.
+            # But a reader of the background's own bytes does not have to wait.
             assert await read_piece(fetcher, layer, 399) == FILES[399][1]
             stuck.gate.set()
         assert background.finished.is_set()
 
 
-async def test_background_goes_on_when_the_source_is_back(store: Store, autojump_clock: object, expect_log: object) -> None:
-    """It says once why it stands still, tries again later, and finishes."""
+async def test_the_background_continues_when_the_source_is_back(store: Store, autojump_clock: object, expect_log: object) -> None:
+    """It logs once why it is stalled, tries again later, and finishes."""
     expect_log("background fetch of layer .* of scripted: is stalled: the source has gone away")  # type: ignore[operator]
     layer, blob = make_layer(FILES)
     source = ScriptedSource(blob)
@@ -94,7 +94,7 @@ async def test_background_goes_on_when_the_source_is_back(store: Store, autojump
 async def test_background_does_not_download_for_a_full_store(
     store: Store, autojump_clock: object, expect_log: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While there is no room it tries with one chunk at a time; with room it goes on where it stood."""
+    """While there is no room, it tries with one chunk at a time. Once there is room, it continues where it was."""
     expect_log("serving layer .* of .* from memory without storing it: no room")  # type: ignore[operator]
     layer, blob = make_layer(FILES)
     source = ScriptedSource(blob)
@@ -115,7 +115,7 @@ async def test_background_does_not_download_for_a_full_store(
 
 
 async def test_background_gives_up_what_is_broken_at_the_source(store: Store, expect_log: object) -> None:
-    """One bad chunk does not keep the rest away, and the image is not called complete."""
+    """One bad chunk does not prevent the rest, and the image does not count as complete."""
     expect_log("is stalled")  # type: ignore[operator]
     layer, blob = make_layer(FILES)
     broken = bytearray(blob)
@@ -144,7 +144,7 @@ async def test_server_without_ranges_is_streamed_once_for_the_background(store: 
 
 
 async def test_paused_background_does_not_hold_up_other_processes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a reader of ours hangs, the background lets go of what it has claimed: another process may be waiting for it."""
+    """While a reader of this process hangs, the background releases its claims: another process may be waiting for them."""
     monkeypatch.setattr("lazyfs.fetch.fetcher._PAUSE_LIMIT", 0.01)
     files = [(b"f%02d" % number, RANDOM.randbytes(300_000)) for number in range(10)]
     layer, blob = make_layer(files)
@@ -169,7 +169,7 @@ async def test_paused_background_does_not_hold_up_other_processes(store: Store, 
 
 
 async def test_background_gives_up_nothing_but_what_is_broken(store: Store, autojump_clock: object, expect_log: object) -> None:
-    """A run that ends before its last chunk, and has a broken one in it, takes no other chunk down."""
+    """A run that ends before its last chunk, and has a broken one, gives up no other chunk."""
     expect_log("is stalled")  # type: ignore[operator]
     files = [(b"f%02d" % number, RANDOM.randbytes(100_000)) for number in range(10)]
     layer, blob = make_layer(files)

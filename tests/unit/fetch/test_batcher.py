@@ -1,4 +1,4 @@
-"""What is gathered for a thread: the same as done one by one, in fewer trips."""
+"""Batched jobs: the same results as one by one, with fewer calls."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def release(store: Store, *answers: Sequence[Piece] | None) -> None:
             store.release(piece.chunk.digest)
 
 
-def test_together_is_as_one_by_one(store: Store) -> None:
-    """Of runs in which pieces are here, and gaps, with and without a piece that all depends on."""
+def test_batched_claims_equal_single_ones(store: Store) -> None:
+    """For runs with stored pieces and gaps, with and without a wanted piece."""
     layer, _ = make_layer(FILES)
     for number in range(0, 400, 3):
         keep(store, layer.pieces[number], FILES[number][1])
@@ -52,8 +52,8 @@ def test_together_is_as_one_by_one(store: Store) -> None:
     assert any(together) and not all(together)
 
 
-def test_what_lies_in_another_file_is_left_to_a_run_of_its_own(store: Store) -> None:
-    """To copy it takes longer than to ask, and others wait. Nothing is claimed for it; the others are answered."""
+def test_a_chunk_of_another_file_is_left_to_a_separate_call(store: Store) -> None:
+    """Copying takes longer than the queries, and others wait. Nothing is claimed for it; the others get their results."""
     shared = RANDOM.randbytes(3000)
     layer, _ = make_layer([(b"a", shared), (b"b", shared + b"more")], chunk_size=3000)
     keep(store, layer.pieces[0], shared)
@@ -64,8 +64,8 @@ def test_what_lies_in_another_file_is_left_to_a_run_of_its_own(store: Store) -> 
     assert not store.missing(copied.content, 0, 1)
 
 
-def test_what_is_here_of_a_long_run_is_not_claimed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All claims of a store are locks on one file, which the kernel goes through for each."""
+def test_stored_pieces_of_a_long_run_are_not_claimed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All claims of a store are locks on one file, which the kernel searches for each."""
     layer, _ = make_layer(FILES)
     for number in range(1, 400):
         keep(store, layer.pieces[number], FILES[number][1])
@@ -83,7 +83,7 @@ def test_what_is_here_of_a_long_run_is_not_claimed(store: Store, monkeypatch: py
 
 
 class Work:
-    """Doubles numbers; keeps how many went together."""
+    """Doubles numbers, and records the batches."""
 
     def __init__(self) -> None:
         self.trips: list[int] = []
@@ -96,8 +96,8 @@ class Work:
         return [2 * number for number in numbers]
 
 
-async def test_jobs_that_come_together_go_together() -> None:
-    """The first goes at once; all others go with the second. Each gets what comes of its own."""
+async def test_jobs_that_arrive_together_are_batched() -> None:
+    """The first one starts at once, and all others form the second batch. Each gets its own result."""
     work = Work()
     batcher = Batcher(work, trio.CapacityLimiter(2), at_once=1)
     got: dict[int, int] = {}
@@ -114,8 +114,8 @@ async def test_jobs_that_come_together_go_together() -> None:
     assert work.trips == [1, 16, 16, 16, 1] * 2
 
 
-async def test_two_trips_at_a_time() -> None:
-    """Where one stands still, the others go on; then all are free again."""
+async def test_two_batches_at_a_time() -> None:
+    """While one hangs, the others continue; then all are free again."""
     halted, came = threading.Event(), threading.Event()
 
     def work(numbers: Sequence[int]) -> list[int]:
@@ -145,8 +145,8 @@ async def test_two_trips_at_a_time() -> None:
         got.clear()
 
 
-async def test_an_error_is_everybodys_who_went_together() -> None:
-    """Nobody waits on; the next one goes again."""
+async def test_all_jobs_of_a_batch_get_its_error() -> None:
+    """No job keeps waiting, and the next one runs."""
     work = Work()
     batcher = Batcher(work, trio.CapacityLimiter(2), at_once=1)
     told: list[str] = []
@@ -166,8 +166,8 @@ async def test_an_error_is_everybodys_who_went_together() -> None:
     assert await batcher.submit(4) == 8
 
 
-async def test_an_interrupt_leaves_nobody_without_an_answer() -> None:
-    """What is not an error ends the program; until then, nobody takes it for an answer, and the others' turn comes."""
+async def test_an_interrupt_leaves_no_job_without_a_result() -> None:
+    """It ends the program. Until then, no job takes it for a result, and the other jobs run."""
 
     def work(numbers: Sequence[int]) -> list[int]:
         if 1 in numbers:
@@ -191,8 +191,8 @@ async def test_an_interrupt_leaves_nobody_without_an_answer() -> None:
     assert await batcher.submit(7) == 7
 
 
-async def test_who_is_cancelled_still_gets_what_comes_of_his_job() -> None:
-    """A claim has to be given back."""
+async def test_a_cancelled_caller_still_gets_its_result() -> None:
+    """A claim has to be released."""
     batcher = Batcher(Work(), trio.CapacityLimiter(2), at_once=1)
     got: list[int] = []
 
@@ -208,7 +208,7 @@ async def test_who_is_cancelled_still_gets_what_comes_of_his_job() -> None:
 
 
 async def test_readers_that_join_a_run_do_not_reach_into_its_claim(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread looks at the pieces that there were when it began; the later reader gets its bytes all the same."""
+    """The thread looks at the pieces that there were when it began. The later reader still gets its bytes."""
     layer, blob = make_layer(FILES)
     source = ScriptedSource(blob)
     look = store.lacking
@@ -227,6 +227,6 @@ async def test_readers_that_join_a_run_do_not_reach_into_its_claim(store: Store,
     monkeypatch.setattr(store, "lacking", look_while_another_joins)
     async with open_fetcher(store, source) as fetcher, trio.open_nursery() as nursery:
         fetcher._shared.rangeless.add(layer.digest)
-        for number in range(20):  # more than are claimed together with others'
+        for number in range(20):  # more than are claimed together with others
             nursery.start_soon(read, number)
     assert source.ranges == [(0, layer.size)]

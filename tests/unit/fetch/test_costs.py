@@ -1,4 +1,6 @@
-"""What a chunk costs, however many chunks its file has: counted in steps of sqlite, because a busy machine makes times meaningless."""
+"""The cost of a chunk does not depend on the number of chunks of its file. Counted in steps of sqlite, because times mean
+nothing on a busy machine.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ from tests.unit.fetch.scripted import RANDOM, ScriptedSource, make_layer, read_p
 
 FEW, MANY = 150, 1500
 UNIT = 10
-"""Instructions of sqlite's virtual machine that are counted as one step."""
+"""Instructions of sqlite's virtual machine per counted step."""
 
 Work = Callable[[Store, Fetcher, LayerBlob], Awaitable[None]]
 
@@ -57,7 +59,7 @@ async def walk_back(store: Store, fetcher: Fetcher, layer: LayerBlob) -> None:
 
 
 async def look_up(store: Store, fetcher: Fetcher, layer: LayerBlob) -> None:
-    """As a gate does for each lookup of a file that is half here."""
+    """As the gate does for each lookup of an incomplete file."""
     content = layer.pieces[0].content
     for number in range(len(layer.pieces) // 2):
         store.keep(content, number, bytes(content.chunk_size(number)))
@@ -66,7 +68,7 @@ async def look_up(store: Store, fetcher: Fetcher, layer: LayerBlob) -> None:
 
 
 async def cost(folder: Path, work: Work, data: bytes) -> float:
-    """Steps a chunk, of a file in chunks of 10 bytes."""
+    """Steps per chunk, for a file in chunks of 10 bytes."""
     layer, blob = make_layer([(b"large", data)], chunk_size=10)
     with Store.open(folder) as store:
         steps = Steps(store)
@@ -83,7 +85,7 @@ async def cost(folder: Path, work: Work, data: bytes) -> float:
 async def test_a_chunk_of_a_large_file_costs_what_one_of_a_small_file_does(
     tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten times as many chunks, and no chunk costs more: nothing is counted, listed or looked for once a chunk over all chunks."""
+    """With ten times as many chunks, no chunk costs more: there is no loop over all chunks for each of them."""
     monkeypatch.setattr("lazyfs.fetch.window.FIRST", 200)  # as if the chunks were large
     data = RANDOM.randbytes(10 * MANY)
     few = await cost(tmp_path / "few", work, data[: 10 * FEW])
@@ -92,7 +94,8 @@ async def test_a_chunk_of_a_large_file_costs_what_one_of_a_small_file_does(
 
 
 async def test_equal_chunks_cost_no_more(tmp_path: Path) -> None:
-    """A sparse file is one chunk in many places: it is fetched once, and not one place a pass over all of them is filled."""
+    """A sparse file is one chunk in many positions: it is fetched once, and filling one position is not a pass over all of
+    them."""
     few = await cost(tmp_path / "few", fetch, bytes(10 * FEW))
     many = await cost(tmp_path / "many", fetch, bytes(10 * MANY))
     assert many < 1.5 * few + 20
@@ -101,7 +104,7 @@ async def test_equal_chunks_cost_no_more(tmp_path: Path) -> None:
 async def test_a_source_that_fails_often_costs_no_more(
     store: Store, autojump_clock: object, monkeypatch: pytest.MonkeyPatch, expect_log: Callable[[str], None]
 ) -> None:
-    """A run that failed is tried again by itself: what is behind it is not looked at each time."""
+    """Only a failed run is tried again: what is behind it is not looked up each time."""
     expect_log("is stalled: the source has gone away")
     monkeypatch.setattr("lazyfs.fetch.background.MOST_PIECES", 10)
     layer, blob = make_layer([(b"large", RANDOM.randbytes(10_000))], chunk_size=10)
@@ -121,8 +124,8 @@ async def test_a_source_that_fails_often_costs_no_more(
 
 
 def test_runs_are_of_so_many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A claim is a lock, and a lock costs more the more there are: of a million tiny chunks, some are claimed at a time, by the
-    background and by a reader."""
+    """A claim is a lock, and a lock costs more the more there are: of a million tiny chunks, the background and a reader claim
+    only some at a time."""
     monkeypatch.setattr("lazyfs.fetch.window.FIRST", 16 << 20)
     layer, _ = make_layer([(b"tiny", RANDOM.randbytes(10_000))], chunk_size=1)
     runs = cut_runs(layer.pieces)
@@ -132,7 +135,7 @@ def test_runs_are_of_so_many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_member_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is fetched and inflated from its beginning, however little of it is wanted: once for all its chunks."""
+    """It is fetched and inflated from its start, however little of it is wanted: once for all its chunks."""
     monkeypatch.setattr("lazyfs.fetch.background.RUN_BYTES", 50)
     monkeypatch.setattr("lazyfs.fetch.background.MOST_PIECES", 3)
     monkeypatch.setattr("lazyfs.fetch.window.MOST_PIECES", 3)
@@ -147,8 +150,8 @@ def test_a_member_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(choose_run(layer, layer.pieces[0], Windows(), SourceFlights(), crowded=False)) == 8
 
 
-def test_some_is_copied_and_then_the_run_goes_on_its_way(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one thread copies before a request is bounded; the reader's own chunk comes first."""
+def test_some_is_copied_and_then_the_run_starts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one thread copies before a request is bounded. The reader's own chunk comes first."""
     monkeypatch.setattr("lazyfs.fetch.claim._COPIED", 25)
     zeros, _ = make_layer([(b"one", bytes(10))])
     store.keep(zeros.pieces[0].content, 0, bytes(10))

@@ -1,4 +1,4 @@
-"""The fetcher against a scripted source and a real store."""
+"""The fetcher, with a scripted source and a real store."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from lazyfs.store.store import Store
 from tests.unit.fetch.scripted import FILES, RANDOM, ScriptedSource, make_layer, pass_time, read_piece, settle, until
 
 
-async def test_read_brings_the_right_bytes_and_keeps_them(store: Store) -> None:
+async def test_a_read_returns_the_right_bytes_and_keeps_them(store: Store) -> None:
     """The first read fetches, the second is served from the store."""
     layer, blob = make_layer(FILES)
     source = ScriptedSource(blob)
@@ -40,7 +40,7 @@ async def test_read_brings_the_right_bytes_and_keeps_them(store: Store) -> None:
 
 
 async def test_sixty_four_readers_of_one_cold_chunk_are_one_request(store: Store) -> None:
-    """Whoever comes while a chunk is on its way waits for it."""
+    """Readers that come while a chunk is in flight wait for it."""
     layer, blob = make_layer([(b"big", RANDOM.randbytes(300_000))])
     source = ScriptedSource(blob)
     source.gate = trio.Event()
@@ -59,7 +59,7 @@ async def test_sixty_four_readers_of_one_cold_chunk_are_one_request(store: Store
 
 
 async def test_a_walk_takes_few_requests(store: Store) -> None:
-    """Files that are read one after the other come in ever longer runs."""
+    """Files that are read one after the other are fetched in longer and longer runs."""
     files = [(b"f%05d" % number, RANDOM.randbytes(4000)) for number in range(1000)]
     layer, blob = make_layer(files)
     source = ScriptedSource(blob)
@@ -69,8 +69,8 @@ async def test_a_walk_takes_few_requests(store: Store) -> None:
     assert len(source.ranges) <= 15
 
 
-async def test_lone_misses_bring_little(store: Store) -> None:
-    """Reads far from each other do not drag the layer along."""
+async def test_lone_misses_fetch_little(store: Store) -> None:
+    """Reads far from each other do not fetch the whole layer."""
     files = [(b"f%05d" % number, RANDOM.randbytes(4000)) for number in range(2000)]
     layer, blob = make_layer(files)
     source = ScriptedSource(blob)
@@ -81,7 +81,7 @@ async def test_lone_misses_bring_little(store: Store) -> None:
 
 
 async def test_equal_chunks_are_fetched_once(store: Store) -> None:
-    """A chunk that lies in another file of the store is copied, not fetched; within a run it is asked for once."""
+    """A chunk that another file of the store has is copied, not fetched. Within a run, it is requested once."""
     same = RANDOM.randbytes(500_000)
     first, first_blob = make_layer([(b"a", same), (b"b", same)], chunk_size=100_000)
     second, second_blob = make_layer([(b"c", same + b"more")], chunk_size=100_000)
@@ -97,7 +97,7 @@ async def test_equal_chunks_are_fetched_once(store: Store) -> None:
 
 
 async def test_wrong_bytes_are_an_error_and_are_not_kept(store: Store) -> None:
-    """A blob that was changed under way: the chunk concerned fails, its neighbours are served, and the next read tries anew."""
+    """The chunk that was changed on the way fails, its neighbours are served, and the next read tries again."""
     layer, blob = make_layer(FILES)
     source = ScriptedSource(blob)
     start = layer.pieces[3].chunk.member
@@ -114,7 +114,7 @@ async def test_wrong_bytes_are_an_error_and_are_not_kept(store: Store) -> None:
 
 
 async def test_a_chunk_of_other_content_is_a_digest_mismatch(store: Store) -> None:
-    """Sound gzip of other bytes is refused by its digest."""
+    """Valid gzip of other bytes is rejected by its digest."""
     layer, _ = make_layer([(b"a", b"expected content")])
     _, lying = make_layer([(b"a", b"something  else!")])
     source = ScriptedSource()
@@ -126,7 +126,7 @@ async def test_a_chunk_of_other_content_is_a_digest_mismatch(store: Store) -> No
 
 
 async def test_a_failed_source_is_an_error_now_and_fine_later(store: Store) -> None:
-    """EIO while the cause lasts, and the same read succeeds once it is gone."""
+    """EIO as long as the cause lasts; the same read succeeds afterwards."""
     layer, blob = make_layer(FILES)
     source = ScriptedSource(blob)
     source.fails = 1
@@ -136,8 +136,8 @@ async def test_a_failed_source_is_an_error_now_and_fine_later(store: Store) -> N
         assert await read_piece(fetcher, layer, 0) == FILES[0][1]
 
 
-async def test_who_joined_a_failing_run_gets_a_try_of_its_own(store: Store) -> None:
-    """A run that fails for its first chunk does not fail the readers who only joined it."""
+async def test_a_reader_that_joined_a_failing_run_gets_its_own_try(store: Store) -> None:
+    """A run that fails for its first chunk does not fail the readers that only joined it."""
     layer, blob = make_layer(FILES)
     source = ScriptedSource(blob)
     source.gate, source.fails = trio.Event(), 1
@@ -175,7 +175,7 @@ async def test_a_cancelled_reader_leaves_the_bytes_for_the_next(store: Store) ->
 
 
 async def test_read_gives_up_at_its_deadline(store: Store, autojump_clock: trio.testing.MockClock) -> None:
-    """A source that never answers costs a minute of virtual time, and then an error that names it."""
+    """A source never answers: after a virtual minute, the error names image, layer and object."""
     layer, blob = make_layer(FILES)
     source = ScriptedSource(blob)
     source.gate = trio.Event()
@@ -196,7 +196,7 @@ async def test_read_gives_up_at_its_deadline(store: Store, autojump_clock: trio.
 
 
 async def test_server_without_ranges_is_streamed_once(store: Store) -> None:
-    """After the first store_error the whole blob comes once, and every read is served from it."""
+    """After the first refusal, the whole blob is fetched once, and serves every read."""
     layer, blob = make_layer(FILES)
     source = ScriptedSource(blob)
     source.ignores_ranges = True
@@ -207,7 +207,7 @@ async def test_server_without_ranges_is_streamed_once(store: Store) -> None:
 
 
 async def test_a_crowd_does_not_stream_a_layer_without_ranges_more_than_once(store: Store) -> None:
-    """Runs that wait for their turn when that is found out leave what they want to the one that brings everything."""
+    """Runs that wait for a slot when that is found out leave their pieces to the run that fetches everything."""
     files = [(b"f%05d" % number, RANDOM.randbytes(4000)) for number in range(2000)]
     layer, blob = make_layer(files)
     source = ScriptedSource(blob)
@@ -223,8 +223,8 @@ async def test_a_crowd_does_not_stream_a_layer_without_ranges_more_than_once(sto
     assert measure_missing(store, [layer]).chunks == 0
 
 
-async def test_what_is_here_is_read_while_all_slots_wait_for_a_dead_source(store: Store) -> None:
-    """The neighbours that a miss would fetch along are not unreadable because its turn has not come."""
+async def test_stored_chunks_are_read_while_all_slots_wait_for_a_dead_source(store: Store) -> None:
+    """The neighbours of a miss are readable while its run waits for a slot."""
     files = [(b"f%02d" % number, RANDOM.randbytes(1 << 20 if number % 2 else 2000)) for number in range(20)]
     layer, blob = make_layer(files)
     source = ScriptedSource(blob)
@@ -232,10 +232,10 @@ async def test_what_is_here_is_read_while_all_slots_wait_for_a_dead_source(store
         assert await read_piece(fetcher, layer, 18) == files[18][1]
     source.gate = trio.Event()
     async with open_fetcher(store, source) as fetcher, trio.open_nursery() as nursery:
-        for number in (1, 3, 5, 7, 9, 11, 13, 15):  # as many as may be on their way at once, of this size
+        for number in (1, 3, 5, 7, 9, 11, 13, 15):  # as many as there are slots for large runs
             nursery.start_soon(read_piece, fetcher, layer, number)
         await until(lambda: len(source.ranges) >= 9)
-        nursery.start_soon(read_piece, fetcher, layer, 17)  # its run would begin beside what is here
+        nursery.start_soon(read_piece, fetcher, layer, 17)  # its run would begin beside a stored chunk
         await wait_all_tasks_blocked(0.05)
         assert len(source.ranges) == 9
         with trio.fail_after(10):
@@ -244,7 +244,7 @@ async def test_what_is_here_is_read_while_all_slots_wait_for_a_dead_source(store
 
 
 async def test_an_index_that_fails_while_a_run_waits_is_its_readers_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It ends no fetcher: the next read is served."""
+    """It does not end the fetcher: the next read is served."""
     files = [(b"f%02d" % number, RANDOM.randbytes(1 << 20)) for number in range(20)]
     layer, blob = make_layer(files)
     source = ScriptedSource(blob)
@@ -272,7 +272,7 @@ async def test_an_index_that_fails_while_a_run_waits_is_its_readers_error(store:
 
 
 async def test_the_runs_before_are_signs_of_life(store: Store, autojump_clock: trio.testing.MockClock) -> None:
-    """Of a run that waits for its turn: their bytes, and no others. From its turn on, its own."""
+    """While a run waits for a slot: their bytes, and no others. After that, its own."""
     autojump_clock.autojump_threshold = math.inf
     files = [(b"f%02d" % number, RANDOM.randbytes(1 << 20)) for number in range(20)]
     layer, blob = make_layer(files)
@@ -299,8 +299,8 @@ async def test_the_runs_before_are_signs_of_life(store: Store, autojump_clock: t
         assert fetcher.signs_of_life(waits) == 0
 
 
-async def test_a_crowd_of_lone_misses_brings_what_is_asked_for(store: Store) -> None:
-    """The first few fetch their neighbours; behind them are readers who wait for their turn, and each neighbour would be in their way."""
+async def test_many_lone_misses_fetch_only_what_is_read(store: Store) -> None:
+    """The first few fetch their neighbours. After them, readers wait for slots, and neighbours would be in their way."""
     files = [(b"f%05d" % number, RANDOM.randbytes(4000)) for number in range(2000)]
     layer, blob = make_layer(files)
     source = ScriptedSource(blob)
@@ -325,7 +325,7 @@ async def test_a_crowd_of_lone_misses_brings_what_is_asked_for(store: Store) -> 
 
 
 async def test_a_byte_of_what_inflates_to_much_goes_alone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is gathered for a thread lies in memory together: a hostile TOC makes a chunk of one byte at the end of 64 MiB."""
+    """A batch is in memory as a whole: a hostile TOC puts a chunk of one byte at the end of 64 MiB."""
     packed = compress_member(bytes(300_000) + b"x")
     chunk = Chunk(0, 1, hashlib.sha256(b"x").digest(), 0, 300_000, len(packed))
     layer = LayerBlob(digest_of(packed), len(packed), len(packed), [Entry(b"f", "reg", size=1, chunks=(chunk,))])
@@ -346,7 +346,7 @@ async def test_a_byte_of_what_inflates_to_much_goes_alone(store: Store, monkeypa
 
 
 async def test_a_crowd_that_walks_takes_long_steps(store: Store) -> None:
-    """64 readers who share the files of a layer, in order: neighbours are what the others want next."""
+    """64 readers that share the files of a layer in order: the neighbours are what the others want next."""
     layer, blob = make_layer(FILES)
     source = ScriptedSource(blob)
     rest = iter(range(len(FILES)))
@@ -361,8 +361,8 @@ async def test_a_crowd_that_walks_takes_long_steps(store: Store) -> None:
     assert len(source.ranges) < 40
 
 
-async def test_an_object_is_brought_although_its_chunk_comes_for_another_file(store: Store) -> None:
-    """A file whose bytes are on their way as a chunk of a larger file: it is said to be here when it is, under its own name."""
+async def test_an_object_is_created_although_its_chunk_arrives_for_another_file(store: Store) -> None:
+    """The bytes of a file are in flight as a chunk of a larger file: it counts as stored when it is, under its own name."""
     shared = RANDOM.randbytes(100_000)
     layer, blob = make_layer([(b"large", shared + FILES[0][1]), (b"small", shared)], chunk_size=100_000)
     source = ScriptedSource(blob)
@@ -381,8 +381,8 @@ async def test_an_object_is_brought_although_its_chunk_comes_for_another_file(st
         source.gate.set()
 
 
-async def test_whoever_waits_for_a_fetcher_that_ends_is_told(store: Store) -> None:
-    """The image has gone: its readers ask another one that has the same file, and do not wait until their deadline."""
+async def test_readers_get_an_error_when_their_fetcher_closes(store: Store) -> None:
+    """The image is gone: its readers ask another one with the same file, without waiting for their deadline."""
     layer, blob = make_layer(FILES)
     source = ScriptedSource(blob)
     source.gate = trio.Event()
@@ -393,7 +393,7 @@ async def test_whoever_waits_for_a_fetcher_that_ends_is_told(store: Store) -> No
                 await fetcher.fetch_object(layer, layer.pieces[number])
 
         async with open_fetcher(store, source) as fetcher:
-            for number in range(0, 400, 5):  # more than there are requests at once
+            for number in range(0, 400, 5):  # more than the maximum of concurrent requests
                 nursery.start_soon(wait, number)
             await wait_all_tasks_blocked()
         with trio.fail_after(5):

@@ -1,4 +1,4 @@
-"""RunFlights and their runs: a model in which runs begin, land, end and are given up in any order."""
+"""Flights and their runs: a model in which runs begin, complete flights, end and are given up in any order."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def named(chunk: int) -> bytes:
 
 
 class Reader:
-    """Waits for a flight, and remembers what it was answered."""
+    """Waits for a flight, and records the result."""
 
     def __init__(self, flight: Flight, chunk: int) -> None:
         self.run, self.chunk = flight.run, chunk
@@ -53,13 +53,13 @@ class Reader:
 
 
 class Model:
-    """A flights, its runs by a name that is used again when they have ended, and the readers that wait."""
+    """A source's flights, its runs by reusable names, and the waiting readers."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self.flights = SourceFlights()
         self.runs: dict[int, RunFlights] = {}
         self.abandoned: list[RunFlights] = []
-        """Given up, and not at their end yet."""
+        """Given up, but not ended."""
         self.readers: list[Reader] = []
         self._nursery = nursery
 
@@ -80,7 +80,7 @@ class Model:
                     reader.scope.cancel()
         elif run is not None:
             if what == "complete":
-                for each in (run, *self.abandoned):  # what was given up may still be bringing it
+                for each in (run, *self.abandoned):  # a run that was given up may still deliver it
                     each.complete(named(argument), memoryview(b"%d of %d" % (argument, id(each))))  # type: ignore[arg-type,str-bytes-safe]
             elif what == "cut":
                 run.complete_others({named(chunk) for chunk in argument})  # type: ignore[attr-defined]
@@ -110,8 +110,8 @@ class Model:
 
 @settings(max_examples=150)
 @given(STEPS)
-def test_every_reader_is_answered_and_by_its_own_run(steps: list[tuple[str, int, object]]) -> None:
-    """Whatever the order: no run lands another's flight, and at the end nobody waits."""
+def test_every_reader_gets_a_result_of_its_own_run(steps: list[tuple[str, int, object]]) -> None:
+    """In any order: no run completes another run's flight, and at the end no reader waits."""
 
     async def play() -> None:
         with trio.fail_after(60):
@@ -126,8 +126,8 @@ def test_every_reader_is_answered_and_by_its_own_run(steps: list[tuple[str, int,
     trio.run(play)
 
 
-async def test_closing_answers_everybody() -> None:
-    """All runs of a flights, with one error."""
+async def test_closing_completes_all_flights() -> None:
+    """The flights of all runs of a source get the error."""
     flights = SourceFlights()
     runs = [flights.start_run([b"a", b"b"]), flights.start_run([b"b", b"c"])]
     told: list[str] = []

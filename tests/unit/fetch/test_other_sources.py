@@ -1,4 +1,4 @@
-"""Two sources of one store that have the same layer: each byte comes once, and neither depends on the other; in virtual time."""
+"""Two sources of one store with the same layer: each byte is fetched once, and neither depends on the other. In virtual time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LARGE = RANDOM.randbytes(1 << 20)
 
 @asynccontextmanager
 async def fetchers(store: Store, sources: Sequence[ScriptedSource]) -> AsyncIterator[list[Fetcher]]:
-    """Of these sources, which share their flights."""
+    """Fetchers of these sources, with shared flights."""
     store_flights = StoreFlights()
     async with AsyncExitStack() as stack:
         yield [await stack.enter_async_context(open_fetcher(store, source, store_flights=store_flights)) for source in sources]
@@ -40,7 +40,7 @@ def held_back(source: ScriptedSource) -> ScriptedSource:
 
 
 async def test_two_backgrounds_fetch_each_byte_once(store: Store, jumping: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In lockstep, of equal sources: what one has begun the other leaves to it, and goes on behind that."""
+    """In lockstep, with equal sources: each leaves to the other what that one has begun, and continues behind it."""
     monkeypatch.setattr("lazyfs.fetch.background.RUN_BYTES", 50_000)
     layer, blob = make_layer(FILES)
     sources = [ScriptedSource(blob), ScriptedSource(blob)]
@@ -58,7 +58,7 @@ async def test_two_backgrounds_fetch_each_byte_once(store: Store, jumping: MockC
 
 
 async def test_a_reader_joins_what_another_source_is_fetching(store: Store, jumping: MockClock) -> None:
-    """Its own source, which may be without the right to the blob, is not asked for bytes that are verified by their digest."""
+    """Its own source, which may lack permission for the blob, is not asked for bytes that their digest verifies."""
     layer, blob = make_layer([(b"large", LARGE)])
     one, other = held_back(ScriptedSource(blob)), ScriptedSource(blob)
     got: list[bytes] = []
@@ -76,7 +76,7 @@ async def test_a_reader_joins_what_another_source_is_fetching(store: Store, jump
 
 
 class Trickling(ScriptedSource):
-    """A byte a second."""
+    """Sends a byte a second."""
 
     def __init__(self, blob: bytes) -> None:
         super().__init__(blob)
@@ -100,7 +100,7 @@ def failing(blob: bytes) -> ScriptedSource:
 
 
 BAD = {silent: TIMEOUT, Trickling: WINDOWS * TIMEOUT, lying: 0.0, failing: 0.0}
-"""What a first source does, and how many seconds that costs a reader of another one."""
+"""Behaviour of a first source, and the seconds that it costs a reader of another one."""
 
 
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.__name__)
@@ -108,7 +108,7 @@ BAD = {silent: TIMEOUT, Trickling: WINDOWS * TIMEOUT, lying: 0.0, failing: 0.0}
 async def test_a_bad_source_costs_no_more_than_the_failover(
     store: Store, jumping: MockClock, bad: type[ScriptedSource], through_the_gate: bool
 ) -> None:
-    """Right bytes from the reader's own source, whatever the one does that began; and no wait for the next reader."""
+    """Right bytes from the reader's own source, whatever the first one does, and no wait for the next reader."""
     layer, blob = make_layer([(b"large", LARGE), (b"next", LARGE[::-1])])
     first, own = bad(blob), ScriptedSource(blob)
     async with fetchers(store, [first, own]) as both, trio.open_nursery() as nursery:
@@ -127,7 +127,7 @@ async def test_a_bad_source_costs_no_more_than_the_failover(
 
 
 async def read(both: list[Fetcher], layer: LayerBlob, number: int, *, through_the_gate: bool) -> bytes:
-    """As a reader of the second image; the gate takes the first one's source first."""
+    """As a reader of the second image. The gate asks the first image's source first."""
     if not through_the_gate:
         return await read_piece(both[1], layer, number)
     supplies = [Supply(fetcher, layer, layer.pieces[number : number + 1]) for fetcher in both]
@@ -141,8 +141,8 @@ async def ignore(work: partial[object]) -> None:
         pass
 
 
-async def test_a_source_that_closes_lands_its_own_flights_only(store: Store, jumping: MockClock) -> None:
-    """Its readers are told so; a reader who has joined gets the bytes from its own source, and the other's flights go on."""
+async def test_a_closing_source_completes_only_its_own_flights(store: Store, jumping: MockClock) -> None:
+    """Its readers get an error. A reader that has joined gets the bytes from its own source, and the other flights continue."""
     layer, blob = make_layer([(b"large", LARGE), (b"next", LARGE[::-1])])
     ending, staying = silent(blob), silent(blob)
     got: dict[int, bytes] = {}
@@ -167,7 +167,7 @@ async def test_a_source_that_closes_lands_its_own_flights_only(store: Store, jum
 
 @pytest.mark.parametrize("bad", [silent, Trickling], ids=lambda bad: bad.__name__)
 async def test_no_background_depends_on_another_source(store: Store, jumping: MockClock, bad: type[ScriptedSource]) -> None:
-    """What a source has begun and does not fetch is fetched from the other one after a while, beside it."""
+    """What a source has begun and does not deliver is fetched from the other one after a while."""
     layer, blob = make_layer(FILES)
     first, own = bad(blob), ScriptedSource(blob)
     async with fetchers(store, [first, own]) as both, trio.open_nursery() as nursery:
@@ -180,8 +180,8 @@ async def test_no_background_depends_on_another_source(store: Store, jumping: Mo
         nursery.cancel_scope.cancel()
 
 
-async def test_a_background_goes_on_where_another_source_fails(store: Store, jumping: MockClock, expect_log: LogWatch) -> None:
-    """A lie of the first source is neither believed nor taken for damage of the other one's layer."""
+async def test_a_background_continues_where_another_source_fails(store: Store, jumping: MockClock, expect_log: LogWatch) -> None:
+    """Wrong bytes of the first source are neither accepted nor counted as damage of the other one's layer."""
     expect_log("is stalled")
     layer, blob = make_layer(FILES)
     first, own = held_back(lying(blob)), ScriptedSource(blob)
@@ -199,7 +199,7 @@ async def test_a_background_goes_on_where_another_source_fails(store: Store, jum
 
 
 async def test_chunks_of_two_files_are_one(store: Store, jumping: MockClock) -> None:
-    """The flight is the chunk's: layers that have it in different places share it as well."""
+    """The flight belongs to the chunk: layers that have it at different offsets share it too."""
     layer, blob = make_layer([(b"large", LARGE)])
     other_layer, other_blob = make_layer([(b"before", b"something"), (b"copy", LARGE)])
     one, other = held_back(ScriptedSource(blob)), ScriptedSource(other_blob)
@@ -213,7 +213,8 @@ async def test_chunks_of_two_files_are_one(store: Store, jumping: MockClock) -> 
 
 
 async def test_the_gate_passes_over_the_source_that_is_silent(store: Store, jumping: MockClock) -> None:
-    """It is not the one that it asks first: that one only waits for the other's flight, and fetches as soon as that is left alone."""
+    """The silent source is not the one that it asks first: that one only waits for the other's flight, and fetches once that is
+    passed over."""
     layer, blob = make_layer([(b"large", LARGE)])
     honest, mute = ScriptedSource(blob), silent(blob)
     async with fetchers(store, [honest, mute]) as both, trio.open_nursery() as nursery:

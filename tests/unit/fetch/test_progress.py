@@ -1,4 +1,4 @@
-"""Slow sources and hung processes, in virtual time: who waits how long, and what is fetched again."""
+"""Slow sources and stuck processes, in virtual time: who waits how long, and what is fetched again."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def clock(autojump_clock: MockClock) -> MockClock:
 
 
 class Reader:
-    """One read, and what came of it."""
+    """One read and its result."""
 
     def __init__(self, fetcher: Fetcher, layer: LayerBlob, number: int) -> None:
         self.read: Callable[[], Awaitable[bytes]] = lambda: read_piece(fetcher, layer, number)
         self.got: bytes | None = None
         self.error: Unreachable | None = None
         self.after = math.nan
-        """Seconds until it was over."""
+        """Seconds until it ended."""
 
     async def run(self) -> None:
         began = trio.current_time()
@@ -45,15 +45,15 @@ class Reader:
 
 
 async def at_once(nursery: trio.Nursery, fetcher: Fetcher, layer: LayerBlob, number: int) -> bytes | None:
-    """One chunk, if no time needs to pass for it."""
+    """Read one chunk without letting time pass."""
     reader = Reader(fetcher, layer, number)
     nursery.start_soon(reader.run)
     await settle(fetcher)
     return reader.got
 
 
-async def test_a_slow_chunk_is_right_at_the_second_read_and_each_byte_comes_once(store: Store, clock: MockClock) -> None:
-    """50 KB/s and a chunk of 4 MiB: 84 s. The first read misses its deadline, the second joins what still makes progress."""
+async def test_a_slow_chunk_is_right_at_the_second_read_and_each_byte_is_fetched_once(store: Store, clock: MockClock) -> None:
+    """50 KB/s and a chunk of 4 MiB: 84 s. The first read misses its deadline; the second joins the run, which makes progress."""
     layer, blob = make_layer([(b"large", LARGE)], chunk_size=4 << 20)
     source = ScriptedSource(blob)
     source.rate = 50_000
@@ -71,7 +71,7 @@ async def test_a_slow_chunk_is_right_at_the_second_read_and_each_byte_comes_once
 
 @pytest.mark.parametrize("rate", [1, 150])
 async def test_a_range_that_trickles_is_given_up_at_the_deadline(store: Store, clock: MockClock, rate: int) -> None:
-    """Below 4 KiB in 20 s: the second read is a second request, whatever the first one still brings."""
+    """Below 4 KiB in 20 s: the second read sends a second request, whatever the first one still delivers."""
     layer, blob = make_layer([(b"large", LARGE)], chunk_size=4 << 20)
     source = ScriptedSource(blob)
     source.rate = rate
@@ -85,8 +85,8 @@ async def test_a_range_that_trickles_is_given_up_at_the_deadline(store: Store, c
         assert len(source.ranges) == 2
 
 
-async def test_what_came_before_is_no_progress(store: Store, clock: MockClock) -> None:
-    """A range that brings a megabyte at first, and then trickles, is as bad as one that trickles."""
+async def test_earlier_bytes_are_not_progress(store: Store, clock: MockClock) -> None:
+    """A range that delivers a megabyte at first and then trickles is as bad as one that always trickles."""
     layer, blob = make_layer([(b"large", LARGE)], chunk_size=4 << 20)
     source = ScriptedSource(blob)
     source.rate = 100_000
@@ -103,7 +103,7 @@ async def test_what_came_before_is_no_progress(store: Store, clock: MockClock) -
 
 
 async def test_files_that_share_a_range_do_not_fail_with_it(store: Store, clock: MockClock) -> None:
-    """When a reader's deadline ends a run, the others begin another one, within theirs."""
+    """When a reader's deadline ends a run, the others start another one within their own deadlines."""
     files = [(b"f%d" % number, RANDOM.randbytes(10_000)) for number in range(3)]
     layer, blob = make_layer(files)
     source = ScriptedSource(blob)
@@ -122,8 +122,8 @@ async def test_files_that_share_a_range_do_not_fail_with_it(store: Store, clock:
         assert [other.got for other in others] == [files[1][1], files[2][1]]
 
 
-async def test_a_run_that_waits_for_its_turn_does_not_stand_still(store: Store, clock: MockClock) -> None:
-    """Its reader gives up, and the run keeps its place."""
+async def test_a_run_that_waits_for_a_slot_is_not_stalled(store: Store, clock: MockClock) -> None:
+    """Its reader gives up, and the run keeps its place in the queue."""
     files = [(b"f%d" % number, RANDOM.randbytes(1 << 20)) for number in range(18)]
     layer, blob = make_layer(files)
     source = ScriptedSource(blob)
@@ -145,7 +145,7 @@ async def test_a_run_that_waits_for_its_turn_does_not_stand_still(store: Store, 
 
 
 async def test_another_process_claim_holds_a_reader_for_a_while_only(store: Store, clock: MockClock) -> None:
-    """It hangs, or was stopped. What it brings after all is kept as well, and is the same."""
+    """That process hangs or was stopped. What it delivers later is kept too, and is the same."""
     layer, blob = make_layer([(b"large", LARGE)], chunk_size=1 << 20)
     source = ScriptedSource(blob)
     piece = layer.pieces[1]
@@ -167,8 +167,8 @@ async def test_another_process_claim_holds_a_reader_for_a_while_only(store: Stor
         assert not later.missing(piece.content, 0, 4)
 
 
-async def test_an_object_that_another_process_has_claimed_is_brought_in_time(store: Store, clock: MockClock) -> None:
-    """The same for a lookup of the gate, which asks again and again with a patience of its own."""
+async def test_an_object_that_another_process_has_claimed_is_fetched_in_time(store: Store, clock: MockClock) -> None:
+    """The same for a lookup of the gate, which asks again and again with its own timeout."""
     layer, blob = make_layer([(b"small", b"few bytes")])
     piece = layer.pieces[0]
     source = ScriptedSource(blob)
@@ -182,7 +182,8 @@ async def test_an_object_that_another_process_has_claimed_is_brought_in_time(sto
 
 @pytest.mark.parametrize("late", [0, 10])
 async def test_a_host_that_wants_to_be_left_alone_fails_a_read_at_once(store: Store, clock: MockClock, late: float) -> None:
-    """Where that is for longer than the read waits: for whoever began the run, and whoever joined it. The error says for how long."""
+    """If the pause is longer than the read waits: for the reader that began the run, and those that joined it. The error says
+    how long it is."""
     layer, blob = make_layer([(b"a", RANDOM.randbytes(1000)), (b"b", RANDOM.randbytes(1000))])
     source = ScriptedSource(blob)
     source.gate = trio.Event()
@@ -205,7 +206,8 @@ async def test_a_host_that_wants_to_be_left_alone_fails_a_read_at_once(store: St
 
 
 async def test_a_host_that_wants_to_be_left_alone_for_a_moment_is_waited_for(store: Store, clock: MockClock) -> None:
-    """By readers, whom it leaves the time; what had come of the run is not asked for again. The background looks again later."""
+    """By readers that have enough time left. What the run had received is not requested again. The background tries again
+    later."""
     files = [(b"f%d" % number, RANDOM.randbytes(700_000)) for number in range(2)]
     layer, blob = make_layer(files)
     source = ScriptedSource(blob)

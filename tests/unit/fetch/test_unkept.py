@@ -1,4 +1,4 @@
-"""What a full store cannot take is served from memory, up to a bound."""
+"""What a full store refuses is served from memory, up to a limit."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests.unit.fetch.scripted import RANDOM, ScriptedSource, make_layer, read_p
 FULL = StoreFull("no room")
 
 
-def test_the_oldest_goes_when_there_is_too_much(monkeypatch: pytest.MonkeyPatch, expect_log: LogWatch) -> None:
-    """Whatever the chunks' sizes. A chunk that comes again counts once; the newest stays, however large it is."""
+def test_the_oldest_is_dropped_first(monkeypatch: pytest.MonkeyPatch, expect_log: LogWatch) -> None:
+    """Whatever the sizes. A repeated chunk counts once, and the newest stays, however large it is."""
     expect_log("without storing it: no room")
     monkeypatch.setattr(unkept, "UNKEPT_BYTES", 100)
     held = Unkept("docker://r/app")
@@ -38,7 +38,8 @@ def test_the_oldest_goes_when_there_is_too_much(monkeypatch: pytest.MonkeyPatch,
 async def test_a_full_store_takes_no_more_memory_than_that(
     store: Store, monkeypatch: pytest.MonkeyPatch, expect_log: LogWatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A file is read twice, chunk by chunk: every byte is right, what is in memory bounded, and one line says why, and of which layer and image."""
+    """A file is read twice, chunk by chunk: every byte is right, memory is bounded, and one line says why, with the layer and
+    the image."""
     monkeypatch.setattr(unkept, "UNKEPT_BYTES", 300_000)
     large = RANDOM.randbytes(1_000_000)
     layer, blob = make_layer([(b"large", large)], chunk_size=100_000)

@@ -1,4 +1,4 @@
-"""Layers that are not lazy, of which something has gone missing."""
+"""Eager layers of which something is missing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TAR = tar_of([*FILES, (Entry(b"large", "reg", size=len(LARGE)), LARGE)])
 
 
 class Source(Place):
-    """May be away."""
+    """Can be unreachable."""
 
     away = False
 
@@ -54,7 +54,7 @@ async def loaded(source: Source, store: Store) -> Layer:
 
 
 def remove(store: Store) -> None:
-    """Take every object away, by hand."""
+    """Remove every object, by hand."""
     for path in (store.directory.path / "objects").iterdir():
         path.unlink()
 
@@ -64,7 +64,7 @@ async def read(fetcher: Fetcher, blob: LayerBlob, number: int) -> bytes:
     return bytes(await fetcher.read(blob, piece, 0, piece.chunk.size))
 
 
-async def test_what_is_here_asks_nobody(store: Store) -> None:
+async def test_stored_chunks_need_no_request(store: Store) -> None:
     """Every file of a layer that was fetched whole is served from the store."""
     source = Source()
     blob = LayerBlob.of(await loaded(source, store))
@@ -75,8 +75,8 @@ async def test_what_is_here_asks_nobody(store: Store) -> None:
     assert not source.done
 
 
-async def test_one_missing_file_brings_all_that_is_missing(store: Store, expect_log: LogWatch) -> None:
-    """Readers of different files are one download, and none after it."""
+async def test_one_missing_file_fetches_all_that_is_missing(store: Store, expect_log: LogWatch) -> None:
+    """Readers of different files cause one download, and none after it."""
     expect_log("(file is|files are) (gone|missing)")
     source = Source()
     blob = LayerBlob.of(await loaded(source, store))
@@ -100,10 +100,10 @@ async def test_one_missing_file_brings_all_that_is_missing(store: Store, expect_
     assert measure_missing(store, [blob]).chunks == 0
 
 
-async def test_what_is_here_does_not_wait_for_what_is_not(
+async def test_stored_chunks_do_not_wait_for_missing_ones(
     store: Store, expect_log: LogWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the layer comes again, its other files are read as ever."""
+    """While the layer is fetched again, its other files are read as usual."""
     expect_log("(file is|files are) (gone|missing)")
     source = Source()
     blob = LayerBlob.of(await loaded(source, store))
@@ -138,8 +138,8 @@ async def test_what_is_here_does_not_wait_for_what_is_not(
     assert got == [FILES[3][1]]
 
 
-async def test_source_that_is_away_is_told_and_asked_again(store: Store, expect_log: LogWatch) -> None:
-    """The read fails with the cause; the next one tries from scratch."""
+async def test_an_unreachable_source_is_an_error_and_is_asked_again(store: Store, expect_log: LogWatch) -> None:
+    """The read fails with the cause, and the next one tries again."""
     expect_log("(file is|files are) (gone|missing)")
     source = Source()
     blob = LayerBlob.of(await loaded(source, store))
@@ -153,8 +153,8 @@ async def test_source_that_is_away_is_told_and_asked_again(store: Store, expect_
 
 
 @pytest.mark.parametrize("place", [200, -9])
-async def test_blob_that_comes_wrong_once(store: Store, expect_log: LogWatch, place: int) -> None:
-    """Where the compression breaks as where only the digest tells: it is fetched once more, and its reader is told nothing."""
+async def test_a_blob_that_is_wrong_once(store: Store, expect_log: LogWatch, place: int) -> None:
+    """Broken compression or a wrong digest: it is fetched once more, and its reader does not notice."""
     expect_log("(file is|files are) (gone|missing)")
     expect_log("fetching it once more")
     source = Source()
@@ -175,10 +175,10 @@ async def test_blob_that_comes_wrong_once(store: Store, expect_log: LogWatch, pl
         assert not fetcher.statistics().errors
 
 
-async def test_a_read_that_fails_is_no_look_at_all_of_the_layer(
+async def test_a_failing_read_does_not_look_up_the_whole_layer(
     store: Store, expect_log: LogWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the source away, each read of a tree of a million files would list them all."""
+    """If the source is unreachable, each read of a tree of a million files would list them all."""
     expect_log("(file is|files are) (gone|missing)")
     source = Source()
     blob = LayerBlob.of(await loaded(source, store))
@@ -202,10 +202,10 @@ async def test_a_read_that_fails_is_no_look_at_all_of_the_layer(
         assert max(looked) == len(blob.pieces)
 
 
-async def test_background_waits_for_the_layer_that_a_reader_brings(
+async def test_the_background_waits_for_a_layer_that_a_reader_fetches(
     store: Store, expect_log: LogWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would be a second download of it."""
+    """It would download it a second time."""
     expect_log("(file is|files are) (gone|missing)")
     source = Source()
     layer = await loaded(source, store)
@@ -235,7 +235,7 @@ async def test_background_waits_for_the_layer_that_a_reader_brings(
 
 
 async def test_blob_that_is_not_what_it_was(store: Store, expect_log: LogWatch) -> None:
-    """Other bytes under its digest are refused before one of them is served."""
+    """Other bytes under its digest are rejected before any of them is served."""
     expect_log("(file is|files are) (gone|missing)")
     source = Source()
     layer = await loaded(source, store)
@@ -248,8 +248,8 @@ async def test_blob_that_is_not_what_it_was(store: Store, expect_log: LogWatch) 
             await read(fetcher, blob, 0)
 
 
-async def test_background_brings_the_rest(store: Store, expect_log: LogWatch) -> None:
-    """In one go, and reports that everything is here."""
+async def test_the_background_fetches_the_rest(store: Store, expect_log: LogWatch) -> None:
+    """In one go, and it reports that everything is stored."""
     source = Source()
     layer = await loaded(source, store)
     blob = LayerBlob.of(layer)
@@ -266,7 +266,7 @@ async def test_background_brings_the_rest(store: Store, expect_log: LogWatch) ->
 async def test_background_gives_up_where_there_is_no_room(
     store: Store, expect_log: LogWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It does not download the layer again and again to find out; readers are served all the same."""
+    """It does not download the layer again and again to find out. Readers are served all the same."""
     expect_log("(file is|files are) (gone|missing)")
     expect_log("without storing it")
     source = Source()
@@ -290,7 +290,7 @@ async def test_background_gives_up_where_there_is_no_room(
 async def test_read_waits_as_long_as_a_slow_line_needs(
     store: Store, autojump_clock: trio.testing.MockClock, expect_log: LogWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A minute, and a second more for each megabyte: then it is told, and the next one tries again."""
+    """A minute, plus a second for each megabyte: then it fails, and the next one tries again."""
     expect_log("(file is|files are) (gone|missing)")
     source = Source()
     blob = LayerBlob.of(await loaded(source, store))

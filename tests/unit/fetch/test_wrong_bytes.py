@@ -1,4 +1,6 @@
-"""Bytes that are not what the TOC promised: once, they are fetched again by another way; twice, they are an error."""
+"""Bytes that do not match the TOC: the first time, they are fetched again over another connection; the second time, it is an
+error.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from tests.unit.fetch.scripted import FILES, RANDOM, ScriptedSource, make_layer,
 
 
 def break_once(source: ScriptedSource, layer: LayerBlob, broken: bytes) -> None:
-    """The source has other bytes of the layer until they are found wrong."""
+    """The source delivers other bytes of the layer until they are found wrong."""
     blob, distrust = source.blobs[layer.digest], source.distrust
     source.blobs[layer.digest] = broken
 
@@ -52,10 +54,10 @@ async def in_the_background(fetcher: Fetcher, layer: LayerBlob) -> None:
 
 @pytest.mark.parametrize("fetch", [every_file, in_the_background])
 @pytest.mark.parametrize("number", [0, 3, 399])
-async def test_wrong_once_is_told_to_nobody(
+async def test_wrong_once_is_not_an_error(
     store: Store, fetch: Callable[[Fetcher, LayerBlob], Awaitable[None]], number: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A reader of the chunk, those of its neighbours, and the background: all get what they want. It is counted and logged."""
+    """A reader of the chunk, readers of its neighbours, and the background all get what they want. It is counted and logged."""
     caplog.set_level(logging.INFO, "lazyfs")
     layer, blob = make_layer(FILES)
     source = ScriptedSource(blob)
@@ -73,7 +75,7 @@ async def test_wrong_once_is_told_to_nobody(
 
 
 async def test_the_second_try_asks_for_what_was_wrong_only(store: Store) -> None:
-    """What came right in the same range is kept, and is not fetched again."""
+    """What was right in the same range is kept, and not fetched again."""
     files = [(b"f%d" % number, RANDOM.randbytes(5000)) for number in range(4)]
     layer, blob = make_layer(files)
     source = ScriptedSource(blob)
@@ -86,7 +88,7 @@ async def test_the_second_try_asks_for_what_was_wrong_only(store: Store) -> None
 
 
 async def test_a_layer_without_ranges_is_streamed_again(store: Store) -> None:
-    """As a whole: there is no other way to its bytes."""
+    """As a whole: there is no other way to get its bytes."""
     layer, blob = make_layer(FILES)
     source = ScriptedSource(blob)
     source.ignores_ranges = True
@@ -98,7 +100,7 @@ async def test_a_layer_without_ranges_is_streamed_again(store: Store) -> None:
 
 
 async def test_sound_gzip_of_other_bytes_is_fetched_again(store: Store) -> None:
-    """Only its digest tells."""
+    """Only its digest shows it."""
     layer, blob = make_layer([(b"a", b"expected content")])
     _, lying = make_layer([(b"a", b"something  else!")])
     source = ScriptedSource(blob)
@@ -108,7 +110,7 @@ async def test_sound_gzip_of_other_bytes_is_fetched_again(store: Store) -> None:
 
 
 async def test_wrong_twice_is_an_error_and_two_requests(store: Store) -> None:
-    """Each read is two requests, not more; its neighbours are served; once the source is right again, so is the read."""
+    """Each read sends two requests, not more. Its neighbours are served. Once the source is right again, so is the read."""
     layer, blob = make_layer(FILES[:2])
     source = ScriptedSource()
     source.blobs[layer.digest] = flipped(blob, layer.pieces[0].chunk.member + 40)
@@ -124,8 +126,8 @@ async def test_wrong_twice_is_an_error_and_two_requests(store: Store) -> None:
         assert await read_piece(fetcher, layer, 0) == FILES[0][1]
 
 
-async def test_those_who_wait_for_right_bytes_do_not_wait_for_the_wrong(store: Store) -> None:
-    """The second try is on its way, and does not come: what came right has landed long ago."""
+async def test_readers_of_right_bytes_do_not_wait_for_wrong_ones(store: Store) -> None:
+    """The second try hangs. What was right has arrived long before."""
     files = [(b"f%d" % number, RANDOM.randbytes(5000)) for number in range(2)]
     layer, blob = make_layer(files)
     source = ScriptedSource(blob)
@@ -147,7 +149,7 @@ async def test_those_who_wait_for_right_bytes_do_not_wait_for_the_wrong(store: S
 
 
 async def test_a_mismatch_says_what_it_is(store: Store) -> None:
-    """The error that is told in the end is the digest's."""
+    """The error is that of the digest."""
     layer, _ = make_layer([(b"a", b"expected content")])
     _, lying = make_layer([(b"a", b"something  else!")])
     source = ScriptedSource()

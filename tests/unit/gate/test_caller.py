@@ -80,7 +80,7 @@ def test_calls_that_may_read(call: Callable[[str], object], tmp_path: Path) -> N
     assert not caught_in(call, tmp_path)
 
 
-def test_who_cannot_be_looked_at_will_read() -> None:
+def test_an_unreadable_caller_is_assumed_to_read() -> None:
     """No such thread, or the kernel itself."""
     with Callers() as callers:
         assert not callers.changes_metadata_only(0)
@@ -88,7 +88,7 @@ def test_who_cannot_be_looked_at_will_read() -> None:
         assert not callers.changes_metadata_only(2)
 
 
-def test_of_who_is_running_nothing_is_told() -> None:
+def test_the_call_of_a_running_thread_is_unknown() -> None:
     """It is in no system call, or in one that the kernel does not tell until it sleeps."""
     with Callers() as callers, subprocess.Popen(["sh", "-c", "while :; do :; done"]) as spinning:
         try:

@@ -97,7 +97,7 @@ async def test_slow_is_not_silent(autojump_clock: MockClock) -> None:
 
 
 @pytest.mark.parametrize(("busy", "patience"), [(1000, 3 * TIMEOUT), (1.5 * TIMEOUT, 3 * TIMEOUT), (0.5 * TIMEOUT, 2 * TIMEOUT)])
-async def test_a_source_that_trickles_holds_up_nobody_for_long(autojump_clock: MockClock, busy: float, patience: float) -> None:
+async def test_a_trickling_source_delays_readers_only_briefly(autojump_clock: MockClock, busy: float, patience: float) -> None:
     """A hostile image: the other source is asked after three times the hoped-for time, or when a window passes without a sign."""
     trickle, other = Source(1000, busy=busy), Source(1)
     failover, began = Failover(), trio.current_time()
@@ -117,7 +117,7 @@ async def test_the_first_is_still_waited_for(autojump_clock: MockClock) -> None:
         await run(Failover(), Source(5, Unreachable("away")), Source(2, DigestMismatch("lies")))
 
 
-async def test_every_source_gets_its_turn(autojump_clock: MockClock) -> None:
+async def test_every_source_is_tried(autojump_clock: MockClock) -> None:
     """Of four, three of which are silent, the last answers after three waits."""
     began = trio.current_time()
     assert await run(Failover(), Source(1e9), Source(1e9), Source(1e9), Source(0.5)) == "after 0.5 s"

@@ -79,7 +79,7 @@ def is_published(store: Store, name: bytes) -> bool:
     return all(place.exists() for place in places) and places[0].samefile(places[1])
 
 
-async def test_a_small_file_is_put_in_its_place(store: Store) -> None:
+async def test_a_small_file_is_published(store: Store) -> None:
     """A miss of a file of one chunk: it is published, verified, 0444, and the answer is to look on."""
     async with open_gate(store) as it:
         assert await it.gate.lookup(OBJECTS, it.name(7), 1) is None
@@ -105,7 +105,7 @@ async def test_a_large_file_is_an_entry_until_it_is_whole(store: Store) -> None:
         assert is_published(store, name)
 
 
-async def test_who_changes_metadata_fetches_nothing(store: Store) -> None:
+async def test_a_metadata_change_fetches_nothing(store: Store) -> None:
     """A chown's lookup is answered with an entry, and no byte is asked for; a read of that entry works all the same."""
     async with open_gate(store) as it:
         it.metadata_threads.add(42)
@@ -127,7 +127,7 @@ async def test_a_caller_that_does_not_wait_yet_is_looked_at_again(store: Store) 
         assert it.source.ranges and it.running
 
 
-async def test_names_that_are_no_objects_are_not_there(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_names_that_are_not_objects_are_not_found(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing but the objects of mounted images can be found, and nothing is fetched for other names."""
     async with open_gate(store) as it:
         stranger = b"sha256-" + b"0" * 64 + b"-1"
@@ -209,7 +209,7 @@ async def test_one_name_removed_by_hand_is_put_back(store: Store) -> None:
         assert is_published(store, it.name(9)) and len(it.source.ranges) == asked
 
 
-async def test_a_recording_directory_tells_what_is_touched(store: Store) -> None:
+async def test_a_recording_directory_reports_what_is_touched(store: Store) -> None:
     """Lookups below `record-N` are told with their number, in order; those of a chown are not, nor those of the root."""
     async with open_gate(store) as it:
         it.metadata_threads.add(42)
@@ -239,7 +239,7 @@ async def test_lookups_wait_for_an_image_that_is_being_indexed(store: Store, aut
         assert answers == [None]
 
 
-async def test_another_image_brings_what_the_first_cannot(store: Store) -> None:
+async def test_another_image_delivers_what_the_first_cannot(store: Store) -> None:
     """An object that two images have comes from the second one's registry where the first one's fails."""
     async with open_gate(store) as it:
         it.source.fails = 1000

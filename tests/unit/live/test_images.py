@@ -143,7 +143,7 @@ async def test_an_image_that_cannot_be_indexed_is_tried_again(
         assert it.images.containing(it.catalog.images_with([INODE])) == {IMAGE.name}
 
 
-async def test_what_nobody_wants_any_more_is_not_fetched(
+async def test_what_is_not_wanted_any_more_is_not_fetched(
     store: Store, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The order of the only mount is taken back: its background fetch ends at once. The next mount's begins again."""

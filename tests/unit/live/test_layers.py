@@ -16,7 +16,7 @@ from tests.unit.containerd.scripted import ScriptedImage
 from tests.unit.live.living import living
 
 
-async def test_the_end_of_a_layer_leaves_the_next_one_of_its_name_alone(
+async def test_an_ending_layer_does_not_affect_the_next_one_of_its_name(
     store: Store, image: ScriptedImage, jumping: MockClock
 ) -> None:
     """An image that is mounted again while its last source is closing has another one: whose layer goes by the same name."""

@@ -8,7 +8,7 @@ from trio.testing import MockClock
 from lazyfs.live.quiet_period import QuietPeriod
 
 
-async def test_nobody_waits_where_nothing_is_asked(autojump_clock: MockClock) -> None:
+async def test_no_wait_without_requests(autojump_clock: MockClock) -> None:
     """As after a restart."""
     await QuietPeriod().wait()
     assert trio.current_time() == 0

@@ -31,7 +31,7 @@ async def pulled(it: Living, _: str) -> None:
 
 
 @pytest.mark.parametrize("other", [mounted, pulled], ids=lambda other: other.__name__)
-async def test_a_layer_of_two_comes_once(
+async def test_a_shared_layer_is_fetched_once(
     store: Store, image: ScriptedImage, jumping: MockClock, monkeypatch: pytest.MonkeyPatch, other: Together
 ) -> None:
     """In lockstep, from two sources: 1.0 times its bytes."""

@@ -42,7 +42,7 @@ def trickling(request: Request, drop: int = 1, pause: float = 1.0, blob: bytes =
 
 
 @pytest.mark.parametrize("count", [1, 9, 1000, 5119])
-async def test_a_cut_body_goes_on_where_it_stopped(count: int, autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_cut_body_continues_where_it_stopped(count: int, autojump_clock: trio.testing.MockClock) -> None:
     """Many times, without a pause, and each byte is sent once: the reader notices nothing."""
     size = min(len(BLOB), 50 * count)
     async with serving(Server(lambda request: cut_after(count, request))) as server, ranges_of(server.host) as ranges:
@@ -52,7 +52,7 @@ async def test_a_cut_body_goes_on_where_it_stopped(count: int, autojump_clock: t
     assert trio.current_time() == started
 
 
-async def test_pieces_of_a_cut_body_come_in_order() -> None:
+async def test_parts_of_a_cut_body_are_read_in_order() -> None:
     """Whatever the reader's pieces and the sender's have to do with each other; `received` counts all of it."""
     async with serving(Server(lambda request: cut_after(700, request))) as server, ranges_of(server.host) as ranges:
         async with ranges.open("blob B", "b", SCOPE, DIGEST, len(BLOB), 3, 10_003) as body:
@@ -133,7 +133,9 @@ async def test_a_sender_that_trickles_is_left_for_another_connection(autojump_cl
 
 
 @pytest.mark.parametrize("before", [0, 100_000])
-async def test_who_trickles_after_a_good_beginning_is_left_as_soon(before: int, autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_sender_that_trickles_after_a_good_start_is_left_as_soon(
+    before: int, autojump_clock: trio.testing.MockClock
+) -> None:
     """The last 20 s count, not the average."""
 
     def script(request: Request) -> Answer:
@@ -148,7 +150,7 @@ async def test_who_trickles_after_a_good_beginning_is_left_as_soon(before: int, 
         assert STALL <= trio.current_time() - started < STALL + 1.5
 
 
-async def test_who_always_trickles_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_sender_that_always_trickles_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
     """Five connections, 100 seconds."""
     async with serving(Server(trickling)) as server, ranges_of(server.host) as ranges:
         started = trio.current_time()
@@ -172,7 +174,7 @@ async def test_a_body_that_never_begins_is_given_up(count: int, autojump_clock: 
         assert TRIES * STALL <= trio.current_time() - started < TRIES * STALL + 5
 
 
-async def test_a_slow_line_is_no_trickle(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_slow_line_is_not_a_trickle(autojump_clock: trio.testing.MockClock) -> None:
     """Just over the floor for two minutes, in drops of 1 KiB: one request. A small range may take all of its 20 s."""
     async with serving(Server(lambda request: trickling(request, 1024, 4.5, LONG))) as server, ranges_of(server.host) as ranges:
         assert await read(ranges, 0, 30_000, len(LONG)) == LONG[:30_000]

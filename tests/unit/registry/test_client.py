@@ -131,7 +131,7 @@ async def test_what_is_written_is_written_by_the_head(body: Reply, autojump_cloc
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "Identity", "aws-chunked"])
-async def test_encodings_that_nobody_asked_for(encoding: str) -> None:
+async def test_unrequested_encodings(encoding: str) -> None:
     """Inflated where it is one, ignored where it is none."""
     body = gzip.compress(b"x") if encoding == "gzip" else b"x"
     async with asking([reply(200, body, content_encoding=encoding)]) as (server, client):
@@ -140,7 +140,7 @@ async def test_encodings_that_nobody_asked_for(encoding: str) -> None:
 
 
 @pytest.mark.parametrize("rest", [b"\r\n", b"rubbish"])
-async def test_what_stands_behind_a_body_is_no_answer(rest: bytes, autojump_clock: trio.testing.MockClock) -> None:
+async def test_bytes_after_a_body_are_not_a_response(rest: bytes, autojump_clock: trio.testing.MockClock) -> None:
     """A line too many, or a body for HEAD: the next request has a connection of its own, and is answered; so are those behind it."""
     async with asking([]) as (server, client):
         server.script = lambda _: reply(200, b"one") + (rest if len(server.requests) == 1 else b"")
@@ -262,7 +262,7 @@ async def test_a_host_that_wants_to_be_left_alone_is(autojump_clock: trio.testin
     assert len(asked) == 3 and min(asked[1:]) - asked[0] >= 20
 
 
-async def test_the_error_code_of_the_specification_is_told(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_error_code_of_the_specification_is_reported(autojump_clock: trio.testing.MockClock) -> None:
     """But not a stranger's free text."""
     body = b'{"errors": [{"code": "TOOMANYREQUESTS", "message": "\\u001b[31mEVIL"}, {"code": "no code"}]}'
     async with asking([reply(429, body)] * 5) as (_, client):

@@ -110,7 +110,7 @@ async def test_a_certificate_that_does_not_verify(
     assert server.connections == 2
 
 
-async def test_no_tls_where_tls_is_wanted(autojump_clock: trio.testing.MockClock) -> None:
+async def test_no_tls_where_tls_is_expected(autojump_clock: trio.testing.MockClock) -> None:
     """A plain server on the port of a secure registry."""
     async with serving(Garbled(registry)) as server, client(server.host, secure=True) as (opened, ranges):
         with pytest.raises(Unreachable, match=r"TLS|SSL"):
@@ -167,7 +167,7 @@ async def test_a_secure_registry_through_a_proxy(authority: trustme.CA, trusted:
     assert all("proxy-authorization" not in request.headers for request in server.requests)
 
 
-async def test_a_proxy_that_is_secure_itself(authority: trustme.CA, trusted: None, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_https_proxy(authority: trustme.CA, trusted: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """TLS within TLS."""
     async with serving(Server(registry), server_context(authority, HOST)) as server:
         async with serving(Proxy([], server.port), server_context(authority, "127.0.0.1")) as proxy:

@@ -68,7 +68,7 @@ def test_shapes_of_an_entry(config: Path, entry: dict[str, Any], expected: tuple
 
 
 @pytest.mark.parametrize("content", ['{"auths": null}', '{"auths": {"r": null}}', '{"credsStore": null}'])
-def test_null_is_no_entry(config: Path, content: str) -> None:
+def test_null_is_not_an_entry(config: Path, content: str) -> None:
     """Go writes an empty map so."""
     config.write_text(content)
     assert configured("r") is None

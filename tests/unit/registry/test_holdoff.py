@@ -34,9 +34,7 @@ async def test_retry_after_is_obeyed(autojump_clock: trio.testing.MockClock, exp
     assert caught.value.until == pytest.approx(started + MAX_HOLDOFF, abs=1)
 
 
-async def test_a_long_pause_is_waited_for_where_the_reader_can(
-    autojump_clock: trio.testing.MockClock, expect_log: LogWatch
-) -> None:
+async def test_a_long_pause_is_waited_for_if_the_reader_can(autojump_clock: trio.testing.MockClock, expect_log: LogWatch) -> None:
     """Longer than one request has patience, shorter than a read's minute; but never beyond the caller's own deadline."""
     expect_log("no request to it for")
     good = reply(206, BLOB[10:20], content_range=f"bytes 10-19/{len(BLOB)}")
@@ -49,7 +47,7 @@ async def test_a_long_pause_is_waited_for_where_the_reader_can(
     assert trio.current_time() - started < 1
 
 
-async def test_the_longest_pause_is_waited_for_where_nobody_reads(
+async def test_the_longest_pause_is_waited_for_without_a_reader(
     autojump_clock: trio.testing.MockClock, expect_log: LogWatch
 ) -> None:
     """A conversion or a mount has no deadline: it waits as documents do, twice. A range whose reader has one does not wait beyond it,
@@ -91,7 +89,7 @@ async def test_a_document_outlasts_a_long_pause(autojump_clock: trio.testing.Moc
         await client.aclose()
 
 
-async def test_nobody_asks_a_host_that_is_held_off(
+async def test_no_request_to_a_host_during_its_holdoff(
     autojump_clock: trio.testing.MockClock, expect_log: LogWatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Ten readers of two sessions; logged once, however often the host asks for it."""
@@ -149,7 +147,7 @@ async def test_the_callers_deadline_counts(autojump_clock: trio.testing.MockCloc
     assert not holdoffs.applies_to(REGISTRY)
 
 
-async def test_what_holds_nobody_off(autojump_clock: trio.testing.MockClock, expect_log: LogWatch) -> None:
+async def test_responses_without_a_holdoff(autojump_clock: trio.testing.MockClock, expect_log: LogWatch) -> None:
     """Other statuses, no Retry-After, one that cannot be read, and other hosts. A shorter wish does not undo a longer one."""
     holdoffs = Holdoffs()
     for status, value in ((429, ""), (503, "soon"), (429, "0"), (500, "9"), (200, "9"), (403, "9")):

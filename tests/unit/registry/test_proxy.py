@@ -41,7 +41,7 @@ def test_proxy_credentials_are_hidden() -> None:
 @pytest.mark.parametrize(
     "text", ["socks5://user:SECRET@proxy:1", "http://user:SECRET@", "http://pro xy:1/", "http://u:SECRET@h:99999"]
 )
-def test_what_is_no_proxy(text: str) -> None:
+def test_invalid_proxies(text: str) -> None:
     """The variable is named, not its value: that may hold a password."""
     with pytest.raises(UsageError, match="HTTPS_PROXY") as caught:
         from_environment({"https_proxy": text})

@@ -29,7 +29,7 @@ async def test_a_refused_range_is_read_from_the_whole_blob(status: int) -> None:
 
 
 @pytest.mark.parametrize("status", REFUSALS)
-async def test_a_refused_range_far_into_the_blob_is_told(status: int) -> None:
+async def test_a_refused_range_far_into_the_blob_is_an_error(status: int) -> None:
     """As RangeIgnored: the caller decides to stream the blob. It is found out once, with two requests."""
     async with serving(no_ranges(status, LONG)) as server, ranges_of(server.host) as ranges:
         for _ in range(3):

@@ -37,7 +37,7 @@ async def test_ranges_use_connections_that_were_opened_ahead() -> None:
         assert server.connections == 3 + MAX_AHEAD
 
 
-async def test_what_cannot_be_connected_ahead_is_told_to_nobody() -> None:
+async def test_failing_to_connect_ahead_is_not_an_error() -> None:
     """Who asks for a range is told."""
     async with serving(Server(ranged)) as server:
         host = server.host
@@ -45,7 +45,7 @@ async def test_what_cannot_be_connected_ahead_is_told_to_nobody() -> None:
         await ranges.connect_ahead(2)
 
 
-async def test_pieces_of_a_range_come_in_order() -> None:
+async def test_parts_of_a_range_are_read_in_order() -> None:
     """A reader takes what it wants, as often as it wants, but not more than the range holds."""
     path = f"r/blobs/{DIGEST}"
     async with (
@@ -71,7 +71,7 @@ async def test_open_ranges_are_bounded() -> None:
 
 
 @pytest.mark.parametrize(("status", "crowd"), [(429, 1), (503, MAX_RANGES)])
-async def test_who_refused_one_for_being_too_many_gets_fewer(status: int, crowd: int) -> None:
+async def test_a_server_that_refused_too_many_requests_gets_fewer(status: int, crowd: int) -> None:
     """Eight at a time from then on, whether the refusal came to one or to one of many; and all are served."""
     refusals = [reply(status)]
 
@@ -150,7 +150,7 @@ async def test_refusals_are_told_apart(status: int, kind: type[SourceError]) -> 
 
 
 @pytest.mark.parametrize(("claimed", "patience"), [("100", 5), ("16384", 5), ("16385", 0), ("99999999", 0)])
-async def test_a_refusal_whose_body_does_not_come_is_told_soon(
+async def test_an_error_whose_body_does_not_arrive_is_raised_soon(
     claimed: str, patience: int, autojump_clock: trio.testing.MockClock
 ) -> None:
     """A short one is worth a moment, because the connection can be used again; a long one is not."""
@@ -210,7 +210,7 @@ async def test_too_much_never_reaches_the_next_reader() -> None:
 
 
 @pytest.mark.parametrize("told", ["", "10-19/10240", "bytes */10240", "lines 1-2/3"])
-async def test_a_range_that_does_not_say_where_it_lies(told: str) -> None:
+async def test_a_response_that_does_not_say_which_range_it_is(told: str) -> None:
     """It has the length that was asked for: whether it is the right one, its digests say."""
     got, _ = await read_from([reply(206, BLOB[10:20], content_range=told)], 10, 20)
     assert got == BLOB[10:20]
@@ -240,7 +240,7 @@ async def test_trouble_that_does_not_pass_ends(autojump_clock: trio.testing.Mock
     assert "answers 503" in str(error)
 
 
-async def test_nobody_listens(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_closed_port(autojump_clock: trio.testing.MockClock) -> None:
     """A registry that is away is named, after a few tries within seconds."""
     async with serving(Server([])) as server:
         pass

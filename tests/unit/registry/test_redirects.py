@@ -56,7 +56,7 @@ async def test_a_store_that_went_away_is_resolved_again(autojump_clock: trio.tes
             assert await read(ranges, 5, 9) == BLOB[5:9]
 
 
-async def test_what_brought_wrong_bytes_is_not_used_again() -> None:
+async def test_a_connection_that_delivered_wrong_bytes_is_not_used_again() -> None:
     """Neither the signed URL nor the connection: a cache on the way, or a connection out of step, would bring the same again."""
     async with serving(Server(ranged)) as store, serving(Server([])) as server, ranges_of(server.host) as ranges:
         server.script = [reply(307, location=f"http://{store.host}/{name}") for name in ("one", "two")]
@@ -89,7 +89,7 @@ async def test_redirects_without_end_end() -> None:
     assert "more than 10 times" in str(await fails([*steps, reply(301, location="/step10")]))
 
 
-async def test_a_place_may_lead_to_itself_for_a_while() -> None:
+async def test_a_url_may_redirect_to_itself_for_a_while() -> None:
     """Until it is ready; Go's clients ask again as well."""
     steps = [reply(307, location=f"/v2/r/blobs/{DIGEST}") for _ in range(3)]
     got, _ = await read_from([*steps, reply(200, BLOB)], 0, 5)

@@ -187,7 +187,7 @@ async def test_an_identity_token_is_posted() -> None:
     ],
     ids=lambda value: value[:40].decode("latin-1") if isinstance(value, bytes) else "",
 )
-async def test_what_is_no_token(answer: bytes, kind: type[SourceError]) -> None:
+async def test_invalid_tokens(answer: bytes, kind: type[SourceError]) -> None:
     """A refusal, or an answer that is none; neither is repeated, and no message has a secret."""
     async with guarded() as (both, client):
         both.tokens.script = [answer]
@@ -241,7 +241,7 @@ async def test_another_host_gets_no_password(status: int) -> None:
 
 
 @pytest.mark.parametrize("status", [307, 308])
-async def test_an_identity_token_goes_nowhere_else(status: int) -> None:
+async def test_an_identity_token_is_not_sent_elsewhere(status: int) -> None:
     """These redirects repeat the form: on the same server that is right, elsewhere it would give the token away."""
     async with serving(Server([])) as other, guarded(Credentials("", "", "refresh me")) as (both, client):
         both.tokens.script = [reply(status, location="/elsewhere"), reply(200, b'{"token": "T"}')]
@@ -276,7 +276,7 @@ async def test_a_form_that_is_redirected_otherwise_is_not_repeated() -> None:
         ("https://host.evil/x", False),
     ],
 )
-def test_where_credentials_may_go_along(location: str, expected: bool) -> None:
+def test_where_credentials_may_be_sent(location: str, expected: bool) -> None:
     """The same server, or TLS on the same host."""
     realm = parse_url("http://host:5000/token", "it")
     assert tokens._is_same_place(realm, parse_url(location, "it")) is expected

@@ -128,7 +128,7 @@ async def test_a_large_blob_goes_in_pieces_at_once(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("wish", ["x", "-5", "99999999999", "9" * 30, ""])
-async def test_wishes_for_pieces_that_nobody_can_meet(wish: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_invalid_minimum_sizes_of_pieces(wish: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not a number is none, and one piece is the largest there can be."""
     monkeypatch.setattr(uploads, "PIECE", 8000)
     registry = Receiving(whole=413)
@@ -163,7 +163,7 @@ async def test_a_broken_upload_of_which_nothing_came_starts_again(tmp_path: Path
 
 
 @pytest.mark.parametrize("whole", [201, 413])
-async def test_a_broken_upload_goes_on_where_the_registry_says(
+async def test_a_broken_upload_continues_where_the_registry_says(
     whole: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, impatient: None
 ) -> None:
     """Whole or in pieces: no byte that has arrived is sent again, and the progress says what is there."""
@@ -288,7 +288,7 @@ async def test_an_upload_waits_as_long_as_the_registry_asks(tmp_path: Path, jump
 
 
 @pytest.mark.parametrize("large", [0, 1 << 30])
-async def test_a_registry_may_take_its_time_over_what_it_got(
+async def test_a_registry_may_take_long_to_respond_to_an_upload(
     large: int, tmp_path: Path, jumping: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It hashes the blob, or moves it, before it answers: there is nothing else to be seen of it before."""

@@ -185,7 +185,7 @@ async def test_an_image_of_another_algorithm_is_named_so(tmp_path: Path) -> None
         await layout.document("v2")
 
 
-async def test_a_document_by_digest_is_no_tag(tmp_path: Path) -> None:
+async def test_a_document_by_digest_is_not_a_tag(tmp_path: Path) -> None:
     """The manifests of an index are blobs; only what is tagged stands in index.json."""
     layout = Layout(tmp_path)
     await layout.put_document(image(1).digest, image(1))
@@ -206,7 +206,7 @@ async def test_writers_of_one_layout_wait_for_each_other(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("reference", ["v2", "../../etc/passwd", "sha256:" + "0" * 64])
-async def test_what_is_not_there(tmp_path: Path, reference: str) -> None:
+async def test_missing_images(tmp_path: Path, reference: str) -> None:
     """Not found, with what there is."""
     layout = Layout(tmp_path)
     await layout.put_document("v1", image(1))
@@ -256,7 +256,7 @@ async def test_damage_is_seen(tmp_path: Path) -> None:
         await layout.document("v1")
 
 
-async def test_a_blob_that_is_no_file(tmp_path: Path) -> None:
+async def test_a_blob_that_is_not_a_file(tmp_path: Path) -> None:
     """A FIFO in its place must not hold the reader for ever."""
     layout = Layout(tmp_path)
     await layout.put_document("v1", image(1))

@@ -14,7 +14,7 @@ from lazyfs.source.open import open_sink, open_source
 from lazyfs.source.reference import parse_reference
 
 
-async def test_each_transport_has_its_holder(tmp_path: Path) -> None:
+async def test_each_transport_has_its_source(tmp_path: Path) -> None:
     """Names come back as a user would write them."""
     for text in ("docker://localhost:5000/a/b:v1", f"oci:{tmp_path}:v1"):
         for opened in (open_source(parse_reference(text), AccessOptions()), open_sink(parse_reference(text), AccessOptions())):

@@ -75,7 +75,7 @@ async def test_a_small_blob_is_verified_and_bounded() -> None:
             await opened.small_blob(digest, 5)
 
 
-async def test_a_document_that_comes_wrong_once_is_asked_for_again() -> None:
+async def test_a_document_that_is_wrong_once_is_requested_again() -> None:
     """Nobody is told of it."""
     broken = MANIFEST.replace(b"2", b"3")
     async with scripted([reply(200, data) for data in (broken, MANIFEST, b"konfig", b"config")]) as (server, opened):
@@ -84,7 +84,7 @@ async def test_a_document_that_comes_wrong_once_is_asked_for_again() -> None:
         assert len(server.requests) == 4
 
 
-async def test_a_tag_that_comes_wrong_once_is_asked_for_again() -> None:
+async def test_a_tag_that_is_wrong_once_is_requested_again() -> None:
     """The registry's own word for its digest shows it. Where it insists on the contradiction, the document counts, as for skopeo."""
     digest = digest_of(MANIFEST)
     broken = reply(200, MANIFEST.replace(b"2", b"3"), docker_content_digest=digest)
@@ -134,7 +134,7 @@ async def test_mounting_is_a_wish(status: int, expected: bool) -> None:
     assert server.requests[0].target == f"/v2/a/b/blobs/uploads/?mount={DIGEST}&from=other"
 
 
-async def test_no_token_for_two_repositories_is_no_mount() -> None:
+async def test_without_a_token_for_both_repositories_nothing_is_mounted() -> None:
     """The blob is sent instead, for which the own repository's token does."""
     async with serving(Server([])) as server, repository(server.host, creds=Credentials("me", "secret")) as opened:
         server.script = [reply(401, www_authenticate=f'Bearer realm="http://{server.host}/token"'), reply(403)]

@@ -1,4 +1,4 @@
-"""Contents made of given bytes, and ways to damage a file: what the tests of the store share."""
+"""Contents of given bytes, and ways to damage a file; shared by the tests of the store."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def content(*pieces: bytes) -> Content:
 
 
 def noise(size: int, seed: int = 0) -> bytes:
-    """Bytes that no other seed gives."""
+    """Bytes that no other seed produces."""
     return random.Random(f"{size} {seed}").randbytes(size)
 
 
@@ -36,12 +36,12 @@ def keep_all(store: Store, pieces: Sequence[bytes]) -> Content:
 
 
 def read_all(store: Store, made: Content) -> list[bytes | None]:
-    """Every chunk of a file, whole, as the store gives it."""
+    """Every chunk of a file, as the store returns it."""
     return [store.read(made, index, 0, made.chunk_size(index)) for index in range(len(made.digests))]
 
 
 def under_way(store: Store) -> list[str]:
-    """The names of the temporary files of this process: none, but between two steps."""
+    """Names of the temporary files of this process: none, except between two steps."""
     return [path.name for path in Path(store.directory.temporary).rglob("*") if path.is_file() and path.name != "lock"]
 
 
@@ -55,12 +55,12 @@ def zero(path: Path) -> None:
 
 def flip(path: Path) -> None:
     data = path.read_bytes()
-    if data:  # damage may come to what was cut short to nothing before
+    if data:  # the file may have been cut to nothing before
         overwrite(path, len(data) // 2, bytes([data[len(data) // 2] ^ 0x10]))
 
 
 def overwrite(path: Path, offset: int, data: bytes) -> None:
-    """In place, as a failing disk does: the same inode."""
+    """In place, as a failing disk does: the inode stays the same."""
     mode = path.stat().st_mode
     path.chmod(0o600)
     with path.open("r+b") as file:

@@ -1,4 +1,4 @@
-"""Reading back with a check: right bytes or none."""
+"""Checked reads return the right bytes or none."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write(fd: int, data: bytes, offset: int) -> None:
 
 @given(size=SIZES, offset=st.sampled_from([0, 1, 4096]), data=st.data())
 def test_any_range_of_a_sound_chunk_is_read(fd: int, size: int, offset: int, data: st.DataObject) -> None:
-    """The bytes asked for, over block and window borders."""
+    """The requested bytes, across block and window borders."""
     chunk = noise(size)
     start = data.draw(st.integers(0, size))
     length = data.draw(st.integers(0, size - start))
@@ -44,7 +44,7 @@ def test_any_range_of_a_sound_chunk_is_read(fd: int, size: int, offset: int, dat
 @given(size=SIZES, data=st.data())
 @example(size=WINDOW + BLOCK + 7, data=None)
 def test_one_flipped_bit_is_found(fd: int, size: int, data: st.DataObject | None) -> None:
-    """Wherever it is, and whatever part of the chunk was asked for."""
+    """Wherever it is, and whatever part of the chunk was requested."""
     chunk = bytearray(noise(size))
     sums = sums_of(chunk, DIGEST)
     place, bit = (data.draw(st.integers(0, size - 1)), data.draw(st.integers(0, 7))) if data else (size - 1, 7)
@@ -55,7 +55,7 @@ def test_one_flipped_bit_is_found(fd: int, size: int, data: st.DataObject | None
 
 @given(size=SIZES, place=st.integers(0, 31))
 def test_sums_belong_to_one_digest(fd: int, size: int, place: int) -> None:
-    """Sums that a damaged row joins to another digest do not fit (the seed is the digest's first 8 bytes)."""
+    """Checksums that a damaged row ties to another digest do not match (the seed is the first 8 bytes of the digest)."""
     chunk = noise(size)
     write(fd, chunk, 0)
     other = bytearray(DIGEST)
@@ -65,21 +65,21 @@ def test_sums_belong_to_one_digest(fd: int, size: int, place: int) -> None:
 
 @pytest.mark.parametrize("change", [lambda sums: sums[:-SUM_SIZE], lambda sums: sums + sums[:SUM_SIZE], lambda _: b""])
 def test_sums_of_another_length_are_damage(fd: int, change: type[bytes]) -> None:
-    """A list of sums that is too short does not let the rest of the chunk pass unchecked."""
+    """A list of checksums that is too short does not let the rest of the chunk pass unchecked."""
     chunk = noise(2 * BLOCK)
     write(fd, chunk, 0)
     assert read_checked(fd, 0, len(chunk), DIGEST, change(sums_of(chunk, DIGEST)), 0, 1) is None
 
 
 def test_a_file_cut_short_is_damage(fd: int) -> None:
-    """Also when what was asked for is still there."""
+    """Even if the requested bytes are still there."""
     chunk = noise(2 * BLOCK)
     write(fd, chunk[:-1], 0)
     assert read_checked(fd, 0, len(chunk), DIGEST, sums_of(chunk, DIGEST), 0, 1) is None
 
 
 def test_what_the_disk_refuses_is_damage() -> None:
-    """An error of the disk reaches nobody as an exception."""
+    """An I/O error does not become an exception."""
     fd = os.open("/", os.O_RDONLY)
     try:
         assert read_checked(fd, 0, 10, DIGEST, bytes(8), 0, 1) is None

@@ -1,4 +1,4 @@
-"""The check of everything: finds what reading would not, and what nobody would ever read."""
+"""The check of the whole store finds damage that reading would not, in files that nobody would read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run(store: Store) -> CheckReport:
 
 
 def test_a_sound_store(store: Store) -> None:
-    """Everything is read, nothing found; progress ends at the whole."""
+    """Everything is read, nothing is found, and progress ends at the total."""
     keep_all(store, PIECES)
     keep_all(store, SINGLE)
     store.keep(content(noise(100, 4), noise(200, 5)), 1, noise(200, 5))
@@ -46,7 +46,7 @@ def test_a_sound_store(store: Store) -> None:
 
 
 def test_bytes_with_sums_of_their_own_are_found(store: Store, directory: Path, expect_log: LogWatch) -> None:
-    """Bytes and sums changed together pass the check of a read; sha256 is what they were verified with."""
+    """If bytes and checksums change together, a read accepts them, but sha256 does not."""
     made = keep_all(store, PIECES)
     wrong = noise(300, 9)
     overwrite(directory / "objects" / made.name, 70_000, wrong)
@@ -58,7 +58,8 @@ def test_bytes_with_sums_of_their_own_are_found(store: Store, directory: Path, e
 
 
 def test_all_kinds_of_damage_are_dropped(store: Store, directory: Path, expect_log: LogWatch) -> None:
-    """A file cut short, one that is gone, wrong sums, a row under another's name, a document: dropped once, then all is sound."""
+    """A truncated file, a missing one, wrong checksums, a row under another name, a document: dropped once, and then all is
+    sound."""
     keep_all(store, PIECES)
     gone, short, row, moved = (keep_all(store, [noise(5000, seed)]) for seed in range(10, 14))
     store.keep_document(digest_of(b"{}"), b"{}")
@@ -81,7 +82,7 @@ def test_all_kinds_of_damage_are_dropped(store: Store, directory: Path, expect_l
 
 
 def test_files_without_rows_are_removed(store: Store, directory: Path) -> None:
-    """What a crash left between a file and its row takes room until then; what has rows stays."""
+    """Files left by a crash before their row take space until then. Files with rows stay."""
     made = keep_all(store, PIECES)
     under_way = content(noise(100, 4), noise(200, 5))
     store.keep(under_way, 1, noise(200, 5))
@@ -98,7 +99,7 @@ def test_files_without_rows_are_removed(store: Store, directory: Path) -> None:
 
 
 def test_leftovers_stay_while_others_work(store: Store, directory: Path) -> None:
-    """Another process's file whose row is not committed yet looks just like a leftover."""
+    """A file of another process whose row is not committed yet looks just like a leftover."""
     path = directory / "objects" / content(b"lost").name
     with Store.open(directory):
         path.write_bytes(b"lost")
@@ -108,8 +109,8 @@ def test_leftovers_stay_while_others_work(store: Store, directory: Path) -> None
     assert run(store).leftovers == 1
 
 
-def test_an_object_that_is_not_whole_by_its_rows_goes_on_under_way(store: Store, directory: Path) -> None:
-    """Nothing stays under its final name that not every row vouches for."""
+def test_an_object_without_all_its_rows_becomes_partial(store: Store, directory: Path) -> None:
+    """No file keeps its final name unless its rows are complete."""
     made = keep_all(store, PIECES)
     store.index.change(lambda db: db.execute("DELETE FROM chunk WHERE position = 0") and None)
     assert run(store).damaged_chunks == 0
@@ -123,7 +124,7 @@ def test_an_object_that_is_not_whole_by_its_rows_goes_on_under_way(store: Store,
 
 @pytest.mark.parametrize("damage", ["the tree of names", "the tree of digests"])
 def test_a_damaged_index_is_started_over(store: Store, directory: Path, damage: str, expect_log: LogWatch) -> None:
-    """Damage that no query has met yet is found, and costs what was kept, nothing else."""
+    """Damage that no query has met yet is found, and costs only what was kept."""
     for seed in range(300):
         keep_all(store, [noise(10, seed)])
     store.close()

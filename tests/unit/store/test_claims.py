@@ -1,4 +1,4 @@
-"""Claims on chunks: one holder among processes, freed by the kernel."""
+"""Claims on chunks: one holder among processes, released by the kernel."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ sys.stdin.read()
 
 
 def test_a_chunk_has_one_claimant(tmp_path: Path) -> None:
-    """The second is refused until the first lets go; other chunks are free; one's own claim may be repeated."""
+    """The second claimant is refused until the first releases it. Other chunks are free, and a claim may be repeated."""
     mine, other = Claims(tmp_path / "claims"), Claims(tmp_path / "claims")
     assert mine.claim(FIRST)
     assert mine.claim(FIRST)
@@ -35,7 +35,7 @@ def test_a_chunk_has_one_claimant(tmp_path: Path) -> None:
 
 
 def test_the_ends_of_the_range_can_be_claimed(tmp_path: Path) -> None:
-    """Digests of all zeros and all ones are places in the file, and neither is the opening lock's."""
+    """Digests of all zeros and all ones have their own bytes in the file, apart from the opening lock."""
     mine, other = Claims(tmp_path / "claims"), Claims(tmp_path / "claims")
     with mine.opening():
         assert other.claim(bytes(32))
@@ -45,7 +45,7 @@ def test_the_ends_of_the_range_can_be_claimed(tmp_path: Path) -> None:
 
 
 def test_a_killed_process_claims_nothing(tmp_path: Path) -> None:
-    """SIGKILL frees the claim at once, with nobody's help."""
+    """SIGKILL releases the claim at once."""
     path = tmp_path / "claims"
     claims = Claims(path)
     command = [sys.executable, "-c", HOLDER, str(path), FIRST.hex()]

@@ -1,4 +1,4 @@
-"""Names of contents: derived from chunks, and different for what differs."""
+"""Names of contents are derived from their chunks, and differ if these differ."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ PIECES = st.lists(st.binary(min_size=1, max_size=4), min_size=1, max_size=4)
 
 
 def test_one_chunk_is_named_by_its_digest_and_size() -> None:
-    """Anybody who has the digest can find the object: no other name would be shared between files cut differently."""
+    """Anyone with the digest can find the object. No other name could be shared between files that are cut differently."""
     assert content(b"hello").name == f"sha256-{hashlib.sha256(b'hello').hexdigest()}-5"
 
 
 @given(PIECES, PIECES)
 def test_names_differ_where_chunks_differ(first: list[bytes], second: list[bytes]) -> None:
-    """Two lists of chunks have one name exactly if they are the same list, cuts included."""
+    """Two lists of chunks have the same name exactly if they are the same, cuts included."""
     assert (content(*first).name == content(*second).name) == (first == second)
 
 
 @given(PIECES)
 def test_chunks_cover_the_file(pieces: list[bytes]) -> None:
-    """Sizes, offsets and digests are those of the pieces."""
+    """Sizes, offsets and digests are those of the chunks."""
     made = content(*pieces)
     assert made.size == len(b"".join(pieces))
     assert [made.chunk_size(index) for index in range(len(pieces))] == [len(piece) for piece in pieces]
@@ -51,14 +51,14 @@ def test_chunks_cover_the_file(pieces: list[bytes]) -> None:
     ],
     ids=["none", "late start", "gap", "overlap", "empty chunk", "short digest"],
 )
-def test_what_is_no_list_of_chunks_is_refused(chunks: list[Chunk]) -> None:
-    """A list with a gap would name a file that cannot be."""
+def test_an_invalid_list_of_chunks_is_refused(chunks: list[Chunk]) -> None:
+    """A list with a gap would name an impossible file."""
     with pytest.raises(ValueError):
         content_of(chunks)
 
 
 def test_names_from_disk_are_held_against_their_form() -> None:
-    """Only what this module spells may become a path."""
+    """Only well-formed names may become part of a path."""
     assert is_name(content(b"a").name)
     assert is_name(list_name([(1, bytes(32)), (1, bytes(32))]))
     digest = "a" * 64
@@ -76,7 +76,8 @@ def test_names_from_disk_are_held_against_their_form() -> None:
 
 
 def test_contents_are_compared_by_their_names() -> None:
-    """Two of a million chunks each are equal at the price of two of one: a fetch compares each chunk of a run with the wanted one."""
+    """Comparing two of a million chunks costs no more than two of one: a fetch compares each chunk of a run with the wanted
+    one."""
 
     class Untouched(bytes):
         def __eq__(self, other: object) -> bool:

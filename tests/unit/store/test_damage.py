@@ -1,4 +1,4 @@
-"""Every file of a store damaged in turn, each in three ways: each later read is right, or reports the chunk missing."""
+"""Damages every file of a store in three ways: each later read is right, or reports the chunk missing."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tests.unit.store.contents import DAMAGES, content, keep_all, noise, overwri
 FILES = [[noise(200_000, 1)], [noise(10, 2)], [noise(70_000, 3), noise(300, 4)], [noise(9000, 5), noise(100_000, 6)]]
 CONTENTS = [content(*pieces) for pieces in FILES]
 UNDER_WAY = 3
-"""The number of the file of which only the second chunk is here."""
+"""Number of the file that has only its second chunk in the store."""
 TOC = noise(5000, 7)
 
 
 class Stored(NamedTuple):
-    """A store that was left in the middle: with its log not yet merged, as a kill leaves it."""
+    """A store that was left in the middle of its work: its log is not merged, as after a kill."""
 
     directory: Path
     files: list[Path]
@@ -46,9 +46,9 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Stored:
 
 
 def check_all(store: Store) -> None:
-    """Nothing wrong comes out, what is lost can be kept again, and then everything is there.
+    """No read is wrong, what is lost can be kept again, and then everything is there.
 
-    Twice, because damage of the index may come to light only when it is written: it is then started over, once.
+    Done twice, because damage of the index may only show when it is written; it is then started over, once.
     """
     for _ in range(2):
         mend(store)
@@ -70,7 +70,7 @@ def mend(store: Store) -> None:
 
 
 def check_folders(directory: Path) -> None:
-    """No file but those that are vouched for, and no temporary one."""
+    """No files without rows, and no temporary ones."""
     assert {path.name for path in (directory / "objects").iterdir()} == {made.name for made in CONTENTS[:UNDER_WAY]}
     assert {path.name for path in (directory / "partial").iterdir()} <= {CONTENTS[UNDER_WAY].name}
     assert list((directory / "tmp").iterdir()) == []
@@ -78,7 +78,7 @@ def check_folders(directory: Path) -> None:
 
 @pytest.mark.parametrize("damage", sorted(DAMAGES))
 def test_each_file_damaged(stored: Stored, tmp_path: Path, damage: str, expect_log: LogWatch) -> None:
-    """Objects, files under way, documents, the index and its log: right bytes or none, in this process and the next."""
+    """Objects, partial files, documents, the index and its log: right bytes or none, in this process and the next."""
     expect_log("damaged")
     for number, name in enumerate(stored.files):
         directory = tmp_path / str(number)
@@ -93,7 +93,7 @@ def test_each_file_damaged(stored: Stored, tmp_path: Path, damage: str, expect_l
 
 @pytest.mark.parametrize("step", [997, pytest.param(97, marks=pytest.mark.slow)])
 def test_each_part_of_the_index_damaged(step: int, stored: Stored, tmp_path: Path, expect_log: LogWatch) -> None:
-    """A byte flipped every so many bytes of it, with its log merged: never a wrong byte, never an exception."""
+    """One byte is flipped at regular distances, with the log merged: never a wrong byte, never an exception."""
     expect_log("index of the store .* damaged|damaged chunk|not fully synced when the machine stopped")
     merged = tmp_path / "merged"
     shutil.copytree(stored.directory, merged)
@@ -110,7 +110,7 @@ def test_each_part_of_the_index_damaged(step: int, stored: Stored, tmp_path: Pat
 
 
 def test_damage_that_sqlite_quotes(stored: Stored, tmp_path: Path, expect_log: LogWatch) -> None:
-    """A damaged table definition that is not UTF-8 makes Python fail on sqlite's message; that too is but a damaged index."""
+    """If a damaged table definition is not UTF-8, Python fails on sqlite's message. That also counts as a damaged index."""
     expect_log("index of the store .* damaged")
     directory = tmp_path / "store"
     shutil.copytree(stored.directory, directory)
@@ -122,7 +122,7 @@ def test_damage_that_sqlite_quotes(stored: Stored, tmp_path: Path, expect_log: L
 
 
 def test_an_index_of_something_else_is_not_believed(stored: Stored, tmp_path: Path, expect_log: LogWatch) -> None:
-    """Not a database, another program's, or none at all where files are: the store starts empty, once warned."""
+    """Not a database, another program's, or none although there are files: the store starts empty, with one warning."""
     expect_log("starting empty|has .* files but no index")
     for number, data in enumerate([b"no database at all" * 100, b""]):
         directory = tmp_path / str(number)
@@ -137,7 +137,8 @@ def test_an_index_of_something_else_is_not_believed(stored: Stored, tmp_path: Pa
 
 
 def test_an_index_damaged_while_open(store: Store, directory: Path, expect_log: LogWatch) -> None:
-    """The process that finds it starts over, the other joins; no reader sees an exception, and both go on sharing."""
+    """The process that finds it starts over, and the other one reopens the index. No reader sees an exception, and both share
+    the store again."""
     expect_log("is damaged")
     with Store.open(directory) as other:
         many = [content(noise(50, seed)) for seed in range(2000)]
@@ -151,7 +152,7 @@ def test_an_index_damaged_while_open(store: Store, directory: Path, expect_log: 
         overwrite(path, 4096, b"\xa5" * (path.stat().st_size - 4096))
         for opened in (other, store):
             reader = opened.index._database._reader
-            if reader is not None:  # else its committing thread has found the damage, and starts over at the next look
+            if reader is not None:  # else its commit thread has found the damage, and starts over at the next look
                 reader.execute("PRAGMA shrink_memory")
             for seed, made in enumerate(many):
                 assert opened.read(made, 0, 0, 50) in (None, noise(50, seed))
@@ -163,7 +164,7 @@ def test_an_index_damaged_while_open(store: Store, directory: Path, expect_log: 
 
 
 def test_a_content_is_not_checked_by_another_files_name(store: Store, directory: Path, expect_log: LogWatch) -> None:
-    """A file put under another's name is damage, whatever its own sums say."""
+    """A file under the name of another one is damage, whatever its own checksums say."""
     first, second = keep_all(store, [noise(100, 1)]), keep_all(store, [noise(100, 2)])
     os.replace(directory / "objects" / first.name, directory / "objects" / second.name)
     expect_log("damaged")

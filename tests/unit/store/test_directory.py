@@ -1,4 +1,4 @@
-"""The directory: whose it is, who uses it, and that emptying it hits nothing else."""
+"""The directory: its owner, its users, and `clear`, which removes nothing else."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def loose_umask() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("loose_umask")
-def test_nobody_else_gets_in(directory: Path) -> None:
-    """Folders 0700, files 0600, objects 0444, whatever the umask; an existing directory is closed."""
+def test_other_users_have_no_access(directory: Path) -> None:
+    """Directories 0700, files 0600, objects 0444, whatever the umask. An existing directory is restricted."""
     directory.mkdir(mode=0o755)
     with Store.open(directory) as store:
         made = keep_all(store, [b"x"])
@@ -38,13 +38,13 @@ def test_nobody_else_gets_in(directory: Path) -> None:
 
 
 def test_parents_are_made(tmp_path: Path) -> None:
-    """--store may name a path of which nothing exists."""
+    """--store may name a path that does not exist at all."""
     with Store.open(tmp_path / "a" / "b" / "c"):
         pass
 
 
 def test_a_directory_with_other_files_is_refused(directory: Path) -> None:
-    """Neither opened nor cleared: `clear` on a bare git repository must not remove its objects."""
+    """Neither opened nor cleared: `clear` of a bare git repository must not remove its objects."""
     (directory / "objects").mkdir(parents=True)
     (directory / "HEAD").write_text("ref: refs/heads/main")
     with pytest.raises(StoreUnusable, match="holds other files and is not a store"):
@@ -55,7 +55,7 @@ def test_a_directory_with_other_files_is_refused(directory: Path) -> None:
 
 
 def test_a_fresh_file_system_is_taken(directory: Path) -> None:
-    """ext4 comes with a lost+found; it stays."""
+    """ext4 comes with a lost+found, which stays."""
     (directory / "lost+found").mkdir(parents=True)
     with Store.open(directory) as store:
         keep_all(store, [b"x"])
@@ -65,22 +65,22 @@ def test_a_fresh_file_system_is_taken(directory: Path) -> None:
 
 @pytest.mark.root
 def test_another_users_directory_is_refused(directory: Path) -> None:
-    """Whoever owns the index could vouch for any bytes."""
+    """The owner of the index controls which bytes are trusted."""
     directory.mkdir()
     os.chown(directory, 12345, 12345)
     with pytest.raises(StoreUnusable, match="belongs to user id 12345, not 0"):
         Store.open(directory)
 
 
-def test_what_is_no_directory_is_refused(directory: Path) -> None:
-    """A file in the way is an error that names it."""
+def test_a_path_that_is_not_a_directory_is_refused(directory: Path) -> None:
+    """A file at that path is an error that names it."""
     directory.write_text("")
     with pytest.raises(StoreUnusable, match=f"{directory} cannot be opened"):
         Store.open(directory)
 
 
 def test_temporary_folders_of_the_dead_are_removed(directory: Path) -> None:
-    """Those of living processes stay, files in them included."""
+    """Those of living processes stay, with their files."""
     with Store.open(directory) as store:
         dead, never_locked, file = (directory / "tmp" / name for name in ("1-dead", "2-never-locked", "3-file"))
         dead.mkdir()
@@ -97,7 +97,7 @@ def test_temporary_folders_of_the_dead_are_removed(directory: Path) -> None:
 
 
 def test_clear_empties(directory: Path) -> None:
-    """Everything goes, and the store can be used again."""
+    """Everything is removed, and the store can be used again."""
     with Store.open(directory) as store:
         made = keep_all(store, [noise(100)])
         store.keep_note("key", "value")
@@ -110,7 +110,7 @@ def test_clear_empties(directory: Path) -> None:
 
 
 def test_clear_leaves_a_store_in_use(store: Store, directory: Path) -> None:
-    """The error names the process; nothing is lost."""
+    """The error names the process. Nothing is lost."""
     made = keep_all(store, [noise(100)])
     with pytest.raises(StoreUnusable, match=f"in use by process {os.getpid()}"):
         clear(directory)
@@ -119,7 +119,7 @@ def test_clear_leaves_a_store_in_use(store: Store, directory: Path) -> None:
 
 @pytest.mark.root
 def test_clear_leaves_a_store_that_something_is_mounted_in(directory: Path) -> None:
-    """Native mounts outlive every process; the layers that they are stacked on are mounted inside of the store."""
+    """Native mounts outlive every process, and the layers under them are mounted within the store."""
     with Store.open(directory) as store:
         made = keep_all(store, [noise(100)])
     (directory / "layers").mkdir()
@@ -133,13 +133,13 @@ def test_clear_leaves_a_store_that_something_is_mounted_in(directory: Path) -> N
 
 
 def test_clear_of_nothing(directory: Path) -> None:
-    """A store that was never made is empty already."""
+    """A store that does not exist is empty already."""
     clear(directory)
     assert not directory.exists()
 
 
 def test_alone(store: Store, directory: Path) -> None:
-    """Alone exactly when no other has the store open, and not for longer than asked."""
+    """True exactly if no other process has the store open, and only within the block."""
     with store.directory.alone() as alone:
         assert alone
     with Store.open(directory) as other:

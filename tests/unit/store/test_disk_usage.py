@@ -1,4 +1,4 @@
-"""What chunks take on disk is known at any time, and counted rarely."""
+"""The disk usage of chunks is always known, and rarely counted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BLOCK = 4096
 
 @pytest.fixture
 def counts(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """What every count of a store came to; those of other processes are not seen before somebody ends the pause."""
+    """The results of all counts. Changes by other processes are seen only when the pause is ended."""
     monkeypatch.setattr(disk_usage, "_PAUSE", 1e9)
     found: list[int] = []
     count = store.index.count_blocks
@@ -25,8 +25,8 @@ def counts(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def test_what_comes_is_added_and_what_goes_is_counted(store: Store, counts: list[int]) -> None:
-    """A status ten times a second counts nothing; after a removal, once."""
+def test_additions_are_added_and_removals_counted(store: Store, counts: list[int]) -> None:
+    """A status ten times a second counts nothing; after a removal, it counts once."""
     made = [keep_all(store, [noise(5000, seed)]) for seed in range(3)]
     store.index.change()
     assert store.index.blocks() == 6 * BLOCK
@@ -41,7 +41,7 @@ def test_what_comes_is_added_and_what_goes_is_counted(store: Store, counts: list
 
 
 def test_what_others_keep_is_seen_soon(store: Store, directory: Path, counts: list[int]) -> None:
-    """By one count, when the pause is over; by none where the index is as it was."""
+    """With one count after the pause, and with none if the index has not changed."""
     assert store.index.blocks() == 0
     with Store.open(directory) as other:
         keep_all(other, [noise(5000, 1)])
@@ -55,7 +55,7 @@ def test_what_others_keep_is_seen_soon(store: Store, directory: Path, counts: li
 
 
 def test_a_removal_while_one_counts_is_not_lost() -> None:
-    """The count may have seen what has gone: the next one to ask counts again."""
+    """The count may include what was removed: the next call counts again."""
     answers = iter((10, 7))
 
     def count() -> int:

@@ -1,4 +1,4 @@
-"""Documents: verified whenever they are read."""
+"""Documents are verified whenever they are read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DIGEST = digest_of(DATA)
 
 
 def test_documents_outlive_the_process(directory: Path) -> None:
-    """What was kept is there in the next one; what was not is absent."""
+    """The next process has what was kept, and nothing else."""
     with Store.open(directory) as store:
         store.keep_document(DIGEST, DATA)
         assert store.document(DIGEST) == DATA
@@ -30,7 +30,7 @@ def test_documents_outlive_the_process(directory: Path) -> None:
 def test_a_damaged_document_is_dropped(
     store: Store, directory: Path, damage: Callable[[Path], None], expect_log: LogWatch
 ) -> None:
-    """It is reported absent, counted, removed, and can be kept again."""
+    """It is reported missing, counted, removed, and can be kept again."""
     store.keep_document(DIGEST, DATA)
     path = directory / "documents" / DIGEST[7:]
     damage(path)
@@ -43,7 +43,7 @@ def test_a_damaged_document_is_dropped(
 
 
 def test_bytes_under_a_wrong_digest_are_not_given_out(store: Store, expect_log: LogWatch) -> None:
-    """Whatever a caller kept: a document hashes to its name, or is not there."""
+    """Whatever a caller keeps: a document hashes to its name, or does not exist."""
     store.keep_document(DIGEST, b"something else")
     expect_log("dropped a damaged document")
     assert store.document(DIGEST) is None

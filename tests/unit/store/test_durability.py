@@ -1,4 +1,4 @@
-"""Generations, and what the first process of a new boot makes of what was not on disk when the power failed."""
+"""Generations, and what the first process after a boot does about bytes that were not on disk when the power failed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SEVERAL = [noise(70_000, 2), noise(300, 3)]
 
 @pytest.fixture
 def reboot(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """From now on the machine has been started anew."""
+    """From now on, the machine has been rebooted."""
     return lambda name: monkeypatch.setenv("LAZYFS_BOOT_ID", name)
 
 
@@ -34,7 +34,7 @@ def names(directory: Path) -> dict[str, set[str]]:
 
 
 def test_a_generation_ends_with_a_sync(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows are pending until the file system was synced after their commit; those of the time of the sync stay pending."""
+    """Rows are pending until the file system was synced after their commit. Rows committed during the sync stay pending."""
     syncs: list[Path] = []
 
     def sync(path: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_generation_ends_with_a_sync(store: Store, monkeypatch: pytest.MonkeyP
 
 
 def test_one_process_syncs_for_all(store: Store, directory: Path) -> None:
-    """What another has committed is durable as well."""
+    """What another process has committed becomes durable too."""
     with Store.open(directory) as other:
         keep_all(other, SINGLE)
         other.index.change()
@@ -64,7 +64,7 @@ def test_one_process_syncs_for_all(store: Store, directory: Path) -> None:
 
 
 def test_a_disk_that_fails_makes_nothing_durable(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel tells of a lost write once: a later sync that succeeds proves nothing."""
+    """The kernel reports a lost write once: a later sync that succeeds proves nothing."""
     keep_all(store, SINGLE)
 
     def fail(path: Path) -> NoReturn:
@@ -80,7 +80,7 @@ def test_a_disk_that_fails_makes_nothing_durable(store: Store, monkeypatch: pyte
 
 
 def test_what_is_sound_stays(directory: Path, reboot: Callable[[str], None]) -> None:
-    """Nothing is lost that reached the disk, noted or not; afterwards it is noted."""
+    """Nothing that reached the disk is lost, recorded or not. Afterwards it is recorded."""
     with Store.open(directory) as store:
         durable = keep_all(store, SINGLE)
         store.durability.make_durable()
@@ -100,7 +100,7 @@ def test_what_is_sound_stays(directory: Path, reboot: Callable[[str], None]) -> 
 def test_what_did_not_reach_the_disk_is_dropped(
     directory: Path, reboot: Callable[[str], None], damage: str, pieces: list[bytes], expect_log: LogWatch
 ) -> None:
-    """Before anybody could mount it: it is under neither name, the right chunks of it stay, and it can be kept again."""
+    """Before anyone could mount it: it has neither name, its right chunks stay, and it can be kept again."""
     with Store.open(directory) as store:
         sound, made = keep_all(store, [noise(9)]), keep_all(store, pieces)
         store.keep_note("key", "value")
@@ -118,7 +118,7 @@ def test_what_did_not_reach_the_disk_is_dropped(
 
 
 def test_what_is_durable_is_not_read_again(directory: Path, reboot: Callable[[str], None], expect_log: LogWatch) -> None:
-    """A start does not read the whole store: damage that came later is found where it is read."""
+    """A start does not read the whole store. Later damage is found when it is read."""
     with Store.open(directory) as store:
         made = keep_all(store, SINGLE)
         store.durability.make_durable()
@@ -131,7 +131,7 @@ def test_what_is_durable_is_not_read_again(directory: Path, reboot: Callable[[st
 
 
 def test_once_a_boot(directory: Path, reboot: Callable[[str], None]) -> None:
-    """A process that dies while the machine runs leaves its bytes with the kernel: nothing is thrown away for it."""
+    """The bytes of a process that dies while the machine runs are in the kernel: nothing is dropped."""
     with Store.open(directory) as store:
         keep_all(store, SINGLE)
     reboot("another")
@@ -144,7 +144,7 @@ def test_once_a_boot(directory: Path, reboot: Callable[[str], None]) -> None:
 
 
 def test_files_without_rows_go(directory: Path, reboot: Callable[[str], None], expect_log: LogWatch) -> None:
-    """The kernel would serve them unchecked. What is not a file is somebody's own, and left."""
+    """The kernel would serve them unchecked. What is not a file was put there by somebody, and stays."""
     with Store.open(directory) as store:
         made = keep_all(store, SINGLE)
         store.durability.make_durable()
@@ -176,10 +176,8 @@ def test_a_twin_of_its_own_goes(directory: Path, reboot: Callable[[str], None], 
 
 
 @pytest.mark.parametrize("durable", [True, False])
-def test_an_object_that_lost_its_last_row_goes_on_under_way(
-    directory: Path, reboot: Callable[[str], None], durable: bool
-) -> None:
-    """The rename reached the disk, the commit did not: it is not vouched for as a whole."""
+def test_an_object_that_lost_its_last_row_becomes_partial(directory: Path, reboot: Callable[[str], None], durable: bool) -> None:
+    """The rename reached the disk, the commit did not: it is not accepted as a complete object."""
     with Store.open(directory) as store:
         made = keep_all(store, SEVERAL)
         if durable:
@@ -193,10 +191,10 @@ def test_an_object_that_lost_its_last_row_goes_on_under_way(
         assert store.publish(made)
 
 
-def test_a_whole_file_under_way_is_checked_before_it_becomes_an_object(
+def test_a_complete_partial_file_is_checked_before_it_becomes_an_object(
     directory: Path, reboot: Callable[[str], None], expect_log: LogWatch
 ) -> None:
-    """All its rows are durable, its rename is not: what lies under its first name might be a later file, made anew."""
+    """All its rows are durable, but not its rename: the file under its first name might be a later one."""
     with Store.open(directory) as store:
         made = keep_all(store, SEVERAL)
         store.durability.make_durable()
@@ -210,7 +208,7 @@ def test_a_whole_file_under_way_is_checked_before_it_becomes_an_object(
 
 
 def test_rows_without_a_file_go(directory: Path, reboot: Callable[[str], None], expect_log: LogWatch) -> None:
-    """Both the young and the durable."""
+    """Both young and durable ones."""
     made: list[Content] = []
     with Store.open(directory) as store:
         made.append(keep_all(store, SINGLE))
@@ -225,8 +223,9 @@ def test_rows_without_a_file_go(directory: Path, reboot: Callable[[str], None], 
         assert names(directory)["arrived"] == set()
 
 
-def test_the_row_of_what_is_dropped_does_not_come_back(store: Store, directory: Path, expect_log: LogWatch) -> None:
-    """The removal is on disk before the chunk can come again: the log of the index, cut off at any later point, has it."""
+def test_a_dropped_row_does_not_come_back(store: Store, directory: Path, expect_log: LogWatch) -> None:
+    """The removal is on disk before the chunk can be kept again: the log of the index contains it, wherever it is cut off
+    later."""
     made = keep_all(store, SINGLE)
     store.durability.make_durable()
     synced: list[str] = []
@@ -246,7 +245,7 @@ def test_the_row_of_what_is_dropped_does_not_come_back(store: Store, directory: 
 def test_an_index_that_does_not_say_what_is_durable_is_damaged(
     directory: Path, reboot: Callable[[str], None], expect_log: LogWatch
 ) -> None:
-    """Then nothing is believed."""
+    """Then nothing is trusted."""
     with Store.open(directory) as store:
         made = keep_all(store, SINGLE)
     with sqlite3.connect(directory / "index.sqlite") as db:
@@ -263,7 +262,7 @@ def test_an_index_that_does_not_say_what_is_durable_is_damaged(
 def test_a_store_that_cannot_be_settled_is_not_opened(
     directory: Path, reboot: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, expect_log: LogWatch
 ) -> None:
-    """Nobody mounts what was not looked at; the next process tries again."""
+    """What was not checked is not mounted. The next process tries again."""
     with Store.open(directory) as store:
         made = keep_all(store, SINGLE)
     shutil.copy(directory / "objects" / made.name, directory / "objects" / content(b"stray").name)

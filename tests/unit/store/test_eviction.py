@@ -1,4 +1,4 @@
-"""Room: who has to go first, who never, and that what is gone is gone under all its names and rows."""
+"""Eviction: what goes first, what never goes, and that it goes under all its names and rows."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tests.conftest import LogWatch
 from tests.unit.store.contents import content, keep_all, noise, read_all
 
 SIZE = 8192
-"""Of each object: two blocks."""
+"""Size of each object: two blocks."""
 NOTHING = InUse()
 
 
 def arrive(store: Store, seeds: Sequence[int]) -> list[Content]:
-    """Objects, each of a generation of its own, in this order."""
+    """Objects in this order, each in its own generation."""
     made = []
     for seed in seeds:
         made.append(keep_all(store, [noise(SIZE, seed)]))
@@ -46,7 +46,7 @@ def remove(
 
 
 def here(store: Store, made: Sequence[Content]) -> list[int]:
-    """Which of the objects are there: by their rows, and under both names, or neither."""
+    """Which of the objects exist: by their rows, and under both names or neither."""
     present = [number for number, missing in enumerate(store.missing_many(made)) if not missing]
     for folder in (store.directory.objects, store.directory.arrived):
         names = set(os.listdir(folder))
@@ -56,7 +56,7 @@ def here(store: Store, made: Sequence[Content]) -> list[int]:
 
 @pytest.fixture
 def cached(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Names of the objects that have pages in memory: none, unless the test adds some."""
+    """Names of the objects with cached pages: none, unless the test adds some."""
     names: set[str] = set()
     monkeypatch.setattr(eviction, "_is_cached", lambda path: path.rpartition("/")[2] in names)
     return names
@@ -64,7 +64,7 @@ def cached(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 @pytest.mark.usefixtures("cached")
 def test_the_oldest_go_first(store: Store) -> None:
-    """No more than are needed for what is wanted, under both names, and rows as well."""
+    """No more than needed, under both names, with their rows."""
     made = arrive(store, range(6))
     freed = remove(store, 2 * SIZE + 1)
     assert (freed.objects, freed.bytes, freed.held) == (3, 3 * SIZE, 0)
@@ -77,7 +77,7 @@ def test_the_oldest_go_first(store: Store) -> None:
 
 
 def test_what_is_not_mounted_goes_before_what_is(store: Store, cached: set[str]) -> None:
-    """Whatever its age, and even with pages in memory."""
+    """Whatever its age, and even if it is cached."""
     made = arrive(store, range(6))
     cached.update(one.name for one in made[2:])
     in_use = InUse(objects={one.name for one in made[:4]})
@@ -88,7 +88,7 @@ def test_what_is_not_mounted_goes_before_what_is(store: Store, cached: set[str])
 
 
 def test_what_is_in_memory_has_a_second_chance(store: Store, cached: set[str]) -> None:
-    """It was read not long ago: it goes when nothing else is left, the oldest first again."""
+    """It was read recently: it goes when nothing else is left, again the oldest first."""
     made = arrive(store, range(6))
     cached.update({made[0].name, made[2].name})
     remove(store, 4 * SIZE)
@@ -98,8 +98,8 @@ def test_what_is_in_memory_has_a_second_chance(store: Store, cached: set[str]) -
 
 
 @pytest.mark.usefixtures("cached")
-def test_what_was_answered_for_stays(store: Store) -> None:
-    """Even when there is nothing else to remove."""
+def test_an_announced_object_stays(store: Store) -> None:
+    """Even if there is nothing else to remove."""
     made = arrive(store, range(4))
     safe = {made[0].name, made[3].name}
     assert remove(store, None, protected=lambda name: name in safe).objects == 2
@@ -107,8 +107,8 @@ def test_what_was_answered_for_stays(store: Store) -> None:
 
 
 @pytest.mark.usefixtures("cached")
-def test_what_is_answered_for_in_the_middle_stays(store: Store) -> None:
-    """Its rows are gone already and come back: who is told "published" finds it."""
+def test_an_object_announced_in_the_middle_stays(store: Store) -> None:
+    """Its rows are deleted already, and are restored: a caller that was answered "published" finds it."""
     made = arrive(store, range(3))
     asked: list[str] = []
 
@@ -123,8 +123,8 @@ def test_what_is_answered_for_in_the_middle_stays(store: Store) -> None:
 
 
 @pytest.mark.usefixtures("cached")
-def test_an_object_made_anew_in_the_middle_stays(store: Store) -> None:
-    """Its old file was chosen; the one that took its place is not."""
+def test_an_object_created_again_in_the_middle_stays(store: Store) -> None:
+    """Its old file was chosen; the new one was not."""
     made = arrive(store, range(2))
     path, row = Path(store.directory.objects + made[0].name), store.index.rows_of(made[0].name)[0]
 
@@ -140,8 +140,8 @@ def test_an_object_made_anew_in_the_middle_stays(store: Store) -> None:
 
 
 @pytest.mark.usefixtures("cached")
-def test_files_under_way(store: Store, directory: Path) -> None:
-    """One that was written a moment ago is being written; one that nobody goes on with goes."""
+def test_partial_files(store: Store, directory: Path) -> None:
+    """One that was just written is in use; one that nobody continues goes."""
     pieces = [noise(SIZE, 1), noise(SIZE, 2)]
     made = content(*pieces)
     store.keep(made, 0, pieces[0])
@@ -157,7 +157,7 @@ def test_files_under_way(store: Store, directory: Path) -> None:
 
 @pytest.mark.usefixtures("cached")
 def test_what_is_open_counts_until_it_is_closed(store: Store, directory: Path) -> None:
-    """The reader reads on; its room is reported apart, and as used."""
+    """The reader continues. The space is reported separately, and as used."""
     made = arrive(store, range(2))
     with (directory / "objects" / made[0].name).open("rb") as reader:
         freed = remove(store, None)
@@ -181,7 +181,7 @@ def test_a_reader_of_the_store_reads_on(store: Store, directory: Path) -> None:
 
 @pytest.mark.usefixtures("cached")
 def test_only_what_is_old_enough(store: Store, directory: Path) -> None:
-    """By the time at which it was written."""
+    """By the time of the last write."""
     made = arrive(store, range(3))
     day_ago = time.time() - 86_400
     os.utime(directory / "objects" / made[1].name, (day_ago, day_ago))
@@ -190,7 +190,7 @@ def test_only_what_is_old_enough(store: Store, directory: Path) -> None:
 
 
 def test_what_others_have_mounted_is_in_use(store: Store, directory: Path) -> None:
-    """A portable mount says what it needs; when it ends, or is killed, it needs nothing."""
+    """A portable mount declares what it needs. When it ends or is killed, it needs nothing."""
     made = arrive(store, range(3))
     with Store.open(directory) as other:
         declare(other.directory, [made[0].name, "sha256-older"], [])
@@ -201,8 +201,8 @@ def test_what_others_have_mounted_is_in_use(store: Store, directory: Path) -> No
     assert here(store, made) == []
 
 
-def test_documents_and_images_go_after_objects_that_nobody_needs(store: Store, directory: Path) -> None:
-    """But not those of what is mounted, and not what was just kept."""
+def test_documents_and_images_go_after_unused_objects(store: Store, directory: Path) -> None:
+    """But not those of what is mounted, nor what was just kept."""
     old = time.time() - 3600
     (directory / "erofs").mkdir()
     for data in (b"manifest", b"other"):
@@ -228,7 +228,7 @@ def test_documents_and_images_go_after_objects_that_nobody_needs(store: Store, d
 
 
 def test_usage_is_what_the_files_take(store: Store, directory: Path) -> None:
-    """Within the blocks that folders take."""
+    """Within the blocks that directories take."""
     for seed in range(50):
         keep_all(store, [noise(100 + seed * 300, seed)])
     keep_all(store, [noise(70_000, 1), noise(5000, 2)])
@@ -241,7 +241,7 @@ def test_usage_is_what_the_files_take(store: Store, directory: Path) -> None:
 
 
 def test_the_limit_is_the_stores(store: Store, directory: Path) -> None:
-    """Set by one process, in force for all, and kept."""
+    """Set by one process, effective for all, and kept."""
     assert store.eviction.limit == 0
     with Store.open(directory) as other:
         other.eviction.set_limit(10**9)
@@ -249,7 +249,7 @@ def test_the_limit_is_the_stores(store: Store, directory: Path) -> None:
 
 
 def test_one_process_evicts(store: Store, directory: Path) -> None:
-    """Another that would not know what this one has answered for waits for another time."""
+    """Another process, which does not know what this one has announced, waits for another time."""
     with Store.open(directory) as other:
         with store.directory.claims.evicting() as mine:
             assert mine
@@ -260,7 +260,7 @@ def test_one_process_evicts(store: Store, directory: Path) -> None:
 
 
 def test_many_objects_in_many_pages(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every object is met once, however many rows of it, and pages, there are."""
+    """Every object is met once, however many rows and pages there are."""
     monkeypatch.setattr(eviction, "_PAGE", 3)
     monkeypatch.setattr(eviction, "_BATCH", 4)
     made = [keep_all(store, [noise(50, seed), noise(60, seed), noise(70, seed)]) for seed in range(20)]
@@ -270,7 +270,7 @@ def test_many_objects_in_many_pages(store: Store, monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_cannot_be_removed_stays(store: Store, monkeypatch: pytest.MonkeyPatch, expect_log: LogWatch) -> None:
-    """With its rows: nothing is left that no row speaks of."""
+    """With its rows: no file is left without a row."""
     made = arrive(store, range(2))
     discard = store.files.discard
 

@@ -1,4 +1,4 @@
-"""No room: what cannot be kept is refused, what is here is read, and when there is room again all goes on."""
+"""A full disk: new chunks are refused, stored ones are read, and when there is room again, everything works."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def tiny(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(store: Store, first: int) -> list[tuple[Content, bytes]]:
-    """Keep small files until there is no room: those that were kept."""
+    """Keep small files until there is no room. Returns those that were kept."""
     kept = []
     for seed in range(first, first + 1000):
         piece = noise(10_000, seed)
@@ -67,10 +67,10 @@ def fill(store: Store, first: int) -> list[tuple[Content, bytes]]:
 
 @pytest.mark.root
 def test_a_full_disk(tiny: Path, expect_log: LogWatch) -> None:
-    """Nothing partial under a final name, no file without a row, no row without a file; room again, and it is used."""
+    """Nothing partial has a final name, no file lacks its row, and no row its file. Once there is room, it is used."""
     directory = tiny / "store"
     with Store.open(directory) as store:
-        with store.index._database.writing:  # nothing is committed meanwhile, which would give up half of it, and make room
+        with store.index._database.writing:  # no commit meanwhile: it would give up half of the rows, and make room
             kept = fill(store, 0)
             several = content(noise(50_000, 1), noise(60_000, 2))
             with pytest.raises(StoreFull, match=r"No space left|full"):
@@ -110,7 +110,7 @@ def test_no_room_to_open(tiny: Path) -> None:
 
 
 def test_a_limit_on_the_size_of_files(directory: Path) -> None:
-    """RLIMIT_FSIZE refuses as a full disk does (and needs no root to try)."""
+    """RLIMIT_FSIZE fails like a full disk (and needs no root)."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", LIMITED, directory], check=True, env=environment)
     assert len(os.listdir(directory / "objects")) == 1

@@ -1,4 +1,4 @@
-"""The index: rows reach other processes soon, many at a time, and survive what sqlite may say."""
+"""The index: other processes see rows soon, many at a time, and they survive errors of sqlite."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def fail(code: int, message: str) -> sqlite3.OperationalError:
 
 
 def test_rows_reach_others_by_themselves(store: Store, directory: Path) -> None:
-    """Nobody has to ask for a commit."""
+    """No call is needed for a commit."""
     with Store.open(directory) as other:
         made = keep_all(store, [b"x"])
         while other.missing(made, 0, 1):
@@ -31,7 +31,7 @@ def test_rows_reach_others_by_themselves(store: Store, directory: Path) -> None:
 
 
 def test_many_rows_are_one_transaction(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keeping does not commit by itself: a hundred files cost far fewer transactions."""
+    """Keeping a chunk does not commit: a hundred files take far fewer transactions."""
     commits: list[int] = []
     settled = store._release_claims
     monkeypatch.setattr(store.index, "_after_commit", lambda: (commits.append(1), settled()))
@@ -42,7 +42,7 @@ def test_many_rows_are_one_transaction(store: Store, monkeypatch: pytest.MonkeyP
 
 
 def test_rows_wait_while_sqlite_cannot_write(store: Store, directory: Path, expect_log: LogWatch) -> None:
-    """They are read from memory meanwhile, new chunks are refused, and nothing is lost when it can again."""
+    """They are read from memory meanwhile, new chunks are refused, and nothing is lost once it can write again."""
     made = keep_all(store, [b"x"])
     expect_log("cannot be written: busy")
 
@@ -64,7 +64,7 @@ def test_rows_wait_while_sqlite_cannot_write(store: Store, directory: Path, expe
 
 
 def test_rows_without_room_are_given_up_by_halves(store: Store, directory: Path) -> None:
-    """The room of some bytes is taken for the rows of the others: what stays has both, what goes has neither."""
+    """The space of some bytes is used for the rows of others: what stays has both, what is given up has neither."""
     made = [content(noise(10, seed)) for seed in range(20)]
     commit = store.index._database._commit
     batches: list[int] = []
@@ -87,7 +87,7 @@ def test_rows_without_room_are_given_up_by_halves(store: Store, directory: Path)
 
 
 def test_no_room_for_any_row(store: Store, directory: Path, expect_log: LogWatch) -> None:
-    """Everything buffered is given up, the next keep is refused before it writes."""
+    """Everything buffered is given up, and the next keep is refused before it writes."""
     expect_log("disk is full")
     made = content(b"x")
 
@@ -106,7 +106,7 @@ def test_no_room_for_any_row(store: Store, directory: Path, expect_log: LogWatch
 
 
 def test_an_index_that_cannot_be_read_holds_nothing(store: Store, expect_log: LogWatch) -> None:
-    """A reader is told "not here" and never sees sqlite's error; nothing is thrown away for it."""
+    """A reader is told that chunks are missing, and never sees sqlite's error. Nothing is dropped for it."""
     made = keep_all(store, [b"x"])
     store.index.change()
 
@@ -123,7 +123,7 @@ def test_an_index_that_cannot_be_read_holds_nothing(store: Store, expect_log: Lo
 
 
 def test_a_directory_that_is_removed_in_use(store: Store, directory: Path, expect_log: LogWatch) -> None:
-    """`rm -rf` under a running mount: nothing is here, nothing can be kept, and no other exception gets out."""
+    """`rm -rf` under a running mount: the store is empty, nothing can be kept, and no other exception is raised."""
     made = keep_all(store, [b"x"])
     store.index.change()
     shutil.rmtree(directory)
@@ -150,7 +150,7 @@ def test_an_index_replaced_by_another_process_is_joined(store: Store, directory:
 
 
 def test_known_chunks_are_found_in_one_go(store: Store) -> None:
-    """Of many digests those are told that have a row, committed or waiting, whatever file they lie in."""
+    """Of many digests, those that have a committed or buffered row, in any file."""
     pieces = [noise(10, seed) for seed in range(200)]
     made = content(noise(10, 1000), *pieces)
     store.keep(made, 0, noise(10, 1000))

@@ -1,4 +1,4 @@
-"""Turns: who fetches a layer whole, and who waits."""
+"""Layer locks: who fetches an eager layer, and who waits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ A, B, C = (digest_of(name) for name in (b"a", b"b", b"c"))
 
 
 async def is_free(store: Store, digest: Digest) -> bool:
-    """Whether somebody else could have a turn now."""
+    """Whether another caller could take the lock now."""
     free = False
 
     async def taken(_: Digest) -> None:
@@ -33,7 +33,7 @@ async def is_free(store: Store, digest: Digest) -> bool:
 
 
 async def test_a_layer_is_one_tasks_at_a_time(store: Store) -> None:
-    """In one process too; other layers, and the same one afterwards, are free."""
+    """Also within one process. Other layers are free, and so is this one afterwards."""
     async with lock_layers(store, [A, B, A]):
         assert not await is_free(store, A)
         assert not await is_free(store, B)
@@ -41,16 +41,16 @@ async def test_a_layer_is_one_tasks_at_a_time(store: Store) -> None:
     assert await is_free(store, A)
 
 
-async def test_a_layer_is_let_go_before_the_others(store: Store) -> None:
-    """Whoever waits for one that is here already need not wait for the rest."""
+async def test_a_layer_is_released_before_the_others(store: Store) -> None:
+    """A caller that waits for a stored layer need not wait for the rest."""
     async with lock_layers(store, [A, B]) as locks:
         locks.release(A)
         assert await is_free(store, A)
         assert not await is_free(store, B)
 
 
-async def test_whoever_waits_gets_his_turn(store: Store) -> None:
-    """And is told for which layer he waits, once."""
+async def test_a_waiter_gets_the_lock(store: Store) -> None:
+    """`waiting` is called with the layer that it waits for, once."""
     told: list[Digest] = []
     order: list[str] = []
 
@@ -70,18 +70,19 @@ async def test_whoever_waits_gets_his_turn(store: Store) -> None:
     assert (told, order) == ([B], ["first", "second"])
 
 
-async def test_an_error_ends_the_turn(store: Store) -> None:
-    """Nothing that goes wrong keeps others out."""
+async def test_an_error_releases_the_locks(store: Store) -> None:
+    """An error does not keep others out."""
     with pytest.raises(ValueError, match="wrong"):
         async with lock_layers(store, [A]):
             raise ValueError("wrong")
     assert await is_free(store, A)
 
 
-async def test_process_that_is_stopped_holds_nobody_for_long(
+async def test_a_stopped_process_does_not_block_others_for_long(
     store: Store, autojump_clock: MockClock, expect_log: LogWatch
 ) -> None:
-    """After 20 s without a sign of life the layer is anybody's to fetch, and still not to be kept under way. 20 s for all its layers."""
+    """After 20 s without a heartbeat, anybody may fetch the layer, but not keep it as a partial blob. 20 s for all its layers
+    together."""
     expect_log("has made no progress for 20 s")
     with closing(Claims(store.directory.path / "claims")) as stopped:
         stopped.claim(to_raw(A))
@@ -95,13 +96,13 @@ async def test_process_that_is_stopped_holds_nobody_for_long(
 
 
 def stopped_is_free(store: Store) -> bool:
-    """Whether the lock that another process holds was taken from it."""
+    """Whether the lock of the other process was taken from it."""
     with closing(Claims(store.directory.path / "claims")) as other:
         return other.claim(to_raw(A))
 
 
-async def test_whoever_lives_is_waited_for(store: Store, autojump_clock: MockClock) -> None:
-    """However long he takes: also for a layer that he has not begun yet."""
+async def test_a_living_holder_is_waited_for(store: Store, autojump_clock: MockClock) -> None:
+    """However long it takes, and also for a layer that it has not begun yet."""
     order: list[str] = []
 
     async def second() -> None:
@@ -119,8 +120,8 @@ async def test_whoever_lives_is_waited_for(store: Store, autojump_clock: MockClo
     assert order == ["first", "second"]
 
 
-async def test_signs_of_life_come_by_themselves(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As long as the turn lasts; nothing of them is left."""
+async def test_heartbeats_are_sent_by_themselves(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as the locks are held. Nothing of them is left."""
     monkeypatch.setattr("lazyfs.store.layer_lock._HEARTBEAT", 0.001)
     async with lock_layers(store, [A]):
         first = store.partial_blobs.last_touched(A)

@@ -1,4 +1,4 @@
-"""Where the store is by default."""
+"""The default location of the store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lazyfs.store.location import default_directory
     ],
 )
 def test_default(monkeypatch: pytest.MonkeyPatch, uid: int, cache: str, expected: str) -> None:
-    """Root's is the machine's; a user's follows XDG, which ignores relative paths."""
+    """Root's is the machine's. A user's follows XDG, which ignores relative paths."""
     monkeypatch.setattr("os.geteuid", lambda: uid)
     monkeypatch.setenv("XDG_CACHE_HOME", cache)
     monkeypatch.setenv("HOME", "/home/me")

@@ -1,4 +1,4 @@
-"""Locks between open files: two descriptors stand for two processes, because the locks belong to them."""
+"""Locks between open files. Two descriptors stand for two processes, because the locks belong to them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def pair(tmp_path: Path) -> Iterator[tuple[int, int]]:
 
 
 def test_exclusive_shuts_out_both_kinds(pair: tuple[int, int]) -> None:
-    """One holder, until it lets go; another byte is another lock."""
+    """One holder until it unlocks. Another byte is another lock."""
     mine, other = pair
     assert locks.try_lock(mine, start=7)
     assert not locks.try_lock(other, start=7)
@@ -32,7 +32,7 @@ def test_exclusive_shuts_out_both_kinds(pair: tuple[int, int]) -> None:
 
 
 def test_a_refused_upgrade_keeps_the_shared_lock(pair: tuple[int, int]) -> None:
-    """There is no moment without a lock: whoever fails to be alone still counts as a user."""
+    """There is no moment without a lock: a process that fails to become exclusive still counts as a user."""
     mine, other = pair
     assert locks.try_lock(mine, shared=True)
     assert locks.try_lock(other, shared=True)
@@ -41,7 +41,7 @@ def test_a_refused_upgrade_keeps_the_shared_lock(pair: tuple[int, int]) -> None:
 
 
 def test_waiting_has_an_end(pair: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lock that is never let go is an error that names what is locked."""
+    """A lock that is never released is an error that names what is locked."""
     mine, other = pair
     assert locks.try_lock(mine)
     monkeypatch.setattr(locks, "PATIENCE", 0.0)

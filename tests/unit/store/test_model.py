@@ -1,7 +1,7 @@
-"""The store against a model: a dictionary of what was kept, and what damage may take away from it.
+"""The store against a model: a dictionary of what was kept, and of what damage may remove.
 
-Two stores on one directory stand for two processes. A read gives the right bytes, or nothing where something was damaged;
-it never gives other bytes. What is undamaged stays.
+Two stores on one directory stand for two processes. A read returns the right bytes, or nothing if something was damaged, but
+never other bytes. What is undamaged stays.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def counted(store: Store, contents: list[Content]) -> Missing:
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """`here` holds the chunks that must be there; those of a damaged file may be, with the right bytes."""
+    """`here` contains the chunks that must be in the store. Those of a damaged file may be, with the right bytes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.here)
     @rule(damage=st.sampled_from(sorted(DAMAGES)), data=st.data())
     def damage(self, damage: str, data: Any) -> None:
-        """A disk fails while nobody looks: both stores are opened anew, for what was checked once is not checked again."""
+        """The disk fails. Both stores are reopened, because chunks are checked only once."""
         for store in self.stores:
             store.close()
         files = sorted(path for folder in ("objects", "partial") for path in (self.folder / "store" / folder).iterdir())
@@ -126,7 +126,7 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.here)
     @rule(side=SIDES, number=st.integers(0, len(FILES) - 1), spared=st.booleans())
     def evict(self, side: int, number: int, spared: bool) -> None:
-        """One file goes; `spared`, somebody answers for it after its rows have gone, and they come back."""
+        """One file goes. With `spared`, it is announced after its rows were deleted, and they are restored."""
         name = CONTENTS[number].name
         answers = itertools.count()
         others = InUse({made.name for made in CONTENTS} - {name})
@@ -134,7 +134,7 @@ class StoreMachine(RuleBasedStateMachine):
             None, others, lambda each: spared and each == name and next(answers) > 0, mounted_too=False
         )
         if name in freed.names:
-            self.stores[1 - side]._open.forget(name)  # what another process has open it goes on serving, and it is right
+            self.stores[1 - side]._open.forget(name)  # another process that has it open continues to serve it, correctly
             lost = {(number, index) for index in range(len(FILES[number]))}
             self.here -= lost
             self.maybe -= lost
@@ -142,7 +142,7 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.here)
     @rule(side=SIDES, number=st.integers(0, len(FILES) - 1))
     def remove_by_hand(self, side: int, number: int) -> None:
-        """A file is gone, and a reader finds that out; the other process opens the store anew, for it may have the file open."""
+        """A file is removed, and a reader notices. The other process reopens the store, because it may have the file open."""
         made = CONTENTS[number]
         for folder in ("objects", "arrived", "partial"):
             (self.folder / "store" / folder / made.name).unlink(missing_ok=True)
@@ -175,7 +175,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def counters_are_right(self) -> None:
-        """What a tally says of one's own process is exact. What another one keeps is seen a moment later, what it removes at once."""
+        """A tally is exact for its own process. It sees what another one keeps a moment later, and removals at once."""
         for store, tally in zip(self.stores, self.tallies, strict=True):
             truth = counted(store, CONTENTS)
             assert tally.measure().chunks >= truth.chunks, "nothing that is missing counts as here"

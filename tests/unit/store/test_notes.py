@@ -1,4 +1,4 @@
-"""Notes: hints that outlive the process, or are not there."""
+"""Notes: hints that outlive the process, or are missing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.unit.store.contents import DAMAGES
 
 
 def test_a_note_is_kept_and_replaced(directory: Path) -> None:
-    """The last value under a key, in the next process too; keys do not meet."""
+    """The last value under a key, also in the next process. Keys do not collide."""
     with Store.open(directory) as store:
         store.keep_note("key", "first")
         store.keep_note("key", "zweite ä\nline")
@@ -22,8 +22,8 @@ def test_a_note_is_kept_and_replaced(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-def test_a_damaged_note_is_not_there(store: Store, directory: Path, damage: Callable[[Path], None]) -> None:
-    """No half of a value, no other value."""
+def test_a_damaged_note_is_missing(store: Store, directory: Path, damage: Callable[[Path], None]) -> None:
+    """Neither half a value nor another one is returned."""
     store.keep_note("key", "value")
     (path,) = (directory / "notes").iterdir()
     damage(path)

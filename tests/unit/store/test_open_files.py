@@ -1,4 +1,4 @@
-"""Open files: few at a time, closed when nobody reads, checked anew when they are others."""
+"""Open files: few at a time, closed when nobody reads, and checked again if they are replaced."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def is_open(file: OpenFile) -> bool:
 
 
 def test_no_more_than_the_limit_stays_open(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one read longest ago is closed first, but not under a reader's hands."""
+    """The one read longest ago is closed first, but not while it is being read."""
     monkeypatch.setattr(module, "LIMIT", 2)
     for name in "abc":
         files.put_whole(name, name.encode())
@@ -51,7 +51,7 @@ def test_no_more_than_the_limit_stays_open(files: Files, monkeypatch: pytest.Mon
 
 
 def test_checks_are_remembered_for_the_same_file(files: Files) -> None:
-    """Closed and opened again, what was checked stays checked; a file put in its place is checked anew."""
+    """After closing and reopening, checked chunks stay checked. A new file in its place is checked again."""
     files.put_whole("a", b"first")
     open_files = OpenFiles(files)
     file = opened(open_files, "a")
@@ -70,8 +70,8 @@ def test_checks_are_remembered_for_the_same_file(files: Files) -> None:
     open_files.close()
 
 
-def test_a_forgotten_file_is_opened_anew(files: Files) -> None:
-    """Whoever reads it goes on with the old one; its checks are forgotten with it."""
+def test_a_forgotten_file_is_opened_again(files: Files) -> None:
+    """A reader continues with the old one. Its checks are forgotten with it."""
     files.put_whole("a", b"first")
     open_files = OpenFiles(files)
     old = opened(open_files, "a")
@@ -86,6 +86,6 @@ def test_a_forgotten_file_is_opened_anew(files: Files) -> None:
     open_files.close()
 
 
-def test_what_is_not_there_is_not_opened(files: Files) -> None:
+def test_a_missing_file_is_not_opened(files: Files) -> None:
     """No file, no descriptor, no error."""
     assert OpenFiles(files).open("a") is None

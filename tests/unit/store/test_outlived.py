@@ -1,4 +1,4 @@
-"""A row never outlives its file: what is made of several chunks is made without looking at them, and served by kernels unchecked."""
+"""No row outlives its file: an object of several chunks is created without reading them, and the kernel serves it unchecked."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def no_room(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_chunk_that_finds_no_room_takes_no_other_along(store: Store, no_room: Any) -> None:
-    """Rows that are not committed yet count: the file has their bytes."""
+    """Uncommitted rows count: the file has their bytes."""
     with store.index._database.writing:  # nothing is committed meanwhile
         store.keep(MADE, 0, PIECES[0])
         no_room(store)
@@ -44,7 +44,7 @@ def test_a_chunk_that_finds_no_room_takes_no_other_along(store: Store, no_room: 
 
 
 def test_a_file_with_no_row_goes(store: Store, directory: Path, no_room: Any) -> None:
-    """Bytes that nobody will find only take room."""
+    """Bytes without a row only take space."""
     (directory / "partial" / MADE.name).write_bytes(PIECES[0])
     no_room(store)
     with pytest.raises(StoreFull):
@@ -53,7 +53,7 @@ def test_a_file_with_no_row_goes(store: Store, directory: Path, no_room: Any) ->
 
 
 def test_a_row_whose_file_another_process_removed_is_not_committed(store: Store, directory: Path, no_room: Any) -> None:
-    """The other one could not see it, and had no room for a chunk of its own."""
+    """The other process could not see the row, and had no room for a chunk of its own."""
     with Store.open(directory) as other:
         with store.index._database.writing:
             store.keep(MADE, 0, PIECES[0])
@@ -71,10 +71,8 @@ def test_a_row_whose_file_another_process_removed_is_not_committed(store: Store,
     assert (directory / "objects" / MADE.name).read_bytes() == b"".join(PIECES)
 
 
-def test_the_rows_of_a_file_that_was_removed_by_hand_vouch_for_no_other(
-    store: Store, directory: Path, expect_log: LogWatch
-) -> None:
-    """They go before the file is made anew, and so the new one is not whole when its last chunk comes."""
+def test_rows_of_a_file_removed_by_hand_do_not_count_for_a_new_one(store: Store, directory: Path, expect_log: LogWatch) -> None:
+    """They are deleted before the file is created, so the new one is not complete with its last chunk."""
     store.keep(MADE, 0, PIECES[0])
     store.keep(MADE, 1, PIECES[1])
     store.index.change()
@@ -90,7 +88,8 @@ def test_the_rows_of_a_file_that_was_removed_by_hand_vouch_for_no_other(
 def test_what_cannot_be_dropped_is_missing_all_the_same(
     store: Store, directory: Path, monkeypatch: pytest.MonkeyPatch, expect_log: LogWatch
 ) -> None:
-    """No room in the index to take a row out: its chunk is fetched and served, not looked for until the deadline; said once."""
+    """There is no room in the index to delete a row: its chunk is fetched and served, without a wait for the deadline. Logged
+    once."""
     store.keep(MADE, 0, PIECES[0])
     store.keep(MADE, 1, PIECES[1])
     store.index.change()

@@ -1,4 +1,4 @@
-"""Blobs under way: counted, the first to make room, kept from a crash and not for ever, and never believed."""
+"""Partial blobs: counted, evicted first, kept after a crash but not forever, and never trusted."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def begin(store: Store, digest: Digest = BLOB, size: int = SIZE, age: float = 0.
 
 @contextmanager
 def fetched(store: Store, digest: Digest = BLOB) -> Iterator[None]:
-    """Somebody holds the layer's lock."""
+    """The layer lock is held."""
     with closing(Claims(store.directory.path / "claims")) as claims:
         assert claims.claim(to_raw(digest))
         yield
 
 
 def remove(store: Store, wanted: int | None, older_than: float = 0.0) -> int:
-    """Make room: how many blobs have gone."""
+    """Evict. Returns how many blobs were removed."""
     return store.eviction.remove(wanted, InUse(), lambda _: False, mounted_too=True, older_than=older_than).parts
 
 
-def test_what_is_there_is_gone_on_with(store: Store) -> None:
-    """By whoever comes next."""
+def test_a_partial_blob_is_continued(store: Store) -> None:
+    """By the next attempt."""
     begin(store)
     with store.partial_blobs.open(BLOB, 1 << 20) as part:
         assert part.size == SIZE
@@ -58,7 +58,7 @@ def test_what_is_there_is_gone_on_with(store: Store) -> None:
 
 
 def test_a_blob_never_exceeds_its_size(store: Store) -> None:
-    """Whatever a source sends; and one that is here in a larger size is another one's."""
+    """Whatever a source sends. A stored blob that is larger belongs to another size."""
     with store.partial_blobs.open(BLOB, SIZE) as part:
         part.append(memoryview(bytes(SIZE)))
         with pytest.raises(ValueError, match="exceed"):
@@ -68,14 +68,14 @@ def test_a_blob_never_exceeds_its_size(store: Store) -> None:
 
 
 def test_it_counts_as_used(store: Store) -> None:
-    """By what it takes on the disk."""
+    """By its disk space."""
     before = store.eviction.usage().used
     begin(store)
     assert store.eviction.usage().used - before >= SIZE
 
 
 def test_it_is_the_first_to_make_room(store: Store) -> None:
-    """Before any object; not one that somebody is fetching."""
+    """Before any object, but not while it is being fetched."""
     made = keep_all(store, [noise(SIZE, 0)])
     one, other = begin(store, age=20), begin(store, OTHER, age=10)
     with fetched(store):
@@ -87,7 +87,7 @@ def test_it_is_the_first_to_make_room(store: Store) -> None:
 
 
 def test_a_limit_of_the_store_is_kept_by_removing_it(store: Store) -> None:
-    """It counts under --store-size, and goes before any object; while its layer is being fetched the objects have to go instead."""
+    """It counts for --store-size, and goes before any object. While its layer is being fetched, objects go instead."""
     made = keep_all(store, [noise(SIZE, 0)])
     part = begin(store)
     store.eviction.set_limit(store.eviction.usage().used - 1)
@@ -100,7 +100,7 @@ def test_a_limit_of_the_store_is_kept_by_removing_it(store: Store) -> None:
 
 
 def test_pruning_takes_it(store: Store) -> None:
-    """Like all that nothing needs, by its age where one is named."""
+    """Like everything unused, by its age if one is given."""
     path = begin(store, age=100)
     assert remove(store, None, older_than=200) == 0
     assert remove(store, None, older_than=50) == 1
@@ -108,7 +108,7 @@ def test_pruning_takes_it(store: Store) -> None:
 
 
 def test_after_a_day_it_goes(store: Store) -> None:
-    """With the next scrub, or the next process; unless somebody is at it."""
+    """With the next scrub, or the next process, unless its layer is locked."""
     young, old = begin(store, OTHER, age=86_000), begin(store, age=90_000)
     with fetched(store):
         assert store.eviction.remove_strays(lambda _: False) == 0
@@ -120,7 +120,7 @@ def test_after_a_day_it_goes(store: Store) -> None:
 
 
 def test_power_cut_and_check_leave_it(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No row speaks of it, and none has to: it is hashed before it is used."""
+    """It has no row and needs none: it is hashed before it is used."""
     with Store.open(directory) as store:
         path = begin(store)
         report = check(store, lambda _done, _total: None)
@@ -135,6 +135,6 @@ def test_power_cut_and_check_leave_it(directory: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("name", ["blob-", "blob-" + "g" * 64, "sha256-" + "0" * 64 + "-1", "blob-" + "0" * 64 + "x"])
 def test_other_names_are_none(name: str) -> None:
-    """An object's name least of all."""
+    """Least of all the name of an object."""
     assert not is_partial_blob(name)
     assert is_partial_blob("blob-" + "0" * 64)

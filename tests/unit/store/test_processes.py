@@ -1,4 +1,4 @@
-"""Several processes in one store: killed in the middle, and at work side by side."""
+"""Several processes in one store: killed in the middle of their work, and working side by side."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.unit.store.contents import content, noise, read_all
 
 ROOT = Path(__file__).parents[3]
 
-# Files of one chunk and of several; every third shares a chunk with its neighbour.
+# Files of one chunk and of several. Every third one shares a chunk with its neighbour.
 FILES = [
     [noise(size, seed // 3) for seed, size in enumerate([3000, 70_000, 500][: 1 + number % 3], number)] for number in range(400)
 ]
@@ -72,7 +72,7 @@ def start(script: str, *arguments: object) -> subprocess.Popen[str]:
 
 
 def check_everything(directory: Path) -> int:
-    """Each chunk is right or missing, nothing temporary remains; the number of chunks that are here."""
+    """Each chunk is right or missing, and nothing temporary remains. Returns the number of stored chunks."""
     here = 0
     with Store.open(directory) as store:
         assert len(os.listdir(directory / "tmp")) == 1
@@ -88,7 +88,7 @@ def check_everything(directory: Path) -> int:
 
 @pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
 def test_killed_in_the_middle_of_writing(directory: Path, kills: int) -> None:
-    """SIGKILL, each time at another moment: no wrong byte, no damage, nothing temporary, and the work goes on from there."""
+    """SIGKILL, each time at another moment: no wrong byte, no damage, nothing temporary, and the work continues from there."""
     chance = random.Random(1)
     for _ in range(kills):
         with start(WRITER, directory, chance.randrange(1, 60)) as process:
@@ -111,7 +111,7 @@ def test_killed_in_the_middle_of_writing(directory: Path, kills: int) -> None:
 
 
 def test_no_chunk_is_fetched_twice(directory: Path) -> None:
-    """Two processes that want the same files: each chunk is fetched by one of them, and all files are whole."""
+    """Two processes want the same files: each chunk is fetched by one of them, and all files are complete."""
     with start(FETCHER, directory) as first, start(FETCHER, directory) as second:
         outputs = []
         for process in (first, second):
@@ -128,8 +128,8 @@ def test_no_chunk_is_fetched_twice(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_each_process_brings_a_chunk(directory: Path, number: int) -> None:
-    """Whoever commits last makes the object, though it has kept only one chunk itself."""
+def test_each_process_keeps_a_chunk(directory: Path, number: int) -> None:
+    """The last one to commit creates the object, though it has kept only one chunk itself."""
     pieces = FILES[number]
     made = content(*pieces)
     stores = [Store.open(directory) for _ in pieces]

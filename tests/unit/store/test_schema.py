@@ -1,4 +1,4 @@
-"""The format version: older is migrated, newer refused, nonsense is damage."""
+"""The format version: older ones are migrated, newer ones refused, and nonsense is damage."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_the_file_carries_the_version(directory: Path) -> None:
 
 
 def test_a_newer_format_is_refused(directory: Path) -> None:
-    """And left as it is, for the newer lazyfs that made it."""
+    """It is left as it is for the newer lazyfs that made it."""
     with Store.open(directory) as store:
         made = keep_all(store, [b"x"])
     stamp(directory, 0x4C5A0003, 3)
@@ -46,7 +46,7 @@ def test_a_newer_format_is_refused(directory: Path) -> None:
 
 @pytest.mark.parametrize(("application", "user"), [(0x4C5A0002, 9), (0x4C5A0009, 2), (0, 2), (0x4C5A0000, 0)])
 def test_versions_that_disagree_are_damage(directory: Path, application: int, user: int, expect_log: LogWatch) -> None:
-    """One flipped byte must not lock anybody out of the store."""
+    """One flipped byte must not lock users out of their store."""
     Store.open(directory).close()
     stamp(directory, application, user)
     expect_log("is not an index of a lazyfs store.*starting empty")
@@ -54,7 +54,7 @@ def test_versions_that_disagree_are_damage(directory: Path, application: int, us
 
 
 def test_an_older_format_is_migrated(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Step by step, alone in the store, and once."""
+    """Step by step, without other users of the store, and once."""
     with Store.open(directory) as store:
         made = keep_all(store, [b"x"])
     steps: list[int] = []
@@ -67,7 +67,7 @@ def test_an_older_format_is_migrated(directory: Path, monkeypatch: pytest.Monkey
 
 
 def test_an_older_format_in_use_is_left(store: Store, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The older lazyfs goes on with what it knows."""
+    """The older lazyfs continues with the format that it knows."""
     made = keep_all(store, [b"x"])
     monkeypatch.setattr(schema, "FORMAT", 3)
     monkeypatch.setattr(schema, "MIGRATIONS", {2: lambda *_: None})
@@ -110,7 +110,8 @@ PRAGMA user_version = 1;
 
 
 def test_the_first_format_is_migrated(directory: Path) -> None:
-    """What a store of format 1 held is here, checked once, for nobody knows whether it was ever synced; its objects get twins."""
+    """The content of a store of format 1 is kept, and checked once, because it may never have been synced. Its objects get
+    twins."""
     with Store.open(directory) as store:
         made = keep_all(store, [b"x"])
     shutil.rmtree(directory / "arrived")

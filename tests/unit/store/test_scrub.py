@@ -1,4 +1,4 @@
-"""The slow reading of everything, a step at a time."""
+"""The scrub, step by step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def never(name: str) -> bool:
 
 
 def test_every_chunk_is_read_once_a_round(store: Store) -> None:
-    """In steps of about the size that was asked for; the round's last step says so."""
+    """In steps of about the requested size. The last step of a round says so."""
     for seed in range(10):
         keep_all(store, [noise(1000, seed)])
     keep_all(store, SEVERAL)
@@ -37,7 +37,7 @@ def test_every_chunk_is_read_once_a_round(store: Store) -> None:
 
 
 def test_damage_is_dropped_and_named(store: Store, directory: Path, expect_log: LogWatch) -> None:
-    """The object is an object no more."""
+    """The object is not complete any more."""
     made, _ = keep_all(store, SEVERAL), keep_all(store, [noise(10)])
     flip(directory / "objects" / made.name)
     store.index.change()
@@ -48,8 +48,8 @@ def test_damage_is_dropped_and_named(store: Store, directory: Path, expect_log: 
     assert not (directory / "objects" / made.name).exists()
 
 
-def test_what_was_evicted_meanwhile_is_no_damage(store: Store) -> None:
-    """Its rows were read before they were removed."""
+def test_what_was_evicted_meanwhile_is_not_damage(store: Store) -> None:
+    """Its rows were read before they were deleted."""
     made = keep_all(store, SEVERAL)
     store.index.change()
     scrub = Scrub(store, never)
@@ -61,7 +61,7 @@ def test_what_was_evicted_meanwhile_is_no_damage(store: Store) -> None:
 
 
 def test_the_page_cache_stays_as_it_is(store: Store, directory: Path) -> None:
-    """What nobody has read is not left in memory: it would look as if somebody had."""
+    """Pages that nobody else has read do not stay cached: it would look as if somebody had."""
     made = [keep_all(store, [noise(40_000, seed)]) for seed in range(2)]
     store.durability.make_durable()
     files = [os.open(directory / "objects" / one.name, os.O_RDONLY) for one in made]
@@ -74,7 +74,7 @@ def test_the_page_cache_stays_as_it_is(store: Store, directory: Path) -> None:
 
 
 def test_strays_go(store: Store, directory: Path) -> None:
-    """Files that lost their rows when a process was killed: after an hour, and not what is answered for."""
+    """Files that lost their rows when a process was killed, after an hour, unless they were announced."""
     made = keep_all(store, SEVERAL)
     old, answered, fresh, twin, under_way = (content(b"stray", bytes([number])).name for number in range(5))
     for folder, names in {

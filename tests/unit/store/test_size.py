@@ -1,4 +1,4 @@
-"""Sizes as people write them."""
+"""Sizes in options."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from lazyfs.store.size import parse_size
     ],
 )
 def test_sizes(text: str, size: int) -> None:
-    """Powers of 1024, in capitals or not, with or without the unit."""
+    """Powers of 1024, in upper or lower case, with or without the unit."""
     assert parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "G", "-1", "1e9", "10X", "1.G", "٣", "5 G B", "9999999T", "1_000"])
-def test_what_is_no_size(text: str) -> None:
-    """Is refused in words, before anything is done with it."""
+def test_invalid_sizes(text: str) -> None:
+    """It is refused with a message before anything is done."""
     with pytest.raises(UsageError, match="is not a size"):
         parse_size(text)

@@ -1,4 +1,4 @@
-"""The store as its callers see it, and every order in which a crash can leave files and rows."""
+"""The store's interface, and every order in which a crash can leave files and rows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def partial(directory: Path) -> list[str]:
 
 @pytest.mark.parametrize("pieces", [PIECES[:1], PIECES], ids=["one chunk", "several"])
 def test_what_is_kept_is_read(store: Store, directory: Path, pieces: list[bytes]) -> None:
-    """In this process at once, in the next one too; the last chunk makes the object, read-only, and the only copy."""
+    """At once in this process, and in the next one. The last chunk creates the object, read-only, as the only copy."""
     made = content(*pieces)
     assert store.missing(made, 0, len(pieces)) == list(range(len(pieces)))
     for index, piece in enumerate(pieces):
@@ -46,8 +46,8 @@ def test_what_is_kept_is_read(store: Store, directory: Path, pieces: list[bytes]
         assert again.missing_many([made]) == [[]]
 
 
-def test_chunks_come_in_any_order(store: Store, directory: Path) -> None:
-    """A file under way has holes; what is there is read, what is not is missing."""
+def test_chunks_arrive_in_any_order(store: Store, directory: Path) -> None:
+    """A partial file has holes. Stored chunks are read, and the others are missing."""
     made = content(*PIECES)
     store.keep(made, 2, PIECES[2])
     assert read_all(store, made) == [None, None, PIECES[2]]
@@ -60,7 +60,7 @@ def test_chunks_come_in_any_order(store: Store, directory: Path) -> None:
 
 
 def test_a_claimed_size_is_not_believed(store: Store) -> None:
-    """A TOC that gives a known digest another size gets nothing, and does no harm to the file of the right size."""
+    """A TOC that gives a known digest another size gets nothing, and does not affect the file of the right size."""
     made = keep_all(store, [b"0123456789"])
     for size in (5, 15):
         liar = msgspec.structs.replace(made, size=size)
@@ -73,7 +73,7 @@ def test_a_claimed_size_is_not_believed(store: Store) -> None:
 
 
 def test_ranges_outside_a_chunk_are_refused(store: Store) -> None:
-    """A caller's mistake is not answered with a neighbour's bytes."""
+    """A caller's mistake does not return a neighbour's bytes."""
     made = keep_all(store, PIECES)
     for start, length in ((-1, 1), (0, 101), (100, 1), (0, -1)):
         with pytest.raises(ValueError):
@@ -83,8 +83,8 @@ def test_ranges_outside_a_chunk_are_refused(store: Store) -> None:
     assert store.read(made, 1, 100, 0) == b""
 
 
-def test_a_chunk_is_copied_from_wherever_it_lies(store: Store) -> None:
-    """From another file, from the same one, out of a file under way; only what is here."""
+def test_a_chunk_is_copied_from_any_file(store: Store) -> None:
+    """From another file, the same one, or a partial one, but only if it is stored."""
     made = content(PIECES[0], PIECES[1], PIECES[0])
     single = content(PIECES[0])
     assert not store.copy_local(single, 0)
@@ -99,7 +99,7 @@ def test_a_chunk_is_copied_from_wherever_it_lies(store: Store) -> None:
 
 
 def test_damage_is_not_copied(store: Store, directory: Path, expect_log: LogWatch) -> None:
-    """A damaged source is dropped, and the next one tried, even where the process has checked the source before."""
+    """A damaged source is dropped and the next one tried, even if the process has checked the source before."""
     first, second = sorted((keep_all(store, [PIECES[0]]), keep_all(store, PIECES[:2])), key=lambda made: made.name)
     store.close()
     expect_log("dropped (a )?damaged")
@@ -115,7 +115,7 @@ def test_damage_is_not_copied(store: Store, directory: Path, expect_log: LogWatc
 
 
 def test_an_object_with_a_damaged_chunk_goes_on_without_it(store: Store, directory: Path, expect_log: LogWatch) -> None:
-    """The other chunks stay; the object itself is not written to, because a kernel may be serving it."""
+    """The other chunks stay. The object's file is not written to, because a kernel may be serving it."""
     made = keep_all(store, PIECES)
     path = directory / "objects" / made.name
     overwrite(path, made.offsets[1], b"damage")
@@ -134,7 +134,7 @@ def test_an_object_with_a_damaged_chunk_goes_on_without_it(store: Store, directo
 
 
 def test_a_file_that_is_gone_is_missing(store: Store, directory: Path, expect_log: LogWatch) -> None:
-    """Rows without a file: a power cut took the file, or somebody's hand."""
+    """Rows without a file, lost in a power failure or removed by hand."""
     made = keep_all(store, [PIECES[0]])
     (directory / "objects" / made.name).unlink()
     expect_log("its file is gone")
@@ -145,7 +145,7 @@ def test_a_file_that_is_gone_is_missing(store: Store, directory: Path, expect_lo
 
 
 def test_an_object_whose_last_rows_were_lost_is_found_again(store: Store, directory: Path) -> None:
-    """Crash between rename and commit: the bytes are there, the row is not. Nothing is written twice."""
+    """A crash between rename and commit: the bytes are there, the row is not. Nothing is written twice."""
     made = keep_all(store, PIECES)
     inode = (directory / "objects" / made.name).stat().st_ino
     store.index.change(lambda db: db.execute("DELETE FROM chunk WHERE position = 2") and None)
@@ -157,7 +157,7 @@ def test_an_object_whose_last_rows_were_lost_is_found_again(store: Store, direct
 
 
 def test_an_object_whose_last_rows_and_bytes_were_lost_is_made_again(store: Store, directory: Path) -> None:
-    """Power cut: the rename is on disk, a chunk's bytes are not, nor its row."""
+    """A power failure: the rename is on disk, but a chunk's bytes and its row are not."""
     made = keep_all(store, PIECES)
     store.index.change(lambda db: db.execute("DELETE FROM chunk WHERE position = 2") and None)
     overwrite(directory / "objects" / made.name, made.offsets[2], bytes(BLOCK))
@@ -168,7 +168,7 @@ def test_an_object_whose_last_rows_and_bytes_were_lost_is_made_again(store: Stor
 
 
 def test_a_whole_file_that_was_not_renamed_is_renamed_when_opened(store: Store, directory: Path) -> None:
-    """Power cut: the rows are on disk, the rename is not."""
+    """A power failure: the rows are on disk, but the rename is not."""
     made = keep_all(store, PIECES)
     store.close()
     os.rename(directory / "objects" / made.name, directory / "partial" / made.name)
@@ -178,7 +178,7 @@ def test_a_whole_file_that_was_not_renamed_is_renamed_when_opened(store: Store, 
 
 
 def test_a_leftover_never_replaces_an_object(store: Store, directory: Path) -> None:
-    """Where both places have a file, the one in objects/ is right, and stays."""
+    """If both places have a file, the one in objects/ is right, and stays."""
     made = keep_all(store, PIECES)
     store.close()
     (directory / "partial" / made.name).write_bytes(bytes(made.size))
@@ -189,7 +189,7 @@ def test_a_leftover_never_replaces_an_object(store: Store, directory: Path) -> N
 
 
 def test_an_object_that_another_process_has_mended_is_read(store: Store, directory: Path, expect_log: LogWatch) -> None:
-    """A damaged file that is still open here, and replaced by a good one there: no damage of this process's."""
+    """A damaged file is still open in this process, and was replaced by another one: that is not this process's damage."""
     made = keep_all(store, PIECES)
     expect_log("dropped damaged chunk")
     with Store.open(directory) as other:
@@ -202,7 +202,7 @@ def test_an_object_that_another_process_has_mended_is_read(store: Store, directo
 
 
 def test_a_file_mended_meanwhile_is_not_dropped(store: Store, directory: Path, expect_log: LogWatch) -> None:
-    """Two processes find the same damage; the second comes to drop it when the first has fetched the chunk again."""
+    """Two processes find the same damage. The second one tries to drop it when the first has fetched the chunk again."""
     made = keep_all(store, PIECES)
     expect_log("dropped damaged chunk")
     overwrite(directory / "objects" / made.name, made.offsets[1], b"damage")
@@ -223,7 +223,7 @@ def test_a_file_mended_meanwhile_is_not_dropped(store: Store, directory: Path, e
 
 
 def test_a_claim_outlasts_its_release_until_others_see_the_chunk(store: Store, directory: Path) -> None:
-    """Another process that gets the claim finds the chunk: it never fetches what was just fetched."""
+    """A process that gets the claim finds the chunk: it never fetches what was just fetched."""
     made = content(PIECES[0])
     digest = made.digests[0]
     with Store.open(directory) as other:
@@ -240,7 +240,7 @@ def test_a_claim_outlasts_its_release_until_others_see_the_chunk(store: Store, d
 
 
 def test_a_commit_frees_only_the_claims_of_what_it_held(store: Store, directory: Path) -> None:
-    """A chunk that came while the commit was under way is not visible by it."""
+    """A chunk that arrives during the commit is not visible through it."""
     made = content(PIECES[0])
     with Store.open(directory) as other, store.index._database.writing:
         assert store.claim(made.digests[0])
@@ -253,7 +253,7 @@ def test_a_commit_frees_only_the_claims_of_what_it_held(store: Store, directory:
 
 
 def test_claiming_again_takes_a_release_back(store: Store, directory: Path) -> None:
-    """A release that waits for a commit does not free what the same process has claimed anew."""
+    """A release that waits for a commit does not release a new claim of the same process."""
     made = content(PIECES[0])
     digest = made.digests[0]
     with Store.open(directory) as other:
@@ -266,7 +266,7 @@ def test_claiming_again_takes_a_release_back(store: Store, directory: Path) -> N
 
 
 def test_a_closed_store_says_so(directory: Path) -> None:
-    """A thread that comes late is told, and costs nobody the store."""
+    """A late thread gets an error, and does no damage."""
     store = Store.open(directory)
     made = keep_all(store, [PIECES[0]])
     store.close()
@@ -279,7 +279,7 @@ def test_a_closed_store_says_so(directory: Path) -> None:
 
 
 def test_statistics_count_what_is_on_disk(store: Store) -> None:
-    """Whole files by size, files under way by what they take, documents."""
+    """Complete files by size, partial files by disk space, documents."""
     keep_all(store, [PIECES[0]])
     made = content(*PIECES)
     store.keep(made, 1, PIECES[1])

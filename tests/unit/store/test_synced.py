@@ -1,4 +1,4 @@
-"""What must be on the disk before something else is done, because the power may fail in between."""
+"""What must be on disk before something else is done, because the power may fail in between."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.unit.store.contents import content, keep_all, noise
 
 
 def test_rows_are_synced_before_an_evicted_file_goes(store: Store) -> None:
-    """Else the old row could come back for a file that was made anew and is not on the disk: it would be served with holes."""
+    """Otherwise the old row could return for a new file that is not on disk, which would be served with holes."""
     made = [keep_all(store, [noise(5000, seed)]) for seed in range(3)]
     store.index.change()
     said: list[str] = []
@@ -23,7 +23,7 @@ def test_rows_are_synced_before_an_evicted_file_goes(store: Store) -> None:
     writer.set_trace_callback(said.append)
 
     def protected(name: str) -> bool:
-        if any(text.startswith("DELETE") for text in said):  # the rows have gone: the file is about to
+        if any(text.startswith("DELETE") for text in said):  # the rows are deleted: the file is next
             assert os.path.exists(store.directory.objects + name)
             before.append(list(said))
         return False
@@ -38,8 +38,8 @@ def test_rows_are_synced_before_an_evicted_file_goes(store: Store) -> None:
         assert "PRAGMA synchronous = NORMAL" not in text[begin:end]
 
 
-def test_rows_are_synced_before_a_file_that_has_gone_is_made_anew(store: Store, expect_log: LogWatch) -> None:
-    """The same where somebody's hand removed it."""
+def test_rows_are_synced_before_a_removed_file_is_created_again(store: Store, expect_log: LogWatch) -> None:
+    """The same for a file that was removed by hand."""
     expect_log("its file is missing")
     made = content(noise(5000, 1), noise(5000, 2))
     store.keep(made, 0, noise(5000, 1))
@@ -54,7 +54,8 @@ def test_rows_are_synced_before_a_file_that_has_gone_is_made_anew(store: Store, 
 
 
 def test_a_document_is_on_the_disk_before_it_has_its_name(store: Store) -> None:
-    """An empty file under a document's name would be found damaged, but only after the registry was believed to be needed no more."""
+    """An empty file under a document's name would be found damaged, but only when the registry was no longer expected to be
+    needed."""
     data = b'{"schemaVersion": 2}'
     with watched() as done:
         store.keep_document(digest_of(data), data)

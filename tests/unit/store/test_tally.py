@@ -1,4 +1,4 @@
-"""Counters of what is missing: right at every moment, and cheap when nothing has changed."""
+"""Tallies of missing chunks: always right, and cheap if nothing has changed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIZE = 20 * 1000 + 2 * 10
 
 
 class Looks:
-    """How many objects a tally has looked for since it was asked last."""
+    """Number of objects that a tally has looked up since the last call."""
 
     def __init__(self, tally: Tally, monkeypatch: pytest.MonkeyPatch) -> None:
         self._count = 0
@@ -50,9 +50,9 @@ def remove(store: Store, *gone: Content) -> None:
     assert set(freed.names) == names
 
 
-def test_chunks_are_counted_as_they_come_and_go(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Equal chunks count once, and are missing as long as one of them is. After the first look nobody looks for what came; an object
-    that went is looked for alone."""
+def test_chunks_are_counted_as_they_arrive_and_go(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal chunks count once, and are missing as long as one of them is. After the first lookup, arrivals need none, and a
+    removed object is looked up alone."""
     monkeypatch.setattr(tally_module, "_LOOK_PAUSE", 1e9)
     tally = store.tally(MADE)
     looks = Looks(tally, monkeypatch)
@@ -74,7 +74,7 @@ def test_chunks_are_counted_as_they_come_and_go(store: Store, monkeypatch: pytes
     assert looks() == 1
 
 
-def test_a_tally_begins_with_what_is_here(store: Store) -> None:
+def test_a_tally_begins_with_stored_chunks(store: Store) -> None:
     """Committed or not."""
     keep_all(store, FILES[0])
     store.index.change()
@@ -83,7 +83,7 @@ def test_a_tally_begins_with_what_is_here(store: Store) -> None:
 
 
 def test_what_another_process_removes_is_seen_at_once(store: Store, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing counts as complete that somebody else has evicted of, however often both remove something."""
+    """Nothing counts as complete if another process has evicted some of it, however often both remove something."""
     monkeypatch.setattr(tally_module, "_LOOK_PAUSE", 1e9)
     for pieces in FILES:
         keep_all(store, pieces)
@@ -99,7 +99,7 @@ def test_what_another_process_removes_is_seen_at_once(store: Store, directory: P
 
 
 def test_what_another_process_keeps_is_seen_soon(store: Store, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not before the pause is over, then by one look; and by none while the index does not change."""
+    """Not before the pause is over, then with one lookup; and without any if the index has not changed."""
     tally = store.tally(MADE)
     looks = Looks(tally, monkeypatch)
     monkeypatch.setattr(tally_module, "_LOOK_PAUSE", 1e9)
@@ -147,7 +147,7 @@ def test_damage_that_cannot_be_dropped_is_missing(
 
 
 def test_what_is_given_up_is_missing(store: Store, expect_log: LogWatch) -> None:
-    """A chunk counts from when it is kept; where its row cannot be committed, no longer."""
+    """A chunk counts from when it is kept until its row cannot be committed."""
     tally = store.tally(MADE[:1])
     expect_log("disk is full")
     with pytest.MonkeyPatch.context() as patch:
@@ -173,7 +173,7 @@ def test_a_row_whose_file_is_another_by_now_is_missing(store: Store, directory: 
 
 
 def test_a_lost_index_has_nothing(store: Store, expect_log: LogWatch) -> None:
-    """Started over, whatever was counted is missing."""
+    """After starting over, everything that was counted is missing."""
     keep_all(store, FILES[0])
     store.index.change()
     tally = store.tally(MADE[:1])
@@ -184,8 +184,8 @@ def test_a_lost_index_has_nothing(store: Store, expect_log: LogWatch) -> None:
     assert tally.measure() == Missing(1, 1000)
 
 
-def test_what_comes_while_one_looks_counts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A chunk that is kept after the index was asked, and before its answer is taken in."""
+def test_a_chunk_kept_during_a_lookup_counts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk that is kept after the query, and before its result is applied."""
     tally = store.tally(MADE)
     ask = store.index.held_many
 
@@ -198,8 +198,8 @@ def test_what_comes_while_one_looks_counts(store: Store, monkeypatch: pytest.Mon
     assert tally.measure() == Missing(DIFFERENT - 1, SIZE - 1000)
 
 
-def test_a_failed_removal_of_ones_own_hides_nobody_elses(store: Store, directory: Path) -> None:
-    """The count of removals is taken back with the transaction that raised it."""
+def test_a_failed_removal_hides_no_removal_of_others(store: Store, directory: Path) -> None:
+    """The count of removals is rolled back with the transaction that raised it."""
     for pieces in FILES:
         keep_all(store, pieces)
     store.index.change()
@@ -218,7 +218,7 @@ def test_a_failed_removal_of_ones_own_hides_nobody_elses(store: Store, directory
 
 
 def test_what_is_spared_counts_again(store: Store) -> None:
-    """Somebody answers for an object after its rows have gone: they come back, and so does the count."""
+    """An object is announced after its rows were deleted: they are restored, and so is the count."""
     keep_all(store, FILES[0])
     store.index.change()
     tally = store.tally(MADE[:1])
@@ -248,8 +248,8 @@ def test_all_that_was_removed_by_hand_is_missing(store: Store, directory: Path, 
     assert tally.measure() == Missing(2, 2000)
 
 
-def test_a_tally_that_nobody_has_is_forgotten(store: Store) -> None:
-    """An image that is no more costs those that are nothing."""
+def test_an_unreferenced_tally_is_forgotten(store: Store) -> None:
+    """The tally of an image that is gone costs the others nothing."""
     kept = store.tally(MADE)
     for _ in range(10):
         store.tally(MADE)

@@ -1,4 +1,4 @@
-"""Names for files under way."""
+"""Names for temporary files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lazyfs.store.temporary import TemporaryFolder
 
 
 def test_names_are_new_and_usable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many threads get names that are all different, in folders that are there, a new one every so many files."""
+    """Many threads get distinct names in existing directories, a new one every so many files."""
     monkeypatch.setattr(temporary, "_FILES_A_FOLDER", 10)
     it = TemporaryFolder(tmp_path)
     with ThreadPoolExecutor(8) as threads:
@@ -26,7 +26,7 @@ def test_names_are_new_and_usable(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_no_room_for_a_folder(tmp_path: Path) -> None:
-    """Where no folder can be made, files are made in the last one, or beside it."""
+    """If no directory can be created, files are created in the last one, or beside it."""
     it = TemporaryFolder(tmp_path)
     Path(it.path, "0.d").touch()
     Path(it.new()).touch(exist_ok=False)

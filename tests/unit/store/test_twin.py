@@ -1,4 +1,4 @@
-"""Objects under both their names: what objects/ shows, arrived/ has, and `publish` tells the truth about it."""
+"""Objects under both names: what objects/ has, arrived/ has too, and `publish` reports it correctly."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SEVERAL = [noise(70_000, 2), noise(300, 3)]
 
 
 def twins(directory: Path, made: Content) -> bool:
-    """Whether both names hold one file."""
+    """Whether both names are one file."""
     return os.path.samefile(directory / "objects" / made.name, directory / "arrived" / made.name)
 
 
@@ -41,7 +41,7 @@ def test_an_object_has_a_twin(store: Store, directory: Path, pieces: list[bytes]
 
 @pytest.mark.parametrize("pieces", [SINGLE, SEVERAL], ids=["one chunk", "several"])
 def test_a_missing_twin_is_made(store: Store, directory: Path, pieces: list[bytes]) -> None:
-    """And one that is another file is replaced: a crash may leave either."""
+    """One that is another file is replaced. A crash may leave either."""
     made = keep_all(store, pieces)
     (directory / "arrived" / made.name).unlink()
     assert store.publish(made)
@@ -54,7 +54,7 @@ def test_a_missing_twin_is_made(store: Store, directory: Path, pieces: list[byte
 
 
 def test_an_object_removed_by_hand_is_fetched_again(store: Store, directory: Path, expect_log: LogWatch) -> None:
-    """Its rows go, and those of all others that were removed with it, at once; its twin does not outlive it."""
+    """Its rows are dropped, at once with those of all others that were removed with it. Its twin does not outlive it."""
     many = [keep_all(store, [noise(100, seed)]) for seed in range(20)] + [keep_all(store, SEVERAL)]
     for made in many[1:]:
         (directory / "objects" / made.name).unlink()
@@ -67,8 +67,8 @@ def test_an_object_removed_by_hand_is_fetched_again(store: Store, directory: Pat
     assert twins(directory, many[-1])
 
 
-def test_publish_completes_what_is_here(store: Store, directory: Path) -> None:
-    """A file under way of which every chunk is here becomes an object: a rename that failed is made up for."""
+def test_publish_completes_a_partial_file(store: Store, directory: Path) -> None:
+    """A partial file with all chunks becomes an object: this makes up for a failed rename."""
     made = keep_all(store, SEVERAL)
     (directory / "arrived" / made.name).unlink()
     os.rename(directory / "objects" / made.name, directory / "partial" / made.name)
@@ -78,7 +78,7 @@ def test_publish_completes_what_is_here(store: Store, directory: Path) -> None:
 
 
 def test_a_claimed_size_is_not_published(store: Store) -> None:
-    """A content that gives a known digest another size has no object: overlayfs would show its size, and other bytes."""
+    """A content that gives a known digest another size has no object: overlayfs would show its size with other bytes."""
     made = keep_all(store, SINGLE)
     assert not store.publish(msgspec.structs.replace(made, size=4999))
     assert store.publish(made)
@@ -86,7 +86,7 @@ def test_a_claimed_size_is_not_published(store: Store) -> None:
 
 @pytest.mark.parametrize("pieces", [SINGLE, SEVERAL], ids=["one chunk", "several"])
 def test_a_damaged_object_loses_both_names(store: Store, directory: Path, pieces: list[bytes], expect_log: LogWatch) -> None:
-    """What was found damaged is shown under no name; what comes again has both."""
+    """Damaged bytes are shown under neither name. What is fetched again has both."""
     made = keep_all(store, pieces)
     flip(directory / "objects" / made.name)
     expect_log("dropped (a )?damaged")
@@ -99,7 +99,7 @@ def test_a_damaged_object_loses_both_names(store: Store, directory: Path, pieces
 
 
 def test_an_object_kept_twice_stays(store: Store, directory: Path) -> None:
-    """Its file may be on disk already, as a new one would not be; a wrong one is replaced under both names."""
+    """Its file may be on disk already, which a new one would not be. A wrong one is replaced under both names."""
     made = keep_all(store, SINGLE)
     inode = (directory / "objects" / made.name).stat().st_ino
     keep_all(store, SINGLE)
@@ -112,7 +112,7 @@ def test_an_object_kept_twice_stays(store: Store, directory: Path) -> None:
 
 
 def test_a_twin_without_its_object_is_replaced(store: Store, directory: Path) -> None:
-    """A crash between the two names leaves a twin alone: nobody believes it."""
+    """A crash between the two names leaves only a twin, which is not trusted."""
     made = content(*SINGLE)
     (directory / "arrived" / made.name).write_bytes(b"")
     assert not store.publish(made)
@@ -137,7 +137,7 @@ def test_no_room_for_a_name(store: Store, directory: Path, monkeypatch: pytest.M
 
 
 def test_a_file_system_without_hard_links(store: Store, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The store works as ever; nothing is published, for no native mount could find it."""
+    """The store works as usual. Nothing is published, because no native mount could find it."""
 
     def refuse(*_: str) -> NoReturn:
         raise OSError(errno.EPERM, "Operation not permitted")
@@ -151,7 +151,7 @@ def test_a_file_system_without_hard_links(store: Store, directory: Path, monkeyp
 
 
 def test_twins_alone_are_leftovers(store: Store, directory: Path) -> None:
-    """A check removes them, and counts what that frees; a second name of one file frees nothing."""
+    """A check removes them, and counts what that frees. A second name of one file frees nothing."""
     keep_all(store, SINGLE)
     (directory / "arrived" / content(b"lost").name).write_bytes(b"lost")
     report = check(store, lambda done, total: None)
