@@ -67,7 +67,7 @@ class Container:
         command = ["runc", "--root", str(self._state), "run", "--bundle", str(self._bundle), self._name]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         try:
-            self.tell("list", "/dev/null")  # what runc itself looks at in the image, passwd and group, it has seen by then
+            self.order("list", "/dev/null")  # what runc itself looks at in the image, passwd and group, it has seen by then
         except BaseException:
             self.__exit__()
             raise
@@ -81,7 +81,7 @@ class Container:
             self._process.kill()
             self._process.wait()
 
-    def tell(self, *command: str | int) -> Pass:
+    def order(self, *command: str | int) -> Pass:
         """Have the reader do something. RuntimeError when it ends instead; it has said why."""
         assert self._process.stdin
         assert self._process.stdout
@@ -95,7 +95,7 @@ class Container:
 
     def read(self, least: int = 0, most: int = MOST) -> Pass:
         """Open and read every file of `least` bytes or more and less than `most`."""
-        return self.tell("read", least, most)
+        return self.order("read", least, most)
 
 
 def root_of(bundle: Path) -> Path:

@@ -37,9 +37,9 @@ def measure(place: Place) -> list[Figure]:
 
 
 def _alone(case: Callable[[Oci], object], folder: Path) -> Cost:
-    it = Oci(folder / "alone")
-    case(it)
-    image = f"oci:{it.path}:v1"
+    oci = Oci(folder / "alone")
+    case(oci)
+    image = f"oci:{oci.path}:v1"
     if case in hostile.TOCS:
         return run_lazyfs("ls", image, "--store", folder / "store", cpu=60)
     return run_lazyfs("convert", image, f"oci:{folder}/dst:v1", cpu=60)
@@ -48,8 +48,8 @@ def _alone(case: Callable[[Oci], object], folder: Path) -> Cost:
 def _together(case: Callable[[Oci], object], folder: Path) -> Cost:
     layouts = []
     for number in range(AT_ONCE):
-        it = Oci(folder / str(number))
-        case(it)
-        layouts.append(it.path)
+        oci = Oci(folder / str(number))
+        case(oci)
+        layouts.append(oci.path)
     store = folder / "store-of-many"
     return run_limited(sys.executable, "-m", "tests.bad.daemon_of_many", store, *layouts, cpu=AT_ONCE * 60)

@@ -44,10 +44,10 @@ def measure(place: Place) -> list[Figure]:
                 ):
                     chosen = _choose(root_of(bundle), strewn=strewn)
                     (tools / "list").write_bytes(b"\n".join(chosen) + b"\n")
-                    container.tell("list", f"{TOOLS}/list")
+                    container.order("list", f"{TOOLS}/list")
                     requests.take()
                     before = registry.ranges
-                    taken.append(container.tell("crowd", READERS).seconds)
+                    taken.append(container.order("crowd", READERS).seconds)
                     if delay:
                         lookups.append(requests.take()["LOOKUP"])
                         ranges.append(registry.ranges - before)

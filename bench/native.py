@@ -57,7 +57,7 @@ def measure(place: Place) -> list[Figure]:
                     with _missing(place, image, tools) as (container, requests, _):
                         _measure_missing(container, requests, ours)
                         with another_root(place, image) as bundle, Container(bundle, tools) as second:
-                            ours["second walk"].append(second.tell("walk").each)
+                            ours["second walk"].append(second.order("walk").each)
                     with _missing(place, image, tools) as (container, requests, chunks):
                         _measure_early_chown(container, requests, chunks, ours)
     # What containers of a full pull do after a chown is the same, whenever it was.
@@ -109,17 +109,17 @@ def _missing(place: Place, image: str, tools: Path) -> Iterator[tuple[Container,
 
 def _warm_up(container: Container, _: Measured) -> None:
     """The kernel knows what lies below the overlay, as after a pull."""
-    container.tell("walk")
+    container.order("walk")
 
 
 def _measure_pulled(container: Container, found: Measured) -> None:
     """A container of a full pull: everything is here."""
     time.sleep(WARM_UP)  # nothing has to be waited for, but a processor that has slept is slower: both sides' has
-    found["walk"].append(container.tell("walk").each)
+    found["walk"].append(container.order("walk").each)
     container.read()
     _measure_warm(container, found)
     _measure_dropped(container, found)
-    found["chown"].append(container.tell("chown", OWNER).each)
+    found["chown"].append(container.order("chown", OWNER).each)
     found["after chown"].append(_warm(container))
 
 
@@ -127,7 +127,7 @@ def _measure_missing(container: Container, requests: FuseRequests, found: Measur
     """The first container of an image: nothing is here."""
     time.sleep(WARM_UP)
     requests.take()
-    found["walk"].append(container.tell("walk").each)
+    found["walk"].append(container.order("walk").each)
     found["walk requests"].append(requests.take().total())
     small = container.read(0, LARGE + 1)
     found["missing requests"].append(requests.take().total() / small.count)
@@ -138,15 +138,15 @@ def _measure_missing(container: Container, requests: FuseRequests, found: Measur
     _measure_warm(container, found)
     found["warm requests"].append(requests.take().total())
     _measure_dropped(container, found)
-    found["chown"].append(container.tell("chown", OWNER).each)
+    found["chown"].append(container.order("chown", OWNER).each)
     found["after chown"].append(_warm(container))
 
 
 def _measure_early_chown(container: Container, requests: FuseRequests, chunks: Callable[[], int], found: Measured) -> None:
     """The first container of an image, whose files all change their owner before they are read."""
-    found["walk at once"].append(container.tell("walk").each)
+    found["walk at once"].append(container.order("walk").each)
     before = chunks()  # runc itself has read passwd and group
-    found["early chown"].append(container.tell("chown", OWNER).each)
+    found["early chown"].append(container.order("chown", OWNER).each)
     found["early chown chunks"].append(chunks() - before)
     container.read()
     found["early local"].append(_until_local(container, requests))
@@ -174,7 +174,7 @@ def _measure_warm(container: Container, found: Measured) -> None:
 
 def _measure_dropped(container: Container, found: Measured) -> None:
     drop_caches()
-    found["walk dropped"].append(container.tell("walk").each)
+    found["walk dropped"].append(container.order("walk").each)
     drop_caches()
     found["dropped"].append(container.read().each)
 

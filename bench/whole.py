@@ -25,7 +25,7 @@ def measure(place: Place) -> list[Figure]:
             place.new_store()
             start = time.perf_counter()
             with lazy_root(place, image) as bundle, Container(bundle, tools) as container:
-                container.tell("walk")
+                container.order("walk")
                 container.read()
                 ours.append(time.perf_counter() - start)
             start = time.perf_counter()
@@ -33,7 +33,7 @@ def measure(place: Place) -> list[Figure]:
             pulled = containerd.pull(original, namespace=namespace)
             pulls.append(time.perf_counter() - start)
             with pulled_root(place, containerd, pulled, namespace=namespace) as bundle, Container(bundle, tools) as container:
-                container.tell("walk")
+                container.order("walk")
                 container.read()
                 theirs.append(time.perf_counter() - start)
     read = Baseline("full pull and read", tuple(theirs))

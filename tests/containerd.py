@@ -219,8 +219,8 @@ class Containerd:
         """What a new snapshot on `parent` shows, or on the only image. (A view of ctr's is nobody's, and may be collected.)"""
         folder.mkdir()
         self.ctr("snapshots", "--snapshotter", snapshotter, "prepare", "look", parent or self.top(snapshotter))
-        told = self.ctr("snapshots", "--snapshotter", snapshotter, "mounts", str(folder), "look").stdout.decode()
-        run("sh", "-ec", told)
+        output = self.ctr("snapshots", "--snapshotter", snapshotter, "mounts", str(folder), "look").stdout.decode()
+        run("sh", "-ec", output)
         try:
             yield folder
         finally:

@@ -113,8 +113,8 @@ class Plugin:
 
     def status(self) -> dict[str, Any]:
         """What `lazyfs status` tells of it; its exit code is also about mounts that others have on this machine."""
-        told = run(sys.executable, "-m", "lazyfs", "status", "--json", "--store", self.store, code=None).stdout
-        service: dict[str, Any] = json.loads(told.splitlines()[-1])
+        output = run(sys.executable, "-m", "lazyfs", "status", "--json", "--store", self.store, code=None).stdout
+        service: dict[str, Any] = json.loads(output.splitlines()[-1])
         return service
 
     def kept(self) -> int:

@@ -120,8 +120,8 @@ def short(_request: Request, response: Response) -> Response:
     body = response.body[: 64 << 10]
     start = response.headers["Content-Range"].removeprefix("bytes ").partition("-")[0]
     size = response.headers["Content-Range"].rpartition("/")[2]
-    told = f"bytes {start}-{int(start) + len(body) - 1}/{size}"
-    return dataclasses.replace(response, headers={**response.headers, "Content-Range": told}, body=body)
+    content_range = f"bytes {start}-{int(start) + len(body) - 1}/{size}"
+    return dataclasses.replace(response, headers={**response.headers, "Content-Range": content_range}, body=body)
 
 
 def whole(_request: Request, response: Response) -> Response:

@@ -81,10 +81,10 @@ def build_of(folder: Path, *layers: dict[str, bytes]) -> SmallImage:
 
 
 def _convert(folder: Path, files: dict[str, bytes], *tars: bytes) -> SmallImage:
-    it = Oci(folder / "original")
-    it.image(*map(it.plain, tars))
+    oci = Oci(folder / "original")
+    oci.image(*map(oci.plain, tars))
     layout = folder / "converted"
-    code = main(["convert", f"oci:{it.path}:v1", f"oci:{layout}:v1", "--chunk-size", str(CHUNK_SIZE)])
+    code = main(["convert", f"oci:{oci.path}:v1", f"oci:{layout}:v1", "--chunk-size", str(CHUNK_SIZE)])
     assert code == 0, code
     return SmallImage(layout, json.loads((layout / "index.json").read_text())["manifests"][0]["digest"], files)
 

@@ -58,8 +58,8 @@ class Terminal:
 @contextmanager
 def terminal(arguments: list[str], **more: Any) -> Iterator[Terminal]:
     """Run `arguments` on a terminal of its own, of 33 lines and 99 columns; killed at the end."""
-    it = Terminal(arguments, **more)
+    screen = Terminal(arguments, **more)
     try:
-        yield it
+        yield screen
     finally:
-        it.close()
+        screen.close()

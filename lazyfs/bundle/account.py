@@ -49,7 +49,7 @@ def find_account(root: Path, user: str) -> Account:
     """
     name, _, group = user.partition(":")
     number = _id(name) if name else 0
-    found = next((it for it in _users(root) if it.uid == number or (name and it.name == name)), None)
+    found = next((line for line in _users(root) if line.uid == number or (name and line.name == name)), None)
     if found is None and number is None:
         raise LazyfsError(
             f"the image knows no user {show(name)}", hint="Name another with --user; a number needs no line in its passwd"
@@ -58,7 +58,7 @@ def find_account(root: Path, user: str) -> Account:
     if group:
         gid = _find_group(root, group)
         return Account(uid, gid, (gid,), home)
-    member = [] if found is None else [it.gid for it in _groups(root) if found.name in it.members]
+    member = [] if found is None else [line.gid for line in _groups(root) if found.name in line.members]
     groups = tuple(dict.fromkeys((gid, *member)))
     if len(groups) > _MAX_GROUPS:
         raise LazyfsError(f"the image's user {show(name)} is in {len(groups)} groups, more than the kernel takes")
@@ -67,9 +67,9 @@ def find_account(root: Path, user: str) -> Account:
 
 def _find_group(root: Path, group: str) -> int:
     number = _id(group)
-    for it in _groups(root):
-        if it.gid == number or it.name == group:
-            return it.gid
+    for line in _groups(root):
+        if line.gid == number or line.name == group:
+            return line.gid
     if number is None:
         raise LazyfsError(f"the image knows no group {show(group)}", hint="A number needs no line in its group file")
     return number

@@ -49,10 +49,11 @@ async def _lines(arguments: argparse.Namespace) -> list[bytes]:
 
 
 def _line(name: bytes, node: Node) -> bytes:
-    it = attributes(node)
-    size = f"{it.rdev[0]},{it.rdev[1]}" if node.entry.type in ("char", "block") else str(it.size)
-    line = f"{stat.filemode(it.mode)} {it.nlink:3} {it.uid:6} {it.gid:6} {size:>11} {_time(it.mtime_ns)} ".encode() + _printable(
-        name
+    shown = attributes(node)
+    size = f"{shown.rdev[0]},{shown.rdev[1]}" if node.entry.type in ("char", "block") else str(shown.size)
+    line = (
+        f"{stat.filemode(shown.mode)} {shown.nlink:3} {shown.uid:6} {shown.gid:6} {size:>11} {_time(shown.mtime_ns)} ".encode()
+        + _printable(name)
     )
     return line + b" -> " + _printable(node.entry.link) if node.entry.type == "symlink" else line
 
@@ -63,16 +64,16 @@ def _printable(name: bytes) -> bytes:
 
 
 def _json_line(name: bytes, node: Node) -> bytes:
-    it = attributes(node)
+    shown = attributes(node)
     values: dict[str, Any] = {
         "name": name.decode("utf-8", "backslashreplace"),
         "type": node.entry.type,
-        "mode": it.mode & 0o7777,
-        "uid": it.uid,
-        "gid": it.gid,
-        "size": it.size,
-        "mtime_ns": it.mtime_ns,
-        "nlink": it.nlink,
+        "mode": shown.mode & 0o7777,
+        "uid": shown.uid,
+        "gid": shown.gid,
+        "size": shown.size,
+        "mtime_ns": shown.mtime_ns,
+        "nlink": shown.nlink,
     }
     if node.entry.type == "symlink":
         values["link"] = node.entry.link.decode("utf-8", "backslashreplace")

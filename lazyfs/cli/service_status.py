@@ -37,31 +37,33 @@ def describe_service(status: ServiceStatus) -> list[str]:
 
 def failed_tasks(counts: Mapping[str, int]) -> str:
     """A line, or nothing where none has failed."""
-    told = ", ".join(f"{kind} ({count})" for kind, count in sorted(counts.items()))
-    return f"failed tasks: {told}; the log says why" if told else ""
+    status = ", ".join(f"{kind} ({count})" for kind, count in sorted(counts.items()))
+    return f"failed tasks: {status}; the log says why" if status else ""
 
 
-def _containerd(told: ContainerdStatus) -> list[str]:
-    if told.trouble:
-        return [f"containerd {told.name} is not served: {told.trouble}"]
-    lines = [f"containerd {told.name}: {told.snapshots} snapshots, {len(told.lazy)} lazy layers, {told.unpacked} unpacked"]
-    lines.append(f"  {told.active} active, {told.views} views, {told.roots} of their roots mounted by lazyfsd")
-    lines += [f"  {layer.digest} from {layer.reference}: {layer.trouble}" for layer in told.lazy if layer.trouble]
-    refused = told.refused
+def _containerd(status: ContainerdStatus) -> list[str]:
+    if status.trouble:
+        return [f"containerd {status.name} is not served: {status.trouble}"]
+    lines = [
+        f"containerd {status.name}: {status.snapshots} snapshots, {len(status.lazy)} lazy layers, {status.unpacked} unpacked"
+    ]
+    lines.append(f"  {status.active} active, {status.views} views, {status.roots} of their roots mounted by lazyfsd")
+    lines += [f"  {layer.digest} from {layer.reference}: {layer.trouble}" for layer in status.lazy if layer.trouble]
+    refused = status.refused
     lines += [f"  {layer.key} is not lazy: the layer {layer.reason}" for layer in refused[:_MAX_REFUSED]]
     if len(refused) > _MAX_REFUSED:
         lines.append(f"  and {len(refused) - _MAX_REFUSED} more that are not lazy (--json lists them)")
     return lines
 
 
-def _repository(told: RepositoryStatus) -> list[str]:
-    errors = ", ".join(f"{count} {name}" for name, count in sorted(told.errors.items()))
-    line = f"fetched {megabytes(told.received)} in {told.requests} requests from {told.name}"
+def _repository(status: RepositoryStatus) -> list[str]:
+    errors = ", ".join(f"{count} {name}" for name, count in sorted(status.errors.items()))
+    line = f"fetched {megabytes(status.received)} in {status.requests} requests from {status.name}"
     if errors:
         line += f"; errors: {errors}"
-    if told.unkept:
-        line += f"; not stored: {told.unkept}"
-    return [line, *([f"  {told.trouble}"] if told.trouble else [])]
+    if status.unkept:
+        line += f"; not stored: {status.unkept}"
+    return [line, *([f"  {status.trouble}"] if status.trouble else [])]
 
 
 def _time(seconds: float) -> str:

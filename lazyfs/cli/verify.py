@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         if len(findings.problems) > _SHOWN:
             print(f"lazyfs: and {len(findings.problems) - _SHOWN} more problems (--json lists all)", file=sys.stderr)
         if not findings.problems:
-            entries, chunks = sum(len(it.entries) for it in findings.layers), sum(it.chunks for it in findings.layers)
+            entries, chunks = sum(len(layer.entries) for layer in findings.layers), sum(layer.chunks for layer in findings.layers)
             lazy = "" if findings.lazy else "; it is not lazily mountable (lazyfs inspect says why)"
             print(f"{name} is sound: {len(findings.layers)} layers, {entries} entries, {chunks} chunks{lazy}")
     return InvalidInput.exit_code if findings.problems else 0
@@ -59,6 +59,7 @@ async def _verify(arguments: argparse.Namespace) -> tuple[str, ImageFindings]:
 
 def _report(name: str, findings: ImageFindings) -> dict[str, Any]:
     layers = [
-        {"lazy": it.lazy, "entries": len(it.entries), "chunks": it.chunks, "problems": it.problems} for it in findings.layers
+        {"lazy": layer.lazy, "entries": len(layer.entries), "chunks": layer.chunks, "problems": layer.problems}
+        for layer in findings.layers
     ]
     return {"image": name, "sound": not findings.problems, "lazy": findings.lazy, "problems": findings.problems, "layers": layers}

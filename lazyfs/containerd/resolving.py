@@ -69,7 +69,7 @@ class _Key(NamedTuple):
 
     repository: str
     selector: str
-    told: bool
+    is_labelled: bool
     """By our own client, in its labels."""
 
 
@@ -165,10 +165,10 @@ class Resolving:
         await self._wait(image.known, image, claim)
         if image.failure is not None:
             raise image.failure
-        vouched = _vouched(image, claim)
-        load = self._load(image, repository, vouched)
+        named = _named_layer(image, claim)
+        load = self._load(image, repository, named)
         await self._wait(load.ended, image, claim)
-        image.loads.pop(_load_key(vouched), None)  # from here on it is in use, or nobody's
+        image.loads.pop(_load_key(named), None)  # from here on it is in use, or nobody's
         if load.index is None:
             raise load.failure or Unreachable(f"layer {claim.digest} of {repository} is no longer waited for")
         if load.image is not None:
@@ -213,7 +213,7 @@ class Resolving:
             lost = await trio.to_thread.run_sync(self._lost, lazy)
             if not lost:
                 raise
-        await self._bring_again(lost)
+        await self._fetch_again(lost)
         return await self._build(layers)
 
     async def _build(self, stack: Sequence[LayerMetadata | Path]) -> tuple[Path, ...]:
@@ -223,7 +223,7 @@ class Resolving:
     def _lost(self, layers: Sequence[LazyLayer]) -> list[LazyLayer]:
         return [layer for layer in layers if self._store.document(layer.toc_digest) is None]
 
-    async def _bring_again(self, lost: Sequence[LazyLayer]) -> None:
+    async def _fetch_again(self, lost: Sequence[LazyLayer]) -> None:
         """The TOCs of these. Raises LazyfsError, also when that takes too long; what is under way arrives all the same."""
         loads = []
         for lazy in lost:
@@ -243,14 +243,14 @@ class Resolving:
         self, load: _Load, repository: str, descriptor: Descriptor, image: _Image | None = None, *, accepted: bool = False
     ) -> None:
         what = f"layer {descriptor.digest} of {repository}"
-        bring = partial(self._bring, load, repository, descriptor, image, accepted=accepted)
-        self._tasks.start_soon("TOC", bring, subject=what, failed=partial(load.fail, what, image), wakes=[load.ended])
+        fetch = partial(self._fetch, load, repository, descriptor, image, accepted=accepted)
+        self._tasks.start_soon("TOC", fetch, subject=what, failed=partial(load.fail, what, image), wakes=[load.ended])
 
     async def _follow(self, image: _Image, key: _Key, claim: Claim) -> None:
         """All that there is to do for an image, and the end of its memory."""
         try:
             async with self._building_ahead(image) as expect:
-                if key.told:
+                if key.is_labelled:
                     image.layers = tuple(layer.descriptor for layer in claim.layers)
                 else:
                     expect([key_of(claim.toc)])  # there is at least that; its process starts while the manifest is on its way
@@ -315,7 +315,7 @@ class Resolving:
             self._start(load, repository, descriptor, image)
         return load
 
-    async def _bring(
+    async def _fetch(
         self, load: _Load, repository: str, descriptor: Descriptor, image: _Image | None = None, *, accepted: bool = False
     ) -> None:
         bounds = image.bounds if image is not None and descriptor.digest not in image.counted else None
@@ -353,7 +353,7 @@ def _failed(cause: Exception, what: str) -> LazyfsError:
     return LocalError(f"{what} cannot be resolved: {cause!r}", hint="The next request tries again.")
 
 
-def _vouched(image: _Image, claim: Claim) -> Descriptor:
+def _named_layer(image: _Image, claim: Claim) -> Descriptor:
     """The layer with the TOC that is believed: the one that containerd's manifest vouches for. Raises BadAnswer."""
     if claim.size is not None:
         return ListedLayer(claim.digest, claim.size, claim.toc).descriptor

@@ -43,7 +43,7 @@ def strip(directory: Path) -> int:
     Raises StoreUnusable. Costs 0.2 s for 30,000 files.
     """
     removed = directories = 0
-    with _told(directory), closing(_walk(directory)) as found:
+    with _errors_explained(directory), closing(_walk(directory)) as found:
         for folder, name, status in found:
             if name.startswith(_WHITEOUT) and stat.S_ISDIR(status.st_mode):
                 remove_tree(Path(f"/proc/self/fd/{folder}/{name}"))
@@ -68,7 +68,7 @@ def usage(directory: Path) -> tuple[int, int]:
     """
     inodes = size = 0
     seen: set[tuple[int, int]] = set()
-    with _told(directory), closing(_walk(directory)) as found:
+    with _errors_explained(directory), closing(_walk(directory)) as found:
         for _, _, status in found:
             if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
                 if (status.st_dev, status.st_ino) in seen:
@@ -152,7 +152,7 @@ def _identity(descriptor: int) -> tuple[int, int]:
 
 
 @contextmanager
-def _told(directory: Path) -> Iterator[None]:
+def _errors_explained(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -106,35 +106,35 @@ def _containerds(containerds: Iterable[ContainerdStatus]) -> Iterator[Metric]:
     unserved = GaugeMetricFamily(
         "lazyfs_containerd_unserved", "Containerds whose snapshots cannot be used.", labels=["containerd"]
     )
-    for told in containerds:
-        name = told.name
-        unserved.add_metric([name], bool(told.trouble))
-        if told.trouble:
+    for status in containerds:
+        name = status.name
+        unserved.add_metric([name], bool(status.trouble))
+        if status.trouble:
             continue
-        kinds = {"active": told.active, "view": told.views, "lazy": len(told.lazy), "unpacked": told.unpacked}
+        kinds = {"active": status.active, "view": status.views, "lazy": len(status.lazy), "unpacked": status.unpacked}
         for kind, count in kinds.items():
             snapshots.add_metric([name, kind], count)
-        roots.add_metric([name], told.roots)
-        refused.add_metric([name], len(told.refused))
-        for layer in told.refused[:_MOST_REASONS]:
+        roots.add_metric([name], status.roots)
+        refused.add_metric([name], len(status.refused))
+        for layer in status.refused[:_MOST_REASONS]:
             reasons.add_metric([name, layer.key, layer.reason], 1)
     yield from (snapshots, roots, refused, reasons, unserved)
 
 
-def _gate(told: GateStatus) -> Iterator[Metric]:
-    answers = {"put in place": told.published, "served through the gate": told.entries, "error": told.errors}
+def _gate(status: GateStatus) -> Iterator[Metric]:
+    answers = {"put in place": status.published, "served through the gate": status.entries, "error": status.errors}
     misses = CounterMetricFamily("lazyfs_misses", "Misses, by how they were answered.", labels=["answer"])
     for answer, count in answers.items():
         misses.add_metric([answer], count)
     yield misses
     total, buckets = 0, []
-    for bound, count in zip((*map(str, BOUNDS), "+Inf"), told.latency.counts, strict=True):
+    for bound, count in zip((*map(str, BOUNDS), "+Inf"), status.latency.counts, strict=True):
         total += count
         buckets.append((bound, total))
     histogram = HistogramMetricFamily("lazyfs_miss_seconds", "How long a miss took until its file was in place.")
-    histogram.add_metric([], buckets, told.latency.seconds)
+    histogram.add_metric([], buckets, status.latency.seconds)
     yield histogram
-    yield _counter("lazyfs_gate_reads", "Reads that went through the gate.", told.reads)
+    yield _counter("lazyfs_gate_reads", "Reads that went through the gate.", status.reads)
 
 
 def _sources(repositories: Iterable[RepositoryStatus]) -> Iterator[Metric]:
@@ -143,11 +143,11 @@ def _sources(repositories: Iterable[RepositoryStatus]) -> Iterator[Metric]:
     received = CounterMetricFamily("lazyfs_received_bytes", "Compressed bytes that came from registries.", labels=labels)
     unkept = CounterMetricFamily("lazyfs_unkept_chunks", "Chunks that the store had no space for.", labels=labels)
     errors = CounterMetricFamily("lazyfs_fetch_errors", "Fetches that failed, by their cause.", labels=["repository", "cause"])
-    for name, told in _by_name(repositories).items():
-        requests.add_metric([name], told.requests)
-        received.add_metric([name], told.received)
-        unkept.add_metric([name], told.unkept)
-        for cause, count in told.errors.items():
+    for name, status in _by_name(repositories).items():
+        requests.add_metric([name], status.requests)
+        received.add_metric([name], status.received)
+        unkept.add_metric([name], status.unkept)
+        for cause, count in status.errors.items():
             errors.add_metric([name, cause], count)
     yield from (requests, received, unkept, errors)
 
@@ -155,9 +155,9 @@ def _sources(repositories: Iterable[RepositoryStatus]) -> Iterator[Metric]:
 def _by_name(repositories: Iterable[RepositoryStatus]) -> dict[str, RepositoryStatus]:
     """Two images of one repository are fetched from by one fetcher each; a name may be told only once."""
     found: dict[str, RepositoryStatus] = {}
-    for told in repositories:
-        known = found.get(told.name)
-        found[told.name] = told if known is None else _sum(known, told)
+    for status in repositories:
+        known = found.get(status.name)
+        found[status.name] = status if known is None else _sum(known, status)
     return found
 
 
@@ -173,18 +173,18 @@ def _sum(one: RepositoryStatus, other: RepositoryStatus) -> RepositoryStatus:
     )
 
 
-def _store(told: StoreStatus) -> Iterator[Metric]:
-    sizes = {"used": told.used_bytes, "held": told.held_bytes, "limit": told.limit_bytes}
+def _store(status: StoreStatus) -> Iterator[Metric]:
+    sizes = {"used": status.used_bytes, "held": status.held_bytes, "limit": status.limit_bytes}
     yield _gauge(
         "lazyfs_store_bytes",
         "What the store takes; of that, what has been removed and is still open; what it may take (0: no bound).",
         {(state,): size for state, size in sizes.items()},
         ["state"],
     )
-    yield _counter("lazyfs_evicted_objects", "Files that were evicted.", told.evicted_objects)
-    yield _counter("lazyfs_evicted_bytes", "What they took.", told.evicted_bytes)
-    yield _counter("lazyfs_scrubbed_bytes", "What was read again, to find what has rotted.", told.scrubbed_bytes)
-    yield _counter("lazyfs_scrub_damaged", "What was found damaged.", told.scrub_damaged)
+    yield _counter("lazyfs_evicted_objects", "Files that were evicted.", status.evicted_objects)
+    yield _counter("lazyfs_evicted_bytes", "What they took.", status.evicted_bytes)
+    yield _counter("lazyfs_scrubbed_bytes", "What was read again, to find what has rotted.", status.scrubbed_bytes)
+    yield _counter("lazyfs_scrub_damaged", "What was found damaged.", status.scrub_damaged)
 
 
 def _gauge(name: str, text: str, values: dict[tuple[str, ...], float], labels: list[str] | None = None) -> Metric:

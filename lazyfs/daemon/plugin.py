@@ -128,11 +128,11 @@ class Plugin:
 
     async def describe(self) -> tuple[tuple[ContainerdStatus, ...], tuple[RepositoryStatus, ...]]:
         """All containerds, and where what is missing comes from."""
-        told = []
+        statuses = []
         for name, snapshotter in self.snapshotters.items():
-            told.append(await trio.to_thread.run_sync(describe_containerd, name, snapshotter, self.layers))
-        told += [unserved_containerd(name, reason) for name, reason in self.unserved.items()]
-        return tuple(told), describe_repositories(self.layers)
+            statuses.append(await trio.to_thread.run_sync(describe_containerd, name, snapshotter, self.layers))
+        statuses += [unserved_containerd(name, reason) for name, reason in self.unserved.items()]
+        return tuple(statuses), describe_repositories(self.layers)
 
     async def roots(self) -> list[int]:
         """The numbers of all snapshots whose root is mounted, those of containerds that are not served included."""

@@ -114,18 +114,18 @@ class Operations(pyfuse3.Operations):
 
 
 def _entry(node: Node) -> EntryAttributes:
-    it = attributes(node)
+    shown = attributes(node)
     entry = EntryAttributes()
-    entry.st_ino = InodeT(it.ino)
+    entry.st_ino = InodeT(shown.ino)
     entry.generation = 0
     entry.entry_timeout = entry.attr_timeout = _FOR_EVER
-    entry.st_mode = it.mode
-    entry.st_nlink = it.nlink
-    entry.st_uid = it.uid
-    entry.st_gid = it.gid
-    entry.st_rdev = os.makedev(*it.rdev)
-    entry.st_size = it.size
+    entry.st_mode = shown.mode
+    entry.st_nlink = shown.nlink
+    entry.st_uid = shown.uid
+    entry.st_gid = shown.gid
+    entry.st_rdev = os.makedev(*shown.rdev)
+    entry.st_size = shown.size
     entry.st_blksize = 4096
-    entry.st_blocks = (it.size + 511) // 512
-    entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = it.mtime_ns
+    entry.st_blocks = (shown.size + 511) // 512
+    entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = shown.mtime_ns
     return entry

@@ -71,8 +71,8 @@ class Context:
         try:
             syscall(_FSCONFIG, self._fd, command, None if option is None else option.encode(), value, 0)
         except OSError as error:
-            told = "" if option is None else f" {option}" if value is None else f" {option}={os.fsdecode(value)}"
-            raise _explained(error, self._fd, self._kind + told) from None
+            setting = "" if option is None else f" {option}" if value is None else f" {option}={os.fsdecode(value)}"
+            raise _explained(error, self._fd, self._kind + setting) from None
 
     def __enter__(self) -> Self:
         return self

@@ -138,7 +138,9 @@ class Pulls:
 
             nursery.start_soon(leave_when_stopped)
             wanted = (await live.known()).wanted
-            if await self._fetch(live.source, [wanted], begun=lambda it: nursery.start_soon(leave_when_stuck, it)):
+            if await self._fetch(
+                live.source, [wanted], begun=lambda background: nursery.start_soon(leave_when_stuck, background)
+            ):
                 await trio.to_thread.run_sync(self._note_complete, live.layer)
             is_over = True
             nursery.cancel_scope.cancel()

@@ -159,5 +159,5 @@ def _reason(layer: Descriptor, labels: Mapping[str, str]) -> str:
     """Why a layer with a snapshot of these labels is not lazy."""
     if REMOTE in labels:
         return ""
-    told = labels.get(REASON, "").removeprefix(f"{layer.digest} ")
-    return not_lazy(layer) or told or "was unpacked before"
+    noted = labels.get(REASON, "").removeprefix(f"{layer.digest} ")
+    return not_lazy(layer) or noted or "was unpacked before"

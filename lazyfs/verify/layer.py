@@ -114,16 +114,16 @@ def _compare_trees(listed: dict[bytes, Entry], unpacked: dict[bytes, TarMember])
 
 def _late_whiteouts(unpacked: Iterable[bytes]) -> Iterator[str]:
     """Who unpacks meets a whiteout in the tar's order, and it takes away what the layer itself has brought; or it fails there."""
-    brought: set[bytes] = set()
+    own_names: set[bytes] = set()
     for name in unpacked:
         base = base_of(name)
         if base.startswith(WHITEOUT_PREFIX) and base != OPAQUE_MARKER:
             hidden = name[: len(name) - len(base)] + base[len(WHITEOUT_PREFIX) :]
-            if hidden in brought:
+            if hidden in own_names:
                 yield f"{show(name)} comes behind {show(hidden)} in the tar: unpacking removes or refuses it, mounting lazily shows it"
         here = name
-        while here not in brought:
-            brought.add(here)
+        while here not in own_names:
+            own_names.add(here)
             here = parent_of(here)
 
 

@@ -47,7 +47,7 @@ TABLE = [
     Bad("plain_layer_of_another_diff_id", "convert", 3, ("LAYER", "diff ID is " + make.ELSEWHERE)),
     Bad("toc_of_another_digest", "ls", 3, ("TOC of layer LAYER", "should hash to " + make.ELSEWHERE)),
     Bad("toc_of_no_digest", "ls", 3, ("LAYER", "'sha256:12'", "not a sha256 digest", "lazyfs convert IMAGE")),
-    Bad("toc_that_nobody_vouches_for", "ls", 3, ("LAYER", "names no TOC digest", "lazyfs convert IMAGE")),
+    Bad("toc_of_no_annotation", "ls", 3, ("LAYER", "names no TOC digest", "lazyfs convert IMAGE")),
     Bad("file_of_another_digest", "cat", 3, ("'file'", "LAYER", "should hash to " + make.ELSEWHERE)),
     Bad("chunk_without_digest", "ls", 3, ("LAYER", "'file'", "no sha256 digest vouches")),
     Bad("file_without_digest", "ls", 3, ("LAYER", "'file'", "no sha256 digest vouches")),
@@ -168,7 +168,7 @@ MOUNTS = [
     # Layers that are not lazy are refused if that is asked for,
     Bad("ordinary", "mount --lazy-only", 3, ("IMAGE", "layer 2 of 2", "lazyfs convert IMAGE")),
     Bad("zstd_layer", "mount --lazy-only", 3, ("LAYER", "without an eStargz footer", "lazyfs convert IMAGE")),
-    Bad("toc_that_nobody_vouches_for", "mount --lazy-only", 3, ("LAYER", "names no TOC digest", "lazyfs convert IMAGE")),
+    Bad("toc_of_no_annotation", "mount --lazy-only", 3, ("LAYER", "names no TOC digest", "lazyfs convert IMAGE")),
     # and fetched whole else, if they are what the image says.
     Bad("plain_layer_of_another_digest", "mount", 3, ("LAYER", "hashes to sha256:")),
     Bad("plain_layer_of_another_diff_id", "mount", 3, ("LAYER", "diff ID is " + make.ELSEWHERE)),
@@ -176,7 +176,7 @@ MOUNTS = [
     Bad("plain_layer_truncated_and_said_so", "mount", 3, ("LAYER", "ends inside a gzip member")),
     Bad("plain_layer_bomb", "mount", 3, ("LAYER", "a decompression bomb")),
     Bad("lazy_layer_truncated_and_said_so", "mount", 3, ("LAYER", "hashes to sha256:")),
-    Bad("toc_that_nobody_vouches_for", "mount", 3, ("LAYER", "unpacks to sha256:", "diff ID")),
+    Bad("toc_of_no_annotation", "mount", 3, ("LAYER", "unpacks to sha256:", "diff ID")),
     Bad("layer_no_tar", "mount", 3, ("LAYER", "is not a header")),
     Bad("layer_no_gzip", "mount", 3, ("LAYER, read as tar",)),
     Bad("bad_upper_layer", "mount", 3, ("LAYER", "'it' is a hard link to 'gone'")),
@@ -198,11 +198,11 @@ def arguments(command: str, image: str, tmp_path: Path) -> list[str]:
     }[command]
 
 
-def check(bad: Bad, it: Oci, told: str) -> None:
+def check(bad: Bad, oci: Oci, output: str) -> None:
     """What the user is told names what is concerned, and is one line."""
     for word in bad.words:
-        assert word.replace("IMAGE", f"oci:{it.path}").replace("LAYER", it.layer) in told
-    assert told.startswith("lazyfs: ") and told.count("\n") == 1
+        assert word.replace("IMAGE", f"oci:{oci.path}").replace("LAYER", oci.layer) in output
+    assert output.startswith("lazyfs: ") and output.count("\n") == 1
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -215,15 +215,15 @@ def test_bad_input(bad: Bad, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     """The command fails with its exit code and its words, in this process; a destination keeps what it had."""
     make.sound(Oci(tmp_path / "dst"))
     before = contents(tmp_path / "dst")
-    it = Oci(tmp_path / "src")
-    CASES[bad.case](it)
-    assert main(arguments(bad.command, f"oci:{it.path}:v1", tmp_path)) == bad.code
-    told = capsys.readouterr()
+    oci = Oci(tmp_path / "src")
+    CASES[bad.case](oci)
+    assert main(arguments(bad.command, f"oci:{oci.path}:v1", tmp_path)) == bad.code
+    output = capsys.readouterr()
     if bad.command == "inspect" and not bad.words:
-        assert it.layer in told.out and not told.err
+        assert oci.layer in output.out and not output.err
     else:
-        check(bad, it, told.err)
-        assert not told.out
+        check(bad, oci, output.err)
+        assert not output.out
     assert contents(tmp_path / "dst") == before
     assert not any(contents(tmp_path / "store" / part) for part in ("objects", "partial", "tmp"))
 
@@ -232,16 +232,16 @@ def test_bad_input(bad: Bad, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize("bad", MOUNTS, ids=lambda bad: f"{bad.command} {bad.case}")
 def test_bad_image_is_not_mounted(bad: Bad, tmp_path: Path, lazyfs: Lazyfs) -> None:
     """The mount's own process says why, after what it did before; nothing is mounted, and nothing of the layer is published."""
-    it = Oci(tmp_path / "src")
-    CASES[bad.case](it)
+    oci = Oci(tmp_path / "src")
+    CASES[bad.case](oci)
     directory = tmp_path / "directory"
     directory.mkdir()
     command, *options = bad.command.split()
     done = lazyfs.run(
-        command, f"oci:{it.path}:v1", directory, "--store", lazyfs.store, "--mode", "portable", *options, code=bad.code
+        command, f"oci:{oci.path}:v1", directory, "--store", lazyfs.store, "--mode", "portable", *options, code=bad.code
     )
-    *notes, told = done.stderr.decode().splitlines(keepends=True)
-    check(bad, it, told)
+    *notes, output = done.stderr.decode().splitlines(keepends=True)
+    check(bad, oci, output)
     assert all(note.startswith("lazyfs: layer ") and "is not lazy (it " in note for note in notes)
     assert not directory.is_mount()
     if bad.case != "bad_upper_layer":
@@ -257,14 +257,14 @@ def resident() -> int:
 @pytest.mark.parametrize("command", ["cat", "ls"])
 def test_bomb_costs_no_more_than_its_chunk(command: str, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     """A member that would inflate to 4 GiB is inflated as far as the chunk (or the TOC) reaches, which is right or wrong by itself."""
-    it = Oci(tmp_path / "src")
-    CASES["bomb" if command == "cat" else "bomb_in_the_toc"](it)
+    oci = Oci(tmp_path / "src")
+    CASES["bomb" if command == "cat" else "bomb_in_the_toc"](oci)
     Path("/proc/self/clear_refs").write_text("5")
     before = resident()
-    code = main(arguments(command, f"oci:{it.path}:v1", tmp_path))
+    code = main(arguments(command, f"oci:{oci.path}:v1", tmp_path))
     assert resident() - before < 64 << 20
-    told = capfdbinary.readouterr()
+    output = capfdbinary.readouterr()
     if command == "cat":
-        assert (code, told.out) == (0, DATA)
+        assert (code, output.out) == (0, DATA)
     else:
-        assert code == 3 and b"not the JSON" in told.err
+        assert code == 3 and b"not the JSON" in output.err

@@ -132,64 +132,64 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def it(tmp_path: Path) -> Oci:
+def oci(tmp_path: Path) -> Oci:
     """A sound image."""
-    it = Oci(tmp_path / "src")
-    make.sound(it)
-    return it
+    oci = Oci(tmp_path / "src")
+    make.sound(oci)
+    return oci
 
 
 def run(command: str, image: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     """Exit code and what was told."""
     path = ["/file"] if command == "cat" else []
     code = main([command, f"{image}:v1", *path, "--store", str(tmp_path / "store")])
-    told = capsys.readouterr()
-    assert not told.out
-    assert told.err.startswith("lazyfs: ") and told.err.count("\n") == 1
-    return code, told.err
+    output = capsys.readouterr()
+    assert not output.out
+    assert output.err.startswith("lazyfs: ") and output.err.count("\n") == 1
+    return code, output.err
 
 
 @pytest.mark.parametrize("bad", TABLE, ids=lambda bad: bad.name)
-def test_bad_registry(bad: Bad, it: Oci, tmp_path: Path, impatient: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_registry(bad: Bad, oci: Oci, tmp_path: Path, impatient: None, capsys: pytest.CaptureFixture[str]) -> None:
     """What a registry does wrong is told as its doing; nothing of it is kept."""
-    with LyingRegistry(it.path) as registry:
+    with LyingRegistry(oci.path) as registry:
         registry.lie = bad.lie
-        code, told = run(bad.command, registry.image, tmp_path, capsys)
+        code, output = run(bad.command, registry.image, tmp_path, capsys)
         assert code == bad.code
         for word in bad.words:
-            assert word.replace("HOST", registry.server.host).replace("LAYER", it.layer) in told
+            assert word.replace("HOST", registry.server.host).replace("LAYER", oci.layer) in output
         registry.lie = None
         assert main(["cat", f"{registry.image}:v1", "file", "--store", str(tmp_path / "store")]) == 0
         assert capsys.readouterr().out == DATA.decode()
 
 
-def test_registry_that_is_away(it: Oci, tmp_path: Path, impatient: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_registry_that_is_away(oci: Oci, tmp_path: Path, impatient: None, capsys: pytest.CaptureFixture[str]) -> None:
     """Nobody listens: the address is named, and what the tag last was, once it was seen."""
-    with LyingRegistry(it.path) as registry:
+    with LyingRegistry(oci.path) as registry:
         assert main(["ls", f"{registry.image}:v1", "--store", str(tmp_path / "store")]) == 0
     capsys.readouterr()
-    code, told = run("ls", registry.image, tmp_path, capsys)
+    code, output = run("ls", registry.image, tmp_path, capsys)
     assert code == 4
-    assert f"cannot reach {registry.server.host}" in told and f"last seen as {registry.image}@sha256:" in told
+    assert f"cannot reach {registry.server.host}" in output and f"last seen as {registry.image}@sha256:" in output
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    code, told = run("cat", f"docker://127.0.0.1:{port}/image", tmp_path, capsys)
+    code, output = run("cat", f"docker://127.0.0.1:{port}/image", tmp_path, capsys)
     assert code == 4
-    assert f"cannot reach 127.0.0.1:{port}" in told
+    assert f"cannot reach 127.0.0.1:{port}" in output
 
 
 @pytest.mark.parametrize("name", ["another range", "too little, and says so", "too little, and hangs up", "forbidden blobs"])
 def test_bad_registry_is_not_converted(name: str, tmp_path: Path, impatient: None, capsys: pytest.CaptureFixture[str]) -> None:
     """What cannot be downloaded whole and right is not converted in part: the destination stays empty."""
     bad = next(bad for bad in TABLE if bad.name == name)
-    it = Oci(tmp_path / "src")
-    make.convertible(it)
-    with LyingRegistry(it.path) as registry:
+    oci = Oci(tmp_path / "src")
+    make.convertible(oci)
+    with LyingRegistry(oci.path) as registry:
         registry.lie = bad.lie
         assert main(["convert", registry.image + ":v1", f"oci:{tmp_path}/dst:v1"]) == bad.code
-        told = capsys.readouterr().err
+        output = capsys.readouterr().err
         for word in bad.words:
-            assert word.replace("HOST", registry.server.host).replace("LAYER", it.layer) in told
+            assert word.replace("HOST", registry.server.host).replace("LAYER", oci.layer) in output
         assert not (tmp_path / "dst").exists()
         registry.lie = None
         assert main(["convert", registry.image + ":v1", f"oci:{tmp_path}/dst:v1"]) == 0
@@ -212,28 +212,28 @@ class Cutting:
 @pytest.mark.parametrize("command", ["ls", "cat", "convert"])
 def test_registry_that_cuts_everything(command: str, tmp_path: Path, impatient: None, capsys: pytest.CaptureFixture[str]) -> None:
     """Each answer breaks off in the middle, those to the footer and the TOC as well: it takes more of them, and is not an error."""
-    it = Oci(tmp_path / "src")
-    make.convertible(it) if command == "convert" else make.sound(it)
-    with LyingRegistry(it.path) as registry:
+    oci = Oci(tmp_path / "src")
+    make.convertible(oci) if command == "convert" else make.sound(oci)
+    with LyingRegistry(oci.path) as registry:
         registry.lie = on_ranges(cutting := Cutting())
         image = registry.image + ":v1"
         rest = {"cat": ["file"], "convert": [f"oci:{tmp_path}/dst:v1"]}.get(command, [])
         rest += ["--store", str(tmp_path / "store")] if command in {"ls", "cat"} else []
         assert main([command, image, *rest]) == 0
     assert cutting.cuts > 1
-    told = capsys.readouterr()
-    assert "file" in told.out or told.out == DATA.decode() or command == "convert"
-    assert "broke off" not in told.err
+    output = capsys.readouterr()
+    assert "file" in output.out or output.out == DATA.decode() or command == "convert"
+    assert "broke off" not in output.err
 
 
 @pytest.mark.parametrize("case", ["bad_upper_layer", "plain_layer_of_another_diff_id", "wasm_module", "config_missing"])
 def test_bad_image_sends_nothing(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A registry as the destination is not even asked to take what is good of a bad image."""
-    it = Oci(tmp_path / "src")
-    getattr(make, case)(it)
+    oci = Oci(tmp_path / "src")
+    getattr(make, case)(oci)
     (tmp_path / "dst").mkdir()
     with LyingRegistry(tmp_path / "dst") as registry:
-        assert main(["convert", f"oci:{it.path}:v1", registry.image + ":v1"]) in (3, 4)
+        assert main(["convert", f"oci:{oci.path}:v1", registry.image + ":v1"]) in (3, 4)
         assert {request.method for request in registry.server.requests} <= {"GET", "HEAD"}
     assert capsys.readouterr().err.startswith("lazyfs: ")
 
@@ -251,7 +251,7 @@ def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> trustme.CA:
 @pytest.mark.parametrize("lie_about", [on_manifests, on_ranges], ids=["manifests", "blobs"])
 def test_way_down_from_https_to_http(
     lie_about: Callable[[Lie], Lie],
-    it: Oci,
+    oci: Oci,
     tmp_path: Path,
     authority: trustme.CA,
     impatient: None,
@@ -262,14 +262,14 @@ def test_way_down_from_https_to_http(
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("registry.test").configure_cert(context)
     with (
-        LyingRegistry(it.path, context) as registry,
-        LyingRegistry(it.path) as plain,
+        LyingRegistry(oci.path, context) as registry,
+        LyingRegistry(oci.path) as plain,
         Hosted(Proxy([], registry.server.port)) as proxy,
     ):
         monkeypatch.setenv("HTTPS_PROXY", f"http://{proxy.server.host}")
         registry.lie = lie_about(lambda request, right: reply(307, location=f"http://{plain.server.host}{request.target}"))
-        code, told = run("ls", "docker://registry.test/image", tmp_path, capsys)
+        code, output = run("ls", "docker://registry.test/image", tmp_path, capsys)
         assert code == 4
-        assert f"registry.test redirects from https to http ({plain.server.host})" in told
+        assert f"registry.test redirects from https to http ({plain.server.host})" in output
         assert not plain.server.requests
     tls.system_context.cache_clear()

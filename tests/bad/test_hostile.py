@@ -59,9 +59,9 @@ def check(cost: Cost, cpu: float = CPU_S) -> None:
 @pytest.mark.parametrize("case", [*hostile.TOCS, *hostile.LAYERS], ids=lambda case: case.__name__)
 def test_one_of_them(case: Callable[[Oci], object], tmp_path: Path) -> None:
     """The command that meets it ends with the bound in its message."""
-    it = Oci(tmp_path / "src")
-    case(it)
-    image = f"oci:{it.path}:v1"
+    oci = Oci(tmp_path / "src")
+    case(oci)
+    image = f"oci:{oci.path}:v1"
     command = (
         ("ls", image, "--store", tmp_path / "store") if case in hostile.TOCS else ("convert", image, f"oci:{tmp_path}/dst:v1")
     )
@@ -70,17 +70,17 @@ def test_one_of_them(case: Callable[[Oci], object], tmp_path: Path) -> None:
     words = WORDS[case.__name__]
     assert cost.code == (3 if words else 0) and words in cost.said, cost.said[-2000:]
     if words:
-        assert it.layer in cost.said and cost.said.count("\n") == 1
+        assert oci.layer in cost.said and cost.said.count("\n") == 1
 
 
 def at_once(cases: list[Callable[[Oci], object]], tmp_path: Path, cpu: int) -> list[str]:
     """What each image is refused with, and an honest one last, in one process that has all of them."""
     layouts = []
     for number, case in enumerate((*cases, make.sound)):
-        it = Oci(tmp_path / f"src{number}")
-        it.number = number
-        case(it)
-        layouts.append(it.path)
+        oci = Oci(tmp_path / f"src{number}")
+        oci.number = number
+        case(oci)
+        layouts.append(oci.path)
     cost = run_limited(sys.executable, "-m", "tests.bad.daemon_of_many", tmp_path / "store", *layouts, cpu=cpu)
     check(cost, cpu)
     return [json.loads(line) for line in cost.said.splitlines()[-len(layouts) :]]

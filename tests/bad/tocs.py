@@ -18,12 +18,12 @@ ELSEWHERE = sha256(b"nobody has this")
 
 def toc(value: Any, **layer: Any) -> Callable[[Oci], Json]:
     """The image of one layer with this TOC: its entries, or its bytes."""
-    return lambda it: it.image(it.lazy(value, **layer))
+    return lambda oci: oci.image(oci.lazy(value, **layer))
 
 
 def tar(*members: tarfile.TarInfo) -> Callable[[Oci], Json]:
     """The image of one ordinary layer with these members."""
-    return lambda it: it.image(it.plain(tar_of(*members)))
+    return lambda oci: oci.image(oci.plain(tar_of(*members)))
 
 
 def chunks(*more: Json, size: int = 2 * len(DATA), **first: Any) -> Callable[[Oci], Json]:
@@ -57,30 +57,30 @@ toc_under_another_name = toc([file()], toc_member=compress_member(toc_tar(b"{}",
 toc_shorter_than_it_says = toc([file()], toc_member=compress_member(toc_tar(bytes(2000))[:1000]))
 
 
-def toc_of_too_many_entries(it: Oci) -> Json:
+def toc_of_too_many_entries(oci: Oci) -> Json:
     entries = b",".join([b'{"name":"","type":"dir"}'] * (MAX_ENTRIES + 1))
-    return it.image(it.lazy(b'{"version": 1, "entries": [' + entries + b"]}"))
+    return oci.image(oci.lazy(b'{"version": 1, "entries": [' + entries + b"]}"))
 
 
-def toc_of_far_too_many_entries(it: Oci) -> Json:
-    return it.image(it.lazy(b'{"version": 1, "entries": [' + b"{" * (3 * MAX_ENTRIES + 1)))
+def toc_of_far_too_many_entries(oci: Oci) -> Json:
+    return oci.image(oci.lazy(b'{"version": 1, "entries": [' + b"{" * (3 * MAX_ENTRIES + 1)))
 
 
-def toc_over_256_mib(it: Oci) -> Json:
+def toc_over_256_mib(oci: Oci) -> Json:
     header = named("stargz.index.json")
     header.size = MAX_TOC_SIZE + 1
-    return it.image(it.lazy([], toc_member=compress_member(header.tobuf() + bytes(1 << 20))))
+    return oci.image(oci.lazy([], toc_member=compress_member(header.tobuf() + bytes(1 << 20))))
 
 
-def toc_over_256_mib_compressed(it: Oci) -> Json:
+def toc_over_256_mib_compressed(oci: Oci) -> Json:
     """A blob of which all is TOC; its hole takes no room."""
-    layer = it.lazy([file()])
-    path = it.blob_path(layer["digest"])
+    layer = oci.lazy([file()])
+    path = oci.blob_path(layer["digest"])
     with path.open("r+b") as blob:
         blob.truncate(MAX_TOC_SIZE + 100)
         blob.seek(0, os.SEEK_END)
         blob.write(build_footer(0))
-    return it.image(layer | {"size": path.stat().st_size})
+    return oci.image(layer | {"size": path.stat().st_size})
 
 
 # Chunks and where they lie
@@ -123,16 +123,16 @@ def toc_member_bomb() -> bytes:
     return start + 128 * zeros
 
 
-def bomb(it: Oci) -> Json:
+def bomb(oci: Oci) -> Json:
     """Sound as far as anybody should look: the member's first bytes are the file, and 4 GiB of zeros follow."""
     deflate = zlib.compressobj(9, zlib.DEFLATED, 31)
     start = deflate.compress(DATA) + deflate.flush(zlib.Z_FULL_FLUSH)
     zeros = deflate.compress(bytes(32 << 20)) + deflate.flush(zlib.Z_FULL_FLUSH)
-    return it.image(it.lazy([file()], start + 128 * zeros + (1 << 20).to_bytes(8, "little")))
+    return oci.image(oci.lazy([file()], start + 128 * zeros + (1 << 20).to_bytes(8, "little")))
 
 
-def bomb_in_the_toc(it: Oci) -> Json:
-    return it.image(it.lazy([], toc_member=toc_member_bomb(), toc_digest=sha256(bytes(1000))))
+def bomb_in_the_toc(oci: Oci) -> Json:
+    return oci.image(oci.lazy([], toc_member=toc_member_bomb(), toc_digest=sha256(bytes(1000))))
 
 
 # Names, links, attributes
@@ -145,8 +145,8 @@ name_too_long = toc([file(256 * "n")])
 name_too_deep = toc([file("/".join("d" * 300_000))])
 
 
-def names_too_deep(it: Oci) -> Json:
-    return it.image(it.lazy([file("/".join([f"{number:04}", *(["d"] * 2000)])) for number in range(3000)]))
+def names_too_deep(oci: Oci) -> Json:
+    return oci.image(oci.lazy([file("/".join([f"{number:04}", *(["d"] * 2000)])) for number in range(3000)]))
 
 
 root_a_file = toc([file("./")])

@@ -71,9 +71,9 @@ def fronted_image(image: SmallImage, folder: Path) -> SmallImage:
     """A converted image with the same files, in this dialect; its layout in `folder`."""
     blobs = image.layout / "blobs" / "sha256"
     manifest: Json = json.loads((blobs / image.digest[7:]).read_bytes())
-    it = Oci(folder)
+    oci = Oci(folder)
     layers = []
     for layer in manifest["layers"]:
         made = fronted(blobs / layer["digest"][7:])
-        layers.append(it.blob(made.blob, OCI_LAYER_ZSTD, annotations=made.annotations, diff_id=made.diff_id))
-    return image._replace(layout=folder, digest=it.image(*layers)["digest"])
+        layers.append(oci.blob(made.blob, OCI_LAYER_ZSTD, annotations=made.annotations, diff_id=made.diff_id))
+    return image._replace(layout=folder, digest=oci.image(*layers)["digest"])

@@ -31,8 +31,8 @@ def test_what_nobody_serves_is_given_up(lazyfs: Lazyfs, small: SmallImage, tmp_p
             for _ in moments():
                 if lazyfsd.waiting():
                     break
-            told = lazyfs.run("umount", "--abort", "--store", lazyfs.store).stdout.decode().splitlines()
-            assert f"detached {at}" in told and f"detached {lazyfs.store / 'gate'}" in told
+            output = lazyfs.run("umount", "--abort", "--store", lazyfs.store).stdout.decode().splitlines()
+            assert f"detached {at}" in output and f"detached {lazyfs.store / 'gate'}" in output
             _, said = reader.communicate(timeout=PATIENCE_S)
             assert os.strerror(errno.ENOTCONN) in said.decode()
     finally:

@@ -226,28 +226,28 @@ def test_terminal(bundle: Path) -> None:
         "trap 'echo interrupted; exit 7' INT; tty; echo $TERM; stty size; read line; echo \"<$line>\";"
         'until [ "$(stty size)" = "40 120" ]; do sleep 0.01; done; echo resized; while :; do sleep 0.01; done'
     )
-    with terminal(command(bundle, "sh", "-c", script, terminal="yes")) as it:
-        it.until(b"/dev/pts/0\r\nxterm\r\n33 99\r\n")
-        it.type(b"hello\r")
-        it.until(b"<hello>\r\n")
-        it.resize(40, 120)
-        it.until(b"resized\r\n")
-        it.type(b"\x03")
-        it.until(b"interrupted")
-        assert it.process.wait(PATIENCE_S) == 7
+    with terminal(command(bundle, "sh", "-c", script, terminal="yes")) as screen:
+        screen.until(b"/dev/pts/0\r\nxterm\r\n33 99\r\n")
+        screen.type(b"hello\r")
+        screen.until(b"<hello>\r\n")
+        screen.resize(40, 120)
+        screen.until(b"resized\r\n")
+        screen.type(b"\x03")
+        screen.until(b"interrupted")
+        assert screen.process.wait(PATIENCE_S) == 7
 
 
 def test_interrupt_from_the_terminal_comes_once(bundle: Path) -> None:
     """Without a terminal of its own the container hears Ctrl-C through runc, which is in the foreground too, and not from us as well."""
     script = "trap 'n=$((n+1)); echo interrupt $n' INT; trap 'exit 5' TERM; echo ready; while :; do sleep 0.01; done"
-    with terminal(command(bundle, "sh", "-c", script)) as it:
-        it.until(b"ready\r\n")
-        it.type(b"\x03")
-        it.until(b"interrupt 1\r\n")
+    with terminal(command(bundle, "sh", "-c", script)) as screen:
+        screen.until(b"ready\r\n")
+        screen.type(b"\x03")
+        screen.until(b"interrupt 1\r\n")
         # A signal that comes while the one before it is pending is one with it.
-        assert any(not is_pending(it.process.pid, signal.SIGINT) for _ in moments())
-        it.process.send_signal(signal.SIGINT)
-        it.until(b"interrupt 2\r\n")
-        it.process.send_signal(signal.SIGTERM)
-        assert it.process.wait(PATIENCE_S) == 5
-        assert b"interrupt" not in it.seen
+        assert any(not is_pending(screen.process.pid, signal.SIGINT) for _ in moments())
+        screen.process.send_signal(signal.SIGINT)
+        screen.until(b"interrupt 2\r\n")
+        screen.process.send_signal(signal.SIGTERM)
+        assert screen.process.wait(PATIENCE_S) == 5
+        assert b"interrupt" not in screen.seen

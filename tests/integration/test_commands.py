@@ -31,8 +31,8 @@ def test_ls(lazyfs: Lazyfs, small: SmallImage) -> None:
     assert not any(name.startswith(b".") for name in names)
     (line,) = lazyfs.run("ls", small.converted, "bin/symlink", "--store", lazyfs.store).stdout.splitlines()
     assert line.startswith(b"-rwsr-xr-x   2      0      0          20 2023-11-14 22:13 ")
-    told = lazyfs.run("ls", small.converted, "/bin", "--store", lazyfs.store).stdout
-    assert b" symlink -> tool\n" in told
+    output = lazyfs.run("ls", small.converted, "/bin", "--store", lazyfs.store).stdout
+    assert b" symlink -> tool\n" in output
     (device,) = lazyfs.run("ls", small.converted, "dev", "--store", lazyfs.store).stdout.splitlines()
     assert device.startswith(b"crw-rw-rw-") and b" 1,3 " in device
     (one,) = lazyfs.run("ls", small.converted, NOT_UTF8, "--store", lazyfs.store).stdout.splitlines()
@@ -124,5 +124,5 @@ def test_interrupt(lazyfs: Lazyfs, small: SmallImage) -> None:
                 return right
 
             registry.lie = interrupt
-            told = process.communicate(timeout=60)
-        assert (process.returncode, *told) == (130, b"", b"")
+            output = process.communicate(timeout=60)
+        assert (process.returncode, *output) == (130, b"", b"")

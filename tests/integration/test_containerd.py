@@ -116,9 +116,9 @@ def test_mixed_images_show_the_unpacked_tree(
     name = containerd.pull_lazily(mixed(image, which), NAME)
     rows = plugin.rows().values()
     assert len([row for row in rows if row.lazy]) == which.count("l")
-    (told,) = plugin.status()["containerds"]
-    assert (len(told["lazy"]), told["unpacked"]) == (which.count("l"), which.count("o"))
-    assert [each["reason"] for each in told["refused"]] == [
+    (status,) = plugin.status()["containerds"]
+    assert (len(status["lazy"]), status["unpacked"]) == (which.count("l"), which.count("o"))
+    assert [each["reason"] for each in status["refused"]] == [
         "has no TOC that its manifest vouches for: it was not converted"
     ] * which.count("o")
     with containerd.shown(NAME, tmp_path / "view") as root:

@@ -72,8 +72,8 @@ def test_a_database_that_cannot_be_used(
     plugin.start()
     plugin.wait_until_ready()
     for _ in moments():  # containerd has lost the connection, and tries the socket again after a while
-        told = containerd.ctr("snapshots", "--snapshotter", NAME, "prepare", "refused", code=None).stderr.decode()
-        if f"{FILE_NAME} {said}" in told:
+        output = containerd.ctr("snapshots", "--snapshotter", NAME, "prepare", "refused", code=None).stderr.decode()
+        if f"{FILE_NAME} {said}" in output:
             break
     with SnapshotsClient(plugin.sockets["other"]) as client:
         client.prepare("works")

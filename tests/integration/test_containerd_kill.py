@@ -45,12 +45,12 @@ class ContainedReader:
     def __init__(self, containerd: Containerd, image: str, number: int, truth: dict[str, bytes], folder: Path) -> None:
         # runc knows containers by name, whichever containerd they are of.
         self._name, self._containerd = f"{containerd.folder.parent.name}-reader-{number}", containerd
-        told = folder / f"told-{number}"
-        told.mkdir()
-        (told / "truth").write_bytes(pickle.dumps(truth))
+        log = folder / f"told-{number}"
+        log.mkdir()
+        (log / "truth").write_bytes(pickle.dumps(truth))
         self._count = len(truth)
         mounts = [
-            f"type=bind,src={source},dst={target},options=rbind:ro" for source, target in ((TESTS, "/mnt"), (told, "/media"))
+            f"type=bind,src={source},dst={target},options=rbind:ro" for source, target in ((TESTS, "/mnt"), (log, "/media"))
         ]
         arguments = [argument for mount in mounts for argument in ("--mount", mount)]
         # ctr does not tell a container that its input has ended, and may lose the output of what ends at once.

@@ -96,8 +96,8 @@ def test_an_incomplete_image_starts_without_its_registry(
         containerd.ctr("snapshots", "--snapshotter", NAME, "rm", "hand")
         assert containerd.output(name, *HELLO, snapshotter=NAME) == "hello\n"
         assert printed_anew(containerd, name, TOOL, "/files/1") == "/files/1: EIO\n"
-    (told,) = plugin.status()["repositories"]
-    assert "Unreachable" in told["errors"]
+    (status,) = plugin.status()["repositories"]
+    assert "Unreachable" in status["errors"]
     registry.start()
     assert printed_anew(containerd, name, TOOL, "/files/1").encode() == FILES["files/1"]
     containerd.ctr("images", "rm", "--sync", name)
@@ -114,9 +114,9 @@ def test_a_registry_that_ignores_ranges(plugin: Plugin, containerd: Containerd, 
 
         registry.lie = whole
         name = containerd.pull_lazily(f"{registry.image}:v1", NAME)
-        (told,) = plugin.status()["containerds"]
-        assert told["unpacked"] == len(told["refused"]) == 1 and len(told["lazy"]) == 2
-        assert "ranges" in told["refused"][0]["reason"] or "whole blob" in told["refused"][0]["reason"]
+        (status,) = plugin.status()["containerds"]
+        assert status["unpacked"] == len(status["refused"]) == 1 and len(status["lazy"]) == 2
+        assert "ranges" in status["refused"][0]["reason"] or "whole blob" in status["refused"][0]["reason"]
         assert containerd.output(name, *HELLO, snapshotter=NAME) == "hello\n"
         assert printed_anew(containerd, name, TOOL, "/top").encode() == TOP
         containerd.ctr("images", "rm", "--sync", name)
@@ -142,9 +142,9 @@ def test_a_registry_that_is_silent_to_lazyfsd(plugin: Plugin, containerd: Contai
         pull.join(PATIENCE_S)
         assert not pull.is_alive()
         registry.recover()
-        (told,) = plugin.status()["containerds"]
-        assert len(told["refused"]) == told["unpacked"] == 3
-        first, *others = (each["reason"] for each in told["refused"])
+        (status,) = plugin.status()["containerds"]
+        assert len(status["refused"]) == status["unpacked"] == 3
+        first, *others = (each["reason"] for each in status["refused"])
         assert f"within {DEADLINE:.0f} s" in first
         assert all("has been waited for in vain already" in reason for reason in others)
         name = registry.image.removeprefix("docker://") + ":v1"
@@ -191,7 +191,7 @@ def test_two_containerds(tool: ToolImage) -> None:
             assert first.snapshots(NAME) == {} == plugin.rows("one")
             assert printed(second, sleeper, TOOL, "/files/1", "/top") == (FILES["files/1"] + TOP).decode()
             assert second.output(name, TOOL, "/files/2", snapshotter=NAME).encode() == FILES["files/2"]
-            assert [len(told["lazy"]) for told in plugin.status()["containerds"]] == [0, 3]
+            assert [len(status["lazy"]) for status in plugin.status()["containerds"]] == [0, 3]
         second.ctr("images", "rm", "--sync", name)
         plugin.await_empty()
 
@@ -272,9 +272,9 @@ def test_a_private_registry(plugin: Plugin, containerd: Containerd, tool: ToolIm
         name = f"{registry.image.removeprefix('docker://')}:v1"
         pull = ("images", "rpull", "--plain-http", f"--snapshotter={NAME}", "--user", f"user:{private.secret}", name)
         containerd.ctr(*pull, program="ctr-remote")
-        (told,) = plugin.status()["containerds"]
-        assert told["lazy"] == [] and len(told["refused"]) == 3
-        assert all("wants credentials, and there are none" in each["reason"] for each in told["refused"])
+        (status,) = plugin.status()["containerds"]
+        assert status["lazy"] == [] and len(status["refused"]) == 3
+        assert all("wants credentials, and there are none" in each["reason"] for each in status["refused"])
         assert containerd.output(name, *HELLO, snapshotter=NAME) == "hello\n"
         containerd.ctr("images", "rm", "--sync", name)
         plugin.await_empty()

@@ -17,7 +17,7 @@ from tests.small_image import SmallImage
 SECRET = "s3cret-of-this-test"
 
 
-def telling() -> list[str]:
+def reporting() -> list[str]:
     """The processes whose command line or environment holds the password, ours aside."""
     return [f"{process} {what}" for process in processes() for what in ("cmdline", "environ") if SECRET in text(process / what)]
 
@@ -44,7 +44,7 @@ def test_what_stays_of_a_mount_does_not_tell(mode: str, lazyfs: Lazyfs, small: S
     """Neither a mount's own process nor lazyfsd and its keeper; the option is still there to be seen, and so is the rest."""
     with lazyfs.mounted(small.converted, "--background", "off", "--creds", f"me:{SECRET}", mode=mode) as root:
         assert (root / "bin/tool").read_bytes() == small.files["bin/tool"]
-        assert telling() == []
+        assert reporting() == []
         stays = [title for title in titled(str(lazyfs.store)) if "lazyfs" in title]
         assert stays and (mode == "native" or any("--creds USER:***" in title for title in stays))
 
@@ -59,9 +59,9 @@ def test_a_mount_in_the_foreground_does_not_tell(lazyfs: Lazyfs, small: SmallIma
         for _ in moments():
             if root.is_mount():
                 break
-        told = telling()
+        reports = reporting()
         lazyfs.run("umount", root)
-    assert (told, process.returncode) == ([], 0)
+    assert (reports, process.returncode) == ([], 0)
 
 
 @pytest.mark.fuse
@@ -83,8 +83,8 @@ def test_a_container_that_runs_does_not_tell(lazyfs: Lazyfs, images: Callable[[s
             process.stdin.write(said + b"for the program\n")
             process.stdin.flush()
             assert process.stdout.readline() == b"ready\n"
-            told = telling()
+            reports = reporting()
             process.stdin.close()
             rest = process.stdout.read()
-        assert told == [] and process.returncode == 0
+        assert reports == [] and process.returncode == 0
         assert rest.startswith(b"for the program\n") and not re.search(SECRET.encode(), rest)

@@ -33,7 +33,7 @@ def plain(lazyfs: Lazyfs, tmp_path: Path) -> Lazyfs:
     return lazyfs
 
 
-def told(done: Done) -> str:
+def described(done: Done) -> str:
     """The last line on standard error, which is all there is but for notes."""
     return done.stderr.decode().splitlines()[-1]
 
@@ -43,7 +43,9 @@ def test_a_mount(mode: str, plain: Lazyfs, small: SmallImage, tmp_path: Path) ->
     """In every mode, before anything is fetched or started; no log has anything to say."""
     (tmp_path / "root").mkdir()
     done = plain.run("mount", small.converted, tmp_path / "root", "--store", plain.store, "--mode", mode, code=5)
-    assert told(done) == "lazyfs: lazyfs mount needs pyfuse3, which is not installed. pip install 'lazyfs[mount]' installs it"
+    assert (
+        described(done) == "lazyfs: lazyfs mount needs pyfuse3, which is not installed. pip install 'lazyfs[mount]' installs it"
+    )
     assert not list(plain.store.glob("logs/*"))
 
 
@@ -52,7 +54,7 @@ def test_a_mount(mode: str, plain: Lazyfs, small: SmallImage, tmp_path: Path) ->
 def test_a_container(plain: Lazyfs, small: SmallImage) -> None:
     """`lazyfs run` has no program whose exit code this could be."""
     done = plain.run("run", "--store", plain.store, small.converted, "true", code=125)
-    assert told(done) == "lazyfs: lazyfsd needs pyfuse3, which is not installed. pip install 'lazyfs[mount]' installs it"
+    assert described(done) == "lazyfs: lazyfsd needs pyfuse3, which is not installed. pip install 'lazyfs[mount]' installs it"
 
 
 @pytest.mark.parametrize("options", [[], ["--no-keeper"], ["--snapshotter", "socket"]])
@@ -68,7 +70,7 @@ def test_a_daemon_for_containerd(plain: Lazyfs, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lazyfs.daemon", "--store", str(plain.store), "--snapshotter", str(tmp_path / "socket")]
     done = run(*command, code=5, env=plain.environment)
     assert (
-        told(done)
+        described(done)
         == "lazyfsd: serving containerd needs grpc, which is not installed. pip install 'lazyfs[containerd]' installs it"
     )
     assert not (tmp_path / "socket").exists()
@@ -76,7 +78,7 @@ def test_a_daemon_for_containerd(plain: Lazyfs, tmp_path: Path) -> None:
 
 def test_a_pull(plain: Lazyfs) -> None:
     """Which needs no FUSE."""
-    assert "lazyfs[containerd]" in told(plain.run("pull", "localhost:1/image", "--store", plain.store, code=2))
+    assert "lazyfs[containerd]" in described(plain.run("pull", "localhost:1/image", "--store", plain.store, code=2))
 
 
 def test_what_needs_no_extra(plain: Lazyfs, small: SmallImage, tmp_path: Path) -> None:

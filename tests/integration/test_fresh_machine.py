@@ -56,7 +56,7 @@ def test_demo_works_on_a_fresh_machine(machine: Path) -> None:
         machine,
         timeout=1500,
     )
-    told = done.stdout.decode()
-    assert told.count("    hello\n") == 2
-    assert "A full pull moves" in told
+    output = done.stdout.decode()
+    assert output.count("    hello\n") == 2
+    assert "A full pull moves" in output
     assert not list((machine / "var/tmp").glob("lazyfs-demo-*"))

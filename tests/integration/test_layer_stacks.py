@@ -113,12 +113,12 @@ def without(records: Mapping[bytes, Record], *fields: str) -> dict[bytes, Record
     return {path: record._replace(**{field: getattr(nothing, field) for field in fields}) for path, record in records.items()}
 
 
-def expect_same(row: Row, unpacked: Mapping[bytes, Record], found: Mapping[bytes, Record], *untold: str) -> None:
+def expect_same(row: Row, unpacked: Mapping[bytes, Record], found: Mapping[bytes, Record], *ignored: str) -> None:
     """The row is shown as umoci shows it, but for what the table says, for times of directories that no layer names, and for `untold`."""
     left = {path: record for path, record in of_row(row, unpacked).items() if path not in row.differs}
     untimed = {path for path, record in left.items() if record.type == "dir"}
     assert left
-    assert [str(it) for it in compare(without(left, *untold), without(found, *untold), untimed=untimed)] == []
+    assert [str(difference) for difference in compare(without(left, *ignored), without(found, *ignored), untimed=untimed)] == []
 
 
 @pytest.fixture(params=ROWS, ids=lambda row: row.name)

@@ -168,9 +168,12 @@ def assert_same(full: dict[bytes, Record], shown: dict[bytes, Record]) -> None:
     """The same but for what is left out, for directories' times that no layer names, and a link fewer: the pseudo-link's own name."""
     implied = {path for path, record in full.items() if record.type == "dir"}
     differences = compare(full, shown, untimed=implied, ignore=(*OWN_NAMES, *LEFT_OUT))
-    aufs = [it for it in differences if it.path in {"aufs/one", "aufs-two"}]
-    assert [(it.path, it.field, it.left, it.right) for it in aufs] == [("aufs-two", "nlink", 3, 2), ("aufs/one", "nlink", 3, 2)]
-    assert [str(it) for it in differences if it not in aufs] == []
+    aufs = [oci for oci in differences if oci.path in {"aufs/one", "aufs-two"}]
+    assert [(oci.path, oci.field, oci.left, oci.right) for oci in aufs] == [
+        ("aufs-two", "nlink", 3, 2),
+        ("aufs/one", "nlink", 3, 2),
+    ]
+    assert [str(oci) for oci in differences if oci not in aufs] == []
     assert not [path for path in shown if path.startswith(LEFT_OUT) or path.startswith(b".wh.")]
 
 
@@ -223,7 +226,7 @@ def test_a_conversion_keeps_what_a_full_pull_shows(
     assert_same(full, pulled(f"oci:{tmp_path}/converted:v1"))
 
 
-def foreign_lazy_layer(it: Oci) -> None:
+def foreign_lazy_layer(oci: Oci) -> None:
     """An image of one lazy layer whose converter knows nothing of AUFS: it has taken everything over, with chunks and hard links."""
     entries = [
         Planned(Entry(b".no.prefetch.landmark", "reg", 0, size=1), content=b"\x0f"),
@@ -242,15 +245,15 @@ def foreign_lazy_layer(it: Oci) -> None:
         file, layer = write_layer(entries, lambda _at, _size: b"", Style(every(4096), 6), threads, 1, lambda _count: None)
     with file:
         file.seek(0)
-        it.image(it.blob(file.read(), GZIP_LAYER, annotations={TOC_DIGEST: layer.toc_digest}, diff_id=layer.diff_id))
+        oci.image(oci.blob(file.read(), GZIP_LAYER, annotations={TOC_DIGEST: layer.toc_digest}, diff_id=layer.diff_id))
 
 
 @pytest.mark.parametrize("mode", ["portable", "native"])
 def test_a_lazy_layer_of_another_converter(mode: str, lazyfs: Lazyfs, tmp_path: Path) -> None:
     """The same of its TOC: links to a pseudo-link are that file, its bytes come from where that is, and `verify` agrees."""
-    it = Oci(tmp_path / "image")
-    foreign_lazy_layer(it)
-    image = f"oci:{it.path}:v1"
+    oci = Oci(tmp_path / "image")
+    foreign_lazy_layer(oci)
+    image = f"oci:{oci.path}:v1"
     directory = tmp_path / "root"
     directory.mkdir()
     done = lazyfs.run("mount", image, directory, "--store", lazyfs.store, "--mode", mode, "--lazy-only")

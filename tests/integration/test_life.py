@@ -86,8 +86,8 @@ def test_order_that_takes_longer_than_a_daemon_waits(command: str, small: SmallI
             assert not small.wrong_files(root)
             lazyfs.run("umount", root)
         else:
-            told = lazyfs.run("run", *options, f"{registry.image}:v1", "/nothing", code=127)
-            assert b"exits each time" not in told.stderr
+            output = lazyfs.run("run", *options, f"{registry.image}:v1", "/nothing", code=127)
+            assert b"exits each time" not in output.stderr
     log = (lazyfs.store / "logs" / "lazyfsd.log").read_text()
     assert "keeper" not in log, "a daemon died, or was killed"
 
@@ -104,8 +104,8 @@ def test_interrupted_client(mode: str, small: SmallImage, lazyfs: Lazyfs, tmp_pa
         options = ["--plain-http", "--store", lazyfs.store, "--mode", mode, f"{registry.image}:v1"]
         with start(lazyfs, "mount", *options, roots[0]) as first, start(lazyfs, "mount", *options, roots[1]) as second:
             await_kept(lazyfs.store, LARGE // 2)
-            told = [_line(process, "waiting for layer|are fetched whole") for process in (first, second)]
-            working, waiting = (first, second) if "whole" in told[0] else (second, first)
+            output = [_line(process, "waiting for layer|are fetched whole") for process in (first, second)]
+            working, waiting = (first, second) if "whole" in output[0] else (second, first)
             registry.lie = None
             asked = len(registry.ranges)
             working.send_signal(signal.SIGINT)
@@ -281,6 +281,6 @@ def test_low_limit_of_open_files(command: str, small: SmallImage, lazyfs: Lazyfs
     if module == "lazyfs":
         arguments += [small.converted, "true" if words == ["run"] else root]
     limited = ["prlimit", "--nofile=64:64", sys.executable, "-m", module, *arguments]
-    told = run(*limited, code=125 if words == ["run"] else 5, env=lazyfs.environment, timeout=60).stderr.decode()
-    assert "no more than 64 files open" in told and "ulimit -n" in told and "Traceback" not in told
+    output = run(*limited, code=125 if words == ["run"] else 5, env=lazyfs.environment, timeout=60).stderr.decode()
+    assert "no more than 64 files open" in output and "ulimit -n" in output and "Traceback" not in output
     assert not root.is_mount()

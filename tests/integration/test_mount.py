@@ -60,16 +60,16 @@ def directory(tmp_path: Path) -> Path:
 
 def test_mount_returns_when_it_answers(lazyfs: Lazyfs, small: SmallImage, directory: Path) -> None:
     """Behind `lazyfs mount` the tree is there, and a process of its own serves it."""
-    told = lazyfs.json("mount", small.converted, directory, "--store", lazyfs.store, "--mode", "portable")
+    output = lazyfs.json("mount", small.converted, directory, "--store", lazyfs.store, "--mode", "portable")
     assert (directory / "empty").read_bytes() == b""
-    assert told == {
+    assert output == {
         "image": f"oci:{small.layout}@{small.digest}",
         "directory": str(directory),
-        "pid": told["pid"],
+        "pid": output["pid"],
         "mode": "portable",
     }
-    assert os.getsid(told["pid"]) == told["pid"]
-    with watched(told["pid"]) as process:
+    assert os.getsid(output["pid"]) == output["pid"]
+    with watched(output["pid"]) as process:
         lazyfs.run("umount", directory)
         assert not directory.is_mount()
         assert ended(process)
@@ -80,13 +80,13 @@ def test_mount_point_must_be_a_free_directory(lazyfs: Lazyfs, small: SmallImage,
     file = tmp_path / "file"
     file.touch()
     for place in (file, tmp_path / "gone"):
-        told = lazyfs.run("mount", small.converted, place, "--store", lazyfs.store, "--mode", "portable", code=5).stderr
-        assert f"{place} is not a directory" in told.decode()
+        output = lazyfs.run("mount", small.converted, place, "--store", lazyfs.store, "--mode", "portable", code=5).stderr
+        assert f"{place} is not a directory" in output.decode()
     assert f"{tmp_path} is not a lazyfs mount" in lazyfs.run("umount", tmp_path, code=5).stderr.decode()
     assert f"{tmp_path} is not a lazyfs mount" in lazyfs.run("status", tmp_path, code=5).stderr.decode()
     with lazyfs.mounted(small.converted) as root:
-        told = lazyfs.run("mount", small.converted, root, "--store", lazyfs.store, "--mode", "portable", code=5).stderr
-        assert f"{root} is a lazyfs mount already. Unmount it first: lazyfs umount {root}" in told.decode()
+        output = lazyfs.run("mount", small.converted, root, "--store", lazyfs.store, "--mode", "portable", code=5).stderr
+        assert f"{root} is a lazyfs mount already. Unmount it first: lazyfs umount {root}" in output.decode()
         assert (root / "empty").exists()
 
 
@@ -112,9 +112,9 @@ def test_foreground(number: signal.Signals, lazyfs: Lazyfs, small: SmallImage, d
         time.sleep(0.01)
     assert (directory / "empty").exists()
     process.send_signal(number)
-    _, told = process.communicate(timeout=PATIENCE_S)
+    _, output = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0
-    assert b"Traceback" not in told
+    assert b"Traceback" not in output
     assert not directory.is_mount()
 
 
@@ -145,11 +145,11 @@ def test_busy_mount_is_left_and_its_holder_named(lazyfs: Lazyfs, small: SmallIma
     """Whoever holds it, by its working directory or an open file, is named, and goes on unharmed."""
     with lazyfs.mounted(small.converted) as root:
         with holding(root / "bin") as holder:
-            told = lazyfs.run("umount", root, code=5).stderr.decode()
-            assert f"{root} is busy: held by sleep ({holder.pid})" in told and "--lazy" in told
+            output = lazyfs.run("umount", root, code=5).stderr.decode()
+            assert f"{root} is busy: held by sleep ({holder.pid})" in output and "--lazy" in output
         with (root / "first").open("rb") as file:
-            told = lazyfs.run("umount", root, code=5).stderr.decode()
-            assert f"({os.getpid()})" in told
+            output = lazyfs.run("umount", root, code=5).stderr.decode()
+            assert f"({os.getpid()})" in output
             assert file.read() == small.files["first"]
         assert root.is_mount()
 
@@ -192,10 +192,10 @@ def test_dead_mount(lazyfs: Lazyfs, small: SmallImage) -> None:
         done = lazyfs.run("status", root, code=5)
         assert f"the mount at {root} does not answer" in done.stdout.decode() and f"lazyfs umount {root}" in done.stdout.decode()
         assert "does not answer" in lazyfs.json("status", root, code=5)["error"]
-        told = lazyfs.run(
+        output = lazyfs.run(
             "mount", small.converted, root, "--store", lazyfs.store, "--mode", "portable", "--mode", "portable", code=5
         ).stderr.decode()
-        assert f"lazyfs umount {root}" in told
+        assert f"lazyfs umount {root}" in output
         lazyfs.run("umount", root)
         lazyfs.run("mount", small.converted, root, "--store", lazyfs.store, "--mode", "portable")
         assert (root / "first").read_bytes() == small.files["first"]
@@ -227,5 +227,5 @@ def test_mounting_again_needs_no_registry(lazyfs: Lazyfs, registry: Registry, sm
     registry.stop()
     with lazyfs.mounted(digest, "--background", "off") as root:
         assert (root / "first").read_bytes() == small.files["first"]
-        told = lazyfs.run("mount", tag, root.parent, "--store", lazyfs.store, "--mode", "portable", code=4).stderr.decode()
-        assert registry.address in told and f"It was last seen as {digest}" in told
+        output = lazyfs.run("mount", tag, root.parent, "--store", lazyfs.store, "--mode", "portable", code=4).stderr.decode()
+        assert registry.address in output and f"It was last seen as {digest}" in output

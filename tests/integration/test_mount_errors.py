@@ -201,7 +201,7 @@ def test_store_without_room_to_open(lazyfs: Lazyfs, small: SmallImage, tiny_disk
             filler.write(bytes(4096))
     directory = tmp_path / "directory"
     directory.mkdir()
-    told = lazyfs.run(
+    output = lazyfs.run(
         "mount", small.converted, directory, "--store", lazyfs.store, "--mode", "portable", "--mode", "portable", code=5
     ).stderr.decode()
-    assert f"the store {lazyfs.store} cannot be opened" in told and "Free space" in told
+    assert f"the store {lazyfs.store} cannot be opened" in output and "Free space" in output

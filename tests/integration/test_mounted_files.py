@@ -115,10 +115,10 @@ def test_attributes(root: Path, small: SmallImage) -> None:
     assert (root / "bin/symlink").lstat().st_size == len("tool")
     device = (root / "dev/null").stat()
     assert stat.S_ISCHR(device.st_mode) and device.st_rdev == os.makedev(1, 3)
-    it = (root / small_file(5)).stat()
-    assert (it.st_size, it.st_blocks, it.st_mtime_ns) == (
+    status = (root / small_file(5)).stat()
+    assert (status.st_size, status.st_blocks, status.st_mtime_ns) == (
         len(small.files[small_file(5)]),
-        -(-it.st_size // 512),
+        -(-status.st_size // 512),
         1_700_000_000 * 10**9,
     )
     assert os.getxattr(root / "attributed", "user.colour") == b"blue" and os.listxattr(root / "attributed") == ["user.colour"]
@@ -126,11 +126,11 @@ def test_attributes(root: Path, small: SmallImage) -> None:
 
 def test_statfs(root: Path, small: SmallImage) -> None:
     """The size of the image, nothing free, names of 255 bytes."""
-    it = os.statvfs(root)
-    assert it.f_blocks * it.f_frsize >= sum(map(len, small.files.values())) - len(small.files["bin/link"])
-    assert it.f_bfree == it.f_bavail == it.f_ffree == 0 and it.f_namemax == 255
-    assert it.f_files == len({path.lstat().st_ino for path in root.rglob("*")}) + 1
-    assert it.f_flag & os.ST_RDONLY
+    status = os.statvfs(root)
+    assert status.f_blocks * status.f_frsize >= sum(map(len, small.files.values())) - len(small.files["bin/link"])
+    assert status.f_bfree == status.f_bavail == status.f_ffree == 0 and status.f_namemax == 255
+    assert status.f_files == len({path.lstat().st_ino for path in root.rglob("*")}) + 1
+    assert status.f_flag & os.ST_RDONLY
 
 
 @pytest.mark.root

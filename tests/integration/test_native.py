@@ -21,8 +21,8 @@ pytestmark = [pytest.mark.fuse, pytest.mark.root]
 
 def counts(lazyfs: Lazyfs, root: Path) -> dict[str, int]:
     """What passed the gate of the lazyfsd that made the mount at `root`, and what it kept."""
-    told = lazyfs.json("status", root)
-    return {name: told[name] for name in ("published", "entries", "reads", "kept")}
+    status = lazyfs.json("status", root)
+    return {name: status[name] for name in ("published", "entries", "reads", "kept")}
 
 
 @contextmanager
@@ -186,8 +186,8 @@ def test_mode_is_told(lazyfs: Lazyfs, small: SmallImage, tmp_path: Path) -> None
         directory.mkdir()
         done = lazyfs.run("mount", small.converted, directory, "--store", lazyfs.store, "--mode", mode)
         assert (f"mounting {expected}ly" in done.stderr.decode()) == (mode == "auto")
-    told = [lazyfs.json("status", tmp_path / str(number))["mode"] for number in range(3)]
-    assert told == ["native", "native", "portable"]
+    modes = [lazyfs.json("status", tmp_path / str(number))["mode"] for number in range(3)]
+    assert modes == ["native", "native", "portable"]
     for number in range(3):
         lazyfs.run("umount", tmp_path / str(number))
     assert remains(lazyfs.store) == []
@@ -197,10 +197,10 @@ def test_paths_that_are_not_utf8_are_mounted_portably(lazyfs: Lazyfs, small: Sma
     """auto chooses what can; native says what it cannot."""
     directory = tmp_path / "caf\udce9"
     directory.mkdir()
-    told = lazyfs.run("mount", small.converted, directory, "--store", lazyfs.store, "--mode", "native", code=5).stderr
-    assert b"not UTF-8" in told
-    told = lazyfs.run("mount", small.converted, directory, "--store", lazyfs.store).stderr
-    assert b"mounting portably" in told
+    output = lazyfs.run("mount", small.converted, directory, "--store", lazyfs.store, "--mode", "native", code=5).stderr
+    assert b"not UTF-8" in output
+    output = lazyfs.run("mount", small.converted, directory, "--store", lazyfs.store).stderr
+    assert b"mounting portably" in output
     assert not small.wrong_files(directory)
     lazyfs.run("umount", directory)
 

@@ -49,8 +49,8 @@ class Holder:
 
 
 def info(lazyfs: Lazyfs) -> dict[str, Any]:
-    told: dict[str, Any] = lazyfs.json("store", "info", "--store", lazyfs.store)
-    return told
+    usage: dict[str, Any] = lazyfs.json("store", "info", "--store", lazyfs.store)
+    return usage
 
 
 @pytest.fixture
@@ -75,10 +75,10 @@ def test_four_images_in_a_store_for_two(lazyfs: Lazyfs, images: list[SmallImage]
             holders.append(holder)
         stack.enter_context(reader)
         for _ in moments():
-            if (told := info(lazyfs))["used_bytes"] - told["held_bytes"] <= size:
+            if (usage := info(lazyfs))["used_bytes"] - usage["held_bytes"] <= size:
                 break
         else:
-            raise AssertionError(f"the store stays too large: {told}")
+            raise AssertionError(f"the store stays too large: {usage}")
         lazyfsd = Lazyfsd(lazyfs.store)
         assert any(lazyfsd.count(root, "missing_chunks") for root in roots)
         for _ in range(2):

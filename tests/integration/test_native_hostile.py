@@ -46,23 +46,23 @@ def member(name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, **xattrs
     return info, data
 
 
-def lazily(it: Oci) -> str:
+def lazily(oci: Oci) -> str:
     """The image, converted."""
-    target = it.path.with_name("converted")
-    assert main(["convert", f"oci:{it.path}:v1", f"oci:{target}:v1"]) == 0
+    target = oci.path.with_name("converted")
+    assert main(["convert", f"oci:{oci.path}:v1", f"oci:{target}:v1"]) == 0
     return f"oci:{target}:v1"
 
 
-def wholly(it: Oci) -> str:
+def wholly(oci: Oci) -> str:
     """The image as it is."""
-    return f"oci:{it.path}:v1"
+    return f"oci:{oci.path}:v1"
 
 
 @pytest.mark.parametrize("prepared", [lazily, wholly])
 def test_overlay_attributes_of_a_layer(prepared: Prepare, lazyfs: Lazyfs, victim: Path, tmp_path: Path) -> None:
     """What a layer says in overlayfs's own words is data: no byte of another image, nothing hidden, nothing shown elsewhere."""
     aim = f"/{object_name(SECRET)}"
-    it = Oci(tmp_path / "hostile")
+    oci = Oci(tmp_path / "hostile")
     lower = tar_of(
         member("empty", metacopy="", redirect=aim),
         member("sized", OWN, metacopy="", redirect=aim),
@@ -78,8 +78,8 @@ def test_overlay_attributes_of_a_layer(prepared: Prepare, lazyfs: Lazyfs, victim
         member("third", kind=tarfile.DIRTYPE, opaque="x"),
         member("link", OWN, metacopy="", redirect="/dir/below"),
     )
-    it.image(it.plain(lower), it.plain(upper))
-    with lazyfs.mounted(prepared(it), "--background", "off", mode="native") as root:
+    oci.image(oci.plain(lower), oci.plain(upper))
+    with lazyfs.mounted(prepared(oci), "--background", "off", mode="native") as root:
         assert (root / "empty").read_bytes() == b""
         for name in ("sized", "escaped", "dir/below", "link"):
             assert (root / name).read_bytes() == OWN
@@ -96,9 +96,9 @@ def test_overlay_attributes_of_a_layer(prepared: Prepare, lazyfs: Lazyfs, victim
 @pytest.mark.parametrize("prepared", [lazily, wholly])
 def test_a_file_at_the_path_of_an_object(prepared: Prepare, lazyfs: Lazyfs, victim: Path, tmp_path: Path) -> None:
     """An image with a name of an object in its root, another's file's or its own, is mounted portably, or not at all."""
-    it = Oci(tmp_path / "hostile")
-    it.image(it.plain(tar_of(member(object_name(SECRET), OWN))), it.plain(tar_of(member("secret", SECRET))))
-    image = prepared(it)
+    oci = Oci(tmp_path / "hostile")
+    oci.image(oci.plain(tar_of(member(object_name(SECRET), OWN))), oci.plain(tar_of(member("secret", SECRET))))
+    image = prepared(oci)
     directory = tmp_path / "root"
     directory.mkdir()
     done = lazyfs.run("mount", image, directory, "--store", lazyfs.store, "--mode", "native", code=5)
@@ -131,7 +131,7 @@ def claiming(path: Path, data: Sequence[bytes], *, claimed: bytes = b"", digests
 
     Chunks are said to be those whose digests are of `digests`, and the last of them to be `size` bytes longer than it is.
     """
-    it = Oci(path)
+    oci = Oci(path)
     entries: list[Json] = []
     blob = b""
     offset = 0
@@ -149,7 +149,7 @@ def claiming(path: Path, data: Sequence[bytes], *, claimed: bytes = b"", digests
         offset += length
         blob += compress_member(chunk + bytes(600))
     entries[0]["size"] = offset
-    it.image(it.lazy(entries, blob))
+    oci.image(oci.lazy(entries, blob))
     return f"oci:{path}:v1"
 
 
@@ -186,7 +186,7 @@ def test_an_image_that_lies_about_chunks(count: int, longer: int, lazyfs: Lazyfs
         assert reader(lies, asked).report().away == ["file"]
         with all_mounted(lazyfs, [honest]) as (tells,), reader:
             reader(tells, asked).check()
-            told = reader(lies, asked).report()
+            report = reader(lies, asked).report()
             # Of the same name, it is the same object by now, and its bytes are verified.
-            assert told.away if longer else told.right
+            assert report.away if longer else report.right
             reader(tells, asked).check()

@@ -164,12 +164,12 @@ def test_lost_with_its_keeper(command: str, lazyfs: Lazyfs, small: SmallImage, r
             roots.append(stack.enter_context(lazyfs.mounted(small.converted, "--background", "off", mode="native")))
         for _ in moments():
             are_anew = lazyfsd.log().count("remounted ") >= 3
-            told = {Path(each["directory"]): each for each in lazyfsd.status()}
-            if are_anew and "until it is mounted again" in told[held_and_written]["trouble"]:
+            status = {Path(each["directory"]): each for each in lazyfsd.status()}
+            if are_anew and "until it is mounted again" in status[held_and_written]["trouble"]:
                 break
-        assert set(told) == set(roots) - {gone}
-        assert "until it is mounted again" in told[held_and_written]["trouble"]
-        assert not any(told[root]["trouble"] for root in (still, held, written)), told
+        assert set(status) == set(roots) - {gone}
+        assert "until it is mounted again" in status[held_and_written]["trouble"]
+        assert not any(status[root]["trouble"] for root in (still, held, written)), status
         for root in (still, held, written):
             reader(root, small.files).check()
         assert (written / "new").read_bytes() == b"new"

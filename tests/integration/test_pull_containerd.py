@@ -212,11 +212,11 @@ def test_an_index_is_kept_whole(
     pull: Callable[..., Any], refused: Callable[..., str], containerd: Containerd, tmp_path: Path
 ) -> None:
     """The name means the index, as with ctr; one platform's manifest is chosen, and manifests that are not here do no harm."""
-    it = Oci(tmp_path / "image")
+    oci = Oci(tmp_path / "image")
     tar = tar_of((named("file"), b"for this machine"))
-    manifest = it.image(it.plain(tar)) | {"platform": {"os": "linux", "architecture": "amd64"}}
+    manifest = oci.image(oci.plain(tar)) | {"platform": {"os": "linux", "architecture": "amd64"}}
     other = {**manifest, "digest": sha256(b"not here"), "platform": {"os": "linux", "architecture": "arm64"}}
-    index = it.tag(it.document({"schemaVersion": 2, "mediaType": INDEX, "manifests": [other, manifest]}, INDEX))
+    index = oci.tag(oci.document({"schemaVersion": 2, "mediaType": INDEX, "manifests": [other, manifest]}, INDEX))
     with LyingRegistry(tmp_path / "image") as registry:
         reference = f"{registry.image}:v1"
         pulled = pull(reference, "--platform", "linux/amd64")
@@ -336,8 +336,8 @@ def test_a_lie_is_refused_and_leaves_nothing(
     with LyingRegistry(small.original) as registry:
         registry.lie = lie
         assert "has another digest" in refused(3, f"{registry.image}:v1")
-    it = Oci(tmp_path / "image")
-    it.image(it.plain(tar_of(named("file")), diff_id=sha256(b"something else")))
+    oci = Oci(tmp_path / "image")
+    oci.image(oci.plain(tar_of(named("file")), diff_id=sha256(b"something else")))
     with LyingRegistry(tmp_path / "image") as registry:
         assert "the config's diff ID is" in refused(3, f"{registry.image}:v1")
     assert left(containerd) == []

@@ -49,13 +49,13 @@ def test_quick_start(
     }
     seen = []
     for program, command, *arguments in quick_start():
-        told = [names.get(argument, argument) for argument in arguments]
+        replaced = [names.get(argument, argument) for argument in arguments]
         seen.append(command)
         if program == "ctr":
-            assert NAME in told
-            containerd.ctr(command, *told)
+            assert NAME in replaced
+            containerd.ctr(command, *replaced)
         else:
             assert program == "lazyfs"
-            run(sys.executable, "-m", "lazyfs", command, *added.get(command, []), *told, env=lazyfs.environment, timeout=300)
+            run(sys.executable, "-m", "lazyfs", command, *added.get(command, []), *replaced, env=lazyfs.environment, timeout=300)
             assert directory.is_mount() == (command in {"mount", "status"})
     assert seen == ["convert", "verify", "inspect", "mount", "status", "umount", "run", "pull", "run"]

@@ -28,8 +28,8 @@ def objects(lazyfs: Lazyfs) -> set[str]:
 
 
 def info(lazyfs: Lazyfs) -> dict[str, Any]:
-    told: dict[str, Any] = lazyfs.json("store", "info", "--store", lazyfs.store)
-    return told
+    usage: dict[str, Any] = lazyfs.json("store", "info", "--store", lazyfs.store)
+    return usage
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -62,12 +62,12 @@ def test_a_store_that_is_too_small(lazyfs: Lazyfs, small: SmallImage, other: Sma
         used = info(lazyfs)["used_bytes"]
     with lazyfs.mounted(small.converted, "--background", "wait", "--store-size", str(used), mode=mode) as root:
         for _ in moments():
-            told = info(lazyfs)
-            if told["used_bytes"] <= used:
+            usage = info(lazyfs)
+            if usage["used_bytes"] <= used:
                 break
         else:
-            raise AssertionError(f"the store stays too large: {told}")
-        assert told["limit_bytes"] == used
+            raise AssertionError(f"the store stays too large: {usage}")
+        assert usage["limit_bytes"] == used
         assert not small.wrong_files(root)
         with (root / large_file(3)).open("rb") as file:
             begun = file.read(1000)

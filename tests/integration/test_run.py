@@ -186,10 +186,10 @@ def test_terminal(lazyfs: Lazyfs, image: str) -> None:
     """On a terminal the program has one, and Ctrl-C is its own."""
     # No `read`: a signal on bash's way into it is heard after a line only.
     script = "trap 'exit 6' INT; tty; stty size; while :; do sleep 0.01; done"
-    with terminal(arguments(lazyfs, image, "bash", "-c", script), env=lazyfs.environment) as it:
-        it.until(b"/dev/pts/0\r\n33 99\r\n")
-        it.type(b"\x03")
-        assert it.process.wait(PATIENCE_S) == 6
+    with terminal(arguments(lazyfs, image, "bash", "-c", script), env=lazyfs.environment) as screen:
+        screen.until(b"/dev/pts/0\r\n33 99\r\n")
+        screen.type(b"\x03")
+        assert screen.process.wait(PATIENCE_S) == 6
 
 
 def test_record(lazyfs: Lazyfs, image: str, tmp_path: Path) -> None:
@@ -210,9 +210,9 @@ def test_bundle(lazyfs: Lazyfs, image: str, tmp_path: Path) -> None:
     """--bundle leaves what runc runs by itself, changes kept; unmounted by hand."""
     bundle = tmp_path / "bundle"
     options = ("--allow-new-privileges", "-e", "A=1")
-    told = said(lazyfs, "--bundle", str(bundle), *options, image, "sh", "-c", "echo $A; touch /new; ls /new")
+    output = said(lazyfs, "--bundle", str(bundle), *options, image, "sh", "-c", "echo $A; touch /new; ls /new")
     assert json.loads((bundle / "config.json").read_text())["process"]["noNewPrivileges"] is False
-    assert str(bundle) in told[0]
+    assert str(bundle) in output[0]
     for _ in range(2):
         assert run("runc", "run", "--bundle", bundle, f"test-{os.getpid()}").stdout == b"1\n/new\n"
     assert (bundle / "upper/new").exists() and oct(bundle.stat().st_mode & 0o777) == "0o700"

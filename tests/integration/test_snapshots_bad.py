@@ -15,7 +15,7 @@ from tests.snapshot_lab import Lab
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
 
-UNLABELLED = {"toc_of_no_digest", "toc_that_nobody_vouches_for"}
+UNLABELLED = {"toc_of_no_digest", "toc_of_no_annotation"}
 """Found in containerd's labels, before anybody is asked for a TOC: tests/unit/snapshots."""
 TABLE = [
     bad
@@ -28,12 +28,12 @@ TABLE = [
 @pytest.mark.parametrize("bad", TABLE, ids=lambda bad: bad.case)
 def test_a_bad_layer_is_an_ordinary_one(bad: Bad, lab: Lab, snapshotter: Plugin) -> None:
     """Answered with a directory to unpack into, and the words that the error has everywhere."""
-    it = Oci(lab.folder / "image")
-    CASES[bad.case](it)
-    with LyingRegistry(it.path) as registry:
-        (mount,) = lab.client.prepare(lab.key("extract-1"), labels=labels_of(it.path, registry.server.host))
+    oci = Oci(lab.folder / "image")
+    CASES[bad.case](oci)
+    with LyingRegistry(oci.path) as registry:
+        (mount,) = lab.client.prepare(lab.key("extract-1"), labels=labels_of(oci.path, registry.server.host))
     assert mount.type == "bind" and mount.source.startswith(str(lab.snapshots))
     reason = lab.client.stat(lab.key("extract-1")).labels[REASON]
     for words in bad.words:
-        assert words.replace("LAYER", it.layer) in reason
+        assert words.replace("LAYER", oci.layer) in reason
     assert reason in snapshotter.logged()

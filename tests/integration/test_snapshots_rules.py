@@ -224,14 +224,14 @@ def test_labels_have_a_size(lab: Lab, tree: Path) -> None:
 def test_unknown_labels_are_kept(lab: Lab, tree: Path) -> None:
     """What nobody here understands is told back, of every kind of snapshot; a commit takes over none; an empty one is none."""
     odd = {"unknown": "1", "containerd.io/snapshot/new.thing": '"=,\n\0', "ключ": "🗝", "a.b.c": "d", "empty": ""}
-    told = {key: value for key, value in odd.items() if value}
+    sent = {key: value for key, value in odd.items() if value}
     base = lab.layer("base", labels=odd)
-    assert lab.client.stat(base).labels == told
+    assert lab.client.stat(base).labels == sent
     for make in (lab.client.prepare, lab.client.view):
         key = lab.key(make.__name__)
         make(key, base, odd)
-        assert lab.client.stat(key).labels == told
-        assert lab.client.update(key, {"a.b.c": "e"}, "labels.a.b.c", "labels.none").labels == {**told, "a.b.c": "e"}
+        assert lab.client.stat(key).labels == sent
+        assert lab.client.update(key, {"a.b.c": "e"}, "labels.a.b.c", "labels.none").labels == {**sent, "a.b.c": "e"}
         assert lab.client.update(key, {}).labels == {}
     lab.client.commit(lab.key("plain"), lab.key("prepare"))
     assert lab.client.stat(lab.key("plain")).labels == {}

@@ -73,10 +73,10 @@ def test_each_layer_is_told_in_a_line(small: SmallImage, lazyfs: Lazyfs, tmp_pat
     for lines in (2, 0):
         directory = tmp_path / f"mount-{lines}"
         directory.mkdir()
-        told = lazyfs.run("mount", image, directory, "--store", lazyfs.store, "--mode", "portable").stderr.decode()
+        output = lazyfs.run("mount", image, directory, "--store", lazyfs.store, "--mode", "portable").stderr.decode()
         lazyfs.run("umount", directory)
-        assert len(told.splitlines()) == lines
-        for line in told.splitlines():
+        assert len(output.splitlines()) == lines
+        for line in output.splitlines():
             assert "are fetched whole" in line and f"`lazyfs convert oci:{small.original}@sha256:" in line
 
 
@@ -103,9 +103,9 @@ def test_lazy_only_refuses_it(small: SmallImage, mode: str, lazyfs: Lazyfs, tmp_
     directory.mkdir()
     with LyingRegistry(small.original) as registry:
         command = ["mount", f"{registry.image}:v1", directory, "--store", lazyfs.store, "--mode", mode, "--lazy-only"]
-        told = lazyfs.run(*command, code=3).stderr.decode()
+        output = lazyfs.run(*command, code=3).stderr.decode()
         assert not registry.ranges
-    assert "(layer 1 of 2)" in told and f"lazyfs convert {registry.image}" in told and told.count("\n") == 1
+    assert "(layer 1 of 2)" in output and f"lazyfs convert {registry.image}" in output and output.count("\n") == 1
     assert not directory.is_mount()
 
 
@@ -138,8 +138,8 @@ def test_disk_without_room_for_a_layer(small: SmallImage, lazyfs: Lazyfs, tmp_pa
     run("mount", "-t", "tmpfs", "-o", "size=5m", "lazyfs-test", disk)
     try:
         command = ["mount", image, directory, "--store", disk / "store", "--mode", "portable"]
-        told = lazyfs.run(*command, code=5).stderr.decode()
-        assert "No space left on device" in told and "--store" in told
+        output = lazyfs.run(*command, code=5).stderr.decode()
+        assert "No space left on device" in output and "--store" in output
         assert not directory.is_mount()
         assert not any((disk / "store" / "tmp").iterdir())
         run("mount", "-o", "remount,size=50m", disk)

@@ -70,20 +70,20 @@ async def test_returning_is_not_a_failure() -> None:
 async def test_failing_task_ends_no_other(failure: Exception, expect_log: LogWatch) -> None:
     """It is logged and counted, its owner is told before those who wait are woken, and the nursery lives."""
     expect_log("index of layer 1 has failed: ")
-    told: list[tuple[Exception, bool]] = []
+    heard: list[tuple[Exception, bool]] = []
     ended = trio.Event()
     async with trio.open_nursery() as nursery:
         tasks = Supervisor(nursery)
         other = Failing()
         tasks.start_soon("other", other.run)
-        hear = lambda cause: told.append((cause, ended.is_set()))  # noqa: E731
+        hear = lambda cause: heard.append((cause, ended.is_set()))  # noqa: E731
         tasks.start_soon("index", Failing(failure).run, subject="layer 1", failed=hear, wakes=[ended])
         await ended.wait()
         await other.runs.wait()
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     cause = failure.exceptions[0] if isinstance(failure, ExceptionGroup) else failure
-    assert told == [(cause, False)] and tasks.failures.counts() == {"index": 1}
+    assert heard == [(cause, False)] and tasks.failures.counts() == {"index": 1}
 
 
 async def test_an_attempt_returns_its_failure(expect_log: LogWatch) -> None:

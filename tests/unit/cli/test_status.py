@@ -32,7 +32,7 @@ LAZY, WHOLE = LayerStatus("sha256:aa", 20_000_000, ""), LayerStatus("sha256:bb",
 
 
 @pytest.mark.parametrize(
-    ("layers", "requests", "received", "told"),
+    ("layers", "requests", "received", "line"),
     [
         ((LAZY,), 3, 5_000_000, "fetched 5.0 MB of 60.0 MB in 3 requests  ("),
         ((LAZY, WHOLE), 3, 5_000_000, "fetched 5.0 MB of 20.0 MB in 3 requests, 40.0 MB of layers fetched whole  ("),
@@ -40,8 +40,8 @@ LAZY, WHOLE = LayerStatus("sha256:aa", 20_000_000, ""), LayerStatus("sha256:bb",
     ],
 )
 def test_layers_that_were_fetched_whole_are_counted_as_such(
-    layers: tuple[LayerStatus, ...], requests: int, received: int, told: str
+    layers: tuple[LayerStatus, ...], requests: int, received: int, line: str
 ) -> None:
     """An image that came whole was not "fetched 0.0 MB in 0 requests"."""
     status = msgspec.structs.replace(MOUNTED, layer_states=layers, requests=requests, received_bytes=received)
-    assert told in _describe(status)
+    assert line in _describe(status)

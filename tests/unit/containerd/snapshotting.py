@@ -203,9 +203,9 @@ class Setting:
 async def snapshotting(store: Store, folder: Path) -> AsyncIterator[Setting]:
     """A process that ends with the block; its database is what the next one finds."""
     async with trio.open_nursery() as nursery:
-        it = Setting(store, folder, nursery)
+        setting = Setting(store, folder, nursery)
         try:
-            yield it
+            yield setting
         finally:
             nursery.cancel_scope.cancel()
-            it.snapshotter.close()
+            setting.snapshotter.close()

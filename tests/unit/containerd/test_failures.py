@@ -41,12 +41,12 @@ async def test_a_layer_that_cannot_be_indexed_is_tried_again(
         return index_layer(layer, known)
 
     monkeypatch.setattr(live_layer, "index_layer", fail)
-    async with living(store, image) as it:
-        live = it.use()
+    async with living(store, image) as setting:
+        live = setting.use()
         await until(lambda: live.trouble)
         assert "no room" in live.trouble and not live.is_known
         await live.known()
-        assert it.holds() and not live.trouble
+        assert setting.holds() and not live.trouble
 
 
 async def test_whoever_waits_for_an_index_makes_it_himself_where_the_first_failed(
@@ -83,19 +83,19 @@ async def test_a_repository_that_fails_is_served_again(
 ) -> None:
     """A defect below the fetcher ends the fetcher and nothing else: its layers get the next one."""
     expect_log("fetcher of .* has failed and is tried again")
-    async with living(store, image) as it:
-        live = it.use()
+    async with living(store, image) as setting:
+        live = setting.use()
         kept = await live.known()
-        (old,) = {supply.fetcher for supply in it.catalog.find(inode_of(image.layer(0).pieces[0].content.name))}
+        (old,) = {supply.fetcher for supply in setting.catalog.find(inode_of(image.layer(0).pieces[0].content.name))}
         old._tasks._nursery.start_soon(_fail)  # as a run that ends with what it does not expect
         await trio.sleep(2)
         piece = kept.objects.layer.pieces[0]
-        (supply,) = it.catalog.find(inode_of(image.layer(0).pieces[0].content.name))
+        (supply,) = setting.catalog.find(inode_of(image.layer(0).pieces[0].content.name))
         assert supply.fetcher is not old
         assert bytes(await supply.fetcher.read(supply.layer, piece, 0, 5)) == b"first"
         live.uses.change(-1)
         await trio.sleep(3 * LINGER)
-        assert it.registry.closed and not it.layers.repositories()
+        assert setting.registry.closed and not setting.layers.repositories()
 
 
 async def _fail() -> None:
@@ -108,14 +108,14 @@ async def test_whoever_waits_for_what_fails_is_told(
     """A thread, a descriptor, or a defect of ours: all who wait get an error, and the next one has a try of his own."""
     expect_log("TOC of layer .* has failed: no threads")
     async with trio.open_nursery() as nursery:
-        it = resolving(store, image, nursery)
+        setting = resolving(store, image, nursery)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("lazyfs.containerd.resolving.load_layer", _no_threads)
             with trio.fail_after(30), pytest.RaisesGroup(*[pytest.RaisesExc(LocalError, match="no threads")] * 2):
                 async with trio.open_nursery() as asking:
                     for _ in range(2):
-                        asking.start_soon(it.resolve, image.claim(0))
-        await it.resolve(image.claim(0))
+                        asking.start_soon(setting.resolve, image.claim(0))
+        await setting.resolve(image.claim(0))
         nursery.cancel_scope.cancel()
 
 
@@ -125,12 +125,12 @@ async def test_whoever_waits_for_an_image_that_fails_is_told(
     """The same where its manifest cannot even be asked for."""
     expect_log("image of .* has failed: no threads")
     async with trio.open_nursery() as nursery:
-        it = resolving(store, image, nursery)
+        setting = resolving(store, image, nursery)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("lazyfs.containerd.resolving.resolve_manifest", _no_threads)
             with trio.fail_after(30), pytest.raises(LocalError, match="no threads"):
-                await it.resolve(image.claim(0))
-        await it.resolve(image.claim(0))
+                await setting.resolve(image.claim(0))
+        await setting.resolve(image.claim(0))
         nursery.cancel_scope.cancel()
 
 

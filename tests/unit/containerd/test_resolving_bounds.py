@@ -23,12 +23,12 @@ async def test_layers_that_are_too_much_together_are_refused(
     monkeypatch.setattr(bounds, "DESCRIPTION", 5000)
     monkeypatch.setattr(bounds, "DESCRIPTION_RATIO", 0)
     image = ScriptedImage(tmp_path / "three", *({f"{layer}{number}": b"x" for number in range(4)} for layer in "abc"))
-    async with resolving(store, image.registry()) as it:
+    async with resolving(store, image.registry()) as setting:
         for _ in range(3):
             refused = 0
             for number in range(3):
                 try:
-                    assert (await it.resolving.resolve(image.claim(number))).lazy == image.lazy[number]
+                    assert (await setting.resolving.resolve(image.claim(number))).lazy == image.lazy[number]
                 except InvalidInput:
                     refused += 1
             assert refused == 1

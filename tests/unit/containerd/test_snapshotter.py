@@ -37,113 +37,113 @@ def folder(tmp_path: Path, jumping: MockClock, owners: dict[str, tuple[int, int]
     return tmp_path / "k"
 
 
-async def lazily(it: Setting, number: int = 0, parent: str = "") -> str:
+async def lazily(setting: Setting, number: int = 0, parent: str = "") -> str:
     """Prepare a layer that can be lazy; its snapshot's name."""
     with pytest.raises(SnapshotExists, match="is lazy"):
-        await it.snapshotter.prepare(f"extract {number}", parent, labels_of(number))
+        await setting.snapshotter.prepare(f"extract {number}", parent, labels_of(number))
     return lazy_name(f"chain-{number}", parent)
 
 
-async def container(it: Setting, key: str = "container", parent: str = NAME) -> tuple[Mount, ...]:
-    return await it.snapshotter.prepare(key, parent, {})
+async def container(setting: Setting, key: str = "container", parent: str = NAME) -> tuple[Mount, ...]:
+    return await setting.snapshotter.prepare(key, parent, {})
 
 
 async def test_an_ordinary_snapshot(store: Store, folder: Path, owners: dict[str, tuple[int, int]]) -> None:
     """A directory of root's, and a bind mount of it; nothing else is asked for."""
-    async with snapshotting(store, folder) as it:
-        (mount,) = await it.snapshotter.prepare("a", "", {})
-        fs = it.place.fs(1)
+    async with snapshotting(store, folder) as setting:
+        (mount,) = await setting.snapshotter.prepare("a", "", {})
+        fs = setting.place.fs(1)
         assert mount == Mount("bind", str(fs), ("rw", "rbind"))
         assert fs.stat().st_mode & 0o7777 == 0o755 and owners[str(fs)] == (0, 0)
-        assert it.rows == [("a", "active")] and not it.roots.done and not it.resolving.asked
+        assert setting.rows == [("a", "active")] and not setting.roots.done and not setting.resolving.asked
 
 
 async def test_a_lazy_layer_is_there_at_once(store: Store, folder: Path) -> None:
     """Committed by Prepare, with its labels; its pull begins, and a second Prepare of it asks nobody."""
-    async with snapshotting(store, folder) as it:
-        name = await lazily(it)
-        assert it.rows == [(name, "lazy")] and it.directories == []
-        labels = (await it.snapshotter.stat(name)).labels
+    async with snapshotting(store, folder) as setting:
+        name = await lazily(setting)
+        assert setting.rows == [(name, "lazy")] and setting.directories == []
+        labels = (await setting.snapshotter.stat(name)).labels
         assert labels[REMOTE] and labels[TARGET] == "chain-0"
-        assert it.layers.expected == it.layers.pulled == [name_of(lazy_layer(0))]
-        await lazily(it)
-        assert it.resolving.asked == ["chain-0"] and it.layers.pulled == [name_of(lazy_layer(0))]
+        assert setting.layers.expected == setting.layers.pulled == [name_of(lazy_layer(0))]
+        await lazily(setting)
+        assert setting.resolving.asked == ["chain-0"] and setting.layers.pulled == [name_of(lazy_layer(0))]
 
 
 async def test_layers_on_layers(store: Store, folder: Path) -> None:
     """Each is tried on what it will stand on, unpacked directories included, from the lowest up."""
-    async with snapshotting(store, folder) as it:
-        await it.snapshotter.prepare(EXTRACT, "", {})
-        await it.snapshotter.commit(EXTRACT, "base", {})
-        first = await lazily(it, 0, "base")
-        await lazily(it, 1, first)
-        assert it.resolving.built[-1] == ["fs", lazy_layer(0).digest[7:15], lazy_layer(1).digest[7:15]]
+    async with snapshotting(store, folder) as setting:
+        await setting.snapshotter.prepare(EXTRACT, "", {})
+        await setting.snapshotter.commit(EXTRACT, "base", {})
+        first = await lazily(setting, 0, "base")
+        await lazily(setting, 1, first)
+        assert setting.resolving.built[-1] == ["fs", lazy_layer(0).digest[7:15], lazy_layer(1).digest[7:15]]
 
 
 @pytest.mark.parametrize("at", ["resolve", "build"])
 async def test_a_layer_that_cannot_be_lazy_is_unpacked(store: Store, folder: Path, at: str, expect_log: LogWatch) -> None:
     """A reason is not an error: containerd is told of an ordinary directory, and of the reason by the snapshot."""
-    async with snapshotting(store, folder) as it:
+    async with snapshotting(store, folder) as setting:
         expect_log("is not lazy: the layer .* has no TOC")
         error = NotLazy("has no TOC")
-        it.resolving.error, it.resolving.lost = (error, None) if at == "resolve" else (None, error)
-        (mount,) = await it.snapshotter.prepare("extract 0", "", labels_of(0))
-        assert mount.source == str(it.place.fs(1))
-        assert (await it.snapshotter.stat("extract 0")).reason == f"{lazy_layer(0).digest} cannot be lazy: has no TOC"
-        assert not it.layers.expected
+        setting.resolving.error, setting.resolving.lost = (error, None) if at == "resolve" else (None, error)
+        (mount,) = await setting.snapshotter.prepare("extract 0", "", labels_of(0))
+        assert mount.source == str(setting.place.fs(1))
+        assert (await setting.snapshotter.stat("extract 0")).reason == f"{lazy_layer(0).digest} cannot be lazy: has no TOC"
+        assert not setting.layers.expected
 
 
 async def test_a_full_disk_is_a_reason_and_a_warning(store: Store, folder: Path, expect_log: LogWatch) -> None:
     """It is the machine's fault, which the layer's reason alone would not tell."""
-    async with snapshotting(store, folder) as it:
+    async with snapshotting(store, folder) as setting:
         expect_log("cannot serve layer .* lazily: no space")
         expect_log("is not lazy")
-        it.resolving.error = StoreFull("no space")
-        await it.snapshotter.prepare("extract 0", "", labels_of(0))
-        assert it.rows == [("extract 0", "active")]
+        setting.resolving.error = StoreFull("no space")
+        await setting.snapshotter.prepare("extract 0", "", labels_of(0))
+        assert setting.rows == [("extract 0", "active")]
 
 
 async def test_a_silent_registry_costs_a_deadline(store: Store, folder: Path, expect_log: LogWatch) -> None:
     """Then containerd unpacks the layer, if it can."""
-    async with snapshotting(store, folder) as it:
+    async with snapshotting(store, folder) as setting:
         expect_log("is not lazy: the layer could not be resolved within")
-        it.resolving.gate = trio.Event()
+        setting.resolving.gate = trio.Event()
         began = trio.current_time()
-        await it.snapshotter.prepare("extract 0", "", labels_of(0))
+        await setting.snapshotter.prepare("extract 0", "", labels_of(0))
         assert trio.current_time() - began == pytest.approx(DEADLINE)
 
 
 async def test_two_who_prepare_the_same_layer(store: Store, folder: Path) -> None:
     """Both hear that it exists; it is there once, and pulled for both."""
-    async with snapshotting(store, folder) as it:
-        it.resolving.gate = trio.Event()
+    async with snapshotting(store, folder) as setting:
+        setting.resolving.gate = trio.Event()
         async with trio.open_nursery() as nursery:
             for _ in range(2):
-                nursery.start_soon(lazily, it)
+                nursery.start_soon(lazily, setting)
             await wait_all_tasks_blocked()
-            it.resolving.gate.set()
-        assert it.rows == [(NAME, "lazy")] and it.layers.expected == [name_of(lazy_layer(0))]
+            setting.resolving.gate.set()
+        assert setting.rows == [(NAME, "lazy")] and setting.layers.expected == [name_of(lazy_layer(0))]
 
 
 async def test_a_prepare_that_is_given_up(store: Store, folder: Path) -> None:
     """While the layer is resolved: nothing is left, and the next one is answered."""
-    async with snapshotting(store, folder) as it:
-        it.resolving.gate = trio.Event()
+    async with snapshotting(store, folder) as setting:
+        setting.resolving.gate = trio.Event()
         with trio.move_on_after(1):
-            await lazily(it)
-        assert it.rows == [] and it.directories == [] and not it.layers.pulled
-        it.resolving.gate.set()
-        await lazily(it)
+            await lazily(setting)
+        assert setting.rows == [] and setting.directories == [] and not setting.layers.pulled
+        setting.resolving.gate.set()
+        await lazily(setting)
 
 
 async def test_labels_of_nobody_s_make_an_ordinary_snapshot(store: Store, folder: Path, expect_log: LogWatch) -> None:
     """A target without image and blob: the client sent no annotations. A view never is a layer."""
-    async with snapshotting(store, folder) as it:
+    async with snapshotting(store, folder) as setting:
         expect_log("is not lazy")
-        await it.snapshotter.prepare("extract 0", "", {TARGET: "chain-0"})
-        assert "which image" in (await it.snapshotter.stat("extract 0")).reason
-        await it.snapshotter.prepare("view", "", labels_of(0), "view")
-        assert it.rows == [("extract 0", "active"), ("view", "view")] and not it.resolving.asked
+        await setting.snapshotter.prepare("extract 0", "", {TARGET: "chain-0"})
+        assert "which image" in (await setting.snapshotter.stat("extract 0")).reason
+        await setting.snapshotter.prepare("view", "", labels_of(0), "view")
+        assert setting.rows == [("extract 0", "active"), ("view", "view")] and not setting.resolving.asked
 
 
 @pytest.mark.parametrize(("kind", "options"), [("active", ("rw", "rbind")), ("view", ("ro", "rbind"))])
@@ -151,72 +151,72 @@ async def test_a_container_on_lazy_layers(
     store: Store, folder: Path, kind: str, options: tuple[str, ...], owners: dict[str, object]
 ) -> None:
     """Its root is mounted by us and bound by containerd; its layers are in use as long as it is there, and once for each root."""
-    async with snapshotting(store, folder) as it:
-        await lazily(it)
-        (mount,) = await it.snapshotter.prepare("container", NAME, {}, kind)  # type: ignore[arg-type]
-        assert mount == Mount("bind", str(it.place.root(2)), options)
-        assert it.layers.used() == [0] and it.roots.there == {2}
-        assert owners[str(it.place.fs(2))] == (7, 8) and it.place.fs(2).stat().st_mode & 0o7777 == 0o711
-        assert await it.snapshotter.mounts("container") == (mount,)
-        assert it.layers.uses == {name_of(lazy_layer(0)): 1}
-        assert it.snapshotter.roots_on({name_of(lazy_layer(0))}) == [it.place.root(2)]
-        assert it.snapshotter.roots_on({name_of(lazy_layer(1))}) == []
-        await it.snapshotter.remove("container")
-        assert it.layers.used() == [] and it.snapshotter.roots_on({name_of(lazy_layer(0))}) == []
+    async with snapshotting(store, folder) as setting:
+        await lazily(setting)
+        (mount,) = await setting.snapshotter.prepare("container", NAME, {}, kind)  # type: ignore[arg-type]
+        assert mount == Mount("bind", str(setting.place.root(2)), options)
+        assert setting.layers.used() == [0] and setting.roots.there == {2}
+        assert owners[str(setting.place.fs(2))] == (7, 8) and setting.place.fs(2).stat().st_mode & 0o7777 == 0o711
+        assert await setting.snapshotter.mounts("container") == (mount,)
+        assert setting.layers.uses == {name_of(lazy_layer(0)): 1}
+        assert setting.snapshotter.roots_on({name_of(lazy_layer(0))}) == [setting.place.root(2)]
+        assert setting.snapshotter.roots_on({name_of(lazy_layer(1))}) == []
+        await setting.snapshotter.remove("container")
+        assert setting.layers.used() == [] and setting.snapshotter.roots_on({name_of(lazy_layer(0))}) == []
         await wait_all_tasks_blocked()
-        assert it.roots.there == set() and it.directories == []
-        assert it.layers.expected == [name_of(lazy_layer(0))]
+        assert setting.roots.there == set() and setting.directories == []
+        assert setting.layers.expected == [name_of(lazy_layer(0))]
 
 
 async def test_unpacking_on_lazy_layers(store: Store, folder: Path) -> None:
     """Metadata is all it needs: no root of ours, and no layer is in use for it."""
-    async with snapshotting(store, folder) as it:
-        await lazily(it)
-        (mount,) = await it.snapshotter.prepare(EXTRACT, NAME, {})
+    async with snapshotting(store, folder) as setting:
+        await lazily(setting)
+        (mount,) = await setting.snapshotter.prepare(EXTRACT, NAME, {})
         assert mount.type == "overlay" and f"lowerdir=/lower/{lazy_layer(0).digest[7:15]}" in mount.options
-        assert f"upperdir={it.place.fs(2)}" in mount.options
-        assert it.layers.used() == [] and it.roots.done == ["lower 2"]
-        it.roots.error = OSError("no loop device")
+        assert f"upperdir={setting.place.fs(2)}" in mount.options
+        assert setting.layers.used() == [] and setting.roots.done == ["lower 2"]
+        setting.roots.error = OSError("no loop device")
         with pytest.raises(StoreUnusable, match="no loop device"):
-            await it.snapshotter.mounts(EXTRACT)
+            await setting.snapshotter.mounts(EXTRACT)
 
 
 async def test_a_root_that_cannot_be_mounted_leaves_nothing(store: Store, folder: Path) -> None:
     """Neither a row nor a directory nor a use."""
-    async with snapshotting(store, folder) as it:
-        await lazily(it)
-        it.roots.error = MountFailed("no EROFS")
+    async with snapshotting(store, folder) as setting:
+        await lazily(setting)
+        setting.roots.error = MountFailed("no EROFS")
         with pytest.raises(MountFailed, match="no EROFS"):
-            await container(it)
-        assert it.rows == [(NAME, "lazy")] and it.directories == [] and it.layers.used() == []
+            await container(setting)
+        assert setting.rows == [(NAME, "lazy")] and setting.directories == [] and setting.layers.used() == []
 
 
 async def test_a_container_that_is_given_up_leaves_nothing(store: Store, folder: Path) -> None:
     """Cancelled while the metadata of its layers is built."""
-    async with snapshotting(store, folder) as it:
-        await lazily(it)
-        it.resolving.ready = trio.Event()
+    async with snapshotting(store, folder) as setting:
+        await lazily(setting)
+        setting.resolving.ready = trio.Event()
         with trio.move_on_after(1):
-            await container(it)
+            await container(setting)
         assert trio.current_time() == pytest.approx(1)
-        assert it.rows == [(NAME, "lazy")] and it.directories == [] and it.layers.used() == []
+        assert setting.rows == [(NAME, "lazy")] and setting.directories == [] and setting.layers.used() == []
 
 
 async def test_metadata_that_is_lost(store: Store, folder: Path) -> None:
     """And cannot be had again: an error, and nothing is left of the try."""
-    async with snapshotting(store, folder) as it:
-        await lazily(it)
-        it.resolving.lost = StoreUnusable("the TOC is lost")
+    async with snapshotting(store, folder) as setting:
+        await lazily(setting)
+        setting.resolving.lost = StoreUnusable("the TOC is lost")
         with pytest.raises(StoreUnusable, match="is lost"):
-            await container(it)
-        assert it.rows == [(NAME, "lazy")] and it.layers.used() == []
+            await container(setting)
+        assert setting.rows == [(NAME, "lazy")] and setting.layers.used() == []
 
 
 async def test_what_an_earlier_process_made_is_not_taken_back(store: Store, folder: Path) -> None:
     """Its Prepare is made again, and fails: containerd may have been told of it, and a container may run in it."""
-    async with snapshotting(store, folder) as it:
-        await lazily(it)
-        await container(it)
+    async with snapshotting(store, folder) as setting:
+        await lazily(setting)
+        await container(setting)
         async with snapshotting(store, folder) as next_one:
             next_one.roots.error = MountFailed("no EROFS")
             with pytest.raises(MountFailed):
@@ -231,59 +231,59 @@ async def test_what_an_earlier_process_made_is_not_taken_back(store: Store, fold
 
 async def test_mounts_of_what_has_none(store: Store, folder: Path) -> None:
     """A committed snapshot, and one that is not there."""
-    async with snapshotting(store, folder) as it:
-        await lazily(it)
+    async with snapshotting(store, folder) as setting:
+        await lazily(setting)
         with pytest.raises(SnapshotBusy, match="is committed"):
-            await it.snapshotter.mounts(NAME)
+            await setting.snapshotter.mounts(NAME)
         with pytest.raises(SnapshotNotFound):
-            await it.snapshotter.mounts("nothing")
+            await setting.snapshotter.mounts("nothing")
 
 
 async def test_directories_that_a_power_cut_took(store: Store, folder: Path, expect_log: LogWatch) -> None:
     """Are made anew: the row was on the disk at once, they were not."""
-    async with snapshotting(store, folder) as it:
+    async with snapshotting(store, folder) as setting:
         expect_log("are missing, and with them its changes")
-        await container(it, parent="")
-        it.roots.remove(1)
-        (mount,) = await it.snapshotter.mounts("container")
+        await container(setting, parent="")
+        setting.roots.remove(1)
+        (mount,) = await setting.snapshotter.mounts("container")
         assert Path(mount.source).is_dir()
 
 
 async def test_a_snapshot_shows_its_parent_s_root(store: Store, folder: Path, owners: dict[str, tuple[int, int]]) -> None:
     """Owner and mode of what was unpacked."""
-    async with snapshotting(store, folder) as it:
-        await it.snapshotter.prepare("a", "", {})
-        it.place.fs(1).chmod(0o1700)
-        await it.snapshotter.commit("a", "base", {})
-        await container(it, parent="base")
-        assert it.place.fs(2).stat().st_mode & 0o7777 == 0o1700
-        assert owners[str(it.place.fs(2))] == (os.geteuid(), os.getegid())
+    async with snapshotting(store, folder) as setting:
+        await setting.snapshotter.prepare("a", "", {})
+        setting.place.fs(1).chmod(0o1700)
+        await setting.snapshotter.commit("a", "base", {})
+        await container(setting, parent="base")
+        assert setting.place.fs(2).stat().st_mode & 0o7777 == 0o1700
+        assert owners[str(setting.place.fs(2))] == (os.geteuid(), os.getegid())
 
 
 async def test_committed(folder: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was unpacked is on the disk before anybody is told; its mount goes, its uses as well, and its size is known."""
-    async with snapshotting(store, folder) as it:
+    async with snapshotting(store, folder) as setting:
         order: list[str] = []
-        monkeypatch.setattr(store.durability, "sync_all", lambda: order.append(f"synced {it.rows[-1][1]}"))
-        await lazily(it)
-        await it.snapshotter.prepare(EXTRACT, NAME, {})
-        (it.place.fs(2) / "file").write_bytes(b"x" * 5000)
-        await it.snapshotter.commit(EXTRACT, "top", {"a": "b"})
-        assert order == ["synced active"] and it.roots.done[-1] == "take away 2"
-        assert (await it.snapshotter.stat("top")).labels == {"a": "b"}
-        assert (await it.snapshotter.usage("top")).size >= 5000
-        await container(it)
-        await it.snapshotter.commit("container", "changed", {})
-        assert it.layers.used() == [] and order == ["synced active"]
+        monkeypatch.setattr(store.durability, "sync_all", lambda: order.append(f"synced {setting.rows[-1][1]}"))
+        await lazily(setting)
+        await setting.snapshotter.prepare(EXTRACT, NAME, {})
+        (setting.place.fs(2) / "file").write_bytes(b"x" * 5000)
+        await setting.snapshotter.commit(EXTRACT, "top", {"a": "b"})
+        assert order == ["synced active"] and setting.roots.done[-1] == "take away 2"
+        assert (await setting.snapshotter.stat("top")).labels == {"a": "b"}
+        assert (await setting.snapshotter.usage("top")).size >= 5000
+        await container(setting)
+        await setting.snapshotter.commit("container", "changed", {})
+        assert setting.layers.used() == [] and order == ["synced active"]
 
 
 async def test_a_commit_that_an_earlier_process_carried_out(store: Store, folder: Path) -> None:
     """Is answered as done; in the same process it is an error."""
-    async with snapshotting(store, folder) as it:
-        await container(it, parent="")
-        await it.snapshotter.commit("container", "name", {})
+    async with snapshotting(store, folder) as setting:
+        await container(setting, parent="")
+        await setting.snapshotter.commit("container", "name", {})
         with pytest.raises(SnapshotExists):
-            await it.snapshotter.commit("container", "name", {})
+            await setting.snapshotter.commit("container", "name", {})
         async with snapshotting(store, folder) as next_one:
             await next_one.snapshotter.commit("container", "name", {})
             with pytest.raises(SnapshotNotFound):
@@ -292,73 +292,73 @@ async def test_a_commit_that_an_earlier_process_carried_out(store: Store, folder
 
 async def test_a_commit_that_is_refused_changes_nothing(store: Store, folder: Path) -> None:
     """A view cannot be committed, and its root stays mounted."""
-    async with snapshotting(store, folder) as it:
-        await lazily(it)
-        await it.snapshotter.prepare("view", NAME, {}, "view")
+    async with snapshotting(store, folder) as setting:
+        await lazily(setting)
+        await setting.snapshotter.prepare("view", NAME, {}, "view")
         with pytest.raises(SnapshotBusy):
-            await it.snapshotter.commit("view", "name", {})
-        assert it.roots.there == {2} and it.layers.used() == [0]
+            await setting.snapshotter.commit("view", "name", {})
+        assert setting.roots.there == {2} and setting.layers.used() == [0]
 
 
 async def test_removed(store: Store, folder: Path) -> None:
     """Not what others stand on; of a lazy layer its pull ends. What was on the disk goes behind the caller's back."""
-    async with snapshotting(store, folder) as it:
-        await lazily(it)
-        await container(it)
+    async with snapshotting(store, folder) as setting:
+        await lazily(setting)
+        await container(setting)
         with pytest.raises(SnapshotBusy, match="is its child"):
-            await it.snapshotter.remove(NAME)
-        assert it.layers.expected and it.layers.used() == [0]
-        await it.snapshotter.remove("container")
-        assert it.roots.there == {2}
-        await it.snapshotter.remove(NAME)
-        assert it.rows == [] and not it.layers.expected
+            await setting.snapshotter.remove(NAME)
+        assert setting.layers.expected and setting.layers.used() == [0]
+        await setting.snapshotter.remove("container")
+        assert setting.roots.there == {2}
+        await setting.snapshotter.remove(NAME)
+        assert setting.rows == [] and not setting.layers.expected
         with pytest.raises(SnapshotNotFound):
-            await it.snapshotter.remove(NAME)
+            await setting.snapshotter.remove(NAME)
 
 
 async def test_usage(folder: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a lazy layer what of its objects is here; of an active snapshot what it has on the disk."""
-    async with snapshotting(store, folder) as it:
+    async with snapshotting(store, folder) as setting:
         asked: list[list[str]] = []
         monkeypatch.setattr(store, "usage", lambda names: (asked.append(list(names)), (1, 100))[1])
-        await lazily(it)
+        await lazily(setting)
         await trio.sleep(2)
-        assert await it.snapshotter.usage(NAME) == Usage(1, 100) and asked == [[f"object of {lazy_layer(0).digest}"]]
-        await container(it, parent="")
-        (it.place.fs(2) / "file").write_bytes(b"x" * 5000)
-        active = await it.snapshotter.usage("container")
+        assert await setting.snapshotter.usage(NAME) == Usage(1, 100) and asked == [[f"object of {lazy_layer(0).digest}"]]
+        await container(setting, parent="")
+        (setting.place.fs(2) / "file").write_bytes(b"x" * 5000)
+        active = await setting.snapshotter.usage("container")
         assert active.inodes == 2 and active.size >= 5000
 
 
 async def test_objects_are_noted_in_a_lull(store: Store, folder: Path) -> None:
     """While containerd asks for one layer after the other, it does not wait for sqlite."""
-    async with snapshotting(store, folder) as it:
-        await lazily(it)
+    async with snapshotting(store, folder) as setting:
+        await lazily(setting)
         await trio.sleep(0.5)
-        it.layers.quiet_period.note_request()
+        setting.layers.quiet_period.note_request()
         await trio.sleep(0.8)
-        assert it.snapshotter.snapshots.first_objects(NAME) == []
+        assert setting.snapshotter.snapshots.first_objects(NAME) == []
         await trio.sleep(0.5)
-        assert it.snapshotter.snapshots.first_objects(NAME) == [f"object of {lazy_layer(0).digest}"]
-        assert it.snapshotter.snapshots.without_objects() == ()
+        assert setting.snapshotter.snapshots.first_objects(NAME) == [f"object of {lazy_layer(0).digest}"]
+        assert setting.snapshotter.snapshots.without_objects() == ()
 
 
 async def test_a_next_process(store: Store, folder: Path) -> None:
     """Layers of mounted roots live again, pulls go on, objects are noted, and what belongs to no snapshot goes."""
-    async with snapshotting(store, folder) as it:
-        await lazily(it, 0)
-        await lazily(it, 1, NAME)
+    async with snapshotting(store, folder) as setting:
+        await lazily(setting, 0)
+        await lazily(setting, 1, NAME)
         top = lazy_name("chain-1", NAME)
-        await container(it, "runs", top)
-        await container(it, "stopped", NAME)
-        it.place.fs(99).mkdir(parents=True)
+        await container(setting, "runs", top)
+        await container(setting, "stopped", NAME)
+        setting.place.fs(99).mkdir(parents=True)
         await trio.sleep(2)
         async with snapshotting(store, folder) as next_one:
             next_one.roots.there = {3}
             await next_one.snapshotter.start()
             names = [name_of(lazy_layer(number)) for number in range(2)]
             assert next_one.layers.expected == names and next_one.layers.uses == dict.fromkeys(reversed(names), 1)
-            assert next_one.snapshotter.roots_on({names[1]}) == [it.place.root(3)]
+            assert next_one.snapshotter.roots_on({names[1]}) == [setting.place.root(3)]
             await wait_all_tasks_blocked()
             assert next_one.layers.resumed == names and next_one.directories == [3, 4]
             assert "drop layers" in next_one.roots.done
@@ -366,9 +366,9 @@ async def test_a_next_process(store: Store, folder: Path) -> None:
 
 async def test_what_cannot_be_noted_is_a_warning(store: Store, folder: Path, expect_log: LogWatch) -> None:
     """The TOC was lost: nobody knows what the layer takes, and everything else goes on."""
-    async with snapshotting(store, folder) as it:
+    async with snapshotting(store, folder) as setting:
         expect_log("cannot record the disk usage of layer")
-        await lazily(it)
+        await lazily(setting)
         async with snapshotting(store, folder) as next_one:
             await next_one.snapshotter.start()
             await trio.sleep(60)
@@ -377,17 +377,17 @@ async def test_what_cannot_be_noted_is_a_warning(store: Store, folder: Path, exp
 
 async def test_cleanup_and_a_snapshot_that_comes_meanwhile(store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has its row before its directory: it stays."""
-    async with snapshotting(store, folder) as it:
-        it.place.fs(50).mkdir(parents=True)
-        ids = it.snapshotter.snapshots.ids
+    async with snapshotting(store, folder) as setting:
+        setting.place.fs(50).mkdir(parents=True)
+        ids = setting.snapshotter.snapshots.ids
 
         def late() -> frozenset[int]:
             found = ids()
-            it.snapshotter.snapshots.create("late", "", "active", {})
-            it.place.fs(1).mkdir(parents=True)
+            setting.snapshotter.snapshots.create("late", "", "active", {})
+            setting.place.fs(1).mkdir(parents=True)
             return found
 
-        monkeypatch.setattr(it.snapshotter.snapshots, "ids", late)
-        await it.snapshotter.cleanup()
+        monkeypatch.setattr(setting.snapshotter.snapshots, "ids", late)
+        await setting.snapshotter.cleanup()
         await wait_all_tasks_blocked()
-        assert it.directories == [1]
+        assert setting.directories == [1]

@@ -80,9 +80,9 @@ async def test_a_conversion_says_what_it_leaves_out() -> None:
 
 def test_a_conversion_warns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On standard error, so that what it prints for programs stays JSON."""
-    it = Oci(tmp_path / "source")
-    it.image(it.plain(tar_of([reg(b"a", b"1"), reg(b".prefetch.landmark", b"mine")])))
-    assert main(["convert", f"oci:{it.path}:v1", f"oci:{tmp_path}/out:v1", "--json"]) == 0
+    oci = Oci(tmp_path / "source")
+    oci.image(oci.plain(tar_of([reg(b"a", b"1"), reg(b".prefetch.landmark", b"mine")])))
+    assert main(["convert", f"oci:{oci.path}:v1", f"oci:{tmp_path}/out:v1", "--json"]) == 0
     said = capsys.readouterr()
     (remark,) = json.loads(said.out)["images"][0]["left_out"]
     assert said.err == f"lazyfs: warning: {remark}\n" and "'/.prefetch.landmark'" in remark

@@ -24,9 +24,9 @@ async def nothing(_: object) -> None:
 
 async def test_a_mounted_layer_is_served_after_an_upgrade(tmp_path: Path) -> None:
     """Revival goes by the state's row; an order for the same image is refused, and the mount does not notice."""
-    it = Oci(tmp_path / "src")
-    it.image(it.lazy([file(), file("slice", innerOffset=1)]))
-    reference, platform = f"oci:{it.path}:v1", str(this_platform())
+    oci = Oci(tmp_path / "src")
+    oci.image(oci.lazy([file(), file("slice", innerOffset=1)]))
+    reference, platform = f"oci:{oci.path}:v1", str(this_platform())
     order = MountOrder("t", reference, "/mnt", platform, background="off")
     row = Mount("/mnt", "t", "", reference, platform, False, "off", "", False, "")
     with Store.open(tmp_path / "store") as store:

@@ -78,23 +78,23 @@ async def test_told_over_http() -> None:
     """All that `lazyfs status` tells of a service, in a form that Prometheus reads."""
     port = free_port()
     async with telling(Address("127.0.0.1", port), measure):
-        told = await ask(port)
-    assert told["lazyfs_mounts"] == 2
-    assert [told[f"lazyfs_snapshots containerd {kind}"] for kind in ("active", "view", "lazy", "unpacked")] == [1, 2, 2, 4]
-    assert told["lazyfs_roots containerd"] == 3
-    assert told["lazyfs_layers_not_lazy containerd"] == 150
-    assert told['lazyfs_layer_not_lazy containerd layer-0 says "no"'] == 1
-    assert sum(name.startswith("lazyfs_layer_not_lazy ") for name in told) == 100
-    assert [told[f"lazyfs_misses_total {answer}"] for answer in ("put in place", "served through the gate", "error")] == [5, 6, 9]
-    assert told["lazyfs_miss_seconds_bucket 0.001"] == told["lazyfs_miss_seconds_bucket 2.0"] == 1
-    assert told["lazyfs_miss_seconds_bucket +Inf"] == told["lazyfs_miss_seconds_count"] == 3
-    assert told["lazyfs_miss_seconds_sum"] == 7.5
-    assert told["lazyfs_received_bytes_total docker://r/a"] == 500
-    assert told["lazyfs_fetch_errors_total Unreachable docker://r/a"] == 2
-    assert told["lazyfs_store_bytes used"] == 10
-    assert told["lazyfs_task_failures_total TOC"] == 2
-    assert told["lazyfs_evicted_bytes_total"] == 30
-    assert told["process_resident_memory_bytes"] > 0
+        text = await ask(port)
+    assert text["lazyfs_mounts"] == 2
+    assert [text[f"lazyfs_snapshots containerd {kind}"] for kind in ("active", "view", "lazy", "unpacked")] == [1, 2, 2, 4]
+    assert text["lazyfs_roots containerd"] == 3
+    assert text["lazyfs_layers_not_lazy containerd"] == 150
+    assert text['lazyfs_layer_not_lazy containerd layer-0 says "no"'] == 1
+    assert sum(name.startswith("lazyfs_layer_not_lazy ") for name in text) == 100
+    assert [text[f"lazyfs_misses_total {answer}"] for answer in ("put in place", "served through the gate", "error")] == [5, 6, 9]
+    assert text["lazyfs_miss_seconds_bucket 0.001"] == text["lazyfs_miss_seconds_bucket 2.0"] == 1
+    assert text["lazyfs_miss_seconds_bucket +Inf"] == text["lazyfs_miss_seconds_count"] == 3
+    assert text["lazyfs_miss_seconds_sum"] == 7.5
+    assert text["lazyfs_received_bytes_total docker://r/a"] == 500
+    assert text["lazyfs_fetch_errors_total Unreachable docker://r/a"] == 2
+    assert text["lazyfs_store_bytes used"] == 10
+    assert text["lazyfs_task_failures_total TOC"] == 2
+    assert text["lazyfs_evicted_bytes_total"] == 30
+    assert text["process_resident_memory_bytes"] > 0
     with pytest.raises(OSError, match="refused"):
         await ask(port)
 
@@ -117,9 +117,9 @@ async def test_what_cannot_be_told(expect_log: LogWatch) -> None:
 
     port = free_port()
     async with telling(Address("127.0.0.1", port), fail):
-        told = await ask(port)
-    assert "process_resident_memory_bytes" in told
-    assert "lazyfs_mounts" not in told
+        text = await ask(port)
+    assert "process_resident_memory_bytes" in text
+    assert "lazyfs_mounts" not in text
 
 
 @pytest.fixture

@@ -41,40 +41,40 @@ async def watching(tmp_path: Path) -> AsyncIterator[Setting]:
     layer, blob = make_layer([(b"large", bytes(range(256)) * 1000)], chunk_size=100_000)
     with Store.open(tmp_path / "store") as store:
         async with open_fetcher(store, ScriptedSource(blob)) as fetcher, trio.open_nursery() as nursery:
-            it = Setting(store, fetcher, LayerObjects("layer", layer))
-            nursery.start_soon(it.refresher.run)
-            yield it
+            setting = Setting(store, fetcher, LayerObjects("layer", layer))
+            nursery.start_soon(setting.refresher.run)
+            yield setting
             nursery.cancel_scope.cancel()
 
 
 async def test_what_has_become_whole_is_looked_for_again_once(tmp_path: Path, jumping: MockClock) -> None:
     """As soon as an object that went through the gate is whole, and not again while nobody opens it there."""
-    async with watching(tmp_path) as it:
-        await it.arrive()
+    async with watching(tmp_path) as setting:
+        await setting.arrive()
         await trio.sleep(5)
-        assert it.refresher.rounds == 1
-        assert not it.gate.served
+        assert setting.refresher.rounds == 1
+        assert not setting.gate.served
         await trio.sleep(20)
-        assert it.refresher.rounds == 1
+        assert setting.refresher.rounds == 1
 
 
 async def test_what_was_held_is_looked_for_when_it_is_opened_again(tmp_path: Path, jumping: MockClock) -> None:
     """A file that was held open when the overlays looked again goes on through the gate: its next open makes them look once more."""
-    async with watching(tmp_path) as it:
-        await it.arrive()
+    async with watching(tmp_path) as setting:
+        await setting.arrive()
         await trio.sleep(5)
-        it.gate.opened(inode_of(it.name))
+        setting.gate.opened(inode_of(setting.name))
         await trio.sleep(20)
-        assert it.refresher.rounds == 2
-        assert not it.gate.reopened
+        assert setting.refresher.rounds == 2
+        assert not setting.gate.reopened
 
 
 async def test_names_of_images_that_have_gone_are_forgotten(tmp_path: Path, jumping: MockClock) -> None:
     """A chown of a whole image leaves nothing behind when the image has gone."""
-    async with watching(tmp_path) as it:
-        assert await it.gate.lookup(OBJECTS, it.name.encode(), 1) is not None
-        it.gate.opened(inode_of(it.name))
-        it.catalog.remove("image")
+    async with watching(tmp_path) as setting:
+        assert await setting.gate.lookup(OBJECTS, setting.name.encode(), 1) is not None
+        setting.gate.opened(inode_of(setting.name))
+        setting.catalog.remove("image")
         await trio.sleep(20)
-        assert not it.gate.served | it.gate.reopened
-        assert it.refresher.rounds == 0
+        assert not setting.gate.served | setting.gate.reopened
+        assert setting.refresher.rounds == 0

@@ -50,8 +50,8 @@ async def by_lazyfsd(store: Store) -> AsyncIterator[Describe]:
         gate = Gate(store, catalog, lambda *_: None, lambda _: False)
 
         async def describe() -> Told:
-            told = await describe_mount(mount, live, store, gate, Failures())
-            return told.complete, told.missing_chunks, told.missing_bytes, told.total_bytes
+            status = await describe_mount(mount, live, store, gate, Failures())
+            return status.complete, status.missing_chunks, status.missing_bytes, status.total_bytes
 
         yield describe
         nursery.cancel_scope.cancel()
@@ -65,8 +65,8 @@ async def by_a_portable_mount(store: Store) -> AsyncIterator[Describe]:
         mount = PortableMount(request, IMAGE, LAYERS, store, fetcher, files, Failures())
 
         async def describe() -> Told:
-            told = json.loads(await mount.status())
-            return told["complete"], told["missing_chunks"], told["missing_bytes"], told["total_bytes"]
+            status = json.loads(await mount.status())
+            return status["complete"], status["missing_chunks"], status["missing_bytes"], status["total_bytes"]
 
         yield describe
 

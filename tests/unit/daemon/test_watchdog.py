@@ -61,9 +61,9 @@ async def test_fed_when_all_have_answered(tmp_path: Path, notify: socket.socket,
     fds = FdStore({}, notify.getsockname(), LONG)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(feed, fds, tmp_path, {"one": service, "two": service}, describe)
-        told = await trio.to_thread.run_sync(notify.recv, 1000)
+        message = await trio.to_thread.run_sync(notify.recv, 1000)
         nursery.cancel_scope.cancel()
-    assert told.decode().splitlines() == ["WATCHDOG=1", "STATUS=all is well"]
+    assert message.decode().splitlines() == ["WATCHDOG=1", "STATUS=all is well"]
 
 
 async def test_not_fed_when_the_service_is_silent(

@@ -21,34 +21,34 @@ def found(store: Path, proc: Path = Path("/proc")) -> dict[str, Finding]:
 @pytest.mark.fuse
 def test_this_machine(tmp_path: Path) -> None:
     """It is one where these tests run: nothing is missing, and nothing of the trial is left."""
-    told = found(tmp_path / "store" / "deep")
-    assert not [each for each in told.values() if each.verdict == "missing"]
-    assert set(told) >= {"root", "fuse", "native", "resend", "timeouts", "pyfuse3", "grpcio"}
+    findings = found(tmp_path / "store" / "deep")
+    assert not [each for each in findings.values() if each.verdict == "missing"]
+    assert set(findings) >= {"root", "fuse", "native", "resend", "timeouts", "pyfuse3", "grpcio"}
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.root
 @pytest.mark.parametrize(
-    ("verdict", "about", "told"),
+    ("verdict", "about", "expected"),
     [
         (ProbeResult(native=False, file_backed=False, reason="this kernel has no EROFS"), "native", "missing"),
         (ProbeResult(native=True, file_backed=False, reason=""), "erofs", "loss"),
     ],
 )
-def test_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdict: ProbeResult, about: str, told: str) -> None:
+def test_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdict: ProbeResult, about: str, expected: str) -> None:
     """What the trial has shown, in words."""
     monkeypatch.setattr(machine, "probe", lambda _: verdict)
     finding = found(tmp_path)[about]
-    assert finding.verdict == told
+    assert finding.verdict == expected
     assert verdict.reason in finding.text
 
 
 def test_nobody_in_particular(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who is not root is told so, and nothing is tried out."""
     monkeypatch.setattr(machine.os, "geteuid", lambda: 1000)
-    told = found(tmp_path)
-    assert told["root"].verdict == "missing"
-    assert "native" not in told
+    findings = found(tmp_path)
+    assert findings["root"].verdict == "missing"
+    assert "native" not in findings
 
 
 @pytest.mark.parametrize(

@@ -53,21 +53,21 @@ def serving(process: int) -> bytes:
 
 def test_nobody_serves(tmp_path: Path) -> None:
     """No daemon: how to start one, and how many files whoever asks may open."""
-    told = found(tmp_path, Config())
-    assert told["lazyfsd"].verdict == "missing"
-    assert "systemctl start" in told["lazyfsd"].hint
-    assert set(told) == {"lazyfsd", "files"}
+    findings = found(tmp_path, Config())
+    assert findings["lazyfsd"].verdict == "missing"
+    assert "systemctl start" in findings["lazyfsd"].hint
+    assert set(findings) == {"lazyfsd", "files"}
 
 
 def test_it_serves(tmp_path: Path) -> None:
     """Its process is looked into: its mount namespace and its limit are those of this test."""
     with answering(tmp_path, serving(os.getpid())):
-        told = found(tmp_path, Config(containerds={"a": tmp_path / "none.sock"}))
-    assert told["lazyfsd"].verdict == "ok"
-    assert told["namespace"].verdict == "ok"
-    assert told["files"].text.startswith("lazyfsd may open")
-    assert told["snapshotter.a"].verdict == "missing"
-    assert "there is no such socket" in told["snapshotter.a"].text
+        findings = found(tmp_path, Config(containerds={"a": tmp_path / "none.sock"}))
+    assert findings["lazyfsd"].verdict == "ok"
+    assert findings["namespace"].verdict == "ok"
+    assert findings["files"].text.startswith("lazyfsd may open")
+    assert findings["snapshotter.a"].verdict == "missing"
+    assert "there is no such socket" in findings["snapshotter.a"].text
 
 
 @pytest.mark.root
@@ -79,18 +79,18 @@ def test_it_is_somewhere_else(tmp_path: Path) -> None:
         elsewhere.stdin.flush()
         elsewhere.stdout.readline()
         with answering(tmp_path, serving(elsewhere.pid)):
-            told = found(tmp_path, Config(containerds={}))
+            findings = found(tmp_path, Config(containerds={}))
         elsewhere.stdin.close()
-    assert told["namespace"].verdict == "missing"
-    assert "ProtectSystem" in told["namespace"].hint
+    assert findings["namespace"].verdict == "missing"
+    assert "ProtectSystem" in findings["namespace"].hint
 
 
 def test_it_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A daemon that hangs is not waited for."""
     monkeypatch.setattr(service, "_PATIENCE", 0.2)
     with answering(tmp_path, b""):
-        told = found(tmp_path, Config())
-    assert "has not answered for" in told["lazyfsd"].text
+        findings = found(tmp_path, Config())
+    assert "has not answered for" in findings["lazyfsd"].text
 
 
 def test_a_snapshotter_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,9 +100,9 @@ def test_a_snapshotter_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         stuck.bind(str(tmp_path / "stuck.sock"))
         stuck.listen()
         with answering(tmp_path, serving(os.getpid())):
-            told = found(tmp_path, Config(containerds={"b": tmp_path / "stuck.sock"}))
-    assert told["snapshotter.b"].verdict == "missing"
-    assert "deadline_exceeded" in told["snapshotter.b"].text or "unavailable" in told["snapshotter.b"].text
+            findings = found(tmp_path, Config(containerds={"b": tmp_path / "stuck.sock"}))
+    assert findings["snapshotter.b"].verdict == "missing"
+    assert "deadline_exceeded" in findings["snapshotter.b"].text or "unavailable" in findings["snapshotter.b"].text
 
 
 def test_configuration(tmp_path: Path) -> None:

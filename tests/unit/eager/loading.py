@@ -63,8 +63,8 @@ def content(store: Store, entry: Entry) -> bytes:
     """A file's bytes, as the store has them."""
     if not entry.chunks:
         return b""
-    it = content_of(entry.chunks)
-    parts = [store.read(it, number, 0, it.chunk_size(number)) for number in range(len(it.digests))]
+    content = content_of(entry.chunks)
+    parts = [store.read(content, number, 0, content.chunk_size(number)) for number in range(len(content.digests))]
     return b"".join(part or b"<missing>" for part in parts)
 
 

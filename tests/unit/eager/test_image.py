@@ -202,8 +202,8 @@ async def test_two_who_want_the_same_layer_fetch_it_once(store: Store, tmp_path:
 
     with Store.open(tmp_path / "store") as other:
         async with trio.open_nursery() as nursery:
-            for it in (store, store, other):
-                nursery.start_soon(one, it)
+            for each in (store, store, other):
+                nursery.start_soon(one, each)
     assert found[0] == found[1] == found[2]
     assert sum("is not lazy" in note for note in reports.notes) == 2
     assert any("waiting for layer" in note for note in reports.notes)

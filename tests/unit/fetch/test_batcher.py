@@ -149,19 +149,19 @@ async def test_all_jobs_of_a_batch_get_its_error() -> None:
     """No job keeps waiting, and the next one runs."""
     work = Work()
     batcher = Batcher(work, trio.CapacityLimiter(2), at_once=1)
-    told: list[str] = []
+    errors: list[str] = []
 
     async def do(number: int) -> None:
         try:
             await batcher.submit(number)
         except LocalError as error:
-            told.append(str(error))
+            errors.append(str(error))
 
     work.fails = True
     async with trio.open_nursery() as nursery:
         for number in range(5):
             nursery.start_soon(do, number)
-    assert told == ["it is closed"] * 5
+    assert errors == ["it is closed"] * 5
     work.fails = False
     assert await batcher.submit(4) == 8
 

@@ -130,13 +130,13 @@ async def test_closing_completes_all_flights() -> None:
     """The flights of all runs of a source get the error."""
     flights = SourceFlights()
     runs = [flights.start_run([b"a", b"b"]), flights.start_run([b"b", b"c"])]
-    told: list[str] = []
+    errors: list[str] = []
 
     async def wait(flight: Flight) -> None:
         try:
             await flight.wait()
         except Unreachable as error:
-            told.append(str(error))
+            errors.append(str(error))
 
     async with trio.open_nursery() as nursery:
         for digest in (b"a", b"b", b"c"):
@@ -145,4 +145,4 @@ async def test_closing_completes_all_flights() -> None:
             nursery.start_soon(wait, flight)
         await wait_all_tasks_blocked()
         flights.complete_all(Unreachable("gone"))
-    assert told == ["gone"] * 3 and not any(runs)
+    assert errors == ["gone"] * 3 and not any(runs)

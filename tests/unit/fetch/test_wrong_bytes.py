@@ -64,9 +64,9 @@ async def test_wrong_once_is_not_an_error(
     break_once(source, layer, flipped(blob, layer.pieces[number].chunk.member + 40))
     async with open_fetcher(store, source, image="docker://r/app") as fetcher:
         await fetch(fetcher, layer)
-        told = fetcher.statistics()
+        statistics = fetcher.statistics()
     assert measure_missing(store, [layer]).chunks == 0
-    assert told.wrong == 1 and not told.errors and source.distrusted == [layer.digest]
+    assert statistics.wrong == 1 and not statistics.errors and source.distrusted == [layer.digest]
     (line,) = [record for record in caplog.records if "does not match its digest" in record.message]
     piece = layer.pieces[number]
     for subject in (layer.digest, "docker://r/app", f"offset {piece.chunk.member} ", piece.content.name):

@@ -144,7 +144,7 @@ def deep_names() -> bytes:
 @pytest.mark.parametrize(
     "make",
     [many_entries, many_xattrs, far_too_many_xattrs, long_strings, numbers, chunk_entries, deep_names],
-    ids=lambda it: it.__name__,
+    ids=lambda make: make.__name__,
 )
 def test_a_toc_costs_what_its_member_may(make: Callable[[], bytes]) -> None:
     """A bound and 32 times the compressed member: about that is spent before it is refused."""

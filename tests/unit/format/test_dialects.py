@@ -62,10 +62,10 @@ def test_two_annotations_mark_one_dialect(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.usefixtures("front")
 def test_a_registry_cannot_name_another_toc() -> None:
     """Whatever its manifest says of a layer: what containerd's own manifest says, by its labels, is believed."""
-    for told in ({}, {ANNOTATION: OTHER}, {TOC_DIGEST: OTHER}, {ANNOTATION: OTHER, TOC_DIGEST: OTHER}):
+    for manifest_annotations in ({}, {ANNOTATION: OTHER}, {TOC_DIGEST: OTHER}, {ANNOTATION: OTHER, TOC_DIGEST: OTHER}):
         for dialect in (ESTARGZ, FRONT):
             claim = TocClaim(dialect, ONE)
-            assert dialects.claim_of(dialects.held_to(told, claim), "it") == claim
+            assert dialects.claim_of(dialects.held_to(manifest_annotations, claim), "it") == claim
 
 
 def test_a_row_without_a_dialect_is_estargz() -> None:

@@ -76,7 +76,7 @@ def test_a_tar_of_aufs() -> None:
     """Its metadata goes without a note; the first hard link to a pseudo-link is that file, and the second links to the first."""
     left_out = LeftOut()
     found = members(AUFS, left_out)
-    assert [(it.entry.name, it.entry.type, content(it, AUFS) or it.entry.link) for it in found] == SHOWN
+    assert [(member.entry.name, member.entry.type, content(member, AUFS) or member.entry.link) for member in found] == SHOWN
     assert (found[1].entry.mode, found[1].entry.uid, found[1].entry.mtime_ns) == (0o4711, 7, 5 * 10**9)
     assert (left_out.aufs, left_out.below, left_out.note) == (5, 0, "")
 
@@ -100,7 +100,7 @@ def test_a_toc_of_aufs() -> None:
     ]
     left_out = LeftOut()
     found = parse_toc(json.dumps({"version": 1, "entries": entries}).encode(), 100, "layer 1", left_out)
-    assert [(it.name, it.type, it.size or it.link) for it in found] == [
+    assert [(member.name, member.type, member.size or member.link) for member in found] == [
         (b"d/one", "reg", 6),
         (b"d/two", "hardlink", b"d/one"),
         (b"d/four", "reg", 6),
@@ -108,7 +108,9 @@ def test_a_toc_of_aufs() -> None:
         (b"three", "hardlink", b"d/one"),
         (b"five", "hardlink", b"d/one"),
     ]
-    assert {(it.mode, it.uid, it.chunks[0].digest) for it in found[0:3:2]} == {(0o4711, 7, bytes.fromhex("ab" * 32))}
+    assert {(member.mode, member.uid, member.chunks[0].digest) for member in found[0:3:2]} == {
+        (0o4711, 7, bytes.fromhex("ab" * 32))
+    }
     assert (left_out.aufs, left_out.note) == (5, "")
 
 
@@ -116,7 +118,7 @@ def test_what_lies_below_a_whiteout_is_left_out_and_counted() -> None:
     """A full pull shows it in a directory that is named like a whiteout. The whiteout itself counts, whatever its type."""
     tar = written(info(".wh.d", tarfile.DIRTYPE), (info(".wh.d/x"), b"1"), (info("e/.wh.f/g"), b"2"), (info("h"), b"3"))
     left_out = LeftOut()
-    assert [it.entry.name for it in members(tar, left_out)] == [b".wh.d", b"h"]
+    assert [member.entry.name for member in members(tar, left_out)] == [b".wh.d", b"h"]
     assert left_out.below == 2 and "2 entries" in left_out.note and "'.wh.d/x'" in left_out.note
     of_toc = LeftOut()
     toc = encode_toc([Entry(b".wh.d", "dir"), Entry(b".wh.d/x", "reg"), Entry(b"e/.wh.f/g", "reg"), Entry(b"h", "reg")], None)
@@ -145,7 +147,7 @@ def test_a_pseudo_link_whose_first_name_is_replaced() -> None:
     """The next link is the file again, and none leads to what took the name."""
     links = [header(name, b"1", 0, b".wh..wh.plnk/f") for name in (b"a", b"b", b"c")]
     tar = file(b".wh..wh.plnk/f", b"old") + links[0] + file(b"a", b"new") + links[1] + links[2] + END
-    found = [(it.entry.name, it.entry.type, content(it, tar) or it.entry.link) for it in members(tar)]
+    found = [(member.entry.name, member.entry.type, content(member, tar) or member.entry.link) for member in members(tar)]
     assert found == [(b"a", "reg", b"old"), (b"a", "reg", b"new"), (b"b", "reg", b"old"), (b"c", "hardlink", b"b")]
 
 

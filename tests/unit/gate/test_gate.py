@@ -68,9 +68,9 @@ async def open_gate(store: Store) -> AsyncIterator[Setting]:
         yield setting
 
 
-async def ask(it: Setting, number: int, answers: list[Attributes | None]) -> None:
+async def ask(setting: Setting, number: int, answers: list[Attributes | None]) -> None:
     """One lookup, whose answer goes to `answers`."""
-    answers.append(await it.gate.lookup(OBJECTS, it.name(number), 1))
+    answers.append(await setting.gate.lookup(OBJECTS, setting.name(number), 1))
 
 
 def is_published(store: Store, name: bytes) -> bool:
@@ -81,210 +81,212 @@ def is_published(store: Store, name: bytes) -> bool:
 
 async def test_a_small_file_is_published(store: Store) -> None:
     """A miss of a file of one chunk: it is published, verified, 0444, and the answer is to look on."""
-    async with open_gate(store) as it:
-        assert await it.gate.lookup(OBJECTS, it.name(7), 1) is None
-        assert is_published(store, it.name(7))
-        place = Path(store.directory.objects + it.name(7).decode())
+    async with open_gate(store) as setting:
+        assert await setting.gate.lookup(OBJECTS, setting.name(7), 1) is None
+        assert is_published(store, setting.name(7))
+        place = Path(store.directory.objects + setting.name(7).decode())
         assert place.read_bytes() == SMALL[7][1]
         assert stat.S_IMODE(place.stat().st_mode) == 0o444
-        assert not it.gate.served
+        assert not setting.gate.served
 
 
 async def test_a_large_file_is_an_entry_until_it_is_whole(store: Store) -> None:
     """A file of several chunks is served through the gate, chunk by chunk; whole, it is looked for elsewhere."""
-    async with open_gate(store) as it:
-        name = it.name(50)
-        shown = await it.gate.lookup(OBJECTS, name, 1)
+    async with open_gate(store) as setting:
+        name = setting.name(50)
+        shown = await setting.gate.lookup(OBJECTS, name, 1)
         assert shown == Attributes(inode_of(name.decode()), stat.S_IFREG | 0o444, len(LARGE))
-        assert it.gate.served == {name.decode()}
+        assert setting.gate.served == {name.decode()}
         assert not is_published(store, name)
         for offset in range(0, len(LARGE) + 1, 70_001):
-            assert bytes(await it.gate.read(shown.ino, offset, 70_001)) == LARGE[offset : offset + 70_001]
-        assert await it.gate.read(shown.ino, len(LARGE), 10) == b""
-        assert await it.gate.lookup(OBJECTS, name, 1) is None
+            assert bytes(await setting.gate.read(shown.ino, offset, 70_001)) == LARGE[offset : offset + 70_001]
+        assert await setting.gate.read(shown.ino, len(LARGE), 10) == b""
+        assert await setting.gate.lookup(OBJECTS, name, 1) is None
         assert is_published(store, name)
 
 
 async def test_a_metadata_change_fetches_nothing(store: Store) -> None:
     """A chown's lookup is answered with an entry, and no byte is asked for; a read of that entry works all the same."""
-    async with open_gate(store) as it:
-        it.metadata_threads.add(42)
-        shown = await it.gate.lookup(OBJECTS, it.name(3), 42)
-        assert shown is not None and not it.source.ranges
-        assert bytes(await it.gate.read(shown.ino, 0, 1 << 20)) == SMALL[3][1]
-        assert await it.gate.lookup(OBJECTS, it.name(3), 42) is None, "it is here now, whoever asks"
+    async with open_gate(store) as setting:
+        setting.metadata_threads.add(42)
+        shown = await setting.gate.lookup(OBJECTS, setting.name(3), 42)
+        assert shown is not None and not setting.source.ranges
+        assert bytes(await setting.gate.read(shown.ino, 0, 1 << 20)) == SMALL[3][1]
+        assert await setting.gate.lookup(OBJECTS, setting.name(3), 42) is None, "it is here now, whoever asks"
 
 
 async def test_a_caller_that_does_not_wait_yet_is_looked_at_again(store: Store) -> None:
     """A few times, for a moment; who then still cannot be looked at will read."""
-    async with open_gate(store) as it:
-        it.metadata_threads.add(42)
-        it.running = 2
-        assert await it.gate.lookup(OBJECTS, it.name(3), 42) is not None
-        assert not it.source.ranges
-        it.running = 1000
-        assert await it.gate.lookup(OBJECTS, it.name(3), 42) is None
-        assert it.source.ranges and it.running
+    async with open_gate(store) as setting:
+        setting.metadata_threads.add(42)
+        setting.running = 2
+        assert await setting.gate.lookup(OBJECTS, setting.name(3), 42) is not None
+        assert not setting.source.ranges
+        setting.running = 1000
+        assert await setting.gate.lookup(OBJECTS, setting.name(3), 42) is None
+        assert setting.source.ranges and setting.running
 
 
 async def test_names_that_are_not_objects_are_not_found(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing but the objects of mounted images can be found, and nothing is fetched for other names."""
-    async with open_gate(store) as it:
+    async with open_gate(store) as setting:
         stranger = b"sha256-" + b"0" * 64 + b"-1"
-        for name in (b"..", b"etc", b"sha256-", b"sha256-" + b"g" * 64, b"record-x", stranger, it.name(1)[:-1], b"\xff"):
-            assert await it.gate.lookup(OBJECTS, name, 1) is None
+        for name in (b"..", b"etc", b"sha256-", b"sha256-" + b"g" * 64, b"record-x", stranger, setting.name(1)[:-1], b"\xff"):
+            assert await setting.gate.lookup(OBJECTS, name, 1) is None
         with pytest.raises(Unreachable):
             with trio.fail_after(5):
-                await it.gate.attributes(inode_of(stranger.decode()))
-        number = inode_of(it.name(1).decode())
+                await setting.gate.attributes(inode_of(stranger.decode()))
+        number = inode_of(setting.name(1).decode())
         monkeypatch.setattr(gate, "inode_of", lambda _: number)
-        assert await it.gate.lookup(OBJECTS, stranger, 1) is None, "an equal inode number is not an equal name"
-        assert not it.source.ranges
+        assert await setting.gate.lookup(OBJECTS, stranger, 1) is None, "an equal inode number is not an equal name"
+        assert not setting.source.ranges
 
 
 async def test_directories_of_the_gate(store: Store) -> None:
     """The root has nothing but directories; the one behind all other layers has an error for everything, objects included."""
-    async with open_gate(store) as it:
+    async with open_gate(store) as setting:
         for name, inode in ((b"objects", OBJECTS), (b"nowhere", NOWHERE), (b"record-7", record_inode(7))):
-            shown = await it.gate.lookup(ROOT, name, 1)
+            shown = await setting.gate.lookup(ROOT, name, 1)
             assert shown == Attributes(inode, stat.S_IFDIR | 0o555, nlink=2)
-            assert await it.gate.attributes(inode) == shown
-        for name in (b"record-", b"record-x", b"7", b"arrived", it.name(1)):
-            assert await it.gate.lookup(ROOT, name, 1) is None
-        for name in (it.name(1), b"sha256-" + b"0" * 64, b"x"):
+            assert await setting.gate.attributes(inode) == shown
+        for name in (b"record-", b"record-x", b"7", b"arrived", setting.name(1)):
+            assert await setting.gate.lookup(ROOT, name, 1) is None
+        for name in (setting.name(1), b"sha256-" + b"0" * 64, b"x"):
             with pytest.raises(Unreachable):
-                await it.gate.lookup(NOWHERE, name, 1)
-        assert not it.source.ranges
+                await setting.gate.lookup(NOWHERE, name, 1)
+        assert not setting.source.ranges
 
 
 async def test_a_slow_registry_becomes_an_entry(store: Store, autojump_clock: MockClock) -> None:
     """A caller in a lookup cannot be killed: after two seconds it gets an entry, and waits in a read."""
-    async with open_gate(store) as it:
+    async with open_gate(store) as setting:
         autojump_clock.autojump_threshold = math.inf  # threads take real time
-        it.source.gate = trio.Event()
+        setting.source.gate = trio.Event()
         answers: list[Attributes | None] = []
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(ask, it, 5, answers)
+            nursery.start_soon(ask, setting, 5, answers)
             await wait_all_tasks_blocked(0.05)
             autojump_clock.jump(LOOKUP_TIMEOUT - 0.01)
             await wait_all_tasks_blocked(0.05)
             assert not answers
             autojump_clock.jump(0.02)
         [shown] = answers
-        assert shown is not None and it.gate.counts["late"] == 1
-        it.source.gate.set()
-        assert bytes(await it.gate.read(shown.ino, 0, 1 << 20)) == SMALL[5][1]
+        assert shown is not None and setting.gate.counts["late"] == 1
+        setting.source.gate.set()
+        assert bytes(await setting.gate.read(shown.ino, 0, 1 << 20)) == SMALL[5][1]
 
 
 async def test_a_failing_registry_becomes_an_entry_and_an_error(store: Store) -> None:
     """A miss that fails is an entry whose reads fail, each tried from scratch: once the cause is gone, the same entry works."""
-    async with open_gate(store) as it:
-        it.source.fails = 1000
-        shown = await it.gate.lookup(OBJECTS, it.name(5), 1)
+    async with open_gate(store) as setting:
+        setting.source.fails = 1000
+        shown = await setting.gate.lookup(OBJECTS, setting.name(5), 1)
         assert shown is not None
         with pytest.raises(Unreachable):
-            await it.gate.read(shown.ino, 0, 100)
-        it.source.fails = 0
-        assert bytes(await it.gate.read(shown.ino, 0, 1 << 20)) == SMALL[5][1]
+            await setting.gate.read(shown.ino, 0, 100)
+        setting.source.fails = 0
+        assert bytes(await setting.gate.read(shown.ino, 0, 1 << 20)) == SMALL[5][1]
 
 
 async def test_an_object_removed_by_hand_is_fetched_again(store: Store, expect_log: Callable[[str], None]) -> None:
     """What the index says is here, and the disk does not have, is not here."""
     expect_log("files? (is|are) missing")
-    async with open_gate(store) as it:
-        assert await it.gate.lookup(OBJECTS, it.name(9), 1) is None
+    async with open_gate(store) as setting:
+        assert await setting.gate.lookup(OBJECTS, setting.name(9), 1) is None
         for folder in ("objects", "arrived"):
-            os.unlink(store.directory.path / folder / it.name(9).decode())
-        assert await it.gate.lookup(OBJECTS, it.name(9), 1) is None
-        assert is_published(store, it.name(9))
+            os.unlink(store.directory.path / folder / setting.name(9).decode())
+        assert await setting.gate.lookup(OBJECTS, setting.name(9), 1) is None
+        assert is_published(store, setting.name(9))
 
 
 async def test_one_name_removed_by_hand_is_put_back(store: Store) -> None:
     """With one of the two names left, nothing is fetched."""
-    async with open_gate(store) as it:
-        assert await it.gate.lookup(OBJECTS, it.name(9), 1) is None
-        asked = len(it.source.ranges)
-        os.unlink(store.directory.path / "arrived" / it.name(9).decode())
-        assert await it.gate.lookup(OBJECTS, it.name(9), 1) is None
-        assert is_published(store, it.name(9)) and len(it.source.ranges) == asked
+    async with open_gate(store) as setting:
+        assert await setting.gate.lookup(OBJECTS, setting.name(9), 1) is None
+        asked = len(setting.source.ranges)
+        os.unlink(store.directory.path / "arrived" / setting.name(9).decode())
+        assert await setting.gate.lookup(OBJECTS, setting.name(9), 1) is None
+        assert is_published(store, setting.name(9)) and len(setting.source.ranges) == asked
 
 
 async def test_a_recording_directory_reports_what_is_touched(store: Store) -> None:
     """Lookups below `record-N` are told with their number, in order; those of a chown are not, nor those of the root."""
-    async with open_gate(store) as it:
-        it.metadata_threads.add(42)
-        directory = await it.gate.lookup(ROOT, b"record-17", 1)
+    async with open_gate(store) as setting:
+        setting.metadata_threads.add(42)
+        directory = await setting.gate.lookup(ROOT, b"record-17", 1)
         assert directory == Attributes(record_inode(17), stat.S_IFDIR | 0o555, nlink=2)
-        assert await it.gate.attributes(directory.ino) == directory
+        assert await setting.gate.attributes(directory.ino) == directory
         for number, thread in ((4, 1), (2, 1), (6, 42), (4, 1)):
-            await it.gate.lookup(directory.ino, it.name(number), thread)
-        await it.gate.lookup(OBJECTS, it.name(8), 1)
-        assert it.touched == [(17, it.name(number).decode()) for number in (4, 2, 4)]
+            await setting.gate.lookup(directory.ino, setting.name(number), thread)
+        await setting.gate.lookup(OBJECTS, setting.name(8), 1)
+        assert setting.touched == [(17, setting.name(number).decode()) for number in (4, 2, 4)]
 
 
 async def test_lookups_wait_for_an_image_that_is_being_indexed(store: Store, autojump_clock: MockClock) -> None:
     """What is not known yet is never "not there": the answer waits, and is an error when there is none in time."""
-    async with open_gate(store) as it:
-        it.catalog.remove("image")
-        it.catalog.expect("image")
+    async with open_gate(store) as setting:
+        setting.catalog.remove("image")
+        setting.catalog.expect("image")
         with pytest.raises(Unreachable, match="not indexed"):
-            await it.gate.lookup(OBJECTS, it.name(1), 1)
-        async with open_fetcher(store, it.source) as fetcher:
+            await setting.gate.lookup(OBJECTS, setting.name(1), 1)
+        async with open_fetcher(store, setting.source) as fetcher:
             autojump_clock.autojump_threshold = math.inf
             answers: list[Attributes | None] = []
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(ask, it, 1, answers)
+                nursery.start_soon(ask, setting, 1, answers)
                 await wait_all_tasks_blocked()
-                it.catalog.add("image", fetcher, (LayerObjects("layer", it.layer),))
+                setting.catalog.add("image", fetcher, (LayerObjects("layer", setting.layer),))
         assert answers == [None]
 
 
 async def test_another_image_delivers_what_the_first_cannot(store: Store) -> None:
     """An object that two images have comes from the second one's registry where the first one's fails."""
-    async with open_gate(store) as it:
-        it.source.fails = 1000
-        other = ScriptedSource(it.source.blobs[it.layer.digest])
+    async with open_gate(store) as setting:
+        setting.source.fails = 1000
+        other = ScriptedSource(setting.source.blobs[setting.layer.digest])
         async with open_fetcher(store, other) as fetcher:
-            it.catalog.add("other", fetcher, (LayerObjects("other", it.layer),))
-            assert await it.gate.lookup(OBJECTS, it.name(11), 1) is None
-            assert is_published(store, it.name(11)) and other.ranges
+            setting.catalog.add("other", fetcher, (LayerObjects("other", setting.layer),))
+            assert await setting.gate.lookup(OBJECTS, setting.name(11), 1) is None
+            assert is_published(store, setting.name(11)) and other.ranges
 
 
 async def test_a_layer_that_lies_plants_nothing(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     """Bytes that do not hash to the name are not published, and logged; the honest image next to it gets its own."""
     caplog.set_level(logging.INFO, "lazyfs")
-    async with open_gate(store) as it:
-        name, piece = it.name(13), it.layer.pieces[13]
-        blob = it.source.blobs[it.layer.digest]
+    async with open_gate(store) as setting:
+        name, piece = setting.name(13), setting.layer.pieces[13]
+        blob = setting.source.blobs[setting.layer.digest]
         lie = bytearray(blob)
         lie[piece.chunk.member + 20] ^= 0xFF
         liar = ScriptedSource(bytes(blob))
-        liar.blobs[it.layer.digest] = bytes(lie)
-        it.catalog.remove("image")
-        async with open_fetcher(store, liar, image="docker://r/liar") as bad, open_fetcher(store, it.source) as good:
-            it.catalog.add("liar", bad, (LayerObjects("liar", it.layer),))
-            assert await it.gate.lookup(OBJECTS, name, 1) is not None, "an entry, whose reads fail"
+        liar.blobs[setting.layer.digest] = bytes(lie)
+        setting.catalog.remove("image")
+        async with open_fetcher(store, liar, image="docker://r/liar") as bad, open_fetcher(store, setting.source) as good:
+            setting.catalog.add("liar", bad, (LayerObjects("liar", setting.layer),))
+            assert await setting.gate.lookup(OBJECTS, name, 1) is not None, "an entry, whose reads fail"
             (line,) = [record.message for record in caplog.records if "is served through the gate" in record.message]
-            assert f"object {name.decode()} of layer {it.layer.digest} of docker://r/liar" in line
+            assert f"object {name.decode()} of layer {setting.layer.digest} of docker://r/liar" in line
             assert not is_published(store, name)
-            it.catalog.add("honest", good, (LayerObjects("honest", it.layer),))
-            shown = await it.gate.attributes(inode_of(name.decode()))
-            assert bytes(await it.gate.read(shown.ino, 0, 1 << 20)) == SMALL[13][1], "who has that entry reads it all the same"
-            assert await it.gate.lookup(OBJECTS, name, 1) is None
+            setting.catalog.add("honest", good, (LayerObjects("honest", setting.layer),))
+            shown = await setting.gate.attributes(inode_of(name.decode()))
+            assert bytes(await setting.gate.read(shown.ino, 0, 1 << 20)) == SMALL[13][1], (
+                "who has that entry reads it all the same"
+            )
+            assert await setting.gate.lookup(OBJECTS, name, 1) is None
         assert Path(store.directory.objects + name.decode()).read_bytes() == SMALL[13][1]
 
 
 async def test_sixty_four_lookups_of_one_object_are_one_request(store: Store) -> None:
     """Whoever asks while it is on its way waits for the same flight."""
-    async with open_gate(store) as it:
-        it.source.gate = trio.Event()
+    async with open_gate(store) as setting:
+        setting.source.gate = trio.Event()
         answers: list[Attributes | None] = []
         async with trio.open_nursery() as nursery:
             for _ in range(64):
-                nursery.start_soon(ask, it, 20, answers)
+                nursery.start_soon(ask, setting, 20, answers)
             await wait_all_tasks_blocked(0.05)
-            it.source.gate.set()
-        assert answers == [None] * 64 and len(it.source.ranges) == 1
+            setting.source.gate.set()
+        assert answers == [None] * 64 and len(setting.source.ranges) == 1
 
 
 def evict_everything(store: Store, gate: Gate) -> int:
@@ -295,73 +297,73 @@ def evict_everything(store: Store, gate: Gate) -> int:
 
 async def test_an_object_stays_between_the_answer_and_the_open(store: Store) -> None:
     """overlayfs was told to look on: an eviction that comes before it looks leaves that object, and removes others."""
-    async with open_gate(store) as it:
-        piece = it.layer.pieces[8]
+    async with open_gate(store) as setting:
+        piece = setting.layer.pieces[8]
         store.keep(piece.content, piece.number, SMALL[8][1])
-        assert await it.gate.lookup(OBJECTS, it.name(7), 1) is None
-        assert evict_everything(store, it.gate)
-        assert is_published(store, it.name(7)) and not is_published(store, it.name(8))
+        assert await setting.gate.lookup(OBJECTS, setting.name(7), 1) is None
+        assert evict_everything(store, setting.gate)
+        assert is_published(store, setting.name(7)) and not is_published(store, setting.name(8))
 
 
 async def test_an_object_that_is_found_is_protected_before_it_is_looked_for(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An eviction between the look and the answer: noted afterwards, the answer would be a file that does not exist."""
-    async with open_gate(store) as it:
-        piece = it.layer.pieces[7]
+    async with open_gate(store) as setting:
+        piece = setting.layer.pieces[7]
         store.keep(piece.content, piece.number, SMALL[7][1])
         publish = store.publish
 
         def publish_and_evict(content: Content) -> bool:
-            told = publish(content)
-            evict_everything(store, it.gate)
-            return told
+            is_published = publish(content)
+            evict_everything(store, setting.gate)
+            return is_published
 
         monkeypatch.setattr(store, "publish", publish_and_evict)
-        assert await it.gate.lookup(OBJECTS, it.name(7), 1) is None
-        assert is_published(store, it.name(7)) and not it.source.ranges
+        assert await setting.gate.lookup(OBJECTS, setting.name(7), 1) is None
+        assert is_published(store, setting.name(7)) and not setting.source.ranges
 
 
 async def test_a_trickling_image_does_not_hold_up_what_it_shares(store: Store, autojump_clock: MockClock) -> None:
     """A read of a file that a second image has as well: its own run's bytes are what counts, and not for long."""
-    async with open_gate(store) as it:
+    async with open_gate(store) as setting:
         autojump_clock.autojump_threshold = math.inf
-        other = ScriptedSource(it.source.blobs[it.layer.digest])
-        it.source.rate = 10  # all of it, in ten minutes
+        other = ScriptedSource(setting.source.blobs[setting.layer.digest])
+        setting.source.rate = 10  # all of it, in ten minutes
         async with open_fetcher(store, other) as fetcher, trio.open_nursery() as nursery:
-            it.catalog.add("other", fetcher, (LayerObjects("other", it.layer),))
+            setting.catalog.add("other", fetcher, (LayerObjects("other", setting.layer),))
             got: list[bytes] = []
 
             async def read() -> None:
-                got.append(bytes(await it.gate.read(inode_of(it.name(49).decode()), 0, 1 << 20)))
+                got.append(bytes(await setting.gate.read(inode_of(setting.name(49).decode()), 0, 1 << 20)))
 
             nursery.start_soon(read)
-            await pass_time(autojump_clock, it.fetcher, 14)
-            assert it.source.ranges and not got and not other.ranges
-            await pass_time(autojump_clock, it.fetcher, 2)
+            await pass_time(autojump_clock, setting.fetcher, 14)
+            assert setting.source.ranges and not got and not other.ranges
+            await pass_time(autojump_clock, setting.fetcher, 2)
             await settle(fetcher)
             assert got == [SMALL[49][1]]
 
 
 async def test_other_bytes_of_an_image_are_no_sign_of_life(store: Store, autojump_clock: MockClock) -> None:
     """It is busy with another file, and silent about this one."""
-    async with open_gate(store) as it:
+    async with open_gate(store) as setting:
         autojump_clock.autojump_threshold = math.inf
-        other = ScriptedSource(it.source.blobs[it.layer.digest])
+        other = ScriptedSource(setting.source.blobs[setting.layer.digest])
         async with open_fetcher(store, other) as fetcher, trio.open_nursery() as nursery:
-            it.source.rate = 100
-            nursery.start_soon(it.fetcher.read, it.layer, it.layer.pieces[52], 0, 1)
-            await settle(it.fetcher)
-            it.source.gate = trio.Event()
-            it.catalog.add("other", fetcher, (LayerObjects("other", it.layer),))
+            setting.source.rate = 100
+            nursery.start_soon(setting.fetcher.read, setting.layer, setting.layer.pieces[52], 0, 1)
+            await settle(setting.fetcher)
+            setting.source.gate = trio.Event()
+            setting.catalog.add("other", fetcher, (LayerObjects("other", setting.layer),))
             got: list[bytes] = []
 
             async def read() -> None:
-                got.append(bytes(await it.gate.read(inode_of(it.name(3).decode()), 0, 1 << 20)))
+                got.append(bytes(await setting.gate.read(inode_of(setting.name(3).decode()), 0, 1 << 20)))
 
             nursery.start_soon(read)
-            await pass_time(autojump_clock, it.fetcher, 6)
+            await pass_time(autojump_clock, setting.fetcher, 6)
             await settle(fetcher)
             assert got == [SMALL[3][1]]
-            it.source.gate.set()
+            setting.source.gate.set()
             nursery.cancel_scope.cancel()

@@ -15,11 +15,11 @@ def test_a_quantile_is_a_bound_that_so_many_keep(durations: list[float], share: 
     latency = Latency()
     for each in durations:
         latency.note(each)
-    told = latency.status()
-    assert told.count == len(durations)
-    assert abs(told.seconds - sum(durations)) < 1e-6
+    status = latency.status()
+    assert status.count == len(durations)
+    assert abs(status.seconds - sum(durations)) < 1e-6
     kept = [bound for bound in (*BOUNDS, float("inf")) if sum(each <= bound for each in durations) >= share * len(durations)]
-    assert told.quantile(share) == kept[0]
+    assert status.quantile(share) == kept[0]
 
 
 def test_nothing_takes_no_time() -> None:

@@ -47,17 +47,17 @@ def recorder(*layers: list[Entry]) -> Recorder:
     return Recorder(image, lambda: layers)
 
 
-def written(it: Recorder, path: Path) -> list[dict[str, Any]]:
-    it.write(path)
+def written(recorded: Recorder, path: Path) -> list[dict[str, Any]]:
+    recorded.write(path)
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_order_of_first_touch(tmp_path: Path) -> None:
     """An object counts from its first touch; layers are numbered from the lowest, and a large file is an object as well."""
-    it = recorder([file(b"lib/a", b"a"), file(b"lib/b", b"b")], [file(b"app", b"one", b"two"), Entry(b"empty", "reg")])
+    recorded = recorder([file(b"lib/a", b"a"), file(b"lib/b", b"b")], [file(b"app", b"one", b"two"), Entry(b"empty", "reg")])
     for name in (name_of(b"b"), name_of(b"one", b"two"), name_of(b"b"), name_of(b"a"), name_of(b"one"), name_of(b"elsewhere")):
-        it.touch(name)
-    assert written(it, tmp_path / "record") == [
+        recorded.touch(name)
+    assert written(recorded, tmp_path / "record") == [
         {"path": "lib/b", "manifestDigest": DIGEST, "layerIndex": 0},
         {"path": "app", "manifestDigest": DIGEST, "layerIndex": 1},
         {"path": "lib/a", "manifestDigest": DIGEST, "layerIndex": 0},
@@ -67,11 +67,11 @@ def test_order_of_first_touch(tmp_path: Path) -> None:
 
 def test_an_object_has_all_its_paths(tmp_path: Path) -> None:
     """Equal files and hard links are one object; our own landmark is none of them."""
-    it = recorder(
+    recorded = recorder(
         [file(b"x", b"same"), Entry(b"y", "hardlink", link=b"x"), file(PREFETCH_LANDMARK, b"same")], [file(b"z", b"same")]
     )
-    it.touch(name_of(b"same"))
-    assert {line["path"] for line in written(it, tmp_path / "record")} == {"x", "y", "z"}
+    recorded.touch(name_of(b"same"))
+    assert {line["path"] for line in written(recorded, tmp_path / "record")} == {"x", "y", "z"}
 
 
 def test_nothing_touched(tmp_path: Path) -> None:
@@ -81,9 +81,9 @@ def test_nothing_touched(tmp_path: Path) -> None:
 
 def test_names_that_are_no_text(tmp_path: Path) -> None:
     """JSON holds text: what is none becomes what Go makes of it, and the line stays one line."""
-    it = recorder([file(b'caf\xe9\n"', b"x")])
-    it.touch(name_of(b"x"))
-    assert [line["path"] for line in written(it, tmp_path / "record")] == ['caf\ufffd\n"']
+    recorded = recorder([file(b'caf\xe9\n"', b"x")])
+    recorded.touch(name_of(b"x"))
+    assert [line["path"] for line in written(recorded, tmp_path / "record")] == ['caf\ufffd\n"']
 
 
 def test_written_all_at_once(tmp_path: Path) -> None:
@@ -91,15 +91,15 @@ def test_written_all_at_once(tmp_path: Path) -> None:
     path = tmp_path / "record"
     path.write_text("of yesterday")
     path.chmod(0o600)
-    it = recorder([file(b"x", b"x")])
-    it.touch(name_of(b"x"))
-    it.write(path)
+    recorded = recorder([file(b"x", b"x")])
+    recorded.touch(name_of(b"x"))
+    recorded.write(path)
     assert os.listdir(tmp_path) == ["record"] and path.stat().st_mode & 0o777 == 0o644
     (tmp_path / "folder").mkdir()
     with pytest.raises(LocalError, match="cannot write the record"):
-        it.write(tmp_path / "folder")
+        recorded.write(tmp_path / "folder")
     with pytest.raises(LocalError, match="cannot write the record"):
-        it.write(tmp_path / "gone/record")
+        recorded.write(tmp_path / "gone/record")
     assert sorted(os.listdir(tmp_path)) == ["folder", "record"]
 
 

@@ -74,7 +74,7 @@ class MemorySource:
             self.documents[reference] = document
         return document.digest
 
-    def put_image(self, *layers: bytes, tag: str = "v1", vouch: bool = True, **changes: Any) -> Digest:
+    def put_image(self, *layers: bytes, tag: str = "v1", annotated: bool = True, **changes: Any) -> Digest:
         """Hold an image of these layers (blobs), each of which it vouches for, or not; `changes` are the config's."""
         config = {
             "architecture": "amd64",
@@ -83,7 +83,11 @@ class MemorySource:
             **changes,
         }
         described = [
-            {"mediaType": OCI_LAYER_GZIP, **self.put(blob), "annotations": {TOC_DIGEST: digest_of(toc_of(blob))} if vouch else {}}
+            {
+                "mediaType": OCI_LAYER_GZIP,
+                **self.put(blob),
+                "annotations": {TOC_DIGEST: digest_of(toc_of(blob))} if annotated else {},
+            }
             for blob in layers
         ]
         body = {

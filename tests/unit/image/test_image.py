@@ -166,7 +166,7 @@ async def test_an_image_without_platform_is_known_by_its_config(store: Store) ->
 async def test_lowest_layer_that_cannot_be_lazy_is_named(store: Store) -> None:
     """With its position, the reason, and the command that cures it."""
     source = MemorySource()
-    source.put_image(make_blob(TOC), make_blob(TOC, padding=3), vouch=False)
+    source.put_image(make_blob(TOC), make_blob(TOC, padding=3), annotated=False)
     image = await resolve_image(source, "v1", AMD64, store)
     with pytest.raises(NotLazy, match=r"names no TOC digest \(layer 1 of 2\).*lazyfs convert memory:image"):
         await load_layers(source, store, image)

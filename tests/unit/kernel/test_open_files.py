@@ -28,7 +28,7 @@ def test_soft_limit_is_raised() -> None:
 
 def test_hard_limit_is_an_error() -> None:
     """Who it is about, the limit, what is needed, and what to do."""
-    told = after(64, 255).stderr
+    output = after(64, 255).stderr
     assert (
-        "LocalError: it may have no more than 255 files open at a time, and needs 256. Raise the limit: `ulimit -n 512`" in told
+        "LocalError: it may have no more than 255 files open at a time, and needs 256. Raise the limit: `ulimit -n 512`" in output
     )

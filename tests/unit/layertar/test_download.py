@@ -97,7 +97,7 @@ async def test_an_empty_blob_is_not_asked_for() -> None:
 async def test_verify_fetches_once_more() -> None:
     """An image that arrives wrong once is sound."""
     source = Wrong(0)
-    source.put_image(BLOB, vouch=False, rootfs={"type": "layers", "diff_ids": [digest_of(TAR)]})
+    source.put_image(BLOB, annotated=False, rootfs={"type": "layers", "diff_ids": [digest_of(TAR)]})
     image = await resolve_image(source, "v1", this_platform(), None)
     source.times = 1
     assert (await verify_image(source, image, lambda _: None)).problems == ()

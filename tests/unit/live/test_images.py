@@ -75,49 +75,49 @@ async def open_images(store: Store) -> AsyncIterator[Setting]:
 
 async def test_an_image_lingers_and_ends(store: Store, autojump_clock: MockClock) -> None:
     """A container's image is kept for the next one a while, and goes when there is none."""
-    async with open_images(store) as it:
-        live = it.add(ScriptedSource())
+    async with open_images(store) as setting:
+        live = setting.add(ScriptedSource())
         await live.known()
         live.leave()
         await trio.sleep(20)
         live.use(background=False)
         await trio.sleep(100)
-        assert it.images.live == {IMAGE.name: live}
+        assert setting.images.live == {IMAGE.name: live}
         live.leave()
         await trio.sleep(100)
-        assert not it.images.live
-        assert not it.catalog.images_with([INODE])
+        assert not setting.images.live
+        assert not setting.catalog.images_with([INODE])
 
 
 async def test_entries_are_kept_until_the_gate_knows_the_objects(store: Store, autojump_clock: MockClock) -> None:
     """They are nearly all of an image's memory, and directories have no objects: twenty images must not cost what their names do."""
-    async with open_images(store) as it:
+    async with open_images(store) as setting:
         landmark = Entry(PREFETCH_LANDMARK, "reg", size=1, chunks=(Chunk(0, 1, bytes(32), 5, 0, 6),))
         layer = LAYER._replace(entries=(*LAYER.entries, landmark), whole=Whole("", DIGEST))
-        live = it.images.add(IMAGE, (layer,), ScriptedSource(), background=False)
+        live = setting.images.add(IMAGE, (layer,), ScriptedSource(), background=False)
         await live.known()
         assert live.layers == (layer._replace(entries=()),) and live.live_layers[0].kept.prefetch_end == 5
         assert live.blobs[0].whole == live.layers[0], "nor by way of the fetcher"
-        assert it.images.containing(it.catalog.images_with([INODE])) == {IMAGE.name}
+        assert setting.images.containing(setting.catalog.images_with([INODE])) == {IMAGE.name}
 
 
 async def test_an_image_that_is_ending_is_not_mounted_again(store: Store, autojump_clock: MockClock) -> None:
     """Its fetcher brings nothing any more: the mount that comes meanwhile makes an image of its own, which the old one's end leaves
     alone."""
-    async with open_images(store) as it:
+    async with open_images(store) as setting:
         source = SlowToClose()
-        old = it.add(source)
+        old = setting.add(source)
         await old.known()
         old.leave()
         await trio.sleep(100)
-        assert not it.images.live, "nobody may find it: it is being closed"
-        new = it.add(ScriptedSource())
+        assert not setting.images.live, "nobody may find it: it is being closed"
+        new = setting.add(ScriptedSource())
         await new.known()
-        assert it.catalog.is_complete
+        assert setting.catalog.is_complete
         source.may_close.set()
         await wait_all_tasks_blocked()
-        assert it.images.live == {IMAGE.name: new}
-        assert it.images.containing(it.catalog.images_with([INODE])) == {IMAGE.name}
+        assert setting.images.live == {IMAGE.name: new}
+        assert setting.images.containing(setting.catalog.images_with([INODE])) == {IMAGE.name}
 
 
 async def test_an_image_that_cannot_be_indexed_is_tried_again(
@@ -134,13 +134,13 @@ async def test_an_image_that_cannot_be_indexed_is_tried_again(
         return index_layer(layer, known)
 
     monkeypatch.setattr(live_layer, "index_layer", index)
-    async with open_images(store) as it:
-        live = it.add(ScriptedSource())
+    async with open_images(store) as setting:
+        live = setting.add(ScriptedSource())
         await until(lambda: live.failure)
         assert "No space left" in live.trouble and not live.is_known
         await live.known()
         assert not live.trouble
-        assert it.images.containing(it.catalog.images_with([INODE])) == {IMAGE.name}
+        assert setting.images.containing(setting.catalog.images_with([INODE])) == {IMAGE.name}
 
 
 async def test_what_is_not_wanted_any_more_is_not_fetched(
@@ -157,8 +157,8 @@ async def test_what_is_not_wanted_any_more_is_not_fetched(
             running.pop()
 
     monkeypatch.setattr(Background, "run", run)
-    async with open_images(store) as it:
-        live = it.images.add(IMAGE, (LAYER,), ScriptedSource(), background=True)
+    async with open_images(store) as setting:
+        live = setting.images.add(IMAGE, (LAYER,), ScriptedSource(), background=True)
         await until(lambda: running)
         live.use(background=True)
         live.leave()

@@ -77,9 +77,9 @@ class Surprises:
             self.strike()
             return index_layer(layer, known)
 
-        async def background(it: Background) -> None:
+        async def background(setting: Background) -> None:
             self.strike()
-            await run(it)
+            await run(setting)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("trio.to_thread.run_sync", run_sync)
@@ -106,8 +106,8 @@ class Waiting:
 class Model:
     """Its users: what each of them was given, and must have for as long as it uses it."""
 
-    def __init__(self, it: Living, surprises: Surprises, nursery: trio.Nursery, image: ScriptedImage) -> None:
-        self.it = it
+    def __init__(self, setting: Living, surprises: Surprises, nursery: trio.Nursery, image: ScriptedImage) -> None:
+        self.setting = setting
         self.surprises = surprises
         self.nursery = nursery
         self.image = image
@@ -118,16 +118,16 @@ class Model:
         self.silent = self.slow_to_close = False
 
     async def step(self, what: str, argument: object) -> None:
-        it = self.it
+        setting = self.setting
         match what, argument:
             case "use", int(number):
-                self.used.append((number, it.use(number)))
+                self.used.append((number, setting.use(number)))
             case "leave", int(number):
                 for use in [use for use in self.used if use[0] == number][:1]:
                     self.used.remove(use)
                     use[1].uses.change(-1)
             case (("mount" | "mount without background"), str(name)):
-                self.mounted.append((name, it.mount(name, 0, 1, background=what == "mount")))
+                self.mounted.append((name, setting.mount(name, 0, 1, background=what == "mount")))
             case (("unmount" | "give up"), str(name)):
                 for mount in [mount for mount in self.mounted if mount[0] == name][:1]:
                     self.mounted.remove(mount)
@@ -135,14 +135,14 @@ class Model:
                     if what == "give up":
                         mount[1].give_up()
             case "pull", int(number):
-                live = it.use(number)
-                self.pulls[number] = live, it.pulls.begin(live)
+                live = setting.use(number)
+                self.pulls[number] = live, setting.pulls.begin(live)
                 live.uses.change(-1)
             case "stop", int(number):
                 if number in self.pulls:
-                    it.pulls.stop(self.pulls.pop(number)[0])
+                    setting.pulls.stop(self.pulls.pop(number)[0])
             case "wait", int(number):
-                live = it.use(number)
+                live = setting.use(number)
                 self.used.append((number, live))
                 self.waiting.append(Waiting(self.nursery, live.known))
                 if number in self.pulls:
@@ -161,18 +161,18 @@ class Model:
             case "fails", type() as error:
                 self.surprises.coming.append(error)
             case "fetcher fails", int(number):
-                alive = [live.source for live in it.layers.live.values() if live.source.lifecycle.is_in(State.READY)]
+                alive = [live.source for live in setting.layers.live.values() if live.source.lifecycle.is_in(State.READY)]
                 for source in alive[number : number + 1]:
                     assert source.fetcher is not None
                     source.fetcher._tasks._nursery.start_soon(_fail)
             case "TOC is lost", int(number):
-                it.store.documents.drop(self.image.lazy[number].toc_digest)
+                setting.store.documents.drop(self.image.lazy[number].toc_digest)
         self.tell_sources()
         await wait_all_tasks_blocked()
         self.check()
 
     def tell_sources(self) -> None:
-        for source in self.it.opened:
+        for source in self.setting.opened:
             for event, is_closed in (("gate", self.silent), ("may_close", self.slow_to_close)):
                 if is_closed and getattr(source, event).is_set():
                     setattr(source, event, trio.Event())
@@ -180,25 +180,25 @@ class Model:
                     getattr(source, event).set()
 
     def check(self) -> None:
-        it = self.it
+        setting = self.setting
         used = Counter(live for _, live in self.used)
-        for image in it.images.live.values():
+        for image in setting.images.live.values():
             used.update(image.live_layers)
-        used.update(live for live in it.layers.live.values() if live.pull is not None)
+        used.update(live for live in setting.layers.live.values() if live.pull is not None)
         for live in used:
-            assert it.layers.live.get(live.name) is live, "what is used can be found"
-        for live in it.layers.live.values():
+            assert setting.layers.live.get(live.name) is live, "what is used can be found"
+        for live in setting.layers.live.values():
             assert not live.lifecycle.is_in(State.ENDED) and not live.source.lifecycle.is_in(State.ENDED, State.CLOSED)
             assert live.uses.count >= used[live]
             if live.is_known and live.source.lifecycle.is_in(State.READY):
-                supplies = it.catalog.find(self.inode(live))
+                supplies = setting.catalog.find(self.inode(live))
                 assert live.source.fetcher in [supply.fetcher for supply in supplies], "the gate finds what fetches it"
                 assert not any(supply.fetcher._closed for supply in supplies if supply.fetcher is live.source.fetcher)
         for name, mounted in self.mounted:
-            assert mounted.image.name in it.images.live and it.images.live[mounted.image.name] is mounted, name
-        unknown = [live for live in it.layers.live.values() if not live.is_known]
-        assert it.catalog.is_complete == (not unknown), "what is not known yet is not taken for what is not there"
-        assert it.catalog._images.keys() <= it.layers.live.keys(), "nor does what has ended stay"
+            assert mounted.image.name in setting.images.live and setting.images.live[mounted.image.name] is mounted, name
+        unknown = [live for live in setting.layers.live.values() if not live.is_known]
+        assert setting.catalog.is_complete == (not unknown), "what is not known yet is not taken for what is not there"
+        assert setting.catalog._images.keys() <= setting.layers.live.keys(), "nor does what has ended stay"
         self.waiting = [waiting for waiting in self.waiting if not waiting.is_over]
 
     def inode(self, live: LiveLayer) -> int:
@@ -218,10 +218,10 @@ class Model:
         self.mounted = []
         await self.step("pass", 1000.0)
         assert not self.waiting, "whoever waits is woken"
-        assert not self.it.layers.live and not self.it.images.live and not self.it.sources.all_shared()
-        assert all(source.closed for source in self.it.opened)
-        assert not self.it.catalog._layers and not self.it.catalog._images and self.it.catalog.is_complete
-        assert not self.it.sources._store_flights._flights and not self.it.pulls._queues
+        assert not self.setting.layers.live and not self.setting.images.live and not self.setting.sources.all_shared()
+        assert all(source.closed for source in self.setting.opened)
+        assert not self.setting.catalog._layers and not self.setting.catalog._images and self.setting.catalog.is_complete
+        assert not self.setting.sources._store_flights._flights and not self.setting.pulls._queues
 
 
 async def _fail() -> None:

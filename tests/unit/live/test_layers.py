@@ -20,40 +20,40 @@ async def test_an_ending_layer_does_not_affect_the_next_one_of_its_name(
     store: Store, image: ScriptedImage, jumping: MockClock
 ) -> None:
     """An image that is mounted again while its last source is closing has another one: whose layer goes by the same name."""
-    async with living(store, image) as it:
-        ending, coming = (it.sources.own("image", it.open()) for _ in range(2))
-        old = it.layers.use(ending, it.loaded(0), it.index(0))
+    async with living(store, image) as setting:
+        ending, coming = (setting.sources.own("image", setting.open()) for _ in range(2))
+        old = setting.layers.use(ending, setting.loaded(0), setting.index(0))
         await old.known()
-        new = it.layers.use(coming, it.loaded(0), it.index(0))
+        new = setting.layers.use(coming, setting.loaded(0), setting.index(0))
         assert new is not old and new.name == old.name
-        assert not it.catalog.is_complete and not it.holds(), "the gate waits for the new one"
+        assert not setting.catalog.is_complete and not setting.holds(), "the gate waits for the new one"
         await new.known()
         for uses in (old.uses, ending.uses):
             uses.change(-1)
         await wait_all_tasks_blocked()
         assert old.lifecycle.is_in(State.ENDED) and ending.lifecycle.is_in(State.CLOSED)
-        assert it.layers.live == {new.name: new} and it.holds() and it.catalog.is_complete
-        assert [supply.fetcher for supply in it.catalog.find(it.inode())] == [coming.fetcher]
+        assert setting.layers.live == {new.name: new} and setting.holds() and setting.catalog.is_complete
+        assert [supply.fetcher for supply in setting.catalog.find(setting.inode())] == [coming.fetcher]
 
 
 async def test_a_source_gets_a_place_in_the_catalog_for_live_layers_only(
     store: Store, image: ScriptedImage, jumping: MockClock, expect_log: LogWatch
 ) -> None:
     """Its fetcher fails, and the next one is there for those that are left."""
-    async with living(store, image) as it:
+    async with living(store, image) as setting:
         expect_log("fetcher of .* has failed")
-        layers = [it.use(0), it.use(1)]
+        layers = [setting.use(0), setting.use(1)]
         for live in layers:
             await live.known()
         layers[0].uses.change(-1)
         await trio.sleep(40)
-        source = it.source()
+        source = setting.source()
         failed = source.fetcher
-        assert failed is not None and not it.holds(0)
+        assert failed is not None and not setting.holds(0)
         failed._tasks._nursery.start_soon(_fail)
         await trio.sleep(2)
-        assert source.fetcher is not failed and it.holds(1) and not it.holds(0)
-        assert list(it.catalog._images) == [layers[1].name]
+        assert source.fetcher is not failed and setting.holds(1) and not setting.holds(0)
+        assert list(setting.catalog._images) == [layers[1].name]
 
 
 async def test_one_layer_at_a_time_is_indexed(
@@ -72,9 +72,9 @@ async def test_one_layer_at_a_time_is_indexed(
         running -= 1
         return work(*arguments)
 
-    async with living(store, image) as it:
+    async with living(store, image) as setting:
         monkeypatch.setattr("trio.to_thread.run_sync", run_sync)
-        await it.mount("first", 0, 1).known()
+        await setting.mount("first", 0, 1).known()
     assert most == 1
 
 

@@ -17,15 +17,15 @@ from tests.unit.live.living import Living, living
 Together = Callable[[Living, str], Awaitable[None]]
 
 
-async def mounted(it: Living, name: str) -> None:
+async def mounted(setting: Living, name: str) -> None:
     """All of an image of both layers has come."""
-    await it.mount(name, 0, 1, background=True).rest_ended.wait()
+    await setting.mount(name, 0, 1, background=True).rest_ended.wait()
 
 
-async def pulled(it: Living, _: str) -> None:
+async def pulled(setting: Living, _: str) -> None:
     """All of both layers has come, for containerd."""
-    for live in [it.use(0), it.use(1)]:
-        pull = it.pulls.begin(live)
+    for live in [setting.use(0), setting.use(1)]:
+        pull = setting.pulls.begin(live)
         live.uses.change(-1)
         await pull.lifecycle.wait_for(State.ENDED)
 
@@ -36,11 +36,11 @@ async def test_a_shared_layer_is_fetched_once(
 ) -> None:
     """In lockstep, from two sources: 1.0 times its bytes."""
     monkeypatch.setattr("lazyfs.fetch.background.RUN_BYTES", 5_000)
-    async with living(store, image) as it:
+    async with living(store, image) as setting:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(mounted, it, "first")
-            nursery.start_soon(other, it, "second")
-        layers = [it.blob(0), it.blob(1)]
+            nursery.start_soon(mounted, setting, "first")
+            nursery.start_soon(other, setting, "second")
+        layers = [setting.blob(0), setting.blob(1)]
         assert measure_missing(store, layers).chunks == 0
-        assert it.sent == sum(layer.data_end for layer in layers)
-        assert len(it.opened) == 2 and all(source.sent for source in it.opened)
+        assert setting.sent == sum(layer.data_end for layer in layers)
+        assert len(setting.opened) == 2 and all(source.sent for source in setting.opened)

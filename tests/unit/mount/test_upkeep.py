@@ -92,26 +92,26 @@ async def test_a_disk_that_fails_is_told_and_survived(
 async def test_the_limit_is_kept(store: Store) -> None:
     """What is over it goes, the unmounted and the old first, and who has it mounted is told; what is left fits."""
     made = arrive(store, 20)
-    told: list[str] = []
+    gone: list[str] = []
 
     async def evicted(names: Sequence[str]) -> None:
-        told.extend(names)
+        gone.extend(names)
 
     in_use = InUse({one.name for one in made[:2]})
     upkeep = Upkeep(store, lambda: in_use, answered=lambda name: name == made[2].name, evicted=evicted)
     async with running(upkeeping(upkeep)):
         await until(lambda: not store.durability.is_pending())
-        assert told == []
+        assert gone == []
         limit = store.eviction.usage().used - 5 * SIZE
         store.eviction.set_limit(limit)
-        await until(lambda: told)
+        await until(lambda: gone)
     left = here(store, made)
     assert {0, 1, 2, 19} <= set(left)
     assert 3 not in left
     assert store.eviction.usage().used <= limit
-    assert {made[number].name for number in range(20) if number not in left} == set(told)
-    assert upkeep.evicted_objects == len(told)
-    assert upkeep.evicted_bytes == len(told) * SIZE
+    assert {made[number].name for number in range(20) if number not in left} == set(gone)
+    assert upkeep.evicted_objects == len(gone)
+    assert upkeep.evicted_bytes == len(gone) * SIZE
 
 
 async def test_only_one_process_makes_room(store: Store, directory: Path) -> None:
@@ -150,16 +150,16 @@ async def test_what_has_rotted_is_found(
     monkeypatch.setattr(upkeep_module, "_SCRUB_REST", 100.0)
     made = arrive(store, 5)
     flip(directory / "objects" / made[3].name)
-    told: list[str] = []
+    gone: list[str] = []
 
     async def evicted(names: Sequence[str]) -> None:
-        told.extend(names)
+        gone.extend(names)
 
     expect_log("dropped damaged .*: its bytes do not match its digest")
     upkeep = Upkeep(store, InUse, evicted=evicted)
     async with running(upkeeping(upkeep)):
         await until(lambda: upkeep.scrub.rounds == 2)
-    assert told == [made[3].name]
+    assert gone == [made[3].name]
     assert (upkeep.scrub.damaged, upkeep.scrub.chunks) == (1, 9)
     assert here(store, made) == [0, 1, 2, 4]
 
@@ -170,24 +170,24 @@ async def test_what_is_held_is_told_of_again(store: Store, directory: Path, auto
     # What is measured is virtual time: it must not pass while a thread looks. So this loop runs alone, with few jumps.
     autojump_clock.autojump_threshold = 0.02
     made = arrive(store, 1)
-    told: list[float] = []
+    gone: list[float] = []
     enough = trio.Event()
 
     async def evicted(names: Sequence[str]) -> None:
         assert names == (made[0].name,)
-        told.append(trio.current_time())
-        if len(told) == 5:
+        gone.append(trio.current_time())
+        if len(gone) == 5:
             enough.set()
 
     upkeep = Upkeep(store, InUse, evicted=evicted)
     with (directory / "objects" / made[0].name).open("rb"):
         await upkeep.prune(everything=True, older_than=0)
-        assert len(told) == 2
+        assert len(gone) == 2
         async with running(upkeep._release_now_and_then):
             await enough.wait()
-    first, second, third = told[2:]
+    first, second, third = gone[2:]
     assert third - second > second - first >= 10
     autojump_clock.autojump_threshold = 0  # nothing is measured any more
     async with running(upkeep._release_now_and_then):
         await trio.sleep(3000)
-    assert len(told) == 5
+    assert len(gone) == 5

@@ -45,7 +45,7 @@ def labelled(known: Mapping[str, str]) -> dict[str, str]:
     return {"own": "yes", "also": known.get("also", "") + "+"}
 
 
-async def bring(content: Content, source: ImageSource, blob: Descriptor = LAYER) -> list[int]:
+async def download(content: Content, source: ImageSource, blob: Descriptor = LAYER) -> list[int]:
     """What is told on the way."""
     heard: list[int] = []
     await content.fetch(source, blob, labelled, heard.append)
@@ -122,17 +122,17 @@ async def test_content_is_read_and_verified(store: ContentStore, content: Conten
 async def test_a_blob_is_brought_once(store: ContentStore, content: Content) -> None:
     """All of its bytes, told as they come; the second time nothing moves."""
     source = ScriptedSource(BLOB)
-    heard = await bring(content, source)
+    heard = await download(content, source)
     assert store.blobs == {LAYER.digest: BLOB} and store.labels[LAYER.digest]["own"] == "yes"
     assert heard == [0, *range(1000, 10_001, 1000), 10_000]
-    assert await bring(content, source) == [10_000]
+    assert await download(content, source) == [10_000]
     assert source.ranges == [(0, 10_000)]
 
 
 async def test_an_empty_blob_is_brought(store: ContentStore, content: Content) -> None:
     """No range can be asked of it."""
     source = ScriptedSource()
-    await bring(content, source, Descriptor(OCI_LAYER_GZIP, digest_of(b""), 0, {}, None, {}))
+    await download(content, source, Descriptor(OCI_LAYER_GZIP, digest_of(b""), 0, {}, None, {}))
     assert store.blobs == {digest_of(b""): b""} and source.ranges == []
 
 
@@ -141,7 +141,7 @@ async def test_an_abandoned_ingest_is_gone_on_from(store: ContentStore, content:
     """Whoever has begun it: only what is missing is asked for."""
     store.ingests[INGEST] = BLOB[:there]
     source = ScriptedSource(BLOB)
-    await bring(content, source)
+    await download(content, source)
     assert store.blobs == {LAYER.digest: BLOB}
     assert source.ranges == ([(there, 10_000)] if there < 10_000 else [])
 
@@ -150,7 +150,7 @@ async def test_an_abandoned_ingest_is_gone_on_from(store: ContentStore, content:
 async def test_an_abandoned_ingest_of_other_bytes_is_begun_anew(store: ContentStore, content: Content, rubbish: bytes) -> None:
     """What another one has left is believed until it is whole, and not longer."""
     store.ingests[INGEST] = rubbish
-    await bring(content, ScriptedSource(BLOB))
+    await download(content, ScriptedSource(BLOB))
     assert store.blobs == {LAYER.digest: BLOB} and not store.ingests
 
 
@@ -159,17 +159,17 @@ async def test_a_lie_is_an_error_and_leaves_nothing(store: ContentStore, content
     source = ScriptedSource()
     source.blobs[LAYER.digest] = BLOB[::-1]
     with pytest.raises(DigestMismatch, match="has another digest"):
-        await bring(content, source)
+        await download(content, source)
     assert not store.blobs and not store.ingests and not store.locked
 
 
 async def test_a_sender_that_breaks_off_for_good_leaves_what_has_arrived(store: ContentStore, content: Content) -> None:
     """The stream has tried again by itself. What came before is kept, the lock is not, and the next pull asks for the rest."""
     with pytest.raises(Unreachable):
-        await bring(content, Breaking(BLOB, 1500))
+        await download(content, Breaking(BLOB, 1500))
     assert store.ingests == {INGEST: BLOB[:1000]}
     source = ScriptedSource(BLOB)
-    await bring(content, source)
+    await download(content, source)
     assert source.ranges == [(1000, 10_000)] and store.blobs == {LAYER.digest: BLOB}
 
 
@@ -177,13 +177,13 @@ async def test_wrong_bytes_are_fetched_from_scratch_once(store: ContentStore, co
     """Right ones afterwards are all that anybody hears of; wrong ones again are the source's doing."""
     source = ScriptedSource(BLOB)
     source.lies = 1
-    await bring(content, source)
+    await download(content, source)
     assert store.blobs == {LAYER.digest: BLOB}
     assert source.ranges == [(0, 10_000)] * 2 and source.distrusted == [LAYER.digest]
     store.blobs.clear()
     source.lies = 2
     with pytest.raises(DigestMismatch, match="has another digest"):
-        await bring(content, source)
+        await download(content, source)
     assert source.lies == 0 and not store.ingests
 
 
@@ -192,7 +192,7 @@ async def test_a_sender_without_ranges_begins_at_the_beginning(store: ContentSto
     store.ingests[INGEST] = BLOB[:4000]
     source = ScriptedSource(BLOB)
     source.ignores_ranges = True
-    await bring(content, source)
+    await download(content, source)
     assert source.ranges == [(4000, 10_000), (0, 10_000)]
     assert store.blobs == {LAYER.digest: BLOB}
 
@@ -202,7 +202,7 @@ async def test_another_writer_is_waited_for(store: ContentStore, content: Conten
     store.ingests[INGEST] = b""
     store.locked.add(INGEST)
     store.others = BLOB
-    await bring(content, ScriptedSource())
+    await download(content, ScriptedSource())
     assert store.labels[LAYER.digest]["own"] == "yes" and not store.writes
 
 
@@ -211,7 +211,7 @@ async def test_another_writer_that_gets_nowhere_is_an_error(store: ContentStore,
     store.ingests[INGEST] = b""
     store.locked.add(INGEST)
     with pytest.raises(ContainerdFailed, match="locked"):
-        await bring(content, ScriptedSource(BLOB))
+        await download(content, ScriptedSource(BLOB))
 
 
 async def test_cancelled_it_leaves_what_has_arrived(store: ContentStore, content: Content) -> None:
@@ -219,11 +219,11 @@ async def test_cancelled_it_leaves_what_has_arrived(store: ContentStore, content
     source = Waiting(BLOB)
     store.ingests[INGEST] = BLOB[:500]
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(bring, content, source)
+        nursery.start_soon(download, content, source)
         await source.asked.wait()
         nursery.cancel_scope.cancel()
     source.gate.set()
-    await bring(content, source)
+    await download(content, source)
     assert source.ranges == [(500, 10_000)] * 2
     assert store.blobs == {LAYER.digest: BLOB}
 

@@ -121,12 +121,12 @@ def test_a_lazy_layers_labels_are_understood() -> None:
     """What is written for a snapshotter is what lazyfsd reads; it need not ask for the manifest."""
     layers = [lazy(1), described(2), lazy(3), lazy(4)]
     found = read_labels(layer_labels(NAME, digest("m"), layers, 2, digest("chain")))
-    told = tuple(
+    labelled = tuple(
         ListedLayer(one.digest, one.size, TocClaim(ESTARGZ, Digest(one.annotations[TOC])) if one.annotations else None)
         for one in layers
     )
     assert found == Claim(
-        digest("chain"), NAME, digest(3), TocClaim(ESTARGZ, digest((3, "toc"))), digest("m"), (digest(4),), 1000, told
+        digest("chain"), NAME, digest(3), TocClaim(ESTARGZ, digest((3, "toc"))), digest("m"), (digest(4),), 1000, labelled
     )  # fmt: skip
 
 
@@ -163,7 +163,7 @@ def test_labels_hold_as_many_layers_as_fit(count: int, data: st.DataObject) -> N
     claim = read_labels(labels)
     assert isinstance(claim, Claim)
     assert claim.following == tuple(layer.digest for layer in layers[number + 1 :])[: len(claim.following)]
-    assert [told.digest for told in claim.layers] == [layer.digest for layer in layers][: len(claim.layers)]
+    assert [labelled.digest for labelled in claim.layers] == [layer.digest for layer in layers][: len(claim.layers)]
     assert len(claim.layers) >= min(count, 28)
 
 

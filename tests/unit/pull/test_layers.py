@@ -144,159 +144,161 @@ class Setting:
 
 async def test_lazy_layers_stay_where_they_are() -> None:
     """One on the other, by one Prepare each, and no blob is fetched."""
-    it = Setting(LAZY, ALSO_LAZY)
-    await it.layers.download_ahead()
-    found = [await it.layers.make(number) for number in range(2)]
+    setting = Setting(LAZY, ALSO_LAZY)
+    await setting.layers.download_ahead()
+    found = [await setting.layers.make(number) for number in range(2)]
     assert [(layer.digest, layer.chain_id, layer.reason) for layer in found] == [
-        (LAZY.digest, it.chain[0], ""),
-        (ALSO_LAZY.digest, it.chain[1], ""),
+        (LAZY.digest, setting.chain[0], ""),
+        (ALSO_LAZY.digest, setting.chain[1], ""),
     ]
-    assert it.containerd.called == ["Stat", "Prepare", "Stat"] * 2 and not it.downloads.begun
-    prepared = it.containerd.requests["Prepare"]
-    assert prepared.parent == it.chain[0] and prepared.labels[TARGET] == it.chain[1] and prepared.snapshotter == "lazyfs"
-    assert it.made == set(it.chain)
+    assert setting.containerd.called == ["Stat", "Prepare", "Stat"] * 2 and not setting.downloads.begun
+    prepared = setting.containerd.requests["Prepare"]
+    assert (
+        prepared.parent == setting.chain[0] and prepared.labels[TARGET] == setting.chain[1] and prepared.snapshotter == "lazyfs"
+    )
+    assert setting.made == set(setting.chain)
 
 
 async def test_a_layer_that_is_not_lazy_is_unpacked() -> None:
     """When its blob is there, and not before; the blob then has its diff ID, and the layer the reason."""
-    it = Setting(PLAIN)
-    it.downloads.at_once = False
+    setting = Setting(PLAIN)
+    setting.downloads.at_once = False
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(it.layers.make, 0)
+        nursery.start_soon(setting.layers.make, 0)
         await wait_all_tasks_blocked()
-        assert it.containerd.called == ["Stat", "Prepare"]
-        it.downloads.begun[PLAIN.digest].set()
-    assert it.containerd.called[2:] == ["Apply", "Commit", "Info", "Update", "Stat"]
-    applied = it.containerd.requests["Apply"]
+        assert setting.containerd.called == ["Stat", "Prepare"]
+        setting.downloads.begun[PLAIN.digest].set()
+    assert setting.containerd.called[2:] == ["Apply", "Commit", "Info", "Update", "Stat"]
+    applied = setting.containerd.requests["Apply"]
     assert (applied.diff.media_type, applied.diff.size) == (OCI_LAYER_GZIP, 1000)
-    assert applied.mounts[0].source == it.containerd.requests["Prepare"].key
-    assert dict(it.containerd.requests["Update"].info.labels) == {UNCOMPRESSED: digest((PLAIN.digest, "unpacked"))}
-    assert it.made == {it.chain[0]} and it.containerd.there[it.chain[0]][TARGET] == it.chain[0]
+    assert applied.mounts[0].source == setting.containerd.requests["Prepare"].key
+    assert dict(setting.containerd.requests["Update"].info.labels) == {UNCOMPRESSED: digest((PLAIN.digest, "unpacked"))}
+    assert setting.made == {setting.chain[0]} and setting.containerd.there[setting.chain[0]][TARGET] == setting.chain[0]
 
 
 async def test_a_snapshotter_that_cannot_says_why() -> None:
     """In a label of the snapshot; the layer is unpacked like another."""
-    it = Setting(LAZY)
-    it.containerd.is_lazy = False
-    layer = await it.layers.make(0)
+    setting = Setting(LAZY)
+    setting.containerd.is_lazy = False
+    layer = await setting.layers.make(0)
     assert layer.reason == f"{PLAIN.digest} is too large"
-    assert "Apply" in it.containerd.called
+    assert "Apply" in setting.containerd.called
 
 
 async def test_only_what_will_be_unpacked_is_fetched_ahead() -> None:
     """Neither what may be lazy, nor what has a snapshot."""
-    it = Setting(LAZY, PLAIN)
-    await it.layers.download_ahead()
-    assert set(it.downloads.begun) == {PLAIN.digest}
-    it = Setting(LAZY, PLAIN)
-    it.containerd.there[it.chain[1]] = {}
-    await it.layers.download_ahead()
-    assert not it.downloads.begun
+    setting = Setting(LAZY, PLAIN)
+    await setting.layers.download_ahead()
+    assert set(setting.downloads.begun) == {PLAIN.digest}
+    setting = Setting(LAZY, PLAIN)
+    setting.containerd.there[setting.chain[1]] = {}
+    await setting.layers.download_ahead()
+    assert not setting.downloads.begun
 
 
 async def test_a_snapshot_that_is_there_is_held() -> None:
     """By the lease, or the garbage collector could take it before the image has its name."""
-    it = Setting(PLAIN)
-    it.containerd.there[it.chain[0]] = {}
-    layer = await it.layers.make(0)
-    assert it.containerd.called == ["Stat", "AddResource", "Stat"] and not it.downloads.begun
-    assert it.containerd.requests["AddResource"].resource.id == it.chain[0]
+    setting = Setting(PLAIN)
+    setting.containerd.there[setting.chain[0]] = {}
+    layer = await setting.layers.make(0)
+    assert setting.containerd.called == ["Stat", "AddResource", "Stat"] and not setting.downloads.begun
+    assert setting.containerd.requests["AddResource"].resource.id == setting.chain[0]
     assert "was not converted" in layer.reason
 
 
 async def test_what_was_unpacked_by_somebody_else_says_so() -> None:
     """Nothing is known of why."""
-    it = Setting(LAZY)
-    it.containerd.there[it.chain[0]] = {}
-    assert (await it.layers.make(0)).reason == "was unpacked before"
+    setting = Setting(LAZY)
+    setting.containerd.there[setting.chain[0]] = {}
+    assert (await setting.layers.make(0)).reason == "was unpacked before"
 
 
 async def test_a_garbage_collector_that_is_quicker() -> None:
     """The layer is made again; one that never stays is an error."""
-    it = Setting(LAZY)
-    it.containerd.collected = 5
-    assert not (await it.layers.make(0)).reason
-    assert it.containerd.called.count("Prepare") == 6
-    it = Setting(LAZY)
-    it.containerd.collected = 100
+    setting = Setting(LAZY)
+    setting.containerd.collected = 5
+    assert not (await setting.layers.make(0)).reason
+    assert setting.containerd.called.count("Prepare") == 6
+    setting = Setting(LAZY)
+    setting.containerd.collected = 100
     with pytest.raises(ContainerdFailed, match="does not find it"):
-        await it.layers.make(0)
-    assert it.containerd.called.count("Prepare") == 6
+        await setting.layers.make(0)
+    assert setting.containerd.called.count("Prepare") == 6
 
 
 async def test_a_snapshotter_that_is_started_again() -> None:
     """Its calls are repeated for five seconds, and not for ever."""
-    it = Setting(LAZY)
-    it.containerd.answers = {"Stat": ["UNAVAILABLE"] * 2, "Prepare": ["UNAVAILABLE"] * 3}
+    setting = Setting(LAZY)
+    setting.containerd.answers = {"Stat": ["UNAVAILABLE"] * 2, "Prepare": ["UNAVAILABLE"] * 3}
     began = trio.current_time()
-    assert not (await it.layers.make(0)).reason
+    assert not (await setting.layers.make(0)).reason
     assert trio.current_time() - began == pytest.approx(5)
-    it = Setting(LAZY)
-    it.containerd.answers = {"Stat": ["UNAVAILABLE"] * 6}
+    setting = Setting(LAZY)
+    setting.containerd.answers = {"Stat": ["UNAVAILABLE"] * 6}
     with pytest.raises(ContainerdFailed, match="the snapshotter lazyfs fails"):
-        await it.layers.make(0)
-    assert it.containerd.called == ["Stat"] * 6
+        await setting.layers.make(0)
+    assert setting.containerd.called == ["Stat"] * 6
 
 
 async def test_another_error_is_one_at_once() -> None:
     """What it means is not known here."""
-    it = Setting(LAZY)
-    it.containerd.answers = {"Prepare": ["INTERNAL"]}
+    setting = Setting(LAZY)
+    setting.containerd.answers = {"Prepare": ["INTERNAL"]}
     with pytest.raises(ContainerdFailed, match="Prepare says no"):
-        await it.layers.make(0)
-    assert it.containerd.called == ["Stat", "Prepare", "Remove"]
+        await setting.layers.make(0)
+    assert setting.containerd.called == ["Stat", "Prepare", "Remove"]
 
 
 async def test_a_layer_that_unpacks_to_something_else() -> None:
     """Is not committed, and what was unpacked goes."""
-    it = Setting(PLAIN)
-    it.containerd.unpacked[PLAIN.digest] = digest("something else")
+    setting = Setting(PLAIN)
+    setting.containerd.unpacked[PLAIN.digest] = digest("something else")
     with pytest.raises(DigestMismatch, match=r"unpacks to .* diff ID"):
-        await it.layers.make(0)
-    assert it.made == set() and "Commit" not in it.containerd.called
+        await setting.layers.make(0)
+    assert setting.made == set() and "Commit" not in setting.containerd.called
 
 
 async def test_another_pull_that_was_quicker() -> None:
     """Its snapshot is the layer's, and ours goes."""
-    it = Setting(PLAIN)
-    it.containerd.answers = {"Commit": ["ALREADY_EXISTS"]}
-    it.downloads.at_once = False
+    setting = Setting(PLAIN)
+    setting.containerd.answers = {"Commit": ["ALREADY_EXISTS"]}
+    setting.downloads.at_once = False
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(it.layers.make, 0)
+        nursery.start_soon(setting.layers.make, 0)
         await wait_all_tasks_blocked()
-        it.containerd.there[it.chain[0]] = {}
-        it.downloads.begun[PLAIN.digest].set()
-    assert it.made == {it.chain[0]}
+        setting.containerd.there[setting.chain[0]] = {}
+        setting.downloads.begun[PLAIN.digest].set()
+    assert setting.made == {setting.chain[0]}
 
 
 @pytest.mark.parametrize("method", ["Apply", "Commit", "Update"])
 async def test_a_layer_that_cannot_be_unpacked_leaves_nothing(method: str) -> None:
     """Nor does it matter whether what was begun can be removed: it goes with the lease."""
     for removal in (None, "INTERNAL"):
-        it = Setting(PLAIN)
-        it.containerd.answers = {method: ["INTERNAL"], "Remove": [removal]}
+        setting = Setting(PLAIN)
+        setting.containerd.answers = {method: ["INTERNAL"], "Remove": [removal]}
         with pytest.raises(ContainerdFailed, match=f"{method} says no"):
-            await it.layers.make(0)
-        assert it.containerd.called[-1] == "Remove"
+            await setting.layers.make(0)
+        assert setting.containerd.called[-1] == "Remove"
         if method != "Update":
-            assert bool(it.made) == bool(removal)
+            assert bool(setting.made) == bool(removal)
 
 
 @pytest.mark.parametrize("method", ["download", "Prepare", "Apply", "Commit"])
 async def test_a_layer_that_is_given_up_leaves_nothing(method: str, autojump_clock: MockClock) -> None:
     """Cancelled wherever it waits: what it has begun is removed, for which containerd has a minute."""
-    it = Setting(PLAIN)
-    it.downloads.at_once = method != "download"
-    it.containerd.hanging.add(method)
+    setting = Setting(PLAIN)
+    setting.downloads.at_once = method != "download"
+    setting.containerd.hanging.add(method)
     with trio.move_on_after(10):
-        await it.layers.make(0)
-    assert it.containerd.called[-1] == "Remove" and trio.current_time() == pytest.approx(10, abs=1)
-    assert it.made == set() or method == "Prepare"
-    it = Setting(PLAIN)
-    it.containerd.hanging |= {"Apply", "Remove"}
+        await setting.layers.make(0)
+    assert setting.containerd.called[-1] == "Remove" and trio.current_time() == pytest.approx(10, abs=1)
+    assert setting.made == set() or method == "Prepare"
+    setting = Setting(PLAIN)
+    setting.containerd.hanging |= {"Apply", "Remove"}
     began = trio.current_time()
     with trio.move_on_after(10):
-        await it.layers.make(0)
+        await setting.layers.make(0)
     assert trio.current_time() - began == pytest.approx(70)
 
 
@@ -306,9 +308,9 @@ def _keys(log: Iterable[tuple[str, str]], method: str) -> list[str]:
 
 async def test_each_try_has_a_key_of_its_own() -> None:
     """As containerd's client names them, by which a snapshotter knows an unpacker."""
-    it = Setting(LAZY)
-    it.containerd.collected = 3
-    await it.layers.make(0)
-    keys = _keys(it.containerd.log, "Prepare")
+    setting = Setting(LAZY)
+    setting.containerd.collected = 3
+    await setting.layers.make(0)
+    keys = _keys(setting.containerd.log, "Prepare")
     assert len(set(keys)) == 4
-    assert all(key.startswith("extract-") and key.endswith(f" {it.chain[0]}") for key in keys)
+    assert all(key.startswith("extract-") and key.endswith(f" {setting.chain[0]}") for key in keys)

@@ -210,9 +210,9 @@ async def test_too_much_never_reaches_the_next_reader() -> None:
 
 
 @pytest.mark.parametrize("told", ["", "10-19/10240", "bytes */10240", "lines 1-2/3"])
-async def test_a_response_that_does_not_say_which_range_it_is(told: str) -> None:
+async def test_a_response_that_does_not_say_which_range_it_is(content_range: str) -> None:
     """It has the length that was asked for: whether it is the right one, its digests say."""
-    got, _ = await read_from([reply(206, BLOB[10:20], content_range=told)], 10, 20)
+    got, _ = await read_from([reply(206, BLOB[10:20], content_range=content_range)], 10, 20)
     assert got == BLOB[10:20]
 
 

@@ -36,7 +36,7 @@ class Receiving:
         self.blobs: dict[str, bytes] = {}
         self.keeps: list[int] = []
         """Of the next bodies: how many bytes arrive before the connection breaks."""
-        self.tells = True
+        self.reports_range = True
         """GET on an upload says what is there."""
 
     def __call__(self, request: Request) -> Answer:
@@ -52,7 +52,7 @@ class Receiving:
         number, state, digest = int(found[1]), int(found[2]), found[3]
         if request.method == "GET":
             kept = len(self.uploads[number])
-            if not self.tells:
+            if not self.reports_range:
                 return reply(404)
             return reply(204, location=f"/v2/r/blobs/uploads/{number}?state={kept}", range=f"0-{max(0, kept - 1)}")
         if request.method == "PUT" and not state and self.whole != 201:
@@ -188,7 +188,7 @@ async def test_a_registry_that_does_not_say_what_it_has_gets_all_of_it_again(
     monkeypatch.setattr(uploads, "LARGE", 0)
     monkeypatch.setattr(uploads, "PIECE", 8000)
     registry = Receiving()
-    registry.tells, registry.keeps = False, [5000, 5000]
+    registry.reports_range, registry.keeps = False, [5000, 5000]
     async with sending(registry, tmp_path) as (server, upload):
         await upload.run(lambda _: None)
     assert registry.blobs == {DIGEST: BLOB}
@@ -248,9 +248,9 @@ async def test_a_piece_out_of_order_is_followed_by_what_is_lacking(tmp_path: Pat
     assert pieces == ["0-3999", "4000-7999", "3000-6999", "7000-10239"]
 
 
-@pytest.mark.parametrize("told", ["", "0-5", "bytes=0-99999", "nonsense"])
+@pytest.mark.parametrize("location_range", ["", "0-5", "bytes=0-99999", "nonsense"])
 async def test_what_a_registry_says_of_a_piece_that_it_took_is_not_read(
-    told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    location_range: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """skopeo and containerd do not read it either."""
     monkeypatch.setattr(uploads, "LARGE", 0)
@@ -261,7 +261,7 @@ async def test_what_a_registry_says_of_a_piece_that_it_took_is_not_read(
         answer = registry(request)
         if request.method == "PATCH":
             state = int(request.headers["content-range"].rpartition("-")[2]) + 1
-            return reply(202, location=f"/v2/r/blobs/uploads/0?state={state}", range=told)
+            return reply(202, location=f"/v2/r/blobs/uploads/0?state={state}", range=location_range)
         return answer
 
     async with sending(script, tmp_path) as (_, upload):

@@ -287,19 +287,19 @@ def test_a_failed_commit_leaves_no_toc(snapshots: Snapshots) -> None:
 
 def test_threads_may_call(snapshots: Snapshots) -> None:
     """Of many that want one key one gets it, and the others are told."""
-    told: list[str] = []
+    outcomes: list[str] = []
 
     def create() -> None:
         try:
             snapshots.create("key", "", "active", {})
         except SnapshotExists:
-            told.append("exists")
+            outcomes.append("exists")
         else:
-            told.append("made")
+            outcomes.append("made")
 
     threads = [threading.Thread(target=create) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(told) == ["exists"] * 7 + ["made"]
+    assert sorted(outcomes) == ["exists"] * 7 + ["made"]

@@ -47,17 +47,17 @@ def test_both_families_are_understood() -> None:
     assert both == Claim(CHAIN, REFERENCE, LAYER, CLAIM, MANIFEST, (NEXT, TOP), 1234)
 
 
-def told(*layers: tuple[str, int, str]) -> dict[str, str]:
+def labelled(*layers: tuple[str, int, str]) -> dict[str, str]:
     return {"containerd.io/snapshot/lazyfs.layers": ",".join(f"{digest[7:]}:{size}:{toc[7:]}" for digest, size, toc in layers)}
 
 
 def test_our_own_client_tells_the_layers() -> None:
     """All of the image's layers, also those that cannot be lazy; where one makes no sense, none is believed."""
-    found = read_labels(OF_CRI | told((NEXT, 5, ""), (LAYER, 7, TOC_DIGEST)))
+    found = read_labels(OF_CRI | labelled((NEXT, 5, ""), (LAYER, 7, TOC_DIGEST)))
     assert isinstance(found, Claim)
     assert found.layers == (ListedLayer(NEXT, 5, None), ListedLayer(LAYER, 7, CLAIM))
     for broken in (("sha256:short", 7, ""), (LAYER, 0, ""), (LAYER, -1, ""), (LAYER, 1 << 60, ""), (LAYER, 7, "sha256:short")):
-        found = read_labels(OF_CRI | told((NEXT, 5, ""), broken))
+        found = read_labels(OF_CRI | labelled((NEXT, 5, ""), broken))
         assert isinstance(found, Claim)
         assert found.layers == ()
 

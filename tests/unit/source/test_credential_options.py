@@ -72,7 +72,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "code", "told"),
+    ("said", "code", "output"),
     [
         (b"me:secret\nthe rest\n", 0, "me:secret 'the rest\\n'"),
         (b"me:secret", 0, "me:secret ''"),
@@ -82,10 +82,10 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         (b"me:" + bytes(70_000), 1, "more than 65536 bytes"),
     ],
 )
-def test_standard_input(said: bytes, code: int, told: str) -> None:
+def test_standard_input(said: bytes, code: int, output: str) -> None:
     """Its first line; what is behind it is left for the program that `lazyfs run` starts."""
     done = subprocess.run([sys.executable, "-c", SETTLE], input=said, capture_output=True, timeout=60, check=False)
-    assert done.returncode == code and told in (done.stdout + done.stderr).decode().splitlines()[-1]
+    assert done.returncode == code and output in (done.stdout + done.stderr).decode().splitlines()[-1]
 
 
 @pytest.mark.parametrize("command", ["mount", "run", "pull", "convert", "ls", "cat", "inspect", "verify"])

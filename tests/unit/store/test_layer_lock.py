@@ -51,11 +51,11 @@ async def test_a_layer_is_released_before_the_others(store: Store) -> None:
 
 async def test_a_waiter_gets_the_lock(store: Store) -> None:
     """`waiting` is called with the layer that it waits for, once."""
-    told: list[Digest] = []
+    waiting: list[Digest] = []
     order: list[str] = []
 
     async def waiting(digest: Digest) -> None:
-        told.append(digest)
+        waiting.append(digest)
 
     async def second() -> None:
         async with lock_layers(store, [A, B], waiting):
@@ -64,10 +64,10 @@ async def test_a_waiter_gets_the_lock(store: Store) -> None:
     async with trio.open_nursery() as nursery:
         async with lock_layers(store, [B]):
             nursery.start_soon(second)
-            while not told:
+            while not waiting:
                 await trio.lowlevel.checkpoint()
             order.append("first")
-    assert (told, order) == ([B], ["first", "second"])
+    assert (waiting, order) == ([B], ["first", "second"])
 
 
 async def test_an_error_releases_the_locks(store: Store) -> None:

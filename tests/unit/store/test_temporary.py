@@ -15,9 +15,9 @@ from lazyfs.store.temporary import TemporaryFolder
 def test_names_are_new_and_usable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many threads get distinct names in existing directories, a new one every so many files."""
     monkeypatch.setattr(temporary, "_FILES_A_FOLDER", 10)
-    it = TemporaryFolder(tmp_path)
+    folder = TemporaryFolder(tmp_path)
     with ThreadPoolExecutor(8) as threads:
-        names = list(threads.map(lambda _: it.new(), range(200)))
+        names = list(threads.map(lambda _: folder.new(), range(200)))
     assert len(set(names)) == 200
     for name in names:
         Path(name).touch(exist_ok=False)
@@ -27,6 +27,6 @@ def test_names_are_new_and_usable(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_no_room_for_a_folder(tmp_path: Path) -> None:
     """If no directory can be created, files are created in the last one, or beside it."""
-    it = TemporaryFolder(tmp_path)
-    Path(it.path, "0.d").touch()
-    Path(it.new()).touch(exist_ok=False)
+    folder = TemporaryFolder(tmp_path)
+    Path(folder.path, "0.d").touch()
+    Path(folder.new()).touch(exist_ok=False)

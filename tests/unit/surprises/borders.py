@@ -45,32 +45,32 @@ DONE = PruneResult(objects=1, documents=0, bytes=0, held_bytes=0, used_bytes=0)
 PULLED = PullResult("", "", "", ())
 
 
-def _listener(it: Scene, path: Path) -> socket.socket:
-    listener = it.stack.enter_context(socket.socket(socket.AF_UNIX))
+def _listener(scene: Scene, path: Path) -> socket.socket:
+    listener = scene.stack.enter_context(socket.socket(socket.AF_UNIX))
     listener.bind(os.fspath(path))
     listener.listen()
     return listener
 
 
-async def relayed(it: Scene) -> None:
+async def relayed(scene: Scene) -> None:
     """A caller who was begun with, and one who comes: who was cut off is told so, and whoever comes next is served."""
-    listener, inner = _listener(it, it.folder / "outer"), _listener(it, it.folder / "inner")
+    listener, inner = _listener(scene, scene.folder / "outer"), _listener(scene, scene.folder / "inner")
 
     async def greet(stream: trio.SocketStream) -> None:
         with suppress(trio.BrokenResourceError):
             await stream.send_all(b"!")
             await stream.receive_some()
 
-    async with it.tasks() as tasks, trio.open_nursery() as nursery:
+    async with scene.tasks() as tasks, trio.open_nursery() as nursery:
         accepting = trio.SocketListener(trio.socket.from_stdlib_socket(inner))
         nursery.start_soon(trio.serve_listeners, greet, [accepting])
         known, theirs = socket.socketpair()
-        nursery.start_soon(relay, listener, it.folder / "inner", tasks, [theirs])
+        nursery.start_soon(relay, listener, scene.folder / "inner", tasks, [theirs])
         with trio.fail_after(PATIENCE):
             first = trio.SocketStream(trio.socket.from_stdlib_socket(known))
             greeted = await _heard(first, 1)
             for _ in range(2):
-                heard = await _heard(await trio.open_unix_socket(os.fspath(it.folder / "outer")), len(SETTINGS) + 1)
+                heard = await _heard(await trio.open_unix_socket(os.fspath(scene.folder / "outer")), len(SETTINGS) + 1)
             assert heard == SETTINGS + b"!" and greeted in {b"", b"!"}
         nursery.cancel_scope.cancel()
 
@@ -85,15 +85,15 @@ async def _heard(stream: trio.SocketStream, count: int) -> bytes:
     return heard
 
 
-async def _ordered(it: Scene, carry: Carry, order: Any) -> list[Any]:
+async def _ordered(scene: Scene, carry: Carry, order: Any) -> list[Any]:
     """What two clients hear, one after the other."""
-    listener = _listener(it, it.folder / SOCKET_NAME)
+    listener = _listener(scene, scene.folder / SOCKET_NAME)
     heard: list[Any] = []
-    async with it.tasks() as tasks, trio.open_nursery() as nursery:
+    async with scene.tasks() as tasks, trio.open_nursery() as nursery:
         uses = Uses()
         nursery.start_soon(serve_control, listener, os.geteuid(), carry, uses, tasks)
         for _ in range(2):
-            ask = lambda: list(Client(it.folder).call(order, start=False))  # noqa: E731
+            ask = lambda: list(Client(scene.folder).call(order, start=False))  # noqa: E731
             try:
                 with trio.fail_after(PATIENCE):
                     heard.append((await trio.to_thread.run_sync(ask, abandon_on_cancel=True))[-1])
@@ -104,45 +104,45 @@ async def _ordered(it: Scene, carry: Carry, order: Any) -> list[Any]:
     return heard
 
 
-async def accepted(it: Scene) -> None:
+async def accepted(scene: Scene) -> None:
     """An accept that fails is tried again: both are answered."""
 
     async def carry(order: Order, notify: Notify) -> Result:
         return DONE
 
-    assert await _ordered(it, carry, PruneOrder()) == [DONE, DONE]
+    assert await _ordered(scene, carry, PruneOrder()) == [DONE, DONE]
 
 
-async def cut_off(it: Scene) -> None:
+async def cut_off(scene: Scene) -> None:
     """A client that has said nothing yet sees the end of its connection; the next one is answered."""
 
     async def carry(order: Order, notify: Notify) -> Result:
         return DONE
 
-    listener = _listener(it, it.folder / SOCKET_NAME)
-    async with it.tasks() as tasks, trio.open_nursery() as nursery:
+    listener = _listener(scene, scene.folder / SOCKET_NAME)
+    async with scene.tasks() as tasks, trio.open_nursery() as nursery:
         uses = Uses()
         nursery.start_soon(serve_control, listener, os.geteuid(), carry, uses, tasks)
         with trio.fail_after(PATIENCE):
-            assert not await _heard(await trio.open_unix_socket(os.fspath(it.folder / SOCKET_NAME)), 1)
-            ask = lambda: list(Client(it.folder).call(PruneOrder(), start=False))  # noqa: E731
+            assert not await _heard(await trio.open_unix_socket(os.fspath(scene.folder / SOCKET_NAME)), 1)
+            ask = lambda: list(Client(scene.folder).call(PruneOrder(), start=False))  # noqa: E731
             assert await trio.to_thread.run_sync(ask, abandon_on_cancel=True) == [DONE]
         await until(lambda: not uses.count)
         nursery.cancel_scope.cancel()
 
 
-async def connected(it: Scene) -> None:
+async def connected(scene: Scene) -> None:
     """One client is told, or cut off; the next one is answered, and neither counts as a user afterwards."""
 
     async def carry(order: Order, notify: Notify) -> Result:
         await trio.sleep(0.01)
         return DONE
 
-    first, second = await _ordered(it, carry, PruneOrder())
+    first, second = await _ordered(scene, carry, PruneOrder())
     assert isinstance(first, LazyfsError) and second == DONE
 
 
-async def pulled(it: Scene) -> None:
+async def pulled(scene: Scene) -> None:
     """The same of a pull, whose progress cannot be told."""
 
     async def pull_image(order: PullOrder, access: object, show: Any) -> Result:
@@ -150,16 +150,16 @@ async def pulled(it: Scene) -> None:
         await trio.sleep(0.05)
         return PULLED
 
-    it.patch.setattr(pulling, "pull_image", pull_image)
-    it.patch.setattr(pulling, "MODULES", ())
+    scene.patch.setattr(pulling, "pull_image", pull_image)
+    scene.patch.setattr(pulling, "MODULES", ())
     order = PullOrder("host/repo", "linux/amd64", "/containerd", "ns", "lazyfs")
-    first, second = await _ordered(it, Pulling().pull, order)
+    first, second = await _ordered(scene, Pulling().pull, order)
     assert isinstance(first, LazyfsError) and "lazyfsd failed" in str(first) and second == PULLED
 
 
-async def watched(it: Scene) -> None:
+async def watched(scene: Scene) -> None:
     """A look that fails is one round: systemd is told nothing of it, and of the next one that we are alive."""
-    heard = it.stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+    heard = scene.stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
     heard.bind(f"\0lazyfs-surprises-{os.getpid()}")
     fds = FdStore({}, f"@lazyfs-surprises-{os.getpid()}", watchdog=40.0)
 
@@ -170,16 +170,16 @@ async def watched(it: Scene) -> None:
         await trio.lowlevel.checkpoint()
         return True
 
-    it.patch.setattr(watchdog, "_look_up", looks)
-    async with it.tasks() as tasks, trio.open_nursery() as nursery:
-        tasks.within(nursery).keep_running("watchdog", watchdog.feed, fds, it.folder, {}, describe)
+    scene.patch.setattr(watchdog, "_look_up", looks)
+    async with scene.tasks() as tasks, trio.open_nursery() as nursery:
+        tasks.within(nursery).keep_running("watchdog", watchdog.feed, fds, scene.folder, {}, describe)
         with trio.fail_after(PATIENCE):
             said = await trio.socket.from_stdlib_socket(heard).recv(100)
-        assert said == b"WATCHDOG=1\nSTATUS=well" and it.failures.counts() == {"watchdog": 1}
+        assert said == b"WATCHDOG=1\nSTATUS=well" and scene.failures.counts() == {"watchdog": 1}
         nursery.cancel_scope.cancel()
 
 
-async def warmed_up(it: Scene) -> None:
+async def warmed_up(scene: Scene) -> None:
     """The descriptor of the tree is closed, and the next warm-up runs."""
     looked_at: list[int] = []
 
@@ -187,21 +187,21 @@ async def warmed_up(it: Scene) -> None:
         await trio.sleep(0.001)
         looked_at.extend(pass_fds)
 
-    it.patch.setattr(trio, "run_process", run_process)
-    async with it.tasks() as tasks:
+    scene.patch.setattr(trio, "run_process", run_process)
+    async with scene.tasks() as tasks:
         warm_up = InodeWarmUp(tasks)
         for _ in range(2):
-            warm_up.begin(os.open(it.folder, os.O_RDONLY | os.O_DIRECTORY))
-        await it.until_failed("inode warm-up")
+            warm_up.begin(os.open(scene.folder, os.O_RDONLY | os.O_DIRECTORY))
+        await scene.until_failed("inode warm-up")
         await until(lambda: looked_at and not warm_up._limiter.borrowed_tokens)
 
 
-async def ended(it: Scene) -> None:
+async def ended(scene: Scene) -> None:
     """Two mounts that end together: who waits for the end of the one is woken, and the other is cleared up."""
-    store = it.store()
-    state = it.stack.enter_context(State(store.directory.path))
+    store = scene.store()
+    state = scene.stack.enter_context(State(store.directory.path))
     bell = os.eventfd(1)
-    it.stack.callback(os.close, bell)
+    scene.stack.callback(os.close, bell)
 
     class UnmountEvents:
         def __init__(self) -> None:
@@ -224,7 +224,7 @@ async def ended(it: Scene) -> None:
         mounts._begin(LiveMount(row, "image", False, trio.Event()))
         mounts._watches[number] = number
         live[number] = mounts.live[number]
-    async with it.tasks() as tasks, trio.open_nursery() as nursery:
+    async with scene.tasks() as tasks, trio.open_nursery() as nursery:
         nursery.start_soon(mounts.watch, tasks)
         with trio.fail_after(PATIENCE):
             for mount in live.values():
@@ -238,33 +238,33 @@ class _Images:
         self.live: dict[str, object] = {}
 
 
-async def plugged(it: Scene) -> None:
+async def plugged(scene: Scene) -> None:
     """Whoever calls is heard, at once or after a pause."""
-    it.patch.setattr(plugin, "_RUN", it.folder)
-    it.patch.setattr(plugin, "MODULES", ())
-    listener = _listener(it, it.folder / "outer")
-    async with it.tasks() as tasks, trio.open_nursery() as nursery:
+    scene.patch.setattr(plugin, "_RUN", scene.folder)
+    scene.patch.setattr(plugin, "MODULES", ())
+    listener = _listener(scene, scene.folder / "outer")
+    async with scene.tasks() as tasks, trio.open_nursery() as nursery:
         inner: Supervisor = tasks.within(nursery)
-        store = it.store()
+        store = scene.store()
         catalog = Catalog()
         sources, layers = Sources(store, catalog, inner), Layers(store, catalog, inner)
-        served = Plugin(Config(store=it.folder), store, sources, layers, LayerMounts(it.folder), inner)
+        served = Plugin(Config(store=scene.folder), store, sources, layers, LayerMounts(scene.folder), inner)
         served.unserved["one"] = "it is damaged"
         async with AsyncExitStack() as stack:
             await served.serve({"one": listener}, Handshakes({}), stack)
             with trio.fail_after(PATIENCE):
-                async with await trio.open_unix_socket(os.fspath(it.folder / "outer")) as caller:
+                async with await trio.open_unix_socket(os.fspath(scene.folder / "outer")) as caller:
                     assert await caller.receive_some(len(SETTINGS)) == SETTINGS
             nursery.cancel_scope.cancel()
 
 
-async def kept(it: Scene) -> None:
+async def kept(scene: Scene) -> None:
     """What keeps the store in order: one of four that fails is tried again, and none of the others begins anew."""
-    store = it.store()
-    async with it.tasks() as tasks, trio.open_nursery() as nursery:
+    store = scene.store()
+    async with scene.tasks() as tasks, trio.open_nursery() as nursery:
         upkeep = Upkeep(store, InUse, alone=True)
         nursery.start_soon(upkeep.run, tasks)
-        await until(it.failures.counts)
+        await until(scene.failures.counts)
         await until(lambda: upkeep._has_right)
-        assert sum(it.failures.counts().values()) == 1
+        assert sum(scene.failures.counts().values()) == 1
         nursery.cancel_scope.cancel()

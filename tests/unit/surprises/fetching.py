@@ -26,10 +26,10 @@ from tests.unit.fuse.test_session import init
 from tests.unit.surprises.scene import PATIENCE, Scene
 
 
-async def fetched(it: Scene) -> None:
+async def fetched(scene: Scene) -> None:
     """Who reads that chunk gets an error; others read, meanwhile and afterwards, and so does the next one of the same."""
     layer, blob = make_layer(FILES)
-    store, source = it.store(), ScriptedSource(blob)
+    store, source = scene.store(), ScriptedSource(blob)
     got: dict[int, bytes | Exception] = {}
 
     async def read(fetcher: Fetcher, number: int) -> None:
@@ -39,26 +39,26 @@ async def fetched(it: Scene) -> None:
             got[number] = error
 
     with trio.fail_after(PATIENCE):
-        async with open_fetcher(store, source, failures=it.failures) as fetcher:
+        async with open_fetcher(store, source, failures=scene.failures) as fetcher:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(read, fetcher, 0)
                 await trio.lowlevel.checkpoint()
                 nursery.start_soon(read, fetcher, 399)
             failed = {number for number, what in got.items() if isinstance(what, Exception)}
-            assert failed and all(got[number] is it.error for number in failed)
+            assert failed and all(got[number] is scene.error for number in failed)
             await read(fetcher, 200)
             for number in (*failed, 200):
                 await read(fetcher, number)
                 assert got[number] == FILES[number][1]
 
 
-async def unpacked(it: Scene) -> None:
+async def unpacked(scene: Scene) -> None:
     """The same of a run of several batches."""
     large = [(b"f%d" % number, number.to_bytes(1, "big") * (300 << 10)) for number in range(8)]
-    it.patch.setattr("lazyfs.fetch.transfer._BATCH", 1)
+    scene.patch.setattr("lazyfs.fetch.transfer._BATCH", 1)
     layer, blob = make_layer(large)
     with trio.fail_after(PATIENCE):
-        async with open_fetcher(it.store(), ScriptedSource(blob), failures=it.failures) as fetcher:
+        async with open_fetcher(scene.store(), ScriptedSource(blob), failures=scene.failures) as fetcher:
             failed: list[Exception] = []
 
             async def read(number: int) -> None:
@@ -70,13 +70,13 @@ async def unpacked(it: Scene) -> None:
             async with trio.open_nursery() as nursery:
                 for number in range(8):
                     nursery.start_soon(read, number)
-            assert failed and set(failed) == {it.error}
+            assert failed and set(failed) == {scene.error}
             assert [await read_piece(fetcher, layer, number) for number in range(8)] == [data for _, data in large]
 
 
-async def loaded(it: Scene) -> None:
+async def loaded(scene: Scene) -> None:
     """A layer that is not lazy, for who wants the image: a second try succeeds. Raises what went wrong."""
-    store, place = it.store(), Place()
+    store, place = scene.store(), Place()
     items: list[Item] = [(Entry(b"file", "reg", size=9 << 20), bytes(9 << 20))]
     place.add_image(tar_of(items))
     try:
@@ -88,15 +88,15 @@ async def loaded(it: Scene) -> None:
             assert len(layer.entries) == 1
 
 
-async def documents(it: Scene) -> None:
+async def documents(scene: Scene) -> None:
     """Several calls at once."""
     await all_of([trio.lowlevel.checkpoint] * 3)
 
 
-async def with_locks(it: Scene) -> None:
+async def with_locks(scene: Scene) -> None:
     """Whose turn it is has it no more."""
     digest = digest_of(b"layer")
-    store = it.store()
+    store = scene.store()
     try:
         async with lock_layers(store, [digest]):
             await trio.sleep_forever()
@@ -106,7 +106,7 @@ async def with_locks(it: Scene) -> None:
                 pass
 
 
-async def connected(it: Scene) -> None:
+async def connected(scene: Scene) -> None:
     """Connections that nobody has asked for yet."""
 
     class Session:
@@ -125,7 +125,7 @@ async def connected(it: Scene) -> None:
     await Ranges(cast("Any", Session())).connect_ahead(3)
 
 
-async def raced(it: Scene) -> None:
+async def raced(scene: Scene) -> None:
     """Two ways to one object."""
 
     class Silent:
@@ -143,22 +143,22 @@ async def raced(it: Scene) -> None:
         await Failover().run(ways, slice(1), work, 0.01)
 
 
-async def looped(it: Scene) -> None:
+async def looped(scene: Scene) -> None:
     """The gate's loop, without a mount."""
 
     async def main(max_tasks: int) -> None:
         await trio.sleep_forever()
 
-    it.patch.setattr(pyfuse3, "main", main)
+    scene.patch.setattr(pyfuse3, "main", main)
     await loop.serve(1)
 
 
-async def greeted(it: Scene) -> None:
+async def greeted(scene: Scene) -> None:
     """A session that is being agreed upon."""
 
     async def main() -> None:
         await trio.sleep_forever()
 
-    it.patch.setattr(pyfuse3, "main", main)
+    scene.patch.setattr(pyfuse3, "main", main)
     with Session(pyfuse3.Operations()) as session, trio.fail_after(PATIENCE):
         await session.answer(init())

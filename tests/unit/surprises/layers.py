@@ -36,44 +36,44 @@ async def _stay_open(_: ScriptedRegistry) -> None:
 
 
 @asynccontextmanager
-async def setting(it: Scene) -> AsyncIterator[Setting]:
+async def setting(scene: Scene) -> AsyncIterator[Setting]:
     # At the end all is cancelled at once, and what is closed may be asked something yet.
-    it.patch.setattr(ScriptedRegistry, "aclose", _stay_open)
-    image = ScriptedImage(it.folder / "image", {"a": b"first" * 1000}, {"b": b"second" * 1000})
-    store = it.store()
-    async with it.tasks() as tasks, trio.open_nursery() as nursery:
+    scene.patch.setattr(ScriptedRegistry, "aclose", _stay_open)
+    image = ScriptedImage(scene.folder / "image", {"a": b"first" * 1000}, {"b": b"second" * 1000})
+    store = scene.store()
+    async with scene.tasks() as tasks, trio.open_nursery() as nursery:
         inner = tasks.within(nursery)
         layers = lazy_layers(store, Catalog(), inner, lambda _: image.registry())
         resolving = Resolving(store, layers, inner)
         mounts = LayerMounts(store.directory.path)
         snapshotter = Snapshotter(store, store.directory.path / "containerd" / "c", layers, resolving, mounts, inner)
-        it.stack.callback(snapshotter.close)
+        scene.stack.callback(snapshotter.close)
         yield Setting(image, layers, resolving, snapshotter, store)
         nursery.cancel_scope.cancel()
 
 
-async def told(it: Scene) -> None:
+async def reported(scene: Scene) -> None:
     """All who wait for the layer are told; the next one has it."""
-    async with setting(it) as found:
+    async with setting(scene) as found:
         with trio.fail_after(PATIENCE):
             with pytest.raises(LocalError, match="surprise"):
                 await found.resolving.resolve(found.image.claim(0))
             await found.resolving.resolve(found.image.claim(0))
 
 
-async def resolved(it: Scene) -> None:
+async def resolved(scene: Scene) -> None:
     """What was only to save time is done without."""
-    async with setting(it) as found:
+    async with setting(scene) as found:
         with trio.fail_after(PATIENCE):
             await found.resolving.resolve(found.image.claim(0))
-            await until(it.failures.counts)
+            await until(scene.failures.counts)
 
 
 def started(kind: str) -> Scenario:
     """A lazyfsd that finds the snapshots of an earlier one: two lazy layers, and a directory that is nobody's."""
 
-    async def scenario(it: Scene) -> None:
-        async with setting(it) as found:
+    async def scenario(scene: Scene) -> None:
+        async with setting(scene) as found:
             for number, lazy in enumerate(found.image.lazy):
                 found.store.keep_document(lazy.toc_digest, found.image.toc(number))
                 found.snapshotter.snapshots.commit_lazy(f"{number}", "", {}, lazy)
@@ -81,7 +81,7 @@ def started(kind: str) -> Scenario:
             left = found.snapshotter._place.of(77)
             left.mkdir(parents=True)
             await found.snapshotter.start()
-            await it.until_failed(kind)
+            await scene.until_failed(kind)
             await found.snapshotter.cleanup()
             await until(lambda: not left.exists())
 
@@ -91,11 +91,11 @@ def started(kind: str) -> Scenario:
 def asked(make: Callable[[Setting], Awaitable[object]]) -> Scenario:
     """A call of containerd that leaves something for later: the call succeeds, and so does the next one."""
 
-    async def scenario(it: Scene) -> None:
-        async with setting(it) as found:
+    async def scenario(scene: Scene) -> None:
+        async with setting(scene) as found:
             with trio.fail_after(PATIENCE):
                 await make(found)
-                await until(it.failures.counts)
+                await until(scene.failures.counts)
                 await found.snapshotter.cleanup()
 
     return scenario

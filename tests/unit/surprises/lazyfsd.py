@@ -52,10 +52,10 @@ class _NoForcedExit:
 
 
 @asynccontextmanager
-async def lazyfsd(it: Scene, *, is_service: bool = True) -> AsyncIterator[Lazyfsd]:
+async def lazyfsd(scene: Scene, *, is_service: bool = True) -> AsyncIterator[Lazyfsd]:
     """From its start to its end, which it was told to come to. It has a mount of an earlier process."""
-    store = it.folder / "store"
-    it.store().close()
+    store = scene.folder / "store"
+    scene.store().close()
     with State(store) as state:
         state.mark(state.add(_MOUNT).number, "detached", "")
     running = Lazyfsd(store)
@@ -73,16 +73,16 @@ async def lazyfsd(it: Scene, *, is_service: bool = True) -> AsyncIterator[Lazyfs
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             running.service = self
-            it.failures = self.tasks.failures
+            scene.failures = self.tasks.failures
 
-    it.patch.setattr(service, "serve_gate", serve_gate)
-    it.patch.setattr(service, "Service", Known)
-    it.patch.setattr(lifetime, "ForcedExit", _NoForcedExit)
-    it.patch.setattr(lifetime, "SIGNALS", ())  # they would stay ignored afterwards
-    listener = it.stack.enter_context(socket.socket(socket.AF_UNIX))
+    scene.patch.setattr(service, "serve_gate", serve_gate)
+    scene.patch.setattr(service, "Service", Known)
+    scene.patch.setattr(lifetime, "ForcedExit", _NoForcedExit)
+    scene.patch.setattr(lifetime, "SIGNALS", ())  # they would stay ignored afterwards
+    listener = scene.stack.enter_context(socket.socket(socket.AF_UNIX))
     listener.bind(os.fspath(store / SOCKET_NAME))
     listener.listen()
-    notified = it.stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+    notified = scene.stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
     notified.bind(f"\0lazyfs-surprises-{os.getpid()}")
     fds = FdStore({"control": os.dup(listener.fileno())}, f"@lazyfs-surprises-{os.getpid()}", watchdog=8.0)
     listener.close()
@@ -100,7 +100,7 @@ async def lazyfsd(it: Scene, *, is_service: bool = True) -> AsyncIterator[Lazyfs
         nursery.start_soon(serve)
         nursery.start_soon(hear)
         await until(lambda: any("READY=1" in heard for heard in running.heard))
-        it.expect("/nowhere")
+        scene.expect("/nowhere")
         await until(
             lambda: running.service.mounts.live and all(each.row.trouble for each in running.service.mounts.live.values())
         )
@@ -114,26 +114,26 @@ async def lazyfsd(it: Scene, *, is_service: bool = True) -> AsyncIterator[Lazyfs
 def goes_on(kind: str) -> Scenario:
     """It is tried again, a client is told of the failure, and the end is that of any other lazyfsd."""
 
-    async def scenario(it: Scene) -> None:
-        async with lazyfsd(it) as running:
-            await it.until_failed(kind)
+    async def scenario(scene: Scene) -> None:
+        async with lazyfsd(scene) as running:
+            await scene.until_failed(kind)
             assert (await running.failures())[kind] == 1
 
     return scenario
 
 
-async def watchdog(it: Scene) -> None:
+async def watchdog(scene: Scene) -> None:
     """systemd hears of us all the same."""
-    async with lazyfsd(it) as running:
-        await it.until_failed("watchdog")
+    async with lazyfsd(scene) as running:
+        await scene.until_failed("watchdog")
         await until(lambda: any("WATCHDOG=1" in heard for heard in running.heard))
 
 
-async def ends(it: Scene) -> None:
+async def ends(scene: Scene) -> None:
     """What fails at the end keeps it from none of the other steps."""
     for pause in ("_SYNC_PAUSE", "_LOOK_PAUSE"):
-        it.patch.setattr(upkeep, pause, 1e9)
-    async with lazyfsd(it, is_service=False) as running:
+        scene.patch.setattr(upkeep, pause, 1e9)
+    async with lazyfsd(scene, is_service=False) as running:
         stopped: list[str] = []
         end_all, drop_layers = running.service.recordings.end_all, running.service.mounts.drop_layers
 
@@ -145,17 +145,17 @@ async def ends(it: Scene) -> None:
             stopped.append("layers")
             await drop_layers()
 
-        it.patch.setattr(running.service.recordings, "end_all", record)
-        it.patch.setattr(running.service.mounts, "drop_layers", drop)
+        scene.patch.setattr(running.service.recordings, "end_all", record)
+        scene.patch.setattr(running.service.mounts, "drop_layers", drop)
     assert "records" in stopped and "layers" in stopped
 
 
-async def gate(it: Scene) -> None:
+async def gate(scene: Scene) -> None:
     """Without its connection there is nothing to serve: the process ends, and the next one takes the connection over."""
-    async with lazyfsd(it):
+    async with lazyfsd(scene):
         pass
 
 
-async def until_told(_: Scene) -> None:
+async def until_stopped(_: Scene) -> None:
     """The wait for the end is lazyfsd's own: it ends with it."""
     await lifetime.Lifetime(service=True).wait_for_end()

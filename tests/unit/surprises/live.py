@@ -15,11 +15,11 @@ from tests.unit.surprises.scene import PATIENCE, Scene, until
 
 
 @asynccontextmanager
-async def _living(it: Scene) -> AsyncIterator[Living]:
-    image = ScriptedImage(it.folder / "image", {"a": b"first" * 1000}, {"b": b"second" * 1000})
-    async with it.tasks() as tasks, trio.open_nursery() as nursery:
-        found = Living(it.store(), image, nursery)
-        it.failures = found.failures
+async def _living(scene: Scene) -> AsyncIterator[Living]:
+    image = ScriptedImage(scene.folder / "image", {"a": b"first" * 1000}, {"b": b"second" * 1000})
+    async with scene.tasks() as tasks, trio.open_nursery() as nursery:
+        found = Living(scene.store(), image, nursery)
+        scene.failures = found.failures
         assert tasks.failures is not None
         yield found
         nursery.cancel_scope.cancel()
@@ -30,9 +30,9 @@ def _quick(found: Living) -> None:
         source.rate = None
 
 
-async def pulled(it: Scene) -> None:
+async def pulled(scene: Scene) -> None:
     """Who waits for the end of the pull is woken, and so is who waits for the index; the next pull brings all of the layer."""
-    async with _living(it) as found:
+    async with _living(scene) as found:
         for _ in range(2):
             with trio.fail_after(PATIENCE):
                 live = found.use(0)
@@ -42,19 +42,19 @@ async def pulled(it: Scene) -> None:
                 try:
                     await live.known()
                 except LazyfsError:
-                    assert it.failures.counts()
+                    assert scene.failures.counts()
                 live.uses.change(-1)
         assert found.holds()
 
 
-async def mounted(it: Scene) -> None:
+async def mounted(scene: Scene) -> None:
     """Its files can be had all the same, and the next mount has all of it."""
-    async with _living(it) as found:
+    async with _living(scene) as found:
         for _ in range(2):
             with trio.fail_after(PATIENCE):
                 live = found.mount("first", 0, 1, background=True)
                 _quick(found)
-                await it_ends(it, live.rest_ended)
+                await it_ends(scene, live.rest_ended)
                 live.leave()
         with trio.fail_after(PATIENCE):
             live = found.mount("second", 0, background=True)
@@ -63,6 +63,6 @@ async def mounted(it: Scene) -> None:
             assert found.holds()
 
 
-async def it_ends(it: Scene, event: trio.Event) -> None:
+async def it_ends(scene: Scene, event: trio.Event) -> None:
     """The event comes, or a failure was counted."""
-    await until(lambda: event.is_set() or it.failures.counts())
+    await until(lambda: event.is_set() or scene.failures.counts())

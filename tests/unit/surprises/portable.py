@@ -39,15 +39,15 @@ class ScriptedReporter:
 def mounted(kind: str) -> Scenario:
     """The parent is let go with an answer, the mount goes on until the kernel has unmounted it, and its status tells."""
 
-    async def scenario(it: Scene) -> None:
+    async def scenario(scene: Scene) -> None:
         layer, blob = make_layer(FILES[:20])
-        it.store().close()
+        scene.store().close()
         unmounted, reporter, found = trio.Event(), ScriptedReporter(), []
         make = mount.PortableMount
 
         def known(*arguments: Any) -> mount.PortableMount:
             found.append(make(*arguments))
-            it.failures = found[-1]._failures
+            scene.failures = found[-1]._failures
             return found[-1]
 
         async def image(*_: object, **__: object) -> object:
@@ -73,18 +73,18 @@ def mounted(kind: str) -> Scenario:
             "resolve_image": image,
             "load_image_layers": layers,
             "serve_kernel": serve_kernel,
-            "_Session": lambda *_: nullcontext(),
+            "_FuseMount": lambda *_: nullcontext(),
             "_tune": lambda *_: None,
         }.items():
-            it.patch.setattr(mount, name, value)
+            scene.patch.setattr(mount, name, value)
         reference = parse_reference("docker://host/repo")
-        request = MountRequest(reference, Path("/nowhere"), it.folder / "store", cast("Any", None), cast("Any", None), "wait")
+        request = MountRequest(reference, Path("/nowhere"), scene.folder / "store", cast("Any", None), cast("Any", None), "wait")
         with trio.fail_after(PATIENCE):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(mount._serve, request, reporter)
                 await reporter.is_let_go.wait()
                 if kind != "last sync":
-                    await until(it.failures.counts)
+                    await until(scene.failures.counts)
                     assert b'failures":{"' in await found[0].status()
                 assert reporter.reports
                 unmounted.set()
@@ -92,11 +92,11 @@ def mounted(kind: str) -> Scenario:
     return scenario
 
 
-async def downloaded(it: Scene) -> None:
+async def downloaded(scene: Scene) -> None:
     """One of two blobs."""
 
     class Content:
-        async def bring(self, *_: object) -> None:
+        async def fetch(self, *_: object) -> None:
             await trio.lowlevel.checkpoint()
 
     async with trio.open_nursery() as nursery:
@@ -107,7 +107,7 @@ async def downloaded(it: Scene) -> None:
             await downloads.begin(Descriptor("", digest_of(name), 1, {}, None, {})).wait()
 
 
-async def pulled(it: Scene) -> None:
+async def pulled(scene: Scene) -> None:
     """An image without layers."""
 
     class Content:
@@ -139,12 +139,12 @@ async def pulled(it: Scene) -> None:
             return self
 
     for name, value in {"Content": Content, "Layers": Layers, "leased": leased}.items():
-        it.patch.setattr(pull, name, value)
-    it.patch.setattr(Content, "Create", None, raising=False)
-    order = pull.PullOrder(parse_reference("docker://host/repo"), cast("Any", None), "lazyfs", complete=False)
+        scene.patch.setattr(pull, name, value)
+    scene.patch.setattr(Content, "Create", None, raising=False)
+    order = pull.PullRequest(parse_reference("docker://host/repo"), cast("Any", None), "lazyfs", complete=False)
     image = IMAGE._replace(manifest=IMAGE.manifest._replace(layers=()) if hasattr(IMAGE.manifest, "_replace") else _bare())
-    it_pull = pull._Pull(cast("Any", Containerd()), ScriptedSource(), order, cast("Any", Documents()), image)
-    await it_pull.run(lambda *_: None, lambda _: None)
+    image_pull = pull._Pull(cast("Any", Containerd()), ScriptedSource(), order, cast("Any", Documents()), image)
+    await image_pull.run(lambda *_: None, lambda _: None)
 
 
 def _bare() -> Any:

@@ -55,8 +55,8 @@ TABLE: dict[str, Entry] = {
     "containerd/relay.py relay: relayed connection": supervised("relayed connection", borders.relayed),
     "containerd/resolving.py Resolving._building_ahead: start of builders": supervised("start of builders", layers.resolved),
     "containerd/resolving.py Resolving._find_manifest: connecting ahead": supervised("connecting ahead", layers.resolved),
-    "containerd/resolving.py Resolving._start: TOC": supervised("TOC", layers.told),
-    "containerd/resolving.py Resolving.resolve: image": supervised("image", layers.told),
+    "containerd/resolving.py Resolving._start: TOC": supervised("TOC", layers.reported),
+    "containerd/resolving.py Resolving.resolve: image": supervised("image", layers.reported),
     "containerd/snapshotter.py Snapshotter._commit_lazy: note of a layer's objects": supervised(
         "note of a layer's objects", layers.asked(layers.committed)
     ),
@@ -79,7 +79,7 @@ TABLE: dict[str, Entry] = {
     "daemon/control.py serve_control.accept: control connection": supervised("control connection", borders.cut_off),
     "daemon/control.py serve_control: accept of orders": supervised("accept of orders", borders.accepted),
     "daemon/inode_warm_up.py InodeWarmUp.begin: inode warm-up": supervised("inode warm-up", borders.warmed_up),
-    "daemon/lifetime.py Lifetime.wait_for_end: _first": root(lazyfsd.until_told),
+    "daemon/lifetime.py Lifetime.wait_for_end: _first": root(lazyfsd.until_stopped),
     "daemon/mounts.py Mounts.watch: end of a mount": supervised("end of a mount", borders.ended),
     "daemon/plugin.py Plugin.serve: import ahead": supervised("import ahead", borders.plugged),
     "daemon/plugin.py Plugin.serve: relay": supervised("relay", borders.plugged),
@@ -121,8 +121,8 @@ TABLE: dict[str, Entry] = {
     **{
         f"portable/mount.py {where}: {kind}": supervised("report of a pull" if kind == "pull" else kind, portable.mounted(kind))
         for where, kind in (
-            ("PortableMount._live", "progress of a pull"),
-            ("PortableMount.live", "report of a pull"),
+            ("PortableMount._run_pull", "progress of a pull"),
+            ("PortableMount.run_pull", "report of a pull"),
             ("_serve", "last sync"),
             ("_serve", "pull"),
             ("_serve", "store upkeep"),
@@ -141,7 +141,7 @@ TABLE: dict[str, Entry] = {
     "live/pulls.py Pulls._run_pull: leave_when_stuck": supervised("pulls of a source", live.pulled),
     "live/source.py Sources._start: source": supervised("source", live.pulled),
     "live/source.py Sources._run: fetcher": supervised("fetcher", live.pulled),
-    "pull/downloads.py Downloads.begin: self._bring": inside("order", portable.downloaded),
+    "pull/downloads.py Downloads.begin: self._download": inside("order", portable.downloaded),
     "pull/pull.py _Pull._keep_documents: self._content.keep": inside("order", portable.pulled),
     "pull/pull.py _Pull._keep_documents: self._content.keep #2": inside("order", portable.pulled),
     "pull/pull.py _Pull.run: self._keep_documents": inside("order", portable.pulled),
@@ -167,28 +167,28 @@ def test_a_surprise_ends_nothing_else(
     injection = Injection(places()[name], type(error)(*error.args))
     injection.install(monkeypatch)
     with ExitStack() as stack:
-        it = Scene(tmp_path_factory.mktemp("s"), injection.error, monkeypatch, expect_log, stack)
+        scene = Scene(tmp_path_factory.mktemp("s"), injection.error, monkeypatch, expect_log, stack)
         if entry.is_inside:
-            trio.run(_inside, it, entry)
+            trio.run(_inside, scene, entry)
         elif entry.kinds:
-            trio.run(entry.scenario, it)
+            trio.run(entry.scenario, scene)
         else:
             with pytest.raises((RuntimeError, MemoryError, ExceptionGroup)) as raised:
-                trio.run(entry.scenario, it)
+                trio.run(entry.scenario, scene)
             assert injection.error in _leaves(raised.value)
     assert injection.hits
     for kind in entry.kinds[:1]:
         expect_log(f"{kind}.* has failed.*: {type(error).__name__}.'surprise'")
-        counts = it.failures.counts()
+        counts = scene.failures.counts()
         if counts.pop(entry.also, 0):
             expect_log(f"{entry.also} of .* has failed")
         assert counts == {kind: 1}
 
 
-async def _inside(it: Scene, entry: Entry) -> None:
-    async with it.tasks() as supervisor:
+async def _inside(scene: Scene, entry: Entry) -> None:
+    async with scene.tasks() as supervisor:
         ended = trio.Event()
-        supervisor.start_soon(entry.kinds[0], entry.scenario, it, wakes=[ended])
+        supervisor.start_soon(entry.kinds[0], entry.scenario, scene, wakes=[ended])
         with trio.fail_after(PATIENCE):
             await ended.wait()
 

@@ -54,7 +54,7 @@ def test_compare_finds(change: str, tmp_path: Path) -> None:
     act, expected = CHANGES[change]
     act(right)
     aside = {b".", b"dir"} | ({b"dir/file"} if change == "a byte" else set())
-    assert {(it.path, it.field) for it in compare(walk(left), walk(right), untimed=aside)} == expected
+    assert {(difference.path, difference.field) for difference in compare(walk(left), walk(right), untimed=aside)} == expected
 
 
 def test_compare_ignores_what_it_is_told_to(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_compare_ignores_what_it_is_told_to(tmp_path: Path) -> None:
     left, right = make(tmp_path / "left"), make(tmp_path / "right")
     (right / "dir" / "new").touch()
     (right / "dirt").touch()
-    assert {it.path for it in compare(walk(left), walk(right), ignore=[b"dir"])} == {"dirt"}
+    assert {difference.path for difference in compare(walk(left), walk(right), ignore=[b"dir"])} == {"dirt"}
 
 
 def test_walk_goes_beyond_path_max(tmp_path: Path) -> None:
