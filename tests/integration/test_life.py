@@ -187,13 +187,13 @@ def test_told_to_end_in_the_middle_of_an_order(which: str, small: SmallImage, la
     with lazyfs.mounted(small.converted, "--background", "off", mode="native") as mounted:
         lazyfsd = Lazyfsd(lazyfs.store)
         process, keeper = lazyfsd.process, lazyfsd.keeper
-        told = {"keeper": keeper, "process": process}[which]
+        target = {"keeper": keeper, "process": process}[which]
         with LyingRegistry(small.original) as registry:
             registry.lie = slowly(600)
             command = ["mount", "--plain-http", "--store", lazyfs.store, "--mode", "native", f"{registry.image}:v1", root]
             with start(lazyfs, *command) as client:
                 await_kept(lazyfs.store, LARGE // 2)
-                os.kill(told, signal.SIGTERM)
+                os.kill(target, signal.SIGTERM)
                 _, said = client.communicate(timeout=60)
                 assert client.returncode == 5 and b"lazyfsd was told to end by a signal" in said
                 await_end(process)

@@ -19,6 +19,6 @@ async def test_urls_of_foreign_layers_are_left_to_containerd(
     monkeypatch.setattr("lazyfs.containerd.resolving.GrowingStack", Grown())
     image = ScriptedImage(tmp_path / "foreign", {"a": b"a"}, urls=["http://elsewhere.test/blob"])
     registry = image.registry()
-    async with resolving(store, registry) as it:
-        await it.resolve_all([image.claim(0)])
+    async with resolving(store, registry) as setting:
+        await setting.resolve_all([image.claim(0)])
     assert registry.ranges and not registry.urls

@@ -120,11 +120,11 @@ async def test_fed_without_descriptors(
                 await trio.sleep(0.05)
             resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
             try:
-                told = await trio.to_thread.run_sync(notify.recv, 1000)
+                message = await trio.to_thread.run_sync(notify.recv, 1000)
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             nursery.cancel_scope.cancel()
-    assert told.decode().splitlines() == ["WATCHDOG=1", "STATUS=all is well"]
+    assert message.decode().splitlines() == ["WATCHDOG=1", "STATUS=all is well"]
 
 
 async def test_fed_without_threads(

@@ -51,11 +51,11 @@ async def test_a_layer_is_released_before_the_others(store: Store) -> None:
 
 async def test_a_waiter_gets_the_lock(store: Store) -> None:
     """`waiting` is called with the layer that it waits for, once."""
-    waiting: list[Digest] = []
+    waited_for: list[Digest] = []
     order: list[str] = []
 
     async def waiting(digest: Digest) -> None:
-        waiting.append(digest)
+        waited_for.append(digest)
 
     async def second() -> None:
         async with lock_layers(store, [A, B], waiting):
@@ -64,10 +64,10 @@ async def test_a_waiter_gets_the_lock(store: Store) -> None:
     async with trio.open_nursery() as nursery:
         async with lock_layers(store, [B]):
             nursery.start_soon(second)
-            while not waiting:
+            while not waited_for:
                 await trio.lowlevel.checkpoint()
             order.append("first")
-    assert (waiting, order) == ([B], ["first", "second"])
+    assert (waited_for, order) == ([B], ["first", "second"])
 
 
 async def test_an_error_releases_the_locks(store: Store) -> None:
