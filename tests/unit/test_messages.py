@@ -27,13 +27,13 @@ from lazyfs.errors import MAX_MESSAGE, HeldOff, InvalidInput, LazyfsError, show
     ],
 )
 def test_show(value: object, expected: str) -> None:
-    """A value is quoted as one printable line; what has no short form is named by its kind."""
+    """A value is quoted as one printable line. What has no short form is named by its kind."""
     assert show(value) == expected
 
 
 @pytest.mark.parametrize("large", ["x" * (8 << 20), b"\xff" * (8 << 20), "\n" * (8 << 20)], ids=["text", "bytes", "lines"])
 def test_a_large_value_is_cut_in_the_middle(large: str | bytes) -> None:
-    """Eight megabytes make two hundred characters, and cost no copy of themselves."""
+    """Eight megabytes become two hundred characters, without a copy."""
     tracemalloc.start()
     try:
         text = show(large)
@@ -54,7 +54,7 @@ def test_show_is_one_line_of_its_limit(value: str | bytes, limit: int) -> None:
 
 @given(st.text(max_size=40), st.sampled_from([1, 100]), st.text(max_size=40))
 def test_any_message_is_one_bounded_line(message: str, times: int, hint: str) -> None:
-    """What forgets to quote foreign text does no harm: the error itself keeps its message short and printable."""
+    """A message that forgets to quote foreign text does no harm: the error keeps it short and printable."""
     error = InvalidInput(message * times, hint=hint * times)
     for text in (error.message, error.hint, *error.args):
         assert text.isprintable()
@@ -62,14 +62,14 @@ def test_any_message_is_one_bounded_line(message: str, times: int, hint: str) ->
 
 
 def test_a_plain_message_is_left_as_it_is() -> None:
-    """Nothing happens to what is short and printable."""
+    """A short, printable message is not changed."""
     error = LazyfsError("layer 'é' is bad", hint="Do this")
     assert (error.message, error.hint, str(error)) == ("layer 'é' is bad", "Do this", "layer 'é' is bad. Do this")
 
 
 @pytest.mark.parametrize("kind", [getattr(errors, name) for name in errors.__all__ if name[0].isupper()])
 def test_every_error_can_be_said_in_other_words(kind: type[LazyfsError]) -> None:
-    """A read adds the file's name, a mount adds what the tag last meant: the kind decides the errno and the exit code, and stays."""
+    """A read adds the file's name, a mount adds what the tag last pointed to. Errno and exit code stay."""
     error = HeldOff("wait", 7.0) if kind is HeldOff else kind("it failed")
     other = error.reworded("a file cannot be read", "Wait")
     assert type(other) is kind

@@ -1,4 +1,4 @@
-"""Supervised tasks: none of them ends what it lives in, and whoever waits for one is told."""
+"""Supervised tasks: none of them ends its nursery, and waiters are informed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FAILURES = [
 
 
 class Failing:
-    """Fails a few times, then goes on until cancelled."""
+    """Fails a few times, then runs until cancelled."""
 
     def __init__(self, *failures: Exception) -> None:
         self._failures = list(failures)
@@ -41,7 +41,7 @@ class Failing:
 
 
 async def test_failing_task_is_run_again(autojump_clock: MockClock, expect_log: LogWatch) -> None:
-    """After a pause that grows; each failure is a line of the log and is counted, and its owner hears of the cause."""
+    """After a growing pause. Each failure is logged and counted, and its owner gets the cause."""
     for text in ("Too many open files", "no room", "No space left", "a bug", "no memory"):
         expect_log(f"sweep of /run has failed and is tried again.*{text}")
     failing = Failing(*FAILURES)
@@ -58,7 +58,7 @@ async def test_failing_task_is_run_again(autojump_clock: MockClock, expect_log: 
 
 
 async def test_returning_is_not_a_failure() -> None:
-    """A task that is done is done, and nothing is counted."""
+    """The task is done, and nothing is counted."""
     done = trio.Event()
     async with trio.open_nursery() as nursery:
         tasks = Supervisor(nursery)
@@ -68,7 +68,7 @@ async def test_returning_is_not_a_failure() -> None:
 
 @pytest.mark.parametrize("failure", FAILURES, ids=repr)
 async def test_failing_task_ends_no_other(failure: Exception, expect_log: LogWatch) -> None:
-    """It is logged and counted, its owner is told before those who wait are woken, and the nursery lives."""
+    """It is logged and counted, its owner is informed before its waiters are woken, and the nursery lives."""
     expect_log("index of layer 1 has failed: ")
     heard: list[tuple[Exception, bool]] = []
     ended = trio.Event()
@@ -87,7 +87,7 @@ async def test_failing_task_ends_no_other(failure: Exception, expect_log: LogWat
 
 
 async def test_an_attempt_returns_its_failure(expect_log: LogWatch) -> None:
-    """In the caller's own task, which goes on."""
+    """In the caller's own task, which continues."""
     expect_log("background fetch has failed: no room")
     async with trio.open_nursery() as nursery:
         tasks = Supervisor(nursery)
@@ -98,7 +98,7 @@ async def test_an_attempt_returns_its_failure(expect_log: LogWatch) -> None:
 
 @pytest.mark.parametrize("how", ["start_soon", "keep_running"])
 async def test_a_cancelled_task_wakes_its_waiters(how: str) -> None:
-    """A task that is cancelled before it began wakes them as well; it has not failed."""
+    """A task that is cancelled before it began wakes them too. It has not failed."""
     event = trio.Event()
     async with trio.open_nursery() as nursery:
         tasks = Supervisor(nursery)
@@ -108,7 +108,7 @@ async def test_a_cancelled_task_wakes_its_waiters(how: str) -> None:
 
 
 async def test_a_task_that_cannot_start_wakes_its_waiters() -> None:
-    """The nursery is closed: whoever starts it is told, and whoever waits is not left alone."""
+    """The nursery is closed: the caller gets an error, and the waiters are woken."""
     event = trio.Event()
     async with trio.open_nursery() as nursery:
         tasks = Supervisor(nursery)
@@ -118,7 +118,7 @@ async def test_a_task_that_cannot_start_wakes_its_waiters() -> None:
 
 
 async def test_an_owner_that_fails_ends_nothing_either(expect_log: LogWatch) -> None:
-    """What its owner makes of a failure may fail: those who wait are woken all the same."""
+    """The owner's callback may fail too: the waiters are woken all the same."""
     expect_log("index has failed: no room")
     expect_log("index has failed once more, when its owner was informed: KeyError")
 
@@ -144,7 +144,7 @@ async def _alone(interrupt: type[BaseException]) -> None:
 async def test_interrupts_pass(
     how: Callable[[type[BaseException]], Awaitable[None]], interrupt: type[BaseException], expect_log: LogWatch
 ) -> None:
-    """Who ends the process is not a failure, also beside one."""
+    """Exceptions that end the process are not failures, also beside one."""
     if how is _in_group:
         expect_log("index has failed: no room")
     event = trio.Event()
@@ -156,7 +156,7 @@ async def test_interrupts_pass(
 
 
 async def test_cancelled_among_failures(expect_log: LogWatch) -> None:
-    """What fails while it is cancelled fails nobody else, and is not begun again."""
+    """A failure during cancellation fails no other task, and is not retried."""
     expect_log("late")
 
     async def fail_late() -> None:
@@ -174,7 +174,7 @@ async def test_cancelled_among_failures(expect_log: LogWatch) -> None:
 
 
 async def test_supervisors_within_count_together(expect_log: LogWatch) -> None:
-    """Of one process, whatever nursery its tasks live in; and what a guard in a thread has caught."""
+    """Those of one process, in any nursery, and what a guard in a thread has caught."""
     expect_log("index has failed: no room")
     async with trio.open_nursery() as nursery:
         tasks = Supervisor(nursery)
@@ -185,7 +185,7 @@ async def test_supervisors_within_count_together(expect_log: LogWatch) -> None:
 
 
 async def test_a_log_without_memory_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where memory is short for a line of the log, the failure is counted all the same."""
+    """If there is no memory for a log line, the failure is counted all the same."""
 
     def fail(*_: object, **__: object) -> None:
         raise MemoryError

@@ -1,4 +1,4 @@
-"""What overlayfs was told of a moment ago."""
+"""Recently announced objects."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lazyfs.gate.announced import RecentlyAnnounced
 
 
 def test_for_a_minute_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At least one minute, at most two, whether others are noted meanwhile or not."""
+    """At least one minute, at most two, whether others are added meanwhile or not."""
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     announced = RecentlyAnnounced()

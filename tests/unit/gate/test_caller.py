@@ -1,4 +1,4 @@
-"""What callers are about to do, told from real system calls of a real process."""
+"""What callers are about to do, from the real system calls of a real process."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ pytestmark = pytest.mark.root
 
 
 def caught_in(call: Callable[[str], object], tmp_path: Path) -> bool:
-    """Whether any system call of a child that does `call` was taken for one that changes metadata only.
+    """Whether any system call of a child that does `call` counts as one that only changes metadata.
 
-    ptrace stops it at the entry of each.
+    ptrace stops the child at each entry.
     """
     callers = Callers()
     libc = ctypes.CDLL(None, use_errno=True)
@@ -67,7 +67,7 @@ def caught_in(call: Callable[[str], object], tmp_path: Path) -> bool:
     ],
 )
 def test_calls_that_read_nothing(call: Callable[[str], object], tmp_path: Path) -> None:
-    """Each is known by its number."""
+    """Each is recognised by its number."""
     assert caught_in(call, tmp_path)
 
 
@@ -89,7 +89,7 @@ def test_an_unreadable_caller_is_assumed_to_read() -> None:
 
 
 def test_the_call_of_a_running_thread_is_unknown() -> None:
-    """It is in no system call, or in one that the kernel does not tell until it sleeps."""
+    """It is in no system call, or in one that the kernel does not show until it sleeps."""
     with Callers() as callers, subprocess.Popen(["sh", "-c", "while :; do :; done"]) as spinning:
         try:
             assert any(callers.changes_metadata_only(spinning.pid) is None for _ in moments())
@@ -97,8 +97,9 @@ def test_the_call_of_a_running_thread_is_unknown() -> None:
             spinning.kill()
 
 
-def test_a_crowds_files_are_kept_and_given_back() -> None:
-    """Some stay open, whoever asks; that of a thread which has ended goes when it is asked for, and all with the block."""
+def test_files_of_many_callers_are_kept_and_closed() -> None:
+    """Some stay open for any caller. The file of an ended thread is closed when it is used, and all files at the end of the
+    block."""
     before = len(os.listdir("/proc/self/fd"))
     end = threading.Event()
     threads = [threading.Thread(target=end.wait) for _ in range(70)]

@@ -1,4 +1,4 @@
-"""What the catalog knows of the objects of mounted images."""
+"""The catalog of the objects of mounted images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LARGE = RANDOM.randbytes(1000)
 
 
 def fetcher() -> Fetcher:
-    """Only ever compared."""
+    """Only compared."""
     return cast("Fetcher", object())
 
 
@@ -29,7 +29,7 @@ def objects(key: str, *files: bytes) -> LayerObjects:
 
 
 class Watched(tuple[Piece, ...]):  # noqa: SLOT001  a tuple can have none
-    """The pieces of a layer, which count how often one is looked at."""
+    """The pieces of a layer, with a count of accesses."""
 
     looks = 0
 
@@ -44,7 +44,7 @@ def watch(layer: LayerBlob) -> Watched:
 
 
 def test_a_large_object_is_found_at_the_price_of_a_small_one() -> None:
-    """A lookup or a read of a file of many chunks looks at few of them; all are there for who asks for them."""
+    """A lookup or read of a file of many chunks accesses few of them; all are there for callers that want them."""
     layer = objects("layer", SMALL, LARGE * 20)
     pieces = watch(layer.layer)
     known = Catalog()
@@ -60,7 +60,7 @@ def test_a_large_object_is_found_at_the_price_of_a_small_one() -> None:
 
 
 def test_layers_live_as_long_as_an_image_that_has_them() -> None:
-    """One that two images share is found with both, and goes with the last; who brings it is told in the order of the mounts."""
+    """A layer that two images share is found with both, and removed with the last. Its fetchers are in the order of the mounts."""
     shared, own = objects("shared", SMALL), objects("own", LARGE)
     small, large = (inode_of(next(each.names())) for each in (shared, own))
     first, second = fetcher(), fetcher()
@@ -80,7 +80,7 @@ def test_layers_live_as_long_as_an_image_that_has_them() -> None:
 
 
 def test_colliding_numbers_never_mix_objects(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the inode numbers of two objects are equal, in one layer or in two, the pieces that are found are one object's."""
+    """If two objects have the same inode number, in one layer or in two, the pieces that are found belong to one object."""
     monkeypatch.setattr(catalog, "inode_of", lambda _: 7)
     one, other = LARGE, LARGE[::-1]
     layer = objects("layer", one, other)

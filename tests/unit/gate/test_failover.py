@@ -1,4 +1,4 @@
-"""The failover between several ways to one object, in virtual time."""
+"""Failover between several supplies of one object, in virtual time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TIMEOUT = 1.0
 
 
 class Source:
-    """Stands for a fetcher: brings after so many seconds, or fails then. Until `busy` it shows signs of life."""
+    """A fetcher: delivers after so many seconds, or fails then. Until `busy` it shows signs of life."""
 
     def __init__(self, seconds: float, error: LazyfsError | None = None, *, busy: float = 0) -> None:
         self.seconds, self.error, self.busy = seconds, error, busy
@@ -41,7 +41,7 @@ class Source:
     async def fetch(self) -> str:
         self.asked += 1
         if self.began < 0:
-            self.began = trio.current_time()  # what is under way goes on, whoever waits for it
+            self.began = trio.current_time()  # the fetch continues, whoever waits for it
         await trio.sleep_until(self.began + self.seconds)
         if self.error:
             raise self.error
@@ -61,7 +61,7 @@ async def run(failover: Failover, *sources: Source) -> str:
 
 
 async def test_the_first_is_enough(autojump_clock: MockClock) -> None:
-    """The others are not asked; the only one is waited for as long as it takes."""
+    """The others are not asked. A single source is waited for as long as it takes."""
     quick, other, slow = Source(0.9), Source(0), Source(100)
     assert await run(Failover(), quick, other) == "after 0.9 s"
     assert not other.asked
@@ -69,7 +69,7 @@ async def test_the_first_is_enough(autojump_clock: MockClock) -> None:
 
 
 async def test_failure_is_passed_over(autojump_clock: MockClock) -> None:
-    """Whether it is a registry that is away or one that lies. The first error is told where all fail."""
+    """Whether a registry is unreachable or delivers wrong bytes. If all fail, the first error is raised."""
     bad = [Source(0.1, Unreachable("away")), Source(0.1, DigestMismatch("lies"))]
     assert await run(Failover(), *bad, Source(0.5)) == "after 0.5 s"
     with pytest.raises(Unreachable, match="away"):
@@ -77,7 +77,7 @@ async def test_failure_is_passed_over(autojump_clock: MockClock) -> None:
 
 
 async def test_silence_is_passed_over_and_remembered(autojump_clock: MockClock) -> None:
-    """After a moment the next one is asked, and from then on first, for a while."""
+    """After a moment the next one is asked, and from then on it is asked first for a while."""
     failover, silent, other = Failover(), Source(1e9), Source(0)
     began = trio.current_time()
     for _ in range(5):
@@ -98,7 +98,7 @@ async def test_slow_is_not_silent(autojump_clock: MockClock) -> None:
 
 @pytest.mark.parametrize(("busy", "patience"), [(1000, 3 * TIMEOUT), (1.5 * TIMEOUT, 3 * TIMEOUT), (0.5 * TIMEOUT, 2 * TIMEOUT)])
 async def test_a_trickling_source_delays_readers_only_briefly(autojump_clock: MockClock, busy: float, patience: float) -> None:
-    """A hostile image: the other source is asked after three times the hoped-for time, or when a window passes without a sign."""
+    """A hostile image: the other source is asked after three timeouts, or after one without a sign of life."""
     trickle, other = Source(1000, busy=busy), Source(1)
     failover, began = Failover(), trio.current_time()
     assert await run(failover, trickle, other) == "after 1 s"
@@ -108,7 +108,7 @@ async def test_a_trickling_source_delays_readers_only_briefly(autojump_clock: Mo
 
 
 async def test_the_first_is_still_waited_for(autojump_clock: MockClock) -> None:
-    """To ask a second source cancels nothing: whichever comes first is taken, and a failure of one is not the end."""
+    """Asking a second source cancels nothing: the first result is taken, and one failure is not the end."""
     began = trio.current_time()
     for other in (Source(1e9), Source(0.5, Unreachable("away"))):
         assert await run(Failover(), Source(1.5 * TIMEOUT), other) == "after 1.5 s"
@@ -118,14 +118,14 @@ async def test_the_first_is_still_waited_for(autojump_clock: MockClock) -> None:
 
 
 async def test_every_source_is_tried(autojump_clock: MockClock) -> None:
-    """Of four, three of which are silent, the last answers after three waits."""
+    """Of four sources, of which three are silent, the last one answers after three waits."""
     began = trio.current_time()
     assert await run(Failover(), Source(1e9), Source(1e9), Source(1e9), Source(0.5)) == "after 0.5 s"
-    # The second and third were never waited for before the race, and have a window each.
+    # The second and third were not waited for before, and have a timeout each.
     assert trio.current_time() - began == pytest.approx(3 * TIMEOUT + 0.5)
 
 
 async def test_the_silent_one_after_all(autojump_clock: MockClock) -> None:
-    """Where the others fail or are silent too, it is waited for."""
+    """If the others fail or are silent too, it is waited for."""
     for other in (Source(0.5, Unreachable("away")), Source(1e9)):
         assert await run(Failover(), Source(20), other) == "after 20 s"

@@ -1,4 +1,4 @@
-"""The gate's answers, against a scripted source, a real store and virtual time where it passes."""
+"""The gate's answers, with a scripted source, a real store, and virtual time where time passes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LARGE = RANDOM.randbytes(450_000)
 
 
 class Setting:
-    """A gate over one image of one layer, and what happened to it."""
+    """A gate over one image of one layer, and records of what happened."""
 
     def __init__(self, store: Store, layer: LayerBlob, source: ScriptedSource) -> None:
         self.layer = layer
@@ -43,7 +43,7 @@ class Setting:
         self.metadata_threads: set[int] = set()
         self.touched: list[tuple[int, str]] = []
         self.running = 0
-        """How often nothing can be told of a thread, at first."""
+        """How often the call of a thread is unknown at first."""
         self.fetcher: Fetcher
         self.gate = Gate(store, self.catalog, lambda *touch: self.touched.append(touch), self._is_metadata_call)
 
@@ -54,7 +54,7 @@ class Setting:
         return thread in self.metadata_threads
 
     def name(self, number: int) -> bytes:
-        """Of the object of the layer's n-th piece."""
+        """Name of the object of the layer's n-th piece."""
         return self.layer.pieces[number].content.name.encode()
 
 
@@ -69,18 +69,18 @@ async def open_gate(store: Store) -> AsyncIterator[Setting]:
 
 
 async def ask(setting: Setting, number: int, answers: list[Attributes | None]) -> None:
-    """One lookup, whose answer goes to `answers`."""
+    """One lookup, whose answer is added to `answers`."""
     answers.append(await setting.gate.lookup(OBJECTS, setting.name(number), 1))
 
 
 def is_published(store: Store, name: bytes) -> bool:
-    """Whether both names of an object lead to one file."""
+    """Whether both names of an object are one file."""
     places = [Path(store.directory.path, folder, name.decode()) for folder in ("objects", "arrived")]
     return all(place.exists() for place in places) and places[0].samefile(places[1])
 
 
 async def test_a_small_file_is_published(store: Store) -> None:
-    """A miss of a file of one chunk: it is published, verified, 0444, and the answer is to look on."""
+    """A miss of a file of one chunk: it is verified and published, 0444, and the answer is to look further."""
     async with open_gate(store) as setting:
         assert await setting.gate.lookup(OBJECTS, setting.name(7), 1) is None
         assert is_published(store, setting.name(7))
@@ -91,7 +91,7 @@ async def test_a_small_file_is_published(store: Store) -> None:
 
 
 async def test_a_large_file_is_an_entry_until_it_is_whole(store: Store) -> None:
-    """A file of several chunks is served through the gate, chunk by chunk; whole, it is looked for elsewhere."""
+    """A file of several chunks is served through the gate, chunk by chunk. Once complete, it is found in arrived/."""
     async with open_gate(store) as setting:
         name = setting.name(50)
         shown = await setting.gate.lookup(OBJECTS, name, 1)
@@ -106,7 +106,7 @@ async def test_a_large_file_is_an_entry_until_it_is_whole(store: Store) -> None:
 
 
 async def test_a_metadata_change_fetches_nothing(store: Store) -> None:
-    """A chown's lookup is answered with an entry, and no byte is asked for; a read of that entry works all the same."""
+    """The lookup of a chown gets an entry, and no byte is fetched. A read of that entry works."""
     async with open_gate(store) as setting:
         setting.metadata_threads.add(42)
         shown = await setting.gate.lookup(OBJECTS, setting.name(3), 42)
@@ -116,7 +116,7 @@ async def test_a_metadata_change_fetches_nothing(store: Store) -> None:
 
 
 async def test_a_caller_that_does_not_wait_yet_is_looked_at_again(store: Store) -> None:
-    """A few times, for a moment; who then still cannot be looked at will read."""
+    """A few times, for a moment. If its call is still unknown, it is assumed to read."""
     async with open_gate(store) as setting:
         setting.metadata_threads.add(42)
         setting.running = 2
@@ -128,7 +128,7 @@ async def test_a_caller_that_does_not_wait_yet_is_looked_at_again(store: Store) 
 
 
 async def test_names_that_are_not_objects_are_not_found(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing but the objects of mounted images can be found, and nothing is fetched for other names."""
+    """Only objects of mounted images are found, and nothing is fetched for other names."""
     async with open_gate(store) as setting:
         stranger = b"sha256-" + b"0" * 64 + b"-1"
         for name in (b"..", b"etc", b"sha256-", b"sha256-" + b"g" * 64, b"record-x", stranger, setting.name(1)[:-1], b"\xff"):
@@ -143,7 +143,7 @@ async def test_names_that_are_not_objects_are_not_found(store: Store, monkeypatc
 
 
 async def test_directories_of_the_gate(store: Store) -> None:
-    """The root has nothing but directories; the one behind all other layers has an error for everything, objects included."""
+    """The root has only directories. The one behind all other layers returns an error for everything, also for objects."""
     async with open_gate(store) as setting:
         for name, inode in ((b"objects", OBJECTS), (b"nowhere", NOWHERE), (b"record-7", record_inode(7))):
             shown = await setting.gate.lookup(ROOT, name, 1)
@@ -158,7 +158,7 @@ async def test_directories_of_the_gate(store: Store) -> None:
 
 
 async def test_a_slow_registry_becomes_an_entry(store: Store, autojump_clock: MockClock) -> None:
-    """A caller in a lookup cannot be killed: after two seconds it gets an entry, and waits in a read."""
+    """A caller cannot be killed in a lookup: after two seconds it gets an entry, and waits in a read."""
     async with open_gate(store) as setting:
         autojump_clock.autojump_threshold = math.inf  # threads take real time
         setting.source.gate = trio.Event()
@@ -177,7 +177,7 @@ async def test_a_slow_registry_becomes_an_entry(store: Store, autojump_clock: Mo
 
 
 async def test_a_failing_registry_becomes_an_entry_and_an_error(store: Store) -> None:
-    """A miss that fails is an entry whose reads fail, each tried from scratch: once the cause is gone, the same entry works."""
+    """A failing miss becomes an entry whose reads fail, each after a new try. Once the cause is gone, the same entry works."""
     async with open_gate(store) as setting:
         setting.source.fails = 1000
         shown = await setting.gate.lookup(OBJECTS, setting.name(5), 1)
@@ -189,7 +189,7 @@ async def test_a_failing_registry_becomes_an_entry_and_an_error(store: Store) ->
 
 
 async def test_an_object_removed_by_hand_is_fetched_again(store: Store, expect_log: Callable[[str], None]) -> None:
-    """What the index says is here, and the disk does not have, is not here."""
+    """An object that is in the index but not on disk is missing."""
     expect_log("files? (is|are) missing")
     async with open_gate(store) as setting:
         assert await setting.gate.lookup(OBJECTS, setting.name(9), 1) is None
@@ -200,7 +200,7 @@ async def test_an_object_removed_by_hand_is_fetched_again(store: Store, expect_l
 
 
 async def test_one_name_removed_by_hand_is_put_back(store: Store) -> None:
-    """With one of the two names left, nothing is fetched."""
+    """If one of the two names is left, nothing is fetched."""
     async with open_gate(store) as setting:
         assert await setting.gate.lookup(OBJECTS, setting.name(9), 1) is None
         asked = len(setting.source.ranges)
@@ -210,7 +210,7 @@ async def test_one_name_removed_by_hand_is_put_back(store: Store) -> None:
 
 
 async def test_a_recording_directory_reports_what_is_touched(store: Store) -> None:
-    """Lookups below `record-N` are told with their number, in order; those of a chown are not, nor those of the root."""
+    """Lookups below `record-N` are reported with their number, in order, but not those of a chown, nor those of the root."""
     async with open_gate(store) as setting:
         setting.metadata_threads.add(42)
         directory = await setting.gate.lookup(ROOT, b"record-17", 1)
@@ -223,7 +223,7 @@ async def test_a_recording_directory_reports_what_is_touched(store: Store) -> No
 
 
 async def test_lookups_wait_for_an_image_that_is_being_indexed(store: Store, autojump_clock: MockClock) -> None:
-    """What is not known yet is never "not there": the answer waits, and is an error when there is none in time."""
+    """An unknown object is never "not found": the answer waits, and is an error if the image is not indexed in time."""
     async with open_gate(store) as setting:
         setting.catalog.remove("image")
         setting.catalog.expect("image")
@@ -240,7 +240,7 @@ async def test_lookups_wait_for_an_image_that_is_being_indexed(store: Store, aut
 
 
 async def test_another_image_delivers_what_the_first_cannot(store: Store) -> None:
-    """An object that two images have comes from the second one's registry where the first one's fails."""
+    """An object of two images is fetched from the second one's registry if the first one's fails."""
     async with open_gate(store) as setting:
         setting.source.fails = 1000
         other = ScriptedSource(setting.source.blobs[setting.layer.digest])
@@ -251,7 +251,7 @@ async def test_another_image_delivers_what_the_first_cannot(store: Store) -> Non
 
 
 async def test_a_layer_that_lies_plants_nothing(store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    """Bytes that do not hash to the name are not published, and logged; the honest image next to it gets its own."""
+    """Bytes that do not hash to the name are not published, and logged. The honest image beside it gets its own."""
     caplog.set_level(logging.INFO, "lazyfs")
     async with open_gate(store) as setting:
         name, piece = setting.name(13), setting.layer.pieces[13]
@@ -277,7 +277,7 @@ async def test_a_layer_that_lies_plants_nothing(store: Store, caplog: pytest.Log
 
 
 async def test_sixty_four_lookups_of_one_object_are_one_request(store: Store) -> None:
-    """Whoever asks while it is on its way waits for the same flight."""
+    """Lookups that come while it is in flight wait for the same flight."""
     async with open_gate(store) as setting:
         setting.source.gate = trio.Event()
         answers: list[Attributes | None] = []
@@ -296,7 +296,7 @@ def evict_everything(store: Store, gate: Gate) -> int:
 
 
 async def test_an_object_stays_between_the_answer_and_the_open(store: Store) -> None:
-    """overlayfs was told to look on: an eviction that comes before it looks leaves that object, and removes others."""
+    """overlayfs was sent to arrived/: an eviction before it looks leaves that object, and removes others."""
     async with open_gate(store) as setting:
         piece = setting.layer.pieces[8]
         store.keep(piece.content, piece.number, SMALL[8][1])
@@ -308,7 +308,7 @@ async def test_an_object_stays_between_the_answer_and_the_open(store: Store) -> 
 async def test_an_object_that_is_found_is_protected_before_it_is_looked_for(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An eviction between the look and the answer: noted afterwards, the answer would be a file that does not exist."""
+    """An eviction between the check and the answer: if the name were noted only afterwards, the answer would be a missing file."""
     async with open_gate(store) as setting:
         piece = setting.layer.pieces[7]
         store.keep(piece.content, piece.number, SMALL[7][1])
@@ -325,7 +325,7 @@ async def test_an_object_that_is_found_is_protected_before_it_is_looked_for(
 
 
 async def test_a_trickling_image_does_not_hold_up_what_it_shares(store: Store, autojump_clock: MockClock) -> None:
-    """A read of a file that a second image has as well: its own run's bytes are what counts, and not for long."""
+    """A read of a file that a second image has too: only bytes for its own run count, and not for long."""
     async with open_gate(store) as setting:
         autojump_clock.autojump_threshold = math.inf
         other = ScriptedSource(setting.source.blobs[setting.layer.digest])

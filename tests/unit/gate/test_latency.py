@@ -1,4 +1,4 @@
-"""Durations, counted."""
+"""The histogram of durations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lazyfs.reports.status import BOUNDS
 
 @given(st.lists(st.floats(0, 5), min_size=1), st.sampled_from([0.01, 0.5, 0.99, 1.0]))
 def test_a_quantile_is_a_bound_that_so_many_keep(durations: list[float], share: float) -> None:
-    """The smallest of them; infinite where it takes those that are longer than all bounds."""
+    """The smallest bound; infinite if the quantile includes durations over all bounds."""
     latency = Latency()
     for each in durations:
         latency.note(each)

@@ -1,4 +1,4 @@
-"""A recording: what is touched comes out in order, under the paths that the image shows, in ctr-remote's form."""
+"""A record: what was touched, in order, under the paths that the image shows, in ctr-remote's format."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def written(recorded: Recorder, path: Path) -> list[dict[str, Any]]:
 
 
 def test_order_of_first_touch(tmp_path: Path) -> None:
-    """An object counts from its first touch; layers are numbered from the lowest, and a large file is an object as well."""
+    """An object counts from its first touch. Layers are numbered from the lowest, and a large file is an object too."""
     recorded = recorder([file(b"lib/a", b"a"), file(b"lib/b", b"b")], [file(b"app", b"one", b"two"), Entry(b"empty", "reg")])
     for name in (name_of(b"b"), name_of(b"one", b"two"), name_of(b"b"), name_of(b"a"), name_of(b"one"), name_of(b"elsewhere")):
         recorded.touch(name)
@@ -66,7 +66,7 @@ def test_order_of_first_touch(tmp_path: Path) -> None:
 
 
 def test_an_object_has_all_its_paths(tmp_path: Path) -> None:
-    """Equal files and hard links are one object; our own landmark is none of them."""
+    """Equal files and hard links are one object. lazyfs's own landmark is not listed."""
     recorded = recorder(
         [file(b"x", b"same"), Entry(b"y", "hardlink", link=b"x"), file(PREFETCH_LANDMARK, b"same")], [file(b"z", b"same")]
     )
@@ -80,14 +80,14 @@ def test_nothing_touched(tmp_path: Path) -> None:
 
 
 def test_names_that_are_no_text(tmp_path: Path) -> None:
-    """JSON holds text: what is none becomes what Go makes of it, and the line stays one line."""
+    """JSON contains text: other bytes become what Go makes of them, and the line stays one line."""
     recorded = recorder([file(b'caf\xe9\n"', b"x")])
     recorded.touch(name_of(b"x"))
     assert [line["path"] for line in written(recorded, tmp_path / "record")] == ['caf\ufffd\n"']
 
 
 def test_written_all_at_once(tmp_path: Path) -> None:
-    """What was there is replaced as a whole, and kept where that fails; nothing else is left in the folder."""
+    """An old record is replaced as a whole, and kept on failure. Nothing else is left in the directory."""
     path = tmp_path / "record"
     path.write_text("of yesterday")
     path.chmod(0o600)
@@ -109,7 +109,7 @@ TYPES = st.sampled_from(["dir", "reg", "symlink"])
 
 
 def sound(paths: dict[bytes, Any]) -> list[Entry]:
-    """A layer of them, as format/toc.py lets it through: nothing lies in what is not a directory, whiteouts are empty files."""
+    """A layer of these, as format/toc.py accepts it: nothing is inside a non-directory, and whiteouts are empty files."""
     entries = []
     for path in sorted(paths):
         parts = path.split(b"/")
@@ -128,7 +128,7 @@ def sound(paths: dict[bytes, Any]) -> list[Entry]:
 @example([{b"a": "reg"}, {b"a/b": "reg"}])
 @given(st.lists(st.dictionaries(PATHS, TYPES, max_size=8), min_size=1, max_size=4))
 def test_paths_are_those_that_the_image_shows(choices: list[dict[bytes, Any]]) -> None:
-    """Whatever the layers hide of each other: the paths of an object are the files in the merged tree that consist of it."""
+    """Whatever the layers hide of each other: the paths of an object are the files of the merged tree that consist of it."""
     layers = [sound(paths) for paths in choices]
     shown = {path for path, node in Tree(layers).walk() if node.entry.type == "reg" and node.entry.chunks}
     assert sorted(path for _, path in paths_of([name_of(b"bytes")], layers)) == sorted(shown)

@@ -1,4 +1,4 @@
-"""What the tests of what is live share."""
+"""Fixtures of the tests of live/."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ from tests.unit.fetch.scripted import RANDOM
 
 @pytest.fixture
 def image(tmp_path: Path) -> ScriptedImage:
-    """Of two lazy layers: one of twenty files, one of a single one."""
+    """An image of two lazy layers: one of twenty files, one of a single file."""
     files = {f"f{number:02}": RANDOM.randbytes(2000) for number in range(20)}
     return ScriptedImage(tmp_path / "image", files, {"other": RANDOM.randbytes(2000)})

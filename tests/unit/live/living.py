@@ -1,4 +1,4 @@
-"""All that lives in a daemon of which nothing else is there, against sources that a test holds in its hand."""
+"""The live parts of a daemon without the rest of it, with scripted sources."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CONFIG = Descriptor("", digest_of(b""), 0, {}, None, {})
 
 
 class Slow(ScriptedSource):
-    """Of the image's blobs, slow enough that two who fetch are at it together; tells whether it is closed."""
+    """A source of the image's blobs, slow enough that two fetches overlap. Shows whether it was closed."""
 
     def __init__(self, blobs: list[bytes]) -> None:
         super().__init__(*blobs)
@@ -44,7 +44,7 @@ class Slow(ScriptedSource):
 
 
 class Living:
-    """What a test has of it."""
+    """What a test gets."""
 
     def __init__(self, store: Store, image: ScriptedImage, nursery: trio.Nursery) -> None:
         tasks = Supervisor(nursery)
@@ -57,27 +57,27 @@ class Living:
         self.pulls = Pulls(store, tasks)
         self.images = Images(store, self.catalog, self.sources, self.layers, tasks)
         self.opened: list[Slow] = []
-        """All sources, in order."""
+        """All sources in order."""
         self._image = image
         for number, lazy in enumerate(image.lazy):
             store.keep_document(lazy.toc_digest, image.toc(number))
         self._loaded = [load_again(store, layer_of(lazy)) for lazy in image.lazy]
 
     def source(self) -> LiveSource:
-        """The shared one, of the repository."""
+        """The shared source of the repository."""
         return self.sources.shared(REPOSITORY, lambda _: self.open())
 
     def open(self) -> Slow:
-        """A source of the image's blobs."""
+        """Open a source of the image's blobs."""
         self.opened.append(Slow(self._image.blobs))
         return self.opened[-1]
 
     def use(self, number: int = 0) -> LiveLayer:
-        """A layer of the image, as for a container's root."""
+        """Use a layer of the image, as a container's root does."""
         return self.layers.use(self.source(), layer_of(self._image.lazy[number]))
 
     def mount(self, name: str = "first", *numbers: int, background: bool = False) -> LiveImage:
-        """An image of that name, of some of the layers, mounted once more."""
+        """Mount an image of that name, with some of the layers."""
         digest = digest_of(name.encode())
         known = self.images.live.get(f"docker://registry.test/{name}@{digest}")
         if known is not None:
@@ -89,24 +89,24 @@ class Living:
         return self.images.add(image, layers, self.open(), background=background)
 
     def loaded(self, number: int) -> Layer:
-        """With its entries."""
+        """A layer with its entries."""
         layer = self._loaded[number]
         assert layer is not None
         return layer
 
     def index(self, number: int) -> LayerIndexer:
-        """As whoever has resolved the layer has it."""
+        """As the caller that has resolved the layer has it."""
         return LayerIndexer(self.loaded(number))
 
     def blob(self, number: int = 0) -> LayerBlob:
         return self._image.layer(number)
 
     def holds(self, number: int = 0) -> bool:
-        """Whether the gate would find what fetches the layer's first file."""
+        """Whether the gate would find a fetcher for the layer's first file."""
         return bool(self.catalog.find(self.inode(number)))
 
     def inode(self, number: int = 0) -> int:
-        """Of the layer's first file."""
+        """The inode number of the layer's first file."""
         return inode_of(self.blob(number).pieces[0].content.name)
 
     @property

@@ -1,4 +1,4 @@
-"""Images that come to life and end, in virtual time."""
+"""Live images, their beginning and end, in virtual time."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ INODE = inode_of(content_of([CHUNK]).name)
 
 
 class SlowToClose(ScriptedSource):
-    """A source that is closed when a test says so."""
+    """A source that closes when a test says so."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ def make_images(store: Store, catalog: Catalog, nursery: trio.Nursery) -> Images
 
 
 class Setting:
-    """The images of a daemon of which nothing else is there."""
+    """The images of a daemon without the rest of it."""
 
     def __init__(self, store: Store, nursery: trio.Nursery) -> None:
         self.catalog = Catalog()
@@ -62,7 +62,7 @@ class Setting:
         self.images = make_images(store, self.catalog, nursery)
 
     def add(self, source: ScriptedSource) -> LiveImage:
-        """Mount the image, once."""
+        """Mount the image once."""
         return self.images.add(IMAGE, (LAYER,), source, background=False)
 
 
@@ -74,7 +74,7 @@ async def open_images(store: Store) -> AsyncIterator[Setting]:
 
 
 async def test_an_image_lingers_and_ends(store: Store, autojump_clock: MockClock) -> None:
-    """A container's image is kept for the next one a while, and goes when there is none."""
+    """The image of a container is kept for the next one for a while, and ends if there is none."""
     async with open_images(store) as setting:
         live = setting.add(ScriptedSource())
         await live.known()
@@ -90,7 +90,8 @@ async def test_an_image_lingers_and_ends(store: Store, autojump_clock: MockClock
 
 
 async def test_entries_are_kept_until_the_gate_knows_the_objects(store: Store, autojump_clock: MockClock) -> None:
-    """They are nearly all of an image's memory, and directories have no objects: twenty images must not cost what their names do."""
+    """Entries are nearly all of an image's memory, and directories have no objects: twenty images must not cost what their
+    names do."""
     async with open_images(store) as setting:
         landmark = Entry(PREFETCH_LANDMARK, "reg", size=1, chunks=(Chunk(0, 1, bytes(32), 5, 0, 6),))
         layer = LAYER._replace(entries=(*LAYER.entries, landmark), whole=Whole("", DIGEST))
@@ -102,8 +103,7 @@ async def test_entries_are_kept_until_the_gate_knows_the_objects(store: Store, a
 
 
 async def test_an_image_that_is_ending_is_not_mounted_again(store: Store, autojump_clock: MockClock) -> None:
-    """Its fetcher brings nothing any more: the mount that comes meanwhile makes an image of its own, which the old one's end leaves
-    alone."""
+    """Its fetcher delivers nothing any more: a new mount makes a new image, which the end of the old one does not affect."""
     async with open_images(store) as setting:
         source = SlowToClose()
         old = setting.add(source)
@@ -123,7 +123,7 @@ async def test_an_image_that_is_ending_is_not_mounted_again(store: Store, autoju
 async def test_an_image_that_cannot_be_indexed_is_tried_again(
     store: Store, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, expect_log: Callable[[str], None]
 ) -> None:
-    """Nobody waits for ever, and the daemon goes on: who asks is told why, until it succeeds."""
+    """No caller waits forever, and the daemon continues: status has the reason until indexing succeeds."""
     expect_log("No space left")
     tries: list[Layer] = []
 
@@ -146,7 +146,7 @@ async def test_an_image_that_cannot_be_indexed_is_tried_again(
 async def test_what_is_not_wanted_any_more_is_not_fetched(
     store: Store, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The order of the only mount is taken back: its background fetch ends at once. The next mount's begins again."""
+    """The order of the only mount is cancelled: its background fetch ends at once. The next mount starts it again."""
     running: list[bool] = []
 
     async def run(_background: Background) -> None:

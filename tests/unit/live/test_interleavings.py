@@ -1,4 +1,6 @@
-"""What lives, in any order of arrival, use, failure, cancellation and end: a model of its users beside it, in virtual time."""
+"""Live layers, sources and pulls in any order of use, failure, cancellation and end, beside a model of their users. In virtual
+time.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,7 @@ STEPS = st.lists(
 
 
 class Surprises:
-    """Fails what is done in the tasks of what lives, as often as a test says."""
+    """Makes the tasks of live/ fail, as often as a test says."""
 
     def __init__(self) -> None:
         self.coming: list[type[Exception]] = []
@@ -89,7 +91,7 @@ class Surprises:
 
 
 class Waiting:
-    """Somebody who waits for something that lives, and may be cancelled."""
+    """A caller that waits for something live, and may be cancelled."""
 
     def __init__(self, nursery: trio.Nursery, what: Callable[[], Awaitable[object]]) -> None:
         self.scope = trio.CancelScope()
@@ -104,7 +106,7 @@ class Waiting:
 
 
 class Model:
-    """Its users: what each of them was given, and must have for as long as it uses it."""
+    """The users: what each was given, and must have for as long as it uses it."""
 
     def __init__(self, setting: Living, surprises: Surprises, nursery: trio.Nursery, image: ScriptedImage) -> None:
         self.setting = setting
@@ -206,7 +208,7 @@ class Model:
         return inode_of(live.kept.objects.layer.pieces[0].content.name)
 
     async def end(self) -> None:
-        """Everybody leaves."""
+        """All users leave."""
         self.surprises.coming.clear()
         await self.step("silence", False)
         await self.step("slow to close", False)
@@ -239,7 +241,7 @@ def quiet() -> Iterator[None]:
 @settings(max_examples=60, deadline=None)
 @given(STEPS)
 def test_users_have_what_they_use_and_nothing_stays(quiet: None, steps: list[tuple[str, object]]) -> None:
-    """Whatever the order and whatever fails: who uses a layer has it, who waits is woken, and without users all of it ends."""
+    """In any order, with any failures: users have their layers, waiters are woken, and without users everything ends."""
     with tempfile.TemporaryDirectory() as folder, Store.open(Path(folder) / "store") as store:
         image = ScriptedImage(Path(folder) / "image", {"a": b"first" * 1000, "b": b"second" * 300}, {"c": b"third" * 500})
         surprises = Surprises()

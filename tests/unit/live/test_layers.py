@@ -1,4 +1,4 @@
-"""Live layers that take each other's place, in virtual time."""
+"""Live layers that replace each other, in virtual time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.unit.live.living import living
 async def test_an_ending_layer_does_not_affect_the_next_one_of_its_name(
     store: Store, image: ScriptedImage, jumping: MockClock
 ) -> None:
-    """An image that is mounted again while its last source is closing has another one: whose layer goes by the same name."""
+    """An image that is mounted again while its last source is closing has a new source, whose layer has the same name."""
     async with living(store, image) as setting:
         ending, coming = (setting.sources.own("image", setting.open()) for _ in range(2))
         old = setting.layers.use(ending, setting.loaded(0), setting.index(0))
@@ -39,7 +39,7 @@ async def test_an_ending_layer_does_not_affect_the_next_one_of_its_name(
 async def test_a_source_gets_a_place_in_the_catalog_for_live_layers_only(
     store: Store, image: ScriptedImage, jumping: MockClock, expect_log: LogWatch
 ) -> None:
-    """Its fetcher fails, and the next one is there for those that are left."""
+    """Its fetcher fails, and the next one serves the remaining layers."""
     async with living(store, image) as setting:
         expect_log("fetcher of .* has failed")
         layers = [setting.use(0), setting.use(1)]
@@ -59,7 +59,7 @@ async def test_a_source_gets_a_place_in_the_catalog_for_live_layers_only(
 async def test_one_layer_at_a_time_is_indexed(
     store: Store, image: ScriptedImage, jumping: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It takes the interpreter, and the event loop waits for that as often as there are threads."""
+    """Indexing needs the interpreter, and the event loop waits once for each thread."""
     most = running = 0
 
     async def run_sync(work: Callable[..., object], *arguments: object, **_: object) -> object:

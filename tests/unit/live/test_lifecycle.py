@@ -1,4 +1,4 @@
-"""Which states may follow each other, and how a task waits for one."""
+"""The allowed transitions, and waiting for a state."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lazyfs.live.lifecycle import LAYER, SOURCE, Lifecycle, State
 
 
 def test_a_step_that_the_table_lacks() -> None:
-    """It is a defect: the task that takes it fails."""
+    """It is a defect: the task fails."""
     lifecycle = Lifecycle(LAYER)
     lifecycle.move(State.ENDED)
     with pytest.raises(RuntimeError, match="ENDED cannot be followed by KNOWN"):
@@ -18,7 +18,7 @@ def test_a_step_that_the_table_lacks() -> None:
 
 
 async def test_a_wait_ends_where_no_step_is_left() -> None:
-    """The caller sees the last state, instead of waiting forever."""
+    """The caller gets the last state, instead of waiting forever."""
     lifecycle = Lifecycle(LAYER)
     lifecycle.move(State.ENDED)
     with trio.fail_after(60):
@@ -26,7 +26,7 @@ async def test_a_wait_ends_where_no_step_is_left() -> None:
 
 
 async def test_a_cancelled_wait_is_cancelled_in_every_state() -> None:
-    """At a shutdown, whatever waits for a source must not take the end of the source for a failure."""
+    """At shutdown, a waiter must not take the end of a source for a failure."""
     lifecycle = Lifecycle(SOURCE)
     with trio.CancelScope() as before:
         before.cancel()

@@ -1,4 +1,4 @@
-"""A moment in which containerd asks for nothing, in virtual time."""
+"""The quiet period of containerd, in virtual time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ async def test_no_wait_without_requests(autojump_clock: MockClock) -> None:
 
 
 async def test_each_question_puts_it_off(autojump_clock: MockClock) -> None:
-    """It comes a second after the last one."""
+    """It comes a second after the last request."""
     quiet_period = QuietPeriod()
 
     async def ask() -> None:
@@ -31,7 +31,7 @@ async def test_each_question_puts_it_off(autojump_clock: MockClock) -> None:
 
 
 async def test_a_machine_that_never_rests(autojump_clock: MockClock) -> None:
-    """Half a minute is enough."""
+    """Half a minute is the maximum."""
     quiet_period = QuietPeriod()
 
     async def ask() -> None:

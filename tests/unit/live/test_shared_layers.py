@@ -1,4 +1,4 @@
-"""Images and pulls that have a layer in common, started together, in virtual time."""
+"""Images and pulls with a common layer, started together, in virtual time."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Together = Callable[[Living, str], Awaitable[None]]
 
 
 async def mounted(setting: Living, name: str) -> None:
-    """All of an image of both layers has come."""
+    """Wait until all of an image of both layers was fetched."""
     await setting.mount(name, 0, 1, background=True).rest_ended.wait()
 
 
 async def pulled(setting: Living, _: str) -> None:
-    """All of both layers has come, for containerd."""
+    """Wait until all of both layers was fetched for containerd."""
     for live in [setting.use(0), setting.use(1)]:
         pull = setting.pulls.begin(live)
         live.uses.change(-1)

@@ -22,7 +22,7 @@ SCOPE = ("repository:r:pull",)
 
 @asynccontextmanager
 async def ranges_of(host: str) -> AsyncIterator[Ranges]:
-    """The client, for one registry."""
+    """The client for one registry."""
     client = RegistryClient(host, AccessOptions(Credentials("u", "p"), plain_http=True))
     try:
         yield Ranges(client)
@@ -31,13 +31,13 @@ async def ranges_of(host: str) -> AsyncIterator[Ranges]:
 
 
 async def read(ranges: Ranges, start: int, end: int, size: int = len(BLOB)) -> bytes:
-    """One range, whole."""
+    """One range as a whole."""
     async with ranges.open("blob B", f"r/blobs/{DIGEST}", SCOPE, DIGEST, size, start, end) as body:
         return bytes(await body.receive_exactly(end - start))
 
 
 async def read_from(script: Script, start: int, end: int, size: int = len(BLOB)) -> tuple[bytes, Server]:
-    """One range from a server of its own."""
+    """One range from its own server."""
     async with serving(Server(script)) as server, ranges_of(server.host) as ranges:
         return await read(ranges, start, end, size), server
 
@@ -50,5 +50,5 @@ async def fails(script: Script, start: int = 10, end: int = 20, size: int = len(
 
 
 def ranged(request: Request) -> bytes:
-    """A server that does what it should."""
+    """A correct server."""
     return partial(BLOB, request)

@@ -1,4 +1,4 @@
-"""An HTTP server on loopback that says, byte for byte, what a test wants it to say."""
+"""A scripted HTTP server on loopback, which sends exactly the bytes of a test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DRIP = 15.0
 
 
 class Request(NamedTuple):
-    """One request as it came."""
+    """One received request."""
 
     method: str
     target: str
@@ -26,12 +26,13 @@ class Request(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What to answer; then `keep` the connection, `close` it, or fall into `silence` until the client closes it. Or let it `drip`."""
+    """The bytes to send. After that, `keep` the connection, `close` it, or stay in `silence` until the client closes it. Or
+    `drip` the end."""
 
     data: bytes
     then: str = "keep"
     drops: int = 4
-    """How many bytes of the end drip."""
+    """How many bytes at the end drip."""
     pause: float = DRIP
     """Seconds before each of them."""
     drop: int = 1
@@ -43,7 +44,7 @@ Script = list[Answer] | Callable[[Request], Answer]
 
 
 class Server:
-    """What it answers comes from `script`: a list, one answer a request, or a function."""
+    """Its answers come from `script`: a list, with one answer per request, or a function."""
 
     def __init__(self, script: Script) -> None:
         self.script = script
@@ -52,9 +53,9 @@ class Server:
         self.open = 0
         self.port = 0
         self.late = 0.0
-        """Seconds until an answer is begun."""
+        """Seconds before an answer."""
         self.silences: list[trio.CancelScope] = []
-        """Of the connections that have fallen into it; to be cancelled, which closes them."""
+        """Scopes of the silent connections. Cancelling one closes its connection."""
 
     @property
     def host(self) -> str:
@@ -70,7 +71,7 @@ class Server:
         return found if isinstance(found, Reply) else Reply(found)
 
     async def handle(self, stream: trio.abc.Stream) -> None:
-        """One connection."""
+        """Serve one connection."""
         self.connections += 1
         self.open += 1
         try:
@@ -101,7 +102,7 @@ class Server:
                     continue
                 if reply.then == "silence":
                     with trio.CancelScope() as silence:
-                        # Before the other side can know of it.
+                        # Before the client can notice.
                         self.silences.append(silence)
                         await stream.send_all(reply.data)
                         while await stream.receive_some(65536):
@@ -117,7 +118,7 @@ class Server:
             await trio.aclose_forcefully(stream)
 
     async def drip(self, stream: trio.abc.Stream, reply: Reply) -> None:
-        """The last bytes come one by one."""
+        """Send the last bytes one by one."""
         data = reply.data
         await stream.send_all(data[: len(data) - reply.drops])
         for start in range(len(data) - reply.drops, len(data), reply.drop):
@@ -125,20 +126,20 @@ class Server:
             await stream.send_all(data[start : min(start + reply.drop, len(data))])
 
     async def tunnel(self, stream: trio.abc.Stream, request: Request) -> bool:
-        """Whether this server is a proxy that took the CONNECT over."""
+        """Whether this server is a proxy that has accepted the CONNECT."""
         del stream, request
         return False
 
 
 class Proxy(Server):
-    """Connects every CONNECT to `port` on loopback, whatever host was named; the script answers all else."""
+    """Connects every CONNECT to `port` on loopback, whatever its host. The script answers everything else."""
 
     def __init__(self, script: Script, port: int) -> None:
         super().__init__(script)
         self._target = port
 
     async def tunnel(self, stream: trio.abc.Stream, request: Request) -> bool:
-        """Pass bytes both ways until one side has had enough."""
+        """Forward bytes both ways until one side closes."""
         far = await trio.open_tcp_stream("127.0.0.1", self._target)
         await stream.send_all(b"HTTP/1.1 200 Connection established\r\n\r\n")
 
@@ -158,7 +159,7 @@ class Proxy(Server):
 
 @asynccontextmanager
 async def serving(server: Server, tls: ssl.SSLContext | None = None) -> AsyncIterator[Server]:
-    """`server` on a free port, until the block ends."""
+    """Run `server` on a free port until the block ends."""
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
@@ -178,7 +179,7 @@ async def serving(server: Server, tls: ssl.SSLContext | None = None) -> AsyncIte
 
 
 def reply(status: int, body: bytes = b"", **headers: str) -> bytes:
-    """A response; `content_length="…"` and the like replace what follows from the body."""
+    """A response. `content_length="…"` and the like replace the headers that the body implies."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     named = {"content-length": str(len(body))} | named
     lines = [f"HTTP/1.1 {status} X", *(f"{name}: {value}" for name, value in named.items() if value)]
@@ -186,7 +187,7 @@ def reply(status: int, body: bytes = b"", **headers: str) -> bytes:
 
 
 def partial(blob: bytes | mmap, request: Request) -> bytes:
-    """The right answer to a range request for `blob`."""
+    """The correct response to a range request for `blob`."""
     start, _, end = request.headers["range"].removeprefix("bytes=").partition("-")
     piece = blob[int(start) : int(end) + 1]
     return reply(206, piece, content_range=f"bytes {start}-{end}/{len(blob)}")

@@ -1,4 +1,4 @@
-"""One range over many answers: cuts, short answers, senders that trickle, and when it is enough."""
+"""One range over many responses: cuts, short responses, trickling senders, and when to give up."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def right(request: Request, blob: bytes = BLOB) -> bytes:
 
 
 def cut_after(count: int, request: Request, blob: bytes = BLOB) -> Reply:
-    """The connection closes when so many bytes of the body have been sent."""
+    """The connection closes after this many bytes of the body."""
     head, end, body = right(request, blob).partition(HEAD_END)
     return Reply(head + end + body[:count], "keep" if count >= len(body) else "close")
 
 
 def trickling(request: Request, drop: int = 1, pause: float = 1.0, blob: bytes = BLOB) -> Reply:
-    """A prompt head, and a body that comes `drop` bytes at a time."""
+    """A prompt head, and a body that arrives `drop` bytes at a time."""
     data = right(request, blob)
     return Reply(data, "drip", len(data) - data.index(HEAD_END) - 4, pause, drop)
 
 
 @pytest.mark.parametrize("count", [1, 9, 1000, 5119])
 async def test_a_cut_body_continues_where_it_stopped(count: int, autojump_clock: trio.testing.MockClock) -> None:
-    """Many times, without a pause, and each byte is sent once: the reader notices nothing."""
+    """Many times, without a pause, and each byte is sent once: the reader does not notice."""
     size = min(len(BLOB), 50 * count)
     async with serving(Server(lambda request: cut_after(count, request))) as server, ranges_of(server.host) as ranges:
         started = trio.current_time()
@@ -53,7 +53,7 @@ async def test_a_cut_body_continues_where_it_stopped(count: int, autojump_clock:
 
 
 async def test_parts_of_a_cut_body_are_read_in_order() -> None:
-    """Whatever the reader's pieces and the sender's have to do with each other; `received` counts all of it."""
+    """However the reader's and the sender's parts are cut. `received` counts all of it."""
     async with serving(Server(lambda request: cut_after(700, request))) as server, ranges_of(server.host) as ranges:
         async with ranges.open("blob B", "b", SCOPE, DIGEST, len(BLOB), 3, 10_003) as body:
             got = [bytes(await body.receive_exactly(count)) for count in (1, 699, 1, 1000, 700, 7599)]
@@ -62,7 +62,7 @@ async def test_parts_of_a_cut_body_are_read_in_order() -> None:
 
 
 async def test_five_answers_without_a_byte_are_enough(autojump_clock: trio.testing.MockClock) -> None:
-    """One that brings something begins the count again; then it is the sender's failure, with growing pauses between the tries."""
+    """A response with bytes resets the count. After that it is the sender's failure, with growing pauses between the tries."""
     cuts = [0, 0, 0, 0, 10, 0, 0, 0, 0, 0]
     async with serving(Server(lambda request: cut_after(cuts.pop(0), request))) as server, ranges_of(server.host) as ranges:
         started = trio.current_time()
@@ -73,7 +73,7 @@ async def test_five_answers_without_a_byte_are_enough(autojump_clock: trio.testi
 
 
 async def test_a_registry_that_is_away_for_a_while_is_waited_for(autojump_clock: trio.testing.MockClock) -> None:
-    """A body under way has more patience than one that has not begun: seconds, over several rounds of tries."""
+    """A body in progress is retried for longer than one that has not begun: seconds, over several rounds."""
     async with serving(Server(lambda request: cut_after(50, request))) as server, ranges_of(server.host) as ranges:
         async with ranges.open("blob B", "b", SCOPE, DIGEST, len(BLOB), 0, 100) as body:
             await body.receive_exactly(10)
@@ -84,7 +84,7 @@ async def test_a_registry_that_is_away_for_a_while_is_waited_for(autojump_clock:
 
 @pytest.mark.parametrize("says_so", [True, False])
 async def test_a_short_answer_is_a_beginning(says_so: bool) -> None:
-    """A server that caps ranges, in Content-Range or only in the length: the rest is asked for on the same connection."""
+    """A server that caps ranges, in Content-Range or only by the length: the rest is requested on the same connection."""
 
     def capped(request: Request) -> bytes:
         start, end = wanted(request)
@@ -99,7 +99,7 @@ async def test_a_short_answer_is_a_beginning(says_so: bool) -> None:
 
 
 async def test_pieces_that_are_too_small_end_it() -> None:
-    """A hostile server that sends a byte an answer, cut or not, gets no more requests than a few and one for each 4 KiB."""
+    """A hostile server that sends one byte per response, cut or not, gets only a few requests plus one for each 4 KiB."""
 
     def miserly(request: Request) -> bytes:
         start, _ = wanted(request)
@@ -117,7 +117,7 @@ async def test_pieces_that_are_too_small_end_it() -> None:
 
 
 async def test_a_sender_that_trickles_is_left_for_another_connection(autojump_clock: trio.testing.MockClock) -> None:
-    """1 byte/s after a prompt head, from a registry that is well: 20 s later the range goes on where it stopped."""
+    """1 byte/s after a prompt head, from a healthy registry: after 20 s the range continues over another connection."""
     answers: list[Answer] = []
 
     def script(request: Request) -> Answer:
@@ -162,7 +162,7 @@ async def test_a_sender_that_always_trickles_is_given_up(autojump_clock: trio.te
 
 @pytest.mark.parametrize("count", [100, 5000])
 async def test_a_body_that_never_begins_is_given_up(count: int, autojump_clock: trio.testing.MockClock) -> None:
-    """A head, and then nothing, five times; also where less than the floor is wanted."""
+    """A head and then nothing, five times, also if less than the floor is wanted."""
 
     def silent(request: Request) -> Reply:
         return Reply(right(request).partition(HEAD_END)[0] + HEAD_END, "silence")
@@ -184,7 +184,7 @@ async def test_a_slow_line_is_not_a_trickle(autojump_clock: trio.testing.MockClo
 
 
 async def test_time_in_which_nobody_reads_does_not_count(autojump_clock: trio.testing.MockClock) -> None:
-    """A reader that pauses (a slow disk, a reader that gives way) finds its body as it was."""
+    """A reader that pauses (for a slow disk, or to give way) finds its body as it was."""
     async with serving(Server(lambda request: right(request, LONG))) as server, ranges_of(server.host) as ranges:
         async with ranges.open("blob B", "b", SCOPE, DIGEST, len(LONG), 0, len(LONG)) as body:
             for start in range(0, len(LONG), 1024):
@@ -209,7 +209,7 @@ async def test_waiting_adds_up_over_small_pieces(autojump_clock: trio.testing.Mo
 
 
 async def test_the_callers_deadline_covers_all_of_it(autojump_clock: trio.testing.MockClock) -> None:
-    """Waiting, pauses and asking again; nothing stays open."""
+    """Waiting, pauses and new requests. Nothing stays open."""
     async with serving(Server(trickling)) as server, ranges_of(server.host) as ranges:
         for deadline in (3, 30, 50):
             started = trio.current_time()
@@ -218,12 +218,12 @@ async def test_the_callers_deadline_covers_all_of_it(autojump_clock: trio.testin
             assert scope.cancelled_caught and trio.current_time() == started + deadline
         server.script = ranged
         assert await read(ranges, 0, 5000) == BLOB[:5000]
-        await trio.sleep(5)  # those that were left notice it at their next byte
+        await trio.sleep(5)  # abandoned connections notice it at their next byte
         assert server.open == 1
 
 
 async def test_a_whole_blob_goes_on_from_a_server_that_knows_no_ranges() -> None:
-    """All of it comes again, and what was read is passed over; a range far into the blob cannot be had so, and the caller is told."""
+    """The whole blob is sent again, and what was read is skipped. For a range far into the blob, the caller gets an error."""
     blob = bytes(MAX_SKIP) + LONG
 
     def script(request: Request) -> Answer:
@@ -239,7 +239,7 @@ async def test_a_whole_blob_goes_on_from_a_server_that_knows_no_ranges() -> None
 
 
 async def test_a_signed_url_that_expires_in_the_middle_is_renewed() -> None:
-    """The registry is asked again, with who we are; the store gets the rest of the range."""
+    """The registry is asked again, with authorization, and the store for the rest of the range."""
     valid = ["one"]
 
     def stored(request: Request) -> Answer:
@@ -267,7 +267,7 @@ async def test_a_signed_url_that_expires_in_the_middle_is_renewed() -> None:
     ],
 )
 async def test_what_asking_again_meets_ends_it(answer: bytes, error: type[SourceError]) -> None:
-    """A refusal, another range, a shorter blob: at once, and the connection slot is free again."""
+    """An error, another range, a shorter blob: at once, and the slot is free again."""
 
     def script(request: Request) -> Answer:
         return cut_after(50, request) if len(server.requests) == 1 else answer
@@ -281,7 +281,7 @@ async def test_what_asking_again_meets_ends_it(answer: bytes, error: type[Source
 
 
 async def test_a_host_that_asks_for_a_pause_gets_it(autojump_clock: trio.testing.MockClock, expect_log: LogWatch) -> None:
-    """Also in the middle of a body; one that outlasts the reader's deadline ends the body at once."""
+    """Also in the middle of a body. A pause beyond the reader's deadline ends the body at once."""
     expect_log("no request to it for")
     script: list[Answer] = []
     async with (

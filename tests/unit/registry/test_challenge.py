@@ -51,12 +51,12 @@ from lazyfs.registry.challenge import MAX_HEADER, parse_challenges
     ],
 )
 def test_challenges(header: str, expected: list[tuple[str, dict[str, str]]]) -> None:
-    """Several schemes in one header, quoted commas and escapes, tokens that we cannot use."""
+    """Several schemes in one header, quoted commas and escapes, unsupported tokens."""
     assert parse_challenges(header) == expected
 
 
 def test_a_long_header_is_refused() -> None:
-    """Before it is read."""
+    """Before it is parsed."""
     with pytest.raises(BadAnswer):
         parse_challenges("x" * (MAX_HEADER + 1))
 

@@ -1,4 +1,4 @@
-"""Documents and other small answers: redirects, retries, bounds, and a client that survives cancellation."""
+"""Documents and other small responses: redirects, retries, bounds, and a client that survives cancellation."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ async def asking(script: Script) -> AsyncIterator[tuple[Server, RegistryClient]]
 
 
 async def get(client: RegistryClient, limit: int = 1000) -> bytes:
-    """The body of one answer."""
+    """The body of one response."""
     return (await client.ask("it", "GET", client.url("a/manifests/x"), SCOPE, limit=limit)).body
 
 
 async def test_one_connection_serves_many() -> None:
-    """httpx keeps it."""
+    """httpx keeps it open."""
     async with asking(lambda _: reply(200, b"x")) as (server, client):
         for _ in range(5):
             assert await get(client) == b"x"
@@ -58,7 +58,7 @@ async def test_redirects_leave_authorization_behind() -> None:
 
 
 async def test_redirects_are_bounded() -> None:
-    """Circles, long ways, and ways to nowhere."""
+    """Loops, too many, and targets that do not exist."""
     async with asking(lambda request: reply(302, location=request.target)) as (_, client):
         with pytest.raises(BadAnswer, match="in a circle"):
             await get(client)
@@ -82,7 +82,7 @@ async def test_answers_are_bounded() -> None:
 
 @pytest.mark.parametrize("size", [2000, 100_000])
 async def test_a_long_refusal_is_a_refusal(size: int, autojump_clock: trio.testing.MockClock) -> None:
-    """A page that says why not may be longer than what was asked for: each status keeps its meaning."""
+    """A page that explains an error may be longer than the limit: each status keeps its meaning."""
     page = b" " * size
     challenge = reply(401, page, www_authenticate="Basic realm=x")
     async with asking([reply(404, page), reply(503, page), challenge, reply(302, page, location="/x"), reply(200, b"x")]) as (
@@ -105,7 +105,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("body", BROKEN.values(), ids=BROKEN)
 async def test_a_refusal_needs_no_body(body: Reply, autojump_clock: trio.testing.MockClock) -> None:
-    """A challenge, a redirect and a 404 say all in their heads; their bodies may break off, as far as Go's clients are concerned."""
+    """The head of a challenge, a redirect or a 404 is sufficient. Its body may break off, as for Go's clients."""
 
     def answer(request: Request) -> Reply:
         if request.target == "/there":
@@ -122,7 +122,7 @@ async def test_a_refusal_needs_no_body(body: Reply, autojump_clock: trio.testing
 
 @pytest.mark.parametrize("body", BROKEN.values(), ids=BROKEN)
 async def test_what_is_written_is_written_by_the_head(body: Reply, autojump_clock: trio.testing.MockClock) -> None:
-    """A 201 says that it has been kept; nobody needs the body that may follow."""
+    """A 201 confirms the write. The body that may follow is not needed."""
     answers = [body._replace(data=b"HTTP/1.1 201 Kept\r\n" + body.data)] * 2
     async with asking(lambda _: answers.pop(0)) as (_, client):
         for _ in range(2 if b"Odd" not in body.data else 1):
@@ -132,7 +132,7 @@ async def test_what_is_written_is_written_by_the_head(body: Reply, autojump_cloc
 
 @pytest.mark.parametrize("encoding", ["gzip", "Identity", "aws-chunked"])
 async def test_unrequested_encodings(encoding: str) -> None:
-    """Inflated where it is one, ignored where it is none."""
+    """Inflated if the body is compressed, ignored if it is not."""
     body = gzip.compress(b"x") if encoding == "gzip" else b"x"
     async with asking([reply(200, body, content_encoding=encoding)]) as (server, client):
         assert await get(client) == b"x"
@@ -141,7 +141,7 @@ async def test_unrequested_encodings(encoding: str) -> None:
 
 @pytest.mark.parametrize("rest", [b"\r\n", b"rubbish"])
 async def test_bytes_after_a_body_are_not_a_response(rest: bytes, autojump_clock: trio.testing.MockClock) -> None:
-    """A line too many, or a body for HEAD: the next request has a connection of its own, and is answered; so are those behind it."""
+    """A line too many, or a body for HEAD: the next request gets its own connection and its response, and so do those after it."""
     async with asking([]) as (server, client):
         server.script = lambda _: reply(200, b"one") + (rest if len(server.requests) == 1 else b"")
         for _ in range(3):
@@ -150,7 +150,7 @@ async def test_bytes_after_a_body_are_not_a_response(rest: bytes, autojump_clock
 
 
 async def test_cookies_are_not_kept() -> None:
-    """Whoever sends one is taken for a browser by some registries, and not for a client that may write."""
+    """Some registries take a client that sends a cookie for a browser, which may not write."""
     async with asking([reply(200, b"x", set_cookie="sid=1; Path=/")] * 2) as (server, client):
         for _ in range(2):
             await get(client)
@@ -161,7 +161,7 @@ SIGNED = "/m%2f%2F?sig=a/b+c=%2f,;:@!$'()*|\"<>[]{}^`~\\"
 
 
 async def test_a_signed_location_is_asked_for_letter_by_letter() -> None:
-    """Another spelling of the same URL is another signature."""
+    """Another spelling of the same URL has another signature."""
     async with asking([reply(307, location=SIGNED), reply(200, b"x")]) as (server, client):
         assert await get(client) == b"x"
     assert server.requests[1].target == SIGNED
@@ -169,7 +169,7 @@ async def test_a_signed_location_is_asked_for_letter_by_letter() -> None:
 
 @pytest.mark.parametrize(("status", "followed"), [(307, True), (308, True), (301, False), (302, False), (303, False)])
 async def test_redirects_of_what_is_written(status: int, followed: bool) -> None:
-    """307 and 308 repeat the request with its body; the others would make a GET of it."""
+    """307 and 308 repeat the request with its body. The others would make it a GET."""
     async with asking([reply(status, location="/there")]) as (server, client):
         if followed:
             server.script = [reply(status, location="/there"), reply(201)]
@@ -179,7 +179,7 @@ async def test_redirects_of_what_is_written(status: int, followed: bool) -> None
 
 
 async def test_a_body_that_ends_by_closing_is_whole() -> None:
-    """Without a length nobody can know better; digests do."""
+    """Without a length, only digests can tell."""
     async with asking([Reply(HEAD + b"\r\nwhole", "close")]) as (_, client):
         assert await get(client) == b"whole"
 
@@ -198,7 +198,7 @@ ODD = {
     "framing", [b"Content-Length: 5\r\n\r\nwhole", b"Transfer-Encoding: chunked\r\n\r\n5\r\nwhole\r\n0\r\n\r\n", b"\r\nwhole"]
 )
 async def test_heads_that_httpx_refuses_and_go_does_not(field: bytes, framing: bytes) -> None:
-    """The request is made once more, and the head read as those of blobs are; whatever the body's framing. Its bounds hold."""
+    """The request is repeated, and the head parsed as for blobs, whatever the framing of the body. The bounds hold."""
     async with asking(lambda _: Reply(HEAD + field + framing, "close")) as (server, client):
         assert await get(client) == b"whole"
         assert len(server.requests) == 2
@@ -212,7 +212,7 @@ async def test_heads_that_httpx_refuses_and_go_does_not(field: bytes, framing: b
 
 @pytest.mark.parametrize("answer", [b"HTTP/2 200\r\n\r\n", HEAD + b"nonsense\r\n\r\n", HEAD + b"Content-Length: x\r\n\r\n"])
 async def test_a_breach_of_the_grammar_is_not_repeated(answer: bytes) -> None:
-    """It is looked at a second time by a more patient reader, and that is all."""
+    """A more lenient parser reads it a second time, and that is all."""
     async with asking([Reply(answer, "close")] * 2) as (server, client):
         with pytest.raises(BadAnswer, match="breaks HTTP"):
             await get(client)
@@ -229,21 +229,21 @@ async def test_a_breach_of_the_grammar_is_not_repeated(answer: bytes) -> None:
     ],
 )
 async def test_what_breaks_http_is_an_error(answer: bytes, autojump_clock: trio.testing.MockClock) -> None:
-    """In our own hierarchy, whatever httpx calls it."""
+    """As one of lazyfs's errors, whatever httpx calls it."""
     async with asking([Reply(answer, "close")] * 5) as (_, client):
         with pytest.raises(SourceError):
             await get(client)
 
 
 async def test_trouble_is_tried_again(autojump_clock: trio.testing.MockClock) -> None:
-    """503, a connection that breaks off, then the answer."""
+    """503, a connection that breaks off, then the response."""
     async with asking([reply(503), Reply(b"", "close"), reply(200, b"x")]) as (server, client):
         assert await get(client) == b"x"
     assert len(server.requests) == 3
 
 
 async def test_a_host_that_wants_to_be_left_alone_is(autojump_clock: trio.testing.MockClock, expect_log: LogWatch) -> None:
-    """By every document, and by those whose deadline ends earlier at once."""
+    """By every document. If the deadline ends earlier, it fails at once."""
     expect_log("answered 429: no request to it for 20 s")
     asked: list[float] = []
 
@@ -263,7 +263,7 @@ async def test_a_host_that_wants_to_be_left_alone_is(autojump_clock: trio.testin
 
 
 async def test_the_error_code_of_the_specification_is_reported(autojump_clock: trio.testing.MockClock) -> None:
-    """But not a stranger's free text."""
+    """But not the registry's free text."""
     body = b'{"errors": [{"code": "TOOMANYREQUESTS", "message": "\\u001b[31mEVIL"}, {"code": "no code"}]}'
     async with asking([reply(429, body)] * 5) as (_, client):
         with pytest.raises(Unreachable, match=r"it: .* answers 429 \(TOOMANYREQUESTS\)") as caught:
@@ -279,7 +279,7 @@ def test_refusals_are_told_apart() -> None:
 
 
 async def test_a_silent_server_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
-    """Within the deadline, tries included."""
+    """Within the deadline, including retries."""
     start = trio.current_time()
     async with asking(lambda _: Reply(b"", "silence")) as (_, client):
         with pytest.raises(Unreachable):
@@ -288,7 +288,7 @@ async def test_a_silent_server_is_given_up(autojump_clock: trio.testing.MockCloc
 
 
 async def test_a_dripping_server_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
-    """A byte now and then is not an answer: the deadline is for the whole of it."""
+    """Occasional bytes are not a response: the deadline covers all of it."""
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
 
     async def drip(stream: trio.SocketStream) -> None:
@@ -314,7 +314,7 @@ async def test_a_dripping_server_is_given_up(autojump_clock: trio.testing.MockCl
 
 
 async def test_cancelled_requests_leave_the_client_usable() -> None:
-    """Many are given up, before and within the answer; the next one is served, and no connection stays open."""
+    """Many are cancelled, before and within the response. The next one is served, and no connection stays open."""
     async with asking([]) as (server, client):
         for number in range(50):
             server.script = [Reply(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf" if number % 2 else b"", "silence")]
@@ -331,7 +331,7 @@ async def test_cancelled_requests_leave_the_client_usable() -> None:
 
 
 async def test_requests_cancelled_in_a_queue_leave_the_client_usable() -> None:
-    """There httpx's pool leaks: what a request gives up while it connects goes to another one that was cancelled as well."""
+    """This is where httpx's pool leaks: a connection that a request gives up goes to another one that was cancelled too."""
     async with serving(Server(lambda _: reply(200, b"x"))) as server:
         client = RegistryClient(f"localhost:{server.port}", AccessOptions())
         for moment in range(40):
@@ -347,7 +347,7 @@ async def test_requests_cancelled_in_a_queue_leave_the_client_usable() -> None:
 
 
 async def test_a_cancelled_request_does_no_harm_to_another() -> None:
-    """Two share a client; one is cancelled while the other is in the middle of its answer, which it gets."""
+    """Two share a client. One is cancelled while the other is in the middle of its response, which it gets."""
     cancelled = trio.CancelScope()
     proceed = trio.Event()
     answers: list[bytes] = []

@@ -1,4 +1,4 @@
-"""TLS and proxies, on both ways to a registry: the range reader's and httpx's."""
+"""TLS and proxies, for both HTTP clients: the range reader and httpx."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def authority() -> trustme.CA:
 
 @pytest.fixture
 def trusted(authority: trustme.CA, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """SSL_CERT_FILE names it, and the context is built anew."""
+    """SSL_CERT_FILE names it, and the context is created again."""
     path = tmp_path_factory.mktemp("ca") / "ca.pem"
     authority.cert_pem.write_to_path(str(path))
     monkeypatch.setenv("SSL_CERT_FILE", str(path))
@@ -46,27 +46,27 @@ def trusted(authority: trustme.CA, monkeypatch: pytest.MonkeyPatch, tmp_path_fac
 
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the machine says about proxies is not for these tests."""
+    """The machine's proxy settings do not apply to these tests."""
     for name in ("http_proxy", "https_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
 
 
 def server_context(authority: trustme.CA, *names: str) -> ssl.SSLContext:
-    """For a server of these names."""
+    """The context for a server with these names."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert(*names).configure_cert(context)
     return context
 
 
 def registry(request: Request) -> bytes:
-    """Ranges and everything else."""
+    """Serves ranges and everything else."""
     return partial(BLOB, request) if "range" in request.headers else reply(200, b"document")
 
 
 @asynccontextmanager
 async def client(host: str, *, plain_http: bool = False, secure: bool = False) -> AsyncIterator[tuple[RegistryClient, Ranges]]:
-    """A client; `secure` speaks https to loopback."""
+    """A client. `secure`: use https for loopback."""
     opened = RegistryClient(host, AccessOptions(Credentials("u", "p"), plain_http))
     if secure:
         opened.root = parse_url(f"https://{host}/v2/", "it")
@@ -77,7 +77,7 @@ async def client(host: str, *, plain_http: bool = False, secure: bool = False) -
 
 
 async def check(opened: RegistryClient, ranges: Ranges) -> None:
-    """A document by httpx, two ranges by the range reader."""
+    """A document with httpx, two ranges with the range reader."""
     assert (await opened.ask("it", "GET", opened.url("doc"), SCOPE)).body == b"document"
     for start, end in ((0, 200_000), (5, 17)):
         async with ranges.open("blob B", "blob", SCOPE, DIGEST, len(BLOB), start, end) as body:
@@ -85,7 +85,7 @@ async def check(opened: RegistryClient, ranges: Ranges) -> None:
 
 
 async def test_both_ways_trust_the_systems_cas(authority: trustme.CA, trusted: None) -> None:
-    """SSL_CERT_FILE counts for httpx and for ranges; connections are kept."""
+    """SSL_CERT_FILE applies to httpx and to ranges. Connections are kept."""
     context = server_context(authority, "127.0.0.1")
     async with serving(Server(registry), context) as server, client(server.host, secure=True) as (opened, ranges):
         await check(opened, ranges)
@@ -96,7 +96,7 @@ async def test_both_ways_trust_the_systems_cas(authority: trustme.CA, trusted: N
 async def test_a_certificate_that_does_not_verify(
     names: tuple[str, ...], authority: trustme.CA, request: pytest.FixtureRequest
 ) -> None:
-    """An unknown CA, another name: said at once, with the way out; nothing is sent."""
+    """An unknown CA, another name: an error at once, with a hint. Nothing is sent."""
     if names == ("other.test",):
         request.getfixturevalue("trusted")
     context = server_context(authority, *names)
@@ -124,7 +124,7 @@ class Quiet(Server):
     """A server whose handshakes may fail."""
 
     async def handle(self, stream: trio.abc.Stream) -> None:
-        """A broken handshake is what the test wants."""
+        """The test expects a broken handshake."""
         self.connections += 1
         try:
             assert isinstance(stream, trio.SSLStream)
@@ -138,14 +138,14 @@ class Garbled(Server):
     """Answers a ClientHello in plain text."""
 
     async def handle(self, stream: trio.abc.Stream) -> None:
-        """And hangs up."""
+        """Then closes the connection."""
         await stream.receive_some(10)
         await stream.send_all(reply(400, b"The plain HTTP request was sent to HTTPS port"))
         await stream.aclose()
 
 
 async def test_a_plain_proxy_is_asked_for_whole_urls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """http through HTTP_PROXY: absolute URLs, the proxy's own credentials, and nobody resolves the name here."""
+    """http through HTTP_PROXY: absolute URLs, the proxy's own credentials, and the name is not resolved locally."""
     async with serving(Server(registry)) as proxy:
         monkeypatch.setenv("HTTP_PROXY", f"http://me:p%40ss@{proxy.host}")
         async with client(HOST, plain_http=True) as (opened, ranges):
@@ -156,7 +156,7 @@ async def test_a_plain_proxy_is_asked_for_whole_urls(monkeypatch: pytest.MonkeyP
 
 
 async def test_a_secure_registry_through_a_proxy(authority: trustme.CA, trusted: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """CONNECT; the certificate is the registry's; the proxy sees neither URL nor credentials."""
+    """CONNECT. The certificate is the registry's, and the proxy sees neither URL nor credentials."""
     async with serving(Server(registry), server_context(authority, HOST)) as server:
         async with serving(Proxy([], server.port)) as proxy:
             monkeypatch.setenv("HTTPS_PROXY", f"http://me:pw@{proxy.host}")
@@ -178,7 +178,7 @@ async def test_an_https_proxy(authority: trustme.CA, trusted: None, monkeypatch:
 
 
 async def test_a_proxy_that_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Said at once, and whose fault it is."""
+    """The error comes at once, and names the proxy."""
     async with serving(Server(lambda _: reply(407, b"who are you?"))) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", f"http://{proxy.host}")
         async with client(HOST) as (opened, ranges):
@@ -190,7 +190,7 @@ async def test_a_proxy_that_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_no_proxy_for_some(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loopback goes directly, whatever HTTP_PROXY says."""
+    """Loopback is direct, whatever HTTP_PROXY says."""
     async with serving(Server([])) as proxy, serving(Server(registry)) as server:
         monkeypatch.setenv("HTTP_PROXY", f"http://{proxy.host}")
         async with client(server.host) as (opened, ranges):
@@ -206,7 +206,7 @@ async def test_certifi_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_stalled_handshake_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
-    """A server that accepts and says nothing."""
+    """A server that accepts and sends nothing."""
     start = trio.current_time()
     async with serving(Server(lambda _: Reply(b"", "silence"))) as server, client(server.host, secure=True) as (_, ranges):
         with pytest.raises(Unreachable):

@@ -1,4 +1,4 @@
-"""docker's config.json, and what must never be seen of it."""
+"""docker's config.json, and what must never be shown of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lazyfs.registry.credentials import Credentials, configured
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The config.json in use, not there yet."""
+    """The config.json in use, which does not exist yet."""
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
     return tmp_path / "config.json"
 
@@ -44,7 +44,7 @@ def test_no_config_has_no_credentials(config: Path) -> None:
     ],
 )
 def test_auths_by_host(config: Path, key: str, host: str) -> None:
-    """The spellings under which docker and its kin keep a registry."""
+    """The keys under which docker and similar tools store a registry."""
     config.write_text(json.dumps({"auths": {"other": {"auth": encoded("a:b")}, key: {"auth": encoded("me:pa:ss")}}}))
     assert configured(host) == ("me", "pa:ss", "")
 
@@ -62,14 +62,15 @@ def test_auths_by_host(config: Path, key: str, host: str) -> None:
     ],
 )
 def test_shapes_of_an_entry(config: Path, entry: dict[str, Any], expected: tuple[str, str, str] | None) -> None:
-    """`auth`, separate fields, an identity token; docker's own empty entry means a helper, which we do not ask."""
+    """`auth`, separate fields, an identity token. An empty entry of docker means a credential helper, which lazyfs does not
+    call."""
     config.write_text(json.dumps({"auths": {"r": entry}}))
     assert configured("r") == expected
 
 
 @pytest.mark.parametrize("content", ['{"auths": null}', '{"auths": {"r": null}}', '{"credsStore": null}'])
 def test_null_is_not_an_entry(config: Path, content: str) -> None:
-    """Go writes an empty map so."""
+    """Go writes an empty map like this."""
     config.write_text(content)
     assert configured("r") is None
 
@@ -87,7 +88,7 @@ def test_null_is_not_an_entry(config: Path, content: str) -> None:
     ],
 )
 def test_a_broken_config_is_named_but_not_shown(config: Path, content: str) -> None:
-    """The error has the path; no part of the content, not even in the chain of causes."""
+    """The error has the path, but no part of the content, not even in its chain of causes."""
     config.write_text(content)
     with pytest.raises(UsageError) as caught:
         configured("r")
@@ -98,14 +99,14 @@ def test_a_broken_config_is_named_but_not_shown(config: Path, content: str) -> N
 
 
 def test_a_config_that_cannot_be_read_is_an_error(config: Path) -> None:
-    """A folder in its place."""
+    """A directory in its place."""
     config.mkdir()
     with pytest.raises(UsageError, match="cannot read"):
         configured("r")
 
 
 def test_credentials_have_no_readable_repr() -> None:
-    """Not alone, and not within the options that hold them."""
+    """Not alone, and not within the options that contain them."""
     creds = parse_creds("me:pass:word")
     assert creds == ("me", "pass:word", "")
     assert creds.basic == "Basic bWU6cGFzczp3b3Jk"
@@ -115,7 +116,7 @@ def test_credentials_have_no_readable_repr() -> None:
 
 @pytest.mark.parametrize("text", ["", "SECRET", ":SECRET"])
 def test_creds_need_both_parts(text: str) -> None:
-    """And are not repeated."""
+    """They are not quoted in the error."""
     with pytest.raises(UsageError) as caught:
         parse_creds(text)
     assert "SECRET" not in str(caught.value)
@@ -135,5 +136,5 @@ def test_creds_need_both_parts(text: str) -> None:
     ],
 )
 def test_where_the_api_is(host: str, plain_http: bool, expected: str) -> None:
-    """https, but for loopback and where the user said otherwise."""
+    """https, except for loopback and with plain_http."""
     assert str(api_url(host, AccessOptions(Credentials("u", "p"), plain_http))) == expected

@@ -1,4 +1,4 @@
-"""Bodies without a length, and heads that only h11 reads: ranges of them are right all the same."""
+"""Bodies without a length, and heads that only h11 can read: ranges are right all the same."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def chunks(data: bytes, size: int) -> bytes:
 
 
 def chunked(request: Request, size: int = 1000) -> bytes:
-    """The right answer, in chunks."""
+    """The correct response, chunked."""
     start, end = wanted(request)
     body = chunks(BLOB[start:end], size)
     where = f"bytes {start}-{end - 1}/{len(BLOB)}"
@@ -27,7 +27,7 @@ def chunked(request: Request, size: int = 1000) -> bytes:
 
 @pytest.mark.parametrize("size", [1, 1000, 1 << 20])
 async def test_a_body_in_chunks(size: int) -> None:
-    """Content-Range says how long it is; a connection whose body has ended is used again."""
+    """Content-Range gives its length. A connection whose body has ended is used again."""
     async with serving(Server(lambda request: chunked(request, size))) as server, ranges_of(server.host) as ranges:
         for start in (0, 100, 5000):
             assert await read(ranges, start, start + 3000) == BLOB[start : start + 3000]
@@ -37,7 +37,7 @@ async def test_a_body_in_chunks(size: int) -> None:
 @pytest.mark.parametrize("status", [200, 206])
 @pytest.mark.parametrize("is_old", [True, False])
 async def test_a_body_that_ends_with_the_connection(status: int, is_old: bool) -> None:
-    """Neither length nor chunks; also from HTTP/1.0. Such a connection is never used again."""
+    """Neither length nor chunks, also from HTTP/1.0. Such a connection is never used again."""
 
     def script(request: Request) -> Answer:
         start, end = wanted(request)
@@ -53,7 +53,7 @@ async def test_a_body_that_ends_with_the_connection(status: int, is_old: bool) -
 
 @pytest.mark.parametrize("ending", ["chunk", "connection"])
 async def test_a_cut_body_without_a_length_goes_on(ending: str) -> None:
-    """Within a chunk, or where the end of the connection comes before what Content-Range said."""
+    """Within a chunk, or if the connection ends before what Content-Range promised."""
 
     def script(request: Request) -> Answer:
         start, end = wanted(request)
@@ -68,7 +68,7 @@ async def test_a_cut_body_without_a_length_goes_on(ending: str) -> None:
 
 
 async def test_chunks_that_break_the_grammar_end_it() -> None:
-    """Whatever came before them: nobody knows what such a sender means."""
+    """Whatever came before them: the meaning of the body is unknown."""
     where = f"bytes 0-99/{len(BLOB)}"
     bad = reply(206, b"5\r\nhelloX", content_length="", content_range=where, transfer_encoding="chunked")
     error = await fails([bad], 0, 100)
@@ -77,7 +77,7 @@ async def test_chunks_that_break_the_grammar_end_it() -> None:
 
 @pytest.mark.parametrize("step", [1, 7, 1 << 20])
 async def test_size_lines_may_end_in_a_bare_lf(step: int) -> None:
-    """As for Go. Such a connection is not used again: another reader could find another end."""
+    """As in Go. Such a connection is not used again: another reader could see another end."""
     body = chunks(BLOB[:100], 9).replace(b";n=1\r\n", b" \n").replace(b"0\r\nT: x\r\n", b"0\n")
     where = f"bytes 0-99/{len(BLOB)}"
     data = reply(206, body, content_length="", content_range=where, transfer_encoding="chunked")
@@ -91,14 +91,14 @@ async def test_size_lines_may_end_in_a_bare_lf(step: int) -> None:
     "body", [b"\n", b"x\n", b"5 5\r\n", b"-5\r\n", b"1" * 17, b"1;" + b"x" * 5000, b"0\r\n" + b"T: x\r\n" * 20_000]
 )
 async def test_lines_that_no_chunk_begins_with(body: bytes) -> None:
-    """Sizes that are none, and lines and trailers without end: BadAnswer before more of them is held."""
+    """Invalid sizes, and endless lines and trailers: BadAnswer before more of them is held."""
     where = f"bytes 0-99/{len(BLOB)}"
     bad = reply(206, body + b"\n", content_length="", content_range=where, transfer_encoding="chunked")
     assert isinstance(await fails([bad], 0, 100), BadAnswer)
 
 
 async def test_what_follows_the_last_chunk_never_reaches_the_next_reader() -> None:
-    """Bytes behind the end of the body cost the connection."""
+    """Bytes after the end of the body cost the connection."""
     script: list[Answer] = [chunked(Request("GET", "/", {"range": "bytes=0-99"}, b"")) + b"HTTP/1.1 206 X\r\n"]
     async with serving(Server(lambda request: script.pop() if script else chunked(request))) as server:
         async with ranges_of(server.host) as ranges:
@@ -108,7 +108,7 @@ async def test_what_follows_the_last_chunk_never_reaches_the_next_reader() -> No
 
 
 async def test_a_chunked_body_that_trickles_is_left(autojump_clock: trio.testing.MockClock) -> None:
-    """The floor counts what the body brings."""
+    """The floor applies to the decoded bytes."""
 
     def script(request: Request) -> Answer:
         if len(server.requests) > 1:
@@ -124,14 +124,14 @@ async def test_a_chunked_body_that_trickles_is_left(autojump_clock: trio.testing
 
 
 async def test_a_chunked_body_that_ends_early_is_a_short_one(autojump_clock: trio.testing.MockClock) -> None:
-    """Its end is one, but not of what was promised; five that bring nothing are enough."""
+    """It ends, but not with what was promised. After five without bytes, it fails."""
     where = f"bytes 0-99/{len(BLOB)}"
     empty = reply(206, b"0\r\n\r\n", content_length="", content_range=where, transfer_encoding="chunked")
     assert isinstance(await fails([empty] * 5, 0, 100), Unreachable)
 
 
 def quirky(head: bytes) -> Answer:
-    """`head` around bytes 10 to 20 of the blob; CR is the usual headers."""
+    """`head` around bytes 10 to 20 of the blob. CR stands for the usual headers."""
     where = b"Content-Range: bytes 10-19/%d\r\n" % len(BLOB)
     return Reply(head.replace(b"CR\r\n", where) + BLOB[10:20], "close")
 
@@ -164,7 +164,7 @@ def quirky(head: bytes) -> Answer:
 )
 @pytest.mark.parametrize("step", [1, 10_000])
 async def test_heads_that_go_accepts(head: bytes, step: int) -> None:
-    """Each was tried with Go's net/http. Whatever pieces they arrive in."""
+    """Each was tried with Go's net/http. However the bytes are split."""
     answer = quirky(head)
     assert isinstance(answer, Reply)
     got, _ = await read_from([Reply(answer.data, "drip", len(answer.data), 0.0, step)], 10, 20)
@@ -189,12 +189,12 @@ async def test_heads_that_go_accepts(head: bytes, step: int) -> None:
     ids=lambda head: "",
 )
 async def test_heads_that_go_refuses(head: bytes) -> None:
-    """Nobody could read them for sure: BadAnswer, at once."""
+    """Nobody could read them reliably: BadAnswer at once."""
     assert isinstance(await fails([quirky(head)]), BadAnswer)
 
 
 async def test_a_body_may_look_like_the_end_of_a_head() -> None:
-    """A head in bare line feeds ends where it ends, though its body holds what ends other heads."""
+    """A head with bare line feeds ends where it ends, though its body contains what ends other heads."""
     blob = b"\r\n\r\nHTTP/1.1 404 X\r\n\r\n" * 10
     data = b"HTTP/1.1 206 X\nContent-Length: %d\nContent-Range: bytes 0-%d/*\n\n" % (len(blob), len(blob) - 1)
     got, _ = await read_from([data + blob], 0, len(blob), len(blob))
@@ -202,7 +202,7 @@ async def test_a_body_may_look_like_the_end_of_a_head() -> None:
 
 
 async def test_an_odd_head_costs_its_connection() -> None:
-    """What h11 and we read in it is not relied on for the next answer."""
+    """The reading by h11 and lazyfs is not relied on for the next response."""
     async with serving(Server(lambda _: quirky(b"HTTP/1.1 206 X\nContent-Length: 10\nCR\r\n\n"))) as server:
         server.script = lambda _: Reply(quirky(b"HTTP/1.1 206 X\nContent-Length: 10\nCR\r\n\n").data)  # type: ignore[union-attr]
         async with ranges_of(server.host) as ranges:
@@ -213,7 +213,7 @@ async def test_an_odd_head_costs_its_connection() -> None:
 
 @pytest.mark.parametrize("encoding", ["gzip", "aws-chunked", "Identity", "", "x-nonsense"])
 async def test_encodings_of_the_content_are_not_looked_at(encoding: str) -> None:
-    """Lengths and digests decide: a store may repeat what it was once told by whoever stored the blob."""
+    """Lengths and digests decide: a store may repeat a header that was set with the blob."""
     answer = reply(206, BLOB[10:20], content_range=f"bytes 10-19/{len(BLOB)}").replace(
         b"\r\n", b"\r\nContent-Encoding: %b\r\n" % encoding.encode(), 1
     )

@@ -1,4 +1,4 @@
-"""The bodies of documents: cut, and framed as only Go reads them."""
+"""Bodies of documents: cut, and framed as only Go reads them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CUT = {
 
 @pytest.mark.parametrize("answer", CUT.values(), ids=CUT)
 async def test_a_cut_answer_is_asked_for_again(answer: bytes, autojump_clock: trio.testing.MockClock) -> None:
-    """Wherever it breaks off; and when it does each time, it is the connection's fault, not the grammar's."""
+    """Wherever it breaks off. If it does each time, the connection is to blame, not the grammar."""
     asked = 2 if b"chunked" in answer else 1  # by httpx, which cannot say what is wrong with chunks, and by plain.py
     async with asking([*[Reply(answer, "close")] * 2 * asked, reply(200, b"whole")]) as (server, client):
         assert await get(client) == b"whole"
@@ -31,7 +31,7 @@ async def test_a_cut_answer_is_asked_for_again(answer: bytes, autojump_clock: tr
 
 
 async def test_a_document_in_chunks_whose_lines_end_in_a_bare_lf() -> None:
-    """httpx takes it for one that broke off; it is asked for once more, and read as Go reads it."""
+    """httpx reports that it broke off. It is requested once more, and read as Go reads it."""
     odd = reply(200, b"5\nhello\r\n0\n\r\n", content_length="", transfer_encoding="chunked")
     async with asking([odd, odd]) as (server, client):
         assert await get(client) == b"hello"

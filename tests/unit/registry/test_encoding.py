@@ -1,4 +1,4 @@
-"""Content-Encoding on documents: inflated where something is compressed, ignored where nothing is."""
+"""Content-Encoding of documents: inflated if something is compressed, ignored if not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GZIP = gzip.compress(DATA)
     "encoding", ["", "identity", "Identity", "aws-chunked", "utf-8", "gzip", "GZIP", "deflate", "br", "a,,b"]
 )
 async def test_what_is_not_compressed_stays_as_it_is(encoding: str) -> None:
-    """Whatever the field says."""
+    """Whatever the header says."""
     assert await inflated(DATA, encoding, len(DATA), "host") == DATA
 
 
@@ -36,7 +36,7 @@ async def test_what_is_not_compressed_stays_as_it_is(encoding: str) -> None:
     ],
 )
 async def test_what_is_compressed_is_inflated(encoding: str, body: bytes) -> None:
-    """One coding or several, one member or several; up to the limit exactly."""
+    """One or several codings, one or several members, up to exactly the limit."""
     assert await inflated(body, encoding, len(DATA), "host") == DATA
 
 
@@ -53,7 +53,7 @@ async def test_what_is_compressed_is_inflated(encoding: str, body: bytes) -> Non
     ids=lambda value: value if isinstance(value, str) else "",
 )
 async def test_bombs_and_damage(encoding: str, body: bytes, kind: type[SourceError], message: str) -> None:
-    """Bounded before it is spent: the bytes of one body in all, and its members."""
+    """Bounded before it is spent: the bytes of one body in total, and its members."""
     assert len(DATA) == 400
     with pytest.raises(kind, match=message):
         await inflated(body, encoding, 399, "host")

@@ -1,4 +1,4 @@
-"""Answer heads, and where a body ends."""
+"""Heads of responses, and where their bodies end."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from lazyfs.registry.head import parse_head
 
 
 def test_a_plain_head() -> None:
-    """Names without case, blanks around values, an empty reason."""
+    """Case-insensitive names, blanks around values, an empty reason."""
     head = parse_head(b"HTTP/1.1 206 \r\nContent-Length: 7\r\nX-A:  b c \t\r\nContent-Range: bytes 3-9/20")
     assert (head.status, head.length, head.content_range, head.keep_alive) == (206, 7, (3, 10, 20), True)
     assert head.headers["x-a"] == "b c"
 
 
 def test_repeated_headers_are_joined() -> None:
-    """Two WWW-Authenticate headers are one list; the same length twice is one length."""
+    """Two WWW-Authenticate headers are one list. The same length twice is one length."""
     head = parse_head(b"HTTP/1.1 401 No\r\nA: 1\r\na: 2\r\nContent-Length: 3\r\nContent-Length: 3")
     assert head.headers["a"] == "1, 2"
     assert head.length == 3
 
 
 def test_chunked_bodies_have_no_length() -> None:
-    """RFC 9112 §6.1: Transfer-Encoding overrides Content-Length, which is how smuggling begins."""
+    """RFC 9112 §6.1: Transfer-Encoding overrides Content-Length; mixing them up is how request smuggling begins."""
     assert parse_head(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 3").length is None
     assert parse_head(b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 3").length == 3, "it knows no chunks"
 
@@ -43,7 +43,7 @@ def test_chunked_bodies_have_no_length() -> None:
     ],
 )
 def test_keep_alive(head: bytes, expected: bool) -> None:
-    """Only where both sides agree."""
+    """Only if both sides agree."""
     assert parse_head(head).keep_alive is expected
 
 
@@ -55,13 +55,13 @@ def test_keep_alive(head: bytes, expected: bool) -> None:
     ],
 )  # fmt: skip
 def test_content_ranges_as_servers_write_them(value: str, expected: tuple[int, int, int | None]) -> None:
-    """Another case, other blanks, no total: what they mean is clear, and the digest decides."""
+    """Other case, other blanks, no total: the meaning is clear, and the digest decides."""
     assert parse_head(f"HTTP/1.1 206 X\r\nContent-Range: {value}".encode()).content_range == expected
 
 
 @pytest.mark.parametrize("value", ["bytes */20", "items 3-9/20", "bytes 3-/20", "3-9/20", "bytes 3-9/20, bytes 1-2/20", ""])
 def test_other_content_ranges_are_none(value: str) -> None:
-    """Only one range of bytes counts."""
+    """Only a single range of bytes counts."""
     assert parse_head(f"HTTP/1.1 206 X\r\nContent-Range: {value}".encode()).content_range is None
 
 

@@ -1,4 +1,4 @@
-"""Retry-After: nobody asks before it, and who cannot wait so long is told at once."""
+"""Retry-After: no request before that time, and an error at once for callers that cannot wait so long."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STORE = parse_url("https://store.test/", "it")
 
 
 async def test_retry_after_is_obeyed(autojump_clock: trio.testing.MockClock, expect_log: LogWatch) -> None:
-    """Within the deadline the host's wish is waited for; a read whose deadline ends earlier fails at once, and says when."""
+    """Within the deadline, the pause is waited for. A read whose deadline ends earlier fails at once, and says when."""
     expect_log("answered 429: no request to it for 7 s")
     good = reply(206, BLOB[10:20], content_range=f"bytes 10-19/{len(BLOB)}")
     started = trio.current_time()
@@ -35,7 +35,7 @@ async def test_retry_after_is_obeyed(autojump_clock: trio.testing.MockClock, exp
 
 
 async def test_a_long_pause_is_waited_for_if_the_reader_can(autojump_clock: trio.testing.MockClock, expect_log: LogWatch) -> None:
-    """Longer than one request has patience, shorter than a read's minute; but never beyond the caller's own deadline."""
+    """A pause that is longer than one request waits and shorter than a read's minute, but never beyond the caller's deadline."""
     expect_log("no request to it for")
     good = reply(206, BLOB[10:20], content_range=f"bytes 10-19/{len(BLOB)}")
     started = trio.current_time()
@@ -50,8 +50,8 @@ async def test_a_long_pause_is_waited_for_if_the_reader_can(autojump_clock: trio
 async def test_the_longest_pause_is_waited_for_without_a_reader(
     autojump_clock: trio.testing.MockClock, expect_log: LogWatch
 ) -> None:
-    """A conversion or a mount has no deadline: it waits as documents do, twice. A range whose reader has one does not wait beyond it,
-    though no cancel scope says so: a run outlives its reader."""
+    """A conversion or a mount has no deadline: it waits twice, as documents do. A range with a reader's deadline does not wait
+    beyond it, though no cancel scope enforces that: a run outlives its reader."""
     expect_log("no request to it for 60 s")
     busy, good = reply(503, retry_after="3600"), reply(206, BLOB[10:20], content_range=f"bytes 10-19/{len(BLOB)}")
     started = trio.current_time()
@@ -69,7 +69,7 @@ async def test_the_longest_pause_is_waited_for_without_a_reader(
 
 
 async def test_a_document_outlasts_a_long_pause(autojump_clock: trio.testing.MockClock, expect_log: LogWatch) -> None:
-    """Longer than a request waits for its answer, as skopeo does, but not for ever; the caller's own deadline counts at once."""
+    """Longer than one request waits for a response, as skopeo does, but not forever. The caller's own deadline applies at once."""
     expect_log("no request to it for 50 s")
     busy = reply(429, retry_after="50")
     async with serving(Server([busy, busy, reply(200, b"x"), busy, busy, busy, busy])) as server:
@@ -92,7 +92,7 @@ async def test_a_document_outlasts_a_long_pause(autojump_clock: trio.testing.Moc
 async def test_no_request_to_a_host_during_its_holdoff(
     autojump_clock: trio.testing.MockClock, expect_log: LogWatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Ten readers of two sessions; logged once, however often the host asks for it."""
+    """Ten readers of two clients. Logged once, however often the host asks."""
     expect_log("no request to it for")
     times: list[float] = []
     refusals = [reply(429, retry_after="9"), reply(429, retry_after="9")]
@@ -120,7 +120,7 @@ async def test_no_request_to_a_host_during_its_holdoff(
 async def test_a_store_that_is_held_off_does_not_stop_the_registry(
     autojump_clock: trio.testing.MockClock, expect_log: LogWatch
 ) -> None:
-    """It goes by host and port: other blobs come from elsewhere meanwhile."""
+    """It applies to a host and port: other blobs come from elsewhere meanwhile."""
     expect_log("no request to it for")
     async with serving(Server([reply(503, retry_after="3600")])) as store, serving(Server([])) as server:
         async with ranges_of(server.host) as ranges:
@@ -133,7 +133,7 @@ async def test_a_store_that_is_held_off_does_not_stop_the_registry(
 
 
 async def test_the_callers_deadline_counts(autojump_clock: trio.testing.MockClock, expect_log: LogWatch) -> None:
-    """A deadline around the call ends a wait that would be in vain before it begins; one that suffices does not."""
+    """If a deadline around the call makes the wait useless, it fails before waiting. A sufficient deadline does not."""
     expect_log("no request to it for")
     holdoffs = Holdoffs()
     holdoffs.note("it", REGISTRY, 429, "20")
@@ -148,7 +148,7 @@ async def test_the_callers_deadline_counts(autojump_clock: trio.testing.MockCloc
 
 
 async def test_responses_without_a_holdoff(autojump_clock: trio.testing.MockClock, expect_log: LogWatch) -> None:
-    """Other statuses, no Retry-After, one that cannot be read, and other hosts. A shorter wish does not undo a longer one."""
+    """Other statuses, no Retry-After or an invalid one, and other hosts. A shorter pause does not replace a longer one."""
     holdoffs = Holdoffs()
     for status, value in ((429, ""), (503, "soon"), (429, "0"), (500, "9"), (200, "9"), (403, "9")):
         holdoffs.note("it", REGISTRY, status, value)
@@ -165,7 +165,7 @@ async def test_responses_without_a_holdoff(autojump_clock: trio.testing.MockCloc
 
 
 async def test_the_record_is_bounded(expect_log: LogWatch) -> None:
-    """Redirects may lead to any number of hosts."""
+    """Redirects can lead to any number of hosts."""
     expect_log("no request to it for")
     holdoffs = Holdoffs()
     for number in range(1000):
@@ -174,5 +174,5 @@ async def test_the_record_is_bounded(expect_log: LogWatch) -> None:
 
 
 async def test_one_record_for_all_sessions() -> None:
-    """Of one run of trio."""
+    """Within one trio run."""
     assert shared_holdoffs() is shared_holdoffs()

@@ -1,4 +1,4 @@
-"""Two readers of one head: ours for the usual, h11's for the rest. They must not disagree about where the body ends."""
+"""Two parsers of one head: lazyfs's for the usual, h11's for the rest. They must agree about where the body ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lazyfs.registry.head import END, MAX_HEAD, Head, parse_head
 from lazyfs.registry.odd_head import end_of_head, read_odd_head, response_parser
 
 TAIL = b"5\r\nhello\r\n0\r\n\r\n"
-"""A body in chunks, or of 15 bytes."""
+"""A chunked body, or a body of 15 bytes."""
 
 LINES = st.sampled_from([b"\r\n", b"\r\n", b"\r\n", b"\n", b"\r\n ", b"\n\t", b"\r", b""])
 STATUSES = st.sampled_from(
@@ -37,7 +37,7 @@ HEADS = st.builds(
 
 
 def body_by_h11(data: bytes) -> tuple[int, bytes] | None:
-    """Status and body as h11 has them, of an answer that ends with its connection; None where it refuses it."""
+    """Status and body according to h11, of a response that ends with its connection; None if it rejects it."""
     reader = response_parser()
     status, body = 0, b""
     try:
@@ -56,7 +56,7 @@ def body_by_h11(data: bytes) -> tuple[int, bytes] | None:
 
 
 def body_by_us(head: Head) -> bytes:
-    """What of TAIL is the body."""
+    """The part of TAIL that is the body."""
     if head.status == 204:
         return b""
     if head.length is not None:
@@ -66,7 +66,7 @@ def body_by_us(head: Head) -> bytes:
 
 @given(HEADS)
 def test_the_fast_parser_and_h11_agree(data: bytes) -> None:
-    """Where both accept a head, status and body are the same. In HTTP/1.0 we side with Go, which knows no chunks there."""
+    """If both accept a head, status and body are the same. For HTTP/1.0, lazyfs follows Go, which has no chunks there."""
     with contextlib.suppress(BadAnswer):
         head = parse_head(data)
         other = body_by_h11(data + END + TAIL)
@@ -76,7 +76,7 @@ def test_the_fast_parser_and_h11_agree(data: bytes) -> None:
 
 @given(HEADS)
 def test_both_readings_agree(data: bytes) -> None:
-    """What the fast parser accepts, the slow one reads alike: so it does not matter which of them sees a head."""
+    """What the fast parser accepts, the slow one reads in the same way: so it does not matter which one is used."""
     with contextlib.suppress(BadAnswer):
         head = parse_head(data)
         odd = read_odd_head(data + END, BadAnswer("no"))
@@ -87,7 +87,7 @@ def test_both_readings_agree(data: bytes) -> None:
 
 @given(HEADS | st.binary(max_size=80) | st.binary(max_size=80).map(lambda tail: b"HTTP/1.1 200 OK\n" + tail))
 def test_any_bytes_are_read_or_refused(data: bytes) -> None:
-    """Never another exception than the one that was given."""
+    """Never another exception than the given one."""
     with contextlib.suppress(BadAnswer):
         head = read_odd_head(data + b"\n\n", BadAnswer("the fast one"))
         assert head.status >= 100
@@ -109,7 +109,7 @@ def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     ],
 )
 def test_where_a_head_ends(data: bytes, expected: int) -> None:
-    """At the first empty line, in whatever its lines end."""
+    """At the first empty line, with any kind of line ends."""
     assert end_of_head(data) == expected
 
 
@@ -139,7 +139,7 @@ def test_a_hostile_head_is_read_or_refused(piece: bytes) -> None:
 @pytest.mark.alone
 @pytest.mark.parametrize("piece", PIECES)
 def test_a_hostile_head_costs_little(piece: bytes) -> None:
-    """Nothing here is quadratic. Processor time, on a machine that does nothing else."""
+    """Nothing here is quadratic. CPU time, on an otherwise idle machine."""
     began = time.process_time()
     read_hostile_head(piece)
     assert time.process_time() - began < 2

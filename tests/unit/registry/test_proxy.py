@@ -16,7 +16,7 @@ def chosen(url: str, **environment: str) -> str:
 
 
 def test_each_scheme_has_its_own_proxy() -> None:
-    """And lower case wins."""
+    """Lower case takes precedence."""
     both = {"HTTP_PROXY": "http://plain:1", "https_proxy": "http://secure:2", "HTTPS_PROXY": "http://never:3"}
     assert chosen("http://a/", **both) == "plain:1"
     assert chosen("https://a/", **both) == "secure:2"
@@ -30,7 +30,7 @@ def test_a_proxy_without_scheme_is_http() -> None:
 
 
 def test_proxy_credentials_are_hidden() -> None:
-    """Sent, decoded from the URL's own quoting; never shown."""
+    """Sent, after decoding the URL's quoting, but never shown."""
     proxy = from_environment({"HTTPS_PROXY": "http://user:p%40ss@proxy:1"}).for_url(parse_url("https://a/", "it"))
     assert proxy is not None
     assert proxy.authorization == "Basic dXNlcjpwQHNz"
@@ -42,7 +42,7 @@ def test_proxy_credentials_are_hidden() -> None:
     "text", ["socks5://user:SECRET@proxy:1", "http://user:SECRET@", "http://pro xy:1/", "http://u:SECRET@h:99999"]
 )
 def test_invalid_proxies(text: str) -> None:
-    """The variable is named, not its value: that may hold a password."""
+    """The variable is named, but not its value, which may contain a password."""
     with pytest.raises(UsageError, match="HTTPS_PROXY") as caught:
         from_environment({"https_proxy": text})
     assert "SECRET" not in str(caught.value)
@@ -74,5 +74,5 @@ def test_invalid_proxies(text: str) -> None:
     ],
 )
 def test_no_proxy(exceptions: str, host: str, direct: bool) -> None:
-    """As Go reads it; loopback is always an exception."""
+    """As Go reads it. Loopback is always an exception."""
     assert chosen(f"http://{host}/", HTTP_PROXY="http://proxy:1", NO_PROXY=exceptions) == ("" if direct else "proxy:1")

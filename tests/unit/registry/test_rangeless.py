@@ -15,13 +15,13 @@ REFUSALS = [400, 403, 405, 406, 412, 416, 417, 501]
 
 
 def no_ranges(status: int, blob: bytes = BLOB) -> Server:
-    """Refuses every request that has a Range header."""
+    """Refuses every request with a Range header."""
     return Server(lambda request: reply(status, b"no") if "range" in request.headers else reply(200, blob))
 
 
 @pytest.mark.parametrize("status", REFUSALS)
 async def test_a_refused_range_is_read_from_the_whole_blob(status: int) -> None:
-    """The beginning of a blob, or all of it; the next range of that blob does without the refusal."""
+    """The beginning of a blob, or all of it. The next range of that blob skips the refused request."""
     async with serving(no_ranges(status)) as server, ranges_of(server.host) as ranges:
         assert await read(ranges, 0, len(BLOB)) == BLOB
         assert await read(ranges, 100, 200) == BLOB[100:200]
@@ -30,7 +30,7 @@ async def test_a_refused_range_is_read_from_the_whole_blob(status: int) -> None:
 
 @pytest.mark.parametrize("status", REFUSALS)
 async def test_a_refused_range_far_into_the_blob_is_an_error(status: int) -> None:
-    """As RangeIgnored: the caller decides to stream the blob. It is found out once, with two requests."""
+    """As RangeIgnored: the caller decides to stream the blob. It takes two requests, once."""
     async with serving(no_ranges(status, LONG)) as server, ranges_of(server.host) as ranges:
         for _ in range(3):
             with pytest.raises(RangeIgnored):
@@ -42,7 +42,7 @@ async def test_a_refused_range_far_into_the_blob_is_an_error(status: int) -> Non
 
 @pytest.mark.parametrize(("status", "error"), [(403, Unauthorized), (416, BadAnswer), (501, BadAnswer)])
 async def test_a_real_refusal_costs_one_more_request_a_blob(status: int, error: type[SourceError]) -> None:
-    """However many ranges are asked for, also at once: all of the blob is asked for once, never more."""
+    """However many ranges are requested, also at once: the whole blob is requested once, never more."""
     async with serving(Server(lambda _: reply(status))) as server, ranges_of(server.host) as ranges:
 
         async def one(start: int) -> None:
@@ -58,7 +58,8 @@ async def test_a_real_refusal_costs_one_more_request_a_blob(status: int, error: 
 
 
 async def test_ranges_that_were_refused_are_tried_again_after_a_while(autojump_clock: trio.testing.MockClock) -> None:
-    """A client of lazyfsd lives long, and a proxy that refused them may be gone; a blob that is refused as a whole stays refused."""
+    """A client of lazyfsd lives long, and a proxy that refused them may be gone. A blob that is refused as a whole stays
+    refused."""
     async with serving(no_ranges(403)) as server, ranges_of(server.host) as ranges:
         assert await read(ranges, 0, 9) == await read(ranges, 0, 9)
         await trio.sleep(601)
@@ -74,7 +75,7 @@ async def test_ranges_that_were_refused_are_tried_again_after_a_while(autojump_c
 
 
 async def test_many_refused_ranges_wait_for_one_answer() -> None:
-    """Ten at once far into the blob: one of them asks for the whole."""
+    """Ten at once, far into the blob: one of them requests the whole."""
     async with serving(no_ranges(403, LONG)) as server, ranges_of(server.host) as ranges:
 
         async def one() -> None:
@@ -88,7 +89,7 @@ async def test_many_refused_ranges_wait_for_one_answer() -> None:
 
 
 async def test_a_server_in_trouble_has_not_answered_for_the_whole_blob(autojump_clock: trio.testing.MockClock) -> None:
-    """503 to the request without a range says nothing: it is asked again."""
+    """503 for the request without a range means nothing: it is repeated."""
     got, server = await read_from([reply(403), reply(503), reply(403), reply(200, BLOB)], 10, 20)
     assert got == BLOB[10:20]
     assert ["range" in request.headers for request in server.requests] == [True, False, True, False]
@@ -98,12 +99,13 @@ async def test_a_server_in_trouble_has_not_answered_for_the_whole_blob(autojump_
     ("answer", "error"), [(reply(404), NotFound), (reply(200, BLOB[:-1]), BadAnswer), (reply(204), BadAnswer)]
 )
 async def test_the_answer_to_the_whole_blob_counts(answer: bytes, error: type[SourceError]) -> None:
-    """It may say more than the refusal of the range did; another length is another blob."""
+    """It may say more than the refusal of the range did. Another length means another blob."""
     assert type(await fails([reply(416), answer])) is error
 
 
 async def test_a_server_that_stumbles_over_ranges(autojump_clock: trio.testing.MockClock) -> None:
-    """500 may pass, so a range is tried as ever before all of the blob is: once, and what came of it is remembered."""
+    """500 may be temporary, so a range is retried as usual before the whole blob is requested: once, and the result is
+    remembered."""
     async with serving(no_ranges(500, LONG)) as server, ranges_of(server.host) as ranges:
         for start in (0, 5):
             assert await read(ranges, start, 100, len(LONG)) == LONG[start:100]
@@ -117,7 +119,7 @@ async def test_a_server_that_stumbles_over_ranges(autojump_clock: trio.testing.M
 
 
 async def test_another_blob_is_tried_by_itself() -> None:
-    """A signed URL that refuses ranges of one blob says nothing of the next: neither good nor bad."""
+    """A signed URL that refuses ranges of one blob says nothing about the next."""
 
     def script(request: Request) -> Answer:
         return reply(403)

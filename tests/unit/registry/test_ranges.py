@@ -1,4 +1,4 @@
-"""Ranges of blobs: what a server may answer, and what it must not get away with."""
+"""Ranges of blobs: what a server may answer, and what must be rejected."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.unit.registry.scripted import Answer, Reply, Request, Script, Server,
 
 
 async def test_many_ranges_take_one_connection() -> None:
-    """Keep-alive: each answer is read to its end, so the next request follows on the same connection."""
+    """Keep-alive: each body is read to its end, so the next request uses the same connection."""
     async with serving(Server(ranged)) as server, ranges_of(server.host) as ranges:
         for start in range(0, 1000, 100):
             assert await read(ranges, start, start + 100) == BLOB[start : start + 100]
@@ -25,7 +25,7 @@ async def test_many_ranges_take_one_connection() -> None:
 
 
 async def test_ranges_use_connections_that_were_opened_ahead() -> None:
-    """Without a round trip of their own; never many."""
+    """They need no further round trip. There are never many."""
     async with serving(Server(ranged)) as server, ranges_of(server.host) as ranges:
         await ranges.connect_ahead(3)
         async with trio.open_nursery() as nursery:
@@ -38,7 +38,7 @@ async def test_ranges_use_connections_that_were_opened_ahead() -> None:
 
 
 async def test_failing_to_connect_ahead_is_not_an_error() -> None:
-    """Who asks for a range is told."""
+    """The request for a range gets the error."""
     async with serving(Server(ranged)) as server:
         host = server.host
     async with ranges_of(host) as ranges:
@@ -46,7 +46,7 @@ async def test_failing_to_connect_ahead_is_not_an_error() -> None:
 
 
 async def test_parts_of_a_range_are_read_in_order() -> None:
-    """A reader takes what it wants, as often as it wants, but not more than the range holds."""
+    """A reader takes as much as it wants, as often as it wants, but not more than the range has."""
     path = f"r/blobs/{DIGEST}"
     async with (
         serving(Server(ranged)) as server,
@@ -60,7 +60,8 @@ async def test_parts_of_a_range_are_read_in_order() -> None:
 
 
 async def test_open_ranges_are_bounded() -> None:
-    """Twice as many readers as slots: never more connections than slots, and all are served. The next crowd uses the same ones."""
+    """Twice as many readers as slots: never more connections than slots, and all are served. The next readers use the same
+    connections."""
     async with serving(Server(ranged)) as server, ranges_of(server.host) as ranges:
         for _ in range(2):
             async with trio.open_nursery() as nursery:
@@ -72,7 +73,7 @@ async def test_open_ranges_are_bounded() -> None:
 
 @pytest.mark.parametrize(("status", "crowd"), [(429, 1), (503, MAX_RANGES)])
 async def test_a_server_that_refused_too_many_requests_gets_fewer(status: int, crowd: int) -> None:
-    """Eight at a time from then on, whether the refusal came to one or to one of many; and all are served."""
+    """Eight at a time from then on, whether one request or many were refused. All are served."""
     refusals = [reply(status)]
 
     def script(request: Request) -> Answer:
@@ -99,7 +100,7 @@ async def test_a_server_that_refused_too_many_requests_gets_fewer(status: int, c
 
 
 async def test_leaving_early_costs_the_connection_only() -> None:
-    """What was not read must not be taken for the next answer."""
+    """What was not read must not be taken for the next response."""
     async with serving(Server(ranged)) as server, ranges_of(server.host) as ranges:
         async with ranges.open("blob B", f"r/blobs/{DIGEST}", SCOPE, DIGEST, len(BLOB), 0, 5000) as body:
             await body.receive_exactly(10)
@@ -137,7 +138,7 @@ async def test_leaving_early_costs_the_connection_only() -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 async def test_an_answer_that_is_not_what_was_asked_is_an_error(answer: bytes, message: str) -> None:
-    """Another range, another length, no HTTP at all: BadAnswer, at once, naming blob and host."""
+    """Another range, another length, not HTTP: BadAnswer at once, naming blob and host."""
     error = await fails([Reply(answer, "close")])
     assert isinstance(error, BadAnswer)
     assert message in str(error)
@@ -145,7 +146,7 @@ async def test_an_answer_that_is_not_what_was_asked_is_an_error(answer: bytes, m
 
 @pytest.mark.parametrize(("status", "kind"), [(404, NotFound), (401, Unauthorized), (410, BadAnswer)])
 async def test_refusals_are_told_apart(status: int, kind: type[SourceError]) -> None:
-    """And none of them is tried again: the script holds one answer."""
+    """None of them is retried: the script has one answer."""
     assert type(await fails([reply(status)])) is kind
 
 
@@ -153,7 +154,7 @@ async def test_refusals_are_told_apart(status: int, kind: type[SourceError]) -> 
 async def test_an_error_whose_body_does_not_arrive_is_raised_soon(
     claimed: str, patience: int, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """A short one is worth a moment, because the connection can be used again; a long one is not."""
+    """A short one is worth a moment, because the connection can be used again. A long one is not."""
     started = trio.current_time()
     assert isinstance(await fails([Reply(reply(404, content_length=claimed), "silence")]), NotFound)
     assert trio.current_time() - started == pytest.approx(patience)
@@ -161,13 +162,13 @@ async def test_an_error_whose_body_does_not_arrive_is_raised_soon(
 
 @pytest.mark.parametrize(("start", "end"), [(0, len(BLOB)), (0, 10), (100, 200), (100, len(BLOB))])
 async def test_a_200_is_skipped_over(start: int, end: int) -> None:
-    """A server that knows no ranges sends the whole blob; near its beginning that is good enough."""
+    """A server without ranges sends the whole blob, which is good enough near its beginning."""
     got, _ = await read_from([reply(200, BLOB)], start, end)
     assert got == BLOB[start:end]
 
 
 async def test_a_200_read_to_its_end_keeps_the_connection() -> None:
-    """A tail is read to the end of the body; a piece from the middle is not, and must not poison the next answer."""
+    """A tail is read to the end of the body. A part from the middle is not, and must not affect the next response."""
     async with serving(Server(lambda _: reply(200, BLOB))) as server, ranges_of(server.host) as ranges:
         await read(ranges, 100, len(BLOB))
         await read(ranges, 100, 200)
@@ -176,7 +177,7 @@ async def test_a_200_read_to_its_end_keeps_the_connection() -> None:
 
 
 async def test_a_200_left_in_the_middle_loses_the_connection() -> None:
-    """Also where the rest is still to come, so that nothing shows it yet."""
+    """Also if the rest is still to come, so that nothing shows it yet."""
     begun = Reply(reply(200, BLOB[:10], content_length=str(len(BLOB))), "silence")
     async with serving(Server([begun, begun])) as server, ranges_of(server.host) as ranges:
         with trio.fail_after(5):
@@ -186,7 +187,7 @@ async def test_a_200_left_in_the_middle_loses_the_connection() -> None:
 
 
 async def test_a_200_too_far_from_the_range_is_not_read() -> None:
-    """Beyond 1 MiB the caller must decide to stream the blob once; up to there it is skipped."""
+    """Beyond 1 MiB, the caller must decide to stream the blob once. Up to there it is skipped."""
     blob = bytes(MAX_SKIP) + b"tail and more"
     with pytest.raises(RangeIgnored):
         await read_from([reply(200, blob)], MAX_SKIP + 1, len(blob), len(blob))
@@ -197,7 +198,7 @@ async def test_a_200_too_far_from_the_range_is_not_read() -> None:
 
 
 async def test_too_much_never_reaches_the_next_reader() -> None:
-    """Bytes after the body cost the connection, and are not taken for an answer."""
+    """Bytes after the body cost the connection, and are not taken for a response."""
     forged = reply(206, b"EVIL", content_range=f"bytes 20-23/{len(BLOB)}")
     script: Script = [
         ranged(Request("GET", "/", {"range": "bytes=10-19"}, b"")) + forged,
@@ -211,13 +212,13 @@ async def test_too_much_never_reaches_the_next_reader() -> None:
 
 @pytest.mark.parametrize("told", ["", "10-19/10240", "bytes */10240", "lines 1-2/3"])
 async def test_a_response_that_does_not_say_which_range_it_is(content_range: str) -> None:
-    """It has the length that was asked for: whether it is the right one, its digests say."""
+    """It has the requested length. Whether it is the right range, its digests show."""
     got, _ = await read_from([reply(206, BLOB[10:20], content_range=content_range)], 10, 20)
     assert got == BLOB[10:20]
 
 
 async def test_a_server_that_never_answers_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
-    """The one deadline for everything before the first byte."""
+    """One deadline covers everything before the first byte."""
     started = trio.current_time()
     error = await fails([Reply(b"", "silence")])
     assert "did not answer within 30 s" in str(error)
@@ -226,7 +227,7 @@ async def test_a_server_that_never_answers_is_given_up(autojump_clock: trio.test
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
 async def test_what_may_pass_is_tried_again(status: int, autojump_clock: trio.testing.MockClock) -> None:
-    """A server in trouble gets another chance."""
+    """A server in trouble is asked again."""
     good = reply(206, BLOB[10:20], content_range=f"bytes 10-19/{len(BLOB)}")
     got, server = await read_from([reply(status, b"x"), reply(status, b"x"), good], 10, 20)
     assert got == BLOB[10:20]
@@ -234,14 +235,14 @@ async def test_what_may_pass_is_tried_again(status: int, autojump_clock: trio.te
 
 
 async def test_trouble_that_does_not_pass_ends(autojump_clock: trio.testing.MockClock) -> None:
-    """Five tries; the error names the last answer."""
+    """Five tries. The error names the last response."""
     error = await fails([reply(503)] * 5)
     assert isinstance(error, Unreachable)
     assert "answers 503" in str(error)
 
 
 async def test_a_closed_port(autojump_clock: trio.testing.MockClock) -> None:
-    """A registry that is away is named, after a few tries within seconds."""
+    """An unreachable registry is named, after a few tries within seconds."""
     async with serving(Server([])) as server:
         pass
     started = trio.current_time()
@@ -252,7 +253,7 @@ async def test_a_closed_port(autojump_clock: trio.testing.MockClock) -> None:
 
 
 async def test_a_connection_that_closed_while_it_waited_is_replaced() -> None:
-    """No failure, no pause, no second try for a fresh connection."""
+    """No failure, no pause, and no second try on a fresh connection."""
     closing = Reply(reply(206, BLOB[10:20], content_range=f"bytes 10-19/{len(BLOB)}"), "close")
     async with serving(Server([closing] * 3)) as server, ranges_of(server.host) as ranges:
         for _ in range(3):
@@ -261,7 +262,7 @@ async def test_a_connection_that_closed_while_it_waited_is_replaced() -> None:
 
 
 async def test_a_connection_that_closes_on_the_next_request_is_replaced(autojump_clock: trio.testing.MockClock) -> None:
-    """The race that no check before can win: the server closes just when the request is under way. It costs no pause."""
+    """No check can prevent this race: the server closes just when the request is sent. It costs no pause."""
     start = trio.current_time()
     good = reply(206, BLOB[10:20], content_range=f"bytes 10-19/{len(BLOB)}")
     async with serving(Server([good, Reply(b"", "close"), good])) as server, ranges_of(server.host) as ranges:
@@ -272,7 +273,7 @@ async def test_a_connection_that_closes_on_the_next_request_is_replaced(autojump
 
 
 async def test_http_1_0_and_connection_close_are_not_reused() -> None:
-    """Either says that the connection ends with this answer."""
+    """Either means that the connection ends with this response."""
     good = reply(206, BLOB[10:20], content_range=f"bytes 10-19/{len(BLOB)}")
     old, closing = good.replace(b"HTTP/1.1", b"HTTP/1.0"), good.replace(b" X\r\n", b" X\r\nConnection: x, Close\r\n")
     async with serving(Server([old, closing, good])) as server, ranges_of(server.host) as ranges:
@@ -282,14 +283,14 @@ async def test_http_1_0_and_connection_close_are_not_reused() -> None:
 
 
 async def test_interim_answers_are_passed_over() -> None:
-    """103 Early Hints and its like come before the answer."""
+    """Such as 103 Early Hints, before the response."""
     good = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + reply(206, BLOB[10:20], content_range=f"bytes 10-19/{len(BLOB)}")
     got, _ = await read_from([good], 10, 20)
     assert got == BLOB[10:20]
 
 
 async def test_basic_auth_is_sent_when_asked_for_and_then_at_once() -> None:
-    """No credentials before the registry wants them; afterwards no needless 401."""
+    """No credentials before the registry asks for them, and no needless 401 afterwards."""
 
     def guarded(request: Request) -> bytes:
         if request.headers.get("authorization") == "Basic dTpw":
@@ -304,7 +305,7 @@ async def test_basic_auth_is_sent_when_asked_for_and_then_at_once() -> None:
 
 @pytest.mark.parametrize("then", ["close", "silence"])
 async def test_a_refusal_needs_no_body(then: str, autojump_clock: trio.testing.MockClock) -> None:
-    """Where the body of a challenge breaks off or does not come, its head counts."""
+    """If the body of a challenge breaks off or does not arrive, its head counts."""
     challenge = Reply(reply(401, b"who", content_length="500", www_authenticate='Basic realm="r"'), then)
     good = reply(206, BLOB[10:20], content_range=f"bytes 10-19/{len(BLOB)}")
     got, server = await read_from([challenge, good], 10, 20)
@@ -313,7 +314,7 @@ async def test_a_refusal_needs_no_body(then: str, autojump_clock: trio.testing.M
 
 
 async def test_wrong_credentials_are_an_error_each_time() -> None:
-    """Two requests show that they do not help; later ones find out with one. The error never shows them."""
+    """Two requests show that they do not help, and later ones find out with one. The error never shows them."""
     refusing = reply(401, www_authenticate='Basic realm="r"')
     async with serving(Server([refusing] * 3)) as server, ranges_of(server.host) as ranges:
         with pytest.raises(Unauthorized, match="answers 401"):
@@ -324,7 +325,7 @@ async def test_wrong_credentials_are_an_error_each_time() -> None:
 
 
 async def test_cancelled_requests_leave_the_client_usable() -> None:
-    """Fifty readers give up in the middle; the next one is served, and no connection is left open."""
+    """Fifty readers are cancelled in the middle. The next one is served, and no connection stays open."""
     answer = reply(206, BLOB[10:15], content_length="10", content_range=f"bytes 10-19/{len(BLOB)}")
     async with serving(Server([])) as server, ranges_of(server.host) as ranges:
         for number in range(50):
@@ -342,7 +343,7 @@ async def test_cancelled_requests_leave_the_client_usable() -> None:
 
 
 async def test_a_redirect_with_a_password_logs_in() -> None:
-    """Its password is that of the store, and no token of ours goes there."""
+    """The password is for the store, which gets no token of the registry."""
     async with serving(Server(ranged)) as store:
         moved = reply(307, location=f"http://user:pass@{store.host}/b")
         async with serving(Server([moved])) as server, ranges_of(server.host) as ranges:

@@ -1,4 +1,4 @@
-"""Redirects of ranges: signed URLs kept and resolved again, circles, and whom Authorization must not reach."""
+"""Redirects of ranges: signed URLs that are kept and resolved again, loops, and who must not get Authorization."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.unit.registry.scripted import Request, Server, reply, serving
 
 
 async def test_a_signed_url_is_kept_and_gets_no_authorization() -> None:
-    """One redirect for many ranges; the store never sees who we are to the registry."""
+    """One redirect for many ranges. The store never sees the registry's authorization."""
     async with serving(Server(ranged)) as store, serving(Server([])) as server, ranges_of(server.host) as ranges:
         server.script = [
             reply(401, www_authenticate='Basic realm="x"'),
@@ -26,7 +26,8 @@ async def test_a_signed_url_is_kept_and_gets_no_authorization() -> None:
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
 async def test_an_expired_signed_url_is_resolved_again(status: int) -> None:
-    """However the store says it; the registry is asked once more. Where a second refusal may be that of a range, the blob is asked for."""
+    """However the store reports it, the registry is asked once more. If a second refusal may be about the range, the whole blob
+    is requested."""
     signature = ["one"]
 
     def stored(request: Request) -> bytes:
@@ -57,7 +58,7 @@ async def test_a_store_that_went_away_is_resolved_again(autojump_clock: trio.tes
 
 
 async def test_a_connection_that_delivered_wrong_bytes_is_not_used_again() -> None:
-    """Neither the signed URL nor the connection: a cache on the way, or a connection out of step, would bring the same again."""
+    """Neither the signed URL nor the connection: a cache on the way, or a connection out of step, would deliver the same again."""
     async with serving(Server(ranged)) as store, serving(Server([])) as server, ranges_of(server.host) as ranges:
         server.script = [reply(307, location=f"http://{store.host}/{name}") for name in ("one", "two")]
         for start in (0, 5):
@@ -70,7 +71,7 @@ async def test_a_connection_that_delivered_wrong_bytes_is_not_used_again() -> No
 
 
 async def test_redirects_in_a_circle_end() -> None:
-    """To itself, and by way of another."""
+    """To itself, and through another URL."""
     async with serving(Server(lambda request: reply(302, location=request.target))) as server, ranges_of(server.host) as ranges:
         with pytest.raises(BadAnswer, match="in a circle"):
             await read(ranges, 0, 5)
@@ -90,7 +91,7 @@ async def test_redirects_without_end_end() -> None:
 
 
 async def test_a_url_may_redirect_to_itself_for_a_while() -> None:
-    """Until it is ready; Go's clients ask again as well."""
+    """Until it is ready. Go's clients ask again too."""
     steps = [reply(307, location=f"/v2/r/blobs/{DIGEST}") for _ in range(3)]
     got, _ = await read_from([*steps, reply(200, BLOB)], 0, 5)
     assert got == BLOB[:5]

@@ -1,4 +1,4 @@
-"""Patience, under a clock of its own."""
+"""Retries, in virtual time."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from lazyfs.registry.retry import TRIES, TryAgain, is_transient, retry_after, wi
     ("value", "expected"), [("", 0), ("7", 7), ("-1", 0), ("soon", 0), ("1" * 30, 0), ("\xb2", 0), ("Mon, 99 Foo 2020", 0)]
 )
 def test_retry_after_in_seconds(value: str, expected: float) -> None:
-    """What cannot be read asks for nothing."""
+    """An invalid value asks for no pause."""
     assert retry_after(value) == expected
 
 
 def test_retry_after_as_a_date() -> None:
-    """The other form that HTTP allows; a date that is over asks for nothing."""
+    """The other form that HTTP allows. A past date asks for no pause."""
     now = datetime.now(UTC)
     assert 3500 < retry_after(format_datetime(now + timedelta(hours=1), usegmt=True)) <= 3600
     assert retry_after(format_datetime(now - timedelta(hours=1), usegmt=True)) == 0
@@ -36,7 +36,7 @@ def test_retry_after_as_a_date() -> None:
     | st.from_regex(r"\A(Mon, )?[0-9]{1,3} Jan [0-9]{1,6} [0-9]{1,3}:[0-9]{1,3}:[0-9]{1,3} [+-]?[0-9A-Z]{0,9}\Z")
 )
 def test_any_retry_after_is_a_time(value: str) -> None:
-    """Never an exception, never a time before now."""
+    """Never an exception, never a time in the past."""
     assert retry_after(value) >= 0
 
 
@@ -62,7 +62,7 @@ async def test_pauses_grow_and_end(autojump_clock: trio.testing.MockClock) -> No
 
 
 async def test_an_unreachable_counts_as_later(autojump_clock: trio.testing.MockClock) -> None:
-    """A connection that breaks is tried again."""
+    """A broken connection is retried."""
     left = [Unreachable("a"), Unreachable("b")]
 
     async def attempt() -> str:
@@ -75,7 +75,7 @@ async def test_an_unreachable_counts_as_later(autojump_clock: trio.testing.MockC
 
 @pytest.mark.parametrize("error", [BadAnswer("x"), NotFound("x"), ValueError("x")])
 async def test_all_else_is_said_at_once(error: Exception) -> None:
-    """No second try."""
+    """Without a second try."""
     calls = []
 
     async def attempt() -> str:
@@ -88,7 +88,7 @@ async def test_all_else_is_said_at_once(error: Exception) -> None:
 
 
 async def test_one_deadline_for_all_tries(autojump_clock: trio.testing.MockClock) -> None:
-    """Tries that hang share it; the last error is the cause."""
+    """Tries that hang share it. The last error is the cause."""
 
     async def attempt() -> TryAgain:
         await trio.sleep(12)
@@ -102,7 +102,7 @@ async def test_one_deadline_for_all_tries(autojump_clock: trio.testing.MockClock
 
 
 async def test_no_pause_beyond_the_deadline(autojump_clock: trio.testing.MockClock) -> None:
-    """A try that could not be made in time is not waited for."""
+    """If a try could not be made in time, it is not waited for."""
     start = trio.current_time()
 
     async def attempt() -> TryAgain:

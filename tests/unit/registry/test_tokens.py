@@ -1,4 +1,4 @@
-"""Bearer tokens: fetched when asked for, kept while they are good, never sent astray."""
+"""Bearer tokens: fetched on demand, kept while they are valid, never sent to the wrong host."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ME = Credentials("me", "secret")
 
 
 class Guarded:
-    """A registry and its token server: each token is good for what `accepted` says."""
+    """A registry and its token server: `accepted` says which tokens are valid."""
 
     def __init__(self) -> None:
         self.tokens = Server(self.token)
@@ -38,13 +38,13 @@ class Guarded:
         self.challenge = ""
 
     def token(self, request: Request) -> bytes:
-        """Always a new one."""
+        """Always a new token."""
         self.issued += 1
         self.accepted.add(f"Bearer T{self.issued}")
         return reply(200, json.dumps({"token": f"T{self.issued}", "expires_in": self.expires_in}).encode())
 
     def content(self, request: Request) -> bytes:
-        """For whoever has an accepted token."""
+        """Only with an accepted token."""
         if request.headers.get("authorization") in self.accepted:
             return reply(200, b"content")
         challenge = self.challenge or f'Bearer realm="http://{self.tokens.host}/token?x=1",service="the registry",scope="other"'
@@ -74,7 +74,7 @@ def query(request: Request) -> dict[str, list[str]]:
 
 
 async def test_a_token_is_fetched_once_a_scope() -> None:
-    """With what the realm had in its query already, the service, our own scopes and Basic credentials."""
+    """With the realm's own query, the service, the scopes and Basic credentials."""
     async with guarded() as (both, client):
         for scope in (PULL, PULL, PUSH, PUSH, PULL):
             assert await get(client, scope) == 200
@@ -88,7 +88,7 @@ async def test_a_token_is_fetched_once_a_scope() -> None:
 
 
 async def test_an_anonymous_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Docker Hub's way: a token for nobody. `access_token` and no life are allowed too."""
+    """As on Docker Hub: a token without a user. `access_token` and a missing lifetime are allowed too."""
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
     async with guarded(None) as (both, client):
         both.tokens.script = [reply(200, b'{"access_token": "A"}')]
@@ -98,7 +98,7 @@ async def test_an_anonymous_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 async def test_a_realm_with_letters_that_no_url_has() -> None:
-    """Blanks and bytes beyond ASCII are escaped, as in a redirect."""
+    """Blanks and non-ASCII bytes are escaped, as in a redirect."""
     async with guarded() as (both, client):
         both.challenge = f'Bearer realm="http://{both.tokens.host}/caf\xe9 t?x=1",service="r"'
         assert await get(client) == 200
@@ -106,7 +106,7 @@ async def test_a_realm_with_letters_that_no_url_has() -> None:
 
 
 async def test_many_at_once_fetch_one_token() -> None:
-    """Ten requests of one scope, one token."""
+    """Ten requests with one scope, one token."""
     async with guarded() as (both, client), trio.open_nursery() as nursery:
         for _ in range(10):
             nursery.start_soon(get, client)
@@ -114,7 +114,7 @@ async def test_many_at_once_fetch_one_token() -> None:
 
 
 async def test_a_token_is_renewed_before_it_expires(autojump_clock: trio.testing.MockClock) -> None:
-    """At nine tenths of its life, so that it never arrives too late; without a 401."""
+    """After nine tenths of its life, so that it never arrives too late. Without a 401."""
     async with guarded() as (both, client):
         await get(client)
         await trio.sleep(260)
@@ -139,7 +139,7 @@ async def test_a_token_that_is_refused_is_renewed_once() -> None:
 
 
 async def test_credentials_are_read_when_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """config.json may change while we run; a broken one is an error only when it is needed."""
+    """config.json may change meanwhile. An invalid one is an error only when it is needed."""
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
     async with guarded(None) as (both, client):
         both.accepted = {""}
@@ -152,7 +152,7 @@ async def test_credentials_are_read_when_asked_for(tmp_path: Path, monkeypatch: 
 
 
 async def test_an_identity_token_is_posted() -> None:
-    """OAuth 2: never in a URL, and with all scopes in one."""
+    """OAuth 2: never in a URL, and with all scopes in one field."""
     async with guarded(Credentials("", "", "refresh me")) as (both, client):
         assert await get(client, PUSH) == 200
     (request,) = both.tokens.requests
@@ -188,7 +188,7 @@ async def test_an_identity_token_is_posted() -> None:
     ids=lambda value: value[:40].decode("latin-1") if isinstance(value, bytes) else "",
 )
 async def test_invalid_tokens(answer: bytes, kind: type[SourceError]) -> None:
-    """A refusal, or an answer that is none; neither is repeated, and no message has a secret."""
+    """An error, or a response without a token. Neither is retried, and no message contains a secret."""
     async with guarded() as (both, client):
         both.tokens.script = [answer]
         with pytest.raises(kind) as caught:
@@ -209,7 +209,7 @@ async def test_invalid_tokens(answer: bytes, kind: type[SourceError]) -> None:
     ],
 )
 async def test_answers_as_go_reads_them(answer: bytes) -> None:
-    """What containerd and skopeo take for a token; a life that is not a number is none."""
+    """What containerd and skopeo accept as a token. A lifetime that is not a number is ignored."""
     async with guarded() as (both, client):
         both.tokens.script = [reply(200, answer)]
         both.accepted = {"Bearer T"}
@@ -230,7 +230,7 @@ async def test_a_realm_may_redirect(status: int) -> None:
 
 @pytest.mark.parametrize("status", [302, 307])
 async def test_another_host_gets_no_password(status: int) -> None:
-    """Neither that one nor those that it leads to; a token from there is as good as any."""
+    """Neither that host nor later ones. A token from there is accepted."""
     async with serving(Server([])) as other, guarded() as (both, client):
         other.script = [reply(302, location="/next"), reply(302, location=f"http://{both.tokens.host}/back")]
         both.tokens.script = [reply(status, location=f"http://{other.host}/token"), reply(200, b'{"token": "T"}')]
@@ -242,7 +242,7 @@ async def test_another_host_gets_no_password(status: int) -> None:
 
 @pytest.mark.parametrize("status", [307, 308])
 async def test_an_identity_token_is_not_sent_elsewhere(status: int) -> None:
-    """These redirects repeat the form: on the same server that is right, elsewhere it would give the token away."""
+    """These redirects repeat the form: on the same server that is right, elsewhere it would reveal the token."""
     async with serving(Server([])) as other, guarded(Credentials("", "", "refresh me")) as (both, client):
         both.tokens.script = [reply(status, location="/elsewhere"), reply(200, b'{"token": "T"}')]
         both.accepted = {"Bearer T"}
@@ -256,7 +256,7 @@ async def test_an_identity_token_is_not_sent_elsewhere(status: int) -> None:
 
 
 async def test_a_form_that_is_redirected_otherwise_is_not_repeated() -> None:
-    """302 makes a GET of it, everywhere: another host learns nothing."""
+    """302 turns it into a GET, everywhere: another host gets nothing."""
     async with serving(Server([])) as other, guarded(Credentials("", "", "refresh me")) as (both, client):
         other.script = [reply(200, b'{"token": "T"}')]
         both.tokens.script = [reply(302, location=f"http://{other.host}/token")]
@@ -283,7 +283,7 @@ def test_where_credentials_may_be_sent(location: str, expected: bool) -> None:
 
 
 async def test_no_credentials_where_some_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error says how to give some."""
+    """The error says how to provide some."""
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
     async with guarded(None) as (both, client):
         both.challenge = "Basic realm=x"
@@ -295,7 +295,7 @@ async def test_no_credentials_where_some_are_needed(tmp_path: Path, monkeypatch:
     "challenge", ["Negotiate", "Digest realm=x", 'Bearer service="x"', 'Bearer realm="ftp://x"', 'Bearer realm="x']
 )
 async def test_a_challenge_that_we_cannot_meet(challenge: str) -> None:
-    """Other schemes, no realm, no header that can be read."""
+    """Other schemes, no realm, an unreadable header."""
     async with guarded() as (both, client):
         both.challenge = challenge
         with pytest.raises(SourceError):
@@ -304,7 +304,7 @@ async def test_a_challenge_that_we_cannot_meet(challenge: str) -> None:
 
 
 async def test_credentials_never_go_to_a_plain_realm_of_a_secure_registry() -> None:
-    """An https registry whose realm is http: somebody wants our password in the clear."""
+    """An https registry whose realm is http: the password would be sent in the clear."""
     async with guarded() as (both, client):
         client.tokens._root = Url("https", "registry.example", 443, "/v2/")
         with pytest.raises(BadAnswer, match="without https"):
@@ -313,7 +313,7 @@ async def test_credentials_never_go_to_a_plain_realm_of_a_secure_registry() -> N
 
 
 async def test_a_token_server_in_trouble_is_tried_again(autojump_clock: trio.testing.MockClock) -> None:
-    """503 may pass."""
+    """503 may be temporary."""
     async with guarded() as (both, client):
         both.tokens.script = [reply(503), reply(503), reply(200, b'{"token": "T"}')]
         both.accepted = {"Bearer T"}
@@ -334,7 +334,7 @@ async def test_a_token_server_is_left_alone_when_it_asks_for_that(
 
 
 async def test_tokens_have_no_readable_repr() -> None:
-    """What is kept shows nothing."""
+    """A kept token is not shown."""
     async with guarded() as (_, client):
         await get(client)
         assert "T1" not in repr(client.tokens._bearer)

@@ -1,4 +1,4 @@
-"""Pushing blobs to registries of all tempers."""
+"""Pushing blobs to many kinds of registries."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SCOPE = ("repository:r:pull,push",)
 
 
 class Receiving:
-    """A registry that takes uploads, with its wishes; each upload has a state in its location, as they do."""
+    """A registry that receives uploads, with its requirements. Each upload has a state in its location, as in real ones."""
 
     def __init__(self, *, whole: int = 201, chunk_min: int = 0) -> None:
         self.whole = whole
@@ -35,9 +35,9 @@ class Receiving:
         self.uploads: dict[int, bytes] = {}
         self.blobs: dict[str, bytes] = {}
         self.keeps: list[int] = []
-        """Of the next bodies: how many bytes arrive before the connection breaks."""
+        """For the next bodies: how many bytes arrive before the connection breaks."""
         self.reports_range = True
-        """GET on an upload says what is there."""
+        """A GET of an upload returns its state."""
 
     def __call__(self, request: Request) -> Answer:
         if request.method == "HEAD":
@@ -105,7 +105,7 @@ async def test_a_blob_goes_whole(tmp_path: Path, data: bytes) -> None:
 
 @pytest.mark.parametrize("status", [400, 405, 411, 413, 501])
 async def test_a_registry_that_wants_pieces_gets_pieces(status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After its refusal of the whole; progress ends at the blob's size."""
+    """After it refuses the whole. The progress ends at the blob's size."""
     monkeypatch.setattr(uploads, "PIECE", 4000)
     registry = Receiving(whole=status)
     steps: list[int] = []
@@ -117,7 +117,7 @@ async def test_a_registry_that_wants_pieces_gets_pieces(status: int, tmp_path: P
 
 
 async def test_a_large_blob_goes_in_pieces_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And in pieces of at least what the registry wishes."""
+    """In pieces of at least the size that the registry asks for."""
     monkeypatch.setattr(uploads, "LARGE", 10_000)
     monkeypatch.setattr(uploads, "PIECE", 1000)
     registry = Receiving(whole=400, chunk_min=6000)
@@ -129,7 +129,7 @@ async def test_a_large_blob_goes_in_pieces_at_once(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.parametrize("wish", ["x", "-5", "99999999999", "9" * 30, ""])
 async def test_invalid_minimum_sizes_of_pieces(wish: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is not a number is none, and one piece is the largest there can be."""
+    """What is not a number is ignored, and the largest possible size means one piece."""
     monkeypatch.setattr(uploads, "PIECE", 8000)
     registry = Receiving(whole=413)
 
@@ -147,7 +147,7 @@ async def test_invalid_minimum_sizes_of_pieces(wish: str, tmp_path: Path, monkey
 
 
 async def test_a_broken_upload_of_which_nothing_came_starts_again(tmp_path: Path, impatient: None) -> None:
-    """The connection breaks in the middle, then 503; what had been sent is taken back from the progress."""
+    """The connection breaks in the middle, then 503. What was sent is subtracted from the progress."""
     registry = Receiving()
     trouble: list[Answer] = [Reply(b"", "close"), reply(503)]
     steps: list[int] = []
@@ -166,7 +166,7 @@ async def test_a_broken_upload_of_which_nothing_came_starts_again(tmp_path: Path
 async def test_a_broken_upload_continues_where_the_registry_says(
     whole: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, impatient: None
 ) -> None:
-    """Whole or in pieces: no byte that has arrived is sent again, and the progress says what is there."""
+    """Whole or in pieces: no byte that has arrived is sent again, and the progress is correct."""
     monkeypatch.setattr(uploads, "PIECE", 4000)
     registry = Receiving(whole=whole)
     registry.keeps = [3000, 2500, 0, 10, 0, 0, 0, 0, 1500]
@@ -202,7 +202,7 @@ async def test_a_registry_that_does_not_say_what_it_has_gets_all_of_it_again(
 
 
 async def test_an_upload_without_progress_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, impatient: None) -> None:
-    """Five times from one place, three times from the beginning."""
+    """Five times from one position, three times from the start."""
     monkeypatch.setattr(uploads, "LARGE", 0)
     registry = Receiving()
     registry.keeps = [0] * 100
@@ -213,7 +213,7 @@ async def test_an_upload_without_progress_ends(tmp_path: Path, monkeypatch: pyte
 
 
 async def test_an_upload_whose_last_answer_is_lost_is_complete(tmp_path: Path) -> None:
-    """The blob is looked for before it is sent again."""
+    """The registry is asked for the blob before it is sent again."""
     registry = Receiving()
 
     def script(request: Request) -> Answer:
@@ -270,7 +270,7 @@ async def test_what_a_registry_says_of_a_piece_that_it_took_is_not_read(
 
 
 async def test_an_upload_waits_as_long_as_the_registry_asks(tmp_path: Path, jumping: MockClock, expect_log: LogWatch) -> None:
-    """Longer than one request may: nobody waits for an upload but the converter."""
+    """Longer than one request may: only the converter waits for an upload."""
     expect_log("no request to it for 50 s")
     registry = Receiving()
     refused: list[float] = []
@@ -291,7 +291,7 @@ async def test_an_upload_waits_as_long_as_the_registry_asks(tmp_path: Path, jump
 async def test_a_registry_may_take_long_to_respond_to_an_upload(
     large: int, tmp_path: Path, jumping: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It hashes the blob, or moves it, before it answers: there is nothing else to be seen of it before."""
+    """It hashes or moves the blob before it responds. Until then, nothing shows progress."""
     monkeypatch.setattr(uploads, "LARGE", large)
     registry = Receiving()
 
@@ -331,7 +331,7 @@ async def test_trouble_without_end_ends(tmp_path: Path, impatient: None) -> None
     ids=lambda value: value if isinstance(value, str) else "",
 )
 async def test_refusals(script: list[Answer], kind: type[SourceError], message: str, tmp_path: Path) -> None:
-    """Each names the blob and the answer."""
+    """Each names the blob and the response."""
     async with sending(script, tmp_path) as (_, upload):
         with pytest.raises(kind, match=message) as caught:
             await upload.run(lambda _: None)
@@ -339,7 +339,7 @@ async def test_refusals(script: list[Answer], kind: type[SourceError], message: 
 
 
 async def test_a_location_elsewhere_gets_no_authorization(tmp_path: Path) -> None:
-    """Some registries have uploads go to another host; who we are is none of its business."""
+    """Some registries send uploads to another host, which gets no credentials."""
     async with serving(Server([reply(201)])) as store, sending([], tmp_path) as (server, upload):
         server.script = [
             reply(401, www_authenticate="Basic realm=x"),
@@ -354,7 +354,7 @@ async def test_a_location_elsewhere_gets_no_authorization(tmp_path: Path) -> Non
 
 
 async def test_a_token_that_runs_out_is_renewed(tmp_path: Path) -> None:
-    """A 401 to the PUT: the body is sent again, the progress is right."""
+    """A 401 for the PUT: the body is sent again, and the progress is correct."""
     steps: list[int] = []
     script: Script = [reply(202, location="/u"), reply(401, www_authenticate="Basic realm=x"), reply(201)]
     async with sending(script, tmp_path) as (server, upload):

@@ -1,4 +1,4 @@
-"""URLs from strangers."""
+"""URLs from untrusted sources."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HERE = parse_url("https://registry.example/v2/a/blobs/x?y=1", "here")
     ],
 )
 def test_urls(text: str, expected: tuple[str, str, int, str], authority: str) -> None:
-    """Parts, and back: the path and query are left exactly as they are, because signatures cover them."""
+    """Parsed and formatted: path and query are left exactly as they are, because signatures cover them."""
     url = parse_url(text, "it")
     assert url[:4] == expected
     assert url.authority == authority
@@ -45,7 +45,7 @@ def test_urls(text: str, expected: tuple[str, str, int, str], authority: str) ->
     ],
 )  # fmt: skip
 def test_what_we_do_not_follow(text: str) -> None:
-    """Other schemes, user info, what would break a request line."""
+    """Other schemes, user info, and what would break a request line."""
     with pytest.raises(BadAnswer, match="it "):
         parse_url(text, "it")
 
@@ -65,12 +65,12 @@ def test_what_we_do_not_follow(text: str) -> None:
     ],
 )
 def test_locations_may_be_relative(location: str, expected: str) -> None:
-    """As RFC 3986 resolves them; what no URL may hold is escaped, as Go's clients do."""
+    """As RFC 3986 resolves them. Invalid characters are escaped, as Go's clients do."""
     assert str(follow(HERE, location, "the redirect")) == expected
 
 
 def test_no_way_down_from_https() -> None:
-    """A redirect from https to http is refused; from http to either is fine."""
+    """A redirect from https to http is refused; from http to either is allowed."""
     with pytest.raises(BadAnswer, match="from https to http"):
         follow(HERE, "http://registry.example/x", "the redirect")
     plain = parse_url("http://a/", "a")
@@ -79,7 +79,7 @@ def test_no_way_down_from_https() -> None:
 
 
 def test_errors_do_not_show_signatures() -> None:
-    """What a redirect carries is a secret; the host is named."""
+    """The URL of a redirect is a secret; the host is named."""
     with pytest.raises(BadAnswer) as caught:
         follow(HERE, "http://store/x?signature=SECRET", "the redirect")
     assert "SECRET" not in str(caught.value)
@@ -88,7 +88,7 @@ def test_errors_do_not_show_signatures() -> None:
 
 @given(st.text(max_size=80) | st.from_regex(r"\Ahttps?://[a-z0-9:\[\].@/?#%\\]{0,40}\Z"))
 def test_any_text_parses_or_is_refused(text: str) -> None:
-    """What parses fits on a request line."""
+    """What is accepted fits on a request line."""
     with contextlib.suppress(BadAnswer):
         url = parse_url(text, "it")
         assert url.target.startswith("/")
@@ -112,7 +112,7 @@ def test_any_text_parses_or_is_refused(text: str) -> None:
     ],
 )
 def test_loopback(host: str, expected: bool) -> None:
-    """Only what cannot leave this machine."""
+    """Only addresses that cannot leave this machine."""
     assert is_loopback(host) is expected
 
 
@@ -127,7 +127,7 @@ def test_loopback(host: str, expected: bool) -> None:
     ],
 )
 def test_a_redirect_may_log_in(location: str, basic: str) -> None:
-    """As for Go's http client, it is the Authorization of that host. A path alone keeps it, and it shows nowhere."""
+    """As in Go's http client, it becomes the Authorization for that host. A path alone keeps it, and it is never shown."""
     url = follow(parse_url("http://here/", "here"), location, "the redirect")
     assert (url.basic, str(url), url.authority) == (basic, "http://there/x", "there")
     assert "pass" not in repr(url) and "dXNl" not in repr(url)
@@ -137,7 +137,7 @@ def test_a_redirect_may_log_in(location: str, basic: str) -> None:
 
 @pytest.mark.parametrize("userinfo", ["secret:<word>", "secret:%zz", "secret:[", "secret:99999"])
 def test_what_no_user_is_called_is_not_repeated(userinfo: str) -> None:
-    """Neither by the error nor by its causes."""
+    """Neither in the error nor in its causes."""
     location = f"http://{userinfo}@there/" if "99999" not in userinfo else "http://secret:99999/"
     with pytest.raises(BadAnswer) as found:
         follow(parse_url("http://here/", "here"), location, "the redirect")

@@ -1,4 +1,4 @@
-"""Credentials from a file, from standard input, and out of a process's title."""
+"""Credentials from a file or standard input, and their removal from a process's title."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def settled(*options: str) -> argparse.Namespace:
 
 @pytest.mark.parametrize("data", [b"me:pass word:\xc3\xa9", b"me:pass word:\xc3\xa9\n", b"me:pass word:\xc3\xa9\r\n"])
 def test_a_file_says_what_the_option_would(data: bytes, tmp_path: Path) -> None:
-    """With or without the end of its line."""
+    """With or without a line end."""
     (tmp_path / "creds").write_bytes(data)
     assert settled("--creds-file", str(tmp_path / "creds")).creds == "me:pass word:é"
     both = settled("--src-creds-file", str(tmp_path / "creds"), "--dst-creds", "you:x")
@@ -57,7 +57,7 @@ def test_a_file_says_what_the_option_would(data: bytes, tmp_path: Path) -> None:
     ],
 )
 def test_a_file_that_is_wrong(data: bytes, message: str, tmp_path: Path) -> None:
-    """Says which and why, and never what it holds."""
+    """The error says which file and why, but never its content."""
     (tmp_path / "creds").write_bytes(data)
     with pytest.raises(UsageError, match=message) as caught:
         settled("--creds-file", str(tmp_path / "creds"))
@@ -65,7 +65,7 @@ def test_a_file_that_is_wrong(data: bytes, message: str, tmp_path: Path) -> None
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    """Missing, a directory; one that is not ours to read."""
+    """Missing, a directory, or without permission."""
     for path, message in ((tmp_path / "none", "No such file"), (tmp_path, "Is a directory")):
         with pytest.raises(UsageError, match=message):
             settled("--creds-file", str(path))
@@ -83,14 +83,14 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     ],
 )
 def test_standard_input(said: bytes, code: int, output: str) -> None:
-    """Its first line; what is behind it is left for the program that `lazyfs run` starts."""
+    """Its first line. The rest is left for the program that `lazyfs run` starts."""
     done = subprocess.run([sys.executable, "-c", SETTLE], input=said, capture_output=True, timeout=60, check=False)
     assert done.returncode == code and output in (done.stdout + done.stderr).decode().splitlines()[-1]
 
 
 @pytest.mark.parametrize("command", ["mount", "run", "pull", "convert", "ls", "cat", "inspect", "verify"])
 def test_every_command_has_all_three_and_takes_one(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two at once are a wrong command line; a file that is not there is one as well."""
+    """Two at once are a usage error, and so is a missing file."""
     arguments = {"ls": ["/"], "cat": ["/x"], "mount": [str(tmp_path)], "convert": [f"oci:{tmp_path}/out"]}.get(command, [])
     for first, second in ((["--creds", "a:b"], ["--creds-file", "x"]), (["--creds-file", "x"], ["--creds-stdin"])):
         with pytest.raises(SystemExit) as ended:
@@ -101,7 +101,7 @@ def test_every_command_has_all_three_and_takes_one(command: str, tmp_path: Path,
 
 
 def test_a_title_without_passwords() -> None:
-    """All that a command line may hold goes; user, image and options stay. Nothing changes where nothing is to hide."""
+    """All passwords are removed; user, image and options stay. Without passwords, nothing changes."""
     code = "import sys; from lazyfs.source.credential_options import hide_creds; hide_creds(sys.argv[1:]); print(open('/proc/self/cmdline').read())"
     for options, shown in (
         (["--creds", "me:secret", "image"], "--creds USER:*** image"),

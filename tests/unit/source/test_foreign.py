@@ -1,4 +1,4 @@
-"""Blobs at the URLs that their descriptors name: who is asked, in which order, and with which credentials."""
+"""Blobs at the URLs of their descriptors: which servers are asked, in which order, and with which credentials."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ DIGEST = digest_of(BLOB)
 
 
 def serves(request: Request) -> bytes:
-    """A host that has the blob."""
+    """A server with the blob."""
     return partial(BLOB, request)
 
 
 def refuses(status: int) -> Callable[[Request], bytes]:
-    """A host that has not."""
+    """A server without it."""
     return lambda _request: reply(status)
 
 
@@ -35,7 +35,7 @@ def refuses(status: int) -> Callable[[Request], bytes]:
 async def two(
     registry: Callable[[Request], bytes], other: Callable[[Request], bytes]
 ) -> AsyncIterator[tuple[Server, Server, Repository]]:
-    """The registry, the host that URLs name, and a client with a password for the registry."""
+    """The registry, the host of the URLs, and a client with a password for the registry."""
     async with serving(Server(registry)) as first, serving(Server(other)) as second:
         source = Repository(first.host, "a/b", AccessOptions(Credentials("me", "secret")))
         try:
@@ -51,7 +51,7 @@ async def read(source: ImageSource, *urls: str, start: int = 5) -> bytes:
 
 
 async def test_a_url_serves_what_the_registry_does_not() -> None:
-    """It is sent no credentials, and it is asked first from then on."""
+    """It gets no credentials, and is asked first from then on."""
 
     def closed(request: Request) -> bytes:
         if "authorization" not in request.headers:
@@ -69,14 +69,14 @@ async def test_a_url_serves_what_the_registry_does_not() -> None:
 
 
 async def test_what_the_registry_has_is_asked_for_nowhere_else() -> None:
-    """Its answer is as good, and no stranger hears of it."""
+    """The registry's copy is as good, and no third party learns of the request."""
     async with two(serves, serves) as (_, other, source):
         assert await read(source, f"http://{other.host}/x") == BLOB[5:15]
     assert not other.requests
 
 
 async def test_a_url_of_the_registry_itself_gets_no_credentials() -> None:
-    """Somebody else's manifest must not make us show them, and a login that it asks for is not done."""
+    """Another party's manifest must not make us send them, and a login that it asks for is not done."""
 
     def mixed(request: Request) -> bytes:
         if request.target.startswith("/v2/"):
@@ -90,7 +90,7 @@ async def test_a_url_of_the_registry_itself_gets_no_credentials() -> None:
 
 
 async def test_urls_are_asked_in_their_order() -> None:
-    """Each until one serves; what fails is remembered by nobody."""
+    """Each until one serves the blob. Failures are not remembered."""
 
     def answer(request: Request) -> bytes:
         return partial(BLOB, request) if request.target == "/third" else reply(403)
@@ -109,7 +109,7 @@ async def test_urls_are_asked_in_their_order() -> None:
 
 
 async def test_the_error_is_of_all_places() -> None:
-    """Of the kind that leaves the most to do: whole blobs can be fetched, and what is away may come back."""
+    """Of the kind that leaves the most options: whole blobs can be fetched, and an outage may end."""
     async with two(refuses(404), lambda _: reply(200, BLOB)) as (_, other, source):
         with pytest.raises(RangeIgnored):
             await read(source, f"http://{other.host}/x", start=2 << 20)
@@ -119,7 +119,7 @@ async def test_the_error_is_of_all_places() -> None:
 
 
 async def test_another_place_is_asked_for_what_came_wrong() -> None:
-    """The registry's bytes are not the blob's."""
+    """The registry's bytes are not those of the blob."""
     async with two(lambda request: partial(bytes(len(BLOB)), request), serves) as (_, other, source):
         url = f"http://{other.host}/x"
         assert await read(source, url) == bytes(10)
@@ -128,7 +128,7 @@ async def test_another_place_is_asked_for_what_came_wrong() -> None:
 
 
 async def test_a_layout_that_was_copied_without_foreign_layers(tmp_path: Path) -> None:
-    """As skopeo does it."""
+    """As skopeo copies it."""
     async with serving(Server([])) as other:
         other.script = serves
         layout = Layout(tmp_path)

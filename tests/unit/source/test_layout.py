@@ -1,4 +1,4 @@
-"""OCI layouts: read as they come, written so that nothing is ever half there."""
+"""OCI layouts: read as they come, and written so that nothing is ever incomplete."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ Json = dict[str, Any]
 
 
 def image(number: int) -> Document:
-    """An image like no other."""
+    """A unique image."""
     data = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": [], "config": {}, "number": number}).encode()
     return Document(OCI_MANIFEST, digest_of(data), data)
 
 
 def index_of(path: Path) -> dict[str, Any]:
-    """index.json as it lies there."""
+    """The content of index.json."""
     found = json.loads((path / "index.json").read_text())
     assert isinstance(found, dict)
     return found
 
 
 def temporaries(path: Path) -> list[Path]:
-    """What is not under its final name."""
+    """Files without their final name."""
     return list(path.rglob(".tmp-*"))
 
 
 async def put(layout: Layout, folder: Path, data: bytes = BLOB) -> Digest:
-    """Send `data` by way of a file."""
+    """Send `data` through a file."""
     source = folder / "source"
     source.write_bytes(data)
     await layout.put_blob(digest_of(data), source, lambda _: None)
@@ -72,7 +72,7 @@ async def test_what_is_put_is_found(tmp_path: Path) -> None:
 
 
 async def test_files_can_be_shared(tmp_path: Path) -> None:
-    """The umask decides who may read, not the way in which temporary files are made."""
+    """The umask decides who may read, not the mode of temporary files."""
     layout = Layout(tmp_path / "out")
     old = os.umask(0o022)
     try:
@@ -83,7 +83,7 @@ async def test_files_can_be_shared(tmp_path: Path) -> None:
 
 
 async def test_ranges(tmp_path: Path) -> None:
-    """In pieces, from the middle, and not beyond."""
+    """In parts, from the middle, and not beyond the end."""
     layout = Layout(tmp_path)
     await put(layout, tmp_path.parent)
     async with layout.open_range(DIGEST, len(BLOB), 100, 300) as stream:
@@ -94,14 +94,14 @@ async def test_ranges(tmp_path: Path) -> None:
 
 
 async def test_an_empty_blob(tmp_path: Path) -> None:
-    """Nothing to copy, but there all the same."""
+    """Nothing to copy, but it exists."""
     layout = Layout(tmp_path / "out")
     digest = await put(layout, tmp_path, b"")
     assert await layout.has_blob(digest, 0)
 
 
 async def test_a_tag_is_moved_and_nothing_else_is(tmp_path: Path) -> None:
-    """Other tags, unknown fields of the index and of its entries stay."""
+    """Other tags and unknown fields of the index and its entries stay."""
     layout = Layout(tmp_path)
     await layout.put_document("a", image(1))
     index = index_of(tmp_path)
@@ -119,7 +119,7 @@ async def test_a_tag_is_moved_and_nothing_else_is(tmp_path: Path) -> None:
 
 
 async def test_an_image_without_a_tag(tmp_path: Path) -> None:
-    """It replaces the one without a tag before it; and with several images, one must be named."""
+    """It replaces the previous one without a tag. With several images, one must be named."""
     layout = Layout(tmp_path)
     await layout.put_document("", image(1))
     await layout.put_document("", image(2))
@@ -160,7 +160,7 @@ def other(entry: Json, **changes: Any) -> Json:
     ids=["null", "capitals", "null in an entry", "sha512 beside it", "no digest", "twice", "of an unknown type", "many"],
 )
 async def test_what_skopeo_and_umoci_find_is_found(tmp_path: Path, change: Callable[[Json, Json], Any]) -> None:
-    """Both were tried with each. What is there stays, byte for byte but for the new entry, when another image is written."""
+    """Both were tried with each. When another image is written, the existing bytes stay, except for the new entry."""
     layout = Layout(tmp_path / "out")
     before = json.loads(await rewritten(layout, tmp_path / "out", change))
     assert await layout.document("v1") == image(1)
@@ -173,7 +173,7 @@ async def test_what_skopeo_and_umoci_find_is_found(tmp_path: Path, change: Calla
 
 
 async def test_an_image_of_another_algorithm_is_named_so(tmp_path: Path) -> None:
-    """And one that is not there is told with the others' names, not with all of a thousand."""
+    """For a missing image, the error lists the others' names, but not all of a thousand."""
     layout = Layout(tmp_path / "out")
     await rewritten(layout, tmp_path / "out", lambda _, entry: entry.update(digest="sha512:" + "a" * 128))
     for reference in ("v1", "v2"):
@@ -186,7 +186,7 @@ async def test_an_image_of_another_algorithm_is_named_so(tmp_path: Path) -> None
 
 
 async def test_a_document_by_digest_is_not_a_tag(tmp_path: Path) -> None:
-    """The manifests of an index are blobs; only what is tagged stands in index.json."""
+    """The manifests of an index are blobs. Only what is tagged is in index.json."""
     layout = Layout(tmp_path)
     await layout.put_document(image(1).digest, image(1))
     assert not (tmp_path / "index.json").exists()
@@ -207,7 +207,7 @@ async def test_writers_of_one_layout_wait_for_each_other(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("reference", ["v2", "../../etc/passwd", "sha256:" + "0" * 64])
 async def test_missing_images(tmp_path: Path, reference: str) -> None:
-    """Not found, with what there is."""
+    """Not found; the error lists what there is."""
     layout = Layout(tmp_path)
     await layout.put_document("v1", image(1))
     with pytest.raises(NotFound):
@@ -215,7 +215,7 @@ async def test_missing_images(tmp_path: Path, reference: str) -> None:
 
 
 async def test_no_layout_at_all(tmp_path: Path) -> None:
-    """Neither a missing directory nor one that holds something else."""
+    """Neither a missing directory nor one with other content."""
     with pytest.raises(NotFound, match="not an OCI layout"):
         await Layout(tmp_path / "nowhere").document("v1")
     (tmp_path / "index.json").write_text("{}")
@@ -225,7 +225,7 @@ async def test_no_layout_at_all(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("digest", ["sha256:../../../../etc/passwd", "sha256:" + "A" * 64, "md5:1", "sha256:" + "a" * 63 + "/"])
 async def test_no_path_leads_out(tmp_path: Path, digest: str) -> None:
-    """Names come from digests only, whoever says that they are some."""
+    """Paths come from digests only, whoever claims that they are digests."""
     layout = Layout(tmp_path)
     await layout.put_document("v1", image(1))
     with pytest.raises(InvalidManifest):
@@ -237,7 +237,7 @@ async def test_no_path_leads_out(tmp_path: Path, digest: str) -> None:
 
 
 async def test_damage_is_seen(tmp_path: Path) -> None:
-    """A flipped byte in a document or config, a blob cut short, a blob too large, an index that is none."""
+    """A flipped byte in a document or config, a truncated blob, a blob too large, an invalid index."""
     layout = Layout(tmp_path)
     await layout.put_document("v1", image(1))
     await put(layout, tmp_path.parent)
@@ -257,7 +257,7 @@ async def test_damage_is_seen(tmp_path: Path) -> None:
 
 
 async def test_a_blob_that_is_not_a_file(tmp_path: Path) -> None:
-    """A FIFO in its place must not hold the reader for ever."""
+    """A FIFO in its place must not block the reader forever."""
     layout = Layout(tmp_path)
     await layout.put_document("v1", image(1))
     os.mkfifo(layout.blob_path(DIGEST))
@@ -270,7 +270,7 @@ async def test_a_blob_that_is_not_a_file(tmp_path: Path) -> None:
 
 
 async def test_what_a_crash_left_is_ignored(tmp_path: Path) -> None:
-    """Temporary files, also in a directory that did not get as far as being a layout."""
+    """Temporary files, also in a directory that had not become a layout yet."""
     (tmp_path / "blobs" / "sha256").mkdir(parents=True)
     (tmp_path / ".tmp-0123").write_text("{")
     (tmp_path / "blobs" / "sha256" / ".tmp-4567").write_bytes(BLOB[:10])
@@ -280,7 +280,7 @@ async def test_what_a_crash_left_is_ignored(tmp_path: Path) -> None:
 
 
 async def test_a_crash_before_the_marker_is_mended(tmp_path: Path) -> None:
-    """An index.json without oci-layout, as the order of writing can leave it."""
+    """An index.json without oci-layout, as a crash can leave it."""
     layout = Layout(tmp_path)
     await layout.put_document("v1", image(1))
     (tmp_path / "oci-layout").unlink()
@@ -289,7 +289,7 @@ async def test_a_crash_before_the_marker_is_mended(tmp_path: Path) -> None:
 
 
 async def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
-    """A slip of the fingers must not spread blobs over a home directory."""
+    """A typo must not scatter blobs over a home directory."""
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(LocalError, match="not an OCI layout"):
         await Layout(tmp_path).put_document("v1", image(1))
@@ -297,7 +297,7 @@ async def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> Non
 
 
 async def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The disk is full at the fsync: no blob, no temporary file, the index as it was."""
+    """The disk is full at the fsync: no blob, no temporary file, and the index is unchanged."""
     layout = Layout(tmp_path / "out")
     await layout.put_document("v1", image(1))
     before = (tmp_path / "out" / "index.json").read_bytes()
@@ -329,7 +329,7 @@ async def test_a_cancelled_put_leaves_nothing(tmp_path: Path) -> None:
 
 
 async def test_blobs_move_between_layouts(tmp_path: Path) -> None:
-    """By a hard link on one disk; again is not a harm; what the origin does not have is not taken."""
+    """By a hard link on one disk. Repeating it does no harm. A blob that the origin does not have is not taken."""
     origin, target = Layout(tmp_path / "a"), Layout(tmp_path / "b")
     await put(origin, tmp_path)
     for _ in range(2):

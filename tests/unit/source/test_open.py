@@ -15,7 +15,7 @@ from lazyfs.source.reference import parse_reference
 
 
 async def test_each_transport_has_its_source(tmp_path: Path) -> None:
-    """Names come back as a user would write them."""
+    """Names are as a user would write them."""
     for text in ("docker://localhost:5000/a/b:v1", f"oci:{tmp_path}:v1"):
         for opened in (open_source(parse_reference(text), AccessOptions()), open_sink(parse_reference(text), AccessOptions())):
             assert opened.name == text.removesuffix(":v1")
@@ -29,6 +29,6 @@ def test_a_destination_has_no_digest() -> None:
 
 
 def test_a_layout_costs_no_http() -> None:
-    """Whoever reads a layout does not wait for httpx to be imported."""
+    """Reading a layout does not import httpx."""
     program = "import sys; import lazyfs.source.open; sys.exit('httpx' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[3])

@@ -1,4 +1,4 @@
-"""skopeo's notation, read and written."""
+"""skopeo's notation, parsed and formatted."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ D = "sha256:" + "a" * 64
     ],
 )
 def test_registries(text: str, host: str, repository: str, tag: str, digest: str | None) -> None:
-    """Docker Hub's short names, hosts, ports, tags and digests; the canonical form names the same image."""
+    """Docker Hub's short names, hosts, ports, tags and digests. The canonical form names the same image."""
     found = parse_reference(text)
     assert (found.transport, found.host, found.repository, found.tag, found.digest) == ("docker", host, repository, tag, digest)
     assert found.selector == (digest or tag)
@@ -59,7 +59,7 @@ def test_registries(text: str, host: str, repository: str, tag: str, digest: str
     ],
 )
 def test_layouts(text: str, directory: str, tag: str, digest: str | None) -> None:
-    """The directory ends at the first colon, as in skopeo; a tag may hold colons and slashes."""
+    """The directory ends at the first colon, as in skopeo. A tag may contain colons and slashes."""
     found = parse_reference(text)
     assert (found.transport, found.location, found.tag, found.digest) == ("oci", directory, tag, digest)
     assert found.selector == (digest or tag)
@@ -76,14 +76,14 @@ def test_layouts(text: str, directory: str, tag: str, digest: str | None) -> Non
     ],
 )  # fmt: skip
 def test_what_names_no_image(text: str) -> None:
-    """A UsageError that repeats what was typed."""
+    """A UsageError that quotes what was typed."""
     with pytest.raises(UsageError):
         parse_reference(text)
 
 
 @given(st.text(max_size=50) | st.from_regex(r"\A(docker://|oci:)?[a-zA-Z0-9.:/@\[\]_-]{0,40}\Z"))
 def test_any_text_parses_or_is_refused(text: str) -> None:
-    """What parses survives its canonical form."""
+    """What is accepted survives its canonical form."""
     with contextlib.suppress(UsageError):
         found = parse_reference(text)
         assert parse_reference(str(found)) == found

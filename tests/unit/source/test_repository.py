@@ -1,4 +1,4 @@
-"""A repository as source and sink: what documents may be, and the whole way against Debian's docker-registry."""
+"""A repository as source and sink: which documents it accepts, and a full run with Debian's docker-registry."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BLOB = bytes(range(256)) * 5000
 DIGEST = digest_of(BLOB)
 MANIFEST = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST}).encode()
 
-# htpasswd wants bcrypt, which Debian's python can make but later ones cannot: made once, for "me" and "secret".
+# htpasswd needs bcrypt, which Debian's Python can compute but later ones cannot: computed once, for "me" and "secret".
 HTPASSWD = "me:$2b$04$h7HaDOsG2h/Fh8q4i.6tlOoW3k5HHxe1zler12It1goknlfTh/Rgi\n"
 AUTH = "auth: {{htpasswd: {{realm: tests, path: {path}}}}}\n"
 
@@ -41,13 +41,13 @@ async def repository(address: str, name: str = "a/b", creds: Credentials | None 
 
 @asynccontextmanager
 async def scripted(script: Script) -> AsyncIterator[tuple[Server, Repository]]:
-    """A server that says what the test wants."""
+    """A scripted server."""
     async with serving(Server(script)) as server, repository(server.host) as opened:
         yield server, opened
 
 
 async def test_a_document_by_tag() -> None:
-    """Asked for in all types that we read; its digest is what it hashes to."""
+    """All supported types are accepted. Its digest is what it hashes to."""
     async with scripted([reply(200, MANIFEST, content_type=DOCKER_MANIFEST)]) as (server, opened):
         assert await opened.document("v1") == Document(DOCKER_MANIFEST, digest_of(MANIFEST), MANIFEST)
         assert opened.name == f"docker://{server.host}/a/b"
@@ -56,7 +56,7 @@ async def test_a_document_by_tag() -> None:
 
 
 async def test_a_document_by_digest_is_verified() -> None:
-    """Whatever the registry says it is, however often it is asked."""
+    """Whatever the registry claims, however often it is asked."""
     other = reply(200, MANIFEST, docker_content_digest=DIGEST)
     async with scripted([reply(200, MANIFEST), other, other]) as (_, opened):
         assert (await opened.document(digest_of(MANIFEST))).data == MANIFEST
@@ -76,7 +76,7 @@ async def test_a_small_blob_is_verified_and_bounded() -> None:
 
 
 async def test_a_document_that_is_wrong_once_is_requested_again() -> None:
-    """Nobody is told of it."""
+    """No caller notices."""
     broken = MANIFEST.replace(b"2", b"3")
     async with scripted([reply(200, data) for data in (broken, MANIFEST, b"konfig", b"config")]) as (server, opened):
         assert (await opened.document(digest_of(MANIFEST))).data == MANIFEST
@@ -85,7 +85,7 @@ async def test_a_document_that_is_wrong_once_is_requested_again() -> None:
 
 
 async def test_a_tag_that_is_wrong_once_is_requested_again() -> None:
-    """The registry's own word for its digest shows it. Where it insists on the contradiction, the document counts, as for skopeo."""
+    """The registry's own digest header shows it. If it repeats the contradiction, the document counts, as in skopeo."""
     digest = digest_of(MANIFEST)
     broken = reply(200, MANIFEST.replace(b"2", b"3"), docker_content_digest=digest)
     lie = reply(200, MANIFEST, docker_content_digest=DIGEST)
@@ -97,7 +97,7 @@ async def test_a_tag_that_is_wrong_once_is_requested_again() -> None:
 
 
 async def test_a_document_is_bounded() -> None:
-    """4 MiB, both ways."""
+    """4 MiB, for reading and writing."""
     async with scripted([reply(200, bytes((4 << 20) + 1))]) as (_, opened):
         with pytest.raises(BadAnswer, match="over 4194304 bytes"):
             await opened.document("v1")
@@ -107,7 +107,7 @@ async def test_a_document_is_bounded() -> None:
 
 
 async def test_ranges_come_from_the_blob() -> None:
-    """The protocol's own way in."""
+    """Through the protocol."""
     async with scripted(lambda request: partial(BLOB, request)) as (server, opened):
         async with opened.open_range(DIGEST, len(BLOB), 1000, 70_000) as stream:
             assert await stream.receive_exactly(69_000) == BLOB[1000:70_000]
@@ -115,7 +115,7 @@ async def test_ranges_come_from_the_blob() -> None:
 
 
 async def test_a_blob_of_another_size_is_damage() -> None:
-    """HEAD: there, not there, not what it should be."""
+    """HEAD: present, missing, of another size."""
     length = str(len(BLOB))
     async with scripted([reply(200, content_length=length), reply(404), reply(200, content_length="7")]) as (_, opened):
         assert await opened.has_blob(DIGEST, len(BLOB))
@@ -135,7 +135,7 @@ async def test_mounting_is_a_wish(status: int, expected: bool) -> None:
 
 
 async def test_without_a_token_for_both_repositories_nothing_is_mounted() -> None:
-    """The blob is sent instead, for which the own repository's token does."""
+    """The blob is sent instead, which needs only the token of its own repository."""
     async with serving(Server([])) as server, repository(server.host, creds=Credentials("me", "secret")) as opened:
         server.script = [reply(401, www_authenticate=f'Bearer realm="http://{server.host}/token"'), reply(403)]
         async with repository(server.host, "other") as origin:
@@ -143,14 +143,14 @@ async def test_without_a_token_for_both_repositories_nothing_is_mounted() -> Non
 
 
 async def test_nothing_is_mounted_from_elsewhere(tmp_path: Path) -> None:
-    """Another registry, a layout: nobody is asked."""
+    """Another registry, a layout: nothing is requested."""
     async with scripted([]) as (_, opened), repository("localhost:1") as origin:
         assert not await opened.mount_blob(DIGEST, len(BLOB), origin)
         assert not await opened.mount_blob(DIGEST, len(BLOB), Layout(tmp_path))
 
 
 async def test_a_registry_that_keeps_something_else() -> None:
-    """Its digest of our manifest must be ours."""
+    """Its digest for our manifest must match ours."""
     async with scripted([reply(201, docker_content_digest=DIGEST), reply(400)]) as (_, opened):
         for message in ("says it has kept", "answers 400"):
             with pytest.raises(BadAnswer, match=message):
@@ -179,7 +179,7 @@ async def push(opened: Repository, path: Path) -> Document:
 
 @pytest.mark.registry
 async def test_push_and_pull(registry: Registry, tmp_path: Path) -> None:
-    """Everything a source and a sink do, against a real registry."""
+    """Everything that a source and a sink do, with a real registry."""
     async with repository(registry.address) as opened:
         assert not await opened.has_blob(DIGEST, len(BLOB))
         with pytest.raises(NotFound, match="answers 404"):
@@ -206,7 +206,7 @@ async def test_push_and_pull(registry: Registry, tmp_path: Path) -> None:
 
 @pytest.mark.registry
 async def test_push_in_pieces(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other way of sending, against the same."""
+    """The other way to send, with the same registry."""
     monkeypatch.setattr("lazyfs.registry.uploads.LARGE", 1000)
     monkeypatch.setattr("lazyfs.registry.uploads.PIECE", 500_000)
     async with repository(registry.address) as opened:
@@ -227,7 +227,7 @@ async def test_a_registry_checks_the_digest(registry: Registry, tmp_path: Path) 
 
 @pytest.fixture
 def closed_registry(tmp_path: Path) -> Iterator[Registry]:
-    """One that wants a password."""
+    """A registry with a password."""
     closed = Registry(tmp_path / "closed")
     passwords = tmp_path / "htpasswd"
     passwords.write_text(HTPASSWD)
@@ -239,7 +239,7 @@ def closed_registry(tmp_path: Path) -> Iterator[Registry]:
 
 @pytest.mark.registry
 async def test_basic_auth(closed_registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From --creds, from config.json; wrong ones and none are refused."""
+    """From --creds and from config.json. Wrong ones and none are refused."""
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
     address = closed_registry.address
     async with repository(address, creds=Credentials("me", "secret")) as opened:
