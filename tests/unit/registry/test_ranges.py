@@ -210,7 +210,7 @@ async def test_too_much_never_reaches_the_next_reader() -> None:
     assert server.connections == 2
 
 
-@pytest.mark.parametrize("told", ["", "10-19/10240", "bytes */10240", "lines 1-2/3"])
+@pytest.mark.parametrize("content_range", ["", "10-19/10240", "bytes */10240", "lines 1-2/3"])
 async def test_a_response_that_does_not_say_which_range_it_is(content_range: str) -> None:
     """It has the requested length. Whether it is the right range, its digests show."""
     got, _ = await read_from([reply(206, BLOB[10:20], content_range=content_range)], 10, 20)
