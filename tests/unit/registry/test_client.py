@@ -271,7 +271,7 @@ async def test_the_error_code_of_the_specification_is_reported(autojump_clock: t
     assert "EVIL" not in str(caught.value)
 
 
-def test_refusals_are_told_apart() -> None:
+def test_errors_are_distinguished_by_status() -> None:
     """404, 401 and 403, and the rest."""
     url = parse_url("http://host/v2/secret", "it")
     kinds = {status: type(error_for_status("it", url, status)) for status in (400, 401, 403, 404, 405, 301)}

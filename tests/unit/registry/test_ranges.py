@@ -145,7 +145,7 @@ async def test_an_answer_that_is_not_what_was_asked_is_an_error(answer: bytes, m
 
 
 @pytest.mark.parametrize(("status", "kind"), [(404, NotFound), (401, Unauthorized), (410, BadAnswer)])
-async def test_refusals_are_told_apart(status: int, kind: type[SourceError]) -> None:
+async def test_errors_are_distinguished_by_status(status: int, kind: type[SourceError]) -> None:
     """None of them is retried: the script has one answer."""
     assert type(await fails([reply(status)])) is kind
 
