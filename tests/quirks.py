@@ -232,27 +232,37 @@ def foreign(media_type: str, *urls: str, status: int = 404, is_here: bool = Fals
     """The layers are at `urls`, with a host that refuses whoever shows a token; the registry answers `status` for them (`is_here`: has them)."""
     there = "/there/blobs/"
 
-    def quirk(request: Request, response: Response) -> Response:
-        digest = request.target.rpartition("/")[2]
-        if request.target.startswith(there):
-            return Response(403) if "authorization" in request.headers else request.right()
-        if response.status >= 300:
-            return response
-        if request.kind == "blob" and not is_here and not response.body.startswith(b"{"):
-            return Response(status, {"Content-Type": "application/json"}, b'{"errors": []}')
-        if request.kind != "manifest" or digest.startswith("sha256:"):
-            return response
-        document = json.loads(response.body)
-        for layer in document["layers"]:
-            layer["mediaType"] = media_type
-            layer["urls"] = [
-                url.format(right=f"http://{request.host}{there}{layer['digest']}", host=request.host) for url in urls
-            ]
-        body = json.dumps(document).encode()
-        headers = {**response.headers, "Docker-Content-Digest": "sha256:" + hashlib.sha256(body).hexdigest()}
-        return dataclasses.replace(response, headers=headers, body=body)
+    def make() -> Quirk:
+        changed: dict[str, Response] = {}
+        """Manifests, by their digests."""
 
-    return lambda: quirk
+        def quirk(request: Request, response: Response) -> Response:
+            digest = request.target.rpartition("/")[2]
+            if request.target.startswith(there):
+                return Response(403) if "authorization" in request.headers else request.right()
+            if response.status == 401:
+                return response
+            if request.kind == "blob" and not is_here and not response.body.startswith(b"{"):
+                return Response(status, {"Content-Type": "application/json"}, b'{"errors": []}')
+            if request.kind != "manifest":
+                return response
+            if digest in changed:
+                return dataclasses.replace(changed[digest])
+            document = json.loads(response.body)
+            for layer in document["layers"]:
+                layer["mediaType"] = media_type
+                right = f"http://{request.host}{there}{layer['digest']}"
+                layer["urls"] = [url.format(right=right, host=request.host) for url in urls]
+            body = json.dumps(document).encode()
+            digest = "sha256:" + hashlib.sha256(body).hexdigest()
+            changed[digest] = dataclasses.replace(
+                response, headers={**response.headers, "Docker-Content-Digest": digest}, body=body
+            )
+            return dataclasses.replace(changed[digest])
+
+        return quirk
+
+    return make
 
 
 def cookies(request: Request, response: Response) -> Response:

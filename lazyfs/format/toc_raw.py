@@ -1,7 +1,7 @@
 """The JSON of a TOC, entry by entry, as it stands there: counted before it becomes objects, and not believed yet (toc.py does that).
 
 It is read as Go's encoding/json reads it, because the format's other readers are written in Go: a field that is null is absent, and the
-case of a field's name does not matter. What is nested more than about 1,000 levels deep is refused here, unlike there.
+case of a field's name does not matter. An unknown field may be nested 10,000 levels deep, in a TOC of up to 8 MiB.
 """
 
 from __future__ import annotations
@@ -14,11 +14,16 @@ import msgspec
 
 from lazyfs.errors import InvalidToc
 from lazyfs.format.bounds import ATTRIBUTE, ENTRY, Bounds
+from lazyfs.format.deep_json import pruned
 
 MAX_TOC_SIZE: Final = 256 << 20
 MAX_ENTRIES: Final = 2_000_000
 _MAX_ENTRY: Final = 4 << 20
 """Bytes of JSON. A name or an attribute is at most 64 KiB, and it is decoded before that can be seen."""
+_MAX_DEEP: Final = 8 << 20
+"""Bytes of a TOC that is read although msgspec, which recurses, refuses it as too deep: at worst three seconds of processor time."""
+_DEPTH: Final = 100
+"""Levels that are kept of it. What the format knows takes four."""
 
 _NONE: Final = msgspec.Raw()
 
@@ -83,16 +88,25 @@ def decode_entries(data: bytes | bytearray, bounds: Bounds, what: str) -> Iterat
         )
     try:
         try:
-            toc = _decode_toc(data)
-        except msgspec.ValidationError:
-            toc = _decode_toc(_TOP.sub(lambda found: found[0].lower(), data))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            toc = _decode_top(data)
+        except RecursionError:
+            if len(data) > _MAX_DEEP:
+                raise
+            toc = _decode_top(pruned(data, _DEPTH))
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise no_toc(error, what) from None
     if toc.version != 1:
         raise InvalidToc(f"{what}: the TOC has version {toc.version}, and only version 1 is known")
     if len(toc.entries) > MAX_ENTRIES:
         raise InvalidToc(f"{what}: the TOC has {len(toc.entries)} entries, more than {MAX_ENTRIES}")
     return _decoded(toc.entries, bounds, what)
+
+
+def _decode_top(data: bytes | bytearray) -> _RawToc:
+    try:
+        return _decode_toc(data)
+    except msgspec.ValidationError:
+        return _decode_toc(_TOP.sub(lambda found: found[0].lower(), data))
 
 
 def _decoded(entries: Iterable[msgspec.Raw], bounds: Bounds, what: str) -> Iterator[RawEntry]:

@@ -34,7 +34,7 @@ class Repository:
         self.repository = repository
         self._ranges = Ranges(self.client)
         self._foreign = ForeignBlobs()
-        # A source never asks for more than pull: anonymous users, and read-only tokens, get no more.
+        # A source asks only for pull: anonymous users and read-only tokens get nothing else.
         self.pull = (f"repository:{repository}:pull",)
         self.push = (f"repository:{repository}:pull,push",)
 

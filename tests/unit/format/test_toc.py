@@ -276,3 +276,33 @@ def test_a_message_is_no_longer_than_a_screen(field: str) -> None:
     with pytest.raises(InvalidToc) as caught:
         parse(entry)
     assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("depth", [900, 9_990])
+def test_unknown_fields_may_be_deep(depth: int) -> None:
+    """As deep as Go reads them, in an entry and beside the entries; what stands around them counts."""
+    deep = '{"a": ["}\\"]", ' * (depth // 2) + "1" + "]}" * (depth // 2)
+    toc = f'{{"x": {deep}, "version": 1, "entries": [{{"name": "a", "y": {deep}, "type": "dir", "mode": 448}}]}}'
+    (entry,) = parse_toc(toc.encode(), 10_000, "layer 1")
+    assert entry == Entry(b"a", "dir", 0o700)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("[" * 10_001 + "]" * 10_001, "nested too deeply"),
+        ("[" * 5000 + "]" * 4999, "JSON"),
+        ("[" * 5000 + "]" * 9000, "has not begun"),
+    ],
+)
+def test_what_is_deeper_or_does_not_match_is_refused(value: str, message: str) -> None:
+    """As by Go."""
+    with pytest.raises(InvalidToc, match=message):
+        parse_toc(f'{{"version": 1, "entries": [], "x": {value}}}'.encode(), 10_000, "layer 1")
+
+
+def test_deep_fields_of_the_format_are_refused() -> None:
+    """They are not taken for absent."""
+    toc = '{"version": 1, "entries": [{"name": "a", "type": "dir", "mode": ' + "[" * 5000 + "]" * 5000 + "}]}"
+    with pytest.raises(InvalidToc, match="JSON that the format asks for"):
+        parse_toc(toc.encode(), 10_000, "layer 1")
