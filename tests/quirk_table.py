@@ -153,7 +153,7 @@ def heads() -> list[Row]:
         Row("foreign layers", foreign(FOREIGN, "{right}"), blobs=True, tokens=True),
         Row(
             "foreign layers, Docker's",
-            foreign(DOCKER_FOREIGN, "ftp://{host}/x", "file:///etc/passwd", "http://{host}/v2/missing/blobs/x", "{right}"),
+            foreign(DOCKER_FOREIGN, "ftp://{host}/x", "file:///etc/passwd", "http://{host}/there/blobs/missing", "{right}"),
             blobs=True,
             tokens=True,
             slow=True,
@@ -161,7 +161,7 @@ def heads() -> list[Row]:
         Row("foreign layers that the registry forbids", foreign(FOREIGN, "{right}", status=403), blobs=True, slow=True),
         Row(
             "foreign layers that only the registry has",
-            foreign(FOREIGN, "http://{host}/v2/missing/blobs/x", is_here=True),
+            foreign(FOREIGN, "http://{host}/there/blobs/missing", is_here=True),
             "skopeo",
             required=True,
             blobs=True,
