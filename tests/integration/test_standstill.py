@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from lazyfs.store.claims import Claims
 from tests.commands import Lazyfs
 from tests.lying_registry import LyingRegistry, silent
-from tests.small_image import SmallImage, large_file
+from tests.small_image import CHUNK_SIZE, SmallImage, large_file
 from tests.unit.registry.scripted import Answer, Reply, Request
 
 pytestmark = [pytest.mark.fuse, pytest.mark.slow]
@@ -37,10 +40,12 @@ time.sleep(600)
 def test_a_stopped_process_holds_a_chunk_for_a_while(lazyfs: Lazyfs, small: SmallImage) -> None:
     """It has claimed what another one reads: the other fetches it as well, and the first goes on when it wakes up."""
     name = large_file(1)
+    claimed = hashlib.sha256(small.files[name][:CHUNK_SIZE]).digest()
+    read: list[bytes] = []
     with LyingRegistry.serving(small.converted) as registry:
         with lazyfs.mounted(f"{registry.image}:v1", "--background", "off") as root:
             registry.lie = silent
-            reader = threading.Thread(target=(root / name).read_bytes)
+            reader = threading.Thread(target=lambda: read.append((root / name).read_bytes()))
             reader.start()
             while not registry.server.silences:
                 time.sleep(0.05)
@@ -48,13 +53,23 @@ def test_a_stopped_process_holds_a_chunk_for_a_while(lazyfs: Lazyfs, small: Smal
             os.kill(pid, signal.SIGSTOP)
             try:
                 registry.lie = None
+                assert is_claimed(lazyfs.store, claimed), "it holds nothing: the test tests nothing"
+                asked = len(registry.ranges)
                 done = lazyfs.run("cat", f"{registry.image}:v1", name, "--store", lazyfs.store, timeout=_PATIENCE_S)
                 assert done.stdout == small.files[name]
+                assert len(registry.ranges) > asked, "the stopped process had fetched it"
+                assert is_claimed(lazyfs.store, claimed), "the claim was taken away from its holder"
             finally:
                 os.kill(pid, signal.SIGCONT)
                 registry.recover()
             reader.join(_PATIENCE_S)
-            assert (root / name).read_bytes() == small.files[name]
+            assert read == [small.files[name]]
+
+
+def is_claimed(store: Path, chunk: bytes) -> bool:
+    """Whether another process has claimed the chunk."""
+    with closing(Claims(store / "claims")) as claims:
+        return not claims.claim(chunk)
 
 
 def test_a_stopped_process_holds_a_layer_for_a_while(lazyfs: Lazyfs, small: SmallImage, tmp_path: Path) -> None:
