@@ -162,7 +162,7 @@ class Service:
         self.mounting = Mounting(store, self.images, self.mounts, overlays)
         self.revival = Revival(state, self.images, self.mounts, overlays)
         self.pulling = Pulling()
-        self.gate = Gate(store, self.catalog, self.recordings.touched, callers.changes_metadata_only)
+        self.gate = Gate(store, self.catalog, self.recordings.touched, callers.changes_metadata_only, self.tasks.failures)
         self.operations = GateOperations(self.gate)
         self.plugin: Plugin | None = None
         """What serves containerds, where there are any."""

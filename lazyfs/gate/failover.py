@@ -9,17 +9,21 @@ fetches what is wanted, or, while that run waits for a slot, for a run before it
 source that trickles gets at most _WINDOWS timeouts: an image may be hostile, and delay what it shares with another.
 
 A request is not cancelled when the next source is asked. The first result is taken.
+
+A surprise (a defect, memory that is short) is that source's failure: it is logged and counted, and the next source is asked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final, Generic, TypeVar
 
 import trio
 
-from lazyfs.errors import LazyfsError
+from lazyfs.errors import LazyfsError, LocalError
 from lazyfs.gate.catalog import Supply
+from lazyfs.tasks import Failures
 
 _WINDOWS: Final = 3
 T = TypeVar("T")
@@ -29,6 +33,10 @@ class Failover:
     """Tries the supplies of an object one after the other. The fetchers remember which sources were passed over, so that
     readers of other sources do not join their flights."""
 
+    def __init__(self, failures: Failures) -> None:
+        """`failures`: where surprises are counted."""
+        self._failures = failures
+
     async def run(self, supplies: Sequence[Supply], wanted: slice, work: Callable[[Supply], Awaitable[T]], timeout: float) -> T:
         """The result of `work` for one of the supplies. While there are others, each has `timeout` seconds to show a sign of
         life.
@@ -36,6 +44,7 @@ class Failover:
         `wanted`: the pieces of the supply that `work` waits for. `work` can be cancelled and repeated at no cost. Raises the
         first LazyfsError when all supplies have failed. Cancelled: what is in flight still arrives.
         """
+        work = partial(self._ask, work)
         supplies = self._sorted(supplies)
         failure: LazyfsError | None = None
         for number, supply in enumerate(supplies[:-1]):
@@ -52,6 +61,16 @@ class Failover:
             return await work(supplies[-1])
         except LazyfsError as error:
             raise failure or error from None
+
+    async def _ask(self, work: Callable[[Supply], Awaitable[T]], supply: Supply) -> T:
+        try:
+            return await work(supply)
+        except LazyfsError:
+            raise
+        except Exception as surprise:
+            source = f"layer {supply.layer.digest} of {supply.fetcher.image}"
+            self._failures.record("request to a source", surprise, source)
+            raise LocalError(f"{source}: a request failed unexpectedly", hint="See the log of lazyfsd") from surprise
 
     def _sorted(self, supplies: Sequence[Supply]) -> Sequence[Supply]:
         if len(supplies) < 2:

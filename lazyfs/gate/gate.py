@@ -46,6 +46,7 @@ from lazyfs.gate.latency import Latency
 from lazyfs.store.content import is_name
 from lazyfs.store.folders import GATE_NOWHERE, GATE_OBJECTS, recorded_by
 from lazyfs.store.store import Store
+from lazyfs.tasks import Failures
 
 _log = logging.getLogger(__name__)
 
@@ -80,8 +81,9 @@ class Gate:
         catalog: Catalog,
         touched: Callable[[int, str], None],
         is_metadata_call: Callable[[int], bool | None],
+        failures: Failures,
     ) -> None:
-        """`is_metadata_call`: for a thread id; None if it cannot be determined yet."""
+        """`is_metadata_call`: for a thread id; None if it cannot be determined yet. `failures`: where surprises are counted."""
         self._store = store
         self._catalog = catalog
         self._touched = touched
@@ -90,7 +92,7 @@ class Gate:
         self._threads = trio.CapacityLimiter(16)
         self.announced = RecentlyAnnounced()
         """Objects that must not be evicted now."""
-        self._failover = Failover()
+        self._failover = Failover(failures)
         self.served: set[str] = set()
         """Objects that were answered with an entry while they were incomplete."""
         self.reopened: set[str] = set()

@@ -16,6 +16,7 @@ from lazyfs.gate.catalog import Catalog, LayerObjects
 from lazyfs.gate.gate import Gate
 from lazyfs.gate.inode import OBJECTS, inode_of
 from lazyfs.store.store import Store
+from lazyfs.tasks import Failures
 from tests.unit.fetch.scripted import ScriptedSource, make_layer
 
 
@@ -26,7 +27,7 @@ class Setting:
         self.catalog = Catalog()
         self.catalog.begin()
         self.catalog.add("image", fetcher, (layer,))
-        self.gate = Gate(store, self.catalog, lambda *_: None, lambda _: False)
+        self.gate = Gate(store, self.catalog, lambda *_: None, lambda _: False, Failures())
         self.refresher = Refresher(store, self.gate, self.catalog, lambda _: [])
         self.name = next(layer.names())
 

@@ -47,7 +47,7 @@ async def by_lazyfsd(store: Store) -> AsyncIterator[Describe]:
         await live.known()
         row = Row(1, "mounted", "", Mount("/mnt", "", IMAGE.name, "", "", False, "off", "", False, ""))
         mount = LiveMount(row, IMAGE.name, False, trio.Event(), live)
-        gate = Gate(store, catalog, lambda *_: None, lambda _: False)
+        gate = Gate(store, catalog, lambda *_: None, lambda _: False, Failures())
 
         async def describe() -> Told:
             status = await describe_mount(mount, live, store, gate, Failures())

@@ -25,6 +25,7 @@ from lazyfs.gate.inode import NOWHERE, OBJECTS, ROOT, inode_of, record_inode
 from lazyfs.store.content import Content
 from lazyfs.store.in_use import InUse
 from lazyfs.store.store import Store
+from lazyfs.tasks import Failures
 from tests.unit.fetch.scripted import ScriptedSource, make_layer, pass_time, settle
 
 RANDOM = random.Random(2)
@@ -45,7 +46,7 @@ class Setting:
         self.running = 0
         """How often the call of a thread is unknown at first."""
         self.fetcher: Fetcher
-        self.gate = Gate(store, self.catalog, lambda *touch: self.touched.append(touch), self._is_metadata_call)
+        self.gate = Gate(store, self.catalog, lambda *touch: self.touched.append(touch), self._is_metadata_call, Failures())
 
     def _is_metadata_call(self, thread: int) -> bool | None:
         if self.running:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pyfuse3
@@ -129,18 +130,25 @@ async def raced(scene: Scene) -> None:
     """Two ways to one object."""
 
     class Silent:
+        image = "docker://registry.test/image"
         is_passed_over = False
 
         def signs_of_life(self, pieces: object) -> int:
             return 0
 
-    async def work(_: Supply) -> str:
-        await trio.sleep_forever()
-        return ""
+        def pass_over(self, pieces: object) -> None:
+            pass
 
-    ways = [Supply(cast("Any", Silent()), cast("Any", None), ()) for _ in range(2)]
+    layer = cast("Any", SimpleNamespace(digest="sha256:abc"))
+    ways = [Supply(cast("Any", Silent()), layer, ()) for _ in range(2)]
+
+    async def work(supply: Supply) -> str:
+        if supply is ways[0]:
+            await trio.sleep_forever()
+        return "the other"
+
     with trio.fail_after(PATIENCE):
-        await Failover().run(ways, slice(1), work, 0.01)
+        assert await Failover(scene.failures).run(ways, slice(1), work, 0.01) == "the other"
 
 
 async def looped(scene: Scene) -> None:

@@ -112,7 +112,7 @@ TABLE: dict[str, Entry] = {
     "fetch/transfer.py Transfer._fetch_batches: self._unpack": supervised("fetch", fetching.unpacked),
     "fuse/loop.py serve: _cancel_at_end": root(fetching.looped),
     "fuse/session.py Session.answer: pyfuse3.main": root(fetching.greeted),
-    "gate/failover.py _Hedge.run: self._try": root(fetching.raced),
+    "gate/failover.py _Hedge.run: self._try": supervised("request to a source", fetching.raced),
     "image/image.py all_of: one": inside("order, revival, image, TOC", fetching.documents),
     **{
         f"mount/upkeep.py Upkeep.run: {kind}": supervised(kind, borders.kept)
