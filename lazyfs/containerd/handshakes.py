@@ -31,7 +31,7 @@ ACKNOWLEDGEMENT: Final = SETTINGS[:4] + b"\x01" + bytes(4)
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """What a client begins with."""
 _HEADER: Final = 9
-_PATIENCE: Final = 0.5
+_ACCEPT_DELAY: Final = 0.5
 """Seconds of this process's life before it accepts: the second that callers wait may have begun with the death of the one before."""
 _PAUSE: Final = 0.1
 
@@ -40,11 +40,11 @@ class Handshakes:
     """Begins with callers of some listening sockets until it is stopped. `with` it, or `stop` it; for one thread."""
 
     def __init__(self, listeners: Mapping[str, int], patience: float | None = None) -> None:
-        """`listeners`: descriptors by name, which stay the caller's. `patience`: seconds until the first is accepted, if not _PATIENCE."""
+        """`listeners`: descriptors by name, which stay the caller's. `patience`: seconds until the first is accepted, if not _ACCEPT_DELAY."""
         self._listeners = {name: socket.socket(fileno=os.dup(descriptor)) for name, descriptor in listeners.items()}
-        self._begun: dict[str, list[socket.socket]] = {name: [] for name in listeners}
-        self._patience = max(0.0, _PATIENCE - _age()) if patience is None else patience
-        self._ending = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._accepted: dict[str, list[socket.socket]] = {name: [] for name in listeners}
+        self._patience = max(0.0, _ACCEPT_DELAY - _process_age()) if patience is None else patience
+        self._stop_event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._run, name="lazyfs-handshakes", daemon=True)
         if listeners:
             self._thread.start()
@@ -63,19 +63,19 @@ class Handshakes:
         Blocking, for less than a millisecond. A second time, there are none.
         """
         if self._thread.is_alive():
-            os.eventfd_write(self._ending, 1)
+            os.eventfd_write(self._stop_event, 1)
             self._thread.join()
-        if self._ending >= 0:
-            os.close(self._ending)
-            self._ending = -1
+        if self._stop_event >= 0:
+            os.close(self._stop_event)
+            self._stop_event = -1
         for listener in self._listeners.values():
             listener.close()
-        begun, self._begun = self._begun, {}
+        begun, self._accepted = self._accepted, {}
         return begun
 
     def _run(self) -> None:
         waiting = select.poll()
-        waiting.register(self._ending, select.POLLIN)
+        waiting.register(self._stop_event, select.POLLIN)
         if waiting.poll(self._patience * 1000):
             return
         names = {}
@@ -85,28 +85,28 @@ class Handshakes:
             names[listener.fileno()] = name
         while True:
             ready = {descriptor for descriptor, _ in waiting.poll()}
-            if self._ending in ready:
+            if self._stop_event in ready:
                 return
             for descriptor in ready:
                 try:
                     self._begin(names[descriptor])
                 except OSError:  # gone already; or no descriptors are left, and they wait
-                    select.select([self._ending], [], [], _PAUSE)
+                    select.select([self._stop_event], [], [], _PAUSE)
 
     def _begin(self, name: str) -> None:
         connection, _ = self._listeners[name].accept()
-        self._begun[name].append(connection)
+        self._accepted[name].append(connection)
         connection.sendall(SETTINGS)
 
 
-def _age() -> float:
+def _process_age() -> float:
     """Seconds since this process was begun, to a hundredth: what Python itself took to come up among them. Source: proc(5), starttime."""
     with open("/proc/self/stat", "rb") as stat:
         begun = int(stat.read().rpartition(b")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
     return time.clock_gettime(time.CLOCK_BOOTTIME) - begun
 
 
-class Unacknowledged:
+class AcknowledgementFilter:
     """What a client sends after such a beginning, without its first acknowledgement."""
 
     def __init__(self) -> None:

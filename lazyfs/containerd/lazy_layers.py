@@ -56,7 +56,7 @@ class LazyLayers:
         self._snapshots[key] -= 1
         if not self._snapshots[key]:
             del self._snapshots[key]
-            live = self.found(lazy)
+            live = self.find(lazy)
             if live is not None:
                 self._pulls.stop(live)
 
@@ -77,7 +77,7 @@ class LazyLayers:
         """Those that live, by name."""
         return {name: live for name, live in self._layers.live.items() if live.source.is_shared}
 
-    def found(self, lazy: LazyLayer) -> LiveLayer | None:
+    def find(self, lazy: LazyLayer) -> LiveLayer | None:
         """The layer, if it lives. For any thread."""
         return self._layers.live.get(name_of(lazy))
 

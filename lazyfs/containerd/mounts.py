@@ -13,7 +13,7 @@ from typing import NamedTuple
 from lazyfs.snapshots.snapshot import Snapshot
 
 
-class Mount(NamedTuple):
+class MountSpec(NamedTuple):
     """One mount, in containerd's words."""
 
     type: str
@@ -21,13 +21,13 @@ class Mount(NamedTuple):
     options: tuple[str, ...]
 
 
-class Place(NamedTuple):
+class SnapshotFolders(NamedTuple):
     """The folder of one containerd's snapshots; each has one of its own, named by its number."""
 
     folder: Path
 
     @classmethod
-    def of_containerd(cls, folder: Path) -> Place:
+    def of_containerd(cls, folder: Path) -> SnapshotFolders:
         """In the folder that belongs to one containerd, STORE/containerd/NAME."""
         return cls(folder / "snapshots")
 
@@ -48,20 +48,22 @@ class Place(NamedTuple):
         return self.of(number) / "root"
 
 
-def bind(source: Path, *, read_only: bool) -> tuple[Mount, ...]:
+def bind(source: Path, *, read_only: bool) -> tuple[MountSpec, ...]:
     """A directory as it is."""
-    return (Mount("bind", str(source), ("ro" if read_only else "rw", "rbind")),)
+    return (MountSpec("bind", str(source), ("ro" if read_only else "rw", "rbind")),)
 
 
-def ordinary(snapshot: Snapshot, place: Place, lower: Sequence[Path], *, index_off: bool) -> tuple[Mount, ...]:
+def overlay_mounts(
+    snapshot: Snapshot, folders: SnapshotFolders, lower: Sequence[Path], *, index_off: bool
+) -> tuple[MountSpec, ...]:
     """The mounts of a snapshot on the directories `lower`, the lowest first. `index_off`: overlayfs here knows that option."""
     read_only = snapshot.kind == "view"
     if not lower:
-        return bind(place.fs(snapshot.id), read_only=read_only)
+        return bind(folders.fs(snapshot.id), read_only=read_only)
     if read_only and len(lower) == 1:
         return bind(lower[0], read_only=True)
     options = ["index=off"] if index_off else []
     if not read_only:
-        options += [f"workdir={place.work(snapshot.id)}", f"upperdir={place.fs(snapshot.id)}"]
+        options += [f"workdir={folders.work(snapshot.id)}", f"upperdir={folders.fs(snapshot.id)}"]
     options.append("lowerdir=" + ":".join(map(str, reversed(lower))))
-    return (Mount("overlay", "overlay", tuple(options)),)
+    return (MountSpec("overlay", "overlay", tuple(options)),)

@@ -17,12 +17,12 @@ from typing import Final
 
 import trio
 
-from lazyfs.containerd.handshakes import SETTINGS, Unacknowledged
+from lazyfs.containerd.handshakes import SETTINGS, AcknowledgementFilter
 from lazyfs.tasks import Supervisor
 
 _log = logging.getLogger(__name__)
 
-_PIECE: Final = 64 << 10
+_BUFFER_SIZE: Final = 64 << 10
 _PAUSE: Final = 0.1
 
 
@@ -66,15 +66,15 @@ async def _serve(caller: trio.SocketStream, target: Path) -> None:
             _log.warning("cannot serve a call of containerd: %s", error)
             return
         async with server, trio.open_nursery() as nursery:
-            nursery.start_soon(_pass_on, caller, server, nursery.cancel_scope, Unacknowledged().rest)
-            await _pass_on(server, caller, nursery.cancel_scope)
+            nursery.start_soon(_copy, caller, server, nursery.cancel_scope, AcknowledgementFilter().rest)
+            await _copy(server, caller, nursery.cancel_scope)
 
 
-async def _pass_on(
-    source: trio.SocketStream, sink: trio.SocketStream, both: trio.CancelScope, heard: Callable[[bytes], bytes] = bytes
+async def _copy(
+    source: trio.SocketStream, sink: trio.SocketStream, both: trio.CancelScope, transform: Callable[[bytes], bytes] = bytes
 ) -> None:
     """gRPC ends both directions together."""
     with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-        while data := await source.receive_some(_PIECE):
-            await sink.send_all(heard(data))
+        while data := await source.receive_some(_BUFFER_SIZE):
+            await sink.send_all(transform(data))
     both.cancel()

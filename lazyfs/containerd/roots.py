@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from lazyfs.containerd.mounts import Place
+from lazyfs.containerd.mounts import SnapshotFolders
 from lazyfs.errors import MountFailed
 from lazyfs.kernel.mountinfo import mounts
 from lazyfs.kernel.mounting import unmount
@@ -34,9 +34,9 @@ _log = logging.getLogger(__name__)
 class Roots:
     """Those of one containerd."""
 
-    def __init__(self, store: Path, place: Place, layers: LayerMounts) -> None:
+    def __init__(self, store: Path, folders: SnapshotFolders, layers: LayerMounts) -> None:
         self._store = store
-        self._place = place
+        self._folders = folders
         self._layers = layers
         # Of this one's roots: a second Mounts of the same snapshot waits for the first.
         self._lock = threading.Lock()
@@ -47,12 +47,12 @@ class Roots:
         """The numbers of the snapshots whose root is mounted. Blocking."""
         found = set()
         for mount in mounts():
-            if mount.path.name == "root" and mount.path.parent.parent == self._place.folder and mount.kind == "overlay":
+            if mount.path.name == "root" and mount.path.parent.parent == self._folders.folder and mount.kind == "overlay":
                 with suppress(ValueError):
                     found.add(int(mount.path.parent.name))
         return found
 
-    def forsake(self) -> None:
+    def mark_dead(self) -> None:
         """The gate behind all that is mounted now is dead. Blocking."""
         self._dead = self.mounted()
 
@@ -61,18 +61,18 @@ class Roots:
         mounted as long as it is active, and directories. Raises OSError."""
         with self._layers.lock:
             roots = self._lower(images)
-            self._layers.hold(self._place.of(number), roots)  # numbers alone are every containerd's
+            self._layers.hold(self._folders.of(number), roots)  # numbers alone are every containerd's
             return roots
 
     def ensure(self, snapshot: Snapshot, images: Sequence[Path]) -> Path:
         """Where the root of `snapshot` on a stack of `images` is mounted, which is done if it is not. Raises MountFailed."""
-        at = self._place.root(snapshot.id)
+        at = self._folders.root(snapshot.id)
         with self._lock:
             if snapshot.id in self.mounted():
                 if snapshot.id not in self._dead:
                     return at
                 _log.warning("remounted the root of %s: the gate of the old mount was lost", snapshot.key)
-                self._take_away(snapshot.id)
+                self._unmount(snapshot.id)
             try:
                 self._mount(snapshot, images, at)
             except OSError as error:
@@ -80,37 +80,37 @@ class Roots:
             self._dead.discard(snapshot.id)
         return at
 
-    def take_away(self, number: int) -> None:
+    def unmount(self, number: int) -> None:
         """Unmount the root of a snapshot, if it is mounted; who still uses it keeps it until then."""
         with self._lock:
-            self._take_away(number)
-        self._layers.let_go(self._place.of(number))
-        self.drop_layers()
+            self._unmount(number)
+        self._layers.let_go(self._folders.of(number))
+        self.unmount_unused_layers()
 
     def remove(self, number: int) -> None:
         """Unmount the root of a snapshot, and remove all that it had. What cannot be removed is logged, and left to the next Cleanup."""
-        self.take_away(number)
+        self.unmount(number)
         with self._lock:
             # Remove and Cleanup may come together, and two would fail over what the other has taken away.
             if number in self._being_removed:
                 return
             self._being_removed.add(number)
         try:
-            remove_tree(self._place.of(number))
+            remove_tree(self._folders.of(number))
         except OSError as error:
             _log.warning("cannot remove the rest of snapshot %d: %s", number, error)
         finally:
             with self._lock:
                 self._being_removed.discard(number)
 
-    def drop_layers(self) -> None:
+    def unmount_unused_layers(self) -> None:
         """Unmount the EROFS images that nothing is stacked on any more."""
         self._layers.unmount_unused()
 
     def directories(self) -> Iterable[int]:
         """The numbers of all snapshots that have a directory."""
         with suppress(FileNotFoundError):
-            return [int(name) for name in os.listdir(self._place.folder) if name.isdecimal()]
+            return [int(name) for name in os.listdir(self._folders.folder) if name.isdecimal()]
         return []
 
     def _mount(self, snapshot: Snapshot, images: Sequence[Path], at: Path) -> None:
@@ -121,8 +121,8 @@ class Roots:
                 self._lower(images),
                 data_layers(self._store),
                 source=snapshot_source(snapshot.key),
-                upper=self._place.fs(snapshot.id) if active else None,
-                work=self._place.work(snapshot.id) if active else None,
+                upper=self._folders.fs(snapshot.id) if active else None,
+                work=self._folders.work(snapshot.id) if active else None,
                 read_only=not active,
             )
         mount_stack(at, stack)
@@ -132,9 +132,9 @@ class Roots:
         at = dict(zip(metadata, self._layers.mounted(metadata).roots, strict=False))
         return tuple(at.get(image, image) for image in images)
 
-    def _take_away(self, number: int) -> None:
+    def _unmount(self, number: int) -> None:
         try:
-            unmount(self._place.root(number), lazy=True)
+            unmount(self._folders.root(number), lazy=True)
         except OSError as error:
             if error.errno not in {errno.EINVAL, errno.ENOENT}:  # not mounted
                 _log.warning("cannot unmount the root of snapshot %d: %s", number, error)

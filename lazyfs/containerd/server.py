@@ -23,7 +23,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from lazyfs.api.services.snapshots.v1 import snapshots_pb2 as messages
 from lazyfs.api.services.snapshots.v1 import snapshots_pb2_grpc as services
 from lazyfs.api.types import mount_pb2
-from lazyfs.containerd.mounts import Mount
+from lazyfs.containerd.mounts import MountSpec
 from lazyfs.containerd.snapshotter import Snapshotter
 from lazyfs.errors import (
     BadSnapshot,
@@ -55,22 +55,22 @@ T = TypeVar("T")
 
 
 @asynccontextmanager
-async def serving(snapshotter: Snapshotter, socket: Path, failures: Failures) -> AsyncIterator[None]:
+async def serve_snapshotter(snapshotter: Snapshotter, socket: Path, failures: Failures) -> AsyncIterator[None]:
     """Answer at a unix socket inside of the block; calls under way get a while at its end. Raises RuntimeError where it cannot."""
     service = _Service(snapshotter, trio.lowlevel.current_trio_token(), failures)
-    async with _answering(partial(services.add_SnapshotsServicer_to_server, service), _THREADS, socket):
+    async with _grpc_server(partial(services.add_SnapshotsServicer_to_server, service), _THREADS, socket):
         yield
 
 
 @asynccontextmanager
-async def refusing(reason: str, socket: Path) -> AsyncIterator[None]:
-    """As `serving`, for a containerd whose snapshots cannot be used: every call is told why."""
-    async with _answering(lambda server: server.add_generic_rpc_handlers((_Refusing(reason),)), 1, socket):
+async def serve_refusals(reason: str, socket: Path) -> AsyncIterator[None]:
+    """As `serve_snapshotter`, for a containerd whose snapshots cannot be used: every call is told why."""
+    async with _grpc_server(lambda server: server.add_generic_rpc_handlers((_Refusing(reason),)), 1, socket):
         yield
 
 
 @asynccontextmanager
-async def _answering(add: Callable[[grpc.Server], None], threads: int, socket: Path) -> AsyncIterator[None]:
+async def _grpc_server(add: Callable[[grpc.Server], None], threads: int, socket: Path) -> AsyncIterator[None]:
     server = grpc.server(
         ThreadPoolExecutor(threads, thread_name_prefix="lazyfs-grpc"),
         options=[("grpc.max_receive_message_length", _MAX_MESSAGE), ("grpc.so_reuseport", 0)],
@@ -172,7 +172,7 @@ def _refuse(error: LazyfsError, context: grpc.ServicerContext) -> NoReturn:
     context.abort(status, str(error))
 
 
-def _mount(mount: Mount) -> mount_pb2.Mount:
+def _mount(mount: MountSpec) -> mount_pb2.Mount:
     return mount_pb2.Mount(type=mount.type, source=mount.source, options=mount.options)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from lazyfs.daemon.holding import LISTENER, complete
+from lazyfs.daemon.holding import LISTENER, acquire_missing
 from lazyfs.daemon.keeper import keep
 from lazyfs.errors import LazyfsError, most_severe, require
 from lazyfs.kernel.open_files import require_open_files
@@ -143,7 +143,7 @@ def _serve(store: Path, config: Config | None, sockets: dict[str, Path], start: 
     log_to_terminal(config.log_level)
     fds = FdStore.from_environment()
     try:
-        complete(fds, store, sockets)
+        acquire_missing(fds, store, sockets)
         with Handshakes(fds.named(LISTENER)) as handshakes:
             # Nothing before this is slow, and this may be.
             from lazyfs.daemon.service import Options, run

@@ -25,7 +25,7 @@ from lazyfs.reports.wire import HasResult, Refused, decode_report, encode
 _START_DEADLINE: Final = 20.0
 _TRIES: Final = 20
 _PAUSE: Final = 0.005
-_TAKE_BACK_DEADLINE: Final = 10.0
+_CANCEL_DEADLINE: Final = 10.0
 
 R = TypeVar("R")
 
@@ -63,9 +63,9 @@ class Client:
                 connection = self._start()
             if connection is None:
                 raise DaemonUnreachable(f"no lazyfsd serves {self._store}", hint="Nothing is mounted natively from there")
-            with connection, suppress(ConnectionError), self._hurried(connection):
+            with connection, suppress(ConnectionError), self._with_timeout(connection):
                 connection.sendall(encode(order))
-                with connection.makefile("rb") as lines, _taken_back(connection):
+                with connection.makefile("rb") as lines, _cancel_order(connection):
                     for line in lines:
                         report = decode_report(line, order.result)
                         if report is not None:
@@ -80,7 +80,7 @@ class Client:
         )
 
     @contextmanager
-    def _hurried(self, connection: socket.socket) -> Iterator[None]:
+    def _with_timeout(self, connection: socket.socket) -> Iterator[None]:
         connection.settimeout(self._patience)
         try:
             yield
@@ -137,7 +137,7 @@ class Client:
 
 
 @contextmanager
-def _taken_back(connection: socket.socket) -> Iterator[None]:
+def _cancel_order(connection: socket.socket) -> Iterator[None]:
     """Whoever leaves before the last report tells the daemon so, and waits until it has let go of the order."""
     try:
         yield
@@ -146,7 +146,7 @@ def _taken_back(connection: socket.socket) -> Iterator[None]:
     except BaseException:
         with suppress(OSError):
             connection.shutdown(socket.SHUT_WR)
-            connection.settimeout(_TAKE_BACK_DEADLINE)
+            connection.settimeout(_CANCEL_DEADLINE)
             while connection.recv(1 << 16):
                 pass
         raise

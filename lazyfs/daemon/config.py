@@ -20,9 +20,9 @@ from lazyfs.store.location import default_directory
 from lazyfs.store.size import parse_size
 
 DEFAULT_SOCKET: Final = Path("/run/lazyfs/snapshots.sock")
-_MOST: Final = 1 << 20
+_MAX_SIZE: Final = 1 << 20
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}\Z")
-_LONGEST_SOCKET: Final = 107
+_MAX_SOCKET_PATH: Final = 107
 _ADDRESS: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9.-]+)):(\d{1,5})\Z")
 _EXPECTED: Final[dict[object, str]] = {bool: "true or false", str: "text in quotes", str | int: "a number, or text in quotes"}
 """What a key's type asks for, in words."""
@@ -78,27 +78,27 @@ class _Registry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     plain_http: bool = False
 
 
-_Place = tuple[str | int, ...]
+_KeyPath = tuple[str | int, ...]
 """The way to a table or a key: names of tables, numbers in a list."""
 
 
-class _Mistake(Exception):
-    """Something is wrong at `place`."""
+class _ConfigError(Exception):
+    """Something is wrong at `key_path`."""
 
-    def __init__(self, place: _Place, what: str) -> None:
+    def __init__(self, key_path: _KeyPath, what: str) -> None:
         super().__init__(what)
-        self.place = place
+        self.key_path = key_path
 
 
 def load_config(path: Path) -> Config:
     """Raises LocalError where it cannot be read, UsageError where it is wrong."""
     try:
         with path.open("rb") as file:
-            data = file.read(_MOST + 1)
+            data = file.read(_MAX_SIZE + 1)
     except OSError as error:
         raise LocalError(f"the configuration {path} cannot be read: {error.strerror}") from error
-    if len(data) > _MOST:
-        raise UsageError(f"the configuration {path} is larger than {_MOST >> 20} MiB")
+    if len(data) > _MAX_SIZE:
+        raise UsageError(f"the configuration {path} is larger than {_MAX_SIZE >> 20} MiB")
     return parse_config(data, str(path))
 
 
@@ -111,8 +111,8 @@ def parse_config(data: bytes, name: str) -> Config:
         raise UsageError(f"{name} is not TOML: {error}") from error
     try:
         return _config_of(document)
-    except _Mistake as mistake:
-        line = _line(text, mistake.place)
+    except _ConfigError as mistake:
+        line = _line(text, mistake.key_path)
         raise UsageError(f"{name}{f', line {line}' if line else ''}: {mistake}") from None
 
 
@@ -120,7 +120,7 @@ def _config_of(document: dict[str, Any]) -> Config:
     lists = {key: document.pop(key) for key in _LISTS if key in document}
     settings = _table(document, _Settings, ())
     if settings.log_level not in LEVELS:
-        raise _Mistake(("log_level",), f"log_level is to be one of {', '.join(LEVELS)}")
+        raise _ConfigError(("log_level",), f"log_level is to be one of {', '.join(LEVELS)}")
     found = Config(
         store=_absolute(settings.store, ("store",)) if settings.store else default_directory(),
         store_size=_size(settings.store_size),
@@ -136,38 +136,38 @@ def _config_of(document: dict[str, Any]) -> Config:
 
 def _containerds(tables: object) -> dict[str, Path]:
     if not isinstance(tables, list):
-        raise _Mistake(("containerd",), "containerd is not a table of its own: write [[containerd]], once for each")
+        raise _ConfigError(("containerd",), "containerd is not a table of its own: write [[containerd]], once for each")
     found: dict[str, Path] = {}
     for number, table in enumerate(tables):
-        place: _Place = ("containerd", number)
-        one = _table(table, _Containerd, place)
-        socket = _absolute(one.socket, (*place, "socket"))
+        key_path: _KeyPath = ("containerd", number)
+        one = _table(table, _Containerd, key_path)
+        socket = _absolute(one.socket, (*key_path, "socket"))
         if not _NAME.match(one.name):
-            raise _Mistake((*place, "name"), f"{one.name!r} is not a name for a containerd: letters, digits and -")
-        if len(bytes(socket)) > _LONGEST_SOCKET:
-            raise _Mistake((*place, "socket"), f"a socket's path has at most {_LONGEST_SOCKET} bytes")
+            raise _ConfigError((*key_path, "name"), f"{one.name!r} is not a name for a containerd: letters, digits and -")
+        if len(bytes(socket)) > _MAX_SOCKET_PATH:
+            raise _ConfigError((*key_path, "socket"), f"a socket's path has at most {_MAX_SOCKET_PATH} bytes")
         if one.name in found:
-            raise _Mistake(place, f"two containerds are called {one.name!r}: give each a name of its own")
+            raise _ConfigError(key_path, f"two containerds are called {one.name!r}: give each a name of its own")
         if socket in found.values():
-            raise _Mistake((*place, "socket"), f"two containerds have the socket {socket}: each needs one of its own")
+            raise _ConfigError((*key_path, "socket"), f"two containerds have the socket {socket}: each needs one of its own")
         found[one.name] = socket
     return found
 
 
 def _plain_http(tables: object) -> frozenset[str]:
     if not isinstance(tables, dict):
-        raise _Mistake(("registry",), 'registry is a table: write [registry."HOST"]')
+        raise _ConfigError(("registry",), 'registry is a table: write [registry."HOST"]')
     found = set()
     for host, table in tables.items():
         one = _table(table, _Registry, ("registry", host))
         try:
             url = api_url(host, AccessOptions())
         except BadAnswer as error:
-            raise _Mistake(
+            raise _ConfigError(
                 ("registry", host), f'{host!r} is not HOST or HOST:PORT: write [registry."registry.example:5000"]'
             ) from error
         if url.target != "/v2/":
-            raise _Mistake(
+            raise _ConfigError(
                 ("registry", host), f"{host!r} is more than a HOST or HOST:PORT: all repositories of one are reached alike"
             )
         if one.plain_http:
@@ -175,37 +175,38 @@ def _plain_http(tables: object) -> frozenset[str]:
     return frozenset(found)
 
 
-def _table(table: object, kind: type[T], place: _Place) -> T:
-    where = _LISTS[str(place[0])] if place else ""
+def _table(table: object, kind: type[T], key_path: _KeyPath) -> T:
+    where = _LISTS[str(key_path[0])] if key_path else ""
     if not isinstance(table, dict):
-        raise _Mistake(place, f"{'.'.join(map(str, place))} is not a table: write {where}")
+        raise _ConfigError(key_path, f"{'.'.join(map(str, key_path))} is not a table: write {where}")
     unknown = [key for key in table if key not in kind.__struct_fields__]
     if unknown:
-        known = [*kind.__struct_fields__, *([] if place else _LISTS.values())]
-        raise _Mistake(
-            (*place, unknown[0]), f"there is no key {unknown[0]!r}{f' in {where}' if where else ''}; there are {', '.join(known)}"
+        known = [*kind.__struct_fields__, *([] if key_path else _LISTS.values())]
+        raise _ConfigError(
+            (*key_path, unknown[0]),
+            f"there is no key {unknown[0]!r}{f' in {where}' if where else ''}; there are {', '.join(known)}",
         )
     fields = msgspec.structs.fields(kind)
     lacking = [field.name for field in fields if field.required and field.name not in table]
     if lacking:
-        raise _Mistake(place, f"{where} lacks {', '.join(lacking)}")
+        raise _ConfigError(key_path, f"{where} lacks {', '.join(lacking)}")
     for field in fields:
         if field.name in table:
-            _check(table[field.name], field, (*place, field.name))
+            _check(table[field.name], field, (*key_path, field.name))
     return kind(**table)
 
 
-def _check(value: object, field: FieldInfo, place: _Place) -> None:
+def _check(value: object, field: FieldInfo, key_path: _KeyPath) -> None:
     """Whether a key's value is of its type: said in words of ours, because msgspec's are for programmers, and may change."""
     try:
         msgspec.convert(value, field.type)
     except msgspec.ValidationError as error:
-        raise _Mistake(place, f"{field.name} is to be {_EXPECTED[field.type]}") from error
+        raise _ConfigError(key_path, f"{field.name} is to be {_EXPECTED[field.type]}") from error
 
 
-def _absolute(text: str, place: _Place) -> Path:
+def _absolute(text: str, key_path: _KeyPath) -> Path:
     if not text.startswith("/"):
-        raise _Mistake(place, f"{text!r} is not an absolute path: a service has no directory of its own to begin at")
+        raise _ConfigError(key_path, f"{text!r} is not an absolute path: a service has no directory of its own to begin at")
     return Path(text)
 
 
@@ -215,17 +216,17 @@ def _size(value: str | int) -> int:
     try:
         return parse_size(str(value))
     except UsageError as error:
-        raise _Mistake(("store_size",), str(error)) from error
+        raise _ConfigError(("store_size",), str(error)) from error
 
 
 def _address(text: str) -> Address:
     found = _ADDRESS.match(text)
     if found is None or not 0 < int(found[3]) < 1 << 16:
-        raise _Mistake(("metrics",), f"{text!r} is not HOST:PORT: write 127.0.0.1:9709, for example")
+        raise _ConfigError(("metrics",), f"{text!r} is not HOST:PORT: write 127.0.0.1:9709, for example")
     return Address(found[1] or found[2], int(found[3]))
 
 
-def _line(text: str, place: _Place) -> int:
+def _line(text: str, key_path: _KeyPath) -> int:
     """The line on which something is first said: that with which the text up to there says it. 0 where there is none."""
     lines = text.splitlines()
     for number in range(1, len(lines) + 1):
@@ -234,7 +235,7 @@ def _line(text: str, place: _Place) -> int:
         except tomllib.TOMLDecodeError:
             continue  # inside of a value of several lines
         try:
-            for step in place:
+            for step in key_path:
                 at = at[step]
         except (KeyError, IndexError, TypeError):
             continue

@@ -14,7 +14,7 @@ def describe_containerd(name: str, snapshotter: Snapshotter, layers: LazyLayers)
     lazy: dict[str, LazyStatus] = {}
     for row in rows:
         if row.lazy is not None:
-            live = layers.found(row.lazy)
+            live = layers.find(row.lazy)
             trouble = (live.trouble or live.source.trouble) if live else ""
             uses = live.uses.count if live else 0
             lazy[name_of(row.lazy)] = LazyStatus(row.lazy.reference, row.lazy.digest, row.lazy.size, uses, trouble)

@@ -46,10 +46,10 @@ def container_folder(store: Path) -> Iterator[ContainerFolder]:
     try:
         store.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.parent.mkdir(mode=0o700, exist_ok=True)
-        lock = _hold(f"{folder}{_LOCK}")
+        lock = _lock(f"{folder}{_LOCK}")
         folder.mkdir(mode=0o700)
     except OSError as error:
-        _let_go(lock)
+        _unlock(lock)
         raise LocalError(f"cannot make {folder}: {error.strerror}") from error
     try:
         yield ContainerFolder(folder, lock)
@@ -59,7 +59,7 @@ def container_folder(store: Path) -> Iterator[ContainerFolder]:
                 remove_tree(folder)
                 os.unlink(f"{folder}{_LOCK}")
         finally:
-            _let_go(lock)
+            _unlock(lock)
 
 
 def sweep(store: Path, unmount: Callable[[Path], None]) -> list[str]:
@@ -88,7 +88,7 @@ def sweep(store: Path, unmount: Callable[[Path], None]) -> list[str]:
     return swept
 
 
-def _hold(path: str) -> int:
+def _lock(path: str) -> int:
     """The descriptor of a lock file that is locked and has its name still: a sweep may have removed it in between."""
     while True:
         lock = open_lock_file(path)
@@ -97,6 +97,6 @@ def _hold(path: str) -> int:
         os.close(lock)
 
 
-def _let_go(lock: int) -> None:
+def _unlock(lock: int) -> None:
     if lock >= 0:
         os.close(lock)

@@ -29,14 +29,14 @@ _ORDER_DEADLINE: Final = 10.0
 """Seconds that a client has to say what it wants."""
 _ANSWER_DEADLINE: Final = 30.0
 """Seconds that a client may leave a report unread: one that is stopped (Ctrl-Z) must not hold an order up for ever."""
-_FAREWELL_DEADLINE: Final = 1.0
+_STOP_MESSAGE_DEADLINE: Final = 1.0
 """The same for the last report of a daemon that ends."""
 _ACCEPT_PAUSE: Final = 1.0
 """Seconds until the next client is accepted, after one could not be."""
 _PEER: Final = struct.Struct("3i")
 
 Notify = Callable[[Step], Awaitable[None]]
-Carry = Callable[[Order, Notify], Awaitable[Result]]
+Execute = Callable[[Order, Notify], Awaitable[Result]]
 """Carries an order out and reports its progress. Raises LazyfsError."""
 
 
@@ -45,9 +45,14 @@ def _nothing() -> str:
 
 
 async def serve_control(
-    listener: socket.socket, user: int, carry: Carry, uses: Uses, tasks: Supervisor, farewell: Callable[[], str] = _nothing
+    listener: socket.socket,
+    user: int,
+    execute: Execute,
+    uses: Uses,
+    tasks: Supervisor,
+    stop_message: Callable[[], str] = _nothing,
 ) -> None:
-    """Accept until cancelled; orders under way are cancelled then, and their clients get what `farewell` says as an error. Where it says
+    """Accept until cancelled; orders under way are cancelled then, and their clients get what `stop_message` says as an error. Where it says
     nothing, they are hung up on, and ask the next daemon.
 
     Each client counts as one of `uses` from its connection to its last report: an order is under way as long as that. Neither a client
@@ -66,20 +71,20 @@ async def serve_control(
                     await trio.sleep(_ACCEPT_PAUSE)
                     continue
                 stream = trio.SocketStream(connection)
-                clients.start_soon("control connection", _serve, stream, user, carry, uses, tasks.failures, farewell)
+                clients.start_soon("control connection", _serve, stream, user, execute, uses, tasks.failures, stop_message)
 
         clients.keep_running("accept of orders", accept)
 
 
 async def _serve(
-    stream: trio.SocketStream, user: int, carry: Carry, uses: Uses, failures: Failures, farewell: Callable[[], str]
+    stream: trio.SocketStream, user: int, execute: Execute, uses: Uses, failures: Failures, stop_message: Callable[[], str]
 ) -> None:
     with uses.in_use():
-        await _serve_counted(stream, user, carry, failures, farewell)
+        await _serve_counted(stream, user, execute, failures, stop_message)
 
 
 async def _serve_counted(
-    stream: trio.SocketStream, user: int, carry: Carry, failures: Failures, farewell: Callable[[], str]
+    stream: trio.SocketStream, user: int, execute: Execute, failures: Failures, stop_message: Callable[[], str]
 ) -> None:
     async with stream:
         peer = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
@@ -95,22 +100,22 @@ async def _serve_counted(
 
         is_over = False
         try:
-            await send(await _carried_out(stream, carry, notify, failures))
+            await send(await _execute_order(stream, execute, notify, failures))
             is_over = True
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             is_over = True  # it has gone: nobody is left to be told
         finally:
-            if not is_over and (text := farewell()):  # cancelled, and in a group with its tasks
-                await _say_farewell(stream, text)
+            if not is_over and (text := stop_message()):  # cancelled, and in a group with its tasks
+                await _send_stop_message(stream, text)
 
 
-async def _say_farewell(stream: trio.SocketStream, text: str) -> None:
-    with trio.CancelScope(deadline=trio.current_time() + _FAREWELL_DEADLINE, shield=True):
+async def _send_stop_message(stream: trio.SocketStream, text: str) -> None:
+    with trio.CancelScope(deadline=trio.current_time() + _STOP_MESSAGE_DEADLINE, shield=True):
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             await stream.send_all(encode(Refusal(text, LocalError.exit_code)))
 
 
-async def _carried_out(stream: trio.SocketStream, carry: Carry, notify: Notify, failures: Failures) -> bytes:
+async def _execute_order(stream: trio.SocketStream, execute: Execute, notify: Notify, failures: Failures) -> bytes:
     """The last report, as it is sent."""
     try:
         line = await _receive_line(stream)
@@ -123,14 +128,14 @@ async def _carried_out(stream: trio.SocketStream, carry: Carry, notify: Notify, 
     try:
         async with trio.open_nursery() as nursery:
 
-            async def cancel_when_it_goes() -> None:
+            async def cancel_on_disconnect() -> None:
                 with suppress(trio.BrokenResourceError):
                     while await stream.receive_some(1):
                         pass
                 nursery.cancel_scope.cancel()
 
-            nursery.start_soon(cancel_when_it_goes)
-            result = await carry(order, notify)
+            nursery.start_soon(cancel_on_disconnect)
+            result = await execute(order, notify)
             nursery.cancel_scope.cancel()
     except Exception as surprise:  # noqa: BLE001  the guard of this border: an order that fails must not end the daemon
         cause = cause_of(surprise)

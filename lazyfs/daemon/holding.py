@@ -53,7 +53,7 @@ def listen(path: Path) -> int:
         address = str(path) if len(bytes(path)) <= _LONGEST_ADDRESS else f"/proc/self/fd/{folder}/{path.name}"
         with suppress(FileNotFoundError):
             if stat.S_ISSOCK(os.lstat(path.name, dir_fd=folder).st_mode):
-                if _answers(address):
+                if _accepts(address):
                     raise LocalError(f"another process listens at {path}", hint="Stop that process, or choose another path")
                 os.unlink(path.name, dir_fd=folder)
         old = os.umask(0o177)
@@ -70,7 +70,7 @@ def listen(path: Path) -> int:
         os.close(folder)
 
 
-def complete(fds: FdStore, store: Path, sockets: Mapping[str, Path]) -> None:
+def acquire_missing(fds: FdStore, store: Path, sockets: Mapping[str, Path]) -> None:
     """Take what was not handed to this process: the lock, the control socket, and `sockets` by name. It is then kept like the rest.
 
     A keeper hands over all of it; systemd what its socket units name, and later what was taken here. Of what it hands over, only
@@ -80,7 +80,7 @@ def complete(fds: FdStore, store: Path, sockets: Mapping[str, Path]) -> None:
     if lock is not None and not _is_lock_of(lock, store):
         fds.drop("lock")
     if fds.get("lock") is None:
-        fds.keep("lock", _patiently_locked(fds, store))
+        fds.keep("lock", _lock_with_retries(fds, store))
     wanted = {"control": store / SOCKET_NAME, **sockets}
     for name in ["control", *(LISTENER + rest for rest in fds.named(LISTENER))]:
         found = fds.get(name)
@@ -91,7 +91,7 @@ def complete(fds: FdStore, store: Path, sockets: Mapping[str, Path]) -> None:
             fds.keep(name, listen(path))
 
 
-def _patiently_locked(fds: FdStore, store: Path) -> int:
+def _lock_with_retries(fds: FdStore, store: Path) -> int:
     """Raises LocalError: another lazyfsd does not end."""
     for _ in range(_LOCK_TRIES):
         lock = lock_store(store)
@@ -119,7 +119,7 @@ def _is_at(listener: int, path: Path) -> bool:
     return name == str(path) or str(name).startswith("/proc/self/fd/")
 
 
-def _answers(address: str) -> bool:
+def _accepts(address: str) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as caller:
         caller.setblocking(False)
         try:

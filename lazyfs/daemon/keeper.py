@@ -33,15 +33,15 @@ from lazyfs.daemon.holding import SOCKET_NAME, listen, lock_store
 _ABOVE: Final = 64
 """Our own descriptors have numbers from here on, out of the way of those that are passed, which begin with FIRST."""
 _FIRST: Final = 3
-_MOST_STORED: Final = 16
+_MAX_STORED: Final = 16
 _CREDENTIALS: Final = struct.Struct("3i")
 _MESSAGE: Final = 4096
 
-_LIVED: Final = 10.0
+_STABLE_TIME: Final = 10.0
 """Seconds after which a daemon's end has nothing to do with those before it."""
-_PATIENCE: Final = 500
+_MAX_QUICK_EXITS: Final = 500
 """Quick ends, one after the other, that are followed by a start at once: `kill -9` in a loop is one of our tests."""
-_NEVER_READY: Final = 100
+_NEVER_READY_WEIGHT: Final = 100
 """As many quick ends count for one of a daemon that did not come up; while mounts hang on it, not for one that was killed on the way."""
 _LONGEST_PAUSE: Final = 30.0
 
@@ -71,7 +71,7 @@ def keep(state: Path, command: list[str], sockets: Mapping[str, Path]) -> int:
         return 0
     log = Log(state / "logs")
     wanted = {"control": state / SOCKET_NAME, **sockets}
-    ours = [*(Stored(name, _high(listen(path))) for name, path in wanted.items()), Stored("lock", _high(lock))]
+    ours = [*(Stored(name, _renumber(listen(path))) for name, path in wanted.items()), Stored("lock", _renumber(lock))]
     try:
         return Keeper(command, ours, log).run()
     finally:
@@ -110,20 +110,24 @@ class Keeper:
             lived = time.monotonic() - began
             if status == 0:
                 return 0
-            self._log.say(f"the daemon ({self._child}) {_end(status)} after {lived:.1f} s")
-            if lived > _LIVED:
+            self._log.write(f"the daemon ({self._child}) {_describe_exit(status)} after {lived:.1f} s")
+            if lived > _STABLE_TIME:
                 trouble = 0
             killed = status == -signal.SIGKILL and bool(self._stored)
-            trouble += 1 if self._ready or killed else _NEVER_READY
-            hopeless = trouble > _PATIENCE or (status > 0 and not self._ready)
+            trouble += 1 if self._ready or killed else _NEVER_READY_WEIGHT
+            hopeless = trouble > _MAX_QUICK_EXITS or (status > 0 and not self._ready)
             if hopeless and not self._stored:
                 return status if status > 0 else 1
             if hopeless and self._stopping:
-                self._log.say("it was told to stop and does not: giving up its mounts")
+                self._log.write("it was told to stop and does not: giving up its mounts")
                 return 1
-            pause = 0.0 if trouble <= _PATIENCE else min(0.1 * 2.0 ** ((trouble - _PATIENCE) / _NEVER_READY), _LONGEST_PAUSE)
+            pause = (
+                0.0
+                if trouble <= _MAX_QUICK_EXITS
+                else min(0.1 * 2.0 ** ((trouble - _MAX_QUICK_EXITS) / _NEVER_READY_WEIGHT), _LONGEST_PAUSE)
+            )
             if pause:
-                self._log.say(f"it is started again in {pause:.1f} s")
+                self._log.write(f"it is started again in {pause:.1f} s")
                 select.select([woken], [], [], pause)
 
     def _start(self) -> None:
@@ -135,7 +139,7 @@ class Keeper:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
         self._child = os.fork()
         if self._child == 0:
-            _become(self._command, environment, [descriptor for _, descriptor in passed], mask)
+            _exec(self._command, environment, [descriptor for _, descriptor in passed], mask)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _watch(self, woken: int) -> int:
@@ -147,9 +151,9 @@ class Keeper:
         try:
             while True:
                 ready = {descriptor for descriptor, _ in sources.poll(_LOG_INTERVAL * 1000)}
-                self._log.bound()
+                self._log.rotate()
                 # All that it said before it died: a descriptor that it gave us may be in there.
-                self._hear()
+                self._receive()
                 if woken in ready:
                     with suppress(BlockingIOError):
                         os.read(woken, _MESSAGE)
@@ -158,8 +162,8 @@ class Keeper:
         finally:
             os.close(ended)
 
-    def _hear(self) -> None:
-        size = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_SPACE(_MOST_STORED * 4)
+    def _receive(self) -> None:
+        size = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_SPACE(_MAX_STORED * 4)
         while True:
             try:
                 message, extra, _, _ = self._notify.recvmsg(_MESSAGE, size, socket.MSG_CMSG_CLOEXEC)
@@ -173,14 +177,14 @@ class Keeper:
                 elif (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
                     sender = _CREDENTIALS.unpack(data)[0]
             # Anybody may write to an abstract name.
-            self._obey(message if sender == self._child else b"", descriptors)
+            self._handle(message if sender == self._child else b"", descriptors)
 
-    def _obey(self, message: bytes, descriptors: Iterable[int]) -> None:
+    def _handle(self, message: bytes, descriptors: Iterable[int]) -> None:
         said = dict(line.split("=", 1) for line in message.decode("ascii", "replace").splitlines() if "=" in line)
         name = said.get("FDNAME", "stored").replace(":", "")
         for descriptor in descriptors:
-            if "FDSTORE" in said and len(self._stored) < _MOST_STORED:
-                self._stored.append(Stored(name, _high(descriptor)))
+            if "FDSTORE" in said and len(self._stored) < _MAX_STORED:
+                self._stored.append(Stored(name, _renumber(descriptor)))
             else:
                 os.close(descriptor)
         if "FDSTOREREMOVE" in said:
@@ -190,20 +194,20 @@ class Keeper:
         if "READY" in said:
             self._ready = True
             if self._stopping:
-                self._pass_on(signal.SIGTERM)  # it was starting when we were told
+                self._signal_child(signal.SIGTERM)  # it was starting when we were told
 
     def _stop(self, number: int, _frame: object) -> None:
-        self._log.say(f"stopping: received {signal.Signals(number).name}")
+        self._log.write(f"stopping: received {signal.Signals(number).name}")
         if self._ready or self._stopping:
-            self._pass_on(signal.SIGTERM)
+            self._signal_child(signal.SIGTERM)
         self._stopping = True
 
     def _ask(self, number: int, _frame: object) -> None:
         """What is asked of us, the daemon answers; one that is just starting would die of it."""
         if self._ready:
-            self._pass_on(number)
+            self._signal_child(number)
 
-    def _pass_on(self, number: int) -> None:
+    def _signal_child(self, number: int) -> None:
         with suppress(ProcessLookupError):
             os.kill(self._child, number)
 
@@ -222,12 +226,12 @@ class Log:
         os.close(nothing)
         os.close(log)
 
-    def say(self, text: str) -> None:
+    def write(self, text: str) -> None:
         """One line."""
         with suppress(OSError):  # a full disk is not a reason to end
             os.write(2, f"{time.strftime('%Y-%m-%d %H:%M:%S')} keeper ({os.getpid()}): {text}\n".encode())
 
-    def bound(self) -> None:
+    def rotate(self) -> None:
         """Begin anew when it has become long; the part before is kept."""
         with suppress(OSError):
             if os.fstat(2).st_size > _LOG_LIMIT:
@@ -235,7 +239,7 @@ class Log:
                 os.ftruncate(2, 0)
 
 
-def _become(command: list[str], environment: dict[str, str], passed: Sequence[int], mask: Iterable[int]) -> NoReturn:
+def _exec(command: list[str], environment: dict[str, str], passed: Sequence[int], mask: Iterable[int]) -> NoReturn:
     """In the child: be the daemon."""
     try:
         os.setpgid(0, 0)  # Ctrl-C in a terminal is for the keeper, which passes it on
@@ -249,12 +253,12 @@ def _become(command: list[str], environment: dict[str, str], passed: Sequence[in
         os._exit(127)
 
 
-def _high(descriptor: int) -> int:
+def _renumber(descriptor: int) -> int:
     """`descriptor` under a number that is out of the way."""
     duplicate = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _ABOVE)
     os.close(descriptor)
     return duplicate
 
 
-def _end(status: int) -> str:
+def _describe_exit(status: int) -> str:
     return f"was killed by signal {-status}" if status < 0 else f"ended with {status}"

@@ -18,7 +18,7 @@ import trio
 from lazyfs.daemon.control import Notify
 from lazyfs.daemon.mounts import Mounts
 from lazyfs.daemon.overlays import Overlays
-from lazyfs.daemon.state import Mount, Row
+from lazyfs.daemon.state import MountRecord, Row
 from lazyfs.errors import MountFailed, NotNative, Unreachable
 from lazyfs.fetch.background import measure_missing
 from lazyfs.live.image import ImageRequest, Images, LiveImage
@@ -36,7 +36,7 @@ _END_DEADLINE: Final = 5.0
 """Seconds that an unmount waits to hear that the last user has gone."""
 
 
-class Mounting:
+class MountHandler:
     """Carries orders out, of which no two have to do with one directory."""
 
     def __init__(self, store: Store, images: Images, mounts: Mounts, overlays: Overlays) -> None:
@@ -45,21 +45,21 @@ class Mounting:
         self._mounts = mounts
         self._overlays = overlays
         self._busy: set[str] = set()
-        self._verdict: ProbeResult | None = None
+        self._probe_result: ProbeResult | None = None
         self.has_gate = True
 
     async def mount(self, order: MountOrder, notify: Notify) -> MountResult:
-        """Mount as ordered. Raises LazyfsError; nothing is left then, but what has arrived in the store, or with `background` a mount
+        """MountRecord as ordered. Raises LazyfsError; nothing is left then, but what has arrived in the store, or with `background` a mount
         that is incomplete. Nor is there when it is cancelled, but a mount that somebody uses already.
         """
         for mount in self._mounts.live.values():
             if mount.row.mount.ticket == order.ticket:
                 return await self._report_again(mount.row, order, notify)
-        async with self._alone(order.directory, order.upper):
+        async with self._exclusive(order.directory, order.upper):
             await self._check(order)
             live = await self._images.acquire(image_of(order), order.creds, notify, lazy_only=order.lazy_only)
             try:
-                row = await self._mounts.make(_pinned(order, live), live)
+                row = await self._mounts.make(_record_of(order, live), live)
             except BaseException:
                 live.leave()
                 live.give_up()
@@ -67,7 +67,7 @@ class Mounting:
             try:
                 return await self._report(row, live, order, notify)
             except trio.Cancelled:
-                await self._take_back(row)
+                await self._undo(row)
                 live.give_up()
                 raise
 
@@ -79,14 +79,14 @@ class Mounting:
         finally:
             live.leave()
 
-    async def _take_back(self, row: Row) -> None:
+    async def _undo(self, row: Row) -> None:
         """Whoever ordered this mount has gone: nobody knows of it."""
         mount = self._mounts.live.get(row.number)
         if mount is None:
             return
         with trio.CancelScope(shield=True), trio.move_on_after(_END_DEADLINE):
             try:
-                await self._mounts.take_away(row.mount.directory, lazy=False)
+                await self._mounts.unmount(row.mount.directory, lazy=False)
             except MountFailed as error:
                 _log.warning("the order for a mount was cancelled, but its mount cannot be removed: %s", error)
             else:
@@ -95,7 +95,7 @@ class Mounting:
     async def unmount(self, order: UnmountOrder) -> UnmountResult:
         """Unmount as ordered, and wait for the end of it. Raises MountFailed: it is none of ours, or busy."""
         directory = Path(order.directory)
-        async with self._alone(order.directory):
+        async with self._exclusive(order.directory):
             found = [mount for mount in self._mounts.live.values() if mount.row.mount.directory == order.directory]
             if not found:
                 raise MountFailed(f"{directory} is not a mount of this lazyfsd", hint="`lazyfs status` lists the mounts")
@@ -103,7 +103,7 @@ class Mounting:
             if order.lazy:  # said first: a crash in between must not lose a mount that is nowhere to be seen
                 await self._mounts.mark(mount.row.number, "detached")
             try:
-                await self._mounts.take_away(order.directory, lazy=order.lazy)
+                await self._mounts.unmount(order.directory, lazy=order.lazy)
             except MountFailed:
                 if order.lazy:
                     await self._mounts.mark(mount.row.number, "mounted")
@@ -129,23 +129,23 @@ class Mounting:
         mounted = await trio.to_thread.run_sync(self._overlays.find, directory)
         if mounted is not None:
             raise MountFailed(f"{directory} is a lazyfs mount already", hint=f"Unmount it first: lazyfs umount {directory}")
-        if self._verdict is None:
-            self._verdict = await trio.to_thread.run_sync(self._overlays.try_out)
-        if not self._verdict.native:
+        if self._probe_result is None:
+            self._probe_result = await trio.to_thread.run_sync(self._overlays.probe)
+        if not self._probe_result.native:
             raise NotNative(
-                f"this machine cannot mount natively: {self._verdict.reason}", hint="`lazyfs mount --mode portable` can"
+                f"this machine cannot mount natively: {self._probe_result.reason}", hint="`lazyfs mount --mode portable` can"
             )
 
     async def _report(self, row: Row, live: LiveImage, order: MountOrder, notify: Notify) -> MountResult:
         """What is told of a mount that is there, and where the order says so, when all of it has arrived."""
         if order.background == "wait":
-            await _follow(live, self._store, notify)
+            await _wait_until_complete(live, self._store, notify)
         config = await trio.to_thread.run_sync(self._store.document, live.image.manifest.config.digest)
         text = (config or b"").decode("utf-8", "replace")
         return MountResult(row.mount.directory, row.mount.image, "native", text, os.getpid())
 
     @asynccontextmanager
-    async def _alone(self, *directories: str) -> AsyncIterator[None]:
+    async def _exclusive(self, *directories: str) -> AsyncIterator[None]:
         """Directories that no other order has to do with meanwhile; an empty name is none."""
         names = set(directories) - {""}
         for name in names & self._busy:
@@ -157,15 +157,17 @@ class Mounting:
             self._busy -= names
 
 
-def image_of(mount: MountOrder | Mount) -> ImageRequest:
+def image_of(mount: MountOrder | MountRecord) -> ImageRequest:
     """The image of an order, or of a row of the state: that one is mounted, so it was accepted."""
-    return ImageRequest(mount.reference, mount.platform, mount.plain_http, mount.background != "off", isinstance(mount, Mount))
+    return ImageRequest(
+        mount.reference, mount.platform, mount.plain_http, mount.background != "off", isinstance(mount, MountRecord)
+    )
 
 
-def _pinned(order: MountOrder, live: LiveImage) -> Mount:
+def _record_of(order: MountOrder, live: LiveImage) -> MountRecord:
     """What is noted of an order: with the digest that a tag means now, without passwords."""
     reference = parse_reference(order.reference)
-    return Mount(
+    return MountRecord(
         directory=order.directory,
         ticket=order.ticket,
         image=live.image.name,
@@ -179,7 +181,7 @@ def _pinned(order: MountOrder, live: LiveImage) -> Mount:
     )
 
 
-async def _follow(live: LiveImage, store: Store, notify: Notify) -> None:
+async def _wait_until_complete(live: LiveImage, store: Store, notify: Notify) -> None:
     """Until all of the image is here. Raises SourceError: what is left cannot be had."""
     while not live.is_known:
         with trio.move_on_after(_REPORT_PAUSE):

@@ -25,7 +25,7 @@ from lazyfs.daemon.inode_warm_up import InodeWarmUp
 from lazyfs.daemon.lifetime import Lifetime
 from lazyfs.daemon.overlays import Overlays
 from lazyfs.daemon.recording import Recordings
-from lazyfs.daemon.state import Mount, Phase, Row, State
+from lazyfs.daemon.state import MountRecord, Phase, Row, State
 from lazyfs.errors import LazyfsError, LocalError, MountFailed
 from lazyfs.gate.catalog import Catalog
 from lazyfs.kernel.unmount_events import UnmountEvents
@@ -40,7 +40,7 @@ class LiveMount(NamedTuple):
 
     row: Row
     image: str
-    is_lost: bool
+    is_untracked: bool
     """Detached before this process began: it may be in use, and nothing tells when it ends but the end of the gate."""
     ended: trio.Event
     live: LiveImage | None = None
@@ -79,10 +79,10 @@ class Mounts:
     @property
     def is_used(self) -> bool:
         """Whether a mount lives whose end will be heard of."""
-        return any(not mount.is_lost for mount in self.live.values())
+        return any(not mount.is_untracked for mount in self.live.values())
 
-    async def make(self, mount: Mount, live: LiveImage) -> Row:
-        """Mount a live image, which the mount counts as its own from then on. Raises LazyfsError; nothing is left then.
+    async def make(self, mount: MountRecord, live: LiveImage) -> Row:
+        """MountRecord a live image, which the mount counts as its own from then on. Raises LazyfsError; nothing is left then.
 
         Cancelled while the overlay is made, it is made all the same.
         """
@@ -103,16 +103,16 @@ class Mounts:
                 self._recordings.begin(row.number, Path(mount.record), live.image, live.layers)
             self._begin(LiveMount(row, live.image.name, False, trio.Event(), live))
             await self.mark(row.number, "mounted")
-            await self.listen(row)
+            await self.watch_for_unmount(row)
         return row
 
     async def _begin_warm_up(self, images: tuple[Path, ...]) -> None:
         try:
-            self._warm_up.begin(await trio.to_thread.run_sync(self._overlays.open_names, images))
+            self._warm_up.begin(await trio.to_thread.run_sync(self._overlays.open_metadata, images))
         except OSError as error:
             _log.warning("cannot warm up the inodes of a mount: %s", error)
 
-    async def make_anew(self, row: Row, live: LiveImage) -> str:
+    async def remount(self, row: Row, live: LiveImage) -> str:
         """Make a mount whose gate is dead once more, at its place. The answer is empty, or says why it stays as it was.
 
         Raises LazyfsError: it cannot be made, or is gone; MountFailed then, and nothing is left.
@@ -120,25 +120,25 @@ class Mounts:
         images = await trio.to_thread.run_sync(self._overlays.metadata, live.layers)
         async with self._mounting:
             try:
-                await self.take_away(row.mount.directory, lazy=False)
+                await self.unmount(row.mount.directory, lazy=False)
             except MountFailed as error:
                 if row.mount.upper:
                     return error.message  # two overlays must not write to one upper directory
-                await self.take_away(row.mount.directory, lazy=True)
+                await self.unmount(row.mount.directory, lazy=True)
             await trio.to_thread.run_sync(self._overlays.make, row, images)
         return ""
 
-    def found(self, row: Row, *, attached: bool) -> None:
+    def adopt(self, row: Row, *, attached: bool) -> None:
         """A mount of an earlier process, which is there or may be in use; its image comes to life later."""
         self._catalog.expect(row.mount.image)
         self._begin(LiveMount(row, row.mount.image, not attached, trio.Event()))
 
     def _begin(self, mount: LiveMount) -> None:
         self.live[mount.row.number] = mount
-        if not mount.is_lost:
+        if not mount.is_untracked:
             self._lifetime.uses.change(+1)
 
-    def has_image(self, number: int, live: LiveImage) -> None:
+    def set_image(self, number: int, live: LiveImage) -> None:
         """The image of a found mount lives, and is counted as used by it; by nobody, where the mount has ended meanwhile."""
         mount = self.live.get(number)
         if mount is None:
@@ -146,11 +146,11 @@ class Mounts:
         else:
             self.live[number] = mount._replace(live=live)
 
-    async def take_away(self, directory: str, *, lazy: bool) -> None:
+    async def unmount(self, directory: str, *, lazy: bool) -> None:
         """Unmount what is at `directory`. Raises MountFailed."""
-        await trio.to_thread.run_sync(partial(self._overlays.take_away, Path(directory), lazy=lazy))
+        await trio.to_thread.run_sync(partial(self._overlays.unmount, Path(directory), lazy=lazy))
 
-    async def watch(self, tasks: Supervisor) -> None:
+    async def handle_unmounts(self, tasks: Supervisor) -> None:
         """Until cancelled: hear of mounts that have ended, and clear up behind them. One that fails is not a reason to leave out the next,
         which is reported only once."""
         while True:
@@ -160,7 +160,7 @@ class Mounts:
                 if number is not None:
                     await tasks.attempt("end of a mount", self.end, number, subject=f"number {number}")
 
-    async def listen(self, row: Row) -> None:
+    async def watch_for_unmount(self, row: Row) -> None:
         """Hear of the end of a mount that is there, or was a moment ago."""
         try:
             self._watches[await trio.to_thread.run_sync(self._unmount_events.add, row.mount.directory)] = row.number
@@ -184,16 +184,16 @@ class Mounts:
             return
         with trio.CancelScope(shield=True):
             try:
-                await self._clear_up(mount)
+                await self._clean_up(mount)
             except (LazyfsError, OSError) as error:
                 _log.warning("cannot clean up after the mount at %s: %s", mount.row.mount.directory, error)
             finally:
                 mount.ended.set()
                 self._lifetime.last_was_volatile = mount.row.mount.volatile
-                if not mount.is_lost:
+                if not mount.is_untracked:
                     self._lifetime.uses.change(-1)  # last: all of this is to be over before the daemon ends
 
-    async def _clear_up(self, mount: LiveMount) -> None:
+    async def _clean_up(self, mount: LiveMount) -> None:
         number = mount.row.number
         await self._recordings.end(number)
         await self.forget([number])
@@ -201,17 +201,17 @@ class Mounts:
             mount.live.leave()
         elif mount.image not in self._images.live and all(mount.image != other.image for other in self.live.values()):
             self._catalog.remove(mount.image)  # it was expected
-        await trio.to_thread.run_sync(self._overlays.clear_up, mount.row)
-        await self.drop_layers()
+        await trio.to_thread.run_sync(self._overlays.clean_up, mount.row)
+        await self.unmount_unused_layers()
 
-    async def drop_layers(self) -> None:
+    async def unmount_unused_layers(self) -> None:
         """Unmount the EROFS images that no overlay is stacked on any more."""
         async with self._mounting:
-            await trio.to_thread.run_sync(self._overlays.drop_layers)
+            await trio.to_thread.run_sync(self._overlays.unmount_unused_layers)
 
     async def mark(self, number: int, phase: Phase, trouble: str = "") -> None:
         """A mount has come so far, or does not work, for that reason."""
-        with _logged([number]):
+        with _log_state_errors([number]):
             await trio.to_thread.run_sync(self._state.mark, number, phase, trouble)
         mount = self.live.get(number)
         if mount is not None:
@@ -226,12 +226,12 @@ class Mounts:
 
     async def forget(self, numbers: list[int]) -> None:
         """Rows without a mount."""
-        with _logged(numbers):
+        with _log_state_errors(numbers):
             await trio.to_thread.run_sync(self._state.remove, numbers)
 
 
 @contextmanager
-def _logged(numbers: Iterable[int]) -> Iterator[None]:
+def _log_state_errors(numbers: Iterable[int]) -> Iterator[None]:
     """A row that cannot be changed, because the disk is full: a leftover, or one that says less than is true. The next start sees
     what is mounted."""
     try:

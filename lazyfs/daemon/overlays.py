@@ -35,7 +35,7 @@ class Overlays:
         """The mount of lazyfs at `directory`, the uppermost one. Raises OSError."""
         return find_mount(directory)
 
-    def try_out(self) -> ProbeResult:
+    def probe(self) -> ProbeResult:
         """Whether this machine can mount natively. Some ms."""
         return probe(self._store)
 
@@ -77,13 +77,13 @@ class Overlays:
             raise MountFailed(f"cannot mount at {row.mount.directory}: {error}") from error
         return layers.new
 
-    def open_names(self, images: tuple[Path, ...]) -> int:
+    def open_metadata(self, images: tuple[Path, ...]) -> int:
         """A descriptor of a tree that has the names of a stack, for the inode warm-up: no mount, and none of its files' data."""
         with self._layers.lock:
             roots = self._layers.mounted(images).roots
             return open_stack(roots, objects_only(self._store), source=source_of("names"), read_only=True)
 
-    def take_away(self, directory: Path, *, lazy: bool) -> None:
+    def unmount(self, directory: Path, *, lazy: bool) -> None:
         """Unmount. Raises MountFailed, with the names of those who hold it."""
         try:
             unmount_stack(directory, lazy=lazy)
@@ -95,12 +95,12 @@ class Overlays:
                 f"cannot unmount {directory}: {by}", hint="Stop those processes, or detach it with --lazy"
             ) from error
 
-    def clear_up(self, row: Row) -> None:
+    def clean_up(self, row: Row) -> None:
         """Behind a mount that has ended: overlayfs leaves its folder, made so that nobody may look into it."""
         if row.mount.upper:
             shutil.rmtree(_work_of(Path(row.mount.upper)), ignore_errors=True)
 
-    def drop_layers(self) -> None:
+    def unmount_unused_layers(self) -> None:
         """Unmount the EROFS images that no overlay is stacked on any more."""
         self._layers.unmount_unused()
 

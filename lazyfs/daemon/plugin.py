@@ -21,9 +21,9 @@ import trio
 
 from lazyfs.containerd.handshakes import Handshakes
 from lazyfs.containerd.lazy_layers import LazyLayers
-from lazyfs.containerd.mounts import Place
+from lazyfs.containerd.mounts import SnapshotFolders
 from lazyfs.containerd.relay import relay
-from lazyfs.containerd.resolving import Resolving
+from lazyfs.containerd.resolver import LayerResolver
 from lazyfs.containerd.roots import Roots
 from lazyfs.containerd.snapshotter import Snapshotter
 from lazyfs.daemon.config import Config
@@ -59,7 +59,7 @@ class Plugin:
         self._tasks = tasks
         pulls = Pulls(store, tasks, rest=config.background)
         self.layers = LazyLayers(sources, layers, pulls, partial(_open, config.plain_http))
-        self._resolving = Resolving(store, self.layers, tasks)
+        self._resolver = LayerResolver(store, self.layers, tasks)
         self.snapshotters: dict[str, Snapshotter] = {}
         self.unserved: dict[str, str] = {}
         """Containerds whose snapshots cannot be used, and why."""
@@ -74,12 +74,14 @@ class Plugin:
             folder = self._store.directory.path / "containerd" / name
             try:
                 snapshotter = await trio.to_thread.run_sync(
-                    Snapshotter, self._store, folder, self.layers, self._resolving, self._mounts, self._tasks
+                    Snapshotter, self._store, folder, self.layers, self._resolver, self._mounts, self._tasks
                 )
             except (StoreUnusable, StoreFull) as error:
                 _log.error("containerd %s is not served until lazyfsd is restarted: %s", name, error)
                 self.unserved[name] = str(error)
-                self._unserved_roots.append(Roots(self._store.directory.path, Place.of_containerd(folder), self._mounts))
+                self._unserved_roots.append(
+                    Roots(self._store.directory.path, SnapshotFolders.of_containerd(folder), self._mounts)
+                )
             else:
                 stack.callback(snapshotter.close)
                 self.snapshotters[name] = snapshotter
@@ -91,12 +93,12 @@ class Plugin:
         """
         for snapshotter in self.snapshotters.values():
             if not same_gate:
-                await trio.to_thread.run_sync(snapshotter.roots.forsake)
+                await trio.to_thread.run_sync(snapshotter.roots.mark_dead)
             await snapshotter.start()
         if not same_gate:  # whoever serves them again would take them for whole
             for roots in self._unserved_roots:
                 for number in await trio.to_thread.run_sync(roots.mounted):
-                    await trio.to_thread.run_sync(roots.take_away, number)
+                    await trio.to_thread.run_sync(roots.unmount, number)
 
     async def serve(self, listeners: Mapping[str, socket.socket], handshakes: Handshakes, stack: AsyncExitStack) -> None:
         """Answer each containerd at its socket until `stack` is left. Raises StoreUnusable."""
@@ -107,9 +109,9 @@ class Plugin:
         for name in listeners:
             snapshotter = self.snapshotters.get(name)
             answers = (
-                server.serving(snapshotter, private / name, self._tasks.failures)
+                server.serve_snapshotter(snapshotter, private / name, self._tasks.failures)
                 if snapshotter
-                else server.refusing(self.unserved[name], private / name)
+                else server.serve_refusals(self.unserved[name], private / name)
             )
             await stack.enter_async_context(answers)
         begun = handshakes.stop()

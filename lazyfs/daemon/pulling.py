@@ -37,17 +37,17 @@ MODULES: Final = ("lazyfs.source.repository", "lazyfs.pull.pull")
 _AT_ONCE: Final = 4
 
 
-class Pulling:
+class PullHandler:
     """All pulls of a daemon."""
 
     def __init__(self) -> None:
-        self._under_way = 0
+        self._active = 0
 
     async def pull(self, order: PullOrder, notify: Notify) -> PullResult:
         """As `pull_image`; what is shown is told to the client. Raises LazyfsError."""
-        if self._under_way >= _AT_ONCE:
+        if self._active >= _AT_ONCE:
             raise UsageError(f"lazyfsd has {_AT_ONCE} pulls under way")
-        self._under_way += 1
+        self._active += 1
         try:
             await trio.to_thread.run_sync(import_pull_modules)
             await notify(Accepted())
@@ -61,7 +61,7 @@ class Pulling:
                     ended.set()
             return report
         finally:
-            self._under_way -= 1
+            self._active -= 1
 
 
 async def _forward(reports: trio.MemoryReceiveChannel[Step], notify: Notify, ended: trio.Event) -> None:

@@ -23,21 +23,21 @@ class Recordings:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._under_way: dict[int, tuple[Recorder, Path]] = {}
+        self._active: dict[int, tuple[Recorder, Path]] = {}
 
     def touched(self, number: int, name: str) -> None:
         """A mount looks up an object."""
-        recording = self._under_way.get(number)
+        recording = self._active.get(number)
         if recording is not None:
             recording[0].touch(name)
 
     def begin(self, number: int, path: Path, image: Image, layers: tuple[Layer, ...]) -> None:
         """From now on, what the mount `number` touches is written to `path` at its end."""
-        self._under_way[number] = (Recorder(image, partial(_entries, self._store, layers)), path)
+        self._active[number] = (Recorder(image, partial(_entries, self._store, layers)), path)
 
     async def end(self, number: int) -> None:
         """The mount has ended: write its record, if it has one."""
-        recording = self._under_way.pop(number, None)
+        recording = self._active.pop(number, None)
         if recording is None:
             return
         recorder, path = recording
@@ -48,7 +48,7 @@ class Recordings:
 
     async def end_all(self) -> None:
         """Write every record: the daemon ends."""
-        for number in list(self._under_way):
+        for number in list(self._active):
             await self.end(number)
 
 

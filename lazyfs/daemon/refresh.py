@@ -55,32 +55,32 @@ class Refresher:
             names = set(self._gate.served)
             if began >= patience:
                 patience = began + _HELD_PAUSE
-                await self._forget_the_gone()
+                await self._forget_unmounted()
                 names |= self._gate.reopened
-            ripe = await trio.to_thread.run_sync(self._ripe, names)
-            if ripe:
-                self._gate.served.difference_update(ripe)
-                self._gate.reopened.difference_update(ripe)
-                await self.look_again(ripe)
+            completed = await trio.to_thread.run_sync(self._completed, names)
+            if completed:
+                self._gate.served.difference_update(completed)
+                self._gate.reopened.difference_update(completed)
+                await self.refresh(completed)
             # A chown -R has ten thousand names looked for that nobody will read.
             pause = max(_PAUSE, (trio.current_time() - began) * _SHARE)
 
-    async def look_again(self, names: Sequence[str]) -> None:
+    async def refresh(self, names: Sequence[str]) -> None:
         """Make the overlays that may hold one of these objects drop what nobody uses."""
         images = await trio.to_thread.run_sync(self._images_of, names)
         self.rounds += 1
         await trio.to_thread.run_sync(_reconfigure, self._overlays_on(images))
 
-    async def _forget_the_gone(self) -> None:
+    async def _forget_unmounted(self) -> None:
         """Names that no mounted image has any more."""
         for names in (self._gate.served, self._gate.reopened):
-            names.difference_update(await trio.to_thread.run_sync(self._gone, tuple(names)))
+            names.difference_update(await trio.to_thread.run_sync(self._unmounted, tuple(names)))
 
-    def _ripe(self, names: Iterable[str]) -> list[str]:
+    def _completed(self, names: Iterable[str]) -> list[str]:
         objects = self._store.directory.objects
         return [name for name in names if os.path.exists(objects + name)]
 
-    def _gone(self, names: Iterable[str]) -> list[str]:
+    def _unmounted(self, names: Iterable[str]) -> list[str]:
         return [name for name in names if name not in self._catalog]
 
     def _images_of(self, names: Iterable[str]) -> set[str]:

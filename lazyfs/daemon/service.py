@@ -29,13 +29,13 @@ from lazyfs.daemon.fdstore import FdStore
 from lazyfs.daemon.holding import LISTENER
 from lazyfs.daemon.inode_warm_up import InodeWarmUp
 from lazyfs.daemon.lifetime import Lifetime
-from lazyfs.daemon.mounting import Mounting
+from lazyfs.daemon.mounting import MountHandler
 from lazyfs.daemon.mounts import Mounts
 from lazyfs.daemon.overlays import Overlays
-from lazyfs.daemon.pulling import Pulling
+from lazyfs.daemon.pulling import PullHandler
 from lazyfs.daemon.recording import Recordings
+from lazyfs.daemon.recovery import MountRecovery
 from lazyfs.daemon.refresh import Refresher
-from lazyfs.daemon.revival import Revival
 from lazyfs.daemon.stack_dump import dump_stacks_on_signal
 from lazyfs.daemon.state import State
 from lazyfs.daemon.status import Measured, describe_mount, describe_repository
@@ -72,7 +72,9 @@ _log = logging.getLogger(__name__)
 _NO_MOUNT: Final = "/"
 """Where nothing is mounted by us: a status without mounts costs little."""
 _SWEEP_PAUSE: Final = 60.0
-_GIVEN_UP: Final = "lazyfsd was told to end by a signal, and has given this up. What has arrived is kept: repeat the command"
+_ORDER_CANCELLED: Final = (
+    "lazyfsd was told to end by a signal, and has given this up. What has arrived is kept: repeat the command"
+)
 _END_DEADLINE: Final = 5.0
 """Seconds that a daemon which was told to end waits for those who still use what it mounted."""
 
@@ -110,7 +112,7 @@ async def _serve(options: Options, fds: FdStore, handshakes: Handshakes) -> None
         async with trio.open_nursery() as nursery:
             service = Service(options, store, state, unmount_events, callers, nursery, lifetime)
             connection: Connection = await nursery.start(service.serve_gate, fds)
-            await service.revival.begin(service.tasks, same_gate=connection.taken_over)
+            await service.recovery.begin(service.tasks, same_gate=connection.taken_over)
             await service.open_plugin(fds, stack)
             if service.plugin is not None:
                 await service.plugin.start(same_gate=connection.taken_over)
@@ -159,21 +161,21 @@ class Service:
         self.mounts = Mounts(
             overlays, state, self.catalog, self.images, self.recordings, unmount_events, InodeWarmUp(self.tasks), lifetime
         )
-        self.mounting = Mounting(store, self.images, self.mounts, overlays)
-        self.revival = Revival(state, self.images, self.mounts, overlays)
-        self.pulling = Pulling()
+        self.mounting = MountHandler(store, self.images, self.mounts, overlays)
+        self.recovery = MountRecovery(state, self.images, self.mounts, overlays)
+        self.pulling = PullHandler()
         self.gate = Gate(store, self.catalog, self.recordings.touched, callers.changes_metadata_only, self.tasks.failures)
         self.operations = GateOperations(self.gate)
         self.plugin: Plugin | None = None
         """What serves containerds, where there are any."""
         self.refresher = Refresher(store, self.gate, self.catalog, self._overlays_on)
-        self.upkeep = Upkeep(store, self.in_use, answered=self.gate.announced, evicted=self.refresher.look_again, alone=True)
+        self.upkeep = Upkeep(store, self.in_use, announced=self.gate.announced, on_evicted=self.refresher.refresh, exclusive=True)
 
     def begin(self, listener: socket.socket) -> None:
         """All that goes on beside the gate's connection, from now on."""
         tasks = self.tasks
         tasks.keep_running("control socket", self.serve_clients, listener)
-        tasks.keep_running("mount watch", self.mounts.watch, tasks)
+        tasks.keep_running("mount watch", self.mounts.handle_unmounts, tasks)
         tasks.keep_running("refresh of overlays", self.refresher.run)
         tasks.keep_running("store upkeep", self.upkeep.run, tasks)
         tasks.keep_running("removal of dead containers", self.sweep_containers)
@@ -226,7 +228,7 @@ class Service:
         await serve_gate(self.operations, self._options.store / GATE, fds, task_status=task_status)
         self._lifetime.gate_ended.set()
 
-    async def carry(self, order: Order, notify: Notify) -> Result:
+    async def execute(self, order: Order, notify: Notify) -> Result:
         """Carry out an order. Raises LazyfsError."""
         self._lifetime.was_asked = True
         match order:
@@ -238,7 +240,7 @@ class Service:
                     await trio.to_thread.run_sync(self._store.eviction.set_limit, order.store_size)
                 return await self.mounting.mount(order, notify)
             case UnmountOrder():
-                return self._farewell(await self.mounting.unmount(order))
+                return self._with_keeper(await self.mounting.unmount(order))
             case StatusOrder():
                 return await self._describe(order)
             case PullOrder():
@@ -252,11 +254,11 @@ class Service:
         if self._lifetime.stop_requested.is_set():
             return
         with trio.CancelScope() as self._clients:  # of its own: one cannot be entered again after a failure
-            await serve_control(listener, os.geteuid(), self.carry, self._lifetime.uses, self.tasks, self._given_up)
+            await serve_control(listener, os.geteuid(), self.execute, self._lifetime.uses, self.tasks, self._stop_message)
 
-    def _given_up(self) -> str:
+    def _stop_message(self) -> str:
         """What to tell clients whose orders are cancelled; nothing where the next daemon carries them out."""
-        return _GIVEN_UP if self._lifetime.stop_requested.is_set() and not self._options.service else ""
+        return _ORDER_CANCELLED if self._lifetime.stop_requested.is_set() and not self._options.service else ""
 
     async def _describe(self, order: StatusOrder) -> ServiceStatus:
         chosen = [mount for mount in self.mounts.live.values() if order.directory in ("", mount.row.mount.directory)]
@@ -295,7 +297,7 @@ class Service:
         ]
         return Measured(status, len(self.mounts.live), (*status.repositories, *images))
 
-    def _farewell(self, result: UnmountResult) -> UnmountResult:
+    def _with_keeper(self, result: UnmountResult) -> UnmountResult:
         """Whose end a client may wait for: with the last mount, this daemon goes as well."""
         alone = self._lifetime.uses.count == 1  # who asks is one
         return UnmountResult(result.directory, os.getppid()) if alone and not self.mounts.is_used else result
@@ -303,7 +305,7 @@ class Service:
     async def sweep_containers(self) -> None:
         """Until cancelled: clear up behind every `lazyfs run` that was killed."""
         while True:
-            swept = await trio.to_thread.run_sync(sweep, self._options.store, _take_away)
+            swept = await trio.to_thread.run_sync(sweep, self._options.store, _unmount_root)
             if swept:
                 _log.info("removed what was left of %s", ", ".join(swept))
             await trio.sleep(_SWEEP_PAUSE)
@@ -336,7 +338,7 @@ class Service:
                 if not self._options.service:
                     await tasks.attempt("last unmounts", self._unmount_all)
             await tasks.attempt("last records", self.recordings.end_all)
-            await tasks.attempt("last unmount of layers", self.mounts.drop_layers)
+            await tasks.attempt("last unmount of layers", self.mounts.unmount_unused_layers)
 
     async def leave(self, connection: Connection) -> None:
         """Take the gate away and answer until nobody needs it any more; told to end, not for long. A service leaves it to its successor."""
@@ -350,7 +352,7 @@ class Service:
             _log.warning("mounts are still in use: files that they are missing can no longer be fetched")
 
 
-def _take_away(root: Path) -> None:
+def _unmount_root(root: Path) -> None:
     """Raises OSError: somebody is in it."""
     if mounted_at(root) is not None:
         unmount_stack(root)

@@ -31,7 +31,7 @@ def describe_tasks(task: trio.lowlevel.Task, depth: int = 0) -> Iterator[str]:
     yield f"{indent}{task.name}"
     for frame, line in task.iter_await_frames():
         if not frame.f_globals.get("__name__", "").startswith("trio._core"):  # where everybody waits
-            yield f"{indent}  | {_place(frame, line)}"
+            yield f"{indent}  | {_location(frame, line)}"
     for nursery in task.child_nurseries:
         for child in nursery.child_tasks:
             yield from describe_tasks(child, depth + 1)
@@ -53,8 +53,8 @@ def _describe_threads(interrupted: FrameType | None) -> Iterator[str]:
         yield f"thread {names.get(ident, ident)}:"
         stack = traceback.walk_stack(interrupted if ident == threading.get_ident() else frame)
         for at, line in reversed(list(stack)):
-            yield f"  | {_place(at, line)}"
+            yield f"  | {_location(at, line)}"
 
 
-def _place(frame: FrameType, line: int) -> str:
+def _location(frame: FrameType, line: int) -> str:
     return f"{frame.f_code.co_qualname} ({frame.f_code.co_filename}:{line})"

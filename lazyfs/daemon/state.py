@@ -36,7 +36,7 @@ Phase = Literal["mounting", "mounted", "detached"]
 """`detached`: it has left the tree of mounts, and lives on for those who use it."""
 
 
-class Mount(msgspec.Struct, frozen=True):
+class MountRecord(msgspec.Struct, frozen=True):
     """What does not change about a mount. JSON in the database: a field that a later version adds has a default."""
 
     directory: str
@@ -61,7 +61,7 @@ class Row(msgspec.Struct, frozen=True):
     phase: Phase
     trouble: str
     """Why it does not work, where it does not."""
-    mount: Mount
+    mount: MountRecord
 
 
 class State(SyncedDatabase):
@@ -76,10 +76,11 @@ class State(SyncedDatabase):
         with self.reading() as db:
             found = db.execute("SELECT number, phase, trouble, mount FROM mount ORDER BY number")
             return tuple(
-                Row(number, phase, trouble, msgspec.json.decode(mount, type=Mount)) for number, phase, trouble, mount in found
+                Row(number, phase, trouble, msgspec.json.decode(mount, type=MountRecord))
+                for number, phase, trouble, mount in found
             )
 
-    def add(self, mount: Mount) -> Row:
+    def add(self, mount: MountRecord) -> Row:
         """A new mount, `mounting`. Raises StoreFull, StoreUnusable, as all that changes something."""
         values = (msgspec.json.encode(mount),)
         with self.transaction() as db:

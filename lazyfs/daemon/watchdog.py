@@ -51,15 +51,15 @@ async def feed(fds: FdStore, gate: Path, sockets: Mapping[str, Path], describe: 
     if not fds.watchdog:
         return
     pause = fds.watchdog / _ROUNDS
-    looks: dict[str, Callable[[], Awaitable[bool]]] = {"the gate": partial(_look_up, gate)}
+    probes: dict[str, Callable[[], Awaitable[bool]]] = {"the gate": partial(_probe_gate, gate)}
     for name, path in sockets.items():
-        looks[f"the service for {name}"] = await _asks(path, pause)
+        probes[f"the service for {name}"] = await _service_probe(path, pause)
     while True:
-        silent = set(looks)
+        silent = set(probes)
         with trio.move_on_after(pause):
             async with trio.open_nursery() as nursery:
-                for name, look in looks.items():
-                    nursery.start_soon(_note, look, name, silent)
+                for name, probe in probes.items():
+                    nursery.start_soon(_run_probe, probe, name, silent)
         if silent and _is_short_of_descriptors():
             _log.warning("cannot probe %s: no descriptors are left to connect with", ", ".join(sorted(silent)))
             silent.clear()
@@ -78,9 +78,9 @@ async def _described(describe: Callable[[], Awaitable[str]]) -> str:
         return f"what is served cannot be counted: {error}"
 
 
-async def _note(look: Callable[[], Awaitable[bool]], name: str, silent: set[str]) -> None:
+async def _run_probe(probe: Callable[[], Awaitable[bool]], name: str, silent: set[str]) -> None:
     try:
-        if not await look():
+        if not await probe():
             return
     except (OSError, RuntimeError, MemoryError) as error:  # RuntimeError: a thread cannot be started
         _log.warning("cannot probe %s: %s", name, error)
@@ -96,7 +96,7 @@ def _is_short_of_descriptors() -> bool:
     return False
 
 
-async def _look_up(gate: Path) -> bool:
+async def _probe_gate(gate: Path) -> bool:
     """One LOOKUP. Raises OSError: its process cannot be started. Cancelled: its process is killed, and ends when it is answered."""
     # -I, -S: nothing but Python itself is read, which is half of its start.
     command = [sys.executable, "-I", "-S", "-B", "-c", _LOOK, str(gate / _NAME)]
@@ -110,7 +110,7 @@ async def _look_up(gate: Path) -> bool:
                 await process.wait()
 
 
-async def _asks(socket: Path, deadline: float) -> Callable[[], Awaitable[bool]]:
+async def _service_probe(socket: Path, deadline: float) -> Callable[[], Awaitable[bool]]:
     """Who asks a containerd's service whether it answers."""
     # 40 MB, that a lazyfsd without a containerd need not have.
     probe = (await trio.to_thread.run_sync(import_module, "lazyfs.containerd.probe")).Probe(socket)

@@ -23,36 +23,36 @@ from lazyfs.tasks import Supervisor
 
 _log = logging.getLogger(__name__)
 
-_SYNC_PAUSE: Final = 5.0
+_SYNC_INTERVAL: Final = 5.0
 """Seconds of arrivals that a power cut may cost."""
-_LOOK_PAUSE: Final = 1.0
-_LONG_LOOK_PAUSE: Final = 10.0
+_CHECK_INTERVAL: Final = 1.0
+_MEASURE_INTERVAL: Final = 10.0
 """Seconds until the room is measured again although nothing was kept: by this process."""
-_LONGEST_RELEASE_PAUSE: Final = 600.0
+_MAX_RELEASE_INTERVAL: Final = 600.0
 _HIGH, _LOW = 0.95, 0.90
 """Of the limit: when more is used than the one, what is over the other goes. What arrives in the seconds between needs room too."""
 _SCRUB_DELAY: Final = 600.0
 _SCRUB_STEP: Final = 1 << 20
 _SCRUB_RATE: Final = 8e6
 """Bytes a second."""
-_SCRUB_REST: Final = 86_400.0
+_SCRUB_INTERVAL: Final = 86_400.0
 """Seconds between two rounds."""
 
 
-def _never(_: str) -> bool:
-    """Nothing is answered for."""
+def _not_announced(_: str) -> bool:
+    """Nothing is announced for."""
     return False
 
 
-async def _nobody(_: Sequence[str]) -> None:
+async def _no_overlays(_: Sequence[str]) -> None:
     """Nothing is mounted natively from here."""
 
 
 class Upkeep:
     """Four loops over one store. Not for threads.
 
-    `in_use` says what this process has mounted, `answered` whether overlayfs was told of an object within the last minute (asked
-    in threads), `evicted` is told which objects have gone. `alone`: no other process may make room while this one runs; others
+    `in_use` says what this process has mounted, `announced` whether overlayfs was told of an object within the last minute (asked
+    in threads), `on_evicted` is told which objects have gone. `exclusive`: no other process may make room while this one runs; others
     do not know what it answers.
     """
 
@@ -61,35 +61,35 @@ class Upkeep:
         store: Store,
         in_use: Callable[[], InUse],
         *,
-        answered: Callable[[str], bool] = _never,
-        evicted: Callable[[Sequence[str]], Awaitable[None]] = _nobody,
-        alone: bool = False,
+        announced: Callable[[str], bool] = _not_announced,
+        on_evicted: Callable[[Sequence[str]], Awaitable[None]] = _no_overlays,
+        exclusive: bool = False,
     ) -> None:
         self._store = store
         self._in_use = in_use
-        self._answered = answered
-        self._evicted = evicted
-        self._alone = alone
-        self._has_right = False
-        self._is_survivable = True
+        self._announced = announced
+        self._on_evicted = on_evicted
+        self._exclusive = exclusive
+        self._may_evict = False
+        self._is_durable = True
         self._removing = trio.Lock()
-        self.scrub = Scrub(store, answered)
+        self.scrub = Scrub(store, announced)
         self.evicted_objects = 0
         self.evicted_bytes = 0
 
     async def run(self, tasks: Supervisor) -> None:
         """Until cancelled: what is under way in a thread then ends in peace."""
         with ExitStack() as stack:
-            stack.callback(self._lose_right)
+            stack.callback(self._give_up_eviction)
             async with trio.open_nursery() as nursery:
                 tasks = tasks.within(nursery)
-                tasks.keep_running("store sync", self._make_durable_now_and_then)
-                tasks.keep_running("store scrub", self._scrub_slowly)
-                tasks.keep_running("release of removed files", self._release_now_and_then)
-                tasks.keep_running("store limit", self._keep_the_limit, stack)
+                tasks.keep_running("store sync", self._sync_periodically)
+                tasks.keep_running("store scrub", self._scrub_continuously)
+                tasks.keep_running("release of removed files", self._release_periodically)
+                tasks.keep_running("store limit", self._enforce_limit, stack)
 
-    def _lose_right(self) -> None:
-        self._has_right = False
+    def _give_up_eviction(self) -> None:
+        self._may_evict = False
 
     async def stop(self) -> None:
         """Before the process ends: all is made durable."""
@@ -113,7 +113,7 @@ class Upkeep:
         )
 
     async def describe(self) -> StoreStatus:
-        """How the store stands: what this process alone knows, and what all could know."""
+        """How the store stands: what this process exclusive knows, and what all could know."""
         usage = await trio.to_thread.run_sync(self._store.eviction.usage)
         return StoreStatus(
             used_bytes=usage.used,
@@ -126,9 +126,9 @@ class Upkeep:
             scrub_damaged=self.scrub.damaged,
         )
 
-    async def _make_durable_now_and_then(self) -> None:
+    async def _sync_periodically(self) -> None:
         while True:
-            await trio.sleep(_SYNC_PAUSE)
+            await trio.sleep(_SYNC_INTERVAL)
             await self._make_durable()
 
     async def _make_durable(self) -> None:
@@ -136,27 +136,27 @@ class Upkeep:
             await trio.to_thread.run_sync(self._store.durability.make_durable)
         except LazyfsError as error:
             # Once, however often it is tried: a full disk stays full.
-            if self._is_survivable:
+            if self._is_durable:
                 _log.warning("cannot sync what has arrived: %s", error)
-            self._is_survivable = False
+            self._is_durable = False
         else:
-            self._is_survivable = True
+            self._is_durable = True
 
-    async def _keep_the_limit(self, stack: ExitStack) -> None:
-        kept, measured = -1, -_LONG_LOOK_PAUSE
+    async def _enforce_limit(self, stack: ExitStack) -> None:
+        kept, measured = -1, -_MEASURE_INTERVAL
         while True:
-            if self._alone and not self._has_right:
-                self._has_right = stack.enter_context(self._store.directory.claims.evicting())
+            if self._exclusive and not self._may_evict:
+                self._may_evict = stack.enter_context(self._store.directory.claims.evicting())
             now = trio.current_time()
-            if self._store.kept_bytes != kept or now - measured >= _LONG_LOOK_PAUSE:
+            if self._store.kept_bytes != kept or now - measured >= _MEASURE_INTERVAL:
                 kept, measured = self._store.kept_bytes, now
                 try:
-                    await self._make_room()
+                    await self._evict_above_limit()
                 except LazyfsError as error:
                     _log.warning("cannot evict from the store: %s", error)
-            await trio.sleep(_LOOK_PAUSE)
+            await trio.sleep(_CHECK_INTERVAL)
 
-    async def _make_room(self) -> None:
+    async def _evict_above_limit(self) -> None:
         if not await trio.to_thread.run_sync(lambda: self._store.eviction.limit):
             return
         usage = await trio.to_thread.run_sync(self._store.eviction.usage)
@@ -172,40 +172,40 @@ class Upkeep:
         """None where another process has the right to."""
         async with self._removing:
             with ExitStack() as stack:
-                if not self._has_right and not stack.enter_context(self._store.directory.claims.evicting()):
+                if not self._may_evict and not stack.enter_context(self._store.directory.claims.evicting()):
                     return None
                 remove = partial(self._store.eviction.remove, mounted_too=mounted_too, older_than=older_than)
-                freed = await trio.to_thread.run_sync(remove, wanted, self._in_use(), self._answered)
+                freed = await trio.to_thread.run_sync(remove, wanted, self._in_use(), self._announced)
         if freed.names:
-            await self._evicted(freed.names)
+            await self._on_evicted(freed.names)
         return freed
 
-    async def _release_now_and_then(self) -> None:
+    async def _release_periodically(self) -> None:
         """An overlay that had a file open when it was told keeps the file's space until it is told again."""
-        pause, known = _LONG_LOOK_PAUSE, frozenset[str]()
+        pause, known = _MEASURE_INTERVAL, frozenset[str]()
         while True:
             await trio.sleep(pause)
             held = frozenset(await self._release())
             # Who holds one for good makes nobody's overlay look anew every few seconds.
-            pause = min(2 * pause, _LONGEST_RELEASE_PAUSE) if held and held >= known else _LONG_LOOK_PAUSE
+            pause = min(2 * pause, _MAX_RELEASE_INTERVAL) if held and held >= known else _MEASURE_INTERVAL
             known = held
 
     async def _release(self) -> tuple[str, ...]:
         """Tell of removed objects again that the kernel still holds: which they are."""
         held = await trio.to_thread.run_sync(self._store.eviction.held_names)
         if held:
-            await self._evicted(held)
+            await self._on_evicted(held)
         return held
 
-    async def _scrub_slowly(self) -> None:
+    async def _scrub_continuously(self) -> None:
         await trio.sleep(_SCRUB_DELAY)
         while True:
             try:
                 step = await trio.to_thread.run_sync(self.scrub.step, _SCRUB_STEP)
             except LazyfsError as error:
                 _log.warning("cannot scrub the store: %s", error)
-                await trio.sleep(_SCRUB_REST)
+                await trio.sleep(_SCRUB_INTERVAL)
                 continue
             if step.dropped:
-                await self._evicted(step.dropped)
-            await trio.sleep(_SCRUB_REST if step.is_last else step.bytes / _SCRUB_RATE)
+                await self._on_evicted(step.dropped)
+            await trio.sleep(_SCRUB_INTERVAL if step.is_last else step.bytes / _SCRUB_RATE)

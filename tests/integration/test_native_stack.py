@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from lazyfs.containerd.mounts import Place
+from lazyfs.containerd.mounts import SnapshotFolders
 from lazyfs.containerd.roots import Roots
 from lazyfs.format.entry import Entry
 from lazyfs.format.platform import parse_platform
@@ -304,11 +304,11 @@ def test_libraries_are_executable(place: Workshop) -> None:
 
 def test_two_containerds_hold_a_layer_each(place: Workshop) -> None:
     """Snapshots of two containerds have the same numbers: what one lets go of, the other still holds."""
-    first, second = (Roots(place.store, Place(place.store / name), place.layers) for name in ("first", "second"))
+    first, second = (Roots(place.store, SnapshotFolders(place.store / name), place.layers) for name in ("first", "second"))
     image = place.image("image", {b"a": b"b"})
     (root,) = first.lower(1, [image])
     assert second.lower(1, [image]) == (root,)
-    first.take_away(1)
+    first.unmount(1)
     assert (root / "a").exists()
-    second.take_away(1)
+    second.unmount(1)
     assert not root.exists()

@@ -11,8 +11,8 @@ from typing import Any, cast
 import trio
 
 from lazyfs.containerd.lazy_layers import LazyLayers
-from lazyfs.containerd.mounts import Place
-from lazyfs.containerd.resolving import Resolved, Resolving
+from lazyfs.containerd.mounts import SnapshotFolders
+from lazyfs.containerd.resolver import LayerResolver, Resolved
 from lazyfs.containerd.roots import Roots
 from lazyfs.containerd.snapshotter import Snapshotter
 from lazyfs.erofs.image import write_image
@@ -140,8 +140,8 @@ class ScriptedResolving:
 class ScriptedRoots(Roots):
     """Mounts that are a set of numbers; `done` is what was asked."""
 
-    def __init__(self, store: Path, place: Place) -> None:
-        super().__init__(store, place, LayerMounts(store))
+    def __init__(self, store: Path, folders: SnapshotFolders) -> None:
+        super().__init__(store, folders, LayerMounts(store))
         self.there: set[int] = set()
         self.done: list[str] = []
         self.error: Exception | None = None
@@ -154,7 +154,7 @@ class ScriptedRoots(Roots):
         if self.error:
             raise self.error
         self.there.add(snapshot.id)
-        return self._place.root(snapshot.id)
+        return self._folders.root(snapshot.id)
 
     def lower(self, number: int, images: Sequence[Path]) -> tuple[Path, ...]:
         self.done.append(f"lower {number}")
@@ -162,11 +162,11 @@ class ScriptedRoots(Roots):
             raise self.error
         return tuple(Path("/lower", image.name) for image in images)
 
-    def take_away(self, number: int) -> None:
+    def unmount(self, number: int) -> None:
         self.done.append(f"take away {number}")
         self.there.discard(number)
 
-    def drop_layers(self) -> None:
+    def unmount_unused_layers(self) -> None:
         self.done.append("drop layers")
 
 
@@ -175,17 +175,17 @@ class Setting:
 
     def __init__(self, store: Store, folder: Path, nursery: trio.Nursery) -> None:
         self.layers = ScriptedLayers()
-        self.resolving = ScriptedResolving(folder.parent)
-        self.place = Place.of_containerd(folder)
+        self.resolver = ScriptedResolving(folder.parent)
+        self.folders = SnapshotFolders.of_containerd(folder)
         self.snapshotter = Snapshotter(
             store,
             folder,
             cast(LazyLayers, self.layers),
-            cast(Resolving, self.resolving),
+            cast(LayerResolver, self.resolver),
             LayerMounts(store.directory.path),
             Supervisor(nursery),
         )
-        self.roots = ScriptedRoots(store.directory.path, self.place)
+        self.roots = ScriptedRoots(store.directory.path, self.folders)
         self.snapshotter.roots = self.roots
 
     @property

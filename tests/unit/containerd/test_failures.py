@@ -7,7 +7,7 @@ import trio
 from trio.testing import MockClock
 
 from lazyfs.containerd.lazy_layers import layer_of
-from lazyfs.containerd.resolving import Resolving
+from lazyfs.containerd.resolver import LayerResolver
 from lazyfs.errors import LocalError
 from lazyfs.gate.catalog import Catalog, LayerObjects
 from lazyfs.gate.inode import inode_of
@@ -22,10 +22,10 @@ from tests.unit.containerd.scripted import ScriptedImage
 from tests.unit.fetch.scripted import until
 
 
-def resolving(store: Store, image: ScriptedImage, nursery: trio.Nursery) -> Resolving:
+def resolver(store: Store, image: ScriptedImage, nursery: trio.Nursery) -> LayerResolver:
     """What resolves, where a task that fails ends nothing else."""
     tasks = Supervisor(nursery)
-    return Resolving(store, lazy_layers(store, Catalog(), tasks, lambda _: image.registry()), tasks)
+    return LayerResolver(store, lazy_layers(store, Catalog(), tasks, lambda _: image.registry()), tasks)
 
 
 async def test_a_layer_that_cannot_be_indexed_is_tried_again(
@@ -108,9 +108,9 @@ async def test_whoever_waits_for_what_fails_is_told(
     """A thread, a descriptor, or a defect of ours: all who wait get an error, and the next one has a try of his own."""
     expect_log("TOC of layer .* has failed: no threads")
     async with trio.open_nursery() as nursery:
-        setting = resolving(store, image, nursery)
+        setting = resolver(store, image, nursery)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("lazyfs.containerd.resolving.load_layer", _no_threads)
+            patch.setattr("lazyfs.containerd.resolver.load_layer", _no_threads)
             with trio.fail_after(30), pytest.RaisesGroup(*[pytest.RaisesExc(LocalError, match="no threads")] * 2):
                 async with trio.open_nursery() as asking:
                     for _ in range(2):
@@ -125,9 +125,9 @@ async def test_whoever_waits_for_an_image_that_fails_is_told(
     """The same where its manifest cannot even be asked for."""
     expect_log("image of .* has failed: no threads")
     async with trio.open_nursery() as nursery:
-        setting = resolving(store, image, nursery)
+        setting = resolver(store, image, nursery)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("lazyfs.containerd.resolving.resolve_manifest", _no_threads)
+            patch.setattr("lazyfs.containerd.resolver.resolve_manifest", _no_threads)
             with trio.fail_after(30), pytest.raises(LocalError, match="no threads"):
                 await setting.resolve(image.claim(0))
         await setting.resolve(image.claim(0))

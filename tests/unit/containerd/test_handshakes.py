@@ -16,7 +16,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.containerd.handshakes import ACKNOWLEDGEMENT, PREFACE, SETTINGS, Handshakes, Unacknowledged
+from lazyfs.containerd.handshakes import ACKNOWLEDGEMENT, PREFACE, SETTINGS, AcknowledgementFilter, Handshakes
 from lazyfs.containerd.relay import relay
 from lazyfs.tasks import Supervisor
 
@@ -39,7 +39,7 @@ def test_one_acknowledgement_is_taken_out(before: list[bytes], after: list[bytes
     if after is not None:
         said += ACKNOWLEDGEMENT + b"".join(after)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(said)))))
-    rest = Unacknowledged().rest
+    rest = AcknowledgementFilter().rest
     assert b"".join(rest(said[start:end]) for start, end in zip([0, *cuts], [*cuts, len(said)], strict=True)) == passed_on
 
 

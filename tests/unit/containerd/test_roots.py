@@ -6,23 +6,23 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lazyfs.containerd.mounts import Place
+from lazyfs.containerd.mounts import SnapshotFolders
 from lazyfs.containerd.roots import Roots
 from lazyfs.native.layers import LayerMounts
 
 
 def test_directories_deeper_than_a_stack(tmp_path: Path) -> None:
     """An image may have 2,000 in one another: recursion would end in an error that is none of the disk's, and end lazyfsd."""
-    place = Place(tmp_path / "snapshots")
-    place.fs(1).mkdir(parents=True)
-    folder = os.open(place.fs(1), os.O_RDONLY)
+    folders = SnapshotFolders(tmp_path / "snapshots")
+    folders.fs(1).mkdir(parents=True)
+    folder = os.open(folders.fs(1), os.O_RDONLY)
     for _ in range(2000):
         os.mkdir("d", dir_fd=folder)
         below = os.open("d", os.O_RDONLY, dir_fd=folder)
         os.close(folder)
         folder = below
     os.close(folder)
-    roots = Roots(tmp_path, place, LayerMounts(tmp_path))
+    roots = Roots(tmp_path, folders, LayerMounts(tmp_path))
     roots.remove(1)
     assert list(roots.directories()) == []
     roots.remove(1)  # nothing there is no error
@@ -30,11 +30,11 @@ def test_directories_deeper_than_a_stack(tmp_path: Path) -> None:
 
 def test_two_who_remove_the_same(tmp_path: Path) -> None:
     """A Remove, and the Cleanup behind it: all goes, and neither complains."""
-    place = Place(tmp_path / "snapshots")
-    roots = Roots(tmp_path, place, LayerMounts(tmp_path))
+    folders = SnapshotFolders(tmp_path / "snapshots")
+    roots = Roots(tmp_path, folders, LayerMounts(tmp_path))
     for _ in range(5):
         for number in range(400):
-            (place.fs(1) / str(number % 20) / str(number)).mkdir(parents=True)
+            (folders.fs(1) / str(number % 20) / str(number)).mkdir(parents=True)
         with ThreadPoolExecutor(4) as threads:
             list(threads.map(roots.remove, [1] * 4))
         assert list(roots.directories()) == []

@@ -9,8 +9,8 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from lazyfs.containerd.mounts import Mount
-from lazyfs.containerd.resolving import DEADLINE
+from lazyfs.containerd.mounts import MountSpec
+from lazyfs.containerd.resolver import DEADLINE
 from lazyfs.containerd.snapshotter import Usage, lazy_name
 from lazyfs.errors import MountFailed, NotLazy, SnapshotBusy, SnapshotExists, SnapshotNotFound, StoreFull, StoreUnusable
 from lazyfs.snapshots.labels import REMOTE, TARGET
@@ -44,7 +44,7 @@ async def lazily(setting: Setting, number: int = 0, parent: str = "") -> str:
     return lazy_name(f"chain-{number}", parent)
 
 
-async def container(setting: Setting, key: str = "container", parent: str = NAME) -> tuple[Mount, ...]:
+async def container(setting: Setting, key: str = "container", parent: str = NAME) -> tuple[MountSpec, ...]:
     return await setting.snapshotter.prepare(key, parent, {})
 
 
@@ -52,10 +52,10 @@ async def test_an_ordinary_snapshot(store: Store, folder: Path, owners: dict[str
     """A directory of root's, and a bind mount of it; nothing else is asked for."""
     async with snapshotting(store, folder) as setting:
         (mount,) = await setting.snapshotter.prepare("a", "", {})
-        fs = setting.place.fs(1)
-        assert mount == Mount("bind", str(fs), ("rw", "rbind"))
+        fs = setting.folders.fs(1)
+        assert mount == MountSpec("bind", str(fs), ("rw", "rbind"))
         assert fs.stat().st_mode & 0o7777 == 0o755 and owners[str(fs)] == (0, 0)
-        assert setting.rows == [("a", "active")] and not setting.roots.done and not setting.resolving.asked
+        assert setting.rows == [("a", "active")] and not setting.roots.done and not setting.resolver.asked
 
 
 async def test_a_lazy_layer_is_there_at_once(store: Store, folder: Path) -> None:
@@ -67,7 +67,7 @@ async def test_a_lazy_layer_is_there_at_once(store: Store, folder: Path) -> None
         assert labels[REMOTE] and labels[TARGET] == "chain-0"
         assert setting.layers.expected == setting.layers.pulled == [name_of(lazy_layer(0))]
         await lazily(setting)
-        assert setting.resolving.asked == ["chain-0"] and setting.layers.pulled == [name_of(lazy_layer(0))]
+        assert setting.resolver.asked == ["chain-0"] and setting.layers.pulled == [name_of(lazy_layer(0))]
 
 
 async def test_layers_on_layers(store: Store, folder: Path) -> None:
@@ -77,7 +77,7 @@ async def test_layers_on_layers(store: Store, folder: Path) -> None:
         await setting.snapshotter.commit(EXTRACT, "base", {})
         first = await lazily(setting, 0, "base")
         await lazily(setting, 1, first)
-        assert setting.resolving.built[-1] == ["fs", lazy_layer(0).digest[7:15], lazy_layer(1).digest[7:15]]
+        assert setting.resolver.built[-1] == ["fs", lazy_layer(0).digest[7:15], lazy_layer(1).digest[7:15]]
 
 
 @pytest.mark.parametrize("at", ["resolve", "build"])
@@ -86,9 +86,9 @@ async def test_a_layer_that_cannot_be_lazy_is_unpacked(store: Store, folder: Pat
     async with snapshotting(store, folder) as setting:
         expect_log("is not lazy: the layer .* has no TOC")
         error = NotLazy("has no TOC")
-        setting.resolving.error, setting.resolving.lost = (error, None) if at == "resolve" else (None, error)
+        setting.resolver.error, setting.resolver.lost = (error, None) if at == "resolve" else (None, error)
         (mount,) = await setting.snapshotter.prepare("extract 0", "", labels_of(0))
-        assert mount.source == str(setting.place.fs(1))
+        assert mount.source == str(setting.folders.fs(1))
         assert (await setting.snapshotter.stat("extract 0")).reason == f"{lazy_layer(0).digest} cannot be lazy: has no TOC"
         assert not setting.layers.expected
 
@@ -98,7 +98,7 @@ async def test_a_full_disk_is_a_reason_and_a_warning(store: Store, folder: Path,
     async with snapshotting(store, folder) as setting:
         expect_log("cannot serve layer .* lazily: no space")
         expect_log("is not lazy")
-        setting.resolving.error = StoreFull("no space")
+        setting.resolver.error = StoreFull("no space")
         await setting.snapshotter.prepare("extract 0", "", labels_of(0))
         assert setting.rows == [("extract 0", "active")]
 
@@ -107,7 +107,7 @@ async def test_a_silent_registry_costs_a_deadline(store: Store, folder: Path, ex
     """Then containerd unpacks the layer, if it can."""
     async with snapshotting(store, folder) as setting:
         expect_log("is not lazy: the layer could not be resolved within")
-        setting.resolving.gate = trio.Event()
+        setting.resolver.gate = trio.Event()
         began = trio.current_time()
         await setting.snapshotter.prepare("extract 0", "", labels_of(0))
         assert trio.current_time() - began == pytest.approx(DEADLINE)
@@ -116,23 +116,23 @@ async def test_a_silent_registry_costs_a_deadline(store: Store, folder: Path, ex
 async def test_two_who_prepare_the_same_layer(store: Store, folder: Path) -> None:
     """Both hear that it exists; it is there once, and pulled for both."""
     async with snapshotting(store, folder) as setting:
-        setting.resolving.gate = trio.Event()
+        setting.resolver.gate = trio.Event()
         async with trio.open_nursery() as nursery:
             for _ in range(2):
                 nursery.start_soon(lazily, setting)
             await wait_all_tasks_blocked()
-            setting.resolving.gate.set()
+            setting.resolver.gate.set()
         assert setting.rows == [(NAME, "lazy")] and setting.layers.expected == [name_of(lazy_layer(0))]
 
 
 async def test_a_prepare_that_is_given_up(store: Store, folder: Path) -> None:
     """While the layer is resolved: nothing is left, and the next one is answered."""
     async with snapshotting(store, folder) as setting:
-        setting.resolving.gate = trio.Event()
+        setting.resolver.gate = trio.Event()
         with trio.move_on_after(1):
             await lazily(setting)
         assert setting.rows == [] and setting.directories == [] and not setting.layers.pulled
-        setting.resolving.gate.set()
+        setting.resolver.gate.set()
         await lazily(setting)
 
 
@@ -143,7 +143,7 @@ async def test_labels_of_nobody_s_make_an_ordinary_snapshot(store: Store, folder
         await setting.snapshotter.prepare("extract 0", "", {TARGET: "chain-0"})
         assert "which image" in (await setting.snapshotter.stat("extract 0")).reason
         await setting.snapshotter.prepare("view", "", labels_of(0), "view")
-        assert setting.rows == [("extract 0", "active"), ("view", "view")] and not setting.resolving.asked
+        assert setting.rows == [("extract 0", "active"), ("view", "view")] and not setting.resolver.asked
 
 
 @pytest.mark.parametrize(("kind", "options"), [("active", ("rw", "rbind")), ("view", ("ro", "rbind"))])
@@ -154,12 +154,12 @@ async def test_a_container_on_lazy_layers(
     async with snapshotting(store, folder) as setting:
         await lazily(setting)
         (mount,) = await setting.snapshotter.prepare("container", NAME, {}, kind)  # type: ignore[arg-type]
-        assert mount == Mount("bind", str(setting.place.root(2)), options)
+        assert mount == MountSpec("bind", str(setting.folders.root(2)), options)
         assert setting.layers.used() == [0] and setting.roots.there == {2}
-        assert owners[str(setting.place.fs(2))] == (7, 8) and setting.place.fs(2).stat().st_mode & 0o7777 == 0o711
+        assert owners[str(setting.folders.fs(2))] == (7, 8) and setting.folders.fs(2).stat().st_mode & 0o7777 == 0o711
         assert await setting.snapshotter.mounts("container") == (mount,)
         assert setting.layers.uses == {name_of(lazy_layer(0)): 1}
-        assert setting.snapshotter.roots_on({name_of(lazy_layer(0))}) == [setting.place.root(2)]
+        assert setting.snapshotter.roots_on({name_of(lazy_layer(0))}) == [setting.folders.root(2)]
         assert setting.snapshotter.roots_on({name_of(lazy_layer(1))}) == []
         await setting.snapshotter.remove("container")
         assert setting.layers.used() == [] and setting.snapshotter.roots_on({name_of(lazy_layer(0))}) == []
@@ -174,7 +174,7 @@ async def test_unpacking_on_lazy_layers(store: Store, folder: Path) -> None:
         await lazily(setting)
         (mount,) = await setting.snapshotter.prepare(EXTRACT, NAME, {})
         assert mount.type == "overlay" and f"lowerdir=/lower/{lazy_layer(0).digest[7:15]}" in mount.options
-        assert f"upperdir={setting.place.fs(2)}" in mount.options
+        assert f"upperdir={setting.folders.fs(2)}" in mount.options
         assert setting.layers.used() == [] and setting.roots.done == ["lower 2"]
         setting.roots.error = OSError("no loop device")
         with pytest.raises(StoreUnusable, match="no loop device"):
@@ -195,7 +195,7 @@ async def test_a_container_that_is_given_up_leaves_nothing(store: Store, folder:
     """Cancelled while the metadata of its layers is built."""
     async with snapshotting(store, folder) as setting:
         await lazily(setting)
-        setting.resolving.ready = trio.Event()
+        setting.resolver.ready = trio.Event()
         with trio.move_on_after(1):
             await container(setting)
         assert trio.current_time() == pytest.approx(1)
@@ -206,7 +206,7 @@ async def test_metadata_that_is_lost(store: Store, folder: Path) -> None:
     """And cannot be had again: an error, and nothing is left of the try."""
     async with snapshotting(store, folder) as setting:
         await lazily(setting)
-        setting.resolving.lost = StoreUnusable("the TOC is lost")
+        setting.resolver.lost = StoreUnusable("the TOC is lost")
         with pytest.raises(StoreUnusable, match="is lost"):
             await container(setting)
         assert setting.rows == [(NAME, "lazy")] and setting.layers.used() == []
@@ -253,11 +253,11 @@ async def test_a_snapshot_shows_its_parent_s_root(store: Store, folder: Path, ow
     """Owner and mode of what was unpacked."""
     async with snapshotting(store, folder) as setting:
         await setting.snapshotter.prepare("a", "", {})
-        setting.place.fs(1).chmod(0o1700)
+        setting.folders.fs(1).chmod(0o1700)
         await setting.snapshotter.commit("a", "base", {})
         await container(setting, parent="base")
-        assert setting.place.fs(2).stat().st_mode & 0o7777 == 0o1700
-        assert owners[str(setting.place.fs(2))] == (os.geteuid(), os.getegid())
+        assert setting.folders.fs(2).stat().st_mode & 0o7777 == 0o1700
+        assert owners[str(setting.folders.fs(2))] == (os.geteuid(), os.getegid())
 
 
 async def test_committed(folder: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,7 +267,7 @@ async def test_committed(folder: Path, store: Store, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(store.durability, "sync_all", lambda: order.append(f"synced {setting.rows[-1][1]}"))
         await lazily(setting)
         await setting.snapshotter.prepare(EXTRACT, NAME, {})
-        (setting.place.fs(2) / "file").write_bytes(b"x" * 5000)
+        (setting.folders.fs(2) / "file").write_bytes(b"x" * 5000)
         await setting.snapshotter.commit(EXTRACT, "top", {"a": "b"})
         assert order == ["synced active"] and setting.roots.done[-1] == "take away 2"
         assert (await setting.snapshotter.stat("top")).labels == {"a": "b"}
@@ -325,7 +325,7 @@ async def test_usage(folder: Path, store: Store, monkeypatch: pytest.MonkeyPatch
         await trio.sleep(2)
         assert await setting.snapshotter.usage(NAME) == Usage(1, 100) and asked == [[f"object of {lazy_layer(0).digest}"]]
         await container(setting, parent="")
-        (setting.place.fs(2) / "file").write_bytes(b"x" * 5000)
+        (setting.folders.fs(2) / "file").write_bytes(b"x" * 5000)
         active = await setting.snapshotter.usage("container")
         assert active.inodes == 2 and active.size >= 5000
 
@@ -351,14 +351,14 @@ async def test_a_next_process(store: Store, folder: Path) -> None:
         top = lazy_name("chain-1", NAME)
         await container(setting, "runs", top)
         await container(setting, "stopped", NAME)
-        setting.place.fs(99).mkdir(parents=True)
+        setting.folders.fs(99).mkdir(parents=True)
         await trio.sleep(2)
         async with snapshotting(store, folder) as next_one:
             next_one.roots.there = {3}
             await next_one.snapshotter.start()
             names = [name_of(lazy_layer(number)) for number in range(2)]
             assert next_one.layers.expected == names and next_one.layers.uses == dict.fromkeys(reversed(names), 1)
-            assert next_one.snapshotter.roots_on({names[1]}) == [setting.place.root(3)]
+            assert next_one.snapshotter.roots_on({names[1]}) == [setting.folders.root(3)]
             await wait_all_tasks_blocked()
             assert next_one.layers.resumed == names and next_one.directories == [3, 4]
             assert "drop layers" in next_one.roots.done
@@ -378,13 +378,13 @@ async def test_what_cannot_be_noted_is_a_warning(store: Store, folder: Path, exp
 async def test_cleanup_and_a_snapshot_that_comes_meanwhile(store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has its row before its directory: it stays."""
     async with snapshotting(store, folder) as setting:
-        setting.place.fs(50).mkdir(parents=True)
+        setting.folders.fs(50).mkdir(parents=True)
         ids = setting.snapshotter.snapshots.ids
 
         def late() -> frozenset[int]:
             found = ids()
             setting.snapshotter.snapshots.create("late", "", "active", {})
-            setting.place.fs(1).mkdir(parents=True)
+            setting.folders.fs(1).mkdir(parents=True)
             return found
 
         monkeypatch.setattr(setting.snapshotter.snapshots, "ids", late)

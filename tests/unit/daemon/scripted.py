@@ -14,12 +14,12 @@ import trio
 
 from lazyfs.daemon.inode_warm_up import InodeWarmUp
 from lazyfs.daemon.lifetime import Lifetime
-from lazyfs.daemon.mounting import Mounting
+from lazyfs.daemon.mounting import MountHandler
 from lazyfs.daemon.mounts import Mounts
 from lazyfs.daemon.overlays import Overlays
 from lazyfs.daemon.recording import Recordings
-from lazyfs.daemon.revival import Revival
-from lazyfs.daemon.state import Mount, Row, State
+from lazyfs.daemon.recovery import MountRecovery
+from lazyfs.daemon.state import MountRecord, Row, State
 from lazyfs.errors import LazyfsError, MountFailed
 from lazyfs.format.digest import digest_of
 from lazyfs.format.manifest import Descriptor, ImageConfig, Manifest
@@ -73,7 +73,7 @@ class Kernel(Overlays):
     def find(self, directory: Path) -> LazyfsMount | None:
         return next((each for each in self.mounted() if each.path == directory), None)
 
-    def try_out(self) -> ProbeResult:
+    def probe(self) -> ProbeResult:
         self._note("try out")
         return self.verdict
 
@@ -87,11 +87,11 @@ class Kernel(Overlays):
         self.on_make()
         return True
 
-    def open_names(self, images: tuple[Path, ...]) -> int:
+    def open_metadata(self, images: tuple[Path, ...]) -> int:
         self._note("open names")
         return 0
 
-    def take_away(self, directory: Path, *, lazy: bool) -> None:
+    def unmount(self, directory: Path, *, lazy: bool) -> None:
         self._note("detach" if lazy else "unmount", directory)
         if str(directory) not in self.table:
             raise MountFailed(f"{directory} is not a mount")
@@ -101,10 +101,10 @@ class Kernel(Overlays):
         if not self.busy:
             self.unmount_events.end(str(directory))
 
-    def clear_up(self, row: Row) -> None:
+    def clean_up(self, row: Row) -> None:
         self._note("clear up", row.mount.directory)
 
-    def drop_layers(self) -> None:
+    def unmount_unused_layers(self) -> None:
         self._note("drop layers")
 
 
@@ -221,8 +221,8 @@ class Setting:
         self.mounts = Mounts(
             self.kernel, state, self.catalog, images, self.recordings, self.kernel.unmount_events, self.warm_up, self.lifetime
         )
-        self.mounting = Mounting(store, images, self.mounts, self.kernel)
-        self.revival = Revival(state, images, self.mounts, self.kernel)
+        self.mounting = MountHandler(store, images, self.mounts, self.kernel)
+        self.recovery = MountRecovery(state, images, self.mounts, self.kernel)
         self.steps: list[Step] = []
 
     async def notify(self, step: Step) -> None:
@@ -231,7 +231,7 @@ class Setting:
 
     def watch(self, nursery: trio.Nursery) -> None:
         """Hear of ends, as lazyfsd does."""
-        nursery.start_soon(self.mounts.watch, Supervisor(nursery))
+        nursery.start_soon(self.mounts.handle_unmounts, Supervisor(nursery))
 
     @property
     def rows(self) -> list[tuple[str, str]]:
@@ -254,10 +254,10 @@ def setting(folder: Path) -> Iterator[Setting]:
             made.kernel.unmount_events.close()
 
 
-_MOUNT = Mount(ROOT, "ticket", IMAGE.name, REFERENCE, "linux/amd64", False, "on", "", False, "")
+_MOUNT = MountRecord(ROOT, "ticket", IMAGE.name, REFERENCE, "linux/amd64", False, "on", "", False, "")
 
 
-def mount_of(directory: str = ROOT, **changes: Any) -> Mount:
+def mount_of(directory: str = ROOT, **changes: Any) -> MountRecord:
     return msgspec.structs.replace(_MOUNT, directory=directory, **changes)
 
 

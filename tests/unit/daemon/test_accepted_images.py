@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from lazyfs.daemon.mounting import image_of
-from lazyfs.daemon.state import Mount
+from lazyfs.daemon.state import MountRecord
 from lazyfs.errors import InvalidToc
 from lazyfs.format.platform import this_platform
 from lazyfs.gate.catalog import Catalog
@@ -23,12 +23,12 @@ async def nothing(_: object) -> None:
 
 
 async def test_a_mounted_layer_is_served_after_an_upgrade(tmp_path: Path) -> None:
-    """Revival goes by the state's row; an order for the same image is refused, and the mount does not notice."""
+    """MountRecovery goes by the state's row; an order for the same image is refused, and the mount does not notice."""
     oci = Oci(tmp_path / "src")
     oci.image(oci.lazy([file(), file("slice", innerOffset=1)]))
     reference, platform = f"oci:{oci.path}:v1", str(this_platform())
     order = MountOrder("t", reference, "/mnt", platform, background="off")
-    row = Mount("/mnt", "t", "", reference, platform, False, "off", "", False, "")
+    row = MountRecord("/mnt", "t", "", reference, platform, False, "off", "", False, "")
     with Store.open(tmp_path / "store") as store:
         catalog = Catalog()
         catalog.begin()

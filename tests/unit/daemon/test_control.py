@@ -15,7 +15,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from lazyfs.daemon.client import Client, DaemonUnreachable
-from lazyfs.daemon.control import Carry, Notify, serve_control
+from lazyfs.daemon.control import Execute, Notify, serve_control
 from lazyfs.daemon.holding import SOCKET_NAME
 from lazyfs.errors import MountFailed, NotNative
 from lazyfs.live.uses import Uses
@@ -31,7 +31,7 @@ DONE = PruneResult(objects=42, documents=0, bytes=0, held_bytes=0, used_bytes=0)
 
 @asynccontextmanager
 async def listening(
-    folder: Path, carry: Carry, user: int = os.geteuid(), uses: Uses | None = None, farewell: Callable[[], str] = str
+    folder: Path, execute: Execute, user: int = os.geteuid(), uses: Uses | None = None, stop_message: Callable[[], str] = str
 ) -> AsyncIterator[Client]:
     """A daemon's socket in `folder`, whatever the length of its path, and a client for it."""
     with socket.socket(socket.AF_UNIX) as listener:
@@ -40,7 +40,7 @@ async def listening(
         os.close(descriptor)
         listener.listen()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(serve_control, listener, user, carry, uses or Uses(), Supervisor(nursery), farewell)
+            nursery.start_soon(serve_control, listener, user, execute, uses or Uses(), Supervisor(nursery), stop_message)
             yield Client(folder)
             nursery.cancel_scope.cancel()
 
@@ -56,13 +56,13 @@ async def test_reports_come_in_order(tmp_path: Path) -> None:
     seen: list[Order] = []
     steps = [Accepted(), Note("a layer"), Progress("fetching", 1, 2), Progress("fetching", 1, 2, "it stands still")]
 
-    async def carry(order: Order, notify: Notify) -> Result:
+    async def execute(order: Order, notify: Notify) -> Result:
         seen.append(order)
         for step in steps:
             await notify(step)
         return UnmountResult("/a", 7)
 
-    async with listening(folder, carry) as client:
+    async with listening(folder, execute) as client:
         order = UnmountOrder("/a\nb\udcff".encode("utf-8", "surrogateescape").decode("utf-8", "replace"), lazy=True)
         assert await call(client, order) == [*steps, UnmountResult("/a", 7)]
         assert seen == [order]
@@ -77,11 +77,11 @@ async def test_errors_keep_their_words_and_exit_code(tmp_path: Path, expect_log:
         ZeroDivisionError("a bug"),
     ]
 
-    async def carry(order: Order, notify: Notify) -> Result:
+    async def execute(order: Order, notify: Notify) -> Result:
         raise errors.pop(0)
 
     expect_log("order of StatusOrder has failed: ZeroDivisionError")
-    async with listening(tmp_path, carry) as client:
+    async with listening(tmp_path, execute) as client:
         for text, code, unsupported in (
             ("it is busy. Wait", 5, False),
             ("no EROFS", 5, True),
@@ -98,7 +98,7 @@ async def test_a_daemon_that_ends_says_so(tmp_path: Path, text: str) -> None:
     """Orders that are given up end with its word; where it has none, the next daemon is to be asked."""
     under_way = trio.Event()
 
-    async def carry(order: Order, notify: Notify) -> Result:
+    async def execute(order: Order, notify: Notify) -> Result:
         under_way.set()
         await trio.sleep_forever()
         raise AssertionError
@@ -112,7 +112,7 @@ async def test_a_daemon_that_ends_says_so(tmp_path: Path, text: str) -> None:
             failures.append(error)
 
     async with trio.open_nursery() as nursery:
-        async with listening(tmp_path, carry, farewell=lambda: text) as client:
+        async with listening(tmp_path, execute, stop_message=lambda: text) as client:
             nursery.start_soon(ask, client)
             await under_way.wait()
             (tmp_path / SOCKET_NAME).unlink()
@@ -124,7 +124,7 @@ async def test_a_client_that_goes_cancels_its_order(tmp_path: Path) -> None:
     """Ctrl-C in the client is the end of what it ordered."""
     under_way, cancelled = trio.Event(), trio.Event()
 
-    async def carry(order: Order, notify: Notify) -> Result:
+    async def execute(order: Order, notify: Notify) -> Result:
         under_way.set()
         try:
             await trio.sleep_forever()
@@ -132,7 +132,7 @@ async def test_a_client_that_goes_cancels_its_order(tmp_path: Path) -> None:
             cancelled.set()
         return DONE
 
-    async with listening(tmp_path, carry):
+    async with listening(tmp_path, execute):
         stream = await trio.open_unix_socket(str(tmp_path / SOCKET_NAME))
         await stream.send_all(b'{"type": "status"}\n')
         await under_way.wait()
@@ -146,11 +146,11 @@ async def test_an_order_counts_from_the_connection_to_its_last_report(tmp_path: 
     uses = Uses()
     counted: list[int] = []
 
-    async def carry(order: Order, notify: Notify) -> Result:
+    async def execute(order: Order, notify: Notify) -> Result:
         counted.append(uses.count)
         return DONE
 
-    async with listening(tmp_path, carry, uses=uses) as client:
+    async with listening(tmp_path, execute, uses=uses) as client:
         stream = await trio.open_unix_socket(str(tmp_path / SOCKET_NAME))
         with trio.fail_after(5):
             while uses.count < 1:
@@ -166,11 +166,11 @@ async def test_an_order_counts_from_the_connection_to_its_last_report(tmp_path: 
 async def test_half_an_order_is_waited_for_ten_seconds(tmp_path: Path, autojump_clock: MockClock) -> None:
     """Not for ever: a client that is stopped would keep the daemon from its end."""
 
-    async def carry(order: Order, notify: Notify) -> Result:
+    async def execute(order: Order, notify: Notify) -> Result:
         raise AssertionError("it was carried out")
 
     uses = Uses()
-    async with listening(tmp_path, carry, uses=uses):
+    async with listening(tmp_path, execute, uses=uses):
         stream = await trio.open_unix_socket(str(tmp_path / SOCKET_NAME))
         began = trio.current_time()
         await stream.send_all(b'{"type": "sta')
@@ -198,10 +198,10 @@ async def test_no_descriptor_for_a_client(tmp_path: Path, autojump_clock: MockCl
     """EMFILE passes: the client waits in the queue meanwhile, and the daemon goes on."""
     expect_log("cannot accept an order yet.*Too many open files")
 
-    async def carry(order: Order, notify: Notify) -> Result:
+    async def execute(order: Order, notify: Notify) -> Result:
         return DONE
 
-    async with listening(tmp_path, carry):
+    async with listening(tmp_path, execute):
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(tmp_path / SOCKET_NAME))  # and nothing else can run before the last descriptor has gone
             with without_descriptors():
@@ -214,10 +214,10 @@ async def test_no_descriptor_for_a_client(tmp_path: Path, autojump_clock: MockCl
 async def test_other_users_are_not_answered(tmp_path: Path) -> None:
     """The socket's mode is one guard, the kernel's word about the peer another."""
 
-    async def carry(order: Order, notify: Notify) -> Result:
+    async def execute(order: Order, notify: Notify) -> Result:
         raise AssertionError("it was carried out")
 
-    async with listening(tmp_path, carry, user=os.geteuid() + 1):
+    async with listening(tmp_path, execute, user=os.geteuid() + 1):
         stream = await trio.open_unix_socket(str(tmp_path / SOCKET_NAME))
         with trio.fail_after(5):
             assert await stream.receive_some() == b""
@@ -230,10 +230,10 @@ async def test_other_users_are_not_answered(tmp_path: Path) -> None:
 async def test_nonsense_is_refused(line: bytes, tmp_path: Path) -> None:
     """What is not an order, or no end of one, gets an error and costs nothing."""
 
-    async def carry(order: Order, notify: Notify) -> Result:
+    async def execute(order: Order, notify: Notify) -> Result:
         raise AssertionError("it was carried out")
 
-    async with listening(tmp_path, carry):
+    async with listening(tmp_path, execute):
         stream = await trio.open_unix_socket(str(tmp_path / SOCKET_NAME))
         await stream.send_all(line)
         stream.socket.shutdown(socket.SHUT_WR)

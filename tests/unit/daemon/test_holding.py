@@ -11,7 +11,7 @@ import pytest
 
 from lazyfs.daemon import holding
 from lazyfs.daemon.fdstore import FdStore
-from lazyfs.daemon.holding import complete, listen, lock_store
+from lazyfs.daemon.holding import acquire_missing, listen, lock_store
 from lazyfs.errors import LocalError
 
 
@@ -36,7 +36,7 @@ def answers(path: Path) -> bool:
 def test_what_is_missing_is_taken(tmp_path: Path, fds: FdStore) -> None:
     """Lock, control socket and containerd's, 0600 each; nobody else gets the lock."""
     socket_path = tmp_path / "run" / "lazyfs" / "a.sock"
-    complete(fds, tmp_path, {"snapshots-a": socket_path})
+    acquire_missing(fds, tmp_path, {"snapshots-a": socket_path})
     assert sorted(fds.named("")) == ["control", "lock", "snapshots-a"]
     for path in (tmp_path / "lazyfsd.sock", socket_path):
         assert answers(path)
@@ -54,7 +54,7 @@ def test_what_is_there_stays(tmp_path: Path, fds: FdStore) -> None:
     for name, path in {"right": right, "moved": tmp_path / "old.sock", "gone": gone}.items():
         fds.keep(f"snapshots-{name}", listen(path))
     before = right.stat().st_ino
-    complete(fds, tmp_path, {"snapshots-right": right, "snapshots-moved": moved})
+    acquire_missing(fds, tmp_path, {"snapshots-right": right, "snapshots-moved": moved})
     assert right.stat().st_ino == before
     assert sorted(fds.named("snapshots-")) == ["moved", "right"]
     assert [answers(path) for path in (right, moved, tmp_path / "old.sock", gone)] == [True, True, False, False]
@@ -65,14 +65,14 @@ def test_the_store_has_moved(tmp_path: Path, fds: FdStore) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     old.mkdir()
     new.mkdir()
-    complete(fds, old, {})
-    complete(fds, new, {})
+    acquire_missing(fds, old, {})
+    acquire_missing(fds, new, {})
     assert lock_store(new) is None
     lock = lock_store(old)
     assert lock is not None
     os.close(lock)
     assert answers(new / "lazyfsd.sock") and not answers(old / "lazyfsd.sock")
-    complete(fds, new, {})
+    acquire_missing(fds, new, {})
     assert lock_store(new) is None
 
 
@@ -83,7 +83,7 @@ def test_another_lazyfsd(tmp_path: Path, fds: FdStore, monkeypatch: pytest.Monke
     lock = lock_store(tmp_path)
     assert lock is not None
     with pytest.raises(LocalError, match="another lazyfsd serves"):
-        complete(fds, tmp_path, {})
+        acquire_missing(fds, tmp_path, {})
     os.close(lock)
     assert not (tmp_path / "lazyfsd.sock").exists()
 

@@ -114,7 +114,7 @@ async def test_a_daemon_without_a_gate_mounts_nothing(core: Setting) -> None:
     assert core.remains == (0, 0, 0, 0) and not core.images.asked
 
 
-async def test_cancelled_while_the_image_comes_to_lifetime(core: Setting) -> None:
+async def test_cancelled_while_the_image_comes_to_life(core: Setting) -> None:
     """Ctrl-C in the client: nothing is left, and the directory is free."""
     core.images.gate = trio.Event()
     with trio.move_on_after(5):
@@ -202,7 +202,7 @@ async def test_of_two_mounts_at_one_place_the_latest_is_unmounted(core: Setting)
 async def test_an_order_of_a_found_mount_is_answered(core: Setting) -> None:
     """The process that carried it out died before it said so. Cancelled, the mount stays: somebody may know of it."""
     order: MountOrder = order_of()
-    core.mounts.found(core.state.add(mount_of(ticket=order.ticket)), attached=True)
+    core.mounts.adopt(core.state.add(mount_of(ticket=order.ticket)), attached=True)
     core.images.gate = trio.Event()
     with trio.move_on_after(1):
         await core.mounting.mount(order, core.notify)

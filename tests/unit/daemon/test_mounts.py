@@ -25,7 +25,7 @@ def core(tmp_path: Path) -> Iterator[Setting]:
 
 
 async def make(core: Setting, directory: str = ROOT, **changes: object) -> ScriptedImage:
-    """Mount a live image of its own."""
+    """MountRecord a live image of its own."""
     live = ScriptedImage()
     await core.mounts.make(mount_of(directory, **changes), cast(LiveImage, live))
     return live
@@ -42,7 +42,7 @@ async def test_a_mount_is_made_and_ends(core: Setting) -> None:
         assert core.rows == [(ROOT, "mounted")] and core.lifetime.uses.count == 1 and core.mounts.is_used
         assert core.kernel.done == ["metadata", f"make {ROOT}", "open names", f"watch {ROOT}"] and core.warm_up.begun == 1
         (mount,) = core.mounts.live.values()
-        await core.mounts.take_away(ROOT, lazy=False)
+        await core.mounts.unmount(ROOT, lazy=False)
         await mount.ended.wait()
         assert core.kernel.done[-3:] == [f"unmount {ROOT}", f"clear up {ROOT}", "drop layers"]
         assert core.remains == (0, 0, 0, 0) and live.uses.count == 0 and not core.mounts.is_used
@@ -56,8 +56,8 @@ async def test_a_detached_mount_lives_until_its_last_user_goes(core: Setting) ->
         core.watch(nursery)
         live = await make(core)
         with pytest.raises(MountFailed, match="busy"):
-            await core.mounts.take_away(ROOT, lazy=False)
-        await core.mounts.take_away(ROOT, lazy=True)
+            await core.mounts.unmount(ROOT, lazy=False)
+        await core.mounts.unmount(ROOT, lazy=True)
         await wait_all_tasks_blocked()
         assert live.uses.count == core.lifetime.uses.count == 1 and core.rows == [(ROOT, "mounted")]
         core.kernel.unmount_events.end(ROOT)
@@ -200,21 +200,21 @@ async def test_mounts_are_made_one_at_a_time(core: Setting, jumping: MockClock) 
 async def test_a_found_mount_gets_its_image_later(core: Setting) -> None:
     """Until then its objects are expected; at its end it leaves the image, or what was expected is forgotten."""
     for directory in ("/a", "/b"):
-        core.mounts.found(core.state.add(mount_of(directory)), attached=True)
+        core.mounts.adopt(core.state.add(mount_of(directory)), attached=True)
     live = ScriptedImage()
-    core.mounts.has_image(1, cast(LiveImage, live))
+    core.mounts.set_image(1, cast(LiveImage, live))
     await core.mounts.end(1)
     assert live.uses.count == 0 and core.mounts.is_used
     await core.mounts.end(2)
     assert core.remains == (0, 0, 0, 0)
     late = ScriptedImage()
-    core.mounts.has_image(2, cast(LiveImage, late))
+    core.mounts.set_image(2, cast(LiveImage, late))
     assert late.uses.count == 0
 
 
 async def test_a_lost_mount_does_not_keep_the_daemon(core: Setting) -> None:
     """Nothing will tell of its end."""
-    core.mounts.found(core.state.add(mount_of()), attached=False)
+    core.mounts.adopt(core.state.add(mount_of()), attached=False)
     assert not core.mounts.is_used and core.lifetime.uses.count == 0
     await core.mounts.end(1)
     assert core.lifetime.uses.count == 0 and core.rows == []
@@ -234,7 +234,7 @@ async def test_made_anew(core: Setting, busy: bool, upper: str, answer: str, ask
     row = core.state.add(mount_of(upper=upper))
     core.kernel.table.append(ROOT)
     core.kernel.busy = busy
-    assert await core.mounts.make_anew(row, cast(LiveImage, ScriptedImage())) == answer
+    assert await core.mounts.remount(row, cast(LiveImage, ScriptedImage())) == answer
     assert core.kernel.done == ["metadata", *(f"{each} {ROOT}" for each in asked)]
     assert core.kernel.table == [ROOT]
 

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from lazyfs.daemon.state import FILE_NAME, Mount, Row, State
+from lazyfs.daemon.state import FILE_NAME, MountRecord, Row, State
 from lazyfs.errors import StoreFull, StoreUnusable
 
 
-def a_mount(directory: str = "/mnt/a") -> Mount:
-    return Mount(directory, "ticket", "host/repo@sha256:1", "docker://host/repo:v1", "linux/amd64", False, "on", "", False, "")
+def a_mount(directory: str = "/mnt/a") -> MountRecord:
+    return MountRecord(
+        directory, "ticket", "host/repo@sha256:1", "docker://host/repo:v1", "linux/amd64", False, "on", "", False, ""
+    )
 
 
 def test_rows_come_back(tmp_path: Path) -> None:

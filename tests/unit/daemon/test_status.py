@@ -14,7 +14,7 @@ import trio
 from trio.testing import MockClock
 
 from lazyfs.daemon.mounts import LiveMount
-from lazyfs.daemon.state import Mount, Row
+from lazyfs.daemon.state import MountRecord, Row
 from lazyfs.daemon.status import describe_mount
 from lazyfs.fetch.fetcher import open_fetcher
 from lazyfs.format.entry import Chunk, Entry
@@ -45,7 +45,7 @@ async def by_lazyfsd(store: Store) -> AsyncIterator[Describe]:
         catalog = Catalog()
         live = make_images(store, catalog, nursery).add(IMAGE, LAYERS, ScriptedSource(), background=False)
         await live.known()
-        row = Row(1, "mounted", "", Mount("/mnt", "", IMAGE.name, "", "", False, "off", "", False, ""))
+        row = Row(1, "mounted", "", MountRecord("/mnt", "", IMAGE.name, "", "", False, "off", "", False, ""))
         mount = LiveMount(row, IMAGE.name, False, trio.Event(), live)
         gate = Gate(store, catalog, lambda *_: None, lambda _: False, Failures())
 

@@ -39,7 +39,7 @@ async def test_the_sweep_is_tried_again(
         return right(store, unmount)
 
     monkeypatch.setattr(service, "sweep", failing)
-    monkeypatch.setattr(service, "_take_away", lambda _: None)
+    monkeypatch.setattr(service, "_unmount_root", lambda _: None)
     daemon = cast(Any, SimpleNamespace(_options=SimpleNamespace(store=tmp_path)))
     async with trio.open_nursery() as nursery:
         Supervisor(nursery).keep_running("removal of dead containers", partial(Service.sweep_containers, daemon))

@@ -139,7 +139,7 @@ async def test_fed_without_threads(
         return fail
 
     expect_log("cannot probe the service for one: can't start new thread")
-    monkeypatch.setattr("lazyfs.daemon.watchdog._asks", asks)
+    monkeypatch.setattr("lazyfs.daemon.watchdog._service_probe", asks)
     fds = FdStore({}, notify.getsockname(), LONG)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(feed, fds, tmp_path, {"one": tmp_path}, describe)

@@ -94,11 +94,11 @@ async def test_the_limit_is_kept(store: Store) -> None:
     made = arrive(store, 20)
     gone: list[str] = []
 
-    async def evicted(names: Sequence[str]) -> None:
+    async def on_evicted(names: Sequence[str]) -> None:
         gone.extend(names)
 
     in_use = InUse({one.name for one in made[:2]})
-    upkeep = Upkeep(store, lambda: in_use, answered=lambda name: name == made[2].name, evicted=evicted)
+    upkeep = Upkeep(store, lambda: in_use, announced=lambda name: name == made[2].name, on_evicted=on_evicted)
     async with running(upkeeping(upkeep)):
         await until(lambda: not store.durability.is_pending())
         assert gone == []
@@ -115,12 +115,12 @@ async def test_the_limit_is_kept(store: Store) -> None:
 
 
 async def test_only_one_process_makes_room(store: Store, directory: Path) -> None:
-    """Whoever is alone keeps the others from it: they do not know what it has answered."""
+    """Whoever is exclusive keeps the others from it: they do not know what it has announced."""
     made = arrive(store, 4)
     with Store.open(directory) as other:
-        theirs, ours = Upkeep(other, InUse), Upkeep(store, InUse, alone=True)
+        theirs, ours = Upkeep(other, InUse), Upkeep(store, InUse, exclusive=True)
         async with running(upkeeping(ours)):
-            await until(lambda: ours._has_right)
+            await until(lambda: ours._may_evict)
             with pytest.raises(StoreUnusable, match="another process is evicting"):
                 await theirs.prune(everything=True, older_than=0)
             assert here(store, made) == [0, 1, 2, 3]
@@ -147,16 +147,16 @@ async def test_what_has_rotted_is_found(
     store: Store, directory: Path, monkeypatch: pytest.MonkeyPatch, expect_log: LogWatch
 ) -> None:
     """Without anybody reading it, and whoever has it mounted is told; after a rest, all is looked through again."""
-    monkeypatch.setattr(upkeep_module, "_SCRUB_REST", 100.0)
+    monkeypatch.setattr(upkeep_module, "_SCRUB_INTERVAL", 100.0)
     made = arrive(store, 5)
     flip(directory / "objects" / made[3].name)
     gone: list[str] = []
 
-    async def evicted(names: Sequence[str]) -> None:
+    async def on_evicted(names: Sequence[str]) -> None:
         gone.extend(names)
 
     expect_log("dropped damaged .*: its bytes do not match its digest")
-    upkeep = Upkeep(store, InUse, evicted=evicted)
+    upkeep = Upkeep(store, InUse, on_evicted=on_evicted)
     async with running(upkeeping(upkeep)):
         await until(lambda: upkeep.scrub.rounds == 2)
     assert gone == [made[3].name]
@@ -167,27 +167,27 @@ async def test_what_has_rotted_is_found(
 @pytest.mark.root
 async def test_what_is_held_is_told_of_again(store: Store, directory: Path, autojump_clock: MockClock) -> None:
     """An overlay that had the file open when it was told would keep it; ever more seldom, and no more when it has gone."""
-    # What is measured is virtual time: it must not pass while a thread looks. So this loop runs alone, with few jumps.
+    # What is measured is virtual time: it must not pass while a thread looks. So this loop runs exclusive, with few jumps.
     autojump_clock.autojump_threshold = 0.02
     made = arrive(store, 1)
     gone: list[float] = []
     enough = trio.Event()
 
-    async def evicted(names: Sequence[str]) -> None:
+    async def on_evicted(names: Sequence[str]) -> None:
         assert names == (made[0].name,)
         gone.append(trio.current_time())
         if len(gone) == 5:
             enough.set()
 
-    upkeep = Upkeep(store, InUse, evicted=evicted)
+    upkeep = Upkeep(store, InUse, on_evicted=on_evicted)
     with (directory / "objects" / made[0].name).open("rb"):
         await upkeep.prune(everything=True, older_than=0)
         assert len(gone) == 2
-        async with running(upkeep._release_now_and_then):
+        async with running(upkeep._release_periodically):
             await enough.wait()
     first, second, third = gone[2:]
     assert third - second > second - first >= 10
     autojump_clock.autojump_threshold = 0  # nothing is measured any more
-    async with running(upkeep._release_now_and_then):
+    async with running(upkeep._release_periodically):
         await trio.sleep(3000)
     assert len(gone) == 5

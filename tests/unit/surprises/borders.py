@@ -15,7 +15,7 @@ from lazyfs.containerd.relay import relay
 from lazyfs.daemon import plugin, pulling, watchdog
 from lazyfs.daemon.client import Client
 from lazyfs.daemon.config import Config
-from lazyfs.daemon.control import Carry, Notify, serve_control
+from lazyfs.daemon.control import Execute, Notify, serve_control
 from lazyfs.daemon.fdstore import FdStore
 from lazyfs.daemon.holding import SOCKET_NAME
 from lazyfs.daemon.inode_warm_up import InodeWarmUp
@@ -23,9 +23,9 @@ from lazyfs.daemon.lifetime import Lifetime
 from lazyfs.daemon.mounts import LiveMount, Mounts
 from lazyfs.daemon.overlays import Overlays
 from lazyfs.daemon.plugin import Plugin
-from lazyfs.daemon.pulling import Pulling
+from lazyfs.daemon.pulling import PullHandler
 from lazyfs.daemon.recording import Recordings
-from lazyfs.daemon.state import Mount, Row, State
+from lazyfs.daemon.state import MountRecord, Row, State
 from lazyfs.errors import LazyfsError
 from lazyfs.gate.catalog import Catalog
 from lazyfs.live.layers import Layers
@@ -85,13 +85,13 @@ async def _heard(stream: trio.SocketStream, count: int) -> bytes:
     return heard
 
 
-async def _ordered(scene: Scene, carry: Carry, order: Any) -> list[Any]:
+async def _ordered(scene: Scene, execute: Execute, order: Any) -> list[Any]:
     """What two clients hear, one after the other."""
     listener = _listener(scene, scene.folder / SOCKET_NAME)
     heard: list[Any] = []
     async with scene.tasks() as tasks, trio.open_nursery() as nursery:
         uses = Uses()
-        nursery.start_soon(serve_control, listener, os.geteuid(), carry, uses, tasks)
+        nursery.start_soon(serve_control, listener, os.geteuid(), execute, uses, tasks)
         for _ in range(2):
             ask = lambda: list(Client(scene.folder).call(order, start=False))  # noqa: E731
             try:
@@ -107,22 +107,22 @@ async def _ordered(scene: Scene, carry: Carry, order: Any) -> list[Any]:
 async def accepted(scene: Scene) -> None:
     """An accept that fails is tried again: both are answered."""
 
-    async def carry(order: Order, notify: Notify) -> Result:
+    async def execute(order: Order, notify: Notify) -> Result:
         return DONE
 
-    assert await _ordered(scene, carry, PruneOrder()) == [DONE, DONE]
+    assert await _ordered(scene, execute, PruneOrder()) == [DONE, DONE]
 
 
 async def cut_off(scene: Scene) -> None:
     """A client that has said nothing yet sees the end of its connection; the next one is answered."""
 
-    async def carry(order: Order, notify: Notify) -> Result:
+    async def execute(order: Order, notify: Notify) -> Result:
         return DONE
 
     listener = _listener(scene, scene.folder / SOCKET_NAME)
     async with scene.tasks() as tasks, trio.open_nursery() as nursery:
         uses = Uses()
-        nursery.start_soon(serve_control, listener, os.geteuid(), carry, uses, tasks)
+        nursery.start_soon(serve_control, listener, os.geteuid(), execute, uses, tasks)
         with trio.fail_after(PATIENCE):
             assert not await _heard(await trio.open_unix_socket(os.fspath(scene.folder / SOCKET_NAME)), 1)
             ask = lambda: list(Client(scene.folder).call(PruneOrder(), start=False))  # noqa: E731
@@ -134,11 +134,11 @@ async def cut_off(scene: Scene) -> None:
 async def connected(scene: Scene) -> None:
     """One client is told, or cut off; the next one is answered, and neither counts as a user afterwards."""
 
-    async def carry(order: Order, notify: Notify) -> Result:
+    async def execute(order: Order, notify: Notify) -> Result:
         await trio.sleep(0.01)
         return DONE
 
-    first, second = await _ordered(scene, carry, PruneOrder())
+    first, second = await _ordered(scene, execute, PruneOrder())
     assert isinstance(first, LazyfsError) and second == DONE
 
 
@@ -153,7 +153,7 @@ async def pulled(scene: Scene) -> None:
     scene.patch.setattr(pulling, "pull_image", pull_image)
     scene.patch.setattr(pulling, "MODULES", ())
     order = PullOrder("host/repo", "linux/amd64", "/containerd", "ns", "lazyfs")
-    first, second = await _ordered(scene, Pulling().pull, order)
+    first, second = await _ordered(scene, PullHandler().pull, order)
     assert isinstance(first, LazyfsError) and "lazyfsd failed" in str(first) and second == PULLED
 
 
@@ -170,7 +170,7 @@ async def watched(scene: Scene) -> None:
         await trio.lowlevel.checkpoint()
         return True
 
-    scene.patch.setattr(watchdog, "_look_up", looks)
+    scene.patch.setattr(watchdog, "_probe_gate", looks)
     async with scene.tasks() as tasks, trio.open_nursery() as nursery:
         tasks.within(nursery).keep_running("watchdog", watchdog.feed, fds, scene.folder, {}, describe)
         with trio.fail_after(PATIENCE):
@@ -220,12 +220,12 @@ async def ended(scene: Scene) -> None:
     mounts = Mounts(overlays, state, catalog, cast("Any", _Images()), Recordings(store), anything, anything, lifetime)
     live = {}
     for number in (1, 2):
-        row = Row(number, "mounted", "", Mount(f"/{number}", "", "image", "", "", False, "off", "", False, ""))
+        row = Row(number, "mounted", "", MountRecord(f"/{number}", "", "image", "", "", False, "off", "", False, ""))
         mounts._begin(LiveMount(row, "image", False, trio.Event()))
         mounts._watches[number] = number
         live[number] = mounts.live[number]
     async with scene.tasks() as tasks, trio.open_nursery() as nursery:
-        nursery.start_soon(mounts.watch, tasks)
+        nursery.start_soon(mounts.handle_unmounts, tasks)
         with trio.fail_after(PATIENCE):
             for mount in live.values():
                 await mount.ended.wait()
@@ -262,9 +262,9 @@ async def kept(scene: Scene) -> None:
     """What keeps the store in order: one of four that fails is tried again, and none of the others begins anew."""
     store = scene.store()
     async with scene.tasks() as tasks, trio.open_nursery() as nursery:
-        upkeep = Upkeep(store, InUse, alone=True)
+        upkeep = Upkeep(store, InUse, exclusive=True)
         nursery.start_soon(upkeep.run, tasks)
         await until(scene.failures.counts)
-        await until(lambda: upkeep._has_right)
+        await until(lambda: upkeep._may_evict)
         assert sum(scene.failures.counts().values()) == 1
         nursery.cancel_scope.cancel()

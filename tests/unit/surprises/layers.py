@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from lazyfs.containerd.lazy_layers import LazyLayers
-from lazyfs.containerd.resolving import Resolving
+from lazyfs.containerd.resolver import LayerResolver
 from lazyfs.containerd.snapshotter import Snapshotter
 from lazyfs.errors import LocalError, SnapshotExists
 from lazyfs.gate.catalog import Catalog
@@ -26,7 +26,7 @@ class Setting(NamedTuple):
 
     image: ScriptedImage
     layers: LazyLayers
-    resolving: Resolving
+    resolver: LayerResolver
     snapshotter: Snapshotter
     store: Store
 
@@ -44,11 +44,11 @@ async def setting(scene: Scene) -> AsyncIterator[Setting]:
     async with scene.tasks() as tasks, trio.open_nursery() as nursery:
         inner = tasks.within(nursery)
         layers = lazy_layers(store, Catalog(), inner, lambda _: image.registry())
-        resolving = Resolving(store, layers, inner)
+        resolver = LayerResolver(store, layers, inner)
         mounts = LayerMounts(store.directory.path)
-        snapshotter = Snapshotter(store, store.directory.path / "containerd" / "c", layers, resolving, mounts, inner)
+        snapshotter = Snapshotter(store, store.directory.path / "containerd" / "c", layers, resolver, mounts, inner)
         scene.stack.callback(snapshotter.close)
-        yield Setting(image, layers, resolving, snapshotter, store)
+        yield Setting(image, layers, resolver, snapshotter, store)
         nursery.cancel_scope.cancel()
 
 
@@ -57,15 +57,15 @@ async def reported(scene: Scene) -> None:
     async with setting(scene) as found:
         with trio.fail_after(PATIENCE):
             with pytest.raises(LocalError, match="surprise"):
-                await found.resolving.resolve(found.image.claim(0))
-            await found.resolving.resolve(found.image.claim(0))
+                await found.resolver.resolve(found.image.claim(0))
+            await found.resolver.resolve(found.image.claim(0))
 
 
 async def resolved(scene: Scene) -> None:
     """What was only to save time is done without."""
     async with setting(scene) as found:
         with trio.fail_after(PATIENCE):
-            await found.resolving.resolve(found.image.claim(0))
+            await found.resolver.resolve(found.image.claim(0))
             await until(scene.failures.counts)
 
 
@@ -78,7 +78,7 @@ def started(kind: str) -> Scenario:
                 found.store.keep_document(lazy.toc_digest, found.image.toc(number))
                 found.snapshotter.snapshots.commit_lazy(f"{number}", "", {}, lazy)
             found.snapshotter._found = [each for page in found.snapshotter.snapshots.pages() for each in page]
-            left = found.snapshotter._place.of(77)
+            left = found.snapshotter._folders.of(77)
             left.mkdir(parents=True)
             await found.snapshotter.start()
             await scene.until_failed(kind)

@@ -18,13 +18,13 @@ from lazyfs.daemon.config import Config
 from lazyfs.daemon.fdstore import FdStore
 from lazyfs.daemon.holding import SOCKET_NAME
 from lazyfs.daemon.service import Options, Service
-from lazyfs.daemon.state import Mount, State
+from lazyfs.daemon.state import MountRecord, State
 from lazyfs.fuse.connection import Connection
 from lazyfs.mount import upkeep
 from lazyfs.reports.orders import StatusOrder
 from tests.unit.surprises.scene import PATIENCE, Scenario, Scene, until
 
-_MOUNT = Mount("/nowhere", "", "host/repo@sha256:0", "oci:/nowhere", "linux/amd64", False, "off", "", False, "")
+_MOUNT = MountRecord("/nowhere", "", "host/repo@sha256:0", "oci:/nowhere", "linux/amd64", False, "off", "", False, "")
 
 
 class Lazyfsd:
@@ -131,11 +131,11 @@ async def watchdog(scene: Scene) -> None:
 
 async def ends(scene: Scene) -> None:
     """What fails at the end keeps it from none of the other steps."""
-    for pause in ("_SYNC_PAUSE", "_LOOK_PAUSE"):
+    for pause in ("_SYNC_INTERVAL", "_CHECK_INTERVAL"):
         scene.patch.setattr(upkeep, pause, 1e9)
     async with lazyfsd(scene, is_service=False) as running:
         stopped: list[str] = []
-        end_all, drop_layers = running.service.recordings.end_all, running.service.mounts.drop_layers
+        end_all, unmount_unused_layers = running.service.recordings.end_all, running.service.mounts.unmount_unused_layers
 
         async def record() -> None:
             stopped.append("records")
@@ -143,10 +143,10 @@ async def ends(scene: Scene) -> None:
 
         async def drop() -> None:
             stopped.append("layers")
-            await drop_layers()
+            await unmount_unused_layers()
 
         scene.patch.setattr(running.service.recordings, "end_all", record)
-        scene.patch.setattr(running.service.mounts, "drop_layers", drop)
+        scene.patch.setattr(running.service.mounts, "unmount_unused_layers", drop)
     assert "records" in stopped and "layers" in stopped
 
 

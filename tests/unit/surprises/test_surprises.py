@@ -50,13 +50,13 @@ IMAGES = "order, revival, fetch"
 """What awaits a layer that is fetched whole: a mount, an earlier mount, a file that has gone missing."""
 TABLE: dict[str, Entry] = {
     "containerd/relay.py _accept: relayed connection": supervised("relayed connection", borders.relayed),
-    "containerd/relay.py _serve: _pass_on": supervised("relayed connection", borders.relayed),
+    "containerd/relay.py _serve: _copy": supervised("relayed connection", borders.relayed),
     "containerd/relay.py relay: accept of calls": supervised("accept of calls", borders.relayed),
     "containerd/relay.py relay: relayed connection": supervised("relayed connection", borders.relayed),
-    "containerd/resolving.py Resolving._building_ahead: start of builders": supervised("start of builders", layers.resolved),
-    "containerd/resolving.py Resolving._find_manifest: connecting ahead": supervised("connecting ahead", layers.resolved),
-    "containerd/resolving.py Resolving._start: TOC": supervised("TOC", layers.reported),
-    "containerd/resolving.py Resolving.resolve: image": supervised("image", layers.reported),
+    "containerd/resolver.py LayerResolver._building_ahead: start of builders": supervised("start of builders", layers.resolved),
+    "containerd/resolver.py LayerResolver._find_manifest: connecting ahead": supervised("connecting ahead", layers.resolved),
+    "containerd/resolver.py LayerResolver._start: TOC": supervised("TOC", layers.reported),
+    "containerd/resolver.py LayerResolver.resolve: image": supervised("image", layers.reported),
     "containerd/snapshotter.py Snapshotter._commit_lazy: note of a layer's objects": supervised(
         "note of a layer's objects", layers.asked(layers.committed)
     ),
@@ -75,16 +75,16 @@ TABLE: dict[str, Entry] = {
     "containerd/snapshotter.py Snapshotter.start: removal of what an earlier process left": supervised(
         "removal of what an earlier process left", layers.started("removal of what an earlier process left")
     ),
-    "daemon/control.py _carried_out: cancel_when_it_goes": supervised("order", borders.connected),
+    "daemon/control.py _execute_order: cancel_on_disconnect": supervised("order", borders.connected),
     "daemon/control.py serve_control.accept: control connection": supervised("control connection", borders.cut_off),
     "daemon/control.py serve_control: accept of orders": supervised("accept of orders", borders.accepted),
     "daemon/inode_warm_up.py InodeWarmUp.begin: inode warm-up": supervised("inode warm-up", borders.warmed_up),
     "daemon/lifetime.py Lifetime.wait_for_end: _first": root(lazyfsd.until_stopped),
-    "daemon/mounts.py Mounts.watch: end of a mount": supervised("end of a mount", borders.ended),
+    "daemon/mounts.py Mounts.handle_unmounts: end of a mount": supervised("end of a mount", borders.ended),
     "daemon/plugin.py Plugin.serve: import ahead": supervised("import ahead", borders.plugged),
     "daemon/plugin.py Plugin.serve: relay": supervised("relay", borders.plugged),
-    "daemon/pulling.py Pulling.pull: _forward": supervised("order", borders.pulled),
-    "daemon/revival.py Revival.begin: revival": supervised("revival", lazyfsd.goes_on("revival")),
+    "daemon/pulling.py PullHandler.pull: _forward": supervised("order", borders.pulled),
+    "daemon/recovery.py MountRecovery.begin: revival": supervised("revival", lazyfsd.goes_on("revival")),
     **{
         f"daemon/service.py Service.begin: {kind}": supervised(kind, lazyfsd.goes_on(kind))
         for kind in ("control socket", "mount watch", "refresh of overlays", "removal of dead containers", "store upkeep")
@@ -102,7 +102,7 @@ TABLE: dict[str, Entry] = {
     },
     "daemon/service.py _serve: service.serve_gate": root(lazyfsd.gate),
     "daemon/service.py _serve: watchdog": supervised("watchdog", lazyfsd.watchdog),
-    "daemon/watchdog.py feed: _note": supervised("watchdog", borders.watched),
+    "daemon/watchdog.py feed: _run_probe": supervised("watchdog", borders.watched),
     "eager/blob.py BlobReader._begin: ahead.fetch": inside(IMAGES, fetching.loaded),
     "eager/loading.py _Job._keep: keep_some": inside(IMAGES, fetching.loaded),
     "eager/loading.py fetch_layers: run_in_order": inside(IMAGES, fetching.loaded),

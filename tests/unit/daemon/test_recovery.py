@@ -29,7 +29,7 @@ async def begun(core: Setting, *, same_gate: bool = True) -> AsyncIterator[None]
     """After a start, with what goes on behind it."""
     async with trio.open_nursery() as nursery:
         core.watch(nursery)
-        await core.revival.begin(Supervisor(nursery), same_gate=same_gate)
+        await core.recovery.begin(Supervisor(nursery), same_gate=same_gate)
         yield
         nursery.cancel_scope.cancel()
 
@@ -76,7 +76,7 @@ async def test_a_detached_mount_is_kept_while_its_gate_lives(core: Setting) -> N
     async with begun(core):
         await wait_all_tasks_blocked()
         (mount,) = core.mounts.live.values()
-        assert mount.is_lost and mount.live is not None and core.lifetime.uses.count == 0
+        assert mount.is_untracked and mount.live is not None and core.lifetime.uses.count == 0
         assert not core.kernel.done
 
 

@@ -24,10 +24,10 @@ from lazyfs.tasks import Supervisor
 
 _log = logging.getLogger(__name__)
 
-_SLOWEST: Final = 60.0
+_MAX_PAUSE: Final = 60.0
 
 
-class Revival:
+class MountRecovery:
     """Of what the state tells."""
 
     def __init__(self, state: State, images: Images, mounts: Mounts, overlays: Overlays) -> None:
@@ -54,44 +54,44 @@ class Revival:
                 and latest[row.mount.directory] == row.number
             )
             if here or (row.phase == "detached" and same_gate):
-                self._mounts.found(row, attached=here)
-                tasks.keep_running("revival", self._revive, row, here, same_gate, subject=row.mount.directory)
+                self._mounts.adopt(row, attached=here)
+                tasks.keep_running("revival", self._recover, row, here, same_gate, subject=row.mount.directory)
             else:
                 gone.append(row.number)
         if gone:
             _log.info("%d mounts of an earlier lazyfsd are gone", len(gone))
             await self._mounts.forget(gone)
 
-    async def _revive(self, row: Row, attached: bool, same_gate: bool) -> None:
+    async def _recover(self, row: Row, attached: bool, same_gate: bool) -> None:
         """Bring the image of a mount that was found back to life, from the store where it is; tries until it can, or the mount ends."""
         if attached and same_gate:
-            await self._mounts.listen(row)
+            await self._mounts.watch_for_unmount(row)
         pause = 1.0
         while (mount := self._mounts.live.get(row.number)) is not None:
             try:
                 live = mount.live
                 if live is None:
                     # Its documents are in the store, unless they were damaged.
-                    live = await self._images.acquire(image_of(row.mount), "", _say_nothing, lazy_only=False)
-                    self._mounts.has_image(row.number, live)
+                    live = await self._images.acquire(image_of(row.mount), "", _discard, lazy_only=False)
+                    self._mounts.set_image(row.number, live)
                     continue
                 if attached and not same_gate:
-                    await self._heal(row, live)
+                    await self._remount(row, live)
                 elif pause > 1.0:
                     await self._mounts.trouble(row.number, "")
             except LazyfsError as error:
                 _log.warning("%s cannot fetch what is missing: %s", row.mount.directory, error)
                 await self._mounts.trouble(row.number, str(error))
                 await trio.sleep(pause)
-                pause = min(2 * pause, _SLOWEST)
+                pause = min(2 * pause, _MAX_PAUSE)
             else:
                 return
 
-    async def _heal(self, row: Row, live: LiveImage) -> None:
+    async def _remount(self, row: Row, live: LiveImage) -> None:
         """The gate of this mount is dead: it is made anew. Raises LazyfsError: its metadata cannot be had."""
         directory = row.mount.directory
         try:
-            refusal = await self._mounts.make_anew(row, live)
+            refusal = await self._mounts.remount(row, live)
         except MountFailed as error:
             _log.warning("cannot remount %s: %s", directory, error)
             await self._mounts.end(row.number)
@@ -100,8 +100,8 @@ class Revival:
             await self._mounts.trouble(row.number, f"files that are missing cannot be had until it is mounted again: {refusal}")
         else:
             _log.warning("remounted %s: the gate of the old mount was lost", directory)
-        await self._mounts.listen(row)
+        await self._mounts.watch_for_unmount(row)
 
 
-async def _say_nothing(_: Step) -> None:
+async def _discard(_: Step) -> None:
     """Nobody listens."""
