@@ -36,7 +36,7 @@ _SOURCE: Final = ""
 """The place that is the source itself."""
 
 
-class Wanted(NamedTuple):
+class BlobRange(NamedTuple):
     """Bytes `[start, end)` of a blob of `size` bytes; see ImageSource.open_range."""
 
     digest: Digest
@@ -59,12 +59,12 @@ class ForeignBlobs:
         """The place whose bytes of a blob were wrong."""
 
     @asynccontextmanager
-    async def open(self, wanted: Wanted, own: AbstractAsyncContextManager[RangeStream]) -> AsyncIterator[RangeStream]:
+    async def open(self, wanted: BlobRange, own: AbstractAsyncContextManager[RangeStream]) -> AsyncIterator[RangeStream]:
         """The range, from the source, for which `own` is entered, or from a URL. Entering raises as ImageSource.open_range, for all places together."""
         async with AsyncExitStack() as stack:
             yield await self._enter(stack, wanted, own)
 
-    async def _enter(self, stack: AsyncExitStack, wanted: Wanted, own: AbstractAsyncContextManager[RangeStream]) -> RangeStream:
+    async def _enter(self, stack: AsyncExitStack, wanted: BlobRange, own: AbstractAsyncContextManager[RangeStream]) -> RangeStream:
         failures: list[SourceError] = []
         for place in self._places(wanted):
             try:
@@ -79,11 +79,11 @@ class ForeignBlobs:
             return stream
         raise _of_all(failures)
 
-    def _places(self, wanted: Wanted) -> list[str]:
+    def _places(self, wanted: BlobRange) -> list[str]:
         served, wrong = self._served.get(wanted.digest), self._wrong.get(wanted.digest)
         return sorted([_SOURCE, *wanted.urls], key=lambda place: (place == wrong, place != served))
 
-    def _open(self, place: str, wanted: Wanted) -> AbstractAsyncContextManager[RangeStream]:
+    def _open(self, place: str, wanted: BlobRange) -> AbstractAsyncContextManager[RangeStream]:
         """Raises BadAnswer for what is not a URL."""
         # Blanks, and letters beyond ASCII as UTF-8, are escaped, as Go does it.
         spelled = escaped(place.encode(errors="replace").decode("latin-1"))

@@ -28,7 +28,7 @@ from lazyfs.errors import BadAnswer, InvalidManifest, LazyfsError, LocalError, N
 from lazyfs.format.digest import Digest, check, parse_digest
 from lazyfs.format.foreign_json import encode, fields, replaced
 from lazyfs.format.manifest import DOCUMENT_TYPES, MAX_DOCUMENT, OCI_INDEX, Index, parse_document
-from lazyfs.source.foreign import ForeignBlobs, Wanted
+from lazyfs.source.foreign import ForeignBlobs, BlobRange
 from lazyfs.source.protocol import Document, ImageSource, RangeStream
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"
@@ -109,7 +109,7 @@ class Layout:
     ) -> AbstractAsyncContextManager[RangeStream]:
         """See ImageSource. A copy to a layout may leave out what is at a URL: skopeo's does."""
         opened = self._open_range(digest, size, start, end)
-        return self._foreign.open(Wanted(digest, size, start, end, urls, deadline), opened) if urls else opened
+        return self._foreign.open(BlobRange(digest, size, start, end, urls, deadline), opened) if urls else opened
 
     @asynccontextmanager
     async def _open_range(self, digest: Digest, size: int, start: int, end: int) -> AsyncIterator[FileRange]:

@@ -18,7 +18,7 @@ from lazyfs.registry.http import Response
 from lazyfs.registry.ranges import Ranges
 from lazyfs.registry.uploads import Upload
 from lazyfs.registry.url import Url
-from lazyfs.source.foreign import ForeignBlobs, Wanted
+from lazyfs.source.foreign import ForeignBlobs, BlobRange
 from lazyfs.source.protocol import Document, ImageSource, RangeStream
 
 _log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class Repository:
         """See ImageSource."""
         path = f"{self.repository}/blobs/{digest}"
         opened = self._ranges.open(f"blob {digest} of {self.name}", path, self.pull, digest, size, start, end, deadline)
-        return self._foreign.open(Wanted(digest, size, start, end, urls, deadline), opened) if urls else opened
+        return self._foreign.open(BlobRange(digest, size, start, end, urls, deadline), opened) if urls else opened
 
     def distrust(self, digest: Digest) -> None:
         """See ImageSource."""
