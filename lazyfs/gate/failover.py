@@ -10,7 +10,7 @@ source that trickles gets at most _WINDOWS timeouts: an image may be hostile, an
 
 A request is not cancelled when the next source is asked. The first result is taken.
 
-A surprise (a defect, memory that is short) is that source's failure: it is logged and counted, and the next source is asked.
+An unexpected error (a defect, a lack of memory) counts as a failure of that source: it is logged and counted, and the next source is asked.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Failover:
     readers of other sources do not join their flights."""
 
     def __init__(self, failures: Failures) -> None:
-        """`failures`: where surprises are counted."""
+        """`failures` counts unexpected errors."""
         self._failures = failures
 
     async def run(self, supplies: Sequence[Supply], wanted: slice, work: Callable[[Supply], Awaitable[T]], timeout: float) -> T:

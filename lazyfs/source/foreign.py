@@ -1,11 +1,13 @@
-"""Blobs at the URLs that their descriptors name: layers that may not be distributed, and that registries and copies leave where they are.
+"""Foreign blobs: at the URLs in their descriptors, for layers that may not be distributed and that registries and copies leave
+out.
 
-containerd and skopeo ask these URLs before the registry, and differ in what follows when one fails. Here the source itself is asked
-first, and then the URLs in their order. That accepts what either of them accepts, and asks no other host for what the source has. The place
-that served a blob last is asked first the next time, and one that served wrong bytes last.
+containerd and skopeo ask these URLs before the registry, and differ in what they do when one fails. Here the source itself is
+asked first, and then the URLs in order. That accepts everything that either of them accepts, and sends no request to another
+host for what the source has. The place that served a blob last is asked first the next time, and one that served wrong bytes
+last.
 
-A manifest may name any host. None is sent credentials other than those in the URL itself (CVE-2020-15157); only http and https
-are followed; the bytes are verified like those from the source.
+A manifest may name any host. None gets credentials other than those in the URL itself (CVE-2020-15157); only http and https are
+followed; the bytes are verified like those from the source.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
 
 _MAX_PLACES: Final = 1024
-"""URLs, and blobs, of which something is remembered; the oldest go first."""
+"""URLs and blobs that are remembered; the oldest are dropped first."""
 _SOURCE: Final = ""
 """The place that is the source itself."""
 
@@ -48,7 +50,7 @@ class BlobRange(NamedTuple):
 
 
 class ForeignBlobs:
-    """Those of one source. Connects when the source first fails to serve a blob that has URLs."""
+    """The foreign blobs of one source. Connects when the source first fails to serve a blob that has URLs."""
 
     def __init__(self) -> None:
         self._client: RegistryClient | None = None
@@ -56,15 +58,18 @@ class ForeignBlobs:
         self._served: dict[Digest, str] = {}
         """The place that served a blob last."""
         self._wrong: dict[Digest, str] = {}
-        """The place whose bytes of a blob were wrong."""
+        """The place that served wrong bytes of a blob."""
 
     @asynccontextmanager
     async def open(self, wanted: BlobRange, own: AbstractAsyncContextManager[RangeStream]) -> AsyncIterator[RangeStream]:
-        """The range, from the source, for which `own` is entered, or from a URL. Entering raises as ImageSource.open_range, for all places together."""
+        """The range, from the source, for which `own` is entered, or from a URL. Entering raises like ImageSource.open_range,
+        for all places together."""
         async with AsyncExitStack() as stack:
             yield await self._enter(stack, wanted, own)
 
-    async def _enter(self, stack: AsyncExitStack, wanted: BlobRange, own: AbstractAsyncContextManager[RangeStream]) -> RangeStream:
+    async def _enter(
+        self, stack: AsyncExitStack, wanted: BlobRange, own: AbstractAsyncContextManager[RangeStream]
+    ) -> RangeStream:
         failures: list[SourceError] = []
         for place in self._places(wanted):
             try:
@@ -84,8 +89,8 @@ class ForeignBlobs:
         return sorted([_SOURCE, *wanted.urls], key=lambda place: (place == wrong, place != served))
 
     def _open(self, place: str, wanted: BlobRange) -> AbstractAsyncContextManager[RangeStream]:
-        """Raises BadAnswer for what is not a URL."""
-        # Blanks, and letters beyond ASCII as UTF-8, are escaped, as Go does it.
+        """Raises BadAnswer if the place is not a URL."""
+        # Blanks, and non-ASCII letters as UTF-8, are escaped, as in Go.
         spelled = escaped(place.encode(errors="replace").decode("latin-1"))
         url = parse_url(spelled, f"a URL of blob {wanted.digest}", may_log_in=True)
         ranges = self._ranges.get(place)
@@ -97,16 +102,16 @@ class ForeignBlobs:
         return ranges.open_url(what, url, (), wanted.digest, wanted.size, wanted.start, wanted.end, wanted.deadline)
 
     def _begin(self, url: Url) -> Ranges:
-        # Imported late: httpx and ssl cost 70 ms, which a layout need not pay.
+        # Imported late: httpx and ssl take 70 ms, and layouts rarely need them.
         from lazyfs.registry.client import RegistryClient
         from lazyfs.registry.ranges import Ranges
 
-        # It lends its connections only: which registry it is for does not matter.
+        # Only its connections are used: which registry it is for does not matter.
         self._client = self._client or RegistryClient(url.authority, AccessOptions())
         return Ranges(self._client)
 
     def distrust(self, digest: Digest) -> None:
-        """See ImageSource: what was served last is asked last."""
+        """See ImageSource. The place that served the blob last is asked last."""
         if digest in self._served:
             _note(self._wrong, digest, self._served[digest])
         if self._client is not None:
@@ -126,7 +131,7 @@ def _note(memory: dict[_Key, _Value], key: _Key, value: _Value) -> None:
 
 
 def _of_all(failures: Sequence[SourceError]) -> LazyfsError:
-    """One error for all places: of the kind that leaves the caller the most to do."""
+    """One error for all places: of the kind that leaves the caller the most options."""
     first, last = failures[0], failures[-1]
     if len(failures) == 1:
         return without_traceback(first)

@@ -28,7 +28,7 @@ from lazyfs.errors import BadAnswer, InvalidManifest, LazyfsError, LocalError, N
 from lazyfs.format.digest import Digest, check, parse_digest
 from lazyfs.format.foreign_json import encode, fields, replaced
 from lazyfs.format.manifest import DOCUMENT_TYPES, MAX_DOCUMENT, OCI_INDEX, Index, parse_document
-from lazyfs.source.foreign import ForeignBlobs, BlobRange
+from lazyfs.source.foreign import BlobRange, ForeignBlobs
 from lazyfs.source.protocol import Document, ImageSource, RangeStream
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"

@@ -18,7 +18,7 @@ from lazyfs.registry.http import Response
 from lazyfs.registry.ranges import Ranges
 from lazyfs.registry.uploads import Upload
 from lazyfs.registry.url import Url
-from lazyfs.source.foreign import ForeignBlobs, BlobRange
+from lazyfs.source.foreign import BlobRange, ForeignBlobs
 from lazyfs.source.protocol import Document, ImageSource, RangeStream
 
 _log = logging.getLogger(__name__)
