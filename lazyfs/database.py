@@ -1,6 +1,6 @@
 """A small durable sqlite file: every change is on disk when the call returns.
 
-The store's index is not one: it may lose its last rows, and can be rebuilt (store/database.py). This one must not lose
+The store's index is different: it may lose its last rows, and can be rebuilt (store/database.py). This one must not lose
 anything: which images are mounted, which snapshots containerd has.
 """
 

@@ -138,9 +138,9 @@ class Fetcher:
                         return unkept[start : start + length]
                     if self._flight(digest) is None:
                         look = partial(self._store.read, piece.content, piece.number, start, length)
-                        here = await trio.to_thread.run_sync(look, limiter=self._shared.readers)
-                        if here is not None:
-                            return here
+                        stored = await trio.to_thread.run_sync(look, limiter=self._shared.readers)
+                        if stored is not None:
+                            return stored
                     with self._traffic.reader():
                         data = await self._wait_for(layer, piece, since, end)
                     if data is not None:

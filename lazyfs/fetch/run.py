@@ -46,7 +46,7 @@ its deadline is then only a moment later, and it must not have to wait for all o
 """
 
 
-_PATIENCE: Final = 50.0
+_HOST_TIMEOUT: Final = 50.0
 """Seconds for which a run without a reader waits for a host that asks for a pause: a reader that joins it waits as long."""
 
 
@@ -198,7 +198,9 @@ class Run:
             self._expect(coming)
             # Without a reader, the run continues later by itself.
             latest = (
-                max(self._deadline - _TIME_TO_ANSWER, trio.current_time()) if self._wanted else trio.current_time() + _PATIENCE
+                max(self._deadline - _TIME_TO_ANSWER, trio.current_time())
+                if self._wanted
+                else trio.current_time() + _HOST_TIMEOUT
             )
             transfer = Transfer(self._shared, self._layer, self.flights.progress, self._on_piece, pause, latest)
             await self._transfer(transfer, self._claimed)
@@ -275,7 +277,7 @@ class Run:
     async def _fetch_whole(self, layer: Layer) -> None:
         shared, progress = self._shared, self.flights.progress
 
-        def asked() -> list[Piece]:
+        def pieces_in_flight() -> list[Piece]:
             return [piece for piece in self._pieces if piece.chunk.digest in self.flights]
 
         def received(count: int) -> None:
@@ -283,7 +285,7 @@ class Run:
             progress.count(count)
 
         run = WholeRun(shared.store, shared.source, layer, self._on_piece, received, progress.pause)
-        missing = {piece.chunk.digest for piece in await self._in_thread(partial(run.missing, asked()))}
+        missing = {piece.chunk.digest for piece in await self._in_thread(partial(run.missing, pieces_in_flight()))}
         if not missing:
             return
         self.flights.complete_others(missing)
@@ -291,7 +293,7 @@ class Run:
         shared.counts["requests"] += 1
         while True:
             try:
-                await run.fetch(asked, pieces, self._expect)  # it has its own second try for wrong bytes
+                await run.fetch(pieces_in_flight, pieces, self._expect)  # it has its own second try for wrong bytes
             except HeldOff as error:
                 await self._wait_for_host(error)
             else:

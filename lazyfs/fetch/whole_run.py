@@ -48,18 +48,18 @@ class WholeRun(NamedTuple):
         return to_fetch(self.store, pieces)
 
     async def fetch(
-        self, asked: Callable[[], Sequence[Piece]], pieces: Sequence[Piece] | None, expect: Callable[[set[bytes]], None]
+        self, wanted_now: Callable[[], Sequence[Piece]], pieces: Sequence[Piece] | None, expect: Callable[[set[bytes]], None]
     ) -> None:
-        """Fetch those of `pieces` (None: of `asked()`) that are missing. `on_piece` is not called for the others.
+        """Fetch those of `pieces` (None: of `wanted_now()`) that are missing. `on_piece` is not called for the others.
 
-        If nothing of `asked()` is missing once the layer lock is held, nothing is fetched. `expect` is called with the digests
+        If nothing of `wanted_now()` is missing once the layer lock is held, nothing is fetched. `expect` is called with the digests
         that `on_piece` will get. Raises SourceError, InvalidInput (the blob has changed), LocalError. Cancelled: what was
         passed to `on_piece` is kept.
         """
         layer = self.layer
         assert layer.whole is not None
         async with lock_layers(self.store, [layer.digest]) as locks:
-            missing = await trio.to_thread.run_sync(self.missing, asked())
+            missing = await trio.to_thread.run_sync(self.missing, wanted_now())
             if not missing:
                 expect(set())
                 return

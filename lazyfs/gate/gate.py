@@ -114,7 +114,7 @@ class Gate:
             return _directory_named(text)
         if directory == NOWHERE:
             self.counts["errors"] += 1
-            raise Unreachable(f"{text} cannot be had: it is in no mounted image, or in one whose TOC could not be had until now")
+            raise Unreachable(f"{text} is not available: it is in no mounted image, or in one whose TOC could not be fetched yet")
         if not is_name(text):
             return None
         number = record_number(directory)
@@ -222,7 +222,7 @@ class Gate:
             if supplies:
                 return supplies
         self.counts["errors"] += 1
-        raise Unreachable(f"no mounted image has the object of inode {inode:x}, or its TOC cannot be had")
+        raise Unreachable(f"no mounted image has the object of inode {inode:x}, or its TOC could not be fetched")
 
     def _entry(self, inode: int, supply: Supply) -> Attributes:
         self.served.add(supply.pieces[0].content.name)

@@ -42,7 +42,7 @@ class Uses:
         while True:
             while self.count:
                 await self._changed.wait()
-            with trio.move_on_after(linger()) as patience:
+            with trio.move_on_after(linger()) as lingering:
                 await self._changed.wait()  # also by a user that has come and gone: the time starts again
-            if patience.cancelled_caught and not self.count:
+            if lingering.cancelled_caught and not self.count:
                 return

@@ -55,7 +55,7 @@ class Body:
         """Bytes of the response before `_position`."""
         self._left = response.end - request.start
         """Bytes of the response from `_position` on."""
-        self._patience = STALL
+        self._time_left = STALL
         """Seconds of waiting in which the sender must deliver `_due` bytes."""
         self._due = FLOOR
         self._gained = 0
@@ -82,7 +82,7 @@ class Body:
             begun = done
             stop = min(count, done + self._left)
             failure: Unreachable | None = None
-            with trio.move_on_after(self._patience) as scope:
+            with trio.move_on_after(self._time_left) as scope:
                 try:
                     if self._skip:
                         await self._skip_bytes(scope)
@@ -109,7 +109,7 @@ class Body:
                 if self._left:  # else nobody waits for this response again
                     if self._due <= 0:
                         self._extend_deadline(scope)
-                    self._patience = max(0.0, scope.deadline - trio.current_time())
+                    self._time_left = max(0.0, scope.deadline - trio.current_time())
                 return buffer
             await self._resume(failure, slow=slow)
 
@@ -165,7 +165,7 @@ class Body:
         self._stream = response.stream
         self._skip = self._position - response.start
         self._left = response.end - self._position
-        self._patience, self._due, self._gained = STALL, FLOOR, 0
+        self._time_left, self._due, self._gained = STALL, FLOOR, 0
 
     def _end(self, *, reusable: bool) -> None:
         response = self._response

@@ -36,7 +36,7 @@ CAUTIOUS: Final = 8
 _TOO_MANY: Final = {429, 503}
 MAX_AHEAD: Final = 8
 """Connections opened before a range is requested: an image's TOCs are read this many at a time."""
-_PATIENCE: Final = 2 * MAX_HOLDOFF + 5.0
+_HOLDOFF_TIMEOUT: Final = 2 * MAX_HOLDOFF + 5.0
 """Seconds in total to wait for pauses that hosts ask for: two of the longest, as for documents (holdoff.py)."""
 _MAX_SIGNED: Final = 4096
 _SMALL_BODY: Final = 16 << 10
@@ -127,7 +127,7 @@ class Ranges:
         """Try what is left after the retries have ended in `error`. Raises it if there is nothing."""
         if isinstance(error, _Broken):
             return await self._try_whole(request, error)
-        latest = min(trio.current_time() + _PATIENCE, request.deadline, trio.current_effective_deadline())
+        latest = min(trio.current_time() + _HOLDOFF_TIMEOUT, request.deadline, trio.current_effective_deadline())
         for _ in range(TRIES):
             # A pause may be longer than one request waits, but not longer than the caller does.
             if not isinstance(error, HeldOff) or error.until > latest:

@@ -71,9 +71,9 @@ class Upload:
         size = (await trio.to_thread.run_sync(self._path.stat)).st_size
         meter = _Meter(progress)
         ways = (self._in_pieces,) if size > LARGE else (self._whole, self._in_pieces)
-        patience = _TRIES * _deadline(size)
+        deadline = _TRIES * _deadline(size)
         for way in ways:
-            answer = await with_retries(self._what, partial(way, size, meter), deadline=patience, tries=_TRIES)
+            answer = await with_retries(self._what, partial(way, size, meter), deadline=deadline, tries=_TRIES)
             if answer.status in _KEPT:
                 return self._check(answer)
             if answer.status not in _WANTS_PIECES:

@@ -62,8 +62,8 @@ class Claims:
                 unlock(self._fd, start=_EVICTING)
 
     @contextmanager
-    def _hold(self, place: int, patience: float | None = None) -> Iterator[None]:
-        lock(self._fd, self._what, start=place, patience=patience)
+    def _hold(self, place: int, timeout: float | None = None) -> Iterator[None]:
+        lock(self._fd, self._what, start=place, timeout=timeout)
         try:
             yield
         finally:

@@ -129,8 +129,8 @@ class Damage:
                     self._open.forget(name)
 
         with suppress(LocalError, OSError):  # the next read of each one reports it again
-            here = {name for folder in (self._directory.objects, self._directory.partial) for name in os.listdir(folder)}
-            gone = [name for name in self._index.names() if name not in here]
+            present = {name for folder in (self._directory.objects, self._directory.partial) for name in os.listdir(folder)}
+            gone = [name for name in self._index.names() if name not in present]
             if gone:
                 self._index.change(work, synced=True, removing=gone)
                 _log.warning("dropped %d objects from the index: their files are missing", len(gone))

@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 _POLL: Final = 0.05
 _HEARTBEAT: Final = 4.0
 """Seconds between two heartbeats."""
-_PATIENCE: Final = 20.0
+_STALL_TIMEOUT: Final = 20.0
 """Seconds without a heartbeat after which waiters give up on the holder."""
 
 
@@ -62,7 +62,7 @@ class LayerLocks:
                 _log.warning(
                     "another process that fetches layer %s has made no progress for %.0f s: fetching it in this process too",
                     digest,
-                    _PATIENCE,
+                    _STALL_TIMEOUT,
                 )
                 return
         self._held.add(digest)
@@ -71,12 +71,12 @@ class LayerLocks:
     async def _wait_for_lock(self, digest: Digest) -> bool:
         seen, since = self._last_seen[digest]
         # A holder that has just got the lock sends its first heartbeat at once.
-        since = max(since, trio.current_time() - _PATIENCE + 4 * _POLL)
+        since = max(since, trio.current_time() - _STALL_TIMEOUT + 4 * _POLL)
         while not self._claims.claim(to_raw(digest)):
             now = self._store.partial_blobs.last_touched(digest)
             if now != seen:
                 seen, since = now, trio.current_time()
-            elif trio.current_time() - since >= _PATIENCE:
+            elif trio.current_time() - since >= _STALL_TIMEOUT:
                 return False
             await trio.sleep(_POLL)  # another process cannot set our events
         return True

@@ -17,7 +17,7 @@ import time
 from lazyfs.errors import StoreUnusable
 
 _PAUSE = 0.01
-PATIENCE = 60.0
+TIMEOUT = 60.0
 """Seconds to wait for another process. The longest operation under such a lock empties a large store."""
 
 
@@ -32,16 +32,14 @@ def try_lock(fd: int, *, shared: bool = False, start: int = 0, length: int = 1) 
     return True
 
 
-def lock(fd: int, what: str, *, shared: bool = False, start: int = 0, patience: float | None = None) -> None:
-    """Take the lock; wait at most `patience` seconds (default PATIENCE). Raises StoreUnusable, naming `what`, if it is not
+def lock(fd: int, what: str, *, shared: bool = False, start: int = 0, timeout: float | None = None) -> None:
+    """Take the lock; wait at most `timeout` seconds (default TIMEOUT). Raises StoreUnusable, naming `what`, if it is not
     released in time."""
-    patience = PATIENCE if patience is None else patience
-    deadline = time.monotonic() + patience
+    timeout = TIMEOUT if timeout is None else timeout
+    deadline = time.monotonic() + timeout
     while not try_lock(fd, shared=shared, start=start):
         if time.monotonic() > deadline:
-            raise StoreUnusable(
-                f"{what} has been locked by another process for {patience:.0f} seconds", hint="Stop that process."
-            )
+            raise StoreUnusable(f"{what} has been locked by another process for {timeout:.0f} seconds", hint="Stop that process.")
         time.sleep(_PAUSE)
 
 

@@ -88,11 +88,11 @@ class Store:
         Raises StoreUnusable: no permission, another user's directory, other files in it, a newer format, an older one that is
         in use; and StoreFull if there is no room to open it. A damaged store is not an error: it starts empty, with a warning.
         """
-        hold = Directory(directory.absolute())
+        opened = Directory(directory.absolute())
         try:
-            return cls(hold)
+            return cls(opened)
         except BaseException:
-            hold.close()
+            opened.close()
             raise
 
     def close(self) -> None:

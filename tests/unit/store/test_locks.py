@@ -44,6 +44,6 @@ def test_waiting_has_an_end(pair: tuple[int, int], monkeypatch: pytest.MonkeyPat
     """A lock that is never released is an error that names what is locked."""
     mine, other = pair
     assert locks.try_lock(mine)
-    monkeypatch.setattr(locks, "PATIENCE", 0.0)
+    monkeypatch.setattr(locks, "TIMEOUT", 0.0)
     with pytest.raises(StoreUnusable, match="the store X has been locked"):
         locks.lock(other, "the store X")
