@@ -104,7 +104,7 @@ class SyncedDatabase:
             db.execute(f"PRAGMA application_id = {kind.application}")
             db.execute(f"PRAGMA user_version = {kind.format}")
         elif application != kind.application:
-            raise StoreUnusable(f"{self._path} holds no {kind.what} of lazyfs", hint=kind.hint)
+            raise StoreUnusable(f"{self._path} does not contain {kind.what} of lazyfs", hint=kind.hint)
         elif version > kind.format:
             raise StoreUnusable(
                 f"{self._path} has format {version}, and this lazyfs knows formats up to {kind.format}", hint="Use a newer lazyfs"

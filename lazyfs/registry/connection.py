@@ -147,7 +147,7 @@ async def connect(url: Url, proxy: Proxy | None, tls: Callable[[], ssl.SSLContex
             return connection
     except trio.TooSlowError:
         tcp.socket.close()
-        raise Unreachable(f"{name} took over {_CONNECT_TIMEOUT:g} s to agree on a connection") from None
+        raise Unreachable(f"{name} did not complete the connection within {_CONNECT_TIMEOUT:g} s") from None
     except BaseException:
         tcp.socket.close()
         raise

@@ -26,7 +26,7 @@ class DecodedBody:
         self._buffer = memoryview(bytearray(_BUFFER))
         encoding = head.headers.get("transfer-encoding")
         if encoding is not None and encoding.strip().lower() != "chunked":
-            raise BadAnswer(f"the answer comes in a transfer encoding that HTTP does not have: {encoding[:80]!r}")
+            raise BadAnswer(f"the answer has an unknown transfer encoding: {encoding[:80]!r}")
         self._chunks = None if encoding is None else ChunkReader()
         """None if the end of the connection ends the body."""
 

@@ -70,7 +70,7 @@ def _parse(text: str, name: str) -> Proxy:
         url = parse_url(f"{scheme.lower()}://{bare}", name)
         parts = urlsplit("http://" + credentials + "@x" if credentials else "http://x")
     except (BadAnswer, ValueError):
-        raise UsageError(f"{name} names no http or https proxy") from None  # the cause might contain its password
+        raise UsageError(f"{name} does not name an http or https proxy") from None  # the cause might contain its password
     return Proxy(url._replace(target="/"), unquote(parts.username or ""), unquote(parts.password or ""))
 
 

@@ -80,7 +80,7 @@ def parse_url(text: str, what: str, *, may_log_in: bool = False) -> Url:
     if parts.scheme not in DEFAULT_PORTS or (parts.username is not None and not may_log_in):
         raise BadAnswer(f"{what} is not a plain http or https URL")
     if not _HOST.match(host) and not is_address(host):
-        raise BadAnswer(f"{what} names no usable host")
+        raise BadAnswer(f"{what} does not name a usable host")
     target = (parts.path or "/") + ("?" + parts.query if parts.query else "")
     basic = _NO_SECRET if parts.username is None else _basic(parts.netloc.rpartition("@")[0], what)
     return Url(parts.scheme, host, port or DEFAULT_PORTS[parts.scheme], target, basic)
@@ -88,7 +88,7 @@ def parse_url(text: str, what: str, *, may_log_in: bool = False) -> Url:
 
 def _basic(userinfo: str, what: str) -> _Secret:
     if not _USERINFO.match(userinfo):
-        raise BadAnswer(f"{what} holds a user name or a password that no URL may hold")
+        raise BadAnswer(f"{what} contains an invalid user name or password")
     user, _, password = userinfo.partition(":")
     pair = unquote_to_bytes(user) + b":" + unquote_to_bytes(password)
     return _Secret("Basic " + base64.b64encode(pair).decode("ascii"))

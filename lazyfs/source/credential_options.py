@@ -114,5 +114,5 @@ def _checked(line: bytes, what: str) -> str:
         raise UsageError(f"{what} is not UTF-8") from None
     user, colon, _ = text.partition(":")
     if not user or not colon or "\0" in text:
-        raise UsageError(f"{what} holds no USER:PASSWORD")
+        raise UsageError(f"{what} does not contain USER:PASSWORD")
     return text

@@ -89,7 +89,7 @@ def _parse_layout(text: str, rest: str) -> Reference:
 def _parse_registry(text: str, rest: str) -> Reference:
     rest, digest = _split_digest(rest)
     if "@" in rest:
-        raise UsageError(f"{show(text)} holds no sha256 digest after its @")
+        raise UsageError(f"{show(text)} does not have a sha256 digest after its @")
     host, slash, path = rest.partition("/")
     if not slash or not ("." in host or ":" in host or host == "localhost" or host != host.lower()):
         host, path = DOCKER_HUB, rest

@@ -115,7 +115,7 @@ def recover(directory: Directory, files: Files, index: Index) -> None:
             try:
                 dropped, removed = _Recovery(directory, files, index).run(boot)
             except OSError as error:
-                raise store_error(error, f"the store {directory.path} cannot be settled after a start of the machine") from error
+                raise store_error(error, f"the store {directory.path} cannot be recovered after a reboot") from error
             if dropped or removed:
                 _log.warning(
                     "the store %s was not fully synced when the machine stopped: dropped %d chunks and %d files",

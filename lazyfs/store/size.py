@@ -16,5 +16,5 @@ def parse_size(text: str) -> int:
     found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,3})?)([KMGT]?)(?:i?B)?", text.strip(), re.ASCII | re.IGNORECASE)
     size = int(float(found[1]) * _SIZES[found[2].upper()]) if found else -1
     if not 0 <= size <= _MAX_SIZE:
-        raise UsageError(f"{show(text)} is not a size", hint="Write bytes, or a number with K, M, G or T behind it")
+        raise UsageError(f"{show(text)} is not a size", hint="Write a number of bytes, or a number followed by K, M, G or T")
     return size

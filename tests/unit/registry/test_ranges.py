@@ -126,7 +126,7 @@ async def test_leaving_early_costs_the_connection_only() -> None:
         (reply(204), "answers 204"),
         (reply(302), "without saying where"),
         (reply(302, location="ftp://x/"), "not a plain http"),
-        (reply(302, location="http://u:<@x/"), "no URL may hold"),
+        (reply(302, location="http://u:<@x/"), "an invalid user name or password"),
         (reply(302, location="http://x/\ty"), "not a URL"),
         (b"HTTP/2 200\r\n\r\n", "not HTTP/1.1"),
         (b"220 smtp.example.org\r\n\r\n", "not HTTP/1.1"),

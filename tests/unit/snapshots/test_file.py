@@ -25,7 +25,7 @@ def test_what_is_not_ours_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / FILE_NAME) as database:
         database.execute("PRAGMA application_id = 7")
     database.close()
-    with pytest.raises(StoreUnusable, match="no snapshots of lazyfs"):
+    with pytest.raises(StoreUnusable, match="does not contain snapshots of lazyfs"):
         Snapshots(tmp_path)
     (tmp_path / FILE_NAME).write_bytes(b"no database at all, but long enough to be read as a header of one" * 100)
     with pytest.raises(StoreUnusable, match=r"damaged.*Remove the containers"):

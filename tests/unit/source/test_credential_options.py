@@ -48,9 +48,9 @@ def test_a_file_says_what_the_option_would(data: bytes, tmp_path: Path) -> None:
     [
         (b"", "is empty"),
         (b"\n", "is empty"),
-        (b"secret", "holds no USER:PASSWORD"),
-        (b":secret", "holds no USER:PASSWORD"),
-        (b"me:sec\0ret", "holds no USER:PASSWORD"),
+        (b"secret", "does not contain USER:PASSWORD"),
+        (b":secret", "does not contain USER:PASSWORD"),
+        (b"me:sec\0ret", "does not contain USER:PASSWORD"),
         (b"me:secret\nyou:secret\n", "has 2 lines"),
         (b"me:secret\xff", "is not UTF-8"),
         (b"me:" + b"secret" * 20_000, "has more than 65536 bytes"),
@@ -78,7 +78,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         (b"me:secret", 0, "me:secret ''"),
         (b"", 1, "standard input is empty"),
         (b"\nme:secret\n", 1, "standard input is empty"),
-        (b"secret\n", 1, "holds no USER:PASSWORD"),
+        (b"secret\n", 1, "does not contain USER:PASSWORD"),
         (b"me:" + bytes(70_000), 1, "more than 65536 bytes"),
     ],
 )

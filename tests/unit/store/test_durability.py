@@ -273,7 +273,7 @@ def test_a_store_that_cannot_be_settled_is_not_opened(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "unlink", refuse)
-        with pytest.raises(StoreUnusable, match="cannot be settled after a start of the machine: Read-only"):
+        with pytest.raises(StoreUnusable, match="cannot be recovered after a reboot: Read-only"):
             Store.open(directory)
     expect_log("dropped 0 chunks and 1 files")
     with Store.open(directory) as store:
