@@ -1,17 +1,17 @@
-"""What one layer may cost, in memory, in zeros and in steps. A layer is small when it arrives; what it describes need not be.
+"""The limits on what one layer may cost, in memory, zeros and steps. A small blob can describe something large.
 
-Every bound grows with the bytes that really came (`arrived`: a tar's blob, a TOC's compressed member), never with a size that the
+Every bound grows with the bytes that actually arrived (`arrived`: a tar's blob, a TOC's compressed member), never with a size that the
 layer or its manifest claims:
 
     description    names, link targets, attributes, and 512 bytes an entry    <= 64 MiB + 32 x arrived
     zeros          what the holes of sparse files become, in sum              <= max(256 MiB, 1000 x arrived), at most 64 GiB
-    steps          path components and symbolic links that are followed       <= 10,000,000
+    steps          path components and symbolic links followed       <= 10,000,000
 
 The description is bounded for all layers of an image together as well, because all are in memory while it is mounted: 64 MiB for the
 image, and 32 times what arrived of each layer (ImageBounds).
 
-Real layers stay far below: the largest measured, 33,247 entries, has a description of 22 MB. Everything that grows with the number
-of entries costs about what is counted for it, so that the description bounds memory as well.
+Real layers stay far below: the largest one measured, with 33,247 entries, has a description of 22 MB. Whatever grows with the
+number of entries is charged at about its real cost, so the description bounds memory as well.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ LOOK_EVERY: Final = 1000
 
 
 def never() -> None:
-    """For callers that nobody cancels."""
+    """The `check_cancelled` of callers that are never cancelled."""
 
 
 class ImageBounds:
-    """What the layers of one image have described so far. Any thread may call it.
+    """The account of an image: what its layers have described so far. Thread-safe.
 
     A layer counts when it has been parsed, so layers that are parsed at the same time do not see each other until then. The last of
-    them is refused when it is counted; what they take meanwhile is bounded by the room for parsing in one process (format/budget.py).
+    them is refused when it is counted; the memory that they use until then is bounded by the process's parsing budget (format/budget.py).
     """
 
     def __init__(self) -> None:
@@ -57,12 +57,12 @@ class ImageBounds:
         self._described = 0
 
     def limit(self, arrived: int) -> int:
-        """Bytes that the next layer, of which `arrived` bytes came, may describe."""
+        """Bytes that the next layer may describe, if `arrived` bytes of it came."""
         with self._lock:
             return DESCRIPTION + DESCRIPTION_RATIO * (self._arrived + arrived) - self._described
 
     def add(self, arrived: int, described: int, *, enforced: bool) -> bool:
-        """Count a layer. False, and it is not counted, where it is too much beside the others and the bound is `enforced`."""
+        """Count a layer. Returns False without counting it when the image would exceed its bound and the bound is `enforced`."""
         with self._lock:
             if enforced and self._described + described > DESCRIPTION + DESCRIPTION_RATIO * (self._arrived + arrived):
                 return False
@@ -72,7 +72,7 @@ class ImageBounds:
 
 
 class Bounds:
-    """The account of one layer. It is charged before the memory or the time is spent."""
+    """The account of one layer, charged before the memory or time is spent."""
 
     def __init__(
         self,
@@ -87,24 +87,24 @@ class Bounds:
         """`arrived` is a count of bytes; `what` names the layer in errors, which are of the class `error`. `image` is the account of
         the layer's image, to which `settle` adds it.
 
-        Not `enforced`, nothing is refused: for what was accepted before. `check_cancelled` is called every 1,000
-        steps, and raises where the work should end (trio.from_thread.check_cancelled).
+        Without `enforced` nothing is refused: for layers that were accepted before. `check_cancelled` is called every 1,000
+        steps and raises when the work should stop (trio.from_thread.check_cancelled).
         """
         self.arrived = arrived
         self._what = what
         self._error = error
         self._check_cancelled = check_cancelled
         self.limit = DESCRIPTION + DESCRIPTION_RATIO * arrived if enforced else sys.maxsize
-        """Bytes that the description may have."""
+        """The most bytes that the description may have."""
         self._image = image
         self._is_enforced = enforced
         self._is_crowded = False
-        """Whether the other layers of the image leave it less than it may have alone."""
+        """Whether the image's other layers leave this one less than its own bound."""
         if image is not None and enforced and (left := image.limit(arrived)) < self.limit:
             self.limit = left
             self._is_crowded = True
         self.described = 0
-        """Bytes that it has so far."""
+        """Bytes of description so far."""
         self._zeros = 0
         self._max_zeros = min(max(ZEROS, ZEROS_RATIO * arrived), MAX_ZEROS) if enforced else sys.maxsize
         self._max_steps = MAX_STEPS if enforced else sys.maxsize
@@ -119,7 +119,7 @@ class Bounds:
         self.step(steps)
 
     def has_room(self, size: int) -> bool:
-        """Whether the description may have `size` bytes more."""
+        """Whether the description may grow by `size` bytes."""
         return self.described + size <= self.limit
 
     def step(self, count: int = 1) -> None:
@@ -132,7 +132,7 @@ class Bounds:
             self._check_cancelled()
 
     def fill(self, zeros: int, file: str, size: int) -> None:
-        """Count the `zeros` that `file`, which names itself and the layer, is filled up with to its `size`."""
+        """Count the `zeros` that fill up the holes of a file of `size` bytes. `file` names it and the layer in the error."""
         self._zeros += zeros
         if self._zeros > self._max_zeros:
             raise self._error(
@@ -141,7 +141,7 @@ class Bounds:
             )
 
     def settle(self) -> None:
-        """The layer is parsed: count it for its image. Raises the error where layers that were parsed meanwhile leave it too little."""
+        """Add the parsed layer to its image's account. Raises the error if layers parsed in the meantime leave too little for it."""
         if self._image is not None and not self._image.add(self.arrived, self.described, enforced=self._is_enforced):
             self._is_crowded = True
             self.limit = self._image.limit(self.arrived)
@@ -157,4 +157,4 @@ class Bounds:
 
 
 UNBOUNDED: Final = Bounds(0, "", enforced=False)
-"""The account of what is not a layer's."""
+"""For parsing that belongs to no layer."""

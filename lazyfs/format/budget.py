@@ -1,8 +1,8 @@
-"""Memory for parsing, which all layers of one process share.
+"""The memory budget for parsing, shared by all layers in a process.
 
-What a layer may cost is bounded (format/bounds.py), and so is what one needs while it is parsed. But a process has many images, and
-parsing all their layers at once would take the sum of that. So a parser holds room first, and waits where there is
-none. It is held while threads work, never while a registry is waited for: nobody can keep others from it.
+format/bounds.py bounds what one layer may cost, and so the memory that parsing it needs. A process serves many images, and parsing
+all their layers at once would need the sum. So a parser reserves memory first and waits until it is free. A reservation is
+held while a thread parses, never while waiting for a registry: a slow registry cannot keep others from parsing.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ import trio
 from lazyfs.format.bounds import DESCRIPTION, DESCRIPTION_RATIO
 
 PARSING: Final = 192 << 20
-"""Bytes: a layer of torch's 33,000 entries and some of the usual size at a time. Python parses no two at once anyway."""
+"""Bytes: enough for a layer like torch's, with 33,000 entries, beside a few of the usual size. The GIL allows no more parallelism."""
 TAR_WEIGHT: Final = 4
-"""What a layer that is fetched whole takes, in bytes for each byte of its description (format/bounds.py), until its TOC is written."""
+"""Bytes of memory per byte of description (format/bounds.py) that an eager layer needs until its TOC is written."""
 _TOC_WEIGHT: Final = 12
-"""What the entries of a TOC take at the most, in bytes for each byte of its JSON."""
+"""The most bytes that a TOC's entries need per byte of its JSON."""
 
 
 def toc_memory(json_size: int, arrived: int) -> int:
-    """Bytes that parsing a TOC may take: its text, and its entries, which its member's `arrived` bytes bound as well."""
+    """Bytes that parsing a TOC may need: its text, and its entries, which the `arrived` bytes of its member bound as well."""
     return json_size + min(_TOC_WEIGHT * json_size, DESCRIPTION + DESCRIPTION_RATIO * arrived)
 
 
 class Reservation:
-    """Room that somebody holds."""
+    """Memory that a parser has reserved."""
 
     def __init__(self, budget: Budget, size: int) -> None:
         self._budget = budget
         self.size = size
 
     def shrink(self, size: int) -> None:
-        """Hold only `size` bytes from now on, if that is less."""
+        """Keep only `size` bytes, if that is less than before."""
         self._budget.give_back(max(0, self.size - size))
         self.size = min(self.size, size)
 
 
 class Budget:
-    """So many bytes. First come, first served, so that a large layer's turn comes as well; one layer always fits."""
+    """A number of bytes, given out first come, first served, so that large layers do not starve. One layer always fits."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -52,7 +52,7 @@ class Budget:
 
     @asynccontextmanager
     async def hold(self, size: int) -> AsyncIterator[Reservation]:
-        """Hold `size` bytes; wait until they are free. Cancelled: none are held."""
+        """Reserve `size` bytes; waits until they are free. Cancelled: nothing is reserved."""
         if self._waiting or not self._fits(size):
             await self._wait(size)
         else:
@@ -64,7 +64,7 @@ class Budget:
             self.give_back(reservation.size)
 
     def give_back(self, size: int) -> None:
-        """`size` bytes of what is held are free."""
+        """Free `size` reserved bytes."""
         self._held -= size
         self._admit()
 
@@ -95,7 +95,7 @@ _parsing: trio.lowlevel.RunVar[Budget] = trio.lowlevel.RunVar("lazyfs parsing bu
 
 
 def parsing_budget() -> Budget:
-    """The room of this process, or to be exact of this run of trio."""
+    """The budget of this process, or more exactly of this trio run."""
     try:
         return _parsing.get()
     except LookupError:

@@ -1,7 +1,7 @@
-"""JSON as Go's encoding/json reads it, where msgspec does not: nested up to 10,000 levels deep, and with any text and any numbers.
+"""JSON that Go's encoding/json reads and msgspec does not: nested up to 10,000 levels, any text, any numbers.
 
-Several times slower, and for the few documents that need it. msgspec and json recurse, and end at about 1,000 levels; here neither the C
-stack nor Python's grows with the depth.
+Several times slower than msgspec, so only the few documents that need it come here. msgspec and json recurse and stop at about
+1,000 levels; this parser uses neither the C stack nor Python's.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from math import isfinite
 from typing import Any, Final, cast
 
 MAX_DEPTH: Final = 10_000
-"""That of Go's encoding/json."""
+"""The limit of Go's encoding/json."""
 
 _BLANKS: Final = re.compile(r"[ \t\r\n]*")
 _NUMBER: Final = re.compile(r"(-?(?:0|[1-9][0-9]*))(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 _WORDS: Final = {"n": ("null", None), "t": ("true", True), "f": ("false", False)}
 _LARGEST_NUMBER: Final = 400
-"""Digits of a number that we read as such; what has more comes as a float."""
+"""Digits. A longer number becomes a float."""
 _BRACKETS: Final = re.compile(rb'"(?:[^"\\]++|\\.|\\\Z)*+(?:"|\Z)|([\[\]{}])', re.DOTALL)
 """A string, whole or cut short at the end of the text (else each quote in it would be tried), or a bracket outside of strings."""
 _ENDS: Final[dict[type, str]] = {dict: "}", list: "]"}
 
 
 def load(text: str) -> Any:
-    """The value in `text`; half of a surrogate pair is read as U+FFFD. Raises ValueError."""
+    """Parse `text`. Half of a surrogate pair becomes U+FFFD. Raises ValueError."""
     open_values: list[tuple[Any, str]] = []
-    """Those around the one that comes next, outermost first, each with the field that is being read."""
+    """The enclosing arrays and objects, outermost first, each with the name of the field being read."""
     here: Any = None
     field = ""
     at = _skip(text, 0)
@@ -47,7 +47,7 @@ def load(text: str) -> Any:
             here, field = open_values.pop()
         else:
             value, at = _scalar(text, at)
-        # `value` is complete: it goes into what is around it, which may end with it.
+        # `value` is complete: add it to the enclosing value, which may be complete as well.
         while True:
             at = _skip(text, at)
             if not open_values:
@@ -70,7 +70,7 @@ def load(text: str) -> Any:
 
 
 def dump(value: Any) -> bytes:
-    """`value`, made of what `load` returns, as JSON. Its depth does not matter; floats without end become null, as in msgspec."""
+    """Encode a value made of what `load` returns, at any depth. Infinite floats and NaN become null, as in msgspec."""
     parts: list[str] = []
     pending: list[Any] = [value]
     while pending:
@@ -124,7 +124,7 @@ def pruned(data: bytes | bytearray, depth: int) -> bytes:
 
 
 class _Text(str):
-    """JSON itself, where a value could stand."""
+    """A piece of finished JSON among the values still to be encoded."""
 
     __slots__ = ()
 
@@ -135,7 +135,7 @@ def _skip(text: str, at: int) -> int:
 
 
 def _field(text: str, at: int) -> tuple[str, int]:
-    """The name of a field, and where its value begins."""
+    """The name of a field and the position of its value."""
     if text[at : at + 1] != '"':
         raise ValueError(f"what stands at {at} is not a field")
     name, at = _string(text, at)

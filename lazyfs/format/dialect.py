@@ -1,14 +1,14 @@
-"""A dialect: what makes a layer lazy, and how its bytes become plain bytes. Decided here, and nowhere else.
+"""A dialect: what makes a layer lazy and how its chunks are decoded. Nothing outside the dialects depends on a format.
 
-A dialect is a value. It says which annotations mark its layers, which range of a blob says where the TOC is, how the TOC is packed, which
-of its bytes the manifest's digest is of, and how a chunk is unpacked. It never fetches: image/toc_member.py fetches the ranges that it
-names, and fetch/unpack.py has it decode what came. Which dialects there are is in dialects.py.
+A dialect is a value. It says which annotations mark its layers, which range of a blob locates the TOC, how the TOC is packed, which
+of its bytes the manifest's digest covers, and how a chunk is unpacked. It never fetches: image/toc_member.py fetches the ranges that
+it names, and fetch/unpack.py calls it to decode what arrived. dialects.py lists the dialects.
 
-The trust chain is the same for all of them, and no dialect can leave a link out. The callers check it, not the dialect: the bytes
+The trust chain is the same for all dialects, and none can skip a link. The callers check it, not the dialect: the bytes
 that `document` returns must have the digest that the manifest names (image/layer.py), and a chunk's plain bytes the digest that the TOC
-names (fetch/unpack.py). What a dialect reads besides is a hint: a footer, a header, a position.
+names (fetch/unpack.py). Everything else that a dialect reads (a footer, a header, an offset) is a hint.
 
-What a dialect cannot choose is the TOC's JSON: all formats below use eStargz's (toc.py). They were checked on paper against this interface:
+A dialect cannot choose the JSON of the TOC: all formats below use eStargz's (toc.py). They were checked on paper against this interface:
 
 - zstd:chunked of containers/storage (`io.github.containers.zstd-chunked.`, and its earlier prefix): two dialects that share their
   functions. The annotation `manifest-checksum` is a digest of the compressed TOC, so `document` returns that, and `json` decompresses
@@ -18,8 +18,8 @@ What a dialect cannot choose is the TOC's JSON: all formats below use eStargz's 
 - zstd:chunked of stargz-snapshotter: eStargz's annotation beside `io.containers.zstd-chunked.manifest-checksum`, so `annotations` names
   both, and it stands before eStargz in DIALECTS. The digest is eStargz's, of the JSON. Its frames run on behind a chunk, like members.
 - Legacy footer (CRFS, 47 bytes): another branch of eStargz's `locate`. Where the manifest has no `toc.digest`, the layer is not lazy.
-- External TOC: the TOC is in a blob of another manifest (`REF-esgztoc`), found by the layer's digest there. Place needs one more field,
-  that blob, and image/toc_member.py one more request. Digest, JSON, chunks are eStargz's, and data_end is the 46-byte footer's offset.
+- External TOC: the TOC is in a blob of another manifest (`REF-esgztoc`), found by the layer's digest there. TocLocation
+  needs one more field, that blob, and image/toc_member.py one more request. Digest, JSON, chunks are eStargz's, and data_end is the 46-byte footer's offset.
 """
 
 from __future__ import annotations
@@ -37,45 +37,45 @@ Buffer = bytes | bytearray | memoryview
 
 
 class TocLocation(NamedTuple):
-    """Where the TOC of a blob is. Offsets in the blob, in bytes."""
+    """Where the TOC of a blob is: byte offsets in the blob."""
 
     start: int
     """Where the compressed TOC begins."""
     end: int
-    """Where it ends."""
+    """Where the compressed TOC ends."""
     data_end: int
     """Where the compressed bytes of the last chunk end."""
     json_size: int = 0
-    """Bytes of the TOC's JSON, where the blob says it outside the compressed TOC; else 0."""
+    """Bytes of the TOC's JSON, if the blob says so outside the compressed TOC, else 0."""
 
 
 class Dialect(NamedTuple):
-    """What a reader must know of a format. `what` names the layer in errors; all functions are pure, and may block for a moment."""
+    """What a reader must know about a format. `what` names the layer in errors. All functions are pure and may block briefly."""
 
     name: str
-    """Kept in rows and labels, and shown: letters and digits. Never changes."""
+    """Stored in rows and labels, and shown to users: letters and digits. Never changes."""
     annotations: tuple[str, ...]
-    """A layer whose descriptor has all of these is of this dialect. The value of the first is the sha256 digest of `document`."""
+    """A layer whose descriptor has all of these belongs to the dialect. The value of the first is the sha256 digest of `document`."""
     media_type: str
-    """Of a layer that nobody has told the media type of."""
+    """The media type to assume for a layer whose descriptor is not known."""
     ratio: int
     """The most plain bytes that one compressed byte can become. Bounds what a TOC may claim (toc_chunks.py)."""
     first_range: Callable[[int, str], tuple[int, int]]
-    """(blob size, what): the range of the blob to ask for first. Raises NotLazy where a blob of that size cannot have a TOC."""
+    """(blob size, what): the range of the blob to fetch first. Raises NotLazy if a blob of that size cannot have a TOC."""
     locate: Callable[[int, int, bytes, str], TocLocation]
     """(blob size, start, data, what): where the TOC is, from the bytes `data` of the first range, which begins at `start`. It lies inside
-    the blob. Raises NotLazy where this is not a blob of the dialect, InvalidToc where it is a broken one."""
+    the blob. Raises NotLazy if the blob is not of this dialect, InvalidToc if it is broken."""
     json_size: Callable[[TocLocation, bytes, str], int]
-    """(place, begin, what): bytes of JSON that the TOC claims to have, from the first 64 KiB of its compressed bytes. The caller bounds it.
+    """(location, begin, what): bytes of JSON that the TOC claims to have, from the first 64 KiB of its compressed bytes. The caller bounds it.
     Raises InvalidToc, InvalidInput."""
     document: Callable[[Iterable[bytes], int, str], bytes | bytearray]
-    """(pieces, JSON size, what): what the manifest's digest is of, and what the store keeps, from the compressed TOC. It costs no
-    more memory than the JSON size and 32 MiB. Raises InvalidInput."""
+    """(pieces, JSON size, what): the bytes that the manifest's digest covers and that the store keeps, from the compressed TOC. Needs
+    no more memory than the JSON size and 32 MiB. Raises InvalidInput."""
     json: Callable[[bytes | bytearray, str], bytes | bytearray]
-    """(document, what): the TOC's JSON, from a document whose digest was right. It costs no more memory than format/bounds.py allows for a
+    """(document, what): the TOC's JSON, from a document whose digest was right. Needs no more memory than format/bounds.py allows for a
     document of that size. Raises InvalidInput."""
     decode: Callable[[Buffer, int, str], bytes | bytearray]
-    """(data, length, what): the first `length` plain bytes, or a few more, of the member or frame that `data` begins with. It costs at most
+    """(data, length, what): the first `length` plain bytes, or a few more, of the member or frame at the start of `data`. Needs at most
     `length` + 1 MiB of memory, whatever the data claims. Raises InvalidInput. Called for every chunk, in a thread."""
 
     def entries(
@@ -90,7 +90,7 @@ class Dialect(NamedTuple):
         check_cancelled: Callable[[], None] = never,
         image: ImageBounds | None = None,
     ) -> tuple[Entry, ...]:
-        """The entries of a TOC whose digest was right. Arguments and errors as of `parse_toc`; InvalidInput as well."""
+        """The entries of a TOC whose digest was right. Arguments and errors are those of `parse_toc`, and InvalidInput."""
         return parse_toc(
             self.json(document, what),
             data_end,
@@ -105,13 +105,13 @@ class Dialect(NamedTuple):
 
 
 class TocClaim(NamedTuple):
-    """What a manifest says of a layer's TOC."""
+    """What a manifest says about a layer's TOC."""
 
     dialect: Dialect
     digest: Digest
-    """Of the dialect's document."""
+    """The digest of the dialect's `document`."""
 
     @property
     def annotations(self) -> dict[str, str]:
-        """Those of a descriptor that says this and nothing else."""
+        """The annotations of a descriptor that make this claim and nothing else."""
         return dict.fromkeys(self.dialect.annotations, "") | {self.dialect.annotations[0]: self.digest}

@@ -1,6 +1,6 @@
-"""The dialects that this version reads, and which of them a layer is of.
+"""The dialects that this version reads, and how to find a layer's dialect.
 
-A layer's annotations decide. Rows, notes and names of files that say nothing of a dialect are eStargz's: earlier versions knew no other.
+A layer's annotations decide. Rows, notes and file names without a dialect mean eStargz: earlier versions knew no other.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from lazyfs.format.digest import Digest, is_digest
 from lazyfs.format.estargz import ESTARGZ
 
 DIALECTS: tuple[Dialect, ...] = (ESTARGZ,)
-"""Where a layer has the annotations of several, it is of the first. Only this module looks at it, so that there is one place to extend."""
+"""A layer with the annotations of several belongs to the first. Only this module reads the table, so it is the one place to extend."""
 
 
 def dialect_of(annotations: Mapping[str, str]) -> Dialect | None:
-    """The dialect that a layer's annotations, or the labels that containerd made of them, claim; None for an ordinary layer."""
+    """The dialect named by a layer's annotations, or by the labels that containerd made of them; None for an ordinary layer."""
     for dialect in DIALECTS:
         if all(name in annotations for name in dialect.annotations):
             return dialect
@@ -26,7 +26,7 @@ def dialect_of(annotations: Mapping[str, str]) -> Dialect | None:
 
 
 def claim_of(annotations: Mapping[str, str], what: str) -> TocClaim:
-    """The dialect of a layer and the digest that its manifest has for the TOC. Raises NotLazy where there is none."""
+    """The layer's dialect and the TOC digest in its manifest. Raises NotLazy if there is none."""
     dialect = dialect_of(annotations)
     if dialect is None:
         raise NotLazy(f"{what} has no annotation {marks()}: its manifest names no TOC digest")
@@ -37,32 +37,32 @@ def claim_of(annotations: Mapping[str, str], what: str) -> TocClaim:
 
 
 def claimed_text(annotations: Mapping[str, str]) -> str:
-    """What should be the digest of the TOC, as it stands there; empty for an ordinary layer."""
+    """The TOC digest exactly as the annotation has it, unchecked; empty for an ordinary layer."""
     dialect = dialect_of(annotations)
     return annotations[dialect.annotations[0]] if dialect else ""
 
 
 def held_to(annotations: Mapping[str, str], claim: TocClaim) -> dict[str, str]:
-    """A registry's annotations of a layer, made to say what containerd's own manifest says, which is `claim`.
+    """A registry's annotations of a layer, with the TOC replaced by `claim`, which is what containerd's own manifest says.
 
-    They may still say which dialect it is more precisely than labels do, but never name another TOC.
+    The annotations may name the dialect more precisely than labels do, but can never name another TOC.
     """
     merged = {**annotations, claim.dialect.annotations[0]: claim.digest}
     return merged if claimed_text(merged) == claim.digest else claim.annotations
 
 
 def marks() -> str:
-    """The annotations one of which makes a layer lazy, for a message."""
+    """The annotations that can make a layer lazy, for a message."""
     return " or ".join(dict.fromkeys(dialect.annotations[0] for dialect in DIALECTS))
 
 
 def annotation_names() -> frozenset[str]:
-    """Every annotation by which a layer may claim a dialect: when a layer is rewritten, those that it had no longer hold."""
+    """Every annotation by which a layer may claim a dialect. Rewriting a layer makes all of them wrong."""
     return frozenset(name for dialect in DIALECTS for name in dialect.annotations)
 
 
 def named(name: str) -> Dialect:
-    """The dialect of that name. Raises StoreUnusable where this version knows none."""
+    """The dialect called `name`. Raises StoreUnusable if this version does not know it."""
     for dialect in DIALECTS:
         if dialect.name == name:
             return dialect
@@ -70,7 +70,7 @@ def named(name: str) -> Dialect:
 
 
 def known(name: str) -> bool:
-    """Whether this version knows the dialect."""
+    """Whether this version knows the dialect `name`."""
     return any(dialect.name == name for dialect in DIALECTS)
 
 
@@ -80,7 +80,7 @@ def key_of(claim: TocClaim) -> str:
 
 
 def toc_key(toc_digest: Digest, dialect: str) -> str:
-    """64 hex digits that name what is made of a TOC. Two dialects may read one document in two ways, so it is not always its digest."""
+    """64 hex digits that name what is derived from a TOC. Not always its digest: two dialects may read one document differently."""
     if dialect == ESTARGZ.name:
         return toc_digest[7:]
     return hashlib.sha256(f"{dialect} {toc_digest}".encode()).hexdigest()

@@ -19,29 +19,29 @@ _PATTERN = re.compile(r"sha256:[0-9a-f]{64}\Z")
 
 
 def is_digest(text: str) -> bool:
-    """Whether `parse_digest` would take it."""
+    """Whether `parse_digest` accepts it."""
     return _PATTERN.match(text) is not None
 
 
 def parse_digest(text: object, what: str = "digest") -> Digest:
-    """The digest that `text` spells. Raises InvalidManifest, naming `what`, for anything else."""
+    """`text` as a checked digest. Raises InvalidManifest, naming `what`, for anything else."""
     if not isinstance(text, str) or not _PATTERN.match(text):
         raise InvalidManifest(f"{what} is {show(text)}, which is not a sha256 digest")
     return Digest(text)
 
 
 def digest_of(data: bytes | bytearray | memoryview) -> Digest:
-    """sha256 of `data`, spelled."""
+    """The sha256 digest of `data`."""
     return Digest("sha256:" + hashlib.sha256(data).hexdigest())
 
 
 def from_raw(raw: bytes) -> Digest:
-    """Spell 32 raw bytes."""
+    """The text form of 32 raw bytes."""
     return Digest("sha256:" + raw.hex())
 
 
 def to_raw(digest: Digest) -> bytes:
-    """The 32 bytes that `digest` spells."""
+    """The 32 raw bytes of `digest`."""
     return bytes.fromhex(digest[7:])
 
 

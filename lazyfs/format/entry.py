@@ -1,8 +1,8 @@
-"""What a layer holds, one value an entry: the shape that a TOC, a tar and (later) an EROFS image share.
+"""The entries of a layer: the form that TOCs, tars and EROFS images are read into and written from.
 
 Names are bytes, because a tar's are. They are clean: relative, no empty, `.` or `..` component, no trailing slash,
-`b""` for the layer's root. Whiteouts are ordinary entries here (`.wh.NAME`); what they do is the merge's business
-(lazyfs/vfs), because it needs the layers below.
+`b""` for the layer's root. Whiteouts are ordinary entries here (`.wh.NAME`); applying them needs the layers below,
+so the merge does it (lazyfs/vfs).
 """
 
 from __future__ import annotations
@@ -20,21 +20,20 @@ PREFETCH_LANDMARK: Final = b".prefetch.landmark"
 NO_PREFETCH_LANDMARK: Final = b".no.prefetch.landmark"
 LANDMARK_CONTENT: Final = b"\x0f"
 OWN_NAMES: Final = frozenset({TOC_NAME, PREFETCH_LANDMARK, NO_PREFETCH_LANDMARK})
-"""Root-level names that belong to the format and are never shown."""
+"""Names in the root that belong to the format and are never shown."""
 
 
 KEPT_OWNER: Final = 0xFFFFFFFF
-"""A user or group that chown(2) leaves as it is: of an entry that a tar was read for, and that has not been placed (layertar/layer_index.py)."""
+"""The user or group that chown(2) leaves unchanged. Only in entries read from a tar, until they are placed (layertar/layer_index.py)."""
 
 
 def owner_id(number: int) -> int:
-    """Whom the kernel takes `number`, from a tar or a TOC, for: its lowest 32 bits. They may be KEPT_OWNER."""
+    """The id that the kernel makes of `number` in a tar or TOC: its lowest 32 bits, which may be KEPT_OWNER."""
     return number & 0xFFFFFFFF
 
 
 def with_owner(entry: Entry, below: Entry | None = None) -> Entry:
-    """`entry` as it belongs to somebody: where it keeps the owner, to that of `below`, the directory in whose place it is put, else to root,
-    who unpacks it."""
+    """`entry` with a real owner: KEPT_OWNER becomes the owner of `below`, the directory that it replaces, or else root, who unpacks."""
     if KEPT_OWNER not in (entry.uid, entry.gid):
         return entry
     uid, gid = (below.uid, below.gid) if below is not None and below.type == entry.type == "dir" else (0, 0)
@@ -44,11 +43,11 @@ def with_owner(entry: Entry, below: Entry | None = None) -> Entry:
 
 
 class Chunk(msgspec.Struct, frozen=True, gc=False):
-    """A piece of a file that can be fetched and verified alone.
+    """A part of a file that is fetched and verified on its own.
 
     The bytes of the chunk are `[inner, inner + size)` of what the gzip member at blob offset `member` inflates to.
     `member_end` is the blob offset of the next member that holds data (or of the TOC): the compressed bytes lie in
-    `[member, member_end)`, though less may do.
+    `[member, member_end)`, and may be fewer.
     """
 
     file_offset: int
@@ -66,12 +65,12 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     name: bytes
     type: EntryType
     mode: int = 0o755
-    """Permission bits, suid, sgid, sticky; no file type."""
+    """Permission bits, setuid, setgid, sticky; not the file type."""
     uid: int = 0
     gid: int = 0
     mtime_ns: int = 0
     size: int = 0
-    """Bytes, of a regular file; 0 for all else."""
+    """Bytes of a regular file; 0 for everything else."""
     link: bytes = b""
     """A symbolic link's target, verbatim; a hard link's target, a clean name in the same layer."""
     major: int = 0
@@ -79,7 +78,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     xattrs: tuple[tuple[bytes, bytes], ...] = ()
     """Sorted by key, each key once."""
     chunks: tuple[Chunk, ...] = ()
-    """Of a regular file, in order and without a gap; empty when it is empty, and in entries read from a tar."""
+    """Of a regular file, in order and without gaps. Empty for an empty file and in entries read from a tar."""
 
 
 def parent_of(name: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""eStargz as a dialect: a chain of gzip members, a footer that says where the TOC's member is, and chunks that begin a member each.
+"""eStargz as a dialect: a chain of gzip members, chunks that each begin a member, and a footer that says where the TOC's member is.
 
 Source: containerd/stargz-snapshotter, docs/estargz.md and estargz/{types,gzip}.go. The TOC's member holds a tar entry; the digest
 in the annotation is of that entry's JSON.
@@ -21,18 +21,18 @@ from lazyfs.format.member import MAX_RATIO, inflate_member
 from lazyfs.format.tar_header import BLOCK, header_number
 
 TOC_DIGEST: Final = "containerd.io/snapshot/stargz/toc.digest"
-"""The annotation of a layer's descriptor that has its TOC's digest. containerd makes a label of it."""
+"""The annotation of a layer's descriptor with its TOC's digest. containerd turns it into a label."""
 UNCOMPRESSED_SIZE: Final = "io.containers.estargz.uncompressed-size"
-"""Another one, which writers add: bytes of the layer's tar."""
+"""Another annotation that writers add: bytes of the layer's tar."""
 
 _LARGEST_GUESS: Final = 4 << 20
 _PIECE: Final = 1 << 20
 _IN_ONE_GO: Final = 32 << 20
-"""Bytes of JSON that may be in memory twice for a moment."""
+"""Bytes of JSON that may briefly be in memory twice."""
 
 
 def _first_range(size: int, what: str) -> tuple[int, int]:
-    """The blob's end. TOCs measured 0.4 to 0.7 % of their blob; a guess too small costs a round trip, one too large costs bytes:
+    """The end of the blob. TOCs measured 0.4 to 0.7 % of their blob. Too small a guess costs a round trip, too large a guess costs bytes:
     a layer of large files has a small TOC, and `size` is only a claim."""
     if size <= FOOTER_SIZE:
         raise NotLazy(f"{what} is an ordinary layer without an eStargz footer")
@@ -65,7 +65,7 @@ def _document(pieces: Iterable[bytes], json_size: int, what: str) -> bytes | byt
 
 
 def _inflate(pieces: Iterable[bytes], json_size: int, what: str) -> bytearray:
-    """All of the JSON, in memory once."""
+    """The whole JSON, held in memory only once."""
     stream = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
     skip = BLOCK
     json = bytearray()

@@ -1,7 +1,7 @@
 """The last 51 bytes of an eStargz blob: an empty gzip member whose extra field says where the TOC begins.
 
 Source: containerd/stargz-snapshotter, docs/estargz.md ("Footer") and estargz/gzip.go. The blob stays a chain of
-ordinary gzip members, so every gunzip reads past it without noticing.
+ordinary gzip members, so every gunzip reads past it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def build_footer(toc_offset: int) -> bytes:
 def parse_footer(footer: bytes, blob_size: int, what: str) -> int:
     """The TOC member's offset in a blob of `blob_size` bytes whose last 51 are `footer`.
 
-    Raises NotLazy where this is not an eStargz footer at all, InvalidToc where it is one that points outside the blob.
+    Raises NotLazy if it is not an eStargz footer, InvalidToc if it points outside the blob.
     `what` names the layer.
     """
     if len(footer) != FOOTER_SIZE or footer[:16] != _HEADER or footer[32:38] != _MAGIC:

@@ -1,11 +1,11 @@
-"""JSON that others wrote, read as Go's encoding/json reads it: containerd, skopeo, umoci and registries are written in Go.
+"""JSON from other programs, read as Go's encoding/json reads it: containerd, skopeo, umoci and registries are written in Go.
 
 - `null` means that the field is absent.
-- The case of a field's name does not matter; of two fields of one name, the last counts.
-- What is not UTF-8, and half of a surrogate pair, is read as U+FFFD. Numbers that we do not look at may have any size.
+- Field names are matched without regard to case; of two fields with the same name, the last counts.
+- Invalid UTF-8 and half of a surrogate pair become U+FFFD. Numbers that lazyfs ignores may have any size.
 - Values may be nested 10,000 levels deep (deep_json.py).
 
-A byte order mark and anything behind the document's end are errors there, and so they are here.
+A byte order mark, and anything after the end of the document, are errors in Go and here.
 
 Memory: `decode` builds Python objects, at most some 120 bytes for each of MAX_VALUES values and the text itself. A TOC has
 millions of values; it is decoded into structs of its own (toc.py).
@@ -21,13 +21,13 @@ import msgspec
 from lazyfs.format.deep_json import dump, load
 
 MAX_VALUES: Final = 500_000
-"""Values in one document, about. The largest real configs have thousands."""
+"""Values in one document, approximately. The largest real configs have thousands."""
 
 T = TypeVar("T")
 
 
 def decode(data: bytes | str) -> Any:
-    """The value in `data`, objects as dicts, `null` as None. Raises msgspec.DecodeError for what Go would refuse as well."""
+    """Decode `data`: objects as dicts, `null` as None. Raises msgspec.DecodeError for what Go refuses as well."""
     raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
     if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > MAX_VALUES:
         raise msgspec.DecodeError(f"it has more than {MAX_VALUES} values")
@@ -41,7 +41,7 @@ def decode(data: bytes | str) -> Any:
 
 
 def encode(value: Any) -> bytes:
-    """JSON of `value`, which `decode` returned, or which is made of such values. Floats without end become null."""
+    """Encode a value made of what `decode` returns. Infinite floats and NaN become null."""
     try:
         return msgspec.json.encode(value)
     except RecursionError:
@@ -49,12 +49,12 @@ def encode(value: Any) -> bytes:
 
 
 def decode_as(data: bytes | str, kind: type[T]) -> T:
-    """The value in `data` as a `kind`, in which a field that is `null` has its default. Raises msgspec.DecodeError."""
+    """Decode `data` as a `kind`; a field that is `null` gets its default. Raises msgspec.DecodeError."""
     return msgspec.convert(drop_nulls(decode(data)), kind)
 
 
 def drop_nulls(value: Any) -> Any:
-    """`value` itself, fresh from `decode`, without the fields that are None, at any depth."""
+    """Remove the fields that are None, at any depth, from `value`, which `decode` has just returned. Changes it in place."""
     pending = [value]
     while pending:
         found = pending.pop()
@@ -68,7 +68,7 @@ def drop_nulls(value: Any) -> Any:
 
 
 def fields(raw: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Those fields of the object `raw` that are called one of `names`, under these names. What is None is absent."""
+    """The fields of the object `raw` whose names match `names`, under exactly those names. A field that is None is absent."""
     known = {name.casefold(): name for name in names}
     found: dict[str, Any] = {}
     for spelled, value in raw.items():
@@ -83,7 +83,7 @@ def fields(raw: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 
 def replaced(raw: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """The object `raw` with the fields `new` in the place of its own, however those are spelled. All others stay as they are."""
+    """The object `raw` with its fields replaced by those of `new`, whatever their case in `raw`. All others stay as they are."""
     spelled = {name.casefold(): name for name in new}
     kept = {spelled.get(name.casefold(), name): value for name, value in raw.items()}
     return {**kept, **new}

@@ -1,6 +1,6 @@
-"""Files of a layer that nobody shows (format/whiteout.py), for the hard links that name them.
+"""Files of a layer that are never shown (format/whiteout.py), kept for hard links that point to them.
 
-The first such link becomes the file, and the others are links to that one: they are one inode, as they are to whoever unpacks.
+The first such link becomes the file and the others link to it: they are one inode, as they are after unpacking.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ Extents = tuple[Extent, ...]
 
 
 class HiddenFiles:
-    """Told of a layer's entries in their order."""
+    """The hidden files of one layer, whose entries are added in order."""
 
     def __init__(self) -> None:
         self._files: dict[bytes, tuple[Entry, Extents]] = {}
         self._shown: dict[bytes, bytes] = {}
         """Key of a file to the name that it is shown under."""
         self._keys: dict[bytes, bytes] = {}
-        """And back."""
+        """The reverse of `_shown`."""
 
     def add(self, entry: Entry, extents: Extents = (), target: Entry | None = None) -> None:
-        """An entry that is not shown; `target` is what it links to, where that is a file that is shown, and known."""
+        """Add an entry that is not shown. `target` is the file that it links to, if that file is known and shown."""
         found: tuple[Entry, Extents] | None = (target or entry, extents)
         if entry.type == "hardlink" and target is None:
             found = self._files.get(link_key(entry.link))
@@ -35,7 +35,7 @@ class HiddenFiles:
             self._shown.pop(key, None)
 
     def linked(self, link: Entry) -> tuple[Entry, Extents] | None:
-        """What a hard link that is shown comes to; None where it names none of these files."""
+        """The entry that a visible hard link becomes; None if it does not point to a hidden file."""
         key = link_key(link.link)
         file = self._files.get(key)
         if file is None:
@@ -48,7 +48,7 @@ class HiddenFiles:
         return msgspec.structs.replace(file[0], name=name), file[1]
 
     def replaced(self, name: bytes) -> None:
-        """Something else has this name from now on: no later link may lead to it."""
+        """Another entry has taken this name: later links must not resolve to the hidden file."""
         key = self._keys.pop(name, None)
         if key is not None and self._shown.get(key) == name:
             del self._shown[key]

@@ -1,12 +1,11 @@
-"""Manifests, indexes and image configs: OCI (image-spec 1.1) and Docker's schema 2, which says the same in other names.
+"""Manifests, indexes and image configs: OCI (image-spec 1.1) and Docker's schema 2, which says the same under other names.
 
-What is parsed here is hostile until its bounds have been checked, and incomplete for ever: images carry fields that we
-do not know. So every value keeps the JSON object that it was read from (`raw`), and whoever rewrites an image changes
-a copy of that.
+The input is hostile until its bounds have been checked, and images carry fields that lazyfs does not know. So every value keeps
+the JSON object that it was read from (`raw`), and code that rewrites an image changes a copy of that object.
 
-What containerd and skopeo both read is read (format/foreign_json.py): a field that is null is absent, the case of its name does
-not matter, and of two media types the carrier's counts. A document that can be read in two ways (an index that is a manifest
-as well) is refused, because two readers of it would see two images under one digest (CVE-2021-41190).
+Documents that both containerd and skopeo accept are accepted (format/foreign_json.py): a null field is absent, the case of names
+does not matter, and the carrier's media type takes precedence. A document that is both an index and a manifest is refused, because
+two readers would see two images under one digest (CVE-2021-41190).
 """
 
 from __future__ import annotations
@@ -38,19 +37,19 @@ DOCKER_LAYER_ZSTD: Final = "application/vnd.docker.image.rootfs.diff.tar.zstd"
 INDEX_TYPES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
 MANIFEST_TYPES: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 DOCUMENT_TYPES: Final = (OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST)
-"""What we can read, the preferred first: the value of an Accept header."""
+"""The types that can be read, preferred first, for an Accept header."""
 
 REFERENCE_TYPE: Final = "vnd.docker.reference.type"
 REFERENCE_DIGEST: Final = "vnd.docker.reference.digest"
-"""BuildKit's annotations on an index entry that is not an image but speaks about one (an attestation)."""
+"""BuildKit's annotations on an index entry that describes an image instead of being one (an attestation)."""
 
 MAX_DOCUMENT: Final = 4 << 20
-"""Bytes of a manifest or index; the distribution specification's own figure."""
+"""Bytes of a manifest or index, as in the distribution specification."""
 MAX_CONFIG: Final = 8 << 20
 MAX_DESCRIPTORS: Final = 1000
 """Layers of an image."""
 MAX_ENTRIES: Final = 100_000
-"""Entries of an index. A layout may hold thousands of images; what is made of so many takes some 100 MB."""
+"""Entries of an index. A layout may hold thousands of images. At this limit, the parsed entries take about 100 MB."""
 MAX_SIZE: Final = (1 << 63) - 1
 MAX_URLS: Final = 8
 """URLs of a blob that are asked; any that follow are ignored."""
@@ -83,11 +82,11 @@ _LAYER_TYPES: Final = frozenset(
         _DOCKER_FOREIGN + ".gzip",
     }
 )
-"""What may be a tar, whatever compression it names: the first bytes decide (layertar/spool.py)."""
+"""Media types that may be a tar. The compression that they name is ignored: the first bytes decide (layertar/spool.py)."""
 
 
 class Descriptor(msgspec.Struct, frozen=True):
-    """What a document says about another document or blob."""
+    """A descriptor: what a document says about another document or blob."""
 
     media_type: str
     digest: Digest
@@ -95,9 +94,9 @@ class Descriptor(msgspec.Struct, frozen=True):
     annotations: Mapping[str, str]
     platform: Platform | None
     raw: Mapping[str, Any]
-    """The JSON object as found; never to be changed in place."""
+    """The JSON object as found. Never changed in place."""
     urls: tuple[str, ...] = ()
-    """Where the bytes may be as well, http or https; not more than MAX_URLS."""
+    """Other http or https locations of the bytes, at most MAX_URLS."""
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -110,7 +109,7 @@ class Manifest(msgspec.Struct, frozen=True):
     annotations: Mapping[str, str]
     raw: Mapping[str, Any]
     data: bytes
-    """The bytes that the digest is of."""
+    """The bytes that the digest covers."""
 
 
 class Unusable(msgspec.Struct, frozen=True):
@@ -121,7 +120,7 @@ class Unusable(msgspec.Struct, frozen=True):
 
 
 class Index(msgspec.Struct, frozen=True):
-    """Images for several platforms, and what is said about them."""
+    """An index: images for several platforms, and entries that describe them."""
 
     media_type: str
     manifests: tuple[Descriptor, ...]
@@ -129,11 +128,11 @@ class Index(msgspec.Struct, frozen=True):
     raw: Mapping[str, Any]
     data: bytes
     unusable: tuple[Unusable, ...] = ()
-    """Entries that name what we cannot look up. They do not keep anybody from the others."""
+    """Entries that cannot be looked up. They do not affect the others."""
 
 
 class ImageConfig(msgspec.Struct, frozen=True):
-    """The parts of an image config that concern layers: the rest may be megabytes, and a daemon holds many images."""
+    """The parts of an image config about layers. The rest may be megabytes, and a daemon holds many images."""
 
     diff_ids: tuple[Digest, ...]
     """sha256 of each layer's uncompressed tar, the lowest first."""
@@ -149,8 +148,8 @@ class ImageConfig(msgspec.Struct, frozen=True):
 def parse_document(media_type: str, data: bytes, what: str = "the document", limit: int = MAX_DOCUMENT) -> Manifest | Index:
     """The manifest or index in `data`.
 
-    `media_type` is what its carrier says (a Content-Type, a descriptor); where that is empty or generic, the document's own word
-    counts, and then its content. `what` names it in errors; `limit` bounds its bytes. Raises InvalidManifest.
+    `media_type` is the carrier's (a Content-Type, a descriptor). If that is empty or generic, the document's own field counts,
+    and then its content. `what` names it in errors; `limit` is its largest size in bytes. Raises InvalidManifest.
     """
     if len(data) > limit:
         raise InvalidManifest(f"{what} has {len(data)} bytes, over the limit of {limit}")
@@ -170,7 +169,7 @@ def parse_document(media_type: str, data: bytes, what: str = "the document", lim
 
 
 def parse_config(data: bytes, what: str) -> ImageConfig:
-    """The image config in `data`; `what` names it in errors. Raises InvalidManifest, also for what configures no image."""
+    """The image config in `data`; `what` names it in errors. Raises InvalidManifest, also for the config of something that is not an image."""
     raw = _json_object(data, what)
     found = fields(raw, _CONFIG)
     rootfs = found.get("rootfs")
@@ -179,7 +178,7 @@ def parse_config(data: bytes, what: str) -> ImageConfig:
             f"{what} is not an image config: it has no rootfs",
             hint="The reference names something other than a container image (a Helm chart, a wasm module, a signature)",
         )
-    diff_ids = fields(rootfs, ("diff_ids",)).get("diff_ids", [])  # without any, the image has no layers
+    diff_ids = fields(rootfs, ("diff_ids",)).get("diff_ids", [])  # absent: the image has no layers
     if not isinstance(diff_ids, list):
         raise InvalidManifest(f"the diff_ids of {what} are no list")
     if len(diff_ids) > MAX_DESCRIPTORS:
@@ -193,7 +192,7 @@ def parse_config(data: bytes, what: str) -> ImageConfig:
 
 
 def check_layer_type(layer: Descriptor) -> None:
-    """Raise InvalidManifest, with the reason, for a layer whose media type is not that of a tar we may read."""
+    """Raise InvalidManifest, with the reason, if the layer's media type is not a supported tar."""
     media_type = layer.media_type
     if media_type in _LAYER_TYPES:
         return
@@ -209,24 +208,24 @@ def check_layer_type(layer: Descriptor) -> None:
 
 
 def is_attestation(entry: Descriptor) -> bool:
-    """Whether an index's entry speaks about an image instead of being one: BuildKit says so by an annotation, or by the platform."""
+    """Whether an index entry describes an image instead of being one. BuildKit marks it with an annotation or by its platform."""
     platform = entry.platform
     return REFERENCE_TYPE in entry.annotations or (platform is not None and platform.os == platform.architecture == "unknown")
 
 
 def is_image(manifest: Manifest) -> bool:
-    """Whether a manifest has a layer, or at least the config, of a container image. Charts and signatures have not."""
+    """Whether a manifest has a layer, or at least the config, of a container image. Charts and signatures do not."""
     if manifest.layers:
         return any(layer.media_type in _LAYER_TYPES for layer in manifest.layers)
     return manifest.config.media_type in {OCI_CONFIG, DOCKER_CONFIG}
 
 
 def candidates(index: Index, platform: Platform) -> list[Descriptor]:
-    """The entries in which an image for `platform` may be found, the best first.
+    """The entries that may hold an image for `platform`, best first.
 
-    Those for the same variant, then the next older ones; then those without a platform, which tell only in their config, or
-    are indexes themselves. An artifact (a SOCI index has the platform of its image) comes behind the images. What has another media
-    type than manifests and indexes have is none of these.
+    Entries for the same variant, then for older ones; then those without a platform: only their config names it, or they
+    are indexes. Artifacts come after images (a SOCI index has the platform of its image). Entries of media types other than
+    manifests and indexes are left out.
     """
     entries = [entry for entry in index.manifests if not is_attestation(entry) and entry.media_type in _MAY_BE_IMAGE]
     entries.sort(key=lambda entry: bool(fields(entry.raw, ("artifactType",))))
@@ -284,7 +283,7 @@ def _entries(found: Mapping[str, Any], what: str) -> tuple[tuple[Descriptor, ...
 
 
 def _listed(found: Mapping[str, Any], key: str, limit: int, what: str) -> Iterator[tuple[object, str]]:
-    """The items of a list, each with its name."""
+    """The items of a list, each with a name for errors."""
     listed = found.get(key, [])
     if not isinstance(listed, list):
         raise InvalidManifest(f"{key!r} of {what} is not a list")
@@ -307,7 +306,7 @@ def _descriptor(raw: object, what: str) -> Descriptor:
 
 
 def _urls(found: Mapping[str, Any]) -> tuple[str, ...]:
-    """Those that can be followed. Others, and what is not a list of texts, are ignored: the blob may be where the document is."""
+    """The URLs that can be followed. All else is ignored: the blob may be where the document is."""
     listed = found.get("urls")
     if not isinstance(listed, list):
         return ()
@@ -316,7 +315,7 @@ def _urls(found: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _platform(raw: object, what: str) -> Platform | None:
-    """None where nothing is said, which includes an object that says nothing."""
+    """The platform; None if it is absent or empty."""
     if raw is None:
         return None
     if not isinstance(raw, dict):

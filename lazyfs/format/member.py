@@ -1,12 +1,12 @@
-"""Gzip members: what the parts of an eStargz blob are made of.
+"""Gzip members, the parts of an eStargz blob.
 
-Writing is libdeflate in one shot: the same bytes out of the same bytes, whatever the machine or the number of
-workers (which is why pyproject pins it exactly).
+Writing uses libdeflate in one shot: equal input gives equal output on any machine and with any number of workers (which is
+why pyproject pins its exact version).
 
 Reading must not trust the sender. A TOC knows how long a *chunk* is; the member around it runs on into the padding and
-headers that follow the chunk, and a hostile one may inflate to gigabytes. libdeflate is the fastest, but wants to know the room for
-the whole member: the member's own ISIZE says it, and is believed only up to a bound. All else goes through isal's
-stream, which stops where the chunk stops.
+headers that follow the chunk, and a hostile one may inflate to gigabytes. libdeflate is the fastest, but needs to
+know the size of the whole member: the member's own ISIZE says it and is believed up to a bound. All else goes through
+isal's stream, which stops where the chunk stops.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ MAX_RATIO: Final = 1032
 """Deflate's own limit: 258 bytes out of two bits."""
 _HEADER: Final = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
 _SLACK: Final = 1 << 20
-"""How far a member may run on behind its last chunk and still be inflated whole (measured: 123 kB at most)."""
+"""How far a member may run on after its last chunk and still be inflated in one piece (at most 123 kB measured)."""
 
 
 def compress_member(data: bytes | bytearray | memoryview, level: int = DEFAULT_LEVEL) -> bytes:
-    """One gzip member of `data`: no name, no time, OS 255, as Go's writer makes them."""
+    """Compress `data` to one gzip member: no name, no time, OS 255, as Go's writer does."""
     body = deflate.deflate_compress(data, level)
     trailer = deflate.crc32(data).to_bytes(4, "little") + (len(data) & 0xFFFFFFFF).to_bytes(4, "little")
     return b"".join((_HEADER, body, trailer))
 
 
 def inflate_member(member: bytes | bytearray | memoryview, length: int, what: str) -> bytes | bytearray:
-    """The first `length` uncompressed bytes (or a little more) of the gzip member that `member` begins with.
+    """The first `length` uncompressed bytes (or a little more) of the gzip member at the start of `member`.
 
-    Costs at most `length` + 1 MiB of memory and of inflating, whatever the member claims. Raises InvalidInput, naming
-    `what`, for anything that is not gzip or ends early, and at once for a length that no such member can have.
+    Inflates and holds at most `length` + 1 MiB, whatever the member claims. Raises InvalidInput, naming `what`, for anything
+    that is not gzip or ends early, and at once for a length that no such member can have.
     """
     if not 0 <= length <= MAX_RATIO * len(member):
         raise InvalidInput(f"{what}: the gzip member of {len(member)} bytes cannot inflate to {length} bytes")

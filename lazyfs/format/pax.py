@@ -37,7 +37,7 @@ def parse_records(data: bytes, what: str) -> list[tuple[bytes, bytes]]:
 
 
 def record(key: bytes, value: bytes) -> bytes:
-    """One record. Its length counts its own digits, so it is the fixed point of a sum."""
+    """Encode one record. Its length includes its own digits, hence the loop."""
     rest = len(key) + len(value) + 3  # blank, equals sign, newline
     length = rest + len(str(rest))
     length = rest + len(str(length))
@@ -64,7 +64,7 @@ def format_time(nanoseconds: int) -> bytes:
 
 
 def parse_number(text: bytes, what: str) -> int:
-    """A decimal number that is no more than a 63-bit one."""
+    """A decimal number of at most 63 bits."""
     if not text.isdigit() or len(text) > 19:
         raise InvalidTar(f"{what}: {show(text)} is not a number")
     return int(text)

@@ -1,4 +1,4 @@
-"""Platforms: what an image runs on, as Go names it, and which of several runs best."""
+"""Platforms by Go's names, and which of several fits a machine best."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from lazyfs.errors import UsageError, show
 
-# Go's names for what uname and people call otherwise, as containerd's platforms package normalises them.
+# Go's names for uname's and other common names, as containerd's platforms package normalises them.
 _ARCHITECTURES: Final = {
     "x86_64": ("amd64", ""),
     "x86-64": ("amd64", ""),
@@ -21,11 +21,11 @@ _ARCHITECTURES: Final = {
     "loongarch64": ("loong64", ""),
 }
 _BASE_VARIANTS: Final = {"amd64": "v1", "arm64": "v8"}
-"""The variant that an architecture means when none is named, and that is therefore left out."""
+"""The default variant of an architecture, which is left out."""
 
 
 class Platform(NamedTuple):
-    """Go's names for a machine, normalised: `linux/arm64` and `linux/arm64/v8` are one value."""
+    """A machine by Go's names, normalised: `linux/arm64` and `linux/arm64/v8` are equal."""
 
     os: str
     architecture: str
@@ -36,7 +36,7 @@ class Platform(NamedTuple):
 
 
 def parse_platform(text: str) -> Platform:
-    """`OS/ARCHITECTURE[/VARIANT]` as on a command line. Raises UsageError."""
+    """Parse `OS/ARCHITECTURE[/VARIANT]` from a command line. Raises UsageError."""
     parts = text.split("/")
     if len(parts) not in (2, 3) or not all(part and part.replace("_", "").replace("-", "").isalnum() for part in parts):
         raise UsageError(
@@ -53,7 +53,7 @@ def this_platform() -> Platform:
 
 
 def normal(os: str, architecture: str, variant: str = "") -> Platform:
-    """The one spelling of what an image, a machine or a user calls a platform."""
+    """The normalised platform for the names used by an image, a machine or a user."""
     os, architecture, variant = os.lower(), architecture.lower(), variant.lower()
     if architecture in _ARCHITECTURES:
         architecture, implied = _ARCHITECTURES[architecture]
@@ -68,7 +68,7 @@ def normal(os: str, architecture: str, variant: str = "") -> Platform:
 
 
 def runnable(platform: Platform) -> list[Platform]:
-    """What runs on `platform`, the best first: a machine of one variant runs the older ones too."""
+    """The platforms that `platform` can run, best first: a machine also runs the older variants."""
     found = [platform]
     version = platform.variant.removeprefix("v")
     oldest = {"arm": 5, "amd64": 1}.get(platform.architecture)

@@ -1,8 +1,8 @@
-"""Sparse files in a tar: four ways to say where the data of a file with holes goes.
+"""Sparse files in a tar: four encodings of where the data of a file with holes goes.
 
 Source: GNU tar manual, "Storing Sparse Files". The old GNU form keeps the map in the header (type `S`) and in continuation blocks;
-PAX 0.0 repeats records; 0.1 puts the map into one record; 1.0 puts it in front of the data. What they all mean is a
-list of (offset in the file, length), in order, and the data of all of them one after the other.
+PAX 0.0 repeats records; 0.1 puts the map into one record; 1.0 puts it in front of the data. All of them encode a
+list of (offset in the file, length), in order, followed by the data of all pieces one after the other.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from lazyfs.format.pax import parse_number
 from lazyfs.format.tar_header import BLOCK, header_number
 
 _MAX_PIECES: Final = 1 << 20
-"""Pieces of one file: at 16 GiB of 16 KiB pieces still enough, and it bounds what a map may cost."""
+"""Pieces of one file: enough for 16 GiB in pieces of 16 KiB. Bounds the cost of a map."""
 
 
 class Extent(NamedTuple):
-    """`size` bytes at `file_offset` of a file, which lie at `tar_offset` of the tar. What no extent covers is zeros."""
+    """`size` bytes at `file_offset` of a file, found at `tar_offset` of the tar. Bytes that no extent covers are zeros."""
 
     file_offset: int
     tar_offset: int
@@ -31,14 +31,14 @@ Pieces = list[tuple[int, int]]
 
 
 def parse_old_map(header: bytes, block_at: Callable[[int], bytes], offset: int, bounds: Bounds, what: str) -> tuple[Pieces, int]:
-    """Old GNU: the pieces from an `S` header and the continuation blocks at `offset`; and the offset behind those."""
+    """Old GNU: the pieces from an `S` header and the continuation blocks at `offset`; and the offset after them."""
     pieces = _old_pieces(header[386:482], what)
     extended = header[482]
     while extended:
         block = block_at(offset)
         offset += BLOCK
         more = _old_pieces(block[:504], what)
-        bounds.describe(BLOCK + EXTENT * len(more))  # the block, because one without pieces may be followed by another
+        bounds.describe(BLOCK + EXTENT * len(more))  # counts the block too: one without pieces may be followed by another
         pieces += more
         _bound(len(pieces), what)
         extended = block[504]
@@ -46,7 +46,7 @@ def parse_old_map(header: bytes, block_at: Callable[[int], bytes], offset: int, 
 
 
 def parse_records_map(records: list[tuple[bytes, bytes]], bounds: Bounds, what: str) -> Pieces:
-    """PAX 0.0 and 0.1: the pieces that the records of one extended header tell."""
+    """PAX 0.0 and 0.1: the pieces given by the records of one extended header."""
     offsets: list[int] = []
     lengths: list[int] = []
     for key, value in records:
@@ -65,7 +65,7 @@ def parse_records_map(records: list[tuple[bytes, bytes]], bounds: Bounds, what: 
 
 
 def parse_data_map(block_at: Callable[[int], bytes], offset: int, bounds: Bounds, what: str) -> tuple[Pieces, int]:
-    """PAX 1.0: the pieces from the decimal lines in front of the data; and the offset behind them."""
+    """PAX 1.0: the pieces from the decimal lines in front of the data; and the offset after them."""
     text = block_at(offset)
     offset += BLOCK
     numbers: list[int] = []
@@ -88,9 +88,9 @@ def parse_data_map(block_at: Callable[[int], bytes], offset: int, bounds: Bounds
 
 
 def place(pieces: Pieces, size: int, tar_offset: int, stored: int, what: str) -> tuple[Extent, ...]:
-    """The extents of a file of `size` bytes whose pieces' data, `stored` bytes in all, lie at `tar_offset`.
+    """The extents of a file of `size` bytes whose data, `stored` bytes in all, is at `tar_offset`.
 
-    Raises InvalidTar unless the pieces are in order, apart, inside the file, and as long as their data.
+    Raises InvalidTar unless the pieces are in order, do not overlap, lie inside the file and match the length of the data.
     """
     extents = []
     reached = 0
