@@ -1,12 +1,11 @@
-"""Reading a layer's tar: what lies in it, and where the bytes of its files are.
+"""Reads a layer's tar: its entries, and where the bytes of its files are.
 
-Sources: POSIX.1-2017 (ustar, pax), GNU tar's manual (long names, base 256, sparse files). Where readers differ, this one does
-what Go's archive/tar does, because containerd, docker, podman and umoci unpack with it, and a lazily
-mounted layer must show what they unpack. So global PAX headers are checked and passed over, a link or directory has no data whatever
-its size field says, and one zero block followed by anything else is an error. Two things are taken that Go refuses, sparse
-files in all their forms and contiguous files, because what they mean is plain.
+Sources: POSIX.1-2017 (ustar, pax), GNU tar's manual (long names, base 256, sparse files). Where readers differ, this one follows Go's
+archive/tar, because containerd, docker, podman and umoci unpack with it, and a lazily mounted layer must show what they unpack. So global PAX headers are checked and passed over, a link or directory has no data whatever
+its size field says, and one zero block followed by anything else is an error. Two things that Go refuses are accepted because their
+meaning is clear: sparse files in all their forms, and contiguous files.
 
-The tar is hostile input. Names come out clean, or not at all: `..` ends at the root; NUL, components over 255 bytes and names over 4095 are refused; so are broken
+The tar is hostile input. Names come out clean or are refused: `..` stops at the root; NUL, components over 255 bytes and names over 4095 are refused; so are broken
 checksums, a file that ends early, a hard link to what is not an earlier file, and what would take more than a bounded
 amount of memory (extended headers over 1 MiB, 2,000,000 entries, the bounds in format/bounds.py) or disk (holes).
 """
@@ -28,11 +27,11 @@ from lazyfs.format.toc_raw import MAX_ENTRIES
 from lazyfs.format.whiteout import LeftOut, place_of, whiteout
 
 _WINDOW: Final = 64 << 10
-"""One read for many small files; little enough to waste behind each large one."""
+"""One read covers many small files; little is wasted after each large one."""
 _MAX_EXTENDED: Final = 1 << 20
 _MAX_DEVICE: Final = 0xFFFFFFFF
 _SHORT: Final = 200
-"""Bytes of a name that is shown as it is: `show` costs a microsecond, and this is done for each entry."""
+"""Bytes. A short name is put into messages as it is: `show` costs a microsecond for each entry."""
 _MAX_LINK: Final = 4095
 
 _TYPES: Final[dict[bytes, EntryType]] = {
@@ -49,11 +48,11 @@ _TYPES: Final[dict[bytes, EntryType]] = {
 }
 
 ReadAt = Callable[[int, int], bytes]
-"""`(offset, size)` to the bytes there: fewer than `size` only at the end."""
+"""Returns the bytes at `(offset, size)`: fewer than `size` only at the end."""
 
 
 class TarMember(NamedTuple):
-    """An entry, and where its bytes lie. What no extent covers of a file's `entry.size` bytes is zeros."""
+    """An entry and where its bytes are. Bytes of a file that no extent covers are zeros."""
 
     entry: Entry
     extents: tuple[Extent, ...]
@@ -64,9 +63,9 @@ def read_tar(
 ) -> Iterator[TarMember]:
     """The entries of a tar of `size` bytes, in its order, whiteouts and repeated names included.
 
-    `blob_size` is what the layer weighs compressed, which bounds what its entries and holes may cost (format/bounds.py), on the account
-    `bounds` where there is one; `what` names the layer in errors.
-    Entries that nobody shows (format/whiteout.py) are counted in `left_out`; the first hard link to one comes as that file.
+    `blob_size` is the layer's compressed size, which bounds what its entries and holes may cost (format/bounds.py); they are charged
+    to `bounds` if it is given. `what` names the layer in errors.
+    Entries that are never shown (format/whiteout.py) are counted in `left_out`; the first hard link to one becomes that file.
     Raises InvalidTar when the reader gets to the part that is wrong.
     """
     reader = _Reader(read_at, size, what, bounds or Bounds(blob_size, what, InvalidTar))
@@ -104,7 +103,7 @@ def read_tar(
 
 
 def clean_name(raw: bytes, what: str) -> bytes:
-    """`raw` relative and clean, `b""` for the root. Raises InvalidTar for names that no layer may hold."""
+    """`raw` as a clean, relative name, `b""` for the root. Raises InvalidTar for names that no layer may hold."""
     if b"\0" in raw:
         raise InvalidTar(f"{what}: the name {show(raw)} holds a NUL")
     parts = [part for part in raw.split(b"/") if part not in (b"", b".")]
@@ -121,8 +120,8 @@ def clean_name(raw: bytes, what: str) -> bytes:
 
 
 def _climbed(parts: list[bytes]) -> list[bytes]:
-    """The components without `..`, each of which takes away the one before it, if there is one; links are not looked at. As in Go's
-    path.Clean, with which containerd and umoci begin."""
+    """The components without `..`, each of which removes the one before it, if any, without following links. As Go's path.Clean does,
+    with which containerd and umoci begin."""
     kept: list[bytes] = []
     for part in parts:
         if part != b"..":
@@ -133,7 +132,7 @@ def _climbed(parts: list[bytes]) -> list[bytes]:
 
 
 class _Reader:
-    """The walk from header to header, and what extended headers say about the next one."""
+    """Walks from header to header, and keeps what extended headers say about the next one."""
 
     def __init__(self, read_at: ReadAt, size: int, what: str, bounds: Bounds) -> None:
         self._read_at = read_at
@@ -215,7 +214,7 @@ class _Reader:
         name = name.partition(b"\0")[0]
         if magic == b"ustar\x0000" and prefix[0]:
             if rest[8:] == b"tar\0":
-                prefix = prefix[:131]  # star keeps times behind it
+                prefix = prefix[:131]  # star stores times after it
             name = prefix.partition(b"\0")[0] + b"/" + name
         pax = dict(records)
         raw_name = long_name or pax.get(b"GNU.sparse.name") or pax.get(b"path") or name
@@ -238,7 +237,7 @@ class _Reader:
         clean = self._name(raw_name, kind)
         link = self._link(kind, long_link or pax.get(b"linkpath") or link.partition(b"\0")[0], what)
         xattrs = _xattrs(pax, what) if pax else ()
-        # What extended headers hold of it is counted already.
+        # The part in extended headers has been counted already.
         self._bounds.describe(
             ENTRY + len(clean) + len(link) + ATTRIBUTE * len(xattrs), 1 + clean.count(b"/") + (link.count(b"/") if link else 0)
         )
@@ -262,7 +261,7 @@ class _Reader:
     def _extents(
         self, header: bytes, flag: bytes, records: list[tuple[bytes, bytes]], pax: dict[bytes, bytes], stored: int, what: str
     ) -> tuple[int, tuple[Extent, ...]]:
-        """The file's real size and where its bytes are; afterwards the offset is behind them."""
+        """The file's real size and where its bytes are; afterwards the offset is after them."""
         begin = self._offset
         size = stored
         pieces = None
@@ -338,7 +337,7 @@ class _Reader:
         number = header_number(field, self._what)
         if number < 0:
             raise InvalidTar(f"{what} is a device of the number {number}, which there is not")
-        return number & _MAX_DEVICE  # as in Go; mknod(2) keeps still less
+        return number & _MAX_DEVICE  # as in Go; mknod(2) keeps even fewer bits
 
 
 def _checksum_right(block: bytes) -> bool:

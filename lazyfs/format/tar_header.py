@@ -1,4 +1,4 @@
-"""A tar's 512-byte header: its fields, and the one way in which we write it.
+"""The 512-byte tar header: its fields, and how lazyfs writes them.
 
 Source: POSIX.1-2017, pax, "ustar Interchange Format" and "pax Extended Header"; base 256 and the `S` fields from
 GNU tar. Written headers are a pure function of the entry: no clock, no process id, no user names, PAX records only for what a
@@ -37,7 +37,7 @@ _BLANK_CHECKSUM: Final = b"        "
 
 
 def padding(size: int) -> int:
-    """How many bytes stand between `size` bytes of data and the next block."""
+    """The number of bytes between `size` bytes of data and the next block."""
     return -size % BLOCK
 
 
@@ -48,7 +48,7 @@ def header_number(field: bytes, what: str) -> int:
     """
     digits = field[:-1]
     if digits.isdigit() and field[-1] in b" \0" and b"8" not in digits and b"9" not in digits:
-        return int(digits, 8)  # as nearly everybody writes it
+        return int(digits, 8)  # the usual form
     if field[0] & 0x80:
         value = int.from_bytes(field, "big")
         bits = 8 * len(field)
@@ -67,7 +67,7 @@ def header_number(field: bytes, what: str) -> int:
 def header_bytes(entry: Entry) -> bytes:
     """The header of `entry`, with the PAX header before it where one is needed: whole blocks.
 
-    The root is written as `./`, every other directory with a trailing slash.
+    The root is written as `./`, other directories with a trailing slash.
     """
     name = entry.name + b"/" if entry.type == "dir" and entry.name else entry.name or b"./"
     records: list[bytes] = []
@@ -139,12 +139,12 @@ def _block(
 
 
 def _device_number(number: int) -> bytes:
-    """Octal where that fits; else base 256, because PAX has no record for device numbers that all readers know."""
+    """Octal if it fits, else base 256: PAX has no record for device numbers that all readers know."""
     return b"%07o\0" % number if number <= _MAX_OCTAL_7 else b"\x80" + number.to_bytes(7, "big")
 
 
 def _split(name: bytes) -> tuple[bytes, bytes]:
-    """`name` as a ustar prefix and name, joined by a slash; two empty ones where it does not fit."""
+    """`name` as a ustar prefix and name, joined by a slash; two empty strings if it does not fit."""
     cut = name.find(b"/", len(name) - 101)
     if 0 < cut <= 155 and cut < len(name) - 1:
         return name[:cut], name[cut + 1 :]
@@ -152,5 +152,5 @@ def _split(name: bytes) -> tuple[bytes, bytes]:
 
 
 def _ascii(name: bytes) -> bytes:
-    """What readers without PAX see: something, in the right place if it is short."""
+    """An approximation for readers without PAX; in the right directory if it is short."""
     return name.decode("ascii", "replace").encode("ascii", "replace")[-100:]

@@ -1,12 +1,12 @@
-"""Reading a TOC: the JSON index that makes a layer's blob addressable, file by file and chunk by chunk.
+"""Reads a TOC: the JSON index that makes a layer's blob addressable by file and chunk.
 
-Source: containerd/stargz-snapshotter, docs/estargz.md and estargz/types.go. The bytes have been verified against the
-manifest's `toc.digest` before they come here, but that only says that the image's author wrote them: the author may be hostile
-as well. So everything is bounded before it is believed: counts, sizes, offsets, names. What comes out is clean.
+Source: containerd/stargz-snapshotter, docs/estargz.md and estargz/types.go. The bytes have been verified against the manifest's
+`toc.digest`, but that proves only that the image's author wrote them, and the author may be hostile. So counts, sizes, offsets and
+names are all checked before use. What comes out is clean.
 
-Entries of our own converter may carry keys that other readers ignore: `lazyfsName`, `lazyfsLinkName` and
-`lazyfsXattrKeys` hold, in base64, the raw bytes of what is not UTF-8 and therefore stands as a printable stand-in in
-JSON; `lazyfsMtime` holds nanoseconds that RFC 3339 cannot spell.
+Entries written by lazyfs's converter may carry keys that other readers ignore: `lazyfsName`, `lazyfsLinkName` and
+`lazyfsXattrKeys` hold, in base64, raw bytes that are not UTF-8, for which the JSON has a printable stand-in;
+`lazyfsMtime` holds nanoseconds that RFC 3339 cannot express.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from lazyfs.format.whiteout import LeftOut, place_of, whiteout
 MAX_CHUNK_SIZE: Final = 64 << 20
 """A chunk is held in memory while it is verified; the format's default is 4 MiB."""
 MAX_NAME: Final = 4095
-"""PATH_MAX: what no runtime could unpack is not a name. It bounds depth as well."""
+"""PATH_MAX: no runtime could unpack a longer name. Bounds depth as well."""
 
 _TYPES: Final[dict[str, EntryType]] = {kind: kind for kind in get_args(EntryType)}
 _TIME: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9})\d*)?(Z|[+-]\d\d:\d\d)\Z")
@@ -51,13 +51,13 @@ def parse_toc(
 ) -> tuple[Entry, ...]:
     """The entries of a TOC, in its order, clean and complete.
 
-    `data` is the JSON; `toc_offset` the blob offset where the last chunk ends (Place.data_end); `what` names the layer in
-    errors. Duplicate names: the last wins. Parents that no entry names are not made up here. Entries that nobody shows
-    (format/whiteout.py) are counted in `left_out`; the first hard link to one comes as that file.
+    `data` is the JSON; `toc_offset` the blob offset where the last chunk ends (TocLocation.data_end); `what` names the layer in
+    errors. Of duplicate names the last wins. Parents without an entry are not added here. Entries that are never shown
+    (format/whiteout.py) are counted in `left_out`; the first hard link to one becomes that file.
 
-    `arrived` is the size of the TOC's compressed member, which bounds what its entries may cost (format/bounds.py); without it that
-    of `data`. `accepted` is for a TOC that was parsed before, perhaps by an earlier version that had fewer bounds, and may be mounted:
-    those of format/bounds.py are not applied to it. `image` is the account of the layer's image. `ratio` is the
+    `arrived` is the size of the TOC's compressed member, which bounds what its entries may cost (format/bounds.py); without it, the
+    size of `data`. `accepted` is for a TOC that was parsed before, perhaps by an earlier version with fewer bounds, and may be mounted:
+    the bounds of format/bounds.py are not applied to it. `image` is the account of the layer's image. `ratio` is the
     dialect's. Raises InvalidToc, and what `check_cancelled` raises.
     """
     bounds = Bounds(
@@ -121,7 +121,7 @@ def _entry(head: RawEntry, more: list[RawEntry], files: Chunks, times: dict[str,
             link = clean_name(link, what)
         elif not link or b"\0" in link or len(link) > 4095:
             raise InvalidToc(f"{what}: {show(head.name)} is a symbolic link to what is not a path")
-    # Before the chunks and attributes are made. Every component of a name is a step for whoever walks there.
+    # Before the chunks and attributes are made. Each component of a name is a step for a path walk.
     bounds.describe(ENTRY + len(name) + len(link), 1 + name.count(b"/") + link.count(b"/") if link else 1 + name.count(b"/"))
     return Entry(
         name=name,
@@ -140,13 +140,13 @@ def _entry(head: RawEntry, more: list[RawEntry], files: Chunks, times: dict[str,
 
 
 def _owner(number: int) -> int:
-    """A TOC is not put on anything: whoever its tar leaves a directory to, it says root."""
+    """A TOC is not unpacked onto layers below, so an owner that its tar leaves unchanged becomes root."""
     owner = owner_id(number)
     return 0 if owner == KEPT_OWNER else owner
 
 
 def _raw(text: str, raw: bytes | None, what: str) -> bytes:
-    """The bytes that `text` stands for. What could stand in JSON itself has no stand-in: other readers would see another name."""
+    """The bytes that `text` stands for. Refuses a stand-in for valid UTF-8: other readers would see another name."""
     if raw is None:
         return text.encode()
     try:
@@ -157,7 +157,7 @@ def _raw(text: str, raw: bytes | None, what: str) -> bytes:
 
 
 def clean_name(raw: bytes, what: str) -> bytes:
-    """`raw` relative and clean, `b""` for the root. Raises InvalidToc for names that no layer may hold."""
+    """`raw` as a clean, relative name, `b""` for the root. Raises InvalidToc for names that no layer may hold."""
     if raw.startswith(b"/"):
         raise InvalidToc(f"{what}: the name {show(raw)} is absolute")
     if b"\0" in raw:
@@ -213,7 +213,7 @@ def _raw_digest(text: str, name: str, what: str) -> bytes:
 
 
 def _xattrs(head: RawEntry, bounds: Bounds, what: str) -> tuple[tuple[bytes, bytes], ...]:
-    # Each has a colon: counted before they become objects.
+    # Each attribute has a colon: counted before they become objects.
     bounds.describe(ATTRIBUTE * bytes(head.xattrs).count(b":"))
     try:
         xattrs = decode_xattrs(head.xattrs) or {}
@@ -274,7 +274,7 @@ def _place(entry: Entry, names: dict[bytes, Entry], hidden: HiddenFiles | None, 
     if entry.type == "hardlink":
         target = names.get(entry.link)
         if target is not None and target.type == "hardlink":
-            # Resolved at once, so that no later entry of the same name can close a circle.
+            # Resolved at once, so that no later entry of the same name can make a cycle.
             target = names.get(target.link)
             entry = msgspec.structs.replace(entry, link=target.name) if target else entry
         if target is None or target.type == "dir":
@@ -283,14 +283,14 @@ def _place(entry: Entry, names: dict[bytes, Entry], hidden: HiddenFiles | None, 
 
 
 def check_parents(names: Mapping[bytes, Entry], what: str, bounds: Bounds) -> None:
-    """Raise InvalidToc where a layer's names need a file to be a directory, or imply more directories than anybody could hold."""
+    """Raise InvalidToc if a layer's names need a file to be a directory, or imply too many directories."""
     good: set[bytes] = {b""}
     for name in names:
         parent = name.rpartition(b"/")[0]
         while parent not in good:
             held = names.get(parent)
             if held is None:
-                # A few names can imply thousands of directories each, and every one becomes a node of the tree.
+                # A few names can imply thousands of directories each, and each becomes a node of the tree.
                 if not bounds.has_room(ENTRY + len(parent)):
                     raise InvalidToc(f"{what}: it implies more directories than the {bounds.limit} bytes of its names may hold")
                 bounds.describe(ENTRY + len(parent))
@@ -301,7 +301,7 @@ def check_parents(names: Mapping[bytes, Entry], what: str, bounds: Bounds) -> No
 
 
 def _check_links(names: dict[bytes, Entry], what: str) -> None:
-    """A name that comes twice stands where it comes last: a link from in between would lead ahead."""
+    """A duplicate name takes its last position, so a link between the two would point forward."""
     earlier: set[bytes] = set()
     for name, entry in names.items():
         if entry.type == "hardlink" and entry.link not in earlier:

@@ -1,12 +1,12 @@
-"""The chunks that a TOC names: where each one's bytes begin and end in the blob, and that together they are no more than it can hold.
+"""The chunks that a TOC names: where each begins and ends in the blob, and a check that the blob can hold them all.
 
-A blob of 17 KB can be described as 200 files of 17 MB each, if they all lie in one gzip member and overlap. Every one of them would be
-verified and kept, so a layer is refused unless what its chunks name can come out of the blob once:
+A blob of 17 KB can be described as 200 files of 17 MB each, if they all lie in one gzip member and overlap. Each would be
+verified and kept, so a layer is refused unless the blob can really contain its chunks:
 
-- chunks of one member are the same bytes of it (two files with one content), or lie apart;
-- a member has room for its chunks: a byte of it becomes at most so many (deflate: 1032; Dialect.ratio);
-- all files together have no more bytes than the blob could inflate to, or 256 MiB. A file may name a chunk twice, so that the
-  sum over the chunks alone would not bound it.
+- chunks of one member are identical (two files with equal content) or do not overlap;
+- a member can inflate to its chunks: each of its bytes becomes at most Dialect.ratio bytes (deflate: 1032);
+- all files together have no more bytes than the blob could inflate to, or 256 MiB. A file may name a chunk twice, so
+  the sum over distinct chunks would not bound it.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Chunks:
     """The chunks of all files of one layer."""
 
     def __init__(self, toc_offset: int, what: str, *, enforced: bool = True, ratio: int = MAX_RATIO) -> None:
-        """`toc_offset` ends the last member; `what` names the layer in errors. Not `enforced`: only `member_end` is found.
+        """`toc_offset` ends the last member; `what` names the layer in errors. Without `enforced` only `member_end` is determined.
 
-        `ratio`: how many bytes one byte of a member can become.
+        `ratio`: the most bytes that one byte of a member can become.
         """
         self._toc_offset = toc_offset
         self._what = what
@@ -41,15 +41,15 @@ class Chunks:
         self._first: dict[int, Chunk] = {}
         """By member."""
         self._more: list[Chunk] = []
-        """Further chunks of members that have one already."""
+        """Further chunks of members in `_first`."""
 
     def make(self, file_offset: int, size: int, digest: bytes, member: int, inner: int, name: str) -> Chunk:
-        """A chunk of the file `name`, whose member's end is known when all chunks are. Raises InvalidToc."""
+        """A chunk of the file `name`. `finish` fills in the end of its member. Raises InvalidToc."""
         if not 0 <= member < self._toc_offset:
             raise InvalidToc(
                 f"{self._what}: {show(name)} lies at offset {member}, outside the blob's data (0 to {self._toc_offset})"
             )
-        # deflate can make data longer, but no honest writer doubles it: what lies further is not read for this chunk.
+        # deflate can make data longer, but no honest writer doubles it: bytes beyond that are not read for this chunk.
         chunk = Chunk(file_offset, size, digest, member, inner, member + 2 * (inner + size) + _SLACK)
         if self._first.setdefault(member, chunk) is not chunk:
             self._more.append(chunk)
@@ -62,9 +62,9 @@ class Chunks:
         return chunk
 
     def finish(self) -> None:
-        """Complete all chunks. Raises InvalidToc where they cannot be in the blob."""
+        """Complete all chunks. Raises InvalidToc if the blob cannot contain them."""
         starts = sorted(self._first)
-        ends = dict(zip(starts, [*starts[1:], self._toc_offset], strict=False))  # no data, no ends
+        ends = dict(zip(starts, [*starts[1:], self._toc_offset], strict=False))  # without data there are no ends
         for member, chunk in self._first.items():
             self._complete(chunk, ends[member])
         for chunk in self._more:
@@ -74,7 +74,7 @@ class Chunks:
 
     def _complete(self, chunk: Chunk, end: int) -> None:
         if end < chunk.member_end:
-            msgspec.structs.force_setattr(chunk, "member_end", end)  # nobody has seen it yet
+            msgspec.structs.force_setattr(chunk, "member_end", end)  # not visible to any caller yet
         if chunk.inner + chunk.size > self._ratio * (end - chunk.member) and self._enforced:
             raise InvalidToc(
                 f"{self._what}: a chunk ends {chunk.inner + chunk.size} bytes into the member at offset {chunk.member}, and that"
@@ -82,7 +82,7 @@ class Chunks:
             )
 
     def _check_apart(self) -> None:
-        """Sorted once: n log n, and nothing for the usual layer, each of whose members has one chunk."""
+        """Sorts once, n log n; free for the usual layer with one chunk per member."""
         shared = {chunk.member for chunk in self._more}
         chunks = self._more + [self._first[member] for member in shared]
         chunks.sort(key=lambda chunk: (chunk.member, chunk.inner, chunk.size))

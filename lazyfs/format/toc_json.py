@@ -1,10 +1,10 @@
-"""Writing a TOC: the JSON that lazyfs/format/toc.py, stargz-snapshotter, CRFS and containers/storage read.
+"""Writes a TOC: the JSON that lazyfs/format/toc.py, stargz-snapshotter, CRFS and containers/storage read.
 
 Source: containerd/stargz-snapshotter, docs/estargz.md and estargz/types.go. Three habits of those readers shape it: one streams to
-the first `[`, so no array may come before `entries`; one hashes what its decoder consumed and another all there
-is, so nothing follows the closing brace; and all of them fold what is not UTF-8 into one replacement character, so that two names could
-become one. Therefore such a name is written as a printable stand-in, unique in its directory, with the raw bytes in
-base64 under a key of our own (`lazyfsName`, `lazyfsLinkName`, `lazyfsXattrKeys`), which all other readers ignore.
+the first `[`, so no array may come before `entries`; one hashes what its decoder consumed and another the whole
+text, so nothing follows the closing brace; and all of them fold invalid UTF-8 into one replacement character, which could make
+two names equal. Therefore such a name is written as a printable stand-in, unique in its directory, with the raw bytes in
+base64 under a lazyfs key (`lazyfsName`, `lazyfsLinkName`, `lazyfsXattrKeys`), which other readers ignore.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lazyfs.format.entry import Entry
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST = -62135596800
-"""0001-01-01T00:00:00Z; RFC 3339 has nothing before it, and Go's zero time is it."""
+"""0001-01-01T00:00:00Z; the first time in RFC 3339, and Go's zero time."""
 _LAST = 253402300799
 """9999-12-31T23:59:59Z."""
 
@@ -57,10 +57,10 @@ _EMPTY_DIGEST = "sha256:" + hashlib.sha256(b"").hexdigest()
 
 
 def encode_toc(entries: Iterable[Entry], digests: Mapping[bytes, bytes] | None) -> bytes:
-    """The TOC of `entries`, which carry their chunks, in the order of the tar.
+    """The TOC of `entries`, with their chunks, in the order of the tar.
 
-    `digests` has, by name, the raw sha256 of each file of several chunks; that of a file of one chunk is the chunk's.
-    None for a TOC that no other reader will see: such files have none then.
+    `digests` has, by name, the raw sha256 of each file of several chunks; the digest of a file of one chunk is the
+    chunk's. None for a TOC that no other program reads: files of several chunks then have no digest.
     """
     listed = tuple(entries)
     names = _StandIns(entry.name for entry in listed)
@@ -108,7 +108,7 @@ def _row(entry: Entry, names: _StandIns) -> _Json:
         row.link_name = names.path(entry.link) if entry.type == "hardlink" else _escaped(entry.link)
         if not _is_text(entry.link):
             row.lazyfs_link_name = entry.link
-    # Also 1970 itself, which stargz-snapshotter leaves out: it reads an absent time as the year 1.
+    # Even for 1970-01-01, which stargz-snapshotter leaves out: it reads an absent time as the year 1.
     row.modtime, exact = _time(entry.mtime_ns)
     if not exact:
         row.lazyfs_mtime = str(entry.mtime_ns)
@@ -118,7 +118,7 @@ def _row(entry: Entry, names: _StandIns) -> _Json:
 
 
 def _time(nanoseconds: int) -> tuple[str, bool]:
-    """RFC 3339 in UTC, and whether that is the time itself: beyond its years it is the nearest that it can spell."""
+    """RFC 3339 in UTC, and whether that is exact: outside its range it is the nearest time that it can express."""
     seconds, fraction = divmod(nanoseconds, 10**9)
     inside = min(max(seconds, _FIRST), _LAST)
     text = (_EPOCH + timedelta(seconds=inside)).isoformat()[:19]
@@ -139,7 +139,7 @@ def _xattrs(xattrs: tuple[tuple[bytes, bytes], ...]) -> tuple[dict[str, bytes], 
 
 
 class _StandIns:
-    """What the names of one layer are in JSON: themselves, or stand-ins for the components that are not UTF-8."""
+    """The names of one layer as JSON text, with stand-ins for components that are not UTF-8."""
 
     def __init__(self, names: Iterable[bytes]) -> None:
         everything = tuple(names)
@@ -165,7 +165,7 @@ class _StandIns:
 
 
 def _component(raw: bytes) -> str:
-    """`raw` as text of at most 255 bytes, which is all that a peer's kernel takes of one name."""
+    """`raw` as text of at most 255 bytes, the kernel's limit for one name."""
     text = _escaped(raw)
     if len(text.encode()) <= 255:
         return text

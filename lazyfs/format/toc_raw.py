@@ -1,7 +1,7 @@
-"""The JSON of a TOC, entry by entry, as it stands there: counted before it becomes objects, and not believed yet (toc.py does that).
+"""The JSON of a TOC, entry by entry: counted before it becomes objects, and not yet checked (toc.py does that).
 
-It is read as Go's encoding/json reads it, because the format's other readers are written in Go: a field that is null is absent, and the
-case of a field's name does not matter. An unknown field may be nested 10,000 levels deep, in a TOC of up to 8 MiB.
+It is read as Go's encoding/json reads it, because the format's other readers are written in Go: a null field is absent, and the
+case of field names does not matter. An unknown field may be nested 10,000 levels deep, in a TOC of up to 8 MiB.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lazyfs.format.deep_json import pruned
 MAX_TOC_SIZE: Final = 256 << 20
 MAX_ENTRIES: Final = 2_000_000
 _MAX_ENTRY: Final = 4 << 20
-"""Bytes of JSON. A name or an attribute is at most 64 KiB, and it is decoded before that can be seen."""
+"""Bytes of JSON. A name or attribute is at most 64 KiB, which can be checked only after decoding."""
 _MAX_DEEP: Final = 8 << 20
 """Bytes of a TOC that is read although msgspec, which recurses, refuses it as too deep: at worst three seconds of processor time."""
 _DEPTH: Final = 100
@@ -29,7 +29,7 @@ _NONE: Final = msgspec.Raw()
 
 
 class RawEntry(msgspec.Struct, gc=False, rename="camel", forbid_unknown_fields=True):
-    """What the format knows. Anything else may be one of these fields in other letters: see `_respelled`."""
+    """The fields of the format. An unknown field may be one of these in another case: see `_respelled`."""
 
     name: str
     type: str
@@ -74,10 +74,10 @@ _TOP: Final = re.compile(rb'"(?:version|entries)"(?=\s*:)', re.IGNORECASE)
 
 
 def decode_entries(data: bytes | bytearray, bounds: Bounds, what: str) -> Iterator[RawEntry]:
-    """The entries one after the other, so that the text is in memory once and never all of it as strings."""
+    """Yield the entries one by one, so that the text is in memory once and never as strings all at a time."""
     if len(data) > min(MAX_TOC_SIZE, bounds.limit):
         raise InvalidToc(f"{what}: the TOC has {len(data)} bytes, more than {min(MAX_TOC_SIZE, bounds.limit)}")
-    # Before anything is made of the text. An entry is an object with at most two more inside it, and has less than 16 fields.
+    # Before the text becomes objects. An entry is an object with at most two more inside it, and has less than 16 fields.
     entries = min(bounds.limit // ENTRY, MAX_ENTRIES)
     objects = data.count(b"{") - 1
     if objects > 3 * entries or data.count(b",") > 16 * entries:
@@ -126,8 +126,8 @@ def _decoded(entries: Iterable[msgspec.Raw], bounds: Bounds, what: str) -> Itera
 
 
 def _respelled(raw: msgspec.Raw) -> bytes:
-    """An entry as the format spells it. For Go, and so for the other readers, a field that is null is absent, and its letters' case does
-    not matter; of two fields of one name, the last counts."""
+    """An entry with the format's own field names. For Go, and so for the other readers, a null field is absent and the case of names
+    does not matter; of two fields with the same name, the last counts."""
     found: dict[str, msgspec.Raw] = {}
     for spelled, value in _decode_fields(raw).items():
         name = _FIELDS.get(spelled.casefold())
@@ -137,5 +137,5 @@ def _respelled(raw: msgspec.Raw) -> bytes:
 
 
 def no_toc(error: Exception, what: str) -> InvalidToc:
-    """The error for what the decoder refuses."""
+    """The error for JSON that the decoder refuses."""
     return InvalidToc(f"{what}: the TOC is not the JSON that the format asks for ({error})")

@@ -1,14 +1,14 @@
-"""Names that begin with `.wh.`: what they say, and which entries of a layer nobody shows because of them.
+"""Names that begin with `.wh.`: what they mean, and which entries of a layer they keep from being shown.
 
     .wh.NAME                  a whiteout: hides NAME of the layers below. Only its name counts; its type, link and data do not
-    .wh..wh..opq              hides all that the layers below have in this directory
-    .wh..wh.* in the root     metadata that AUFS keeps of a branch: not part of the image, with everything below it. A hard link to a
+    .wh..wh..opq              hides everything that the layers below have in this directory
+    .wh..wh.* in the root     AUFS' metadata of a branch, with everything below it: not part of the image. A hard link to a
                               file in `/.wh..wh.plnk` is that file
     anything below .wh.*      is left out
 
-Source: the OCI image specification, layer.md; for AUFS Docker's reader (moby, pkg/archive/diff.go). containerd and umoci know no AUFS:
-they show `/.wh..wh.plnk`, and both show what lies below a whiteout's name, in a directory of that name. Only the latter can be part of
-an image that somebody made on purpose, so it is noted.
+Source: the OCI image specification, layer.md; for AUFS Docker's reader (moby, pkg/archive/diff.go). containerd and umoci do not know
+AUFS: they show `/.wh..wh.plnk`, and both show files below a whiteout's name, in a directory of that name. Only the latter can be in an
+image on purpose, so lazyfs reports it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Place = Literal["shown", "whiteout", "aufs", "below"]
 
 
 def place_of(name: bytes) -> Place:
-    """Which line of the table above a clean name belongs to; `shown` where none says anything about it."""
+    """The line of the table above that applies to a clean name; `shown` if none does."""
     if WHITEOUT_PREFIX not in name:
         return "shown"
     if name.startswith(AUFS_PREFIX) and name.partition(b"/")[0] != OPAQUE_MARKER:
@@ -39,12 +39,12 @@ def place_of(name: bytes) -> Place:
 
 
 def whiteout(entry: Entry) -> Entry:
-    """A whiteout with nothing but what counts: a name. AUFS writes them as hard links to a file that is not in the image."""
+    """A whiteout reduced to its name, which is all that counts. AUFS writes whiteouts as hard links to a file outside the image."""
     return Entry(entry.name, "reg", entry.mode, entry.uid, entry.gid, entry.mtime_ns)
 
 
 def link_key(name: bytes) -> bytes:
-    """What a file that is not shown is found by when a hard link names it. As in Docker, only the base name counts for AUFS' links."""
+    """The key by which a hard link finds a hidden file. As in Docker, only the base name counts for AUFS' links."""
     return _AUFS_LINKS + b"/" + base_of(name) if name.startswith(_AUFS_LINKS) else name
 
 
@@ -54,22 +54,22 @@ def device_of(entry: Entry) -> tuple[int, int]:
 
 
 def is_whiteout_device(kind: EntryType, major: int, minor: int) -> bool:
-    """Whether this is a character device 0:0, which overlayfs takes for a whiteout in any layer: it cannot be shown as a device."""
+    """Whether this is a character device 0:0. overlayfs treats it as a whiteout in any layer, so it cannot be shown."""
     return kind == "char" and not major & _DEVICE_MAJOR and not minor & _DEVICE_MINOR
 
 
 class LeftOut:
-    """Entries that a reader of a layer has left out."""
+    """The entries of a layer that were left out."""
 
     __slots__ = ("aufs", "below", "first")
 
     def __init__(self) -> None:
         self.aufs = 0
-        """AUFS' metadata, which no runtime shows."""
+        """The number of entries of AUFS' metadata."""
         self.below = 0
-        """Below names that begin with `.wh.`: a full pull shows them."""
+        """The number of entries below names that begin with `.wh.`. A full pull shows them."""
         self.first = b""
-        """The first one of those."""
+        """The name of the first entry counted in `below`."""
 
     def __bool__(self) -> bool:
         return bool(self.aufs or self.below)
@@ -84,7 +84,7 @@ class LeftOut:
 
     @property
     def note(self) -> str:
-        """What a user should know of the layer; empty where a full pull shows no more than we do."""
+        """The message for the user; empty if a full pull shows no more than lazyfs."""
         if not self.below:
             return ""
         entries = "one entry" if self.below == 1 else f"{self.below} entries"

@@ -1,12 +1,12 @@
-"""Which extended attributes of an entry a mount shows: those that a full pull can set.
+"""Which extended attributes of an entry a mount shows: the ones that a full pull can set.
 
     security.*, trusted.*                 on everything
-    system.posix_acl_access               on everything but symbolic links, if it is an access list
-    system.posix_acl_default              on directories, if it is one
+    system.posix_acl_access               on everything but symbolic links, if it is a valid ACL
+    system.posix_acl_default              on directories, if it is a valid ACL
     user.*                                on files and directories
 
-Every other name is refused by Linux's file systems, and unpackers pass over it. The same list holds in every mode; what a layer says
-about overlayfs (`trusted.overlay.*`) is each mode's own business. The converter keeps all that a tar says.
+Linux's file systems refuse all other names, and unpackers skip them. The list is the same in every mode; each mode handles a
+layer's overlayfs attributes (`trusted.overlay.*`) itself. The converter keeps all attributes of a tar.
 
 Source: xattr(7); the kernel's fs/xattr.c (xattr_permission) and fs/posix_acl.c.
 """
@@ -29,14 +29,14 @@ _NAMESPACES: Final = (b"security.", b"trusted.", b"user.")
 
 
 def shown_xattrs(entry: Entry) -> tuple[tuple[bytes, bytes], ...]:
-    """The attributes of `entry` that a mount shows, in their order. An entry that is not a hard link."""
+    """The attributes of `entry` that a mount shows, in their order. `entry` is not a hard link."""
     if not entry.xattrs:
         return ()
     return tuple(item for item in entry.xattrs if _is_shown(*item, entry))
 
 
 def has_acl(entry: Entry) -> bool:
-    """Whether an access list says who may do what with it."""
+    """Whether the entry has an ACL."""
     return any(key in (_ACCESS, _DEFAULT) for key, _ in entry.xattrs)
 
 
@@ -51,7 +51,7 @@ def _is_shown(key: bytes, value: bytes, entry: Entry) -> bool:
 
 
 def _is_acl(value: bytes) -> bool:
-    """Whether the kernel would read it: what it does not is not an attribute that anybody could have set, and fails whoever looks at it."""
+    """Whether the kernel accepts `value` as an ACL. Others could never have been set, and reading them fails."""
     entries = memoryview(value)[_ACL_HEADER.size :]
     if not entries or len(entries) % _ACL_ENTRY.size or _ACL_HEADER.unpack_from(value)[0] != _ACL_VERSION:
         return False

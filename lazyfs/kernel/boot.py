@@ -1,4 +1,4 @@
-"""Which start of the machine this is."""
+"""Identifies the current boot of the machine."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from pathlib import Path
 
 
 def boot_id() -> str:
-    """Another one after each start. LAZYFS_BOOT_ID stands in for it in tests that cut the power."""
+    """An id that changes with each boot. LAZYFS_BOOT_ID replaces it in tests that cut the power."""
     return os.environ.get("LAZYFS_BOOT_ID") or Path("/proc/sys/kernel/random/boot_id").read_text().strip()

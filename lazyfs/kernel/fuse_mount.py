@@ -1,6 +1,6 @@
-"""A FUSE mount made by hand, and what the kernel says about its connection: libfuse mounts only what it opens itself.
+"""Mounts a FUSE connection without libfuse, which mounts only what it opens itself, and asks the kernel about connections.
 
-Nothing here touches a mount that is there: whoever serves it may be dead, or be the caller itself. Source: fuse(4), mount options;
+Nothing here accesses a mounted file system: its server may be dead, or be the caller itself. Source: fuse(4), mount options;
 Documentation/filesystems/fuse.rst.
 """
 
@@ -39,7 +39,7 @@ def mount_fuse(connection: int, at: Path, subtype: str, source: str) -> None:
 def connection_number(connection: int) -> int | None:
     """The number of the connection behind a /dev/fuse descriptor: its file system's st_dev, its name under /sys/fs/fuse/connections.
 
-    None where the kernel does not tell (proc(5), `fuse_connection` of fdinfo, from 6.17 or so), or it is not mounted.
+    None if the kernel does not report it (proc(5), `fuse_connection` of fdinfo, from about 6.17) or if it is not mounted.
     """
     for line in Path(f"/proc/self/fdinfo/{connection}").read_text().splitlines():
         name, _, value = line.partition(":")
@@ -49,13 +49,13 @@ def connection_number(connection: int) -> int | None:
 
 
 def abort_connection(number: int) -> None:
-    """End the connection of that number by force: all that is asked of it fails from now on. Raises OSError."""
-    # Where systemd does not mount its control file system, nobody does: this mount of it has no place, and goes with the descriptor.
+    """Abort the connection: all its requests fail from now on. Raises OSError."""
+    # Without systemd the control file system is usually not mounted. This detached mount of it goes with the descriptor.
     with Context("fusectl") as context:
         context.create()
         control = context.mount(0)
     try:
-        # The device's minor number; all of ours have the major number 0 of file systems without a device.
+        # The device's minor number; FUSE mounts have the major number 0 of file systems without a device.
         abort = os.open(f"{os.minor(number)}/abort", os.O_WRONLY | os.O_CLOEXEC, dir_fd=control)
         try:
             os.write(abort, b"1")

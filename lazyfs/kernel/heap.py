@@ -1,8 +1,8 @@
-"""How much freed memory a process keeps: malloc's, and what is given back to the kernel of it.
+"""Limits how much freed memory malloc keeps from the kernel.
 
-glibc gives almost every thread an arena of its own, and each arena keeps what was freed in it for its next use. Chunks of
-megabytes pass through twenty threads here: that adds up to the size of all the arenas' busiest moments. Measured with
-torch's image, a gigabyte read while the pull goes on: 207 MB with arenas as they come, 170 MB with two, at the same speed,
+glibc gives almost every thread its own arena, and each arena keeps freed memory for its next use. Chunks of
+megabytes pass through twenty threads here, so the process keeps the sum of the arenas' peaks. Measured with
+torch's image, a gigabyte read while the pull goes on: 207 MB with the default arenas, 170 MB with two, at the same speed,
 because threads that inflate and hash do not compete for malloc.
 """
 
@@ -17,16 +17,16 @@ _ARENAS: Final = 2
 
 
 def share_arenas() -> None:
-    """Let all threads that start from now on share arenas. Another C library than glibc does as it likes."""
+    """Let all threads that start from now on share arenas. No effect without glibc."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, _ARENAS)
 
 
 def trim_heap() -> None:
-    """Blocking, a few milliseconds. glibc keeps what was freed between blocks that are in use: after a pull, that is 40 MB.
+    """Return freed memory to the kernel. glibc keeps what was freed between blocks in use: 40 MB after a pull.
 
-    Another C library than glibc does as it likes. Source: malloc_trim(3).
+    Blocks for a few milliseconds. No effect without glibc. Source: malloc_trim(3).
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

@@ -1,4 +1,4 @@
-"""The C library's calls that Python has no name for. ctypes lets go of the GIL while one runs, so a thread may wait in it."""
+"""C library calls that Python does not offer. ctypes releases the GIL during a call, so a thread may block in it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ _libc.syscall.restype = ctypes.c_long
 
 
 def call(function: str, *arguments: int | bytes | None, about: str = "") -> int:
-    """libc's `function`. Raises OSError, of the errno that it left and about what is told, when it answers below 0."""
+    """Call libc's `function`. Raises OSError with its errno, naming `about`, when it returns a negative number."""
     return _checked(getattr(_libc, function)(*map(_passed, arguments)), about)
 
 
 def syscall(number: int, *arguments: int | bytes | None, about: str = "") -> int:
-    """A system call that the C library may be too old to name. Raises OSError; ENOSYS where the kernel has none of that number."""
+    """Make a system call that the C library may not offer. Raises OSError; ENOSYS if the kernel does not have it."""
     return _checked(_libc.syscall(ctypes.c_long(number), *map(_passed, arguments)), about)
 
 
 def _passed(argument: int | bytes | None) -> ctypes.c_long | ctypes.c_char_p:
-    # Told explicitly: ctypes would pass an int as 32 bits, and the rest of the register would be anything.
+    # Converted explicitly: ctypes would pass an int as 32 bits and leave the rest of the register undefined.
     return ctypes.c_long(argument) if isinstance(argument, int) else ctypes.c_char_p(argument)
 
 

@@ -1,7 +1,7 @@
 """Loop devices: a file as a block device, for kernels and file systems that cannot mount the file itself.
 
-Read-only and with autoclear: the device lets go of its file when its last user does. Held by a mount, it goes with the
-mount; held by a descriptor alone, with that: no way of dying leaves one behind.
+Read-only and with autoclear: the device releases its file when its last user closes it. A mount or a
+descriptor keeps it; it goes with them, however the process ends.
 
 Source: loop(4), linux/loop.h (struct loop_config; LOOP_CONFIGURE since Linux 5.8).
 """
@@ -25,14 +25,14 @@ _LOOP_CONFIG: Final = struct.Struct("=II QQQQQ IIII 64s64s32s QQ 64x")
 """fd, block size; loop_info64: device, inode, rdevice, offset, size limit, number, encryption (2), flags, names, key, init."""
 
 _TRIES: Final = 100
-"""Others may take the free device that we were told of; so often in a row they do not."""
+"""Another process may take the free device first, but not this often in a row."""
 
 
 @contextmanager
 def loop_device(file: int, name: bytes) -> Iterator[str]:
-    """The path of a loop device over the file behind a descriptor, for as long as the block runs, and its mounts after it.
+    """The path of a loop device over the file behind a descriptor, for the duration of the block, and of its mounts after that.
 
-    `name` is what `losetup` will show. Raises OSError: ENOENT where there are no loop devices.
+    `name` is what `losetup` will show. Raises OSError: ENOENT if there are no loop devices.
     """
     device, path = _configured(file, name)
     try:

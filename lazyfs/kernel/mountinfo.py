@@ -1,6 +1,6 @@
 """The kernel's table of mounts, as this process sees it.
 
-Source: proc(5), /proc/PID/mountinfo. Reading it touches no mount: one whose server is dead cannot hang it.
+Source: proc(5), /proc/PID/mountinfo. Reading it accesses no mount, so it cannot hang on one whose server is dead.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _ESCAPED: Final = re.compile(r"\\([0-7]{3})")
 
 
 class MountInfo(NamedTuple):
-    """One line of it."""
+    """One line of the table."""
 
     path: Path
     device: str
@@ -27,20 +27,20 @@ class MountInfo(NamedTuple):
 
     @property
     def number(self) -> int:
-        """The device as st_dev has it."""
+        """The device as in st_dev."""
         major, _, minor = self.device.partition(":")
         return os.makedev(int(major), int(minor))
 
     def values(self, option: str) -> list[str]:
-        """What `option` was set to, as often as it was set, in order."""
+        """All values that `option` was set to, in order."""
         return [value for name, _, value in (each.partition("=") for each in self.options) if name == option and value]
 
 
 def mounts() -> list[MountInfo]:
-    """All mounts, in the kernel's order: of two at one place the later is the one that is seen."""
+    """All mounts, in the kernel's order: of two at one path the later one is visible."""
     found = []
     table = Path("/proc/self/mountinfo").read_bytes().decode("utf-8", "surrogateescape")
-    # Whoever mounts something names its source: of what Python takes for the end of a line, the kernel escapes only this one.
+    # A mount's source is free text. Of the characters that Python takes for the end of a line, the kernel escapes only this one.
     for line in table.rstrip("\n").split("\n"):
         before, _, after = line.partition(" - ")
         fields, (kind, source, options) = before.split(" "), after.split(" ", 2)

@@ -1,8 +1,8 @@
-"""Mounting by file descriptors: a file system is opened, told its options one by one, made, and only then given a place.
+"""The new mount API: a file system is opened, configured option by option, created, and only then attached to a path.
 
-Options one by one mean that no path needs escaping and that nothing has to fit into a page; the place last means that
-whatever fails before it leaves no mount: closing the descriptor is the undoing. What the kernel has to say about a
-refusal is read from the context and becomes part of the OSError.
+With one call per option no path needs escaping and nothing has to fit into a page. Attaching comes last, so a failure before it
+leaves no mount: closing the descriptor undoes everything. The kernel's explanation of a failure is read from the context and
+becomes part of the OSError.
 
 Source: fsopen(2), fsconfig(2), fsmount(2), fspick(2), move_mount(2), umount2(2). Kernel >= 5.2; the numbers of the system
 calls are the same on every architecture, and named here because glibc has these calls only from 2.36 on.
@@ -45,26 +45,26 @@ MAX_STRING: Final = 255
 
 
 class Context:
-    """A file system that is being configured. To be closed; what `mount` gave lives on."""
+    """A file system that is being configured. Must be closed; mounts made from it live on."""
 
     def __init__(self, kind: str) -> None:
-        """Of the type `kind`. Raises OSError: ENODEV for a type that the kernel does not have, EPERM, ENOSYS."""
+        """`kind` is the type of file system. Raises OSError: ENODEV if the kernel does not have it, EPERM, ENOSYS."""
         self._kind = kind
         self._fd = syscall(_FSOPEN, kind.encode(), _CLOEXEC, about=f"fsopen({kind})")
 
     def set(self, option: str, value: str | bytes | None = None) -> None:
-        """Set an option; one without a value is a flag. Raises OSError: EINVAL for what this kernel does not know."""
+        """Set an option; one without a value is a flag. Raises OSError: EINVAL if this kernel does not know it."""
         if value is None:
             self._configure(_SET_FLAG, option, None)
         else:
             self._configure(_SET_STRING, option, os.fsencode(value))
 
     def create(self) -> None:
-        """Make the file system from what was set. Blocks as long as the kernel takes. Raises OSError."""
+        """Create the file system with the options that were set. Blocks as long as the kernel takes. Raises OSError."""
         self._configure(_CMD_CREATE, None, None)
 
     def mount(self, attributes: int) -> int:
-        """A descriptor of a mount that has no place yet, and goes when the descriptor is closed. Raises OSError."""
+        """A descriptor of a detached mount, which goes when the descriptor is closed. Raises OSError."""
         return syscall(_FSMOUNT, self._fd, _CLOEXEC, attributes, about=f"fsmount({self._kind})")
 
     def _configure(self, command: int, option: str | None, value: bytes | None) -> None:
@@ -82,18 +82,18 @@ class Context:
 
 
 def attach(mount: int, at: Path) -> None:
-    """Give the mount behind a descriptor its place at the directory `at`; a symbolic link there is not followed. Raises OSError."""
+    """Attach the mount behind a descriptor to the directory `at`, without following a symbolic link there. Raises OSError."""
     syscall(_MOVE_MOUNT, mount, b"", _AT_FDCWD, os.fsencode(at), _MOVE_MOUNT_F_EMPTY_PATH, about=f"move_mount({at})")
 
 
 def reconfigure(at: Path, *, read_only: bool) -> None:
-    """Have the file system mounted at `at` reconfigured without changing a thing: the kernel drops its unused dentries. Raises OSError.
+    """Reconfigure the file system mounted at `at` without changes, which makes the kernel drop its unused dentries. Raises OSError.
 
-    `read_only` tells what it is (the file system, not this mount of it). Blocks as long as it takes: 18 ms for 10,000 files.
+    `read_only` is its present state (of the file system, not of this mount). Blocks as long as it takes: 18 ms for 10,000 files.
     """
     fd = syscall(_FSPICK, _AT_FDCWD, os.fsencode(at), _CLOEXEC | _FSPICK_SYMLINK_NOFOLLOW, about=f"fspick({at})")
     try:
-        if read_only:  # else overlayfs takes it for the wish to make it writable
+        if read_only:  # else overlayfs would make it writable
             syscall(_FSCONFIG, fd, _SET_FLAG, b"ro", None, 0)
         syscall(_FSCONFIG, fd, _CMD_RECONFIGURE, None, None, 0)
     except OSError as error:
@@ -103,7 +103,7 @@ def reconfigure(at: Path, *, read_only: bool) -> None:
 
 
 def unmount(at: Path, *, lazy: bool = False) -> None:
-    """Take the uppermost mount at `at` away; `lazy` detaches a busy one. Raises OSError: EBUSY, EINVAL for what is not a mount."""
+    """Unmount the topmost mount at `at`; `lazy` detaches a busy one. Raises OSError: EBUSY, or EINVAL if it is not a mount."""
     call("umount2", os.fsencode(at), _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0), about=f"umount({at})")
 
 

@@ -1,4 +1,4 @@
-"""A mount namespace that lives as long as one call: what is mounted in it is seen by nobody else, and gone after it."""
+"""A mount namespace for the duration of one call: its mounts are private, and gone afterwards."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def in_own_namespace(function: Callable[[], T]) -> T:
-    """What `function` returns or raises, run in a thread of its own with a mount namespace of its own.
+    """Run `function` in a new thread with its own mount namespace; returns or raises what it does.
 
     The kernel ends the namespace, and all that was mounted in it, with its thread, SIGKILL included. Raises OSError: EPERM.
     """
@@ -26,7 +26,7 @@ def in_own_namespace(function: Callable[[], T]) -> T:
     def run() -> None:
         try:
             call("unshare", _CLONE_NEWNS)
-            # Else what is mounted here would be mounted in the namespace that this one was copied from.
+            # Else mounts made here would propagate to the namespace that this one was copied from.
             call("mount", None, b"/", None, _MS_REC | _MS_PRIVATE, None)
             results.append(function())
         except BaseException as error:  # noqa: BLE001  # handed to the caller

@@ -1,4 +1,4 @@
-"""How many files this process may have open: enough, or a clear error before anything is begun.
+"""Checks the limit of open files before anything is begun.
 
 Source: getrlimit(2), RLIMIT_NOFILE.
 """
@@ -15,9 +15,9 @@ LEAST: Final = 256
 
 
 def require_open_files(who: str, least: int = LEAST) -> None:
-    """See that this process may have `least` files open; its soft limit is raised as far as the hard one allows.
+    """Ensure that this process may have `least` files open; raises its soft limit as far as the hard one allows.
 
-    Raises LocalError, naming `who` needs them.
+    Raises LocalError, with `who` as the subject.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= least:

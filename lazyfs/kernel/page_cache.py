@@ -1,4 +1,4 @@
-"""How much of a file is in memory.
+"""How much of a file is in the page cache.
 
 Source: cachestat(2), Linux 6.5; the same number on every architecture.
 """
@@ -14,11 +14,11 @@ from lazyfs.kernel.libc import syscall
 _CACHESTAT: Final = 451
 _COUNTS: Final = struct.Struct("=5Q")  # cached, dirty, under writeback, evicted, recently evicted
 _WHOLE: Final = struct.pack("=2Q", 0, 0)
-"""From 0 on, to the end."""
+"""The range from 0 to the end."""
 
 
 def cached_pages(fd: int) -> int:
-    """Pages of the file that are in the page cache. Raises OSError; ENOSYS where the kernel is older."""
+    """Pages of the file that are in the page cache. Raises OSError; ENOSYS if the kernel is too old."""
     counts = ctypes.create_string_buffer(_COUNTS.size)
     syscall(_CACHESTAT, fd, _WHOLE, ctypes.addressof(counts), 0)
     cached, *_ = _COUNTS.unpack(counts.raw)
@@ -26,7 +26,7 @@ def cached_pages(fd: int) -> int:
 
 
 def is_cached(fd: int) -> bool:
-    """Whether some of the file is in memory; False where the kernel does not tell."""
+    """Whether any of the file is in memory; False if the kernel cannot say."""
     try:
         return cached_pages(fd) > 0
     except OSError:

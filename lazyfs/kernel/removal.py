@@ -1,4 +1,4 @@
-"""Removing a tree that a container or an image has made: rm -r, for trees that mean ill."""
+"""Removes trees made by a container or an image: rm -r for hostile trees."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 
 def remove_tree(top: Path) -> None:
-    """Remove a directory, whatever is in it, following nothing and crossing no mount. Nothing there is no error. Raises OSError.
+    """Remove a directory and its contents without following links or crossing mounts. A missing directory is not an error. Raises OSError.
 
-    A container or an image can nest directories deeper than a path, a stack or the number of open files reaches, and fill them
-    beyond memory: so what lies in one is moved up before it is removed, and no list is made.
+    Directories may be nested deeper than a path, a stack or the limit of open files allows, and hold more names than fit into
+    memory. So the contents of each are moved up before they are removed, and never listed in full.
     """
     place = os.fsencode(top)
     try:
@@ -35,7 +35,7 @@ def remove_tree(top: Path) -> None:
 
 
 def _empty(directory: bytes, prefix: bytes, numbers: Iterator[int]) -> None:
-    """Remove the files, and move the directories to `prefix` and the next number."""
+    """Remove the files, and move each directory to `prefix` plus the next number."""
     with os.scandir(directory) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
@@ -45,7 +45,7 @@ def _empty(directory: bytes, prefix: bytes, numbers: Iterator[int]) -> None:
 
 
 def _is_removed(directory: bytes) -> bool:
-    """Try to remove it; False where something is in it."""
+    """Try to remove the directory; False if it is not empty."""
     try:
         os.rmdir(directory)
     except OSError as error:

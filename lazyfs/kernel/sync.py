@@ -1,4 +1,4 @@
-"""syncfs(2): everything written to one file system is on its disk."""
+"""syncfs(2): flushes one file system to its disk."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from lazyfs.kernel.libc import call
 
 
 def syncfs(fd: int) -> None:
-    """Write back all of the file system that `fd` lies on. Blocks as long as the disk takes. Raises OSError: a write has failed."""
+    """Write back the file system of `fd`. Blocks as long as the disk takes. Raises OSError if a write failed."""
     call("syncfs", fd)

@@ -1,6 +1,6 @@
-"""When a file system has really ended: not when its mount point is gone, but when its last user is.
+"""Reports when a file system has really ended: not when it is unmounted, but when its last user is gone.
 
-inotify tells of it (IN_UNMOUNT, inotify(7)), whoever unmounted it and however, and a watch keeps no mount busy.
+inotify reports it (IN_UNMOUNT, inotify(7)) however it was unmounted, and a watch does not keep a mount busy.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ _EVENT: Final = struct.Struct("iIII")
 
 
 class UnmountEvents:
-    """Watches over file systems. `fileno` is readable when `ended` has something to tell. Not thread-safe."""
+    """Watches on file systems. `fileno` is readable when `ended` has something to return. Not thread-safe."""
 
     def __init__(self) -> None:
-        """Raises OSError: the user's limit of inotify instances is reached."""
+        """Raises OSError if the user's limit of inotify instances is reached."""
         self._fd = _call("inotify_init1", os.O_NONBLOCK | os.O_CLOEXEC)
 
     def fileno(self) -> int:
-        """To wait for."""
+        """The descriptor to poll."""
         return self._fd
 
     def add(self, root: str) -> int:
-        """Watch the file system that is mounted at `root`; returns the number by which `ended` will name it. Raises OSError."""
-        # Some event must be asked for: this one cannot happen to a root.
+        """Watch the file system that is mounted at `root`; returns the number under which `ended` will report it. Raises OSError."""
+        # At least one event is required: this one cannot happen to a root.
         return _call("inotify_add_watch", self._fd, os.fsencode(root), _IN_DELETE_SELF, about=root)
 
     def ended(self) -> list[int]:
-        """The numbers of those that have ended since the last call; never waits."""
+        """The numbers of file systems that ended since the last call; never blocks."""
         found: list[int] = []
         while True:
             try:
@@ -49,7 +49,7 @@ class UnmountEvents:
                     found.append(watch)
 
     def close(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         os.close(self._fd)
 
 
