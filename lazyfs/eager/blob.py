@@ -1,10 +1,9 @@
-"""A blob in parallel ranges: its bytes in order, at the reader's pace.
+"""Fetches a blob in parallel ranges and returns its bytes in order, at the reader's pace.
 
-One connection seldom gets what the line can carry (a store in another region, a limit for each connection), so a few ranges
-are under way at a time. What is ahead of the reader is bounded, for one blob and for all of a process together, so a slow disk holds the
-senders back, and memory depends neither on the blob nor on how many come at once: each always has the range that is read next. The
-reader gets the bytes of the first range as they arrive, so that they can be kept at once. A server that sends nothing but whole blobs is
-read as one stream.
+One connection seldom fills the link (a registry in another region, a limit per connection), so a few ranges are fetched at a time.
+The bytes ahead of the reader are bounded per blob and per process, so a slow disk slows the senders down, and memory depends neither
+on the size of a blob nor on the number of blobs: each blob always has the range that is read next. The reader gets the bytes of the
+first range as they arrive, so that they can be stored at once. A server that only sends whole blobs is read as one stream.
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ from lazyfs.source.protocol import ImageSource
 
 RANGE: Final = 4 << 20
 _UNDER_WAY: Final = 4
-"""Half of what a registry is asked for at a time (registry/ranges.py), so that two blobs share it and neither waits."""
+"""Half of the requests to a registry at a time (registry/ranges.py), so that two blobs can share them."""
 _SHARED: Final = trio.CapacityLimiter(16)
-"""Ranges that all blobs together may have behind those: enough for four to notice nothing."""
+"""Further ranges of all blobs together: enough for four blobs at full speed."""
 _STEP: Final = 128 << 10
-"""Bytes that are waited for before they are handed on: what a kill may cost of a slow line."""
+"""Bytes to collect before they are handed on: the most that a kill loses on a slow link."""
 _LONG_STEP: Final = 512 << 10
 
 
 class BlobReader:
-    """A ByteStream of one blob, from byte `start` to its last. Its ranges live in `nursery`, which is cancelled where not all is read."""
+    """A ByteStream of one blob, from byte `start` to its last. Its ranges run in `nursery`, which is cancelled if the blob is not read to its end."""
 
     def __init__(self, source: ImageSource, blob: Descriptor, nursery: trio.Nursery, start: int = 0) -> None:
         self._source = source
@@ -47,7 +46,7 @@ class BlobReader:
         return b"".join(parts)
 
     async def receive_some(self, most: int) -> memoryview:
-        """The next bytes, as soon as there are any; at most `most`. Raises SourceError."""
+        """The next bytes as soon as there are any, at most `most`. Raises SourceError."""
         self._look_ahead()
         try:
             some = await self._ahead[0].take(most)
@@ -63,7 +62,7 @@ class BlobReader:
         return some
 
     def _look_ahead(self) -> None:
-        # One that has arrived and is being read is not under way any more.
+        # A range that has arrived and is being read is no longer in flight.
         being_read = bool(self._ahead) and self._ahead[0].has_arrived and self._position > self._ahead[0].start
         while len(self._ahead) < _UNDER_WAY + being_read and self._next < self._blob.size:
             end = min(self._next + RANGE, self._blob.size)
@@ -72,7 +71,7 @@ class BlobReader:
                 try:
                     _SHARED.acquire_on_behalf_of_nowait(ahead)
                 except trio.WouldBlock:
-                    return  # tried again with the next bytes that are asked for
+                    return  # tried again when the next bytes are requested
             self._begin(ahead)
 
     def _read_as_one(self) -> None:
@@ -88,13 +87,13 @@ class BlobReader:
 
 
 class _Range:
-    """Blob bytes `[start, end)` on their way."""
+    """Blob bytes `[start, end)` being fetched."""
 
     def __init__(
         self, source: ImageSource, blob: Descriptor, start: int, end: int, *, is_shared: bool = False, is_whole: bool = False
     ) -> None:
-        """`is_shared`: it counts as one of _SHARED until `fetch` ends. `is_whole`: the server sends all of the blob; what stands before
-        `start` is dropped."""
+        """`is_shared`: counts against _SHARED until `fetch` ends. `is_whole`: the server sends the whole blob; bytes before `start` are
+        dropped."""
         self._source = source
         self._blob = blob
         self.start = start
@@ -103,30 +102,30 @@ class _Range:
         self.is_whole = is_whole
         self.is_shared = is_shared
         self.is_read = False
-        """The reader has come to it."""
+        """Whether the reader has reached this range."""
         self._here: deque[memoryview] = deque()
         self._waiting = 0
-        """Bytes of `_here`."""
+        """Bytes in `_here`."""
         self._error: LazyfsError | None = None
         self._changed = trio.Event()
         self._scope = trio.CancelScope()
 
     @property
     def has_arrived(self) -> bool:
-        """Whether all of it has come from the source."""
+        """Whether the range has arrived completely."""
         return self._arrived == self.end
 
     @property
     def is_taken(self) -> bool:
-        """Whether the reader has all of it."""
+        """Whether the reader has taken all of it."""
         return self.has_arrived and not self._here
 
     def cancel(self) -> None:
-        """It is not wanted any more."""
+        """Stop fetching; the range is no longer wanted."""
         self._scope.cancel()
 
     async def fetch(self) -> None:
-        """Fetch the bytes, or keep the error for the reader. One that is shared ends when the reader has all of it, or when it is cancelled."""
+        """Fetch the bytes, or keep the error for the reader. A shared range ends when the reader has taken all of it, or when cancelled."""
         try:
             with self._scope:
                 try:
@@ -141,7 +140,7 @@ class _Range:
                 _SHARED.release_on_behalf_of(self)
 
     async def take(self, most: int) -> memoryview:
-        """The next bytes, at most `most`. Raises what `fetch` has met, after the bytes that came before it."""
+        """The next bytes, at most `most`. Raises the error of `fetch` after the bytes that arrived before it."""
         self.is_read = True
         while not self._here:
             if self._error is not None:
@@ -162,14 +161,14 @@ class _Range:
             while start < self._arrived:
                 start += len(await stream.receive_exactly(min(_STEP, self._arrived - start)))
             while self._arrived < self.end:
-                # Each costs a turn of the event loop, and ahead of the reader nothing is kept of what has come.
+                # Each hand-over costs a turn of the event loop, and bytes ahead of the reader are not stored anyway.
                 step = _STEP if self.is_read else _LONG_STEP
                 data = await stream.receive_exactly(min(step, self.end - self._arrived))
                 self._here.append(memoryview(data))
                 self._arrived += len(data)
                 self._waiting += len(data)
                 self._announce()
-                while self._waiting >= RANGE:  # of a whole blob: the reader holds the sender back
+                while self._waiting >= RANGE:  # of a whole blob: the reader slows the sender down
                     await self._changed.wait()
 
     def _announce(self) -> None:

@@ -1,9 +1,8 @@
-"""What a layer that is not lazy holds, written down as a TOC of our own, and found again the next time.
+"""Describes an eager layer in a TOC written by lazyfs, and finds it again the next time.
 
-It is the same JSON that a converted layer carries, so it has no reader of its own (format/toc.py). Only the store knows
-it: no manifest vouches for it, its digest says that its bytes are as we wrote them, and a note leads to it from what it was
-made of. Since names lead through what the layers below hold, that is all layers up to this one, as the manifest and the
-config name them.
+It has the same JSON as a converted layer, so it needs no reader of its own (format/toc.py). It exists only in the store, and no
+manifest covers it: its digest proves that the bytes are as lazyfs wrote them. A note leads to it from the layers that it was made
+of. Since paths may lead through lower layers, these are all layers up to this one, by their digests in manifest and config.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ from lazyfs.layertar.plan import Planned
 from lazyfs.store.store import Store
 
 VERSION: Final = 1
-"""Of what we make of a tar. Another one finds nothing of this one's."""
+"""The version of these descriptions. Another version does not find them."""
 
 
 def keys_of(image: Image) -> tuple[str, ...]:
-    """For each layer, the note under which its document is found."""
+    """For each layer, the key of the note that leads to its document."""
     facts = (
         f"{layer.media_type} {layer.digest} {diff_id} {claimed_text(layer.annotations)}"
         for layer, diff_id in zip(image.layers, image.config.diff_ids, strict=True)
@@ -46,14 +45,14 @@ def _link(chain: str, fact: str) -> str:
 
 
 def starts_of(plan: Sequence[Planned]) -> list[int]:
-    """Where each entry's chunks begin, and at the end where all of them do: one behind the other."""
+    """The offset of each entry's chunks, one after the other, and finally the end of all of them."""
     return list(accumulate((planned.entry.size for planned in plan), initial=0))
 
 
 def describe(
     store: Store, key: str, descriptor: Descriptor, whole: Whole, plan: Sequence[Planned], chunks: Sequence[Sequence[Chunk]]
 ) -> Layer:
-    """Blocking. The layer of these entries and their chunks, which are here, its document kept under `key`.
+    """Blocking. Make the layer from these entries and their chunks, which are in the store, and keep its document under `key`.
 
     Raises InvalidToc, StoreFull, StoreUnusable.
     """
@@ -64,14 +63,14 @@ def describe(
     offset = sum(planned.entry.size for planned in plan)
     data = encode_toc(entries, None)
     digest = digest_of(data)
-    listed = parse_toc(data, offset, f"layer {descriptor.digest}", accepted=True)  # what it says when it is read again
-    store.index.change()  # whoever finds the note, in another process, must find the files as well
+    listed = parse_toc(data, offset, f"layer {descriptor.digest}", accepted=True)  # exactly as it will be read again
+    store.index.change()  # another process that finds the note must find the files as well
     keep(store, digest, data, key, f"{digest} {offset} {whole.reason}")
     return Layer(descriptor, digest, offset, listed, whole)
 
 
 def recall(store: Store, key: str, descriptor: Descriptor, diff_id: Digest) -> Layer | None:
-    """Blocking. The layer as it was described before; None where it was not, or no longer is."""
+    """Blocking. The layer as described before; None if it was not, or if its description is gone."""
     note = store.note(key)
     if note is None:
         return None

@@ -1,8 +1,8 @@
-"""A layer's blob, fetched from its first byte to its last, verified, and unpacked to a tar on disk.
+"""Fetches a layer's whole blob, verifies it, and unpacks it to a tar on disk.
 
-What arrives is kept under way (store/partial_blobs.py) until the tar has been put to use. The next attempt unpacks what is there, which also
-hashes it, and asks for the rest alone. Wrong bytes are fetched from scratch once: they may be a disk's, or a connection's. A layer
-that needs more than is given to it while it comes is unpacked from what is kept, when there is memory for it (format/budget.py).
+What arrives is kept as a partial blob (store/partial_blobs.py) until the tar has been used. The next attempt unpacks it, which also
+hashes it, and fetches only the rest. Wrong bytes are fetched once more from the start: the disk or the connection may be at fault. A
+layer that needs more memory than it gets while it arrives is unpacked from the partial blob once that is available (format/budget.py).
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _log = logging.getLogger(__name__)
 
 _WINDOW: Final = 1 << 20
 Count = Callable[[int], None]
-"""Takes a number of bytes, in a thread."""
+"""Called with a number of bytes, in a thread."""
 
 
 def _ignore(_: int) -> None:
-    """Nobody counts."""
+    """Count nothing."""
 
 
 @asynccontextmanager
@@ -48,11 +48,11 @@ async def fetch_tar(
     received: Count = _ignore,
     keep: bool,
 ) -> AsyncIterator[Spool]:
-    """The tar in `blob`, spooled in the store: both its digest and its diff ID are what the image says.
+    """The tar of `blob`, spooled in the store. Both its digest and its diff ID are the image's.
 
-    `progress` gets the count of blob bytes of each step, `received` of those alone that came from the source. `keep` what arrives for
-    the next one, for who has the layer's turn. Raises SourceError, InvalidInput, LocalError. Left in peace, the blob is removed;
-    cancelled, or broken off by the source, what has arrived of it stays.
+    `progress` gets the count of blob bytes of each step, `received` of those that came from the source. With `keep`, which needs the
+    layer lock, bytes that arrive are kept for the next attempt. Raises SourceError, InvalidInput, LocalError. The partial blob is removed
+    on success; cancelled, or when the source fails, it stays.
     """
     with _part(store, blob, keep=keep) as part:
         download = _Download(source, blob, whole, part, progress, received)
@@ -64,14 +64,14 @@ async def fetch_tar(
                     if is_right:
                         yield spool
         except (InvalidInput, StoreFull):
-            # It would fail again; or there is no room, and it is the first that makes some.
+            # It would fail again; or the disk is full, and the partial blob is the first to go.
             await _remove(part)
             raise
         await _remove(part)
 
 
 class _Download:
-    """One blob on its way into a spool."""
+    """One blob being fetched into a spool."""
 
     def __init__(
         self, source: ImageSource, blob: Descriptor, whole: Whole, part: PartialBlob | None, progress: Count, received: Count
@@ -87,7 +87,7 @@ class _Download:
         self._careful = True
 
     async def run(self, spool: Spool) -> bool:
-        """Fill `spool`. False: the bytes were wrong, or need more memory, and all is ready for another run. That is so once for each reason.
+        """Fill `spool`. Returns False, once for each reason, if the bytes were wrong or need more memory: the caller runs it again.
 
         Raises SourceError, InvalidInput, LocalError.
         """
@@ -103,7 +103,7 @@ class _Download:
         if failure is None:
             return True
         if isinstance(failure, NeedsMore):
-            if self._part is None:  # the room is shared by all layers: nobody may hold it while he waits for a registry
+            if self._part is None:  # the budget is shared by all layers: not to be held while waiting for a registry
                 raise LocalError(
                     f"{failure.message}. To unpack it would need its blob in the store, which cannot keep it"
                 ) from None
@@ -146,11 +146,11 @@ class _Download:
             self._progress(count)
 
         work = partial(unpack, spool, pull, self._blob, self._whole.diff_id, checked, careful=self._careful)
-        # A thread of its own: it waits for the registry, and slow ones must not take all the threads that others wait for.
+        # A thread of its own: it waits for the registry, and slow ones must not use up the threads of others.
         await trio.to_thread.run_sync(work, limiter=trio.CapacityLimiter(1))
 
     def _kept(self, position: int, count: int) -> bytes:
-        """What an earlier attempt has brought. In a thread."""
+        """Bytes from an earlier attempt. In a thread."""
         try:
             data = self._part.read(position, count) if self._part is not None else b""
         except OSError as error:
@@ -160,7 +160,7 @@ class _Download:
         return data
 
     def _fetched(self, reader: BlobReader, count: int) -> memoryview:
-        """What comes next from the source, kept. In a thread."""
+        """The next bytes from the source, after keeping them. In a thread."""
         data = trio.from_thread.run(reader.receive_some, count)
         self._received(len(data))
         if self._part is not None:
@@ -168,18 +168,18 @@ class _Download:
         return data
 
     def _keep(self, change: Callable[[], None]) -> None:
-        """Change what is kept; where the disk refuses, nothing is kept any more, and the layer comes all the same."""
+        """Change the partial blob. If the disk refuses, it is given up, and the layer is fetched without it."""
         assert self._part is not None
         try:
             change()
         except OSError as error:
             _log.info("cannot store layer %s while it arrives: %s", self._blob.digest, error.strerror)
             with suppress(OSError):
-                self._part.clear()  # what is there has been unpacked: its room is needed
+                self._part.clear()  # what it holds has been unpacked: its space is needed
             self._part = None
 
     def _has_right_bytes(self) -> bool:
-        """Whether the blob is here as the manifest names it: then what is wrong is wrong in the image."""
+        """Whether the partial blob is complete and right: any other fault is then one of the image."""
         part = self._part
         if part is None or part.size < self._blob.size:
             return False
@@ -192,7 +192,7 @@ class _Download:
 
 @contextmanager
 def _part(store: Store, blob: Descriptor, *, keep: bool) -> Iterator[PartialBlob | None]:
-    """What is kept under way of a blob; None where it shall not be, or cannot."""
+    """The partial blob; None if it is not to be kept, or cannot be."""
     with ExitStack() as stack:
         part = None
         if keep and blob.size:

@@ -1,8 +1,7 @@
-"""The layers of an image, whatever they are: lazy ones by their TOCs, the others fetched whole, if they are not here.
+"""Loads the layers of an image: lazy ones by their TOCs, the others whole, unless they are in the store.
 
-A layer that is fetched whole is verified by its digests before a name in it is believed, and its files are objects of the
-store before the image is mounted. From then on it differs from a lazy layer in one thing: what goes missing of it
-cannot be fetched alone.
+An eager layer is verified by its digests before any name in it is used, and its files are objects in the store before the image
+is mounted. From then on it differs from a lazy layer in one way: parts that go missing cannot be fetched on their own.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ from lazyfs.store.store import Store
 async def load_image_layers(
     source: ImageSource, store: Store, image: Image, *, lazy_only: bool, progress: Notify, accepted: bool = False
 ) -> tuple[Layer, ...]:
-    """All layers of `image`, the lowest first; those that are not lazy are fetched whole, unless they are here.
+    """All layers of `image`, lowest first. Those that are not lazy are fetched whole, unless they are in the store.
 
-    So are lazy ones of which the registry serves no ranges, and those with another TOC than their manifest names: the digest of all
-    of the blob tells whether that is the registry's fault. Whole is what they stay in this store.
+    So are lazy layers if the registry does not serve ranges, or if their TOC is not the one that the manifest names: the digest of
+    the whole blob shows whether the registry is at fault. They stay eager in this store.
 
-    `accepted`: the image is mounted, perhaps since an earlier version, so bounds that are new are not applied to its lazy layers.
-    `progress` gets a note for each of those, and how far they are. With `lazy_only` they are refused: NotLazy. Raises
-    InvalidInput, SourceError, LocalError. Cancelled: files that have arrived are kept, and the rest is as if not begun.
+    `accepted`: the image is mounted, perhaps since an earlier version, so new bounds are not applied to its lazy layers.
+    `progress` gets a note for each eager layer, and how far it is. With `lazy_only` they are refused: NotLazy. Raises
+    InvalidInput, SourceError, LocalError. Cancelled: files that have arrived are kept; nothing else remains.
     """
     if lazy_only:
         return await _noted(await load_layers(source, store, image), progress)
@@ -74,7 +73,7 @@ async def load_image_layers(
 
 
 async def _noted(layers: tuple[Layer, ...], notify: Notify) -> tuple[Layer, ...]:
-    """`layers`; where one shows less than a full pull, it is told."""
+    """Returns `layers` after a note for each that shows less than a full pull."""
     for layer in layers:
         if layer.note:
             await notify(Note(f"layer {layer.digest[:19]}: {layer.note}"))
@@ -95,7 +94,7 @@ async def _recall(store: Store, image: Image, number: int, key: str) -> Layer | 
 async def _fetch(
     context: LoadContext, known: Mapping[int, Layer], wanted: Mapping[int, Whole], notes: Mapping[int, str], notify: Notify
 ) -> dict[int, Layer]:
-    """The layers `wanted`. Whoever had the turn before may have brought some of them."""
+    """The layers `wanted`. The previous holder of a layer lock may have fetched some of them."""
     image = context.image
     fetched = {}
     for number in wanted:
@@ -111,7 +110,7 @@ async def _fetch(
 
 
 def _note(image: Image, number: int, whole: Whole, *, convert: bool) -> str:
-    """`convert`: a conversion would make it lazy."""
+    """`convert`: whether a conversion would make the layer lazy."""
     descriptor = image.layers[number]
     size = f"{descriptor.size / 1e6:.1f} MB" if descriptor.size >= 100_000 else f"{descriptor.size} bytes"
     note = (

@@ -1,10 +1,10 @@
-"""Layers that are not lazy, on their way into the store.
+"""Fetches eager layers into the store.
 
 fetch    two at a time: downloaded in parallel ranges, verified, unpacked to a tar
-place    one after the other from the lowest up, because each needs what the ones below show: read as a tar, when there is room for
-         what that takes (format/budget.py), and put on the tree
-keep     its files hashed and kept, with all cores; what is here already is not written again
-describe its entries, with the chunks of its files, as a document of the store
+place    one after the other from the lowest up, because each needs the tree of those below: the tar is read, once the memory for
+         that is available (format/budget.py), and the layer is added to the tree
+keep     files are hashed and stored, with all cores; those already in the store are not written again
+describe the entries, with the chunks of the files, become a document in the store
 """
 
 from __future__ import annotations
@@ -38,29 +38,29 @@ from lazyfs.store.layer_lock import LayerLocks
 from lazyfs.store.store import Store
 
 _AT_ONCE: Final = 2
-"""Layers whose tar is on this disk."""
+"""Layers whose tar is on disk."""
 _KEEPERS: Final = (os.cpu_count() or 1) + 1
 
 
 class LoadContext(NamedTuple):
-    """Where the layers come from and go to."""
+    """What all layers of one load share."""
 
     source: ImageSource
     store: Store
     image: Image
     keys: Sequence[str]
-    """Of each layer: what its document is kept under."""
+    """For each layer, the key of its document (`keys_of`)."""
     bounds: ImageBounds
-    """What all layers of the image may take together."""
+    """The account of the image, for all its layers together."""
     bars: Bars
     locks: LayerLocks
-    """Of all layers that are fetched. Each is let go of when it is here: others wait for it."""
+    """The locks of all layers that are fetched. Each is released when its layer is in the store: others wait for it."""
 
 
 async def fetch_layers(context: LoadContext, known: Mapping[int, Layer], wanted: Mapping[int, Whole]) -> dict[int, Layer]:
-    """Fetch the layers `wanted`, by their numbers in the image; `known` are those that need not be.
+    """Fetch the layers `wanted`, by their numbers in the image; `known` are the layers that need not be fetched.
 
-    Raises SourceError, InvalidInput, LocalError: nothing half-done is left, but files that were kept stay. Cancelled: the same.
+    Raises SourceError, InvalidInput, LocalError: files that were stored stay, nothing else remains. Cancelled: the same.
     """
     jobs = {number: _Job(context, number, whole) for number, whole in sorted(wanted.items())}
     try:
@@ -88,7 +88,7 @@ class _Job:
     """One layer."""
 
     layer: Layer
-    """Once it has run."""
+    """Set when `run` has returned."""
 
     def __init__(self, context: LoadContext, number: int, whole: Whole) -> None:
         self._context = context
@@ -104,20 +104,20 @@ class _Job:
         self._placed = trio.Event()
 
     async def put_on(self, tree: LowerTree) -> None:
-        """Have the layer put on `tree`, which holds the layers below. `run` does it, and raises what goes wrong."""
+        """Let `run` add the layer to `tree`, which holds the layers below, and wait for it. Errors are raised by `run`."""
         self._tree = tree
         self._may_read.set()
         await self._placed.wait()
         self._tree = None
 
     async def run(self) -> None:
-        """All that becomes of it. `put_on` is called meanwhile."""
+        """All steps for the layer. `put_on` must be called in the meantime."""
         context = self._context
         step = context.bars.begin(f"{self._title}: fetching", self._descriptor.size)
         digest = self._descriptor.digest
         tar = fetch_tar(context.source, self._descriptor, self._whole, context.store, step, keep=context.locks.holds(digest))
         async with tar as spool:
-            await self._may_read.wait()  # on disk: what is in it takes memory from here on
+            await self._may_read.wait()  # the tar is on disk: from here on its entries take memory
             async with parsing_budget().hold(PARSING) as held:
                 plan, described = await trio.to_thread.run_sync(self._read_and_place, spool)
                 held.shrink(TAR_WEIGHT * described)
@@ -130,11 +130,11 @@ class _Job:
         context.locks.release(digest)
 
     def _read_and_place(self, spool: Spool) -> tuple[tuple[Planned, ...], int]:
-        """The plan, and how many bytes of description the layer has."""
+        """The plan, and the bytes of the layer's description."""
         try:
             return self._plan_of(spool)
         except LazyfsError as error:
-            raise without_traceback(error) from None  # before the room is given back
+            raise without_traceback(error) from None  # before the memory is freed
 
     def _plan_of(self, spool: Spool) -> tuple[tuple[Planned, ...], int]:
         assert self._tree is not None
@@ -174,6 +174,6 @@ class _Job:
         except StoreFull:
             if not context.locks.holds(self._descriptor.digest):
                 raise
-            # The blob would save another attempt its transfer; without its room, none might succeed.
+            # The partial blob would save another attempt the transfer; without its space no attempt might succeed.
             context.store.partial_blobs.truncate(self._descriptor.digest)
             return keep_file(context.store, planned, start, spool.read_at)

@@ -1,4 +1,4 @@
-"""How far layers are on their way, told a few times a second to whoever shows it."""
+"""The progress of layers, reported a few times a second."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Notify = Callable[[Note | Progress], Awaitable[None]]
 
 
 class Bars:
-    """One bar a task. Steps may come from any thread, at any rate."""
+    """One progress bar per task. Steps may come from any thread, at any rate."""
 
     def __init__(self, notify: Notify) -> None:
         self._notify = notify
@@ -24,7 +24,7 @@ class Bars:
         self._reported: dict[str, int] = {}
 
     def begin(self, task: str, total: int) -> Callable[[int], None]:
-        """A bar that stands at 0. What comes back moves it, and is one thread's at a time."""
+        """Start a bar at 0. Returns the function that moves it, for one thread at a time."""
         self._totals[task] = total
         self._done[task] = 0
 
@@ -34,13 +34,13 @@ class Bars:
         return step
 
     async def run(self) -> None:
-        """Until cancelled: tell what has moved."""
+        """Report progress until cancelled."""
         while True:
             await self.report()
             await trio.sleep(_PAUSE)
 
     async def report(self) -> None:
-        """Tell what has moved since the last time."""
+        """Report the bars that have moved since the last call."""
         for task, done in list(self._done.items()):
             if self._reported.get(task) != done:
                 self._reported[task] = done

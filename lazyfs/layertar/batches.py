@@ -1,4 +1,4 @@
-"""Small jobs for threads, taken up together: a hand-over costs more than a small file."""
+"""Batches of small jobs for threads: handing one over costs more than a small file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def batches(items: Iterable[T], weigh: Callable[[T], int], *, weight: int, count: int) -> Iterator[list[T]]:
-    """Consecutive items, up to `weight` and `count` of them together, or one that is heavier alone."""
+    """Consecutive items, up to `weight` and `count` in a batch; a heavier item is alone in one."""
     batch: list[T] = []
     total = 0
     for item in items:

@@ -1,4 +1,4 @@
-"""The bytes of a file that lies in a spooled tar."""
+"""Reads a file's bytes from a spooled tar."""
 
 from __future__ import annotations
 

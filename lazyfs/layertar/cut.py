@@ -1,7 +1,7 @@
-"""Where a file is cut into chunks: the one place that decides it.
+"""Decides where a file is cut into chunks.
 
-The converter cuts what it writes, checks whether a layer is cut in that way already, and names objects of files that it cuts; so does
-lazyfs for a layer that it fetches whole. The same file must be cut alike wherever the same object is meant.
+The converter cuts files by it, and checks by it whether a layer can be kept; lazyfs cuts the files of eager layers by it. A file
+must be cut the same way everywhere to become the same object.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from lazyfs.format.tar import ReadAt
 from lazyfs.layertar.plan import Planned
 
 CHUNK_SIZE: Final = 4 << 20
-"""Bytes: what the converter cuts larger files into when nobody says anything else."""
+"""Bytes: the converter's default size of a chunk."""
 
 
 class Span(NamedTuple):
-    """A chunk to be, bytes of its file."""
+    """The range of a file that becomes a chunk, in bytes."""
 
     offset: int
     size: int
 
 
 Cut = Callable[[Planned, ReadAt], Iterable[Span]]
-"""The spans of a file, in order: they cover it, none is empty or larger than format/toc.py's MAX_CHUNK_SIZE, and a file without bytes has
-none. A pure function of the file's size and bytes, which `read_at` gives; called in threads, more than once for a file."""
+"""The spans of a file, in order: they cover it, none is empty or larger than format/toc.py's MAX_CHUNK_SIZE, and an empty file has
+none. A pure function of the file's size and bytes, which `read_at` returns; called in threads, more than once for a file."""
 
 
 def every(chunk_size: int) -> Cut:
@@ -39,5 +39,4 @@ def every(chunk_size: int) -> Cut:
 
 
 DEFAULT: Final = every(CHUNK_SIZE)
-"""What an image that nobody has converted is cut by. Files of such a layer that are in the store were cut by it: another way to cut would
-fetch the layer again."""
+"""Cuts the files of eager layers. Those in the store were cut by it: after a change of it such layers would be fetched again."""

@@ -1,4 +1,4 @@
-"""A layer's blob, fetched in one stream and unpacked, for those who keep nothing of it under way: the converter and `lazyfs verify`."""
+"""Fetches a layer's blob in one stream and unpacks it, keeping nothing of a failed attempt. For the converter and `lazyfs verify`."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ async def download(
 ) -> Spool:
     """The layer's tar and, with `keep_blob`, its blob, both verified. The caller closes it.
 
-    A blob that comes wrong is fetched once more, and so is one that needs more than is given to it at first, when there is memory for
-    that (format/budget.py).
-    `progress` gets the count of blob bytes of each step; what is fetched again is taken back as a negative count. Raises SourceError, InvalidInput, LocalError. Cancelled: nothing is left behind.
+    A blob with wrong bytes is fetched once more. So is one that needs more memory than it gets at first, once that is available
+    (format/budget.py).
+    `progress` gets the count of blob bytes of each step, and a negative count for bytes that are fetched again. Raises SourceError, InvalidInput, LocalError. Cancelled: nothing is left behind.
     """
     counted = 0
 

@@ -1,7 +1,7 @@
-"""The files of a spooled tar: cut into chunks, named by their digests, and kept in the store.
+"""Cuts the files of a spooled tar into chunks, names them by their digests, and puts them into the store.
 
-They get the names that a converted image gives them at its defaults, so that the same file is one object, whichever way
-it came. Their bytes are hashed here, and the names are made of nothing else.
+They get the same names as in an image converted with the defaults, so that a file is one object however it arrived. The names are
+derived only from hashes computed here.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ _BATCH_COUNT: Final = 128
 
 
 def batches(plan: Sequence[Planned]) -> Iterator[list[int]]:
-    """The positions of files that are not empty, as many together as a thread takes up at once."""
+    """The positions of files that are not empty, in batches for one thread each."""
     filled = (position for position, planned in enumerate(plan) if planned.entry.size)
     return in_batches(filled, lambda position: plan[position].entry.size, weight=_BATCH, count=_BATCH_COUNT)
 
 
 def keep_file(store: Store, planned: Planned, start: int, read_at: ReadAt) -> tuple[Chunk, ...]:
-    """Blocking. Hash a file of a tar that `read_at` reads, and keep as much of it as is not here. Its chunks, which begin at `start`
-    of a blob that does not exist: one chunk behind the other, as if each were a member.
+    """Blocking. Hash a file of the tar and put into the store what is missing of it. Returns its chunks, numbered from offset `start`
+    of an imaginary blob in which each chunk is a member.
 
-    Raises StoreFull, StoreUnusable: what was kept before stays.
+    Raises StoreFull, StoreUnusable: what was stored before stays.
     """
     data = b""
     chunks = []
@@ -42,7 +42,7 @@ def keep_file(store: Store, planned: Planned, start: int, read_at: ReadAt) -> tu
         chunks.append(Chunk(offset, length, hashlib.sha256(data).digest(), start + offset, 0, start + offset + length))
     content = content_of(chunks)
     for number in store.missing(content, 0, len(chunks)):
-        # A file of several chunks has no name before its last one is hashed: read once more, from the page cache.
+        # A file of several chunks has a name only when all are hashed: it is read a second time, from the page cache.
         if len(chunks) > 1:
             data = read_content(planned, chunks[number].file_offset, chunks[number].size, read_at)
         store.keep(content, number, data)

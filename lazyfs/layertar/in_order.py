@@ -1,4 +1,4 @@
-"""Layers on their way, a few at a time."""
+"""Runs jobs for layers in order, a few at a time."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import trio
 
 
 async def run_in_order(jobs: Iterable[Callable[[], Awaitable[None]]], at_once: int) -> None:
-    """Run all jobs, `at_once` at a time, each begun after those before it: what is placed from the lowest layer up waits for no layer
-    that has not begun.
+    """Run all jobs, `at_once` at a time, begun in order. A job that waits for lower layers never waits for one that has not begun.
 
-    Raises what they raise, in an ExceptionGroup; the others are cancelled then. Cancelled: so are they.
+    Raises what they raise, in an ExceptionGroup, after cancelling the others. Cancelled: all are cancelled.
     """
     room = trio.Semaphore(at_once)
 

@@ -1,9 +1,9 @@
-"""What a layer's tar leaves behind when it is unpacked onto the layers below: each name once, in its real place.
+"""The result of unpacking a layer's tar onto the layers below: each name once, at its real path.
 
-A tar is a list of instructions, carried out in order; a TOC is a description. Between the two lie: repeated names (the last wins, and
-a hard link made in between keeps the first one's content), names that lead through symbolic links, directories
-that are implied and described elsewhere, the format's own entries of an earlier conversion, and whiteouts, which hide what is
-below and never what the same layer brings, before them or after. It is all done here as umoci does it on a disk.
+A tar is a list of instructions to carry out in order; a TOC is a description. The difference: duplicate names (the last wins, and a
+hard link made in between keeps the earlier content), names that lead through symbolic links, directories that are implied or
+described elsewhere, the format's own entries of an earlier conversion, and whiteouts, which hide entries of the layers below and
+never of the same layer, wherever they are in the tar. The index gives the result that umoci leaves on a disk.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lazyfs.layertar.tree import LowerTree, Node
 
 
 class Inode:
-    """A directory, a file or whatever else, under one name or several."""
+    """An inode of any type, with one name or several."""
 
     __slots__ = ("entry", "extents", "name")
 
@@ -30,11 +30,11 @@ class Inode:
         self.entry = entry
         self.extents = extents
         self.name = entry.name
-        """The name under which it is written; its other names become hard links to that one."""
+        """The name under which it is written; its other names become hard links to this one."""
 
 
 class LayerIndex(msgspec.Struct, frozen=True):
-    """A layer's names, in the order of its tar; directories that it only implies stand before what implies them."""
+    """A layer's names in the order of its tar. Directories that it only implies come before the names that imply them."""
 
     inodes: dict[bytes, Inode]
     markers: dict[bytes, tuple[Entry, ...]]
@@ -49,10 +49,11 @@ def index_layer(
     left_out: LeftOut | None = None,
     bounds: Bounds | None = None,
 ) -> LayerIndex:
-    """Index a layer and put it on `tree`, which held the layers below it.
+    """Index a layer and add it to `tree`, which holds the layers below it.
 
-    `layer` is its number, `what` names it in errors, `bounds` is its account, also while it was read. What a symbolic link leads below a whiteout's name is counted in `left_out`.
-    Raises InvalidTar for what no runtime would unpack alike.
+    `layer` is its number, `what` names it in errors, `bounds` is its account, also used while the
+    tar was read. Entries that a symbolic link leads below a whiteout's name are counted in `left_out`.
+    Raises InvalidTar for a tar that runtimes would unpack differently.
     """
     account = Bounds(0, what, InvalidTar) if bounds is None else bounds
     return _Placing(tree, layer, what, LeftOut() if left_out is None else left_out, account).place_all(members)
@@ -67,14 +68,14 @@ class _Placing:
         self._bounds = bounds
         self._inodes: dict[bytes, Inode] = {}
         self._own: dict[bytes, Inode] = {}
-        """What has a name of the format's own. It is left out, but hard links to it are files like others."""
+        """Inodes with a name that belongs to the format. They are left out, but hard links to them are ordinary files."""
         self._directories: dict[bytes, tuple[bytes, Node] | None] = {}
-        """Of each directory as the tar spells it: its real name and its node. Emptied when that may have changed."""
+        """The real name and node of each directory, by its name in the tar. Cleared when they may have changed."""
         self._emptied: set[bytes] = set()
-        """Directories in whose place something else was for a while. What the layers below had in them is gone."""
+        """Directories that were something else for a while. Their contents in the layers below are gone."""
         self._hidden_below: set[bytes] = set()
         self._markers: dict[bytes, dict[bytes, Entry]] = {}
-        """By real directory and base name."""
+        """By real directory, then by base name."""
 
     def place_all(self, members: Iterable[TarMember]) -> LayerIndex:
         for member in members:
@@ -85,13 +86,13 @@ class _Placing:
         markers = self._standing_markers()
         self._hide_devices()
         for name, inode in reversed(self._inodes.items()):
-            inode.name = name  # the first name of each remains
+            inode.name = name  # its earliest remaining name
         return LayerIndex(self._inodes, markers)
 
     def _white_out(self, entry: Entry) -> None:
         resolved = self._tree.resolve(parent_of(entry.name), self._bounds)
         if resolved.node is None or resolved.node.children is None:
-            return  # it hides nothing, and writing it would make its directory
+            return  # it hides nothing, and writing it would create its directory
         base = base_of(entry.name)
         if place_of(_join(resolved.name, base)) != "whiteout":
             return
@@ -114,7 +115,7 @@ class _Placing:
             self._hide_below(name, child)
 
     def _hide_below(self, name: bytes, directory: Node) -> None:
-        """Hide what the layers below have in a directory. Once is enough, which bounds what many whiteouts may cost."""
+        """Hide the contents of a directory in the layers below. Done once per directory, which bounds the cost of many whiteouts."""
         pending = [(name, directory)]
         while pending:
             path, here = pending.pop()
@@ -174,7 +175,7 @@ class _Placing:
         self._inodes[name] = inode
 
     def _directory(self, path: bytes) -> tuple[bytes, Node] | None:
-        """The directory that `path` leads to, made or described here as far as this layer does not name it; None: nobody shows it."""
+        """The directory at `path`, created or described in this layer if the layer does not name it; None if it is never shown."""
         if path in self._directories:
             return self._directories[path]
         known = self._directories[path] = self._tree.make(path, self._layer, self._what, self._bounds)
@@ -208,7 +209,7 @@ class _Placing:
         return target
 
     def _forget(self, name: bytes, node: Node) -> None:
-        """Drop `name`, and what is below it, out of this layer: something else takes the place."""
+        """Drop `name` and everything below it from this layer: something else replaces it."""
         pending = [(name, node)]
         while pending:
             path, here = pending.pop()
@@ -222,7 +223,7 @@ class _Placing:
             self._directories.clear()
 
     def _hide_devices(self) -> None:
-        """Take out of the tree what the layers above do not see: overlayfs takes such a device for a whiteout."""
+        """Remove 0:0 devices from the tree: overlayfs treats them as whiteouts, so the layers above do not see them."""
         for name, inode in self._inodes.items():
             entry = inode.entry
             if entry.type == "char" and is_whiteout_device("char", entry.major, entry.minor):
@@ -232,9 +233,9 @@ class _Placing:
                 directory.children.pop(base_of(name), None)
 
     def _standing_markers(self) -> dict[bytes, tuple[Entry, ...]]:
-        """The whiteouts by their directories, which are described; those whose directory went away later have gone with it."""
-        # A directory that the same layer removes and makes anew: where the whiteout is a device that the directory takes the
-        # place of (containerd's overlayfs, stargz-snapshotter), what is below would show through again.
+        """The whiteouts by their directories, which get an entry. Whiteouts whose directory was removed later are gone with it."""
+        # A directory that the same layer removes and recreates. Where whiteouts are devices (containerd's overlayfs,
+        # stargz-snapshotter) the directory would replace the whiteout, and the contents below would show through again.
         removed = [
             _join(directory, base[len(WHITEOUT_PREFIX) :]) for directory, markers in self._markers.items() for base in markers
         ]

@@ -1,6 +1,6 @@
-"""Where the gzip members of a blob begin, and what they inflate to: two sorted columns of numbers.
+"""Maps the gzip members of a blob to the tar: two sorted columns of numbers.
 
-A blob of 16 MiB may hold 800,000 empty members. As a dict they take 105 MB, here 16 bytes each.
+A blob of 16 MiB may hold 800,000 empty members. A dict of them takes 105 MB, this class 16 bytes each.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Iterator, Mapping
 
 
 class MemberMap(Mapping[int, int]):
-    """From the blob offset of each member to the tar offset of its first byte."""
+    """Maps the blob offset of each member to the tar offset of its first byte."""
 
     def __init__(self) -> None:
         self._blob = array("Q")
         self._tar = array("Q")
 
     def add(self, blob_offset: int, tar_offset: int) -> None:
-        """The next member, behind all others."""
+        """Add the next member, in the order of the blob."""
         self._blob.append(blob_offset)
         self._tar.append(tar_offset)
 

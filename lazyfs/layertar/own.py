@@ -1,7 +1,7 @@
-"""Files of an image that have a name of the format's own, and are not the format's.
+"""Files of an image that happen to have a name that belongs to the format.
 
-Every eStargz layer has a `stargz.index.json` and a landmark in its root. Nobody shows them, and a conversion replaces them. A layer
-that no converter has written may have files of these names as well: then something of the image goes.
+Every eStargz layer has a `stargz.index.json` and a landmark in its root. They are never shown, and a conversion replaces
+them. A layer that no converter wrote may have files with these names as well: then part of the image is lost.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from lazyfs.layertar.content import read_content
 from lazyfs.layertar.plan import Planned
 
 _TOC: Final = re.compile(rb'\s*\{\s*"version"\s*:\s*1\s*,\s*"entries"\s*:\s*\[')
-"""How every writer of the format begins a TOC."""
+"""The start of a TOC, as every writer of the format writes it."""
 _LOOK: Final = 256
 
 
 def own_files(members: Sequence[TarMember], read_at: ReadAt) -> tuple[bytes, ...]:
-    """Blocking. The names, sorted, that are left out of the layer of `members` although the format has not put them there."""
+    """Blocking. The sorted names in `members` that are left out although they are not the format's files."""
     found = {member.entry.name: member for member in members if member.entry.name.partition(b"/")[0] in OWN_NAMES}
     return tuple(sorted(name for name, member in found.items() if not _is_of_the_format(member, read_at)))
 
 
 def own_note(names: Sequence[bytes]) -> str:
-    """What a user should know of the layer; empty where there are none."""
+    """The message for the user; empty if there are none."""
     if not names:
         return ""
     return (

@@ -1,8 +1,8 @@
-"""In which order a layer's entries are written.
+"""The order in which a layer's entries are written.
 
-The tar's own order, but for what readers need: a directory before what it holds, its opaque marker and whiteouts at once behind it
-(containerd fails on a whiteout that follows an entry of the same name), a hard link behind the file that it links to. What is
-prioritised comes first, with all that it needs, and the landmark behind it says how far to prefetch.
+The order of the tar, except where readers need another: a directory before its contents, with its opaque marker and whiteouts right
+after it (containerd fails on a whiteout that follows an entry of the same name), and a hard link after the file that it links to.
+Prioritised files come first, with everything that they need; the landmark after them ends the files to prefetch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lazyfs.layertar.layer_index import LayerIndex
 
 
 class Planned(msgspec.Struct, frozen=True, gc=False):
-    """An entry to be written, and where its bytes are: in the spooled tar, or here."""
+    """An entry to be written, and its bytes: in the spooled tar, or in this value."""
 
     entry: Entry
     extents: tuple[Extent, ...] = ()
@@ -25,9 +25,9 @@ class Planned(msgspec.Struct, frozen=True, gc=False):
 
 
 def plan_layer(index: LayerIndex, prioritized: Iterable[bytes] = (), *, landmark: bool = True) -> tuple[Planned, ...]:
-    """All entries of the layer in order, one landmark among them. `prioritized` are names of this layer, the first first.
+    """All entries of the layer in order, including one landmark. `prioritized` are names in this layer, in order.
 
-    Without `landmark` for a layer that is not written: nobody prefetches what is fetched whole.
+    Without `landmark` for an eager layer, which is not written and has nothing to prefetch.
     """
     plan = _Plan(index)
     for name in prioritized:
@@ -51,7 +51,7 @@ class _Plan:
         self.planned.append(Planned(Entry(name, "reg", 0, size=len(LANDMARK_CONTENT)), content=LANDMARK_CONTENT))
 
     def add(self, name: bytes) -> None:
-        """Put `name` into the plan, behind all that has to stand before it."""
+        """Add `name` to the plan, after everything that must precede it."""
         needed = []
         while name not in self._done:
             needed.append(name)
@@ -76,5 +76,5 @@ class _Plan:
 
 
 def _link(entry: Entry, name: bytes, target: bytes) -> Entry:
-    """A hard link tells what its target tells: runtimes differ on whose word counts."""
+    """A hard link with the attributes of its target: runtimes differ on which of the two count."""
     return Entry(name, "hardlink", entry.mode, entry.uid, entry.gid, entry.mtime_ns, 0, target)

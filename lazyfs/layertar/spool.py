@@ -1,15 +1,15 @@
-"""A layer's tar on disk while it is converted, verified or unpacked: downloaded, decompressed and verified in one pass.
+"""A layer's tar on disk while it is converted, verified or unpacked. Decompressing and verifying take one pass.
 
-The file has no name from the start, so that nothing is left behind whatever ends the process. Reading the tar by offset is
-what makes the rest simple: entries are indexed first, then ordered, then read in the new order.
+The file never has a name, so nothing is left behind however the process ends. Reading the tar by offset keeps the rest
+simple: entries are indexed, then ordered, then read in the new order.
 
-How the tar is compressed, the blob's first bytes say, as in containerd: its media type may be wrong, and the diff ID is checked
-either way.
+The blob's first bytes decide how it is compressed, as in containerd: its media type may be wrong, and the diff ID is checked
+in any case.
 
 Decompression is bounded: a layer that grows beyond 1032 times its blob (deflate's own limit) and 1 GiB is refused, and
-no step inflates more than a few MiB at once, so memory does not depend on what the blob claims. zstd knows no such limit: a few kilobytes
-fill a window of 128 MiB, and a disk. So a blob's size counts when it has come, and who unpacks several layers at once lets one at a time
-have a larger window than usual ones need.
+no step inflates more than a few MiB at once, so memory does not depend on what the blob claims. zstd has no such limit: a few kilobytes
+can fill a window of 128 MiB, and a disk. So only bytes that have arrived count, and of several layers unpacked at once only one at a
+time gets a larger window than layers usually need.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ __all__ = [
 
 _PULL: Final = 1 << 20
 _FEED: Final = 64 << 10
-"""Given to the inflater at once. Behind each gzip member it hands the rest back as a copy, and an eStargz layer has
+"""Bytes for one call of the inflater. After each gzip member it returns the rest as a copy, and an eStargz layer has
 thousands of members."""
 _INFLATE: Final = 4 << 20
 _MAX_RATIO: Final = 1032
@@ -60,28 +60,28 @@ PEEK: Final = 4
 _GZIP: Final = b"\x1f\x8b\x08"
 _ZSTD: Final = b"\x28\xb5\x2f\xfd"
 _ZSTD_SKIPPABLE: Final = b"\x2a\x4d\x18"
-"""Behind a byte from 0x50 to 0x5f: a frame without content, with which zstd may begin as well."""
+"""After a byte from 0x50 to 0x5f: a skippable frame, with which zstd data may begin as well."""
 
 LayerKind = Literal["gzip", "zstd", "tar"]
 
 SMALL_WINDOW: Final = 8 << 20
-"""Bytes of memory: what zstd needs at all levels up to 19, and so do Go's writers unless they are told otherwise."""
+"""Bytes of memory: enough for zstd at all levels up to 19, and for the defaults of Go's writers."""
 LARGEST_WINDOW: Final = 128 << 20
-"""The most that zstd takes without being asked to."""
+"""The largest window that zstd accepts by default."""
 
 Pull = Callable[[int], bytes | bytearray | memoryview]
-"""The next `count` bytes of the blob, exactly."""
+"""Returns exactly the next `count` bytes of the blob."""
 
 
 class NeedsMore(InvalidInput):
-    """A layer that cannot be unpacked with a small window while it comes, but perhaps with a large one now that all of it has come."""
+    """The layer could not be unpacked with a small window while it arrived. It may work with a large one, as the blob is complete."""
 
 
 class Spool:
-    """An uncompressed layer in an unnamed file. A context manager: leaving it gives the disk space back."""
+    """An uncompressed layer in an unnamed file. A context manager: leaving it frees the disk space."""
 
     def __init__(self, keep_blob: bool, folder: str | None = None) -> None:
-        """In `folder`, which is a store's, else in TMPDIR. Raises LocalError."""
+        """The file is made in `folder`, a store's, or else in TMPDIR. Raises LocalError."""
         with ExitStack() as stack:
             self._file = stack.enter_context(unnamed_file(folder))
             self.blob: IO[bytes] | None = stack.enter_context(unnamed_file(folder)) if keep_blob else None
@@ -89,9 +89,9 @@ class Spool:
         self._folder = folder
         self.size = 0
         self.blob_is_right = False
-        """Whether the blob has turned out to be what the manifest names. What is wrong then is wrong in the image."""
+        """Whether the blob has the manifest's digest. Any other fault is then one of the image."""
         self.members = MemberMap()
-        """Where `blob` is kept: the blob offset of each gzip member, and the tar offset of what it inflates to."""
+        """If `blob` is kept: the blob offset of each gzip member, and the tar offset of its content."""
 
     def __enter__(self) -> Self:
         return self
@@ -103,7 +103,7 @@ class Spool:
         self._stack.close()
 
     def take_blob(self) -> IO[bytes]:
-        """The blob, which stays open when this is closed."""
+        """The blob, which stays open when the spool is closed."""
         assert self.blob is not None
         blob, self.blob = self.blob, None
         return os.fdopen(os.dup(blob.fileno()), "rb")
@@ -126,11 +126,11 @@ def unpack(
     *,
     careful: bool = False,
 ) -> None:
-    """Fill `spool` with the tar in the blob that `pull` brings, and verify both the blob's digest and the tar's.
+    """Fill `spool` with the tar in the blob that `pull` returns, and verify the digests of both blob and tar.
 
-    `progress` gets the count of blob bytes of each step. Runs in a thread. `careful`: with a
-    window of SMALL_WINDOW at most, and no more bytes of tar than the bytes that have come may become. Where that is too little, NeedsMore is
-    raised after all of the blob has come and its digest was right. Raises what `pull` raises, InvalidInput, DigestMismatch, LocalError.
+    `progress` gets the count of blob bytes of each step. Runs in a thread. With `careful`
+    the window is at most SMALL_WINDOW and the tar is bounded by the bytes that have arrived. If that is too little, NeedsMore is
+    raised once the blob is complete and its digest was right. Raises what `pull` raises, InvalidInput, DigestMismatch, LocalError.
     """
     what = f"layer {layer.digest}"
     blob = _Blob(pull, layer.size, spool.blob, progress)
@@ -164,7 +164,7 @@ def unpack(
 
 
 def kind_of(start: bytes) -> LayerKind:
-    """How a blob that begins with these bytes, at least PEEK of them where it has as many, is compressed."""
+    """The compression of a blob that starts with these bytes: PEEK of them, or the whole blob."""
     if start.startswith(_GZIP):
         return "gzip"
     if start.startswith(_ZSTD) or (start[1:4] == _ZSTD_SKIPPABLE and start[0] & 0xF0 == 0x50):
@@ -173,7 +173,7 @@ def kind_of(start: bytes) -> LayerKind:
 
 
 class _Blob:
-    """The compressed bytes as a file to read from: hashed, counted, and kept where they may be needed again."""
+    """The compressed bytes as a readable file: hashed, counted, and kept if they may be needed again."""
 
     def __init__(self, pull: Pull, size: int, copy: IO[bytes] | None, progress: Callable[[int], None]) -> None:
         self._pull = pull
@@ -185,11 +185,11 @@ class _Blob:
 
     @property
     def come(self) -> int:
-        """Bytes that have come so far."""
+        """Bytes that have arrived so far."""
         return self._size - self._rest
 
     def peek(self, size: int) -> bytes:
-        """The first `size` bytes, fewer where there are fewer. The next read gives them again."""
+        """The first `size` bytes, or as many as there are. The next read returns them again."""
         self._peeked = self.read(size)
         return self._peeked
 
@@ -225,14 +225,14 @@ def _decompressed(blob: _Blob, kind: LayerKind, spool: Spool, bounds: Bounds, wi
         return
     source: SupportsRead[bytes] = blob
     if kind == "zstd":
-        file = cast(IO[bytes], blob)  # it is asked for no more than read
+        file = cast(IO[bytes], blob)  # only its read is called
         source = zstandard.ZstdDecompressor(max_window_size=window).stream_reader(file, read_size=_PULL, read_across_frames=True)
     while data := source.read(_PULL):
         yield data
 
 
 def _gunzip(blob: _Blob, spool: Spool, bounds: Bounds) -> Iterator[bytes]:
-    """What the gzip members in `blob` inflate to, one after the other. Each counts as an entry (format/bounds.py): it may be empty."""
+    """Inflate the gzip members in `blob` one by one. Each is charged as an entry (format/bounds.py), because it may be empty."""
     remember = spool.blob is not None
     consumed = 0
     inflated = 0
@@ -259,7 +259,7 @@ def _gunzip(blob: _Blob, spool: Spool, bounds: Bounds) -> Iterator[bytes]:
                     fresh = True
     if not consumed:
         raise EOFError("it is empty")
-    while not fresh and not stream.eof:  # what the inflater has read already, and held back for its bound
+    while not fresh and not stream.eof:  # output that the inflater held back because of its limit
         out = stream.decompress(b"", _INFLATE)
         if not out and not stream.eof:
             raise EOFError("it ends inside a gzip member")

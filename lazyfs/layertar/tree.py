@@ -1,9 +1,8 @@
-"""What the layers up to some height show together: enough of it to place the next layer's entries.
+"""The merged tree of the layers below the one being unpacked: enough of it to place that layer's entries.
 
-A layer cannot be described by itself. Its entries may lie in directories that only a layer below describes, or be reached
-through a symbolic link below. Runtimes resolve that while they unpack; a layer that is mounted lazily is never
-unpacked, so whoever describes it (the converter, or lazyfs for a layer that it fetches whole) resolves it, and writes out
-what it found.
+A layer cannot be described on its own. Its entries may be in directories that only a lower layer describes, or behind a symbolic
+link in a lower layer. Runtimes resolve that while they unpack. A lazy layer is never unpacked, so the converter (and lazyfs for an
+eager layer) resolves it and writes the result into the TOC.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from lazyfs.format.toc import MAX_NAME
 from lazyfs.format.whiteout import is_whiteout_device, place_of
 
 _MAX_LINKS = 255
-"""As many symbolic links on one way as the SecureJoin of Go's runtimes follows."""
+"""The number of symbolic links in one path that the SecureJoin of Go's runtimes follows."""
 
 
 class Node:
@@ -36,23 +35,23 @@ class ResolvedPath(NamedTuple):
     """Where a path leads."""
 
     name: bytes
-    """The clean name without symbolic links on it, whether or not something is there."""
+    """The clean name without symbolic links, whether or not it exists."""
     node: Node | None
-    """None where nothing is there."""
+    """None if nothing is there."""
     links: tuple[tuple[bytes, Node], ...]
-    """The symbolic links on the way, under their own names."""
+    """The symbolic links that were followed, under their own names."""
 
 
 class LowerTree:
-    """The merged tree. Layers are put on it from the lowest up."""
+    """The merged tree of the lower layers. Layers are added from the lowest up."""
 
     def __init__(self) -> None:
         self.root = Node(Entry(b"", "dir"), -1)
 
     def resolve(self, path: bytes, bounds: Bounds = UNBOUNDED) -> ResolvedPath:
-        """Where `path` leads, its last component followed as well; a circle leads nowhere. The steps are counted in `bounds`.
+        """Resolve `path`, following symbolic links in its last component too. A loop resolves to nothing. Steps are charged to `bounds`.
 
-        As in Go's runtimes: nothing climbs above the root, and `..` goes back from what is missing, too.
+        As in Go's runtimes `..` stops at the root, and works after missing components too.
         """
         bounds.step(1 + path.count(b"/"))
         names: list[bytes] = []
@@ -86,10 +85,10 @@ class LowerTree:
         return ResolvedPath(b"/".join(names), nodes[-1], tuple(links))
 
     def make(self, path: bytes, layer: int, what: str, bounds: Bounds = UNBOUNDED) -> tuple[bytes, Node] | None:
-        """The directory that `path` leads to, under its real name; made where it is missing, with its parents: root's, 0755.
+        """The directory at `path`, under its real name. If missing it is created with its parents, owned by root, mode 0755.
 
-        None where that name lies below a whiteout's: nobody would show it. Raises InvalidTar, naming `what`, where something else
-        stands in the way, and where the name is longer than a path can be.
+        None if the name is below a whiteout's, where it is never shown. Raises InvalidTar, naming `what`, if something that is not a
+        directory is in the way or the name is longer than PATH_MAX.
         """
         resolved = self.resolve(path, bounds)
         if len(resolved.links) > _MAX_LINKS:
@@ -118,7 +117,7 @@ class LowerTree:
         return resolved.name, node
 
     def put(self, entries: Iterable[Entry], layer: int) -> None:
-        """Put a layer on that is described already: names are taken as they are, as the mount takes them (lazyfs/vfs/tree.py)."""
+        """Add a layer that has a TOC: names are taken literally, as in a mount (lazyfs/vfs/tree.py)."""
         listed = [(entry, *entry.name.rpartition(b"/")[::2]) for entry in entries]
         for _, parent, base in listed:
             directory = self._at(parent) if base.startswith(WHITEOUT_PREFIX) else None
@@ -136,7 +135,7 @@ class LowerTree:
                 continue
             shown = named.get(entry.link) if entry.type == "hardlink" else entry
             if shown is None:
-                continue  # a link to a whiteout or a landmark shows nothing
+                continue  # a link to a whiteout or a landmark is not shown
             named[entry.name] = shown
             children = self._make_exact(parent, layer).children
             assert children is not None
@@ -155,7 +154,7 @@ class LowerTree:
         return node
 
     def _make_exact(self, path: bytes, layer: int) -> Node:
-        """The directory under this very name: what else is there gives way."""
+        """The directory with exactly this name; replaces anything else there."""
         node = self.root
         done: list[bytes] = []
         for part in path.split(b"/") if path else ():
