@@ -1,13 +1,12 @@
-"""A process that builds images for lazyfs/native/builder.py, layer after layer, until its standard input ends.
+"""A process that builds EROFS images for lazyfs/native/builder.py, layer by layer, until the end of its standard input.
 
-It is a process of its own because an image takes up to a second of pure Python, which no event loop should wait for, and
-it imports little because its start is part of somebody's first mount. It takes turns with its parent, one line of JSON a
-message:
+It is a separate process because an image takes up to a second of pure Python, too long for an event loop, and it imports little
+because the first mount waits for its start. It exchanges messages with its parent, each one line of JSON:
 
-    parent  Read       which document to read
+    parent  Read         which document to read
     child   NeededBelow  what the layer needs from below; or Failed
-    parent  Build      where to put the image, and what is below; or another Read, when that image is there already
-    child   Built      it is published; or Failed
+    parent  Build        where to put the image, and what is below; or another Read, if the image exists already
+    child   Built        it is published; or Failed
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from lazyfs.erofs.work import Build, Read, Worker
 
 
 def main() -> None:
-    """Answer until there are no more questions."""
-    gc.disable()  # nothing here makes cycles, and what it would look through is large
+    """Answer messages until standard input ends."""
+    gc.disable()  # nothing here makes cycles, and the heap to scan is large
     worker = Worker()
     questions = msgspec.json.Decoder(Read | Build)
     for line in sys.stdin.buffer:

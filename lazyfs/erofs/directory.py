@@ -1,4 +1,4 @@
-"""A directory's data: blocks of 4 KiB, each with its entries first and their names behind, sorted by name from block to block.
+"""A directory's data: blocks of 4 KiB, each with its entries followed by their names, sorted by name across blocks.
 
 The kernel looks a name up by bisecting blocks and then entries, so hundreds of thousands of names cost it a few reads.
 """
@@ -16,16 +16,16 @@ _DIRENT_FORMAT: Final = DIRENT.format[1:]
 
 
 class Extent(NamedTuple):
-    """How a directory's names fall into blocks."""
+    """The division of a directory's names into blocks."""
 
     starts: tuple[int, ...]
     """Index of each block's first name."""
     size: int
-    """Bytes of the directory: full blocks, and what the last one holds."""
+    """Bytes of the directory: full blocks, and the used part of the last one."""
 
 
 def extent_of(names: Sequence[bytes]) -> Extent:
-    """How `names` (sorted, `.` and `..` among them, each at most 255 bytes) fall into blocks."""
+    """Divide `names` (sorted, with `.` and `..`, each at most 255 bytes) into blocks."""
     size = DIRENT_SIZE * len(names) + sum(map(len, names))
     if size <= BLOCK:
         return Extent((0,), size)

@@ -1,12 +1,12 @@
-"""A layer's metadata as an EROFS image, for overlayfs to lay over the files' data: a pure function of the layer's entries.
+"""Writes a layer's metadata as an EROFS image, over which overlayfs finds the files' data: a pure function of the entries.
 
-There is no data in it. A regular file that is not empty is one hole of its size, and two attributes send overlayfs to the
-object that holds its bytes: `trusted.overlay.metacopy`, and `trusted.overlay.redirect` = `/NAME of the object`.
+It holds no file data. A regular file that is not empty is one hole of its size, and two attributes point overlayfs to the
+object with its bytes: `trusted.overlay.metacopy`, and `trusted.overlay.redirect` = `/NAME of the object`.
 
-Layout, from the beginning: superblock, then inodes with all that stands behind them (xattrs, a directory's last partial
-block, a symbolic link's target), then the blocks of large directories. A directory is followed by its files in the order
-of their names and then by its subdirectories: whoever walks the tree reads the image from front to back. All whiteouts
-are one inode. No clock and no random uuid: equal entries give equal bytes.
+Layout, from the beginning: superblock, then inodes, each followed by its xattrs, and the last partial block of a
+directory or the target of a symbolic link, then the blocks of large directories. A directory is followed by its files in the order
+of their names and then by its subdirectories: a walk of the tree reads the image from front to back. All whiteouts
+share one inode. There is no timestamp and no random UUID: equal entries give equal bytes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from lazyfs.format.whiteout import device_of
 from lazyfs.store.content import content_of
 
 WRITER_VERSION: Final = 3
-"""Raised whenever the same entries give another image: it is part of every image's name."""
+"""Increased whenever the same entries would give another image. Part of every image's name."""
 
 _FILE_TYPES: Final = {
     "reg": (stat.S_IFREG, FT_REG),
@@ -68,8 +68,8 @@ _SECOND: Final = 10**9
 def write_image(entries: Sequence[Entry], file: IO[bytes], inherited: Mapping[bytes, Entry] | None = None) -> None:
     """Write the image of a layer to `file`, from its beginning.
 
-    `inherited` says what the layers below show at `implied_directories(entries)`; what it lacks is root's, 0755. Raises InvalidToc
-    for what no EROFS image can hold.
+    `inherited` has the attributes in the layers below of the directories in `Outline.implied`; others belong to root, mode 0755. Raises
+    InvalidToc for entries that no EROFS image can hold.
     """
     outline = Outline(entries)
     outline.complete(inherited or {})
@@ -77,14 +77,14 @@ def write_image(entries: Sequence[Entry], file: IO[bytes], inherited: Mapping[by
 
 
 def write_outline(outline: Outline, file: IO[bytes]) -> None:
-    """The same for a layer already arranged, and completed."""
+    """Write the image of a completed outline to `file`."""
     layout = _Layout()
     layout.place(outline.root)
     file.writelines(layout.image())
 
 
 class _Listing(NamedTuple):
-    """A directory that has its place, and is written when all that it lists has one."""
+    """A directory that has its place, to be written once all its entries have theirs."""
 
     directory: Directory
     parent: Directory
@@ -96,11 +96,11 @@ class _Listing(NamedTuple):
     nlink: int
     ino: int
     inline: bool
-    """Whether the last block's bytes stand behind the inode."""
+    """Whether the last, partial block follows the inode."""
 
 
 class _Layout:
-    """Inodes in the order in which the image has them; what has to wait until all have their place; blocks behind them."""
+    """Inodes in the order of the image; what has to wait until all have their place; and the blocks after them."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = [b""]
@@ -108,11 +108,11 @@ class _Layout:
         self._inodes = 0
         self._listings: list[_Listing] = []
         self._lone_links: list[tuple[int, bytes, Inode, int]] = []
-        """Symbolic links that have no room for their target in one block: piece, xattrs, inode, its number."""
+        """Symbolic links whose target does not fit into the same block: piece, xattrs, inode, its number."""
         self._any_whiteout = False
 
     def place(self, root: Directory) -> None:
-        """Give `root` and all below it a place. Covered is what lies in an opaque directory: whiteouts have nothing to hide there."""
+        """Give `root` and everything below it a place. `covered`: inside an opaque directory, where whiteouts have nothing to hide."""
         stack = [(root, root, False)]
         while stack:
             directory, parent, covered = stack.pop()
@@ -129,9 +129,9 @@ class _Layout:
             stack.extend((node, directory, covered) for node in reversed(below))
 
     def image(self) -> list[bytes]:
-        """The whole image, in pieces. Once."""
+        """The whole image, in pieces. To be called once."""
         whiteout = self._place_whiteout() if self._any_whiteout else 0
-        # One slot more than inodes need: fsck.erofs 1.5 reads an xattr header behind each, also behind the last that has none.
+        # One slot more than inodes need: fsck.erofs 1.5 reads an xattr header after each, even after the last one without xattrs.
         first_block = -(-(self._position + SLOT) // BLOCK)
         pieces = self._pieces
         pieces.append(bytes(first_block * BLOCK - self._position))
@@ -248,7 +248,7 @@ def _directory_inode(listing: _Listing, address: int) -> bytes:
 
 def _inode(entry: Entry, layout: int, file_type: int, xattrs: bytes, size: int, special: int, ino: int, nlink: int) -> bytes:
     seconds, nanoseconds = divmod(entry.mtime_ns, _SECOND)
-    # Whatever a layer says of a symbolic link's mode, Linux keeps none of it.
+    # Linux ignores the mode of symbolic links.
     mode = 0o777 if file_type == stat.S_IFLNK else entry.mode & 0o7777
     return INODE.pack(
         layout,
@@ -277,7 +277,7 @@ def _object_name(entry: Entry) -> str:
 
 
 def _device(entry: Entry) -> int:
-    """As the kernel's new_encode_dev has it."""
+    """Encode a device number as the kernel's new_encode_dev does."""
     major, minor = device_of(entry)
     return (minor & 0xFF) | major << 8 | (minor & ~0xFF) << 12
 

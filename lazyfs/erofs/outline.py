@@ -1,19 +1,19 @@
-"""What one layer says, arranged the way overlayfs reads a layer: directories with children, whiteouts, opaque marks.
+"""The outline of one layer as overlayfs reads it: directories with children, whiteouts, opaque directories.
 
-The meaning of a layer's names is that of the merged tree (lazyfs/vfs/tree.py); here it is told by one layer without the
-others, since overlayfs merges by itself:
+Names mean the same as in the merged tree (lazyfs/vfs/tree.py), but each layer is translated on its own, because overlayfs does the
+merging:
 
     .wh.X, and no X here       a whiteout named X (character device 0:0)
-    .wh.X beside a directory X X is opaque: nothing from below shows in it
-    .wh.X beside another X     nothing: X covers what is below anyway
+    .wh.X beside a directory X X is opaque: it shows nothing from below
+    .wh.X beside another X     nothing: X covers the name below anyway
     .wh..wh..opq               the directory is opaque; it keeps its attributes
-    char device 0:0            a whiteout. To overlayfs it is one, in an unpacked layer too: it cannot be shown as a device
+    char device 0:0            a whiteout, as overlayfs treats it in an unpacked layer too: it cannot be shown as a device
 
 A directory that a layer implies but does not name takes its attributes from the layers below: `inherited` has them. One
-that is implied by nothing but whiteouts exists only where there is something to hide, that is, where `inherited` has it.
+implied only by whiteouts exists only if there is something to hide, that is, if `inherited` has it.
 
-One thing no layer may hold: a name of an object in its root. overlayfs looks for a file's data in the layers below before
-it comes to the data layers, and would take a base image's `/sha256-…` for the bytes of a file above it.
+No layer may have an object's name in its root: overlayfs looks for a file's data in the lower layers before the data layers,
+and would use a base image's `/sha256-…` as the bytes of a file in a layer above it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _OBJECTS: Final = (SINGLE.encode(), SEVERAL.encode())
 
 
 class Inode:
-    """Whatever is not a directory: one inode, under one name or several."""
+    """Anything but a directory: one inode with one name or several."""
 
     __slots__ = ("entry", "nid", "nlink")
 
@@ -38,7 +38,7 @@ class Inode:
         self.entry = entry
         self.nlink = 1
         self.nid = 0
-        """Where the image has it; 0 until it has a place."""
+        """Its number in the image; 0 until it has a place."""
 
 
 class Directory:
@@ -49,12 +49,12 @@ class Directory:
     def __init__(self, path: bytes, entry: Entry | None) -> None:
         self.path = path
         self.entry = entry
-        """None where the layer does not name it."""
+        """None if the layer does not name it."""
         self.children: dict[bytes, Inode | Directory] = {}
         self.whiteouts: set[bytes] = set()
         self.opaque = False
         self.fresh = False
-        """The layer whites out what was here below: this is another directory of the same name, and inherits nothing."""
+        """Whether the layer whites out this name: then it is a new directory with the same name and inherits nothing."""
         self.nid = 0
 
 
@@ -62,7 +62,7 @@ class Outline:
     """A layer's directories, by path and as a tree."""
 
     def __init__(self, entries: Sequence[Entry]) -> None:
-        """About 1 µs an entry. Raises InvalidToc where a name needs a file to be a directory."""
+        """Costs about 1 µs an entry. Raises InvalidToc if a name needs a file to be a directory."""
         self.root = Directory(b"", None)
         self.directories: dict[bytes, Directory] = {b"": self.root}
         self._markers: list[tuple[bytes, bytes]] = []
@@ -89,8 +89,8 @@ class Outline:
         return tuple(sorted(path for path in needed if not self._is_named(path) and not self._hidden(path)))
 
     def complete(self, inherited: Mapping[bytes, Entry]) -> None:
-        """Put whiteouts in their place, and attributes from `inherited` (path -> entry of the merged tree below) on what
-        is implied. Once."""
+        """Add whiteouts, and give implied directories the attributes in `inherited` (path -> entry of the merged tree below). To be
+        called once."""
         for parent, name in self._markers:
             directory = self.directories.get(parent)
             if directory is None:
@@ -112,7 +112,7 @@ class Outline:
         return directory is not None and directory.entry is not None
 
     def _hidden(self, path: bytes) -> bool:
-        """Whether the layer hides what the layers below have at `path`. Remembered: a path may be two thousand names deep."""
+        """Whether the layer hides `path` of the layers below. Cached: a path may be two thousand names deep."""
         unknown = []
         while path not in self._hides:
             unknown.append(path)
@@ -161,7 +161,7 @@ class Outline:
                     children[name] = target
                 elif entry.link in devices_0_0:
                     directory.whiteouts.add(name)
-                # else its target is a landmark or a whiteout, which shows nothing: parse_toc admits no other
+                # else its target is a landmark or a whiteout, which is not shown: parse_toc allows no other
             elif kind == "char" and is_whiteout_device(kind, entry.major, entry.minor):
                 devices_0_0.add(path)
                 directory.whiteouts.add(name)
@@ -200,7 +200,7 @@ class Outline:
 
 
 def root_is_opaque(entries: Sequence[Entry]) -> bool:
-    """Whether nothing of the layers below is seen. overlayfs does not heed this: the stack must end with this layer."""
+    """Whether the layer hides all layers below. overlayfs ignores that in a root, so the stack must end with this layer."""
     return any(entry.name == OPAQUE_MARKER for entry in entries)
 
 

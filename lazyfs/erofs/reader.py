@@ -1,7 +1,7 @@
-"""One question to the layers of a stack: which attributes do they show for a directory?
+"""Finds the attributes that a stack of layers shows for a directory.
 
-Looked up as overlayfs would, in the topmost layer first. Most are images that `write_image` made: ours, and complete when they got
-their name; a damaged one is an error here, never a guess. The others are directories (unpacked.py).
+It looks them up as overlayfs does, topmost layer first. Most layers are images made by `write_image`, which were complete when they
+got their name; a damaged one is an error, never a guess. The others are directories (unpacked.py).
 """
 
 from __future__ import annotations
@@ -40,10 +40,9 @@ _PREFIXES: Final = dict(XATTR_PREFIXES) | {index: name for name, index in XATTR_
 
 
 def inherited_from(layers: Sequence[Path], paths: Iterable[bytes]) -> dict[bytes, Entry]:
-    """What a stack of `layers` (images and directories, lowest first) shows for directories: path -> entry. Left out is what it does
-    not show as one.
+    """The directories among `paths` that a stack of `layers` (images and directories, lowest first) shows: path -> entry.
 
-    Raises StoreUnusable for a layer that cannot be read.
+    Raises StoreUnusable if a layer cannot be read.
     """
     found: dict[bytes, Entry] = {}
     with ExitStack() as stack:
@@ -71,11 +70,11 @@ class _Inode(NamedTuple):
     blocks: int
     """Offset of the full blocks."""
     tail: int
-    """Offset of what stands behind the inode; -1 where nothing does."""
+    """Offset of the data after the inode; -1 if there is none."""
 
 
 class _Image:
-    """An image, mapped."""
+    """An image, mapped into memory."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -90,7 +89,7 @@ class _Image:
             raise self._damaged("no superblock")
         self._root: int = fields[5]
         self._known: dict[bytes, tuple[_Inode, bool]] = {}
-        """Directories that were on the way to others, and whether the images below have no say in what is there."""
+        """Directories that were passed on the way to others, and whether they hide the layers below."""
 
     def __enter__(self) -> Self:
         return self
@@ -99,7 +98,7 @@ class _Image:
         self._data.close()
 
     def look_up(self, path: bytes) -> tuple[Entry | None, bool]:
-        """(the directory at `path` or None, whether the images below have no say in what is at `path`)."""
+        """(the directory at `path` or None, whether this layer hides `path` of the layers below)."""
         try:
             if not self._known:
                 root = self._inode(self._root, b"")
@@ -132,7 +131,7 @@ class _Image:
         return _Inode(entry, opaque, size, special * BLOCK, body + length if layout == FLAT_INLINE else -1)
 
     def _xattrs(self, position: int, end: int) -> tuple[tuple[tuple[bytes, bytes], ...], bool]:
-        """(the layer's own ones, whether the directory is opaque)."""
+        """(the layer's own attributes, whether the directory is opaque)."""
         own = []
         opaque = False
         while position < end:
@@ -148,7 +147,7 @@ class _Image:
         return tuple(own), opaque
 
     def _child(self, directory: _Inode, name: bytes) -> tuple[int, int]:
-        """(nid, file type) of a name; nid 0 where there is none. Bisects the blocks by their first names, as the kernel does."""
+        """(nid, file type) of a name; nid 0 if it is absent. Bisects the blocks by their first names, as the kernel does."""
         low, high = 0, -(-directory.size // BLOCK) - 1
         while low < high:
             middle = (low + high + 1) // 2
@@ -172,7 +171,7 @@ class _Image:
         return start, start + length
 
     def _name(self, start: int, end: int, position: int) -> bytes:
-        """The name of the entry at `position` in a block; the last one ends with the block's end or a NUL."""
+        """The name of the entry at `position` in a block; the last name ends at the end of the block or at a NUL."""
         offset = start + DIRENT.unpack_from(self._data, position)[1]
         first = start + DIRENT.unpack_from(self._data, start)[1]
         after = position + DIRENT_SIZE

@@ -1,6 +1,6 @@
-"""The same question as reader.py's, asked of a layer that containerd has unpacked into a directory: below, above and between layers of ours.
+"""As reader.py, for a layer that containerd unpacked into a directory. Such layers may be anywhere in a stack.
 
-Looked up by descriptors, one name at a time and no symbolic link followed: what containerd unpacks is an image's, and hostile.
+It opens one name at a time by descriptor and follows no symbolic link: the contents come from an image and may be hostile.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class UnpackedLayer:
-    """One directory. A context manager; its `look_up` answers as that of an image does (reader.py)."""
+    """One directory. A context manager; its `look_up` is that of an image (reader.py)."""
 
     def __init__(self, path: Path) -> None:
         """Raises StoreUnusable."""
@@ -37,7 +37,7 @@ class UnpackedLayer:
         os.close(self._root)
 
     def look_up(self, path: bytes) -> tuple[Entry | None, bool]:
-        """(the directory at `path` or None, whether the layers below have no say in what is at `path`). Raises StoreUnusable."""
+        """(the directory at `path` or None, whether this layer hides `path` of the layers below). Raises StoreUnusable."""
         try:
             return self._look_up(path)
         except OSError as error:

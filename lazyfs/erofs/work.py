@@ -1,4 +1,4 @@
-"""What building an image takes, as messages: read a layer's TOC, say what it needs from below, write and publish."""
+"""The messages for building an image: read a layer's TOC, say what it needs from below, write and publish the image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lazyfs.format.estargz import ESTARGZ
 from lazyfs.store.store_error import store_error
 
 _MOST_IMPLIED: Final = 16 << 20
-"""Bytes of names. Layers that were built imply a handful of directories; each is looked up in all layers below."""
+"""Bytes of names. Real layers imply a handful of directories; each is looked up in all layers below."""
 
 
 class Read(msgspec.Struct, frozen=True, tag=True):
@@ -53,13 +53,13 @@ class Build(msgspec.Struct, frozen=True, tag=True):
 
 
 class Built(msgspec.Struct, frozen=True, tag=True):
-    """It is there, complete and durable."""
+    """The image exists, complete and durable."""
 
     size: int
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """The error's class in lazyfs/errors.py, and what it says."""
+    """The error's class in lazyfs/errors.py, its message and its hint."""
 
     kind: str
     message: str
@@ -73,7 +73,7 @@ class Worker:
         self._outline: Outline | None = None
 
     def answer(self, question: Read | Build) -> NeededBelow | Built | Failed:
-        """Do what is asked. An error of ours becomes an answer; any other ends the process, and its parent sees that."""
+        """Carry out a message. A LazyfsError becomes an answer; any other error ends the process, which its parent notices."""
         try:
             return self._read(question) if isinstance(question, Read) else self._build(question)
         except LazyfsError as error:
@@ -113,9 +113,9 @@ class Worker:
 
 
 def publish(folder: str, name: str, write: Callable[[IO[bytes]], None]) -> int:
-    """A file `name` in `folder`, 0444, with what `write` puts into it. Its size in bytes.
+    """Publish a file `name` in `folder`, mode 0444, with the bytes that `write` writes. Returns its size.
 
-    It gets its name when it is complete and durable: a crash leaves nothing. One that is there already stays. Raises OSError.
+    It gets its name when it is complete and durable, so a crash leaves nothing. An existing file stays. Raises OSError.
     """
     parent = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -125,8 +125,8 @@ def publish(folder: str, name: str, write: Callable[[IO[bytes]], None]) -> int:
             file.flush()
             os.fchmod(fd, 0o444)
             os.fsync(fd)
-            with suppress(FileExistsError):  # somebody else was as quick, and his bytes are the same
-                # Only with a directory's descriptor does os.link follow the link that leads to the open file.
+            with suppress(FileExistsError):  # another process published the same bytes first
+                # os.link follows the symbolic link to the open file only if it is given a directory descriptor.
                 os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=parent, follow_symlinks=True)
             os.fsync(parent)
             return file.tell()

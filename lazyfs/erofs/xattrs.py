@@ -1,9 +1,9 @@
-"""Extended attributes of one inode, as EROFS stores them behind it.
+"""The extended attributes of an inode, as EROFS stores them after it.
 
-What overlayfs obeys (`trusted.overlay.*`) is ours alone to say. A layer's own attributes of that name are escaped the way
+Only lazyfs may set the attributes that overlayfs obeys (`trusted.overlay.*`). A layer's own attributes of that name are escaped as
 overlayfs escapes them itself, `trusted.overlay.overlay.NAME`: the container sees `trusted.overlay.NAME`, and no image can
-name another's object. `user.overlay.*` means nothing in a mount made by root, is shown as it is, and its escape would
-not be undone: it stays.
+point to another's object. `user.overlay.*` has no meaning in a mount made by root and overlayfs would not undo an escape, so it
+stays as it is.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _NAME_MAX: Final = 255
 
 
 def xattr_body(own: bytes, entry: Entry) -> bytes:
-    """The bytes between an inode and its data: `own` (encoded, for overlayfs), then those of `entry` that a mount shows. Empty where
-    there is none.
+    """The bytes between an inode and its data: `own` (encoded, for overlayfs), then those of `entry` that a mount shows. Empty if there
+    are none.
 
-    Raises InvalidToc, naming the entry, for what is too large for EROFS.
+    Raises InvalidToc, naming the entry, if they are too large for EROFS.
     """
     name = entry.name
     body = own
     for key, value in shown_xattrs(entry):
         escaped = _ESCAPED + key[len(OVERLAY) :] if key.startswith(OVERLAY) else key
-        # overlayfs cannot escape what would grow beyond a name's limit: to it, that attribute does not exist.
+        # overlayfs cannot escape a name that would exceed the limit of a name: it treats that attribute as absent.
         if len(escaped) > _NAME_MAX:
             continue
         if len(value) > XATTR_VALUE_MAX:
@@ -57,7 +57,7 @@ def xattr_body(own: bytes, entry: Entry) -> bytes:
 
 
 def encoded(key: bytes, value: bytes) -> bytes:
-    """One attribute as it is stored; empty for a name that EROFS has no prefix for."""
+    """One attribute as stored; empty for a name without an EROFS prefix."""
     index = XATTR_WHOLE_NAMES.get(key)
     rest = b""
     if index is None:
@@ -72,21 +72,21 @@ def encoded(key: bytes, value: bytes) -> bytes:
 
 
 def unescaped(key: bytes) -> bytes | None:
-    """The layer's own name for a stored attribute; None for one that speaks to overlayfs."""
+    """The layer's own name for a stored attribute; None for one addressed to overlayfs."""
     if key.startswith(_ESCAPED):
         return OVERLAY + key[len(_ESCAPED) :]
     return None if key.startswith(OVERLAY) else key
 
 
 OPAQUE: Final = encoded(OVERLAY + b"opaque", b"y")
-"""Nothing of the layers below shows in this directory."""
+"""This directory shows nothing of the layers below."""
 WITH_WHITEOUTS: Final = encoded(OVERLAY + b"origin", b"")
 """overlayfs filters whiteouts out of a listing only where directories merge, or where it believes that a directory was copied
-up: without this, `ls` in a directory that no layer below has would name what cannot be opened."""
+up: without this, `ls` in a directory that no lower layer has would list names that cannot be opened."""
 _METACOPY: Final = encoded(OVERLAY + b"metacopy", b"")
-"""This inode is a file's metadata only."""
+"""The inode holds only a file's metadata."""
 
 
 def data_at(object_name: str) -> bytes:
-    """What sends overlayfs to a file's bytes: the object of that name in the first data-only layer that has it."""
+    """The attributes that point overlayfs to a file's bytes: the object of that name in the first data-only layer that has it."""
     return _METACOPY + encoded(OVERLAY + b"redirect", b"/" + object_name.encode())

@@ -1,4 +1,4 @@
-"""An image resolved: from a reference to the manifest for one platform, its config, and its layers."""
+"""Resolves an image: from a reference to the manifest for one platform, its config and its layers."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ class Image(NamedTuple):
 
 
 async def resolve_image(source: ImageSource, reference: str, platform: Platform, store: Store | None) -> Image:
-    """The image that `reference` (a tag or a digest) means on `platform`.
+    """The image that `reference` (a tag or digest) names for `platform`.
 
-    With a store, what it holds is not asked for again and what arrives is kept: a digest that was resolved before
-    needs no source. A tag is always asked for, because it may have moved. Raises SourceError, InvalidManifest, DigestMismatch.
+    With a store, documents in it are not fetched again and new ones are kept, so a digest that was resolved before
+    needs no source. A tag is always looked up at the source, because it may have moved. Raises SourceError, InvalidManifest, DigestMismatch.
     """
     digest, document = await resolve_manifest(source, reference, platform, store)
     name = f"{source.name}@{digest}"
@@ -67,7 +67,7 @@ async def resolve_image(source: ImageSource, reference: str, platform: Platform,
 async def resolve_manifest(
     source: ImageSource, reference: str, platform: Platform, store: Store | None
 ) -> tuple[Digest, Manifest]:
-    """The manifest that `reference` means on `platform`, without its config. As `resolve_image` otherwise."""
+    """The manifest that `reference` names for `platform`, without its config. Otherwise as `resolve_image`."""
     documents = _Documents(source, store)
     digest, document = await documents.get(reference, "")
     if isinstance(document, Index):
@@ -76,9 +76,9 @@ async def resolve_manifest(
 
 
 async def load_layers(source: ImageSource, store: Store | None, image: Image) -> tuple[Layer, ...]:
-    """All layers of `image`, in parallel, each lazy. Raises what the lowest layer that fails raises, its position named.
+    """Load all layers of `image` in parallel; all must be lazy. Raises the error of the lowest layer that fails, with its position.
 
-    NotLazy also where the registry serves no ranges of a layer.
+    NotLazy also if the registry does not serve ranges of a layer.
     """
     bounds = ImageBounds()
     loads = [partial(load_layer, source, store, descriptor, image=bounds) for descriptor in image.layers]
@@ -98,7 +98,7 @@ async def load_layers(source: ImageSource, store: Store | None, image: Image) ->
 
 
 async def all_of(calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T | LazyfsError]:
-    """What each call returned, or the error it raised, in order; at most 8 at once. Cancelled: all are."""
+    """What each call returned, or the error it raised, in order; at most 8 at once. Cancelled: all calls are."""
     results: list[T | LazyfsError | None] = [None] * len(calls)
     places = trio.CapacityLimiter(8)
 

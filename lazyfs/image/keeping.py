@@ -1,4 +1,4 @@
-"""What an image was resolved with, kept for the next time, as far as there is room."""
+"""Keeps the documents of an image in the store for the next time, if there is space."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _log = logging.getLogger(__name__)
 
 
 def keep(store: Store, digest: Digest, data: bytes | bytearray, note: str = "", value: str = "") -> None:
-    """Blocking. Keep a document and, under the key `note`, a note. Without room it is used unkept, like everything else.
+    """Blocking. Keep a document and, under the key `note`, a note. On a full disk they are used without being kept, as chunks are.
 
     Raises StoreUnusable.
     """

@@ -1,11 +1,10 @@
-"""A layer: its descriptor, and its TOC, verified.
+"""A layer: its descriptor and its verified TOC.
 
 The trust chain goes manifest -> an annotation of the layer -> TOC -> chunk digests. The layer's dialect (format/dialect.py) says which
-annotation, and where the TOC is; what it reads for that (a footer) stands outside of the chain: a lie there ends in a digest that does
-not match.
+annotation, and where the TOC is; what it reads for that (a footer) is not part of the chain: a false one leads to a digest mismatch.
 
-A layer that has no such TOC is fetched whole (lazyfs/eager); we then write a TOC of it ourselves, so that everybody behind
-this sees one kind of layer.
+A layer without such a TOC is fetched whole (lazyfs/eager); lazyfs then writes a TOC for it, so that all other code sees one kind of
+layer.
 """
 
 from __future__ import annotations
@@ -37,11 +36,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _UNKNOWN: Final = 16 << 20
-"""Bytes that a TOC is taken to have of which that was not noted."""
+"""Bytes to assume for a TOC whose size was not noted."""
 
 
 class Whole(NamedTuple):
-    """What it takes to fetch a layer whole."""
+    """What is needed to fetch a layer whole."""
 
     reason: str
     """Why it is not lazy, as the end of a sentence that begins with the layer."""
@@ -54,12 +53,12 @@ class Layer(NamedTuple):
     descriptor: Descriptor
     toc_digest: Digest
     toc_offset: int
-    """Where the chunks end: in the blob, or for a layer that is not lazy in the sum of its files."""
+    """Where the chunks end: in the blob, or for an eager layer in the sequence of its files."""
     entries: tuple[Entry, ...]
     whole: Whole | None = None
-    """For a layer that is not lazy: no chunk of it can be fetched alone."""
+    """Set for an eager layer: its chunks cannot be fetched on their own."""
     note: str = ""
-    """What a full pull would show and this layer does not, in words; empty where there is nothing."""
+    """What a full pull would show and this layer does not, in words; empty if nothing."""
     dialect: Dialect = ESTARGZ
 
     @property
@@ -68,16 +67,16 @@ class Layer(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """Why it is not lazy; empty where it is."""
+        """Why the layer is not lazy; empty if it is."""
         return self.whole.reason if self.whole else ""
 
     def without_entries(self) -> Self:
-        """The layer where nobody needs its entries any more: they are nearly all of its memory, and its TOC is in the store."""
+        """The layer for holders that do not need its entries, which are nearly all of its memory. Its TOC is in the store."""
         return self._replace(entries=())
 
     @property
     def prefetch_end(self) -> int:
-        """Blob offset up to which the author wants the layer fetched first; 0 where there is no landmark for it."""
+        """Blob offset of the end of the files to prefetch; 0 without a landmark."""
         for entry in self.entries:
             if entry.name == PREFETCH_LANDMARK and entry.chunks:
                 return entry.chunks[0].member
@@ -91,19 +90,19 @@ class Layer(NamedTuple):
 
 
 class Toc(NamedTuple):
-    """A layer's TOC, verified, and not yet parsed."""
+    """A layer's TOC, verified but not yet parsed."""
 
     descriptor: Descriptor
     claim: TocClaim
     offset: int
     """Where the chunks end in the blob."""
     arrived: int
-    """Bytes of it that came, compressed."""
+    """Compressed bytes of it that arrived."""
     data: bytes | bytearray
-    """Its dialect's document."""
+    """The dialect's document."""
 
     def layer(self, *, accepted: bool = False, image: ImageBounds | None = None) -> Layer:
-        """Blocking, in a thread of trio's, which ends where its caller is cancelled. Parsed: 7 µs an entry. Raises InvalidToc."""
+        """Parse it, at 7 µs an entry. Blocking, in a trio thread, which stops when its caller is cancelled. Raises InvalidToc."""
         left_out = LeftOut()
         dialect, digest = self.claim
         entries = dialect.entries(
@@ -128,18 +127,18 @@ async def load_layer(
     image: ImageBounds | None = None,
     in_store: Callable[[Toc], None] | None = None,
 ) -> Layer:
-    """The layer of `descriptor`, its TOC from the store, or from the source, where it takes one range request, seldom two.
+    """The layer of `descriptor`. Its TOC comes from the store, or from the source with one range request, seldom two.
 
     `accepted`: an earlier version may have mounted the layer, so bounds that are new are not applied (format/toc.py). `image` is the
-    account of its image, for the bound of all layers together. `in_store` is told when the TOC is
-    in the store, before it is parsed: somebody else may read it there at the same time. One that is refused does not stay there.
+    account of its image, for the bound of all layers together. `in_store` is called when the TOC is
+    in the store, before it is parsed, so that it can be read there at the same time. A TOC that is refused is removed again.
 
-    Raises NotLazy with the reason where the layer cannot be lazy, RangeIgnored where only this source keeps it from being lazy;
+    Raises NotLazy with the reason if the layer cannot be lazy, RangeIgnored if only this source prevents it;
     InvalidManifest, InvalidToc, DigestMismatch, SourceError. Cancelled: the TOC may be in the store.
     """
     what = _named(descriptor)
-    check_layer_type(descriptor)  # first: what is not a layer of an image would not become one by being converted
-    # Whatever compression the media type names: where there is the TOC that is vouched for, it is as its dialect says.
+    check_layer_type(descriptor)  # first: a blob that is not an image layer would not become one by a conversion
+    # The media type's compression is ignored: if the TOC has the manifest's digest, the dialect is right.
     claim = claim_of(descriptor.annotations, what)
 
     async def parsed(memory: int, read: Callable[[], Toc | None]) -> Layer | None:
@@ -154,9 +153,9 @@ async def load_layer(
             except LazyfsError as error:
                 if is_new and store is not None and isinstance(error, InvalidToc):
                     await trio.to_thread.run_sync(store.documents.drop, claim.digest)
-                raise without_traceback(error) from None  # before the room is given back
+                raise without_traceback(error) from None  # before the memory is freed
 
-    is_new = False  # the TOC was not in the store before: no mount that an earlier version accepted may need it
+    is_new = False  # the TOC is new in the store, so no mount accepted by an earlier version needs it
     note = _note(source.authority, descriptor, claim.dialect)
     hint = await trio.to_thread.run_sync(_hint, store, note, descriptor) if store else None
     if store is not None and hint is not None:
@@ -185,14 +184,14 @@ async def load_layer(
     except InvalidInput as error:
         if verified:
             raise
-        # The manifest vouches for a TOC, and these bytes are not it: they may have been changed on the way.
+        # These bytes are not the TOC that the manifest names: they may have been changed in transit.
         _log.info("%s: %s: fetching its TOC once more", source.name, error)
         source.distrust(descriptor.digest)
     return await fetched()
 
 
 class _Hint(NamedTuple):
-    """What the store notes of a TOC."""
+    """What the store has noted about a TOC."""
 
     offset: int
     arrived: int
@@ -208,11 +207,11 @@ def _accept(store: Store | None, note: str, descriptor: Descriptor, claim: TocCl
 
 
 def _hint(store: Store, note: str, descriptor: Descriptor) -> _Hint | None:
-    """Blocking. What the store's note says; None where there is none."""
+    """Blocking. The content of the store's note; None if there is none."""
     numbers = (store.note(note) or "").split(" ")
     if not all(number.isdecimal() and len(number) < 20 for number in numbers):
         return None
-    if len(numbers) == 1:  # an earlier version's, which did not say what came
+    if len(numbers) == 1:  # from an earlier version, which did not note how much arrived
         return _Hint(int(numbers[0]), max(descriptor.size - int(numbers[0]), 0), _UNKNOWN)
     return _Hint(*map(int, numbers)) if len(numbers) == 3 else None
 
@@ -229,6 +228,6 @@ def _named(descriptor: Descriptor) -> str:
 
 
 def _note(authority: str, descriptor: Descriptor, dialect: Dialect) -> str:
-    # The blob's footer says where the TOC is, and no digest vouches for a part of a blob: one registry must not tell that for another.
+    # The footer says where the TOC is, and no digest covers part of a blob: one registry's answer must not be used for another.
     key = f"toc-offset {authority} {descriptor.digest}"
-    return key if dialect is ESTARGZ else f"{key} {dialect.name}"  # earlier versions knew eStargz only
+    return key if dialect is ESTARGZ else f"{key} {dialect.name}"  # earlier versions knew only eStargz

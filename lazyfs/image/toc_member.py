@@ -1,9 +1,9 @@
-"""The compressed TOC of a layer: found in the blob as the layer's dialect says, fetched, and unpacked.
+"""The compressed TOC of a layer: located in the blob as the layer's dialect says, fetched and unpacked.
 
-Nothing vouches for it before the TOC's digest has been checked, which takes all of it. Until then it says itself how long its JSON
-is, and is believed only within bounds: not beyond 256 MiB, and not beyond what so many compressed bytes may
-cost (format/bounds.py). A TOC that came with the first range stays in memory, at most 4 MiB for eStargz. A larger one waits on disk until
-there is room to parse it, so that many of them, or slow ones, hold no memory.
+It is unverified until its digest has been checked, which needs all of it. Until then only its own claim says how long its JSON is.
+That claim is accepted up to 256 MiB and up to the cost that its compressed bytes allow (format/bounds.py). A TOC that arrived with
+the first range stays in memory, at most 4 MiB for eStargz. A larger one waits on disk until there is memory to parse it, so that
+many TOCs, or slow ones, hold no memory.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ _PIECE: Final = 1 << 20
 _HEAD: Final = 64 << 10
 """Compressed bytes in which the TOC says how long it is."""
 _OVERHEAD: Final = 16 << 20
-"""How much longer than its JSON a compressed TOC may be. Packing adds next to nothing, but readers tolerate what follows the TOC."""
+"""How much longer than its JSON a compressed TOC may be. Packing adds almost nothing, but readers tolerate data after the TOC."""
 
 
 class TocMember:
-    """A TOC as it lies in the blob."""
+    """A TOC as stored in the blob."""
 
     def __init__(self, dialect: Dialect, location: TocLocation, what: str, start: bytes, rest: IO[bytes] | None = None) -> None:
-        """`start` is all of it, or its beginning, and then `rest` holds all of it. Raises InvalidToc, InvalidInput: it cannot be a TOC."""
+        """`start` is the whole TOC, or its beginning if `rest` holds the whole. Raises InvalidToc, InvalidInput if it cannot be a TOC."""
         self.data_end = location.data_end
         """Where the chunks end in the blob."""
         self.size = location.end - location.start
-        """Bytes that really came."""
+        """Bytes that actually arrived."""
         self._dialect = dialect
         self._what = what
         self._start = start
         self._rest = rest
         self.json_size = self._checked(dialect.json_size(location, start[:_HEAD], what))
-        """Bytes of its JSON, as it says, and not more than it may have."""
+        """Bytes of its JSON: its own claim, checked against the bounds."""
 
     def document(self) -> bytes | bytearray:
-        """Blocking. What the manifest's digest is of, unverified. Raises InvalidInput."""
+        """Blocking. The bytes that the manifest's digest covers, unverified. Raises InvalidInput."""
         return self._dialect.document(self._pieces(), self.json_size, self._what)
 
     def _checked(self, size: int) -> int:
@@ -72,7 +72,7 @@ class TocMember:
 
 
 class _Incoming:
-    """A TOC on its way to the disk, looked at as soon as its first bytes are there."""
+    """A TOC being written to disk, checked as soon as its first bytes have arrived."""
 
     def __init__(self, dialect: Dialect, location: TocLocation, what: str, file: IO[bytes], folder: str | None) -> None:
         self._about = dialect, location, what
@@ -83,7 +83,7 @@ class _Incoming:
         self.member: TocMember | None = None
 
     async def add(self, data: bytes) -> None:
-        """Its next bytes. Raises InvalidToc, InvalidInput, LocalError."""
+        """Add its next bytes. Raises InvalidToc, InvalidInput, LocalError."""
         if self.member is None:
             self._head += data[: self._wanted - len(self._head)]
             if len(self._head) == self._wanted:
@@ -95,10 +95,10 @@ class _Incoming:
 async def fetch_toc_member(
     source: ImageSource, descriptor: Descriptor, dialect: Dialect, first: tuple[int, int], folder: str | None
 ) -> AsyncIterator[TocMember]:
-    """The compressed TOC of a layer. One range, `first` (as the dialect asks), for most blobs; two for those with a large TOC, which is
-    kept in `folder`, else in TMPDIR, meanwhile.
+    """Fetch the compressed TOC of a layer: with one range, the dialect's `first`, for most blobs; with two for a large TOC, which is
+    then kept in a temporary file in `folder`, or else TMPDIR.
 
-    Raises NotLazy, InvalidToc, InvalidInput, SourceError, LocalError. Left or cancelled: nothing remains on disk.
+    Raises NotLazy, InvalidToc, InvalidInput, SourceError, LocalError. On exit, or when cancelled, nothing remains on disk.
     """
     size, what = descriptor.size, f"layer {descriptor.digest}"
     start, end = first
@@ -122,7 +122,7 @@ async def fetch_toc_member(
 
 
 async def _fetch_range(source: ImageSource, descriptor: Descriptor, start: int, end: int, incoming: _Incoming) -> None:
-    """The blob's bytes `[start, end)`, if there are any."""
+    """Fetch the blob's bytes `[start, end)`, if there are any."""
     if start >= end:
         return
     async with source.open_range(descriptor.digest, descriptor.size, start, end, urls=descriptor.urls) as stream:
@@ -134,7 +134,7 @@ async def _fetch_range(source: ImageSource, descriptor: Descriptor, start: int, 
 
 
 def toc_in(blob: IO[bytes], size: int, dialect: Dialect, what: str) -> TocMember:
-    """Blocking. The compressed TOC in a blob of `size` bytes that is on this disk. Raises NotLazy, InvalidToc, InvalidInput."""
+    """Blocking. The compressed TOC in a blob of `size` bytes on disk. Raises NotLazy, InvalidToc, InvalidInput."""
     start, end = dialect.first_range(size, what)
     location = dialect.locate(size, start, os.pread(blob.fileno(), end - start, start), what)
     if location.end - location.start > MAX_TOC_SIZE:
