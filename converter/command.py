@@ -153,7 +153,7 @@ def _selection(arguments: argparse.Namespace) -> ImageSelection:
 
 
 def _accesses(arguments: argparse.Namespace, source: Reference, destination: Reference) -> tuple[AccessOptions, AccessOptions]:
-    """How to reach the two. Credentials go to one registry only, unless both are the same."""
+    """How to access source and destination. Credentials go to one registry only, unless both are the same."""
     hosts = {reference.host for reference in (source, destination) if reference.transport == "docker"}
     if arguments.creds and len(hosts) > 1:
         raise UsageError("--creds could be for either registry", hint="Use --src-creds and --dst-creds")

@@ -1,6 +1,6 @@
-"""A whole conversion: what the source names, one image or an index of several, to the destination.
+"""A whole conversion: of one image, or an index of several, from the source to the destination.
 
-The order at the destination is blobs, manifests, and the tag last: whoever pulls meanwhile gets the old image or the new one.
+The order at the destination is blobs, manifests, and the tag last: a pull in the meantime gets either the old image or the new one.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ class ImageSelection(NamedTuple):
 
     platform: Platform | None
     named: bool
-    """Whether the user named it, so that an image for another one is an error even where there is only that."""
+    """Whether the user named the platform, so that an image for another one is an error even if it is the only one."""
 
 
 class _Input(NamedTuple):
     document: Document
     whole: Index | None
-    """Where all of an index is wanted."""
+    """The index, if all of it is converted."""
     images: dict[Digest, OldImage]
     others: dict[Digest, Manifest]
-    """What is not an image: attestations, and artifacts of other kinds. Copied as they are."""
+    """Documents that are not images: attestations, and artifacts of other kinds. Copied as they are."""
     indexes: dict[Digest, Index]
-    """Those inside of `whole`, the innermost first."""
+    """The indexes inside `whole`, innermost first."""
 
 
 async def convert(
@@ -59,7 +59,7 @@ async def convert(
 ) -> Report:
     """Convert the image `selector` of `source`, and put it under `tag` of `sink`.
 
-    Bad input leaves the sink as it was; an error while sending, or cancellation, may leave blobs there that nothing names.
+    Bad input leaves the sink unchanged; an error while sending, or cancellation, may leave unreferenced blobs there.
     Raises LazyfsError, alone or in an ExceptionGroup.
     """
     began = trio.current_time()
@@ -118,7 +118,7 @@ async def _read(source: ImageSource, selector: str, selection: ImageSelection) -
 
 
 class _Reading:
-    """What an index leads to."""
+    """The documents that an index leads to."""
 
     def __init__(self, source: ImageSource) -> None:
         self._source = source
@@ -138,7 +138,7 @@ class _Reading:
         return await self._source.small_blob(descriptor.digest, MAX_CONFIG)
 
     async def read_all(self, index: Index, name: str, depth: int) -> None:
-        """Every manifest and index that `index` names, which `depth` indexes lead to, itself included."""
+        """Read every manifest and index that `index` names. `depth` counts the indexes that lead to it, itself included."""
         if depth > MAX_DEPTH:
             raise InvalidManifest(f"{name} is inside of more than {MAX_DEPTH - 1} indexes", hint="Convert it by its own digest")
         if index.unusable:
@@ -152,7 +152,7 @@ class _Reading:
             digest, document = await self.get(entry.digest, entry.media_type)
             if isinstance(document, Index):
                 await self.read_all(document, f"{self._source.name}@{digest}", depth + 1)
-                self.indexes[digest] = document  # behind those that it names
+                self.indexes[digest] = document  # after those that it names
             elif is_attestation(entry) or not is_image(document):
                 self.others[digest] = document
             else:
@@ -166,7 +166,7 @@ def _check_platform(image: OldImage, source: ImageSource, selection: ImageSelect
 
 
 async def _write_documents(sink: ImageSink, tag: str, given: _Input, images: Mapping[Digest, Document]) -> Document:
-    """Everything under digests, then what gets the tag, which is returned."""
+    """Write all documents by digest, then the one that gets the tag, which is returned."""
     if given.whole is None:
         (document,) = images.values()
     else:

@@ -14,7 +14,7 @@ from lazyfs.source.protocol import Document, ImageSource
 
 
 class OldImage(NamedTuple):
-    """An image of the source, its documents read and its layers known to be of kinds that can be converted."""
+    """An image of the source, with its documents read and its layers of types that can be converted."""
 
     digest: Digest
     manifest: Manifest
@@ -24,7 +24,7 @@ class OldImage(NamedTuple):
 
 
 class NewImage(NamedTuple):
-    """Its blobs are on their way; its manifest is still to be written."""
+    """A converted image. Its blobs are being sent; its manifest is yet to be written."""
 
     document: Document
     report: ImageReport
@@ -33,7 +33,7 @@ class NewImage(NamedTuple):
 async def read_image(source: ImageSource, digest: Digest, manifest: Manifest) -> OldImage:
     """Read the config, and check that it fits the manifest. Raises LazyfsError."""
     for layer in manifest.layers:
-        check_layer_type(layer)  # what is not a layer is found before anything is fetched
+        check_layer_type(layer)  # blobs that are not layers are found before anything is fetched
     data = await source.small_blob(manifest.config.digest, MAX_CONFIG)
     config = parse_config(data, f"the config of {source.name}@{digest}")
     if len(config.diff_ids) != len(manifest.layers):
@@ -46,7 +46,7 @@ async def read_image(source: ImageSource, digest: Digest, manifest: Manifest) ->
 
 
 async def convert_image(line: Line, image: OldImage, last: bool) -> NewImage:
-    """Convert the layers, and have them and the new config sent. See `convert_layers` for `last` and errors."""
+    """Convert the layers, and begin to send them and the new config. See `convert_layers` for `last` and errors."""
     finished, missing = await convert_layers(line, image.layers, last)
     layers = [one.new for one in finished]
     config = rewrite_config(image.config, image.config_data, layers)

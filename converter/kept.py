@@ -1,8 +1,8 @@
-"""Whether a layer already is what was asked, so that it can stay as it is.
+"""Decides whether a layer already is what was requested, so that it can stay as it is.
 
-It is, if its TOC is the one that the manifest vouches for and tells what its tar holds, every chunk is where the TOC says and hashes to what
-it says, and a new conversion would put the same entries in the same order, cut at the same places. The level of
-compression leaves no trace that could be compared: who asks for one gets a new layer.
+It is if its TOC has the digest in the manifest and agrees with its tar, every chunk is where the TOC says and has its digest, and
+a new conversion would write the same entries in the same order, cut at the same places. The compression level cannot be seen in a
+blob: a request for one always gives a new layer.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from lazyfs.layertar.spool import Spool
 def chunks_if_as_asked(
     plan: Sequence[Planned], members: Sequence[TarMember], spool: Spool, layer: Descriptor, cut: Cut
 ) -> int | None:
-    """How many chunks the layer has, if it already is what `plan` and `cut` would make of it; None if it is not.
+    """The layer's number of chunks, if it already is what `plan` and `cut` would produce, else None.
 
     Reads and hashes all of it: runs in a thread.
     """

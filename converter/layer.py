@@ -1,8 +1,8 @@
-"""Writing one eStargz layer into an unnamed file.
+"""Writes one eStargz layer into an unnamed file.
 
-Threads compress batches of members; this one takes them up in order, so that the output does not depend on how
-many there are, and hashes what has to be hashed in order: the blob, the uncompressed tar (the diff ID), and files of several chunks.
-What is under way is bounded in bytes, so memory does not depend on the size of files or on the number of cores.
+Threads compress batches of members; one thread writes them in order, so that the output does not depend on the number of
+threads, and hashes in order the blob, the uncompressed tar (the diff ID), and files of several chunks.
+The bytes in progress are bounded, so memory does not depend on the size of files or the number of cores.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _UNDER_WAY: Final = 48 << 20
 
 
 class Style(NamedTuple):
-    """What a user may choose about a layer's bytes."""
+    """What a user can choose about a layer's bytes."""
 
     cut: Cut
     level: int
@@ -59,10 +59,10 @@ def write_layer(
     workers: int,
     progress: Callable[[int], None],
 ) -> tuple[IO[bytes], NewLayer]:
-    """Write the layer that `plan` describes, its bytes read with `read_at`, into an unnamed file that the caller closes.
+    """Write the layer described by `plan`, reading its bytes with `read_at`, into an unnamed file that the caller closes.
 
-    `progress` gets the count of tar bytes of each step; what it raises ends the writing. Runs in a thread of its own,
-    not one of `threads`, of which it keeps `workers` busy. Raises LocalError.
+    `progress` gets the count of tar bytes of each step; an exception of it ends the writing. Runs in a thread that is not one
+    of `threads`, of which it keeps `workers` busy. Raises LocalError.
     """
     file = unnamed_file()
     try:
@@ -91,7 +91,7 @@ def write_layer(
 
 
 class _Writing:
-    """The parts of a layer that have to be done in order."""
+    """The steps that have to be done in order."""
 
     def __init__(self, file: IO[bytes], plan: Sequence[Planned], style: Style, progress: Callable[[int], None]) -> None:
         self._file = file
@@ -145,7 +145,7 @@ class _Writing:
         )
 
     def _digest_large(self, piece: Piece, content: memoryview) -> None:
-        """The digest of a whole file is its chunk's, unless it has several: those come one after the other."""
+        """Hash files of several chunks, which come one after the other. A file of one chunk has its chunk's digest."""
         entry = self._plan[piece.entry].entry
         if entry.size == piece.size:
             return

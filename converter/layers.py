@@ -1,10 +1,10 @@
-"""The layers of one image on their way through the converter.
+"""Converts the layers of one image.
 
 fetch    three at a time: downloaded, verified, unpacked, read as a tar
-index    one after the other from the lowest up, because each needs what the ones below show
-write    one at a time, with all cores; begins as soon as a layer's place is known (with a list of prioritised
-         paths: when all layers are indexed, because the topmost one that shows a path gets it)
-send     beside all that, from when the whole input has been found good
+index    one after the other from the lowest up, because each needs the tree of those below
+write    one at a time, with all cores; begins as soon as a layer is indexed (with a list of prioritised
+         paths: when all layers are, because the topmost one that shows a path gets it)
+send     in parallel, once the whole input has been found good
 """
 
 from __future__ import annotations
@@ -43,44 +43,44 @@ _FETCHES: Final = 3
 
 
 class Request(NamedTuple):
-    """What a user asks of a conversion."""
+    """The options of a conversion."""
 
     style: Style
     prioritized: tuple[bytes, ...]
     workers: int
     keep: bool
-    """Whether a layer that already is what is asked may stay."""
+    """Whether a layer that already is what was requested may stay."""
 
 
 class OldLayer(NamedTuple):
-    """A layer of the source, as its manifest and config tell of it."""
+    """A layer of the source, from its manifest and config."""
 
     descriptor: Descriptor
     diff_id: Digest
 
 
 class Finished(NamedTuple):
-    """A layer before and after, and how long it took to write it."""
+    """A layer before and after, and the seconds that writing it took."""
 
     old: OldLayer
     new: NewLayer
     seconds: float
     left_out: tuple[str, ...] = ()
-    """What of the source is not in it, in words."""
+    """What the new layer lacks of the source's, in words."""
 
 
 class _Read(NamedTuple):
-    """A tar, read."""
+    """A tar that has been read."""
 
     members: Sequence[TarMember]
     left_out: LeftOut
     own: tuple[bytes, ...]
-    """Names of the format's that the image has files under (layertar/own.py)."""
+    """The image's own files with names that belong to the format (layertar/own.py)."""
 
     @classmethod
     def of(cls, spool: Spool, descriptor: Descriptor, what: str, together: ImageBounds) -> _Read:
-        """Blocking, in a thread of trio's, which ends where its caller is cancelled. `together` is the account of all that is read.
-        Raises InvalidTar."""
+        """Read the tar. Blocking, in a trio thread, which stops when its caller is cancelled. `together` is the account of everything
+        that is read. Raises InvalidTar."""
         left_out = LeftOut()
         bounds = _account(descriptor, what, together)
         members = tuple(read_tar(spool.read_at, spool.size, descriptor.size, what, left_out, bounds=bounds))
@@ -89,12 +89,12 @@ class _Read(NamedTuple):
 
 
 def _account(descriptor: Descriptor, what: str, together: ImageBounds | None = None) -> Bounds:
-    """What the layer may cost, for a thread of trio's."""
+    """The account of the layer, for use in a trio thread."""
     return Bounds(descriptor.size, what, InvalidTar, trio.from_thread.check_cancelled, image=together)
 
 
 class Line:
-    """What all images of one conversion share. A blob that several of them hold is converted once."""
+    """State shared by all images of one conversion. A blob in several images is converted once."""
 
     def __init__(
         self,
@@ -111,17 +111,17 @@ class Line:
         self.threads = threads
         self.progress = progress
         self.remember = remember
-        """Whether more images follow, which may hold the same blobs."""
+        """Whether more images follow, which may have the same blobs."""
         self.read: dict[Digest, _Read] = {}
         self.bounds = ImageBounds()
-        """For what the layers describe: those of an image are in memory together, and with `remember` those of all images."""
+        """The account of all layers that are in memory together: those of an image, or with `remember` of all images."""
         self.finished: dict[Digest, list[tuple[Sequence[Planned], NewLayer]]] = {}
 
 
 async def convert_layers(line: Line, layers: Sequence[OldLayer], last: bool) -> tuple[list[Finished], tuple[bytes, ...]]:
     """Convert the layers of one image and begin to send them; also the prioritised paths that no layer shows.
 
-    `last`: no image follows, so when its layers are indexed, the input is good. Cancelled: nothing is left behind. Raises LazyfsError.
+    `last`: no image follows, so the input is good when its layers are indexed. Cancelled: nothing is left behind. Raises LazyfsError.
     """
     jobs = [_Job(line, number, layer) for number, layer in enumerate(layers)]
     try:
@@ -150,7 +150,7 @@ async def _run(line: Line, jobs: Sequence[_Job], last: bool) -> tuple[list[Finis
                 if not line.request.prioritized:
                     ready.send_nowait(job)
             if last:
-                line.uploads.open_gate()
+                line.uploads.start()
             if line.request.prioritized:
                 found = find(line.request.prioritized, tree)
                 for job in jobs:
@@ -159,7 +159,7 @@ async def _run(line: Line, jobs: Sequence[_Job], last: bool) -> tuple[list[Finis
 
 
 class _Job:
-    """One layer between its fetching and its sending."""
+    """One layer, from fetching to sending."""
 
     def __init__(self, line: Line, number: int, layer: OldLayer) -> None:
         self.number = number
@@ -174,35 +174,35 @@ class _Job:
         self._led_below = LeftOut()
 
     def close(self) -> None:
-        """Give back the disk space."""
+        """Free the disk space."""
         if self._spool is not None:
             self._spool.close()
             self._spool = None
 
     async def fetch(self) -> None:
-        """Bring the layer's tar to this disk, and read what is in it."""
+        """Download the layer's tar to disk and read it."""
         descriptor = self._layer.descriptor
         self._read = self._line.read.get(descriptor.digest)
         if self._read is None:
             spool = await self._download()
-            async with parsing_budget().hold(PARSING):  # one at a time: what is wrong with one ends all
+            async with parsing_budget().hold(PARSING):  # one at a time: an error in one ends all
                 self._read = await trio.to_thread.run_sync(_Read.of, spool, descriptor, self._what, self._line.bounds)
             if self._line.remember:
                 self._line.read[descriptor.digest] = self._read
         self._fetched.set()
 
     async def index(self, tree: LowerTree) -> None:
-        """Wait for the layer, and put it on `tree`."""
+        """Wait for the layer, and add it to `tree`."""
         await self._fetched.wait()
         assert self._read is not None
         bounds = _account(self._layer.descriptor, self._what)
         place = partial(index_layer, tree, self._read.members, self.number, self._what, self._led_below, bounds)
         self._index = await trio.to_thread.run_sync(place)
         if self._spool is not None and self._spool.blob is None:
-            self._read = self._read._replace(members=())  # only a layer that may stay is compared with its tar again
+            self._read = self._read._replace(members=())  # only a layer that may stay is compared with its tar later
 
     async def write(self, prioritized: Sequence[bytes]) -> Finished:
-        """Write the layer, unless that is done already, and have it sent."""
+        """Write the layer, unless it has been written before, and begin to send it."""
         began = trio.current_time()
         assert self._index is not None
         plan = await trio.to_thread.run_sync(plan_layer, self._index, prioritized)
@@ -237,7 +237,7 @@ class _Job:
         read = self._read
         assert read is not None
         count = None
-        if not read.left_out:  # else a new conversion would not write what this layer holds
+        if not read.left_out:  # else a new conversion would write something else
             count = await trio.to_thread.run_sync(chunks_if_as_asked, plan, read.members, spool, descriptor, style.cut)
         if count is not None and spool.blob is not None:
             toc_digest = claim_of(descriptor.annotations, self._what).digest
@@ -256,7 +256,7 @@ class _Job:
 
 
 def _cancellable(step: Step) -> Step:
-    """`step` for a thread that must end when whoever waits for it is cancelled."""
+    """`step` for a thread that must stop when its caller is cancelled."""
 
     def checked(count: int) -> None:
         trio.from_thread.check_cancelled()

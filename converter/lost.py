@@ -1,7 +1,7 @@
-"""What speaks about the source image by its digest, and therefore not about the new one.
+"""Finds what refers to the source image by its digest, and so does not apply to the new one.
 
-Signatures, attestations and SBOMs hang on a manifest's digest. The converter cannot sign for anybody; it can say what has to
-be made anew.
+Signatures, attestations and SBOMs refer to a manifest's digest. The converter cannot sign for anybody, but it can report what has to
+be made again.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from lazyfs.format.manifest import Index, Manifest
 from lazyfs.source.protocol import ImageSource
 
 _TAGS = {".sig": "a signature", ".att": "an attestation", ".sbom": "an SBOM", "": "referrers"}
-"""What cosign, and the distribution specification's fallback for referrers, put under `sha256-HEX` and a suffix."""
+"""The tags, `sha256-HEX` and a suffix, of cosign and of the distribution specification's fallback for referrers."""
 
 
 async def find_attached(source: ImageSource, digests: Iterable[Digest]) -> tuple[str, ...]:
-    """What the source holds beside the images `digests`. A source that does not answer has nothing to name."""
+    """What the source holds that refers to the images `digests`. A source that does not answer counts as having nothing."""
     found = []
     for digest in digests:
         for suffix, what in _TAGS.items():
@@ -33,7 +33,7 @@ async def find_attached(source: ImageSource, digests: Iterable[Digest]) -> tuple
 
 
 def lost_references(documents: Iterable[Manifest | Index], attestations: int) -> tuple[str, ...]:
-    """What the documents themselves say and the new ones cannot."""
+    """References in the documents themselves that the new ones cannot have."""
     lost = [
         f"the subject {show(subject)}, which the source says it refers to"
         for document in documents
@@ -47,6 +47,6 @@ def lost_references(documents: Iterable[Manifest | Index], attestations: int) ->
 
 
 def _subject(document: Manifest | Index) -> object:
-    """The digest, if there is one."""
+    """The subject's digest, if there is one."""
     subject = fields(document.raw, ("subject",)).get("subject")
     return fields(subject, ("digest",)).get("digest") if isinstance(subject, dict) else None

@@ -1,12 +1,11 @@
-"""Cutting a planned layer into gzip members.
+"""Cuts a planned layer into gzip members.
 
-A member begins where a reader wants to begin: at each file's bytes, and at each chunk of a large file. A file's header therefore lies
-at the end of the member before, behind that member's own bytes and padding, with the headers of all that has no bytes
-(directories, links, empty files). A run of such headers beyond 1 MiB begins a member of its own, so that nobody has to hold
-more than that.
+A member begins where readers start: at each file's bytes, and at each chunk of a large file. So a file's header is at the end of
+the member before, after that member's own bytes and padding, together with the headers of entries without bytes
+(directories, links, empty files). More than 1 MiB of such headers begin another member, which bounds the memory of readers.
 
-Small files are many, so they travel to the compressing threads in batches: what a thread takes up at once costs one
-hand-over, and the work in it (read, sha256, deflate) runs outside the interpreter's lock.
+Small files go to the compressing threads in batches: a batch costs one hand-over, and its work (read, sha256, deflate) runs
+without the GIL.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _MAX_TAIL: Final = 1 << 20
 
 
 class Piece(NamedTuple):
-    """One member to be: `size` bytes at `file_offset` of entry number `entry`, and the padding and headers behind them."""
+    """A member to be written: `size` bytes at `file_offset` of entry number `entry`, and the padding and headers after them."""
 
     entry: int
     file_offset: int
@@ -44,13 +43,13 @@ class Packed(NamedTuple):
     tar: bytes
     blob: bytes
     sizes: Sequence[int]
-    """Of each member in `blob`."""
+    """The size of each member in `blob`."""
     digests: Sequence[bytes]
     """sha256 of each piece's file bytes, raw."""
 
 
 def members(plan: Sequence[Planned], cut: Cut, read_at: ReadAt) -> Iterator[Piece]:
-    """The members of a layer, in order, without the TOC's; `cut` cuts its files, which `read_at` reads."""
+    """The members of a layer, in order, without the TOC's. `cut` cuts its files, which `read_at` reads."""
     entry = file_offset = size = 0
     tail = bytearray()
     for number, planned in enumerate(plan):
@@ -73,7 +72,7 @@ def members(plan: Sequence[Planned], cut: Cut, read_at: ReadAt) -> Iterator[Piec
 
 
 def batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Consecutive pieces that one thread takes at once: up to 1 MiB, or one larger one."""
+    """Consecutive pieces for one thread: up to 1 MiB, or a single larger one."""
     return in_batches(pieces, lambda piece: piece.size + len(piece.tail), weight=BATCH, count=_BATCH_COUNT)
 
 

@@ -1,9 +1,9 @@
-"""What a program reads first: a list of paths, and the layers in which they are found.
+"""What a program reads first: reads a list of paths and finds their layers.
 
 Two kinds of list are read, line by line: plain paths in the order of their first use, and the record that ctr-remote makes
-(JSON lines with a `path`). Both name what the program asked for, so symbolic links are followed: the links, and what they lead to,
-are wanted alike. The layer is the topmost one that shows the path; a record's own layer index speaks about the source
-image, in which the file may have been somewhere else.
+(JSON lines with a `path`). Both have the paths that the program used, so symbolic links are followed, and links and targets
+are both prioritised. The layer is the topmost one that shows the path; the layer index in a record refers to the source image, in
+which the file may have been in another layer.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Prioritized(NamedTuple):
     """Where the paths of a list are."""
 
     layers: dict[int, list[bytes]]
-    """By layer number: names in it, the first first."""
+    """Names by layer number, in order."""
     missing: tuple[bytes, ...]
 
 
@@ -46,7 +46,7 @@ def read_list(path: Path) -> tuple[bytes, ...]:
 
 
 def find(paths: Sequence[bytes], tree: LowerTree) -> Prioritized:
-    """Where `paths` lead in the merged tree of all layers."""
+    """Find `paths` in the merged tree of all layers."""
     layers: dict[int, list[bytes]] = {}
     missing = []
     bounds = Bounds(0, "the list of paths to prioritize")
@@ -67,5 +67,5 @@ def _path(line: bytes) -> bytes:
         try:
             return msgspec.json.decode(line, type=_Record).path.encode()
         except (msgspec.DecodeError, UnicodeError):
-            pass  # a file may be called so
+            pass  # a plain path that only looks like a record
     return line

@@ -1,4 +1,4 @@
-"""Bars on a terminal, one a layer; nothing elsewhere."""
+"""Progress bars on a terminal, one per layer; nothing elsewhere."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 Step = Callable[[int], None]
-"""So many bytes more; fewer, where the count is negative."""
+"""Adds a number of bytes, which may be negative."""
 
 
 class Progress:
-    """A context manager. `shown` says whether stderr is a terminal that wants bars."""
+    """A context manager. `shown`: whether bars are shown on stderr."""
 
     def __init__(self, shown: bool) -> None:
         self._shown = shown
@@ -26,7 +26,7 @@ class Progress:
 
     def __enter__(self) -> Self:
         if self._shown:
-            # rich takes a tenth of a second to import: only who looks pays for it.
+            # rich takes a tenth of a second to import: only if bars are shown.
             from rich.console import Console
             from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
             from rich.progress import Progress as Bars
@@ -39,7 +39,7 @@ class Progress:
         self._stack.close()
 
     def phase(self, layer: str, doing: str, total: int) -> Step:
-        """`layer` now does something of `total` bytes. What comes back may be called from any thread."""
+        """Begin a step of `total` bytes for `layer`. The function returned may be called from any thread."""
         bars = self._bars
         if bars is None:
             return _nothing

@@ -1,4 +1,4 @@
-"""What a conversion did: for people a table, for programs JSON."""
+"""The report of a conversion: a table for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ImageReport(msgspec.Struct, frozen=True):
     not_found: tuple[str, ...]
     """Prioritised paths that no layer shows."""
     left_out: tuple[str, ...] = ()
-    """What of the source's layers is not in the new ones."""
+    """What the new layers lack of the source's."""
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -46,10 +46,10 @@ class Report(msgspec.Struct, frozen=True):
     destination: str
     source_digest: Digest
     digest: Digest
-    """Of what lies at the destination now."""
+    """The digest of what is now at the destination."""
     images: tuple[ImageReport, ...]
     lost: tuple[str, ...]
-    """What the source has and the destination cannot have."""
+    """References to the source that the destination cannot have (lost.py)."""
     seconds: float
 
 

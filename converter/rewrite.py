@@ -1,7 +1,7 @@
-"""The documents of a converted image: the source's, with what conversion changes and nothing else.
+"""The documents of a converted image: the source's, changed only where the conversion requires it.
 
-Types become OCI's: Docker's own manifests lose annotations at some registries, and the TOC's digest is one. Fields
-that we do not know stay.
+Types become OCI's: Docker's own manifests lose annotations at some registries, and the TOC's digest is one. Unknown
+fields stay.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from lazyfs.format.manifest import (
 from lazyfs.source.protocol import Document
 
 SOURCE_DIGEST: Final = "dev.lazyfs.source.digest"
-"""Annotation of a converted manifest or index: the digest of the one that it was made of."""
+"""Annotation of a converted manifest or index: the digest of its source."""
 
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _FOREIGN: Final = ("io.containers.zstd-chunked.", "io.github.containers.zstd-chunked.", "containerd.io/snapshot/stargz/")
-"""Annotations that speak about the bytes of a layer, which are others now; beside those of the dialects that are read."""
+"""Prefixes of annotations about a layer's bytes, which no longer apply; in addition to those of the dialects."""
 
 
 def rewrite_config(config: ImageConfig, data: bytes, layers: Sequence[NewLayer]) -> bytes:
-    """The config with the new diff IDs, in the labels that name the old ones as well (as buildpacks' metadata does)."""
+    """The config with the new diff IDs, also in labels that contain the old ones (such as buildpacks' metadata)."""
     new_ids = [layer.diff_id for layer in layers]
     if tuple(new_ids) == config.diff_ids:
         return data
@@ -53,7 +53,7 @@ def rewrite_config(config: ImageConfig, data: bytes, layers: Sequence[NewLayer])
 
 
 def rewrite_manifest(manifest: Manifest, source: Digest, config: bytes, layers: Sequence[NewLayer]) -> Document:
-    """The manifest of the new image; the source's own document where nothing has changed."""
+    """The manifest of the new image; the source's own bytes if nothing has changed."""
     new = {
         "config": _descriptor(manifest.config, OCI_CONFIG, digest_of(config), len(config)),
         "layers": [_layer(old, new) for old, new in zip(manifest.layers, layers, strict=True)],
@@ -62,7 +62,7 @@ def rewrite_manifest(manifest: Manifest, source: Digest, config: bytes, layers: 
 
 
 def rewrite_index(index: Index, source: Digest, documents: Mapping[Digest, Document]) -> Document:
-    """The index with `documents`, by the digests of what they replace, and what speaks about them pointing to them."""
+    """The index with `documents`, keyed by the digests that they replace; entries that refer to those refer to the new ones."""
     entries = []
     for old in index.manifests:
         new = documents[old.digest]
@@ -75,7 +75,7 @@ def rewrite_index(index: Index, source: Digest, documents: Mapping[Digest, Docum
 
 
 def rewrite_attestation(manifest: Manifest, source: Digest, documents: Mapping[Digest, Document]) -> Document:
-    """An attestation's manifest: as it is, unless it names its image as its subject."""
+    """An attestation's manifest: unchanged, unless it names its image as its subject."""
     subject = _object(manifest.raw, "subject")
     digest = fields(subject, ("digest",)).get("digest")
     new = documents.get(Digest(digest)) if isinstance(digest, str) else None
@@ -87,7 +87,7 @@ def rewrite_attestation(manifest: Manifest, source: Digest, documents: Mapping[D
 
 
 def _document(new: Mapping[str, Any], old: Manifest | Index, media_type: str, source: Digest) -> Document:
-    """`old` with the fields `new`; its own bytes where that changes nothing."""
+    """`old` with the fields `new`; its own bytes if that changes nothing."""
     raw = replaced(old.raw, {"schemaVersion": 2, "mediaType": media_type, **new})
     raw = {name: value for name, value in raw.items() if name.casefold() != "subject"}
     if old.media_type == media_type and raw == {"schemaVersion": 2, "mediaType": media_type, **old.raw}:
@@ -111,11 +111,13 @@ def _descriptor(old: Descriptor, media_type: str, digest: Digest, size: int) -> 
     raw = replaced(old.raw, {"mediaType": media_type, "digest": digest, "size": size})
     if digest == old.digest:
         return raw
-    return {name: value for name, value in raw.items() if name.casefold() not in {"data", "urls"}}  # they would bring other bytes
+    return {
+        name: value for name, value in raw.items() if name.casefold() not in {"data", "urls"}
+    }  # they would lead to other bytes
 
 
 def _object(raw: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The object in a field; empty where there is none."""
+    """The object in a field; empty if there is none."""
     found = fields(raw, (name,)).get(name)
     return found if isinstance(found, dict) else {}
 

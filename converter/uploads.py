@@ -1,7 +1,7 @@
-"""Blobs on their way to the destination, while later layers are still being compressed.
+"""Sends blobs to the destination while later layers are still being compressed.
 
-Nothing is sent before the gate is opened, and it is opened when the whole input has been found good: bad input leaves the
-destination as it was. What the destination has is not sent again.
+Nothing is sent before `start`, which is called when the whole input has been found good: bad input leaves the
+destination unchanged. Blobs that the destination has are not sent again.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ Progress = Callable[[int], None]
 
 
 class Uploads:
-    """What has to be at the destination before a manifest may name it. Its tasks live in `nursery`."""
+    """The blobs that must be at the destination before a manifest names them. Its tasks run in `nursery`."""
 
     def __init__(self, source: ImageSource, sink: ImageSink, nursery: trio.Nursery) -> None:
         self._source = source
         self._sink = sink
         self._nursery = nursery
         self._limiter = trio.CapacityLimiter(_AT_ONCE)
-        self._gate = trio.Event()
+        self._started = trio.Event()
         self._known: set[Digest] = set()
 
-    def open_gate(self) -> None:
-        """The input is good: begin to send."""
-        self._gate.set()
+    def start(self) -> None:
+        """Begin to send: the input is good."""
+        self._started.set()
 
     def send(self, digest: Digest, size: int, file: IO[bytes], from_source: bool, progress: Progress) -> None:
-        """Send `file`, which is closed when that is done; `from_source` where the source has the same blob."""
+        """Send `file` and close it afterwards. `from_source`: the source has the same blob."""
         if digest in self._known:
             file.close()
             return
@@ -61,7 +61,7 @@ class Uploads:
         return digest
 
     async def copy(self, blob: Descriptor) -> None:
-        """Fetch and verify a blob of the source, and send it as it is."""
+        """Fetch and verify a blob of the source, and send it unchanged."""
         if blob.digest in self._known or await self._sink.has_blob(blob.digest, blob.size):
             return
         with ExitStack() as stack:
@@ -77,7 +77,7 @@ class Uploads:
 
     async def _send(self, digest: Digest, size: int, file: IO[bytes], from_source: bool, progress: Progress) -> None:
         with file:
-            await self._gate.wait()
+            await self._started.wait()
             async with self._limiter:
                 if not await self._there(digest, size, from_source):
                     # The sink wants a path; an unnamed file has one for as long as it is open.
@@ -89,7 +89,7 @@ class Uploads:
         return from_source and await self._sink.mount_blob(digest, size, self._source)
 
     async def _fetch(self, blob: Descriptor, file: IO[bytes]) -> None:
-        """Fill `file`, whatever is in it already."""
+        """Fill `file`, replacing its contents."""
         digest, size = blob.digest, blob.size
         file.seek(0)
         found = hashlib.sha256()

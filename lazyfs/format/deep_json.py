@@ -21,7 +21,7 @@ _WORDS: Final = {"n": ("null", None), "t": ("true", True), "f": ("false", False)
 _LARGEST_NUMBER: Final = 400
 """Digits. A longer number becomes a float."""
 _BRACKETS: Final = re.compile(rb'"(?:[^"\\]++|\\.|\\\Z)*+(?:"|\Z)|([\[\]{}])', re.DOTALL)
-"""A string, whole or cut short at the end of the text (else each quote in it would be tried), or a bracket outside of strings."""
+"""A string, complete or cut short by the end of the text (else each quote in it would be tried), or a bracket outside strings."""
 _ENDS: Final[dict[type, str]] = {dict: "}", list: "]"}
 
 
@@ -94,9 +94,9 @@ def dump(value: Any) -> bytes:
 
 
 def pruned(data: bytes | bytearray, depth: int) -> bytes:
-    """The JSON in `data` with every array and object that is `depth` levels deep emptied. Costs about 0.3 µs a byte at worst.
+    """The JSON in `data` with every array and object at level `depth` emptied. Costs about 0.3 µs a byte at worst.
 
-    What is left out is not checked, but for its depth. Raises ValueError: it is deeper than MAX_DEPTH, or its brackets do not match.
+    Only the depth of what is left out is checked. Raises ValueError if that exceeds MAX_DEPTH or brackets do not match.
     """
     kept: list[memoryview] = []
     view = memoryview(data)

@@ -21,9 +21,9 @@ MAX_ENTRIES: Final = 2_000_000
 _MAX_ENTRY: Final = 4 << 20
 """Bytes of JSON. A name or attribute is at most 64 KiB, which can be checked only after decoding."""
 _MAX_DEEP: Final = 8 << 20
-"""Bytes of a TOC that is read although msgspec, which recurses, refuses it as too deep: at worst three seconds of processor time."""
+"""Bytes of a TOC that is read although msgspec, which recurses, refuses its depth: at worst three seconds of CPU time."""
 _DEPTH: Final = 100
-"""Levels that are kept of it. What the format knows takes four."""
+"""Levels that are kept of such a TOC. The format itself needs four."""
 
 _NONE: Final = msgspec.Raw()
 

@@ -1,20 +1,20 @@
-"""The one FUSE connection of a state directory: made, or taken over from a process that died.
+"""The FUSE connection of a store: created, or taken over from a process that died.
 
-The connection lives as long as somebody holds its descriptor, and somebody is to hold it who does not die with us: an FdStore
-(lazyfsd's keeper, or systemd). Whoever starts next is handed it and goes on: the kernel repeats what was asked and not
-answered, and nobody below notices. That works because file handles and inodes mean the same in every process.
+The connection lives as long as a process holds its descriptor, so one that survives lazyfsd holds it: an FdStore (lazyfsd's keeper,
+or systemd). The next lazyfsd gets it from there and continues: the kernel resends unanswered requests, and programs notice nothing.
+That works because file handles and inodes mean the same in every process.
 
 What a start may find, and what it does:
 
-- no connection: what is still mounted at STORE/gate is dead; it is detached, and a new connection is mounted;
-- a connection whose FUSE_INIT nobody answered (we died just there): it is answered now;
-- a connection and the record of its FUSE_INIT (init_record.py): taken over. If this libfuse would answer differently than the kernel was
-  told, nothing can be served: an error, and the connection is left for a libfuse that fits;
-- a connection without its record: nobody can ever serve it. It is given up, which ends its waiting callers with an error;
+- no connection: anything still mounted at STORE/gate is dead; it is detached, and a new connection is mounted;
+- a connection whose FUSE_INIT is unanswered (a process died just then): it is answered now;
+- a connection and the record of its FUSE_INIT (init_record.py): taken over. If this libfuse would reply differently, nothing
+  can be served: an error, and the connection is left for a libfuse that fits;
+- a connection without its record: it can never be served. It is aborted, which fails its waiting callers;
 - a connection that has ended: as if there were none.
 
-The record is durable before the kernel hears the answer, and it is gone before a new connection is made: a record that names the
-connection's number tells the truth about it.
+The record is durable before the kernel gets the reply, and removed before a new connection is made: a record with the
+connection's number is right.
 """
 
 from __future__ import annotations
@@ -41,40 +41,40 @@ _log = logging.getLogger(__name__)
 
 FD_NAME: Final = "fuse"
 _SUBTYPE: Final = "lazyfs-gate"
-"""Not lazyfs: it is not an image, and no mount that a user made."""
+"""Not `lazyfs`: the gate is neither an image nor a user's mount."""
 _READ_AHEAD_KB: Final = 1024
-"""Not more: a page fault in a mapped file asks for the whole window around the page."""
+"""Not more: a page fault in a mapped file reads the whole window around the page."""
 _LARGEST_REQUEST: Final = 2 << 20
-"""The kernel refuses a buffer that its largest possible request does not fit into."""
+"""The kernel refuses a buffer smaller than its largest possible request."""
 
 
 class FdStore(Protocol):
     """Keeps descriptors for the next process, by name."""
 
     def get(self, name: str) -> int | None:
-        """The descriptor that was handed to this process, or that it has kept since."""
+        """The descriptor that this process was given, or has kept since."""
 
     def keep(self, name: str, descriptor: int) -> None:
         """Hand a duplicate of `descriptor` to the keeper."""
 
     def drop(self, name: str) -> None:
-        """Close it, here and there."""
+        """Close it in this process and in the keeper."""
 
 
 class Connection(NamedTuple):
-    """The gate's mount, answered from now on."""
+    """The gate's mount, now being served."""
 
     directory: Path
     """Where it is mounted."""
     number: int
     """Its name under /sys/fs/fuse/connections."""
     taken_over: bool
-    """False: it is new, and what was stacked on an older one of this directory is lost: it must be mounted again."""
+    """False if it is new: overlays on an older connection are lost and must be mounted again."""
     is_mounted: bool = True
-    """False: the process before this one unmounted it, and died while something was still stacked on it. Nothing else can be."""
+    """False if the previous process unmounted it and died while overlays still used it. No new overlay can use it."""
 
     async def unmount(self) -> None:
-        """Take the gate out of the tree. `serve_gate` returns once nothing is stacked on it any more. Raises MountFailed."""
+        """Detach the gate. `serve_gate` returns once no overlay uses it any more. Raises MountFailed."""
         await trio.to_thread.run_sync(_detach_all, self.directory, abandon_on_cancel=True)
 
 
@@ -85,14 +85,13 @@ async def serve_gate(
     *,
     task_status: trio.TaskStatus[Connection] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Answer what the kernel asks at the mount point `at`, until it says that the last user of the connection is gone (ENODEV).
+    """Serve the gate at the mount point `at` until the kernel reports that the last user of the connection is gone (ENODEV).
 
-    What was agreed with the kernel is recorded beside `at`, in the file `init`. Started when requests are about to be read: those of a
-    dead process come first. Nothing of this process may touch the gate, or what is stacked on it, before that, nor ever from the
-    event loop. Raises MountFailed (NotNative where the kernel will not mount it). Cancelled: the connection stays with the FdStore,
-    and what is asked waits for the next process.
+    The init record is the file `init` beside `at`. Reports started just before it reads requests, those of a dead process first.
+    Until then this process must not access the gate or an overlay on it, and never from the event loop. Raises MountFailed (NotNative
+    if the kernel refuses the mount). Cancelled: the connection stays with the FdStore, and requests wait for the next process.
     """
-    maker = _Maker(Path(os.path.realpath(at.parent), at.name), fds)  # not realpath(at): what is mounted there may be dead
+    maker = _Maker(Path(os.path.realpath(at.parent), at.name), fds)  # not realpath(at): the mount there may be dead
     with Session(operations) as session:
         fd, connection = await maker.connect(session)
         session.attach(fd)
@@ -113,7 +112,7 @@ async def serve_gate(
 
 
 class _Maker:
-    """Finds or makes the connection of one mount point."""
+    """Takes over or creates the connection of one mount point."""
 
     def __init__(self, gate: Path, fds: FdStore) -> None:
         self._gate = gate
@@ -121,7 +120,7 @@ class _Maker:
         self._fds = fds
 
     async def connect(self, session: Session) -> tuple[int, Connection]:
-        """A connection that libfuse, in `session`, and the kernel agree on, and its descriptor."""
+        """The descriptor of the connection, on which libfuse (in `session`) and the kernel have agreed, and the connection."""
         found = self._fds.get(FD_NAME)
         if found is not None:
             if _has_ended(found):
@@ -144,14 +143,14 @@ class _Maker:
             if record is None:
                 raise MountFailed(f"the kernel says no FUSE_INIT to the connection at {self._gate}")
         except MountFailed:
-            # Unanswered, it would stop everybody who touches it.
+            # Unanswered, it would block every access.
             _detach_all(self._gate)
             self.forget()
             raise
         return fd, Connection(self._gate, record.connection, taken_over=False)
 
     def forget(self) -> None:
-        """Let go of the connection and of its record."""
+        """Drop the connection and its record."""
         self._record.unlink(missing_ok=True)
         self._fds.drop(FD_NAME)
 
@@ -167,13 +166,13 @@ class _Maker:
         except OSError as error:
             os.close(fd)
             raise NotNative(f"cannot mount at {self._gate}: {error.strerror}", hint="This needs root (CAP_SYS_ADMIN)") from error
-        # Not earlier: one that is not mounted yet looks broken, and systemd would drop it at once.
+        # Not earlier: a connection that is not mounted yet polls as broken, and systemd would drop it at once.
         self._fds.keep(FD_NAME, fd)
         return fd
 
     async def _agree(self, session: Session, fd: int) -> InitRecord | None:
-        """Have libfuse and the kernel agree. None: the kernel was answered, and nobody knows how. Raises MountFailed."""
-        # Older kernels do not tell a descriptor's number, but what is mounted is ours.
+        """Answer or repeat FUSE_INIT. None if the kernel had a reply that is not on record. Raises MountFailed."""
+        # Older kernels do not report a descriptor's connection number; the mounted one is ours.
         number = connection_number(fd) or next(reversed(connections_at(self._gate, _SUBTYPE)), None)
         record = load_record(self._record, number)
         if record is None:
@@ -194,14 +193,14 @@ class _Maker:
                     hint=f"Start lazyfsd with the libfuse that it was mounted with; or give up what is mounted: write 1 to "
                     f"/sys/fs/fuse/connections/{record.connection}/abort (mount -t fusectl none /sys/fs/fuse/connections)",
                 )
-        # Whether one who died here before us has said this already, only the kernel knows.
+        # An earlier process may have sent this already before it died; then the kernel refuses it.
         with suppress(FileNotFoundError):
             os.write(fd, patched(record.asked, record.answered))
         return record
 
 
 def _read_init(fd: int) -> bytes | None:
-    """The kernel's FUSE_INIT, also where a process has read it and died; None if it was answered."""
+    """The kernel's FUSE_INIT, even if a process has read it and died; None if it was answered."""
     for _ in range(2):
         with suppress(BlockingIOError):
             request = os.read(fd, _LARGEST_REQUEST)
@@ -217,17 +216,17 @@ def _has_ended(fd: int) -> bool:
 
 
 def _detach_all(gate: Path) -> None:
-    """Detach whatever connection is mounted at `gate`. Blocking. Raises MountFailed."""
+    """Detach every connection mounted at `gate`. Blocking. Raises MountFailed."""
     while connections_at(gate, _SUBTYPE):
         try:
             unmount(gate, lazy=True)
         except OSError as error:
-            if error.errno != errno.EINVAL:  # not mounted any more: somebody else was quicker
+            if error.errno != errno.EINVAL:  # already unmounted by somebody else
                 raise MountFailed(f"cannot unmount {gate}: {error.strerror}") from error
 
 
 def _tune(number: int) -> None:
-    # The kernel takes it anew from our answer to FUSE_INIT, so it is set after that.
+    # The kernel resets it when FUSE_INIT is answered, so it is set after that.
     try:
         Path(f"/sys/class/bdi/{os.major(number)}:{os.minor(number)}/read_ahead_kb").write_text(f"{_READ_AHEAD_KB}\n")
     except OSError as error:

@@ -1,10 +1,10 @@
-"""The adapter between pyfuse3 and the gate: translates, and decides nothing.
+"""The adapter between pyfuse3 and the gate: it only translates.
 
-As in operations.py a file handle is the inode number, forget is a no-op, and a name that was given out is valid for ever. Only
-"not here" is not remembered: the kernel shall ask again. The root and statfs are answered from here, without the gate: overlayfs
-asks for both when it mounts, and nothing that mounts may wait for an image to be indexed.
+As in operations.py a file handle is the inode number, forget is a no-op, and a name that was returned is valid for ever. Only
+a negative lookup is not cached: the kernel is to ask again. The root and statfs are answered without the gate: overlayfs
+asks for both when it is mounted, and a mount must not wait for an image to be indexed.
 
-What is not answered (extended attributes, access, flush) is refused with ENOSYS, which the kernel remembers: it asks once.
+Other requests (extended attributes, access, flush) are refused with ENOSYS, which the kernel remembers: it asks once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FOR_EVER: Final = 1e9
 class GateOperations(pyfuse3.Operations):
     """pyfuse3's callbacks over a Gate."""
 
-    # Both are agreed with the kernel once a connection: a version that changes one cannot take over the connection of another.
+    # Both are negotiated once per connection: a version that changes one cannot take over an older version's connection.
     supports_dot_lookup = False
     enable_writeback_cache = False
 
@@ -35,11 +35,11 @@ class GateOperations(pyfuse3.Operations):
         super().__init__()
         self._gate = gate
         self._not_here = EntryAttributes()
-        self._not_here.entry_timeout = 0  # inode 0 is not an entry; without time the kernel does not remember that
+        self._not_here.entry_timeout = 0  # inode 0: no such entry; with timeout 0 the kernel does not cache that
 
     @guarded
     async def lookup(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        # The context's pid is that of the thread.
+        # The context's pid is a thread id.
         shown = await self._gate.lookup(parent_inode, name, ctx.pid)
         return self._not_here if shown is None else _entry(shown)
 
@@ -55,7 +55,7 @@ class GateOperations(pyfuse3.Operations):
 
     @guarded
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
-        """What the gate has is asked for by name."""
+        """Empty: objects are looked up by name."""
 
     @guarded
     async def open(self, inode: InodeT, flags: int, ctx: RequestContext) -> FileInfo:
@@ -78,13 +78,13 @@ class GateOperations(pyfuse3.Operations):
         return data
 
     async def release(self, fh: FileHandleT) -> None:
-        """Nothing is held."""
+        """Nothing to release."""
 
     async def releasedir(self, fh: FileHandleT) -> None:
-        """Nothing is held."""
+        """Nothing to release."""
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
-        """Inodes are never forgotten: any process derives them alike."""
+        """Inodes are never forgotten: every process derives the same ones."""
 
 
 def _entry(shown: Attributes) -> EntryAttributes:

@@ -1,4 +1,4 @@
-"""The one guard around every handler: pyfuse3 ends the whole mount at any exception but FUSEError."""
+"""The guard around every handler: pyfuse3 ends the whole mount at any exception except FUSEError."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from lazyfs.errors import LazyfsError
 _log = logging.getLogger(__name__)
 
 _QUIET: Final = 30.0
-"""Seconds for which the same failure is not logged again: the kernel asks for the same bytes several times."""
+"""Seconds for which the same failure is not logged again: the kernel requests the same bytes several times."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 def guarded(handler: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Whatever goes wrong in `handler` becomes an errno and a log line."""
+    """Turn any error of `handler` into an errno and a log line."""
 
     @wraps(handler)
     async def guard(*args: P.args, **kwargs: P.kwargs) -> T:

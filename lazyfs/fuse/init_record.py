@@ -1,7 +1,7 @@
-"""What was agreed with the kernel when a connection began, kept for the processes that take the connection over.
+"""The record of a connection's FUSE_INIT, for processes that take the connection over.
 
-The kernel says FUSE_INIT once a connection. A process that inherits one hands libfuse the saved INIT, and must hear the answer that
-the kernel was given: the size of requests and the meaning of flags hang on it.
+The kernel sends FUSE_INIT once per connection. A process that inherits one gives libfuse the recorded request, and must get the reply
+that the kernel got: the size of requests and the meaning of flags depend on it.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import msgspec
 
 _FORMAT: Final = 1
 _MOST: Final = 64 << 10
-"""Bytes; a record has about 600."""
+"""Bytes. A record has about 600."""
 
 
 class InitRecord(msgspec.Struct, frozen=True):
-    """FUSE_INIT and libfuse's answer to it, headers included, of one connection. Source: fuse(4), struct fuse_init_in and _out."""
+    """FUSE_INIT of one connection and libfuse's reply, headers included. Source: fuse(4), struct fuse_init_in and _out."""
 
     boot: str
     connection: int
-    """Its number under /sys/fs/fuse/connections: unique until the next boot, but for those that have ended."""
+    """Its number under /sys/fs/fuse/connections: unique among live connections until the next boot."""
     asked: bytes
     answered: bytes
-    """As libfuse wrote it; the kernel hears it patched."""
+    """As libfuse wrote it; the kernel gets it patched (session.py)."""
     format: int = _FORMAT
 
 
@@ -47,7 +47,7 @@ def save_record(path: Path, record: InitRecord) -> None:
 
 
 def load_record(path: Path, connection: int | None) -> InitRecord | None:
-    """The record of this very connection (None: whatever its number is); None where there is none, or it is damaged. Blocking."""
+    """The record of this connection (None: whatever its number); None if there is none or it is damaged. Blocking."""
     try:
         with open(path, "rb") as file:
             record = msgspec.json.decode(file.read(_MOST), type=InitRecord)
@@ -58,5 +58,5 @@ def load_record(path: Path, connection: int | None) -> InitRecord | None:
 
 
 def boot_id() -> str:
-    """Of the kernel that runs."""
+    """The boot id of the running kernel."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -1,15 +1,15 @@
-"""pyfuse3's main loop, made to survive requests that vanish.
+"""Makes pyfuse3's main loop survive requests that vanish.
 
-pyfuse3 waits until /dev/fuse is readable and then reads it, blocking, with the GIL held. If the caller whose request
-it was has been killed in between, there is nothing to read, and the whole process stands still until the next request
-comes: measured, at the fifth killed reader. So the trio that pyfuse3 sees is replaced (it offers that seam for
-asyncio) by one whose `wait_readable` looks once more before it returns, with nothing in between that could yield.
+pyfuse3 waits until /dev/fuse is readable and then reads it, blocking, with the GIL held. If the caller was
+killed in between, there is nothing to read, and the whole process hangs until the next request: measured, at the fifth killed
+reader. So the trio that pyfuse3 sees is replaced (it offers that hook for asyncio) by one whose `wait_readable` polls once more
+before it returns, with no checkpoint in between.
 
-That leaves a gap of microseconds. Where the kernel can send unanswered requests again (FUSE_NOTIFY_RESEND, 6.9), the fd
-is made non-blocking: a request that vanishes in the gap ends the loop with EAGAIN, the loop begins anew, and the kernel
-repeats what it had been asked. Older kernels keep the blocking fd, where the gap costs a pause and not an answer.
+That leaves a gap of microseconds. If the kernel can resend unanswered requests (FUSE_NOTIFY_RESEND, 6.9), the fd is made
+non-blocking: a request that vanishes in the gap ends the loop with EAGAIN, the loop starts again, and the kernel resends the
+requests that were being answered. Older kernels keep the blocking fd, where the gap costs a pause but no reply.
 
-When the last user of the file system is gone, nobody waits for what is still being answered: it is cancelled, and the loop ends.
+When the last user of the file system is gone, requests still being answered are cancelled, and the loop ends.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _RESEND: Final = struct.pack("<IiQ", 16, 7, 0)
 
 
 class _Lowlevel:
-    """trio.lowlevel, but for `wait_readable`; remembers the fd of the FUSE session."""
+    """trio.lowlevel with another `wait_readable`; remembers the fd of the FUSE session."""
 
     fd = -1
 
@@ -59,7 +59,7 @@ class _Lowlevel:
 
 
 class _Trio:
-    """trio, as pyfuse3 shall see it."""
+    """trio as pyfuse3 sees it."""
 
     def __init__(self) -> None:
         self.lowlevel = _Lowlevel()
@@ -69,9 +69,9 @@ class _Trio:
 
 
 async def serve(max_tasks: int) -> None:
-    """Answer the kernel until the mount is gone; `max_tasks` requests at once. pyfuse3.init has been called.
+    """Answer the kernel until the mount is gone, `max_tasks` requests at once. pyfuse3.init must have been called.
 
-    Cancelled: requests under way are left unanswered.
+    Cancelled: requests in progress are left unanswered.
     """
     seen = _Trio()
     pyfuse3.trio = seen  # type: ignore[attr-defined]
@@ -96,7 +96,7 @@ async def serve(max_tasks: int) -> None:
 
 
 def resend(fd: int) -> bool:
-    """Have the kernel repeat every request that was read from the connection and not answered. False: it cannot (before 6.9)."""
+    """Make the kernel resend every request that was read from the connection but not answered. False if it cannot (before 6.9)."""
     try:
         os.write(fd, _RESEND)
     except OSError as error:
@@ -112,7 +112,7 @@ async def _cancel_at_end(ended: trio.Event, scope: trio.CancelScope) -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Not, that the kernel no longer knows a request: its caller was killed while it was answered."""
+    """False for pyfuse3's message that the kernel no longer knows a request: its caller was killed in the meantime."""
     return "failed with" not in record.msg or record.args != (os.strerror(errno.ENOENT),)
 
 
@@ -124,6 +124,6 @@ def _leaves(group: BaseExceptionGroup[OSError]) -> list[OSError]:
 
 
 def _kernel_resends() -> bool:
-    """Whether the kernel knows FUSE_NOTIFY_RESEND. By version: to try it would repeat requests."""
+    """Whether the kernel has FUSE_NOTIFY_RESEND. Judged by version: trying it would resend requests."""
     version = re.match(r"(\d+)\.(\d+)", os.uname().release)
     return version is not None and (int(version[1]), int(version[2])) >= (6, 9)

@@ -1,7 +1,7 @@
-"""The adapter to pyfuse3: translates, and decides nothing.
+"""The adapter between pyfuse3 and the file system: it only translates.
 
-File handle = inode number, forget is a no-op, and names and attributes are valid for ever, because an image does not
-change: the kernel asks once. One guard (guard.py) stands around every handler.
+A file handle is the inode number, forget is a no-op, and names and attributes are valid for ever, because an image does not
+change: the kernel asks once. Every handler is guarded (guard.py).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from lazyfs.vfs.tree import Node
 
 _FOR_EVER: Final = 1e9
 STATUS_XATTR: Final = b"user.lazyfs.status"
-"""Asked for on the root, it answers with the mount's status as JSON. It is not listed."""
+"""An attribute of the root with the mount's status as JSON. It is not listed."""
 PROCESS_XATTR: Final = b"user.lazyfs.process"
-"""Likewise, with the number of this process: at once, where a status takes counting."""
+"""Likewise, with this process's pid: immediate, while a status must be counted."""
 
 
 class Operations(pyfuse3.Operations):
@@ -35,11 +35,11 @@ class Operations(pyfuse3.Operations):
         super().__init__()
         self._fs = filesystem
         self._status = status
-        # Without it the kernel shows no access list, and heeds none. With it, it asks for those of every file that somebody opens who
-        # does not own it: only images that have any pay for that.
+        # Without it the kernel ignores ACLs. With it, the kernel requests the ACL of every file opened by anyone but its owner, so
+        # only images that have ACLs enable it.
         self.enable_acl = filesystem.tree.has_acls
         self._nothing = EntryAttributes()
-        self._nothing.entry_timeout = _FOR_EVER  # inode 0: the kernel remembers that there is no such name
+        self._nothing.entry_timeout = _FOR_EVER  # inode 0: the kernel caches that there is no such name
 
     @guarded
     async def lookup(self, parent_inode: InodeT, name: bytes, ctx: object) -> EntryAttributes:
@@ -104,13 +104,13 @@ class Operations(pyfuse3.Operations):
         return data
 
     async def release(self, fh: int) -> None:
-        """Nothing is held."""
+        """Nothing to release."""
 
     async def releasedir(self, fh: int) -> None:
-        """Nothing is held."""
+        """Nothing to release."""
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
-        """Inodes are never forgotten: any process derives them alike."""
+        """Inodes are never forgotten: every process derives the same ones."""
 
 
 def _entry(node: Node) -> EntryAttributes:

@@ -1,9 +1,9 @@
-"""libfuse, without the mount that it would make: pyfuse3's one session, spoken to over a socket first and over /dev/fuse then.
+"""libfuse without its own mount: pyfuse3's session, connected to a socket first and then to /dev/fuse.
 
-libfuse takes a descriptor for its FUSE device where the mount point is called `/dev/fd/N`. So it is given one end of a socket pair,
-hears through it the FUSE_INIT that the kernel has said to us, perhaps to another process and long ago, and answers. Then the kernel's
-connection takes the socket's place under the same number. What libfuse negotiated and what the kernel was told can be held
-against each other this way, and changed: libfuse 3.14 knows neither of the flags below.
+libfuse uses a descriptor as its FUSE device if the mount point is called `/dev/fd/N`. So it gets one end of a socket pair,
+receives through it the FUSE_INIT that the kernel sent, perhaps to an earlier process, and replies. Then the kernel's connection
+replaces the socket under the same descriptor number. This way libfuse's reply can be compared with the one that the kernel got, and
+changed: libfuse 3.14 does not know the flags below.
 
 Source: fuse(4); include/uapi/linux/fuse.h for the two messages.
 """
@@ -30,13 +30,13 @@ _LIMITS: Final = struct.Struct("<HH")
 _LIMITS_ANSWERED: Final = _OUT_HEADER.size + 16
 
 _PARALLEL_DIROPS: Final = 1 << 18
-"""Without it the kernel asks for one name at a time in a directory: 1,280 misses of 20 ms took 27 s instead of one."""
+"""Without it the kernel looks up one name at a time in a directory: 1,280 misses of 20 ms took 27 s instead of one."""
 _CACHE_SYMLINKS: Final = 1 << 23
 _MAX_BACKGROUND: Final = 4096
 _CONGESTED: Final = 3072
-"""Reads ahead that may wait at once, in the whole connection: the stalled readers of one registry leave room for all others."""
+"""Read-ahead requests that may wait at once in the whole connection: stalled readers of one registry do not block the others."""
 _MAX_TASKS: Final = 5000
-"""Above that, so that a lookup is always read."""
+"""More than _MAX_BACKGROUND, so that a lookup is always read."""
 _DEADLINE: Final = 10.0
 
 
@@ -51,7 +51,7 @@ def is_answer(message: bytes) -> bool:
 
 
 def patched(asked: bytes, answered: bytes) -> bytes:
-    """libfuse's answer to the FUSE_INIT `asked`, as the kernel shall hear it: with what both this project and the kernel can do."""
+    """libfuse's reply to the FUSE_INIT `asked` as the kernel gets it: with the flags that both lazyfs and the kernel support."""
     message = bytearray(answered)
     (offered,) = struct.unpack_from("<I", asked, _FLAGS_ASKED)
     (flags,) = struct.unpack_from("<I", answered, _FLAGS_ANSWERED)
@@ -61,7 +61,7 @@ def patched(asked: bytes, answered: bytes) -> bytes:
 
 
 class Session:
-    """pyfuse3's session: one a process, and one at a time. A context manager; leaving it unmounts nothing."""
+    """pyfuse3's session, of which a process has one at a time. A context manager; leaving it unmounts nothing."""
 
     def __init__(self, operations: pyfuse3.Operations) -> None:
         self._operations = operations
@@ -69,7 +69,7 @@ class Session:
         self._other_end = socket.socket()
 
     def __enter__(self) -> Self:
-        """Raises MountFailed when libfuse refuses."""
+        """Raises MountFailed if libfuse refuses."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._other_end.close()
         self._other_end, self._device = ours, theirs.detach()
@@ -86,7 +86,7 @@ class Session:
         self._other_end.close()
 
     async def answer(self, asked: bytes) -> bytes:
-        """What libfuse answers to FUSE_INIT. Once. Raises MountFailed: it refuses. Cancelled: the session is of no more use."""
+        """libfuse's reply to FUSE_INIT. To be called once. Raises MountFailed if it refuses. Cancelled: the session is unusable."""
         message = b""
         with trio.socket.from_stdlib_socket(self._other_end) as kernel, trio.move_on_after(_DEADLINE):
             async with trio.open_nursery() as nursery:
@@ -102,13 +102,13 @@ class Session:
         return message
 
     def attach(self, connection: int) -> None:
-        """From now on libfuse speaks to the kernel through (a duplicate of) `connection`."""
+        """Connect libfuse to the kernel through a duplicate of `connection`."""
         os.dup2(connection, self._device, inheritable=False)
 
     def resend(self) -> bool:
-        """Have the kernel repeat what it asked of a process that did not answer. False: this kernel cannot (before 6.9)."""
+        """Make the kernel resend requests that a dead process left unanswered. False if this kernel cannot (before 6.9)."""
         return resend(self._device)
 
     async def serve(self) -> None:
-        """Answer the kernel until the last user of the file system is gone. Cancelled: what is under way is left unanswered."""
+        """Answer the kernel until the last user of the file system is gone. Cancelled: requests in progress are left unanswered."""
         await serve(_MAX_TASKS)

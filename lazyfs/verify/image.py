@@ -1,4 +1,4 @@
-"""A whole image verified: manifest, config, every blob, every tree, every chunk."""
+"""Verifies a whole image: manifest, config, every blob, every tree, every chunk."""
 
 from __future__ import annotations
 
@@ -19,23 +19,22 @@ from lazyfs.vfs.tree import Tree
 
 
 class ImageFindings(NamedTuple):
-    """What was found; an image without problems shows the same to everybody."""
+    """The result. An image without problems looks the same however it is unpacked or mounted."""
 
     layers: tuple[LayerFindings, ...]
     problems: tuple[str, ...]
-    """Of the image as a whole, and of all its layers."""
+    """The problems of the image as a whole and of all its layers."""
 
     @property
     def lazy(self) -> bool:
-        """Every layer has a TOC that the manifest vouches for."""
+        """Whether every layer has a TOC whose digest is in the manifest."""
         return all(layer.lazy for layer in self.layers)
 
 
 async def verify_image(source: ImageSource, image: Image, progress: Callable[[int], None]) -> ImageFindings:
     """Download and verify every layer, one after the other; `progress` gets the count of blob bytes of each step.
 
-    Raises SourceError when a layer cannot be had at all.
-    Cancelled: nothing is left behind.
+    Raises SourceError if a layer cannot be fetched. Cancelled: nothing is left behind.
     """
     layers = []
     for descriptor, diff_id in zip(image.layers, image.config.diff_ids, strict=True):
@@ -59,7 +58,7 @@ async def _verify_layer(
 
 
 def _shadowed(layers: list[tuple[Entry, ...]]) -> list[str]:
-    """Runtimes unpack through the symbolic links of lower layers, lazy mounts put a directory in their place."""
+    """Finds paths through symbolic links of lower layers: runtimes unpack through the link, lazy mounts replace it by a directory."""
     return [
         f"layer {index + 1} puts files below {show(name)}, which is not a directory in the layers below:"
         " unpacking follows it, mounting lazily replaces it"

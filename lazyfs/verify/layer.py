@@ -1,8 +1,8 @@
-"""One layer, its blob downloaded whole, held against everything that is claimed about it.
+"""Verifies one layer, downloaded whole, against everything that is claimed about it.
 
-An image has two faces. A full pull unpacks the blob's tar; a lazy mount believes the TOC. Nothing in the formats
-makes them tell the same, so an image could pass a scan in one and run the other. Here both are read, and every
-difference is a problem, named by its path.
+An image can be read in two ways. A full pull unpacks the blob's tar; a lazy mount uses the TOC. Nothing in the formats makes the two
+agree, so one could pass a security scan and the other be run. Both are read here, and every difference is a problem, reported with
+its path.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ _SECOND: Final = 10**9
 
 
 class LayerFindings(NamedTuple):
-    """What was found in one layer."""
+    """The result for one layer."""
 
     lazy: bool
-    """It has a TOC that the manifest vouches for."""
+    """Whether it has a TOC whose digest is in the manifest."""
     entries: tuple[Entry, ...]
-    """Of the TOC, or of the tar where there is none: what the layer shows."""
+    """The entries that the layer shows: those of the TOC, or of the tar if there is none."""
     chunks: int
     problems: tuple[str, ...]
 
 
 def verify_layer(spool: Spool, descriptor: Descriptor, check_cancelled: Callable[[], None] = never) -> LayerFindings:
-    """Blocking. Hold the TOC of a layer against its tar, and each chunk against both.
+    """Blocking. Compare the TOC of a layer with its tar, and each chunk with both.
 
     `spool` holds the unpacked layer (blob digest and diff ID have been verified) and its blob.
     """
@@ -70,10 +70,10 @@ def verify_layer(spool: Spool, descriptor: Descriptor, check_cancelled: Callable
 
 
 def _last_of_each_name(members: Iterator[TarMember]) -> dict[bytes, TarMember]:
-    """What is left when the tar has been unpacked: the last of each name, and hard links that lead to no other link."""
+    """The result of unpacking the tar: the last entry of each name, with hard links resolved to files."""
     unpacked: dict[bytes, TarMember] = {}
     for member in members:
-        entry = with_owner(member.entry)  # as its TOC says it
+        entry = with_owner(member.entry)  # as in its TOC
         unpacked.pop(entry.name, None)
         if entry.name == TOC_NAME:
             continue
@@ -113,7 +113,7 @@ def _compare_trees(listed: dict[bytes, Entry], unpacked: dict[bytes, TarMember])
 
 
 def _late_whiteouts(unpacked: Iterable[bytes]) -> Iterator[str]:
-    """Who unpacks meets a whiteout in the tar's order, and it takes away what the layer itself has brought; or it fails there."""
+    """Whiteouts after a name that they hide: unpackers work in the tar's order, so these remove files of the layer itself, or fail."""
     own_names: set[bytes] = set()
     for name in unpacked:
         base = base_of(name)
@@ -128,7 +128,7 @@ def _late_whiteouts(unpacked: Iterable[bytes]) -> Iterator[str]:
 
 
 def _compare_link(link: Entry, target: Entry) -> Iterator[str]:
-    """Who unpacks gives a link's metadata to the file; who mounts lazily shows the file's own."""
+    """Unpacking gives a hard link's metadata to the file; a lazy mount shows the file's own."""
     for field in ("mode", "uid", "gid", "mtime_ns"):
         if getattr(link, field) != getattr(target, field):
             yield f"{show(link.name)} is a hard link whose {field} differs from its target's: unpacking would change the file"
@@ -147,7 +147,7 @@ def _compare_entries(listed: Entry, unpacked: Entry) -> Iterator[str]:
 
 
 def _compare_content(entry: Entry, member: TarMember, spool: Spool, dialect: Dialect) -> Iterator[str]:
-    """Each chunk's bytes, once as the tar has them and once as a lazy reader finds them, if these are not the same place."""
+    """Compare each chunk's bytes in the tar with those that a lazy reader finds, unless both are the same bytes of the blob."""
     gzip = bool(spool.members)
     for chunk in entry.chunks:
         where = f"{show(entry.name)}: the chunk at {chunk.file_offset}"
@@ -174,7 +174,7 @@ def _place_in_tar(member: TarMember, file_offset: int, size: int) -> int | None:
 
 
 def _decoded_hash(spool: Spool, chunk: Chunk, dialect: Dialect) -> bytes:
-    """Of the chunk as a lazy reader finds it; empty where it finds none."""
+    """The hash of the chunk as a lazy reader finds it; empty if it finds none."""
     assert spool.blob is not None
     packed = os.pread(spool.blob.fileno(), chunk.member_end - chunk.member, chunk.member)
     try:

@@ -1,7 +1,7 @@
-"""A file system without FUSE: the merged tree of an image, and the bytes of its files.
+"""A file system independent of FUSE: the merged tree of an image, and the bytes of its files.
 
-Everything but `read` answers from memory and never waits. File handles do not exist: an inode number says it all,
-so that a process that takes over a mount can answer what its predecessor was asked.
+Everything but `read` works from memory and never waits. There are no file handles: inode numbers suffice, so a process that takes
+over a mount can answer the requests of its predecessor.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _FILE_TYPES: Final = {
     "fifo": stat.S_IFIFO,
 }
 _FILES: Final = 4096
-"""Files whose pieces are remembered between reads; the oldest is forgotten for a new one."""
+"""Files whose pieces are cached between reads; the oldest is dropped for a new one."""
 _MANY: Final = 1000
-"""Chunks of a file whose pieces are worked out in a thread: 1.5 µs each."""
+"""Chunks of a file above which its pieces are computed in a thread: 1.5 µs each."""
 
 
 class Child(NamedTuple):
-    """A line of a directory listing."""
+    """An entry of a directory listing."""
 
     name: bytes
     node: Node
@@ -56,11 +56,11 @@ class FileSystem:
         self._listing: tuple[int, list[Child]] = (0, [])
 
     def node(self, ino: int) -> Node:
-        """The node of an inode number that this file system gave out. Raises KeyError for others."""
+        """The node of an inode number that this file system returned. Raises KeyError for others."""
         return self.tree.nodes[ino]
 
     def lookup(self, parent: int, name: bytes) -> Node | None:
-        """The child of a directory, also `.` and `..`."""
+        """The child of a directory, including `.` and `..`."""
         directory = self.tree.nodes[parent]
         if name == b".":
             return directory
@@ -69,7 +69,7 @@ class FileSystem:
         return directory.children.get(name) if directory.children is not None else None
 
     def listing(self, ino: int) -> list[Child]:
-        """A directory's entries, `.` and `..` first, then in the order in which their bytes lie in the layers."""
+        """A directory's entries: `.` and `..` first, then in the order of their bytes in the layers."""
         if self._listing[0] != ino:
             node = self.tree.nodes[ino]
             dots = [Child(b".", node), Child(b"..", node.parent or node)]
@@ -77,7 +77,7 @@ class FileSystem:
         return self._listing[1]
 
     async def blob(self, layer: int) -> LayerBlob:
-        """A layer's pieces, worked out when they are first needed: a mount answers before that."""
+        """A layer's pieces, computed on first use, so that a mount is ready before that."""
         known = self._blobs.get(layer)
         if known is None:
             async with self._making:
@@ -90,7 +90,7 @@ class FileSystem:
         if len(entry.chunks) <= _MANY:
             return self._remember(ino, pieces_of(entry))
         async with self._making:
-            # Whoever waited here finds what the first has made.
+            # Another task may have computed it while this one waited.
             return self._pieces.get(ino) or self._remember(ino, await trio.to_thread.run_sync(pieces_of, entry))
 
     def _remember(self, ino: int, pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
@@ -102,7 +102,7 @@ class FileSystem:
     async def read(self, ino: int, offset: int, size: int) -> bytes | memoryview:
         """Bytes `[offset, offset + size)` of a regular file, fewer at its end.
 
-        Raises LazyfsError, with the file's name in it, when they cannot be had. Cancelled: nothing is left behind.
+        Raises LazyfsError, naming the file, if they cannot be fetched. Cancelled: nothing is left behind.
         """
         node = self.tree.nodes[ino]
         entry = node.entry
@@ -140,10 +140,10 @@ class Attributes(msgspec.Struct, frozen=True, gc=False):
 
 
 def attributes(node: Node) -> Attributes:
-    """As overlayfs shows the node from a full pull."""
+    """The attributes that overlayfs shows after a full pull."""
     entry = node.entry
     size = len(entry.link) if entry.type == "symlink" else 4096 if entry.type == "dir" else entry.size
-    mode = 0o777 if entry.type == "symlink" else entry.mode  # whatever a tar says of a link, the kernel keeps no mode of it
+    mode = 0o777 if entry.type == "symlink" else entry.mode  # the kernel ignores the mode of symbolic links
     return Attributes(
         node.ino,
         _FILE_TYPES[entry.type] | mode,

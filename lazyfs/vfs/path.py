@@ -1,4 +1,4 @@
-"""Paths as a process inside of the image would walk them: symbolic links are followed and never lead out."""
+"""Resolves paths as a process inside the image would: symbolic links are followed and never lead out of it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from lazyfs.errors import LazyfsError, NotFound, show
 from lazyfs.vfs.tree import Node, Tree
 
 _MOST_LINKS: Final = 40
-"""The kernel's own limit."""
+"""The kernel's limit."""
 
 
 def resolve(tree: Tree, path: bytes) -> Node:
-    """The node that `path` means, its last component's link followed too. Raises NotFound, LazyfsError for a circle."""
+    """The node at `path`, following a symbolic link in its last component too. Raises NotFound, or LazyfsError for a loop."""
     todo = path.split(b"/")[::-1]
     node = tree.root
     links = 0

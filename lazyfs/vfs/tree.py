@@ -1,11 +1,11 @@
-"""The merged tree of an image: what overlayfs would show of its layers, as nodes in memory.
+"""The merged tree of an image: the nodes that overlayfs would show, in memory.
 
-Inode numbers are a pure function of the image: layer by layer, position in the TOC. Never of a file's bytes: two equal
-files with different owners are two inodes (the kernel would show one's owner for both). Any process that merges the
-same layers derives the same numbers. The root is 1; directories that no layer names come behind all the others.
+Inode numbers are a pure function of the image: layer by layer, position in the TOC. They do not depend on file contents: two equal files
+with different owners are two inodes (else the kernel would show one owner for both). Every process that merges the same layers
+derives the same numbers. The root is 1; directories that no layer names come after all others.
 
-Within a layer, whiteouts and opaque markers speak about the layers below, whatever their place in the TOC; what the
-layer itself brings stays. A character device 0:0 hides the name that it has, and is not shown: to overlayfs it is a whiteout.
+Whiteouts and opaque markers apply to the layers below, wherever they are in the TOC, and never to names of their own layer. A
+character device 0:0 hides its name and is not shown: overlayfs treats it as a whiteout.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class Node:
         self.layer = layer
         """Index of the layer that `entry` is from."""
         self.parent = parent
-        """For a directory; the root is its own."""
+        """Set for directories; the root is its own parent."""
         self.children: dict[bytes, Node] | None = {} if entry.type == "dir" else None
         self.nlink = 0
 
 
 def _shown(entry: Entry) -> Entry:
-    """`entry` with the xattrs that a mount shows. overlayfs never shows its own, and obeys them in its layers: an image must not
-    redirect one that is stacked on this mount."""
+    """`entry` with the xattrs that a mount shows. overlayfs never shows its own attributes and obeys them in its layers, and an image must
+    not redirect an overlay on top of this mount."""
     if not entry.xattrs:
         return entry
     xattrs = tuple(item for item in shown_xattrs(entry) if not item[0].startswith(_OVERLAY_XATTRS))
@@ -60,7 +60,7 @@ class Tree:
         self.root = Node(ROOT_INO, Entry(b"", "dir"), 0, None)
         self.root.parent = self.root
         self.replaced: list[tuple[int, bytes]] = []
-        """(layer, path) of what is not a directory in the layers below, and which a layer treats as one that it does not name."""
+        """(layer, path) of names that are not directories in the layers below but that a layer implies to be directories."""
         base = ROOT_INO + 1
         self._implied = base + sum(len(layer) for layer in layers)
         for index, layer in enumerate(layers):
@@ -71,7 +71,7 @@ class Tree:
         self.size = 0
         """Bytes of all regular files, each inode once."""
         self.has_acls = False
-        """Whether the kernel has to ask for access lists at all."""
+        """Whether any file has an ACL, so that the kernel has to ask for them."""
         self._count()
 
     def find(self, path: bytes) -> Node | None:
@@ -118,7 +118,7 @@ class Tree:
             elif entry.type == "hardlink":
                 target = named.get(entry.link)
                 if target is None:
-                    continue  # parse_toc admits none such; a landmark or a whiteout as a target shows nothing
+                    continue  # parse_toc allows no such link; if the target is a landmark or a whiteout, it is not shown
                 node = target
             elif entry.type == "char" and _is_hiding(entry):
                 continue
@@ -152,7 +152,7 @@ class Tree:
             parent.children.pop(base_of(name), None)
 
     def _directory(self, path: bytes, directories: dict[bytes, Node], index: int) -> Node:
-        """The directory at `path` that a layer implies: the one from below, else one made up (0755, root's)."""
+        """The directory at `path` that a layer implies: the one from below, or else a new one (0755, owned by root)."""
         missing = []
         while (node := directories.get(path)) is None:
             missing.append(path)

@@ -38,7 +38,7 @@ async def test_nothing_is_sent_before_the_gate_opens() -> None:
         uploads.send_bytes(b"config")
         await trio.testing.wait_all_tasks_blocked()
         assert sink.done == []
-        uploads.open_gate()
+        uploads.start()
     assert sink.blobs == {DIGEST: DATA, digest_of(b"config"): b"config"}
     assert counted == [len(DATA)]
 
@@ -48,7 +48,7 @@ async def test_a_blob_is_sent_once() -> None:
     sink, files = Place(), [file_of(DATA), file_of(DATA)]
     async with trio.open_nursery() as nursery:
         uploads = Uploads(Place(), sink, nursery)
-        uploads.open_gate()
+        uploads.start()
         for file in files:
             uploads.send(DIGEST, len(DATA), file, False, lambda _count: None)
     assert sink.done == [f"blob {DIGEST}"]
@@ -64,7 +64,7 @@ async def test_what_is_there_is_not_sent() -> None:
     sink.mounts_from = source
     async with trio.open_nursery() as nursery:
         uploads = Uploads(source, sink, nursery)
-        uploads.open_gate()
+        uploads.start()
         uploads.send(DIGEST, len(DATA), file_of(DATA), False, lambda _count: None)
         uploads.send(other, 5, file_of(b"other"), True, lambda _count: None)
         uploads.send(digest_of(b"new"), 3, file_of(b"new"), False, lambda _count: None)
@@ -80,7 +80,7 @@ async def test_a_blob_is_copied_as_it_is() -> None:
         await uploads.copy(blob())
         await uploads.copy(blob())
         assert sink.done == []
-        uploads.open_gate()
+        uploads.start()
     assert sink.blobs == {DIGEST: DATA}
     assert source.done == [f"read {DIGEST}"]
 
@@ -93,7 +93,7 @@ async def test_a_wrong_blob_is_not_copied() -> None:
         uploads = Uploads(source, sink, nursery)
         with pytest.raises(DigestMismatch, match=DIGEST):
             await uploads.copy(blob())
-        uploads.open_gate()
+        uploads.start()
     assert sink.done == []
 
 
@@ -103,7 +103,7 @@ async def test_a_copy_is_not_made_where_one_is() -> None:
     sink.blobs[DIGEST] = DATA
     async with trio.open_nursery() as nursery:
         uploads = Uploads(source, sink, nursery)
-        uploads.open_gate()
+        uploads.start()
         await uploads.copy(blob())
     assert source.done == sink.done == []
 
