@@ -80,7 +80,7 @@ class LyingRegistry(Hosted):
         return [request.headers["range"] for request in self.server.requests if "range" in request.headers]
 
     def asked_for(self, digest: str = "") -> int:
-        """Bytes in all ranges that were asked for so far, of one blob or of all; what was asked for twice counts twice."""
+        """Bytes in all ranges requested so far, of one blob or of all; what was requested twice counts twice."""
         total = 0
         for request in self.server.requests:
             if "range" in request.headers and request.target.endswith(digest):

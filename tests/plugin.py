@@ -43,7 +43,7 @@ class Plugin:
         self.socket = next(iter(self.sockets.values()))
         self.home.mkdir(parents=True, exist_ok=True)
         self.environment: dict[str, str] = {}
-        """What it is started with besides."""
+        """Environment variables to add."""
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

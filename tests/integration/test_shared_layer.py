@@ -1,6 +1,6 @@
-"""Two images that share a layer, in one lazyfsd at the same time: the layer's bytes are fetched once, whoever uses it.
+"""Two images share a layer and are used at the same time in one lazyfsd: the layer is fetched once.
 
-Each image has a registry of its own, so that nothing but the store connects them.
+Each image has its own registry, so that they have only the store in common.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ pytestmark = [pytest.mark.fuse, pytest.mark.root]
 
 LATE = 0.02
 MOST = 1.1
-"""Times its size that a layer may be fetched. What exceeds 1.0 is its TOC, for which each image may ask, and gaps that runs read over."""
+"""How often a layer may be fetched, as a multiple of its size: each image may fetch the TOC, and runs read over small gaps."""
 
 
 class Pair(NamedTuple):
-    """Two images of a shared layer and a small one each; both have the same files."""
+    """Two images: a layer that both have, and a small one of their own."""
 
     layouts: tuple[Path, Path]
     shared: str
@@ -48,14 +48,14 @@ class Pair(NamedTuple):
             yield one, other
 
     def check_fetched_once(self, *registries: LyingRegistry) -> None:
-        """All of the shared layer was fetched, and hardly a byte of it twice."""
+        """All of the shared layer was fetched, and almost none of it twice."""
         fetched = [registry.asked_for(self.shared) for registry in registries]
         assert 0.95 < sum(fetched) / self.size < MOST, (fetched, self.size)
 
 
 @pytest.fixture(scope="module")
 def pair(session_folder: Path) -> Pair:
-    """The files are too large for one to bring its neighbour along, and some have many chunks."""
+    """The files are too large to be fetched together with a neighbour, and some have many chunks."""
     chance = random.Random(7)
     files = {f"files/{number % 20}/{number}": chance.randbytes(33_000 + number) for number in range(300)}
     files |= {f"large/{number}": chance.randbytes(700_000 + number) for number in range(8)}
@@ -73,7 +73,7 @@ def pair(session_folder: Path) -> Pair:
 
 @pytest.fixture
 def plugin() -> Iterator[Plugin]:
-    """One with a cold store, that completes what containerd has pulled."""
+    """A lazyfsd with an empty store, which fetches the rest of what containerd has pulled in the background."""
     with plugin_at() as running:
         yield running
 
@@ -86,7 +86,7 @@ def mount(lazyfs: Lazyfs, plugin: Plugin, registry: LyingRegistry, root: Path, b
 
 
 def pull(lazyfs: Lazyfs, plugin: Plugin, registry: LyingRegistry, containerd: Containerd) -> str:
-    """Have the plugin pull a registry's image into containerd. The snapshot of its uppermost layer."""
+    """Pull a registry's image into containerd, by lazyfsd. Returns the snapshot of its uppermost layer."""
     where = ("--address", str(containerd.folder / "socket"), "--store", str(plugin.store))
     top: str = lazyfs.json("pull", f"{registry.image}:v1", *where)["layers"][-1]["chain_id"]
     return top
@@ -94,7 +94,7 @@ def pull(lazyfs: Lazyfs, plugin: Plugin, registry: LyingRegistry, containerd: Co
 
 @contextmanager
 def roots(lazyfs: Lazyfs, folder: Path) -> Iterator[tuple[Path, Path]]:
-    """Where two images are to be mounted; what is mounted there goes with the block."""
+    """Mount points for two images, unmounted at the end."""
     found = folder / "one", folder / "other"
     try:
         yield found
@@ -114,7 +114,7 @@ def await_all(plugin: Plugin, pair: Pair) -> None:
 def test_one_is_mounted_and_one_is_pulled(
     background: str, pair: Pair, lazyfs: Lazyfs, plugin: Plugin, reader: Readers, tmp_path: Path
 ) -> None:
-    """Begun at the same moment, completed and read at the same time; also where only containerd's is completed."""
+    """Both start, complete and are read at the same time; also when only containerd's has a background fetch."""
     with (
         pair.served() as (one, other),
         Containerd(plugin.folder / "c", {NAME: plugin.socket}) as containerd,
@@ -134,7 +134,7 @@ def test_one_is_mounted_and_one_is_pulled(
 
 @pytest.mark.parametrize("background", ["on", "off"])
 def test_two_are_mounted(background: str, pair: Pair, lazyfs: Lazyfs, plugin: Plugin, reader: Readers, tmp_path: Path) -> None:
-    """Begun at the same moment and read at the same time, in orders of their own."""
+    """Both start and are read at the same time, in different orders; also without a background fetch."""
     with pair.served() as registries, roots(lazyfs, tmp_path) as both:
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda registry, root: mount(lazyfs, plugin, registry, root, background), registries, both))

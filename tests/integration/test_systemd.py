@@ -57,7 +57,7 @@ def machine(bare: Machine) -> Iterator[Machine]:
 
 
 def configure(machine: Machine) -> None:
-    """As its owner did, who fetches nothing that nobody has asked for."""
+    """Write its owner's configuration, which turns background fetches off."""
     config = machine.path(CONFIG)
     config.parent.mkdir(exist_ok=True)
     config.write_text(OWN_CONFIG)
@@ -65,7 +65,7 @@ def configure(machine: Machine) -> None:
 
 @pytest.fixture(params=COMMITS)
 def earlier(bare: Machine, request: pytest.FixtureRequest) -> Iterator[Machine]:
-    """One where an earlier release is installed and runs, and nothing is mounted."""
+    """A machine where an earlier release is installed and runs, and nothing is mounted."""
     if bare.path(LAZYFS).exists():
         bare.install("--uninstall", "--purge")
     configure(bare)
@@ -105,7 +105,7 @@ def mount(machine: Machine, registry: LyingRegistry) -> None:
 
 
 def test_upgraded_under_what_runs(earlier: Machine, image: SmallImage, registry: LyingRegistry, reader: Readers) -> None:
-    """This release takes over what an earlier one has mounted, under its readers, and that one is removed."""
+    """This release takes over the mounts of an earlier one while they are read; the earlier one is removed."""
     mount(earlier, registry)
     with container_root(earlier, image, registry) as root, reader:
         gate, process = earlier.gate(), earlier.main_process()
@@ -122,7 +122,7 @@ def test_upgraded_under_what_runs(earlier: Machine, image: SmallImage, registry:
 
 @contextmanager
 def answering_late(registry: LyingRegistry) -> Iterator[None]:
-    """Whoever reads what is missing takes so long that he still does when a release has been installed."""
+    """Slow the registry down, so that readers are still at work when an installation has ended."""
     registry.server.late = LATE
     try:
         yield
@@ -294,7 +294,7 @@ def test_a_wrong_configuration_is_not_installed(machine: Machine) -> None:
 def test_a_release_that_does_not_come_up_is_taken_back(
     machine: Machine, mounted: Path, image: SmallImage, registry: LyingRegistry
 ) -> None:
-    """The one before it goes on with what it has mounted."""
+    """The release before it is started again, and its mounts go on."""
     with container_root(machine, image, registry) as root:
         gate = machine.gate()
         (release,) = [path for path in machine.path("/opt/lazyfs").iterdir() if not path.is_symlink()]

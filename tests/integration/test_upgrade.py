@@ -1,7 +1,8 @@
-"""An upgrade under what runs: an earlier lazyfsd serves mounts and a containerd, and this checkout's takes over.
+"""Upgrades: an earlier lazyfsd serves mounts and a containerd, and that of this checkout takes over while they are used.
 
-Whatever outlives a process has to be understood by the next version, whatever the code calls it: notes and databases in the store, what
-the keeper holds and starts, the fields of an order that is sent again, the rows of mounts and snapshots. test_states has the formats.
+The next version must be able to read everything that outlives a process: notes and databases in the store, descriptors that the keeper
+holds, the module and options that it starts, orders that a client sends again, rows of mounts and snapshots. test_states.py covers the
+formats of the store.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.commands import Lazyfs
+from tests.commands import Lazyfs, run
 from tests.containerd import Containerd
 from tests.earlier import COMMITS, Installation
 from tests.lazyfsd import PATIENCE_S, moments
@@ -31,20 +32,20 @@ pytestmark = [pytest.mark.fuse, pytest.mark.root]
 FILES = 400
 LATE = 0.02
 STALLS_AT = 3 << 19
-"""Bytes of a large answer that come before it stalls."""
+"""How many bytes of a large answer arrive before it stalls."""
 ARRIVED = 1 << 20
-"""Of those are kept: containerd's client writes so many at a time."""
+"""How many of them are kept at least: a pull into containerd writes 1 MiB at a time."""
 SLACK = 1.1
-"""For runs that are asked for again because they were on their way, and for metadata."""
+"""Allows for runs that the upgrade interrupted, and for metadata."""
 
 
 class Images(NamedTuple):
-    """Images that differ in all their files."""
+    """Two images that have no file in common."""
 
     read: SmallImage
-    """Of many files that are too large for one to bring its neighbour along."""
+    """Many files, too large to be fetched together with a neighbour."""
     arriving: SmallImage
-    """So large that what is fetched in the background stalls in the middle of it."""
+    """One layer, larger than STALLS_AT."""
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def installation(request: pytest.FixtureRequest, tmp_path: Path) -> Installation
 
 @pytest.fixture
 def plugin(installation: Installation) -> Iterator[Plugin]:
-    """A lazyfsd of the earlier version. It fetches nothing that nobody has asked for."""
+    """A lazyfsd of the earlier version, without background fetches for containerd's images."""
     with plugin_folder() as folder:
         running = Plugin(folder, background=False)
         running.environment |= installation.environment
@@ -78,15 +79,15 @@ def plugin(installation: Installation) -> Iterator[Plugin]:
 
 @pytest.fixture
 def command(lazyfs: Lazyfs, installation: Installation) -> Lazyfs:
-    """The command line, of the version that is installed when it is run."""
-    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):  # with such a one a pull is not left to lazyfsd
+    """The command line, in the version that is installed when it runs."""
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):  # with one of them set, lazyfsd does not carry out a pull
         lazyfs.environment.pop(name, None)
     lazyfs.environment |= installation.environment
     return lazyfs
 
 
 def stall(_: Request, right: Answer) -> Answer:
-    """A lie: of a large answer comes a part, and then nothing more."""
+    """A lie: a large answer stops half-way, and the connection stays open."""
     data = right.data if isinstance(right, Reply) else right
     return Reply(data[:STALLS_AT], "silence") if len(data) > STALLS_AT else right
 
@@ -97,8 +98,18 @@ def size(layout: Path) -> int:
 
 
 @contextmanager
+def mount_point(directory: Path) -> Iterator[Path]:
+    """`directory`, which is created; what a command has mounted there is unmounted at the end."""
+    directory.mkdir()
+    try:
+        yield directory
+    finally:
+        run("umount", "--lazy", directory, code=None)
+
+
+@contextmanager
 def under_way(command: Lazyfs, *arguments: str | Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A command that has yet to end."""
+    """A command that is still running; killed at the end."""
     with subprocess.Popen(
         [sys.executable, "-m", "lazyfs", *arguments], env=command.environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as process:
@@ -112,8 +123,8 @@ def under_way(command: Lazyfs, *arguments: str | Path) -> Iterator[subprocess.Po
 def test_what_runs_goes_on(
     installation: Installation, plugin: Plugin, command: Lazyfs, images: Images, reader: Readers, tmp_path: Path
 ) -> None:
-    """Readers of a mount and of a container's root get every byte, a mount that waits for its image and a pull end well, what the earlier
-    version has fetched is not fetched again, and its snapshots can be used and removed."""
+    """Readers of a mount and of a container's root get every byte; a mount that waits for its image, and a pull, succeed. Nothing that
+    had arrived is fetched again, and all snapshots can be removed."""
     command.store = plugin.store
     read, arriving = images
     with (
@@ -125,12 +136,11 @@ def test_what_runs_goes_on(
         registry.server.late = LATE
         into = ("--address", str(containerd.folder / "socket"), "--store", str(plugin.store))
         top = command.json("pull", f"{registry.image}:v1", *into)["layers"][-1]["chain_id"]
-        waiting = tmp_path / "waiting"
-        waiting.mkdir()
         lazy.lie = ordinary.lie = stall
         with (
             command.mounted(f"{registry.image}:v1", "--background", "off", mode="native") as root,
             containerd.shown(NAME, tmp_path / "container", top) as container,
+            mount_point(tmp_path / "waiting") as waiting,
             under_way(command, "mount", f"{lazy.image}:v1", waiting, "--store", plugin.store, "--background", "wait") as mounting,
             under_way(command, "pull", f"{ordinary.image}:v1", *into) as pulling,
             reader,
@@ -152,11 +162,10 @@ def test_what_runs_goes_on(
                 _, said = client.communicate(timeout=PATIENCE_S)
                 assert client.returncode == 0, said
             assert plugin.logged().count("taken over") == 1
+            assert not arriving.wrong_files(waiting)
         assert registry.asked_for() < SLACK * size(read.layout)
         for each, asked, layout in zip((lazy, ordinary), before, (arriving.layout, arriving.original), strict=True):
             assert each.asked_for() - asked < SLACK * (size(layout) - ARRIVED)
-        assert not arriving.wrong_files(waiting)
-        command.run("umount", waiting)
         containerd.prune()
         plugin.await_empty()
 
@@ -165,7 +174,7 @@ def test_what_runs_goes_on(
 def test_what_it_has_fetched_is_not_fetched_again(
     mode: str, installation: Installation, command: Lazyfs, small: SmallImage, tmp_path: Path
 ) -> None:
-    """Without its registry, a tag is known by what it meant, and a lazy and an eager image are mounted and read."""
+    """With the registry away, the digest of a tag is still known, and a lazy and an eager image can be mounted and read."""
     with LyingRegistry(small.layout) as lazy, LyingRegistry(small.original) as eager:
         for registry in (lazy, eager):
             with command.mounted(f"{registry.image}:v1", "--background", "wait", mode=mode):
@@ -187,7 +196,7 @@ def manifest_of(layout: Path) -> str:
 
 
 def test_its_portable_mount_goes_on(installation: Installation, command: Lazyfs, small: SmallImage) -> None:
-    """Its process is of the earlier version until the end: the next version's commands show its status and unmount it."""
+    """The mount's process stays the earlier version; the new commands show its status and unmount it."""
     with command.mounted(small.converted, mode="portable") as root:
         installation.upgrade()
         assert command.json("status", root)["mode"] == "portable"
