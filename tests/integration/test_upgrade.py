@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import pytest
 
+from lazyfs.kernel.mountinfo import mounts
 from tests.commands import Lazyfs, run
 from tests.containerd import Containerd
 from tests.earlier import COMMITS, Installation
@@ -78,12 +79,15 @@ def plugin(installation: Installation) -> Iterator[Plugin]:
 
 
 @pytest.fixture
-def command(lazyfs: Lazyfs, installation: Installation) -> Lazyfs:
-    """The command line, in the version that is installed when it runs."""
+def command(lazyfs: Lazyfs, installation: Installation, tmp_path: Path) -> Iterator[Lazyfs]:
+    """The command line, in the version that is installed when it runs. No mount is left, even where lazyfsd cannot take it away."""
     for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):  # with one of them set, lazyfsd does not carry out a pull
         lazyfs.environment.pop(name, None)
     lazyfs.environment |= installation.environment
-    return lazyfs
+    yield lazyfs
+    for mount in mounts():
+        if mount.path.is_relative_to(tmp_path):
+            run("umount", "--lazy", mount.path, code=None)
 
 
 def stall(_: Request, right: Answer) -> Answer:
@@ -95,16 +99,6 @@ def stall(_: Request, right: Answer) -> Answer:
 def size(layout: Path) -> int:
     """Bytes of all blobs of an image."""
     return sum(blob.stat().st_size for blob in (layout / "blobs" / "sha256").iterdir())
-
-
-@contextmanager
-def mount_point(directory: Path) -> Iterator[Path]:
-    """`directory`, which is created; what a command has mounted there is unmounted at the end."""
-    directory.mkdir()
-    try:
-        yield directory
-    finally:
-        run("umount", "--lazy", directory, code=None)
 
 
 @contextmanager
@@ -136,11 +130,12 @@ def test_what_runs_goes_on(
         registry.server.late = LATE
         into = ("--address", str(containerd.folder / "socket"), "--store", str(plugin.store))
         top = command.json("pull", f"{registry.image}:v1", *into)["layers"][-1]["chain_id"]
+        waiting = tmp_path / "waiting"
+        waiting.mkdir()
         lazy.lie = ordinary.lie = stall
         with (
             command.mounted(f"{registry.image}:v1", "--background", "off", mode="native") as root,
             containerd.shown(NAME, tmp_path / "container", top) as container,
-            mount_point(tmp_path / "waiting") as waiting,
             under_way(command, "mount", f"{lazy.image}:v1", waiting, "--store", plugin.store, "--background", "wait") as mounting,
             under_way(command, "pull", f"{ordinary.image}:v1", *into) as pulling,
             reader,
@@ -163,6 +158,7 @@ def test_what_runs_goes_on(
                 assert client.returncode == 0, said
             assert plugin.logged().count("taken over") == 1
             assert not arriving.wrong_files(waiting)
+            command.run("umount", waiting)
         assert registry.asked_for() < SLACK * size(read.layout)
         for each, asked, layout in zip((lazy, ordinary), before, (arriving.layout, arriving.original), strict=True):
             assert each.asked_for() - asked < SLACK * (size(layout) - ARRIVED)
