@@ -1,7 +1,7 @@
-"""Who a program runs as: the `USER` of an image, or of a command line, looked up in the image's own passwd and group.
+"""Resolves the `USER` of an image or a command line in the image's own passwd and group files.
 
-Source: what Docker, containerd and runc do alike (moby/sys/user, GetExecUser), and what the tests hold: the first line that
-fits counts, a number needs no line, a line that makes no sense is passed over, a group that is named keeps the others out.
+Source: what Docker, containerd and runc do (moby/sys/user, GetExecUser), which the tests hold: the first matching line counts, a number
+needs no line, malformed lines are skipped, and a named group replaces the supplementary groups.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _MAX_GROUPS: Final = 65536
 
 
 class Account(NamedTuple):
-    """A user, as the kernel and the program know it."""
+    """The ids and the home directory that a program runs with."""
 
     uid: int = 0
     gid: int = 0
     groups: tuple[int, ...] = ()
-    """Supplementary ones; the primary one among them, because a setgroups without it would drop what a file's mode denies it."""
+    """Supplementary groups, including the primary one: without it, setgroups would lift what a file's mode denies that group."""
     home: str = "/"
 
 
@@ -43,9 +43,9 @@ class _Group(NamedTuple):
 
 
 def find_account(root: Path, user: str) -> Account:
-    """`user` (`NAME`, `UID`, `NAME:GROUP`, `UID:GID`, nothing for uid 0) in the image whose root file system is at `root`.
+    """Resolve `user` (`NAME`, `UID`, `NAME:GROUP`, `UID:GID`, empty for uid 0) in the image with the root file system `root`.
 
-    May wait for two fetches. Raises LazyfsError for a name that the image does not know, or a number too large.
+    May wait for two fetches. Raises LazyfsError for an unknown name or a number that is too large.
     """
     name, _, group = user.partition(":")
     number = _id(name) if name else 0
@@ -79,7 +79,7 @@ def _users(root: Path) -> Iterator[_User]:
     for name, _, uid, gid, _, home, *_ in _lines(root, "/etc/passwd", 6):
         user, group = _id(uid), _id(gid)
         if user is not None and group is not None:
-            # A NUL cannot be in the environment that HOME goes into.
+            # HOME goes into the environment, which cannot hold a NUL.
             yield _User(name, user, group, "/" if "\0" in home else home or "/")
 
 
@@ -91,7 +91,7 @@ def _groups(root: Path) -> Iterator[_Group]:
 
 
 def _lines(root: Path, name: str, fields: int) -> Iterator[list[str]]:
-    """The fields of each line that has at least so many, and a name."""
+    """The fields of each line that has a name and at least `fields` fields."""
     for line in (read_in_root(root, name, _MAX_FILE) or b"").split(b"\n"):
         found = line.decode("utf-8", "replace").strip().split(":")
         if len(found) >= fields and found[0]:
@@ -99,6 +99,6 @@ def _lines(root: Path, name: str, fields: int) -> Iterator[list[str]]:
 
 
 def _id(text: str) -> int | None:
-    """`text` as a user or group id; None for what is none, or one too large."""
+    """`text` as a user or group id; None if it is not a number, or too large."""
     number = int(text) if text.isascii() and text.isdigit() and len(text) <= 10 else -1
     return number if 0 <= number <= _MAX_ID else None

@@ -1,4 +1,4 @@
-"""A bundle: a directory with `rootfs`, where the image's root file system already is, and the config.json beside it."""
+"""Writes a bundle: a directory with `rootfs`, where the image is already mounted, and config.json."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def write_bundle(
     terminal: os.terminal_size | None,
     new_privileges: bool = False,
 ) -> None:
-    """Write `directory`/config.json for this machine, looking the user up in `directory`/rootfs. The rest is for `make_spec`.
+    """Write `directory`/config.json for this machine; the user is looked up in `directory`/rootfs. The other arguments: `make_spec`.
 
-    May wait for two fetches. Raises LazyfsError; then nothing has been written.
+    May wait for two fetches. Raises LazyfsError; nothing is written then.
     """
     account = find_account(directory / ROOT, settings.user)
     spec = make_spec(
@@ -36,7 +36,7 @@ def write_bundle(
     )
     data = msgspec.json.format(msgspec.json.encode(spec)) + b"\n"
     try:
-        # The environment may hold secrets.
+        # 0600: the environment may hold secrets.
         with open(os.open(directory / _CONFIG, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
             file.write(data)
     except OSError as error:

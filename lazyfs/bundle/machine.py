@@ -1,4 +1,4 @@
-"""What of this machine goes into a bundle."""
+"""The properties of this machine that a bundle depends on."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Final, NamedTuple
 
 _NETWORK_FILES: Final = ("/etc/resolv.conf", "/etc/hosts")
 _MAX_OPEN_FILES: Final = 1 << 20
-"""What stands for "without bound" where a number has to be named; as much as Docker gives."""
+"""Used for "unlimited" where a number is required; as in Docker."""
 
 
 class Machine(NamedTuple):
-    """The facts, so that a bundle is a pure function of them."""
+    """What `make_spec` needs to know, so that the spec is a pure function."""
 
     hostname: str
     open_files: int
-    """The most that this process may allow a container: its own hard limit."""
+    """The hard limit of this process: a container cannot get more."""
     unified_cgroups: bool
-    """cgroup v2 alone: a container gets a namespace of its own there, as `runc spec` has it."""
+    """Only cgroup v2 is mounted: the container gets a cgroup namespace, as in `runc spec`."""
     network_files: tuple[str, ...]
-    """Those by which names are resolved, as far as they are there."""
+    """The existing files that host names are resolved with."""
 
 
 def this_machine() -> Machine:
-    """The machine and process that this is called in."""
+    """The properties of this machine and process."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return Machine(
         os.uname().nodename,

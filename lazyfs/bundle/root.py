@@ -1,7 +1,7 @@
-"""Files of an image's root file system, read from outside: whatever its symbolic links say, nothing outside is reached.
+"""Reads files of an image's root file system from outside, without leaving it: symbolic links of the image cannot lead out.
 
-The root belongs to the image's author. So a path is walked step by step, each link read and walked in turn, an absolute
-one from the image's root, and `..` stops there: what openat2(2) calls RESOLVE_IN_ROOT, without its kernel and its ctypes.
+The image's author controls the root. So a path is walked component by component, each link is read and resolved in turn, an absolute one
+from the image's root, and `..` stops there. This is RESOLVE_IN_ROOT of openat2(2), without its minimum kernel version and ctypes.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _MISSING: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
 
 def read_in_root(root: Path, name: str, limit: int) -> bytes | None:
-    """The regular file that a process in `root` would find under the absolute `name`; None where there is none.
+    """The content of the regular file that a process in `root` finds at the absolute path `name`; None if there is none.
 
-    May wait for a fetch. Raises InvalidInput for more than `limit` bytes, LocalError for one that cannot be read.
+    May wait for a fetch. Raises InvalidInput for more than `limit` bytes, LocalError if it cannot be read.
     """
     try:
         found = _open_path(root, os.fsencode(name))
@@ -31,7 +31,7 @@ def read_in_root(root: Path, name: str, limit: int) -> bytes | None:
             return None
         raise LocalError(f"cannot look up {name} in {root}: {error.strerror}") from error
     try:
-        # What is not a regular file is not even opened: a FIFO would block, a device might do anything.
+        # Only a regular file is opened: a FIFO would block, and a device might do anything.
         if not stat.S_ISREG(os.fstat(found).st_mode):
             return None
         with open(f"/proc/self/fd/{found}", "rb") as file:

@@ -1,8 +1,8 @@
-"""A bundle run by runc, as if its program ran here: standard input and output, terminal, signals and exit code are its own.
+"""Runs a bundle with runc so that its program behaves like this process: standard streams, terminal, signals and exit code are its own.
 
-runc stays in this process's group, in the foreground of its terminal: it makes the terminal raw, passes its size on, and
-hears from the kernel itself what is typed there (Ctrl-C, a hangup). What somebody sends to this process alone is passed on.
-The two are told apart by si_code: passing everything on would deliver Ctrl-C twice.
+runc stays in this process group, in the foreground of the terminal: it sets raw mode, passes the window size on, and gets the signals of
+the terminal (Ctrl-C, a hangup) from the kernel. A signal that another process sends to this one is passed on. si_code tells the two
+apart: if every signal was passed on, Ctrl-C would arrive twice.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lazyfs.errors import LocalError
 NOT_RUN: Final = 125
 NOT_EXECUTABLE: Final = 126
 NOT_FOUND: Final = 127
-"""What env(1), chroot(1) and Docker end with when there is no program whose exit code they could pass on."""
+"""The exit codes of env(1), chroot(1) and Docker when no program ran."""
 
 _SENT_BY_KERNEL: Final = 0x80
 """SI_KERNEL of siginfo.h."""
@@ -33,17 +33,17 @@ class _LogLine(msgspec.Struct):
 
 
 def require_runc() -> None:
-    """Raises LocalError where runc is not installed: said before anything is mounted."""
+    """Raises LocalError if runc is not installed. Called before anything is mounted."""
     if not any(os.access(f"{folder}/runc", os.X_OK) for folder in os.get_exec_path()):
         raise LocalError("runc is not installed; lazyfs run needs it", hint="Install it: apt install runc")
 
 
 def run_bundle(bundle: Path, name: str, mask: Collection[int], hold: int | None = None) -> int:
-    """Run the bundle's program as the container `name`; its exit code, 128 + N where signal N ended it.
+    """Run the bundle's program as the container `name`; returns its exit code, or 128 + N if signal N killed runc.
 
-    To be called where signals are held; `mask` is the program's, and `hold` a descriptor that runc keeps open while it lives.
-    NOT_RUN, NOT_EXECUTABLE, NOT_FOUND where no program ran: runc has said why, on standard error. Raises LocalError where
-    there is no runc.
+    Call it inside of `hold_signals`. `mask` is the program's signal mask, `hold` a descriptor that runc keeps open while it runs.
+    Returns NOT_RUN, NOT_EXECUTABLE or NOT_FOUND if no program ran; runc has then printed the reason. Raises LocalError if runc cannot be
+    started.
     """
     started, log = bundle / "pid", bundle / "runc.log"
     options = ("--bundle", str(bundle), "--pid-file", str(started))
@@ -56,15 +56,15 @@ def run_bundle(bundle: Path, name: str, mask: Collection[int], hold: int | None 
         raise LocalError(f"cannot start runc: {error.strerror}") from error
     code = _wait(process)
     if code < 0:
-        # Its container would live on without it.
+        # The container would survive runc.
         os.waitpid(os.posix_spawnp("runc", ["runc", "delete", "--force", name], os.environ, setsigmask=mask), 0)
         return 128 - code
-    # The file is written when the program has been started.
+    # runc writes the pid file when it has started the program.
     return code if started.exists() else _failure_code(log)
 
 
 def _wait(process: int) -> int:
-    """Until `process` has ended; what is sent to us meanwhile goes there. Its exit code, negative for a signal."""
+    """Wait for `process` and pass signals on to it. Returns its exit code, negative for a signal."""
     while True:
         found = signal.sigwaitinfo(PASSED_ON | {signal.SIGCHLD})
         if found.si_signo == signal.SIGCHLD:
@@ -76,7 +76,7 @@ def _wait(process: int) -> int:
 
 
 def _failure_code(log: Path) -> int:
-    """The code for what runc said last; in its words the reason comes at the end."""
+    """The exit code for the last message of runc, which has the reason at its end."""
     try:
         with log.open("rb") as file:
             line = file.read(_MAX_LOG).strip().rpartition(b"\n")[2]

@@ -1,7 +1,7 @@
-"""What an image says about the program to start: the `config` object of its config document, and what the user puts over it.
+"""How an image says that its program is to be started: the `config` object of its config document, with the user's options over it.
 
-Source: the OCI image specification, config.md. Docker's own documents hold the same under the same names. Nothing of
-it is trusted: it names no file of this machine, and what it names inside of the image is looked up inside of the image.
+Source: the OCI image specification, config.md. Docker's own documents use the same names. None of it is trusted: it names no file of
+this machine, and the paths in it are resolved inside of the image.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from lazyfs.format.foreign_json import decode, fields
 
 _DEFAULT_PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MAX_ARGUMENTS: Final = 1 << 20
-"""Bytes of all arguments and variables: half of what the kernel takes in one execve."""
+"""Bytes of all arguments and variables: half of the kernel's limit for execve."""
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """How the program starts."""
+    """How the program is started."""
 
     args: tuple[str, ...]
     env: tuple[str, ...]
-    """`NAME=VALUE`, each name once; what depends on the user (HOME) or the terminal (TERM) is not in it yet."""
+    """`NAME=VALUE`, each name once. HOME and TERM are added later: they depend on the user and the terminal."""
     user: str
-    """As the image or the user wrote it: `NAME`, `UID`, `NAME:GROUP`, `UID:GID`, or nothing."""
+    """As the image or the user wrote it: `NAME`, `UID`, `NAME:GROUP`, `UID:GID`, or empty."""
     workdir: str
     """Absolute."""
 
@@ -43,10 +43,10 @@ class _Settings(msgspec.Struct, frozen=True, rename="pascal"):
 def read_settings(
     config: str | bytes, command: Sequence[str] = (), *, env: Sequence[str] = (), user: str = "", workdir: str = ""
 ) -> Settings:
-    """The settings in an image's config document, with the user's own over them.
+    """The settings of an image's config document, overridden by the user's.
 
-    `command` takes the place of the image's arguments, behind its entrypoint. Raises InvalidManifest for a document that
-    is none, LazyfsError where nothing is left to start.
+    `command` replaces the image's CMD, after its entrypoint. Raises InvalidManifest for an invalid document, LazyfsError if there is no
+    program to start.
     """
     try:
         found = _read(config)
@@ -56,7 +56,7 @@ def read_settings(
     if not args or not args[0]:
         raise LazyfsError("the image names no program to start", hint="Name one behind the image: lazyfs run IMAGE PROGRAM")
     variables = {"PATH": _DEFAULT_PATH}
-    # As in Docker and runc: a variable without a value is none.
+    # As in Docker and runc, a variable without `=` is dropped.
     variables |= {text.partition("=")[0]: text for text in (*_strings(found.env), *env) if text.find("=") > 0}
     settings = Settings(
         args,
@@ -79,7 +79,7 @@ def _read(config: str | bytes) -> _Settings:
 
 
 def _strings(found: Sequence[str | None]) -> tuple[str, ...]:
-    """Go reads a null in a list of texts as an empty one."""
+    """Go decodes a null in a list of strings as an empty string."""
     return tuple(text or "" for text in found)
 
 

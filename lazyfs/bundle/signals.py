@@ -1,4 +1,4 @@
-"""Signals of a command that stands for another program: first they end it, later they are the program's; none is lost between."""
+"""Signal handling of `lazyfs run`: before the program runs, signals stop the command; afterwards they are passed on. None is lost between."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ PASSED_ON: Final = frozenset(
     }
     | set(range(signal.SIGRTMIN, signal.SIGRTMAX + 1))
 )
-"""What a program may make something of. Not those that stop: whoever stops the terminal's job stops runc with it."""
+"""Signals that a program may handle. Not the stop signals: stopping the terminal's job stops runc as well."""
 _STOPPING: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(BaseException):
-    """A signal came before the program ran."""
+    """A signal arrived before the program ran."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"signal {number}")
@@ -35,7 +35,7 @@ class Stopped(BaseException):
 
 @contextmanager
 def hold_signals() -> Iterator[frozenset[int]]:
-    """Signals wait inside; yields the mask from before, which is a new program's. What nobody took is dropped at the end."""
+    """Block signals inside; yields the previous mask, for the program. Signals still pending at the end are dropped."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON | {signal.SIGCHLD})
     try:
         yield frozenset(before)
@@ -47,7 +47,7 @@ def hold_signals() -> Iterator[frozenset[int]]:
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """Inside of `hold_signals`: those that end a program, unless they were ignored from the start, raise Stopped in here."""
+    """Inside of `hold_signals`: SIGHUP, SIGINT and SIGTERM raise Stopped in this block, unless they were ignored before."""
     handlers = {number: signal.getsignal(number) for number in _STOPPING}
     ending = [number for number, handler in handlers.items() if handler is not signal.SIG_IGN]
     for number in ending:

@@ -1,8 +1,8 @@
-"""config.json of an OCI bundle: what `runc spec` writes, with the image's program in it.
+"""The config.json of an OCI bundle: as `runc spec` writes it, for the image's program.
 
-Source: the OCI runtime specification, config.md and config-linux.md. Where `runc spec` only shows the form, containerd's
-defaults stand instead: its three capabilities would not let an image's entrypoint chown its own data, its read-only root and
-its 1,024 open files are an example's. Nothing is ambient: what root may, the image's other users may not.
+Source: the OCI runtime specification, config.md and config-linux.md. Where `runc spec` is only an example, containerd's defaults are used:
+with the three capabilities of the example an entrypoint could not chown its own data, and its read-only root and 1,024 open files do not
+suit images. There are no ambient capabilities: the image's other users do not get root's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lazyfs.bundle.settings import Settings
 Net = Literal["host", "none"]
 
 _OPEN_FILES: Final = 1024
-"""The soft limit, as on any Linux; a program that wants more raises it."""
+"""The soft limit, Linux's default; a program can raise it."""
 
 _CAPABILITIES: Final = (
     "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID", "CAP_SETUID",
@@ -54,9 +54,8 @@ def make_spec(
 ) -> dict[str, Any]:
     """The document, for a root file system at `rootfs` beside it.
 
-    `hostname` is the container's where it has a network of its own; `terminal` the size that its terminal begins with,
-    if it has one. With `new_privileges` setuid programs and file capabilities give what they say, within the bounding set, as under
-    Docker.
+    `hostname` is used if the container has a network of its own; `terminal` is the initial size of its terminal, if it has one. With
+    `new_privileges`, setuid programs and file capabilities grant privileges within the bounding set, as in Docker.
     """
     namespaces = ["pid", "ipc", "uts", "mount"]
     if net == "none":
@@ -68,7 +67,7 @@ def make_spec(
         for destination, kind, source, options in _MOUNTS
     ]
     if net == "host":
-        # The network is the machine's, so its names are too.
+        # With the machine's network, names are resolved as on the machine.
         mounts += [
             {"destination": name, "type": "bind", "source": name, "options": ("bind", "ro", "nosuid", "noexec", "nodev")}
             for name in machine.network_files
@@ -100,7 +99,7 @@ def make_spec(
 
 
 def _environment(env: Sequence[str], account: Account, *, terminal: bool) -> list[str]:
-    """HOME and TERM added where nobody has set them."""
+    """`env` with HOME and TERM, unless they are set."""
     added = {"HOME": account.home} | ({"TERM": "xterm"} if terminal else {})
     named = {text.partition("=")[0] for text in env}
     return [*env, *(f"{name}={value}" for name, value in added.items() if name not in named)]

@@ -84,7 +84,7 @@ class Roots:
         """Unmount the root of a snapshot, if it is mounted; who still uses it keeps it until then."""
         with self._lock:
             self._unmount(number)
-        self._layers.let_go(self._folders.of(number))
+        self._layers.release(self._folders.of(number))
         self.unmount_unused_layers()
 
     def remove(self, number: int) -> None:

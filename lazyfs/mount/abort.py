@@ -1,7 +1,7 @@
-"""The way out of a lazyfsd that cannot come up: its connection is given up, and all that it had mounted is detached.
+"""Removes everything that a lazyfsd has mounted, for a lazyfsd that cannot start: its FUSE connection is aborted, its mounts are detached.
 
-Whoever waits for the gate is told an error at once, also who cannot be killed. Nothing on disk is lost: the next lazyfsd begins with a
-gate of its own, and makes containers' roots anew when containerd asks for them. Reads the kernel's table only, and touches no mount.
+Processes that wait for the gate get an error at once, even those that cannot be killed. Nothing on disk is lost: the next lazyfsd makes a
+new gate, and mounts the roots of containers again when containerd asks for them. This reads the kernel's mount table and touches no mount.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _GATE: Final = "fuse.lazyfs-gate"
 
 
 def abort(store: Path) -> tuple[Path, ...]:
-    """Give up everything that a lazyfsd of `store` has mounted. What was mounted, to be said. Blocking. Raises MountFailed."""
+    """Abort and detach everything that a lazyfsd of `store` has mounted; returns the mount points. Blocking. Raises MountFailed."""
     store = store.resolve()
     there = mounts()
     gates = [mount for mount in there if mount.path == store / GATE and mount.kind == _GATE]
     try:
-        # First: an unmount may wait for an answer of the gate.
+        # First, because an unmount may wait for an answer of the gate.
         for gate in gates:
             abort_connection(gate.number)
         layers = [mount for mount in there if mount.path.parent == mount_points(store) and mount.kind == "erofs"]

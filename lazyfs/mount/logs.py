@@ -1,4 +1,4 @@
-"""Where a mount's process writes what went wrong: warnings and errors, one line each, with their cause."""
+"""Where the process of a mount logs: warnings and errors, one line each, with their cause."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def log_file(store: Path, directory: Path) -> Path:
-    """The log of the mount at `directory`: one file a mount point, so that nobody has to know a pid."""
+    """The log file of the mount at `directory`: one a mount point, so that it can be found without a pid."""
     return store / "logs" / (str(directory).strip("/").replace("/", "-")[-200:] + ".log")
 
 
 def log_to_file(store: Path, directory: Path) -> None:
-    """What was mounted, and warnings and above, into the mount's file."""
+    """Log what was mounted, and warnings and errors, to the mount's log file."""
     os.umask(0o077)
     _install(_LateFile(log_file(store, directory), encoding="utf-8", delay=True), logging.WARNING)
-    # The line that says what is mounted comes before any chunk, and brings the file its first block: when the disk is
-    # full, there is still room to say so.
+    # The line that says what is mounted is written before any chunk and allocates the file's first block: when the disk is full later,
+    # there is still room for a message.
     logging.getLogger("lazyfs.portable.mount").setLevel(logging.INFO)
 
 
 class _LateFile(logging.FileHandler):
-    """Makes its folder with its first line: not before the store's directory has become one.
+    """Creates its folder with the first line: not before the store has been created.
 
-    A line that cannot be written is lost, and nothing else: whoever complains is often the mount's last guard.
+    A line that cannot be written is lost without an error: the caller is often an error handler that must not fail.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             super().emit(record)
-        except OSError:  # of opening: logging itself catches only what writing raises
+        except OSError:  # from opening: logging itself catches only errors of writing
             self.handleError(record)
 
     def _open(self) -> TextIOWrapper:
@@ -42,7 +42,7 @@ class _LateFile(logging.FileHandler):
 
 
 def log_to_terminal(level: str = "info") -> None:
-    """Everything from `level` on, to stderr."""
+    """Log messages of `level` and above to stderr."""
     _install(logging.StreamHandler(), logging.getLevelNamesMapping()[level.upper()])
 
 
@@ -51,6 +51,6 @@ def _install(handler: logging.Handler, level: int) -> None:
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(level)
-    # httpx tells every request at INFO, with its URL: signed ones are credentials.
+    # httpx logs the URL of every request at INFO, and signed URLs are credentials.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("httpcore").setLevel(logging.WARNING)

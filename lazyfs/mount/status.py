@@ -1,7 +1,6 @@
-"""What a mount says of itself.
+"""The status of a mount, read from the mount itself.
 
-The question goes through the mount itself, as an extended attribute of its root: no socket, no pid file, nothing that
-could be stale, and whoever sees the mount may ask.
+It is an extended attribute of the mount's root: no socket and no pid file that could be stale, and whoever can see the mount can read it.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ _PROCESS_ATTRIBUTE = "user.lazyfs.process"
 
 
 def encode_status(status: MountStatus) -> bytes:
-    """As it travels."""
+    """The value of the attribute."""
     return msgspec.json.encode(status)
 
 
 def ask_status(directory: Path) -> MountStatus:
-    """The status of the mount at `directory`. Raises MountFailed: it is dead, or says nothing for half a minute."""
+    """The status of the mount at `directory`. Raises MountFailed if the mount is dead or does not answer within half a minute."""
     try:
         return msgspec.json.decode(_ask(directory, _ATTRIBUTE, _STATUS_DEADLINE), type=MountStatus)
     except OSError as error:
@@ -40,16 +39,16 @@ def ask_status(directory: Path) -> MountStatus:
         raise LazyfsError(f"the mount at {directory} answers in the format of another version: {error}") from error
 
 
-def ask_process(directory: Path, patience: float) -> int | None:
-    """The number of the process that serves the mount at `directory`; None where it is dead, says nothing within `patience`
-    seconds, or must not be asked by this user."""
+def ask_process(directory: Path, timeout: float) -> int | None:
+    """The pid of the process that serves the mount at `directory`; None if it is dead, does not answer within `timeout` seconds, or
+    this user may not ask."""
     with suppress(OSError, ValueError):
-        return int(_ask(directory, _PROCESS_ATTRIBUTE, patience))
+        return int(_ask(directory, _PROCESS_ATTRIBUTE, timeout))
     return None
 
 
-def _ask(directory: Path, attribute: str, patience: float) -> bytes:
-    """Raises OSError; ETIMEDOUT when there is no answer within `patience` seconds."""
+def _ask(directory: Path, attribute: str, timeout: float) -> bytes:
+    """Raises OSError; ETIMEDOUT after `timeout` seconds."""
     answer: list[bytes | OSError] = []
 
     def ask() -> None:
@@ -58,10 +57,10 @@ def _ask(directory: Path, attribute: str, patience: float) -> bytes:
         except OSError as error:
             answer.append(error)
 
-    # In a thread that may be left behind: nothing else ends the wait for a mount that hangs.
+    # In a thread that may be left behind: nothing else interrupts a wait for a hung mount.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(patience)
+    thread.join(timeout)
     if not answer:
         raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
     if isinstance(answer[0], OSError):

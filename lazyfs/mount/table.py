@@ -1,7 +1,7 @@
-"""Which mounts are ours, and who holds one.
+"""Lists the mounts of lazyfs, and the processes that use one.
 
-All of it is read from the kernel's table and from links in /proc: no mount is touched, for its server may be dead, and
-then whoever touches it hangs or fails. A native mount is an overlay whose source begins with `lazyfs:`.
+All of it comes from the kernel's mount table and from links in /proc. No mount is touched: if its server is dead, the access would hang
+or fail. A native mount is an overlay whose source begins with `lazyfs:`.
 """
 
 from __future__ import annotations
@@ -16,47 +16,47 @@ from lazyfs.native.data_layers import store_of
 from lazyfs.native.stack import SOURCE_PREFIX
 
 FILESYSTEM_TYPE: Final = "fuse.lazyfs"
-"""Of portable mounts. (lazyfsd's gate is `fuse.lazyfs-gate`, and nobody's to unmount.)"""
+"""Of portable mounts. lazyfsd's gate is `fuse.lazyfs-gate`: it is not listed."""
 
 Mode = Literal["portable", "native"]
 
 _MAX_LINKS: Final = 40
-"""Symbolic links on one way, as in the kernel (path_resolution(7))."""
+"""Symbolic links in one path, as in the kernel (path_resolution(7))."""
 
 
 class LazyfsMount(NamedTuple):
-    """One of our mounts."""
+    """A mount of lazyfs."""
 
     path: Path
     device: str
-    """`major:minor`, of a portable mount also the name of its entry under /sys/class/bdi."""
+    """`major:minor`; for a portable mount also the name of its entry in /sys/class/bdi."""
     image: str
     owner: int
     """The uid that mounted it."""
     mode: Mode = "portable"
     store: Path | None = None
-    """Of a native mount: its store, whose lazyfsd made it; None where the table does not tell."""
+    """Of a native mount: the store whose lazyfsd made it; None if the mount table does not show it."""
 
 
 def our_mounts() -> list[LazyfsMount]:
-    """All lazyfs mounts that this process can see, the latest last."""
+    """All mounts of lazyfs in this mount namespace, the latest last."""
     return [ours for ours in map(_ours, mounts()) if ours is not None]
 
 
 def find_mount(directory: Path) -> LazyfsMount | None:
-    """Our mount at `directory`, the uppermost one."""
+    """The mount of lazyfs at `directory`, the topmost one."""
     at = {mounted.path: mounted for mounted in our_mounts()}
-    # Only what is not a mount may be a symbolic link to one.
+    # A mount point is not followed: only another path may be a symbolic link to one.
     return at.get(_absolute(directory, at)) or at.get(_resolved(Path.cwd() / directory, at))
 
 
 def absolute(directory: Path) -> Path:
-    """`directory` absolute and without symbolic links in its parents; its own last step is not followed."""
+    """`directory` as an absolute path without symbolic links in its parents. The last component is not followed."""
     return _absolute(directory, {mounted.path for mounted in our_mounts()})
 
 
 def holders(mounted: LazyfsMount) -> list[str]:
-    """What keeps `mounted` busy: mounts below it, and processes as `NAME (PID)`, as far as the caller may look into them."""
+    """What keeps `mounted` busy: mounts below it, and processes as `NAME (PID)`, as far as the caller may inspect them."""
     major, minor = map(int, mounted.device.split(":"))
     device = os.makedev(major, minor)
     found = [f"the mount at {mount.path}" for mount in mounts() if mounted.path in mount.path.parents]
@@ -65,7 +65,7 @@ def holders(mounted: LazyfsMount) -> list[str]:
             try:
                 name = (process / "comm").read_text().strip()
             except OSError:
-                continue  # it has ended meanwhile
+                continue  # it has exited
             found.append(f"{name} ({process.name})")
     return found
 
@@ -85,7 +85,7 @@ def _absolute(directory: Path, ours: Container[Path]) -> Path:
 
 
 def _resolved(path: Path, ours: Container[Path]) -> Path:
-    """`path`, absolute, as realpath(3) would have it, but that no mount of ours is looked into: what follows one stays as it is."""
+    """As realpath(3) of the absolute `path`, except that no mount of lazyfs is entered: the rest of the path is kept as it is."""
     done, ahead = Path("/"), list(reversed(path.parts[1:]))
     links = 0
     while ahead:
@@ -99,7 +99,7 @@ def _resolved(path: Path, ours: Container[Path]) -> Path:
         try:
             target = Path(os.readlink(done))
         except OSError:
-            continue  # no link, or not there
+            continue  # not a link, or missing
         links += 1
         if links > _MAX_LINKS:
             continue
@@ -117,7 +117,7 @@ def _holds(process: Path, device: int, path: Path) -> bool:
     except OSError:
         pass
     for link in links:
-        # The link's text tells the path without asking the mount, which may be dead; stat only what may be inside.
+        # readlink does not touch the mount, which may be dead.
         try:
             target = os.readlink(link)
             if target == str(path) or target.startswith(f"{path}/"):

@@ -1,4 +1,4 @@
-"""Taking a mount away, politely or not."""
+"""Unmounts a mount, or detaches it while it is in use."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _END_DEADLINE: Final = 10.0
 
 
 def unmount(directory: Path, *, lazy: bool = False) -> None:
-    """Unmount what is mounted at `directory` and wait for its process to end.
+    """Unmount the mount of lazyfs at `directory` and wait until its process has exited.
 
-    `lazy` detaches a busy mount: it vanishes from the tree at once, and ends with its last user. Raises MountFailed: no
-    mount of ours, or busy, with the names of those who hold it.
+    `lazy` detaches a busy mount: it disappears at once, and ends with its last user. Raises MountFailed if there is no mount of lazyfs, or
+    if it is busy; the message names the processes that use it.
     """
     mounted = find_mount(directory)
     if mounted is None:
@@ -61,10 +61,10 @@ def _fusermount(mounted: LazyfsMount, lazy: bool) -> str:
 
 @contextmanager
 def _server(mounted: LazyfsMount, lazy: bool) -> Iterator[int | None]:
-    """A pidfd of the process that serves a mount: it still closes the store when the mount has gone, and who unmounts to clear
-    that, or to mount again, should not meet it. None where there is nobody to wait for, or we are that process.
+    """A pidfd of the process that serves a mount, to wait for: it still has the store open after the unmount, and `store clear` or the
+    next mount would conflict with it. None if there is no process to wait for, or it is this one.
 
-    A lazy unmount waits for nobody and asks nobody: the question to a process that hangs would itself keep the mount busy.
+    A lazy unmount does not ask for the pid: a request to a process that hangs would itself keep the mount busy.
     """
     process = None if lazy else ask_process(mounted.path, _ASK_DEADLINE)
     descriptor = None

@@ -1,6 +1,4 @@
-"""What keeps the store in order while it is used: what has arrived is made durable, what there is no room for goes, what has
-rotted is found.
-"""
+"""Upkeep of the store while it is in use: syncs what has arrived, evicts what exceeds the limit, scrubs for bit rot."""
 
 from __future__ import annotations
 
@@ -24,36 +22,36 @@ from lazyfs.tasks import Supervisor
 _log = logging.getLogger(__name__)
 
 _SYNC_INTERVAL: Final = 5.0
-"""Seconds of arrivals that a power cut may cost."""
+"""Seconds between syncs: a power cut loses at most what arrived in that time."""
 _CHECK_INTERVAL: Final = 1.0
 _MEASURE_INTERVAL: Final = 10.0
-"""Seconds until the room is measured again although nothing was kept: by this process."""
+"""Seconds until usage is measured again although this process has stored nothing: another one may have."""
 _MAX_RELEASE_INTERVAL: Final = 600.0
 _HIGH, _LOW = 0.95, 0.90
-"""Of the limit: when more is used than the one, what is over the other goes. What arrives in the seconds between needs room too."""
+"""Shares of the limit: eviction starts above the first and ends at the second, which leaves room for what arrives until the next check."""
 _SCRUB_DELAY: Final = 600.0
 _SCRUB_STEP: Final = 1 << 20
 _SCRUB_RATE: Final = 8e6
 """Bytes a second."""
 _SCRUB_INTERVAL: Final = 86_400.0
-"""Seconds between two rounds."""
+"""Seconds between two rounds of the scrub."""
 
 
 def _not_announced(_: str) -> bool:
-    """Nothing is announced for."""
+    """For a store without a gate: no object was announced to overlayfs."""
     return False
 
 
 async def _no_overlays(_: Sequence[str]) -> None:
-    """Nothing is mounted natively from here."""
+    """For a process without overlays: there is nothing to refresh."""
 
 
 class Upkeep:
-    """Four loops over one store. Not for threads.
+    """Four periodic tasks over one store. Not thread-safe.
 
-    `in_use` says what this process has mounted, `announced` whether overlayfs was told of an object within the last minute (asked
-    in threads), `on_evicted` is told which objects have gone. `exclusive`: no other process may make room while this one runs; others
-    do not know what it answers.
+    `in_use` returns what this process has mounted. `announced` says whether an object was announced to overlayfs within the last minute;
+    it is called in threads. `on_evicted` is called with the objects that were removed. `exclusive`: no other process may evict while this
+    one runs, because only this one knows what it has announced.
     """
 
     def __init__(
@@ -78,7 +76,7 @@ class Upkeep:
         self.evicted_bytes = 0
 
     async def run(self, tasks: Supervisor) -> None:
-        """Until cancelled: what is under way in a thread then ends in peace."""
+        """Run all four until cancelled. Cancelled: a step that runs in a thread is completed."""
         with ExitStack() as stack:
             stack.callback(self._give_up_eviction)
             async with trio.open_nursery() as nursery:
@@ -92,12 +90,14 @@ class Upkeep:
         self._may_evict = False
 
     async def stop(self) -> None:
-        """Before the process ends: all is made durable."""
+        """Sync everything that has arrived, before the process exits."""
         await self._make_durable()
 
     async def prune(self, *, everything: bool, older_than: float) -> PruneResult:
-        """Remove what no mounted image needs (`everything`: also what one does), of that only what came more than `older_than`
-        seconds ago. Raises StoreFull, StoreUnusable."""
+        """Remove what no mounted image needs (`everything`: also what mounted images need), if it arrived more than `older_than` seconds ago.
+
+        Raises StoreFull, StoreUnusable.
+        """
         freed = await self._remove(None, mounted_too=everything, older_than=older_than)
         if freed is None:
             raise StoreUnusable("another process is evicting files from the store", hint="Try again")
@@ -113,7 +113,7 @@ class Upkeep:
         )
 
     async def describe(self) -> StoreStatus:
-        """How the store stands: what this process exclusive knows, and what all could know."""
+        """The state of the store, and what this process has evicted and scrubbed."""
         usage = await trio.to_thread.run_sync(self._store.eviction.usage)
         return StoreStatus(
             used_bytes=usage.used,
@@ -135,7 +135,7 @@ class Upkeep:
         try:
             await trio.to_thread.run_sync(self._store.durability.make_durable)
         except LazyfsError as error:
-            # Once, however often it is tried: a full disk stays full.
+            # Logged once, not at each retry: a full disk stays full.
             if self._is_durable:
                 _log.warning("cannot sync what has arrived: %s", error)
             self._is_durable = False
@@ -169,7 +169,7 @@ class Upkeep:
             _log.info("removed %d objects (%.1f MB) to free space", freed.objects, freed.bytes / 1e6)
 
     async def _remove(self, wanted: int | None, *, mounted_too: bool, older_than: float = 0.0) -> Freed | None:
-        """None where another process has the right to."""
+        """None if another process has the right to evict."""
         async with self._removing:
             with ExitStack() as stack:
                 if not self._may_evict and not stack.enter_context(self._store.directory.claims.evicting()):
@@ -181,17 +181,17 @@ class Upkeep:
         return freed
 
     async def _release_periodically(self) -> None:
-        """An overlay that had a file open when it was told keeps the file's space until it is told again."""
+        """Refresh overlays until the kernel has released removed objects: a file that was open at the last refresh still takes its space."""
         pause, known = _MEASURE_INTERVAL, frozenset[str]()
         while True:
             await trio.sleep(pause)
             held = frozenset(await self._release())
-            # Who holds one for good makes nobody's overlay look anew every few seconds.
+            # A file that stays open for long must not cause a refresh every few seconds.
             pause = min(2 * pause, _MAX_RELEASE_INTERVAL) if held and held >= known else _MEASURE_INTERVAL
             known = held
 
     async def _release(self) -> tuple[str, ...]:
-        """Tell of removed objects again that the kernel still holds: which they are."""
+        """Refresh the overlays for removed objects that the kernel still holds; returns their names."""
         held = await trio.to_thread.run_sync(self._store.eviction.held_names)
         if held:
             await self._on_evicted(held)

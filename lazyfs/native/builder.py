@@ -1,4 +1,4 @@
-"""The processes that build metadata images: `python -m lazyfs.erofs`, asked over pipes, one question at a time."""
+"""Processes that build metadata images: `python -m lazyfs.erofs`, driven over pipes, one request at a time."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from lazyfs.erofs.work import Build, Built, Failed, NeededBelow, Read
 from lazyfs.errors import LazyfsError, LocalError
 
 _DEADLINE: Final = 600.0
-"""Seconds for one answer; two million entries take 20."""
+"""Seconds for one request; two million entries take 20."""
 _IMPORT_PATH: Final = Path(__file__).parents[2]
-"""Where the process finds the code that this one runs."""
+"""The directory of the package that this process runs: the builder imports the same code."""
 _Answer = TypeVar("_Answer", NeededBelow, Built)
 
 
 class Builder:
-    """One process."""
+    """One builder process."""
 
     def __init__(self) -> None:
         path = f"{_IMPORT_PATH}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
         self._process = subprocess.Popen(
-            # -P: what lies in the working directory is none of our modules.
+            # -P: modules in the working directory are not imported.
             [sys.executable, "-P", "-m", "lazyfs.erofs"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -36,7 +36,7 @@ class Builder:
         )
 
     def ask(self, question: Read | Build, kind: type[_Answer]) -> _Answer:
-        """The answer, which is of the type `kind`. Raises what the process failed with; LocalError when it is gone."""
+        """The answer, of type `kind`. Raises the error of the process, or LocalError if it has died."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         deadline = threading.Timer(_DEADLINE, self._process.kill)
@@ -61,13 +61,13 @@ class Builder:
         return answer
 
     def close(self) -> None:
-        """End it. What it has half done nobody can see."""
+        """Kill the process. An image that it was writing has no name yet."""
         self._process.kill()
         self._process.communicate()
 
 
 class Builders:
-    """A process for each thread that asks for one, until this is left."""
+    """A context manager with one builder process for each thread that asks for one."""
 
     def __init__(self) -> None:
         self._of: dict[int, Builder] = {}
@@ -81,12 +81,12 @@ class Builders:
             builder.close()
 
     def start(self, count: int) -> None:
-        """So many processes, for threads that will ask: one takes 50 ms until it can answer."""
+        """Start `count` processes ahead of time: a process needs 50 ms until it can answer."""
         for _ in range(count):
             self._started.append(Builder())
 
     def for_this_thread(self) -> Builder:
-        """The calling thread's own."""
+        """The builder of the calling thread."""
         thread = threading.get_ident()
         if thread not in self._of:
             try:

@@ -1,13 +1,13 @@
-"""The data-only layers of our overlays: where the kernel looks for a file's bytes, and in which order.
+"""The data-only layers of an overlay: where the kernel looks for a file's data, and in which order.
 
-    objects          what is here
-    gate/objects     asks lazyfsd, which fetches the file and publishes it, or serves it from the gate itself
-    arrived          what the gate has just published; an overlay does not look into `objects` twice
-    gate/nowhere     an error for every name: overlayfs keeps the answer of its last layer, and does not keep an error
+    objects          what is in the store
+    gate/objects     a lookup asks lazyfsd, which fetches the file and publishes it, or serves it from the gate
+    arrived          what the gate has just published: an overlay does not look into `objects` a second time
+    gate/nowhere     an error for every name: overlayfs caches the answer of its last layer, but not an error
 
-Every overlay whose files can be missing has these four. One that records what is touched has `gate/record-N` in place of the first
-two, so that it asks for every file. An overlay that was mounted by an earlier version keeps its layers, so what is recognised here
-must not change.
+Every overlay whose files may be missing has these four. One that records which files are used has `gate/record-N` in place of the
+first two, so that every file is looked up in the gate. An overlay that an earlier version mounted keeps its layers, so the names that
+are recognised here must not change.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from lazyfs.store.folders import ARRIVED, GATE, GATE_NOWHERE, GATE_OBJECTS, OBJE
 
 
 def data_layers(store: Path, *, record: int | None = None) -> tuple[Path, ...]:
-    """The data layers of an overlay of `store`, in the order of lookup. `record`: the number of the recording that it is mounted for."""
+    """The data layers of an overlay of `store`, in lookup order. `record`: the number of its recording, if it has one."""
     gate = store / GATE
     first = (store / OBJECTS, gate / GATE_OBJECTS) if record is None else (gate / gate_record(record),)
     return (*first, store / ARRIVED, gate / GATE_NOWHERE)
 
 
 def objects_only(store: Path) -> tuple[Path, ...]:
-    """The data layers of an overlay whose files nobody opens: it asks for nothing, so the gate need not answer."""
+    """The data layers of an overlay whose files are never opened: without the gate, it works when nothing serves the gate."""
     return (store / OBJECTS,)
 
 
@@ -36,6 +36,6 @@ def belongs_to(mount: MountInfo, store: Path) -> bool:
 
 
 def store_of(mount: MountInfo) -> Path | None:
-    """The store whose data layers an overlay has. None where the kernel's table does not show it: a name too long for the kernel
-    stands there as a descriptor in /proc."""
+    """The store whose data layers an overlay has. None if the mount table does not show it: a path too long for the kernel appears as a
+    descriptor in /proc."""
     return next((path.parent for path in map(Path, mount.values("datadir+")) if path.name == ARRIVED), None)

@@ -1,11 +1,11 @@
-"""Where the EROFS images of layers are mounted: STORE/layers/NAME, NAME that of the image's file, once for all overlays.
+"""The mount points of layers' EROFS images, STORE/layers/NAME (NAME is that of the image file), shared by all overlays.
 
-An overlay keeps what it was stacked on, mounted or not; the mount points are here so that the next overlay of the same
-layer shares its inodes and its page cache. What is mounted is read from the kernel's table at each call, never
-remembered: a process that was killed leaves its layers to the next one.
+An overlay keeps the mounts that it was stacked on even after they are unmounted. The mount points exist so that the next overlay of a
+layer shares its inodes and its page cache. The kernel's mount table is read at each call, nothing is remembered: the mounts of a process
+that was killed are used by the next one.
 
-An image's file is mounted directly where the kernel can (Linux 6.12, and not on tmpfs or overlayfs), else through a loop
-device, which goes with the mount. Which it is, is decided by trying.
+An image file is mounted directly where the kernel can (Linux 6.12, and not on tmpfs or overlayfs), else through a loop device that
+disappears with the mount. Which of them works is found by trying.
 """
 
 from __future__ import annotations
@@ -23,45 +23,45 @@ from lazyfs.kernel.mountinfo import mounts
 from lazyfs.kernel.mounting import MAX_STRING, NO_DEVICES, NO_EXEC, NO_SUID, READ_ONLY, Context, attach, unmount
 
 _MOUNT_FLAGS: Final = READ_ONLY | NO_SUID | NO_DEVICES | NO_EXEC
-"""Of the mount points, which nobody but the overlays has business with; those show the files under attributes of their own."""
+"""For the mount points. Only overlays use them, and those have mount attributes of their own."""
 
 
 def mount_points(store: Path) -> Path:
-    """The folder of a store's mount points."""
+    """The folder of a store's layer mounts."""
     return store / "layers"
 
 
 class LayerRoots(NamedTuple):
-    """Roots of EROFS images, and whether the kernel had some of them not until now."""
+    """Mount points of EROFS images. `new`: some of them were not mounted before."""
 
     roots: tuple[Path, ...]
     new: bool
 
 
 class LayerMounts:
-    """The mount points of one store. Any thread may call it.
+    """The layer mounts of one store. Thread-safe.
 
-    Who stacks an overlay on what `mounted` tells holds `lock` until it is stacked: what nothing is stacked on may be unmounted.
+    A caller that stacks an overlay on the result of `mounted` holds `lock` until the overlay exists: unused layers may be unmounted.
     """
 
     def __init__(self, store: Path) -> None:
         self.lock = threading.RLock()
         self._held: dict[object, tuple[Path, ...]] = {}
-        # Without symbolic links, as the kernel's table names what is mounted there.
+        # Without symbolic links, as in the mount table.
         self._directory = mount_points(store.resolve())
 
     def mounted(self, images: Sequence[Path]) -> LayerRoots:
-        """Where `images` are mounted; those that were not are mounted now. Blocking. Raises OSError; what has been mounted stays."""
+        """Mount those of `images` that are not mounted; returns all mount points. Blocking. Raises OSError; what was mounted stays."""
         with self.lock:
             return self._mounted(images)
 
     def hold(self, owner: object, roots: tuple[Path, ...]) -> None:
-        """Keep these mounted for somebody who reads them without an overlay, until `let_go`."""
+        """Keep `roots` mounted until `release`, for an `owner` that reads them without an overlay."""
         with self.lock:
             self._held[owner] = roots
 
-    def let_go(self, owner: object) -> None:
-        """Nothing, where it holds nothing."""
+    def release(self, owner: object) -> None:
+        """End `hold`. Does nothing if `owner` holds nothing."""
         with self.lock:
             self._held.pop(owner, None)
 
@@ -71,19 +71,19 @@ class LayerMounts:
         roots, new = [], False
         for image in images:
             root = self._directory / image.name
-            # Anything else in its place would be an image with other files, or with none.
+            # Never use another kind of mount there: its files would be others, or none.
             if kinds.get(root) != "erofs":
                 _mount(image, root)
                 new = True
                 kinds[root] = "erofs"
             roots.append(root)
-        if not roots:  # an image may have no layers, an overlay must
+        if not roots:  # an image may have no layers, but an overlay needs one
             roots.append(self._directory / "none")
             roots[0].mkdir(mode=0o755, exist_ok=True)
         return LayerRoots(tuple(roots), new)
 
     def unmount_unused(self) -> None:
-        """Unmount the images that no overlay in the kernel's table is stacked on. What is busy stays. Blocking."""
+        """Unmount the images that no overlay in the mount table is stacked on. Busy ones stay. Blocking."""
         with self.lock:
             there = mounts()
             used = {value for mount in there if mount.kind == "overlay" for value in mount.values("lowerdir+")}
@@ -96,7 +96,7 @@ class LayerMounts:
 
 
 def mount_image(image: Path, *, through_loop: bool = False) -> int:
-    """A descriptor of an EROFS image's mount, which has no place yet (kernel/mounting.py). Raises OSError."""
+    """A descriptor of an EROFS image's mount, not yet attached (kernel/mounting.py). Raises OSError."""
     with ExitStack() as stack:
         file = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
         stack.callback(os.close, file)
@@ -110,9 +110,9 @@ def mount_image(image: Path, *, through_loop: bool = False) -> int:
 
 @contextmanager
 def fsconfig_path(path: Path) -> Iterator[str]:
-    """A name for a file or directory, good inside the block, that fsconfig takes as the value of any option.
+    """A path to a file or directory, valid inside the block, that fsconfig accepts as the value of any option.
 
-    It refuses long ones, and for some options a backslash would escape. Raises OSError.
+    fsconfig refuses long values, and some options treat a backslash as an escape. Raises OSError.
     """
     name = str(path)
     if len(os.fsencode(name)) <= MAX_STRING and "\\" not in name:

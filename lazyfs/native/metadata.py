@@ -1,14 +1,15 @@
-"""The EROFS images of a stack of layers: found where they were built before, built where not.
+"""The EROFS images of a stack of layers: found if they were built before, else built.
 
 In STORE/erofs:
 
-    VERSION-HEX           an image; VERSION is the writer's, HEX the layer's TOC digest (format/dialects.py). Where directories that the layer implies take
-                          attributes from the layers below, HEX is a hash of both: the layer has another image on other layers
+    VERSION-HEX           an image; VERSION is the writer's, HEX the layer's TOC digest (format/dialects.py). If directories that the
+                          layer implies take attributes from the layers below, HEX is a hash of both: the layer has another image on
+                          other layers
     VERSION-HEX.layer     what the layer with the TOC digest HEX needs from below (`NeededBelow`, as JSON): with it, the names of a
                           stack's images are known without reading a TOC
 
-Each is a function of what names it, complete and durable from the moment it has its name, and built anew when it was removed.
-Most layers imply one directory, their root: where that is a plain 0755 below, they share their image with every other stack.
+Each file is a function of what its name identifies, is complete and durable when it gets its name, and is built again if it was removed.
+Most layers imply one directory, their root. Where that is a plain 0755 below, they share their image with every other stack.
 """
 
 from __future__ import annotations
@@ -37,28 +38,27 @@ _PLAIN_ROOT: Final = Entry(b"", "dir")
 
 
 class LayerMetadata(NamedTuple):
-    """Which document says what a layer holds."""
+    """Identifies the TOC that describes a layer."""
 
     toc_digest: Digest
-    """Its TOC's, which the store has among its documents; for a layer that is not lazy the one of our own making."""
+    """Of the TOC document in the store; for a layer that is not lazy, of the TOC that lazyfs made."""
     toc_offset: int
     arrived: int | None = None
-    """Bytes of the compressed TOC; None for a TOC that was parsed and accepted before."""
+    """Bytes of the compressed TOC; None if the TOC was parsed and accepted before."""
     dialect: str = ESTARGZ.name
 
     @property
     def key(self) -> str:
-        """What names of files have in them that are made of this TOC."""
+        """The part of file names that identifies this TOC."""
         return toc_key(self.toc_digest, self.dialect)
 
 
 def ensure_metadata(store_directory: Path, layers: Sequence[LayerMetadata | Path]) -> tuple[Path, ...]:
-    """Blocking. The images of a stack of `layers`, both lowest first; the stack begins with the topmost layer whose root is opaque.
+    """The images of a stack of `layers`, both lowest first; the result begins with the topmost layer whose root is opaque. Blocking.
 
-    A layer that is a Path is a directory, which somebody else has unpacked: it is its own image.
-
-    What is missing is built, by one process a CPU at the most; 0.1 ms a layer where nothing is. Raises InvalidToc for what no
-    EROFS image can hold, StoreFull, StoreUnusable, LocalError. What was built until then stays.
+    A layer that is a Path is an unpacked directory, and stands for itself. Missing images are built, by at most one process a CPU. Costs
+    0.1 ms a layer if none is missing. Raises InvalidToc for a layer that EROFS cannot represent, StoreFull, StoreUnusable, LocalError;
+    images that were already built stay.
     """
     stack = _StackImages(store_directory)
     images: list[Path] = []
@@ -78,10 +78,10 @@ def ensure_metadata(store_directory: Path, layers: Sequence[LayerMetadata | Path
 
 
 class GrowingStack:
-    """The images of a stack whose layers become known one after the other: each is begun when its TOC is there."""
+    """Builds the images of a stack whose layers become known one after the other, each as soon as its TOC is there."""
 
     def __init__(self, store_directory: Path, known: _StackImages | None = None) -> None:
-        """`known`: what has been found out already. Raises StoreFull, StoreUnusable."""
+        """`known`: what is already known of the stack. Raises StoreFull, StoreUnusable."""
         self._stack = known or _StackImages(store_directory)
         self._images: list[Future[Path]] = []
         self._processors = len(os.sched_getaffinity(0))
@@ -93,30 +93,30 @@ class GrowingStack:
         self._end.callback(self._pool.shutdown, wait=False, cancel_futures=True)
 
     def close(self) -> None:
-        """Blocking. What is under way is waited for, what has not been begun is cancelled; no process stays."""
+        """Wait for builds in progress, cancel the others, end the processes. Blocking."""
         self._end.close()
 
     def expect(self, keys: Sequence[str]) -> None:
-        """Blocking. Layers with TOCs of these keys will come, and more may: start the processes meanwhile that those take which were never built."""
+        """Start processes for the layers with these TOC keys that were never built, before their TOCs arrive. Blocking."""
         unknown = sum(not self._stack.is_known(key) for key in keys)
         count = max(0, min(unknown, self._processors) - self._expected)
         self._expected += count
         self._builders.start(count)
 
     def add(self, layer: LayerMetadata | Path) -> Future[Path]:
-        """The image of the next layer, from the lowest up; it fails as `ensure_metadata`."""
+        """The image of the next layer, the lowest first; the future fails as `ensure_metadata` does."""
         if isinstance(layer, Path):
             image = Future[Path]()
             image.set_result(layer)
         else:
-            # In order: who waits for the images below waits for those that started before it.
+            # No deadlock: a build waits only for images below it, whose builds were submitted earlier.
             image = self._pool.submit(self._stack.build, layer, tuple(self._images), self._builders)
         self._images.append(image)
         return image
 
 
 class _StackImages:
-    """What is known of the layers of one stack. Raises StoreFull, StoreUnusable."""
+    """Finds and builds the images of one stack. Raises StoreFull, StoreUnusable."""
 
     def __init__(self, store_directory: Path) -> None:
         self._documents = store_directory / "documents"
@@ -129,11 +129,11 @@ class _StackImages:
             raise store_error(error, f"{self._folder} cannot be made") from error
 
     def needed(self, layer: LayerMetadata) -> NeededBelow:
-        """What is known of a layer that was found or built."""
+        """What a layer needs from below. The layer was found or built before."""
         return self._needed[layer.key]
 
     def find(self, layer: LayerMetadata, below: Sequence[Path]) -> Path | None:
-        """The layer's image on the images `below`; None where something has to be read or built."""
+        """The layer's image on the images `below`; None if its TOC must be read or its image built."""
         needed = self._recall(layer)
         if needed is None:
             return None
@@ -141,7 +141,7 @@ class _StackImages:
         return image if _touch(image) else None
 
     def build(self, layer: LayerMetadata, below: Sequence[Future[Path]], builders: Builders) -> Path:
-        """The layer's image, found or built, when those below it are there."""
+        """The layer's image, found or built. Waits for the images below it."""
         if self._recall(layer) is not None:
             image = self.find(layer, [result.result() for result in below])
             if image is not None:
@@ -170,13 +170,13 @@ class _StackImages:
         self._needed[layer.key] = needed
         note = self._note(layer.key)
         try:
-            note.unlink(missing_ok=True)  # what is there could not be read
+            note.unlink(missing_ok=True)  # an existing one could not be read
             publish(str(self._folder), note.name, lambda file: file.writelines([msgspec.json.encode(needed)]))
         except OSError as error:
             raise store_error(error, f"{note} cannot be written") from error
 
     def is_known(self, key: str) -> bool:
-        """Whether the layer with this TOC was built before, on whatever."""
+        """Whether the layer with this TOC was built before, on any layers."""
         return self._note(key).exists()
 
     def _note(self, key: str) -> Path:
@@ -184,7 +184,7 @@ class _StackImages:
 
 
 def _touch(image: Path) -> bool:
-    """Whether it is there; if so, its time says from now on that it was needed: the store makes room of the oldest first."""
+    """Whether the image exists. Updates its mtime: the store evicts the oldest first."""
     try:
         os.utime(image)
     except FileNotFoundError:
@@ -195,7 +195,8 @@ def _touch(image: Path) -> bool:
 
 
 def _name(layer: LayerMetadata, inherited: dict[bytes, Entry]) -> str:
-    """Whether a directory is there below at all matters to whiteouts in it; the root always is."""
+    """The file name of a layer's image. An inherited entry counts even if it is plain: whether the directory exists below decides about
+    whiteouts in it. The root always exists."""
     facts = sorted((path, entry) for path, entry in inherited.items() if path or entry != _PLAIN_ROOT)
     if not facts:
         return f"{WRITER_VERSION}-{layer.key}"

@@ -1,8 +1,8 @@
-"""Whether this machine can mount natively: found out by doing it, with one file, never from version numbers.
+"""Finds out whether this machine can mount natively: by doing it with one file, never from version numbers.
 
-The trial has a mount namespace of its own, which ends with its thread: nobody else sees its mounts, and none outlives it,
-whatever happens to this process. Its files lie in the store, whose file system is part of the question: it decides
-whether images are mounted directly or through loop devices, and whether a file can have two names.
+The trial runs in a mount namespace of its own, which ends with its thread: no other process sees its mounts, and none survives, whatever
+happens to this process. Its files are in the store, because the store's file system decides whether images can be mounted directly or
+only through loop devices, and whether a file can have two names.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ _CHUNK: Final = Chunk(0, len(_CONTENT), hashlib.sha256(_CONTENT).digest(), 0, 0,
 _OBJECT: Final = content_of([_CHUNK]).name
 _FILE: Final = Entry(b"file", "reg", mode=0o644, size=len(_CONTENT), chunks=(_CHUNK,))
 _STALE_AGE: Final = 60.0
-"""Seconds after which a trial's folder is one that somebody was killed over."""
+"""Seconds after which a trial's folder must be a leftover of a killed process."""
 
 
 class ProbeResult(NamedTuple):
-    """What the trial has shown."""
+    """The result of the trial."""
 
     native: bool
     file_backed: bool
-    """Whether EROFS images are mounted directly, not through loop devices; False where nothing can be mounted."""
+    """Whether EROFS images can be mounted directly, without loop devices; False if `native` is."""
     reason: str
-    """Why not, in words; empty where it works."""
+    """Why this machine cannot mount natively; empty if it can."""
 
 
 def probe(store: Path) -> ProbeResult:
-    """Try a native mount out, in the store's directory, which exists. Blocking, some ms. Leaves no mount, loop device or file."""
+    """Try a native mount in `store`, which must exist. Blocking, some ms. Leaves no mount, loop device or file."""
     if os.geteuid() != 0:
         return _refused("only root can mount natively")
     try:
@@ -59,7 +59,7 @@ def probe(store: Path) -> ProbeResult:
 
 
 def _run_trial(folder: Path) -> ProbeResult:
-    """The trial: every refusal that has a name of its own, named."""
+    """The trial. Known causes of failure get a message of their own."""
     objects, arrived, root, at, image = (folder / name for name in ("objects", "arrived", "root", "at", "image"))
     for directory in (objects, arrived, root, at):
         directory.mkdir()
@@ -98,7 +98,7 @@ def _run_trial(folder: Path) -> ProbeResult:
     finally:
         os.close(fd)
     mount_stack(at, open_stack([root], [objects, arrived], source="lazyfs:probe"))
-    (objects / _OBJECT).unlink()  # the last data layer is the one that a miss depends on
+    (objects / _OBJECT).unlink()  # a miss depends on the last data layer
     if (at / "file").read_bytes() != _CONTENT:
         return _refused("a file in a trial mount did not show its content")
     return ProbeResult(True, file_backed, "")
@@ -115,7 +115,7 @@ _UNKNOWN: Final = {
 @contextmanager
 def _folder(store: Path) -> Iterator[Path]:
     for other in store.glob(f"{TRIAL_PREFIX}*"):
-        with suppress(FileNotFoundError):  # its owner was quicker
+        with suppress(FileNotFoundError):  # its owner has just removed it
             if other.stat().st_mtime < time.time() - _STALE_AGE:
                 shutil.rmtree(other, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=TRIAL_PREFIX, dir=store, ignore_cleanup_errors=True) as name:

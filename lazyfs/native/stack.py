@@ -1,19 +1,19 @@
-"""One overlay: the EROFS images of an image's layers, and below them the data-only layers that hold the files' bytes.
+"""The overlay of a native mount: the EROFS images of the layers, and below them the data-only layers that hold the files' data.
 
-    metadata of the uppermost layer      what is stat'ed, listed, resolved: in the kernel only
+    metadata of the uppermost layer      stat, readdir and lookups are answered here, in the kernel
     ...
     metadata of the lowest layer
-    data layers (data_layers.py)         data-only, found by name when a file is first opened
+    data layers (data_layers.py)         data-only: a file's data is looked up by name at its first open
 
 Options, and why:
-- metacopy, redirect_dir: the metadata's inodes name their bytes by redirects; and a directory of the image can be renamed in a
+- metacopy, redirect_dir: the inodes of the metadata name their data by redirects; and directories of the image can be renamed in a
   writable upper.
-- index, nfs_export off: whatever the distribution has made the default, the first would tie an upper to these very images.
-- xino off, whatever the kernel's default: each layer's files have a st_dev of their own, and directories the overlay's. On, there is one
-  st_dev, but inode numbers above 2^62, and for a 32-bit program that was built without 64-bit file offsets lstat and readdir then
-  fail (EOVERFLOW). Off, find -xdev, rsync -x, cp -x and tar --one-file-system do what they do elsewhere (only directories are asked
-  for their file system); du -x leaves out files, os.path.ismount takes a file for a mount point, and the first change of a file
-  changes its st_dev and inode number. Failing programs weigh more. lazyfs/docs/SEMANTICS.md says so.
+- index, nfs_export off, whatever the distribution's default: index would tie an upper to these very images.
+- xino off, whatever the kernel's default: each layer's files have their own st_dev, and directories that of the overlay. With xino there
+  is one st_dev, but inode numbers exceed 2^62, and lstat and readdir fail with EOVERFLOW in a 32-bit program built without 64-bit file
+  offsets. Without it, find -xdev, rsync -x, cp -x and tar --one-file-system work as elsewhere (they compare only directories); du -x
+  leaves out files, os.path.ismount takes a file for a mount point, and the first change of a file changes its st_dev and inode number.
+  Failing programs weigh more. lazyfs/docs/SEMANTICS.md documents it.
 - volatile, for an upper that is thrown away: nothing is synced, and the kernel refuses to mount the upper again.
 """
 
@@ -32,20 +32,20 @@ from lazyfs.kernel.mounting import MAX_STRING, READ_ONLY, Context, attach
 from lazyfs.native.layers import fsconfig_path
 
 SOURCE_PREFIX: Final = "lazyfs:"
-"""How the source of an overlay of ours begins in the kernel's table; the image's name follows."""
+"""Prefix of the source of a native mount in the mount table; the image's name follows."""
 
 
 SNAPSHOT_PREFIX: Final = "lazyfs-snapshot:"
-"""How that of a root begins that containerd was given; the snapshot's key follows."""
+"""Prefix of the source of a root that lazyfsd mounts for containerd; the snapshot's key follows."""
 
 
 def source_of(image: str) -> str:
-    """The source of an overlay of the image of that name, cut where it is longer than the kernel takes."""
+    """The source of an overlay of the image of that name, cut to what the kernel accepts."""
     return _cut(SOURCE_PREFIX + image)
 
 
 def snapshot_source(key: str) -> str:
-    """The source of the root of a snapshot, cut alike."""
+    """The source of the root of a snapshot, cut to what the kernel accepts."""
     return _cut(SNAPSHOT_PREFIX + key)
 
 
@@ -64,15 +64,15 @@ def open_stack(
     read_only: bool = False,
     volatile: bool = False,
 ) -> int:
-    """A descriptor of the overlay of `layers`, lowest first, over the data layers `data`, first looked into first. Blocking.
+    """A descriptor of the overlay of `layers`, lowest first, over the data layers `data`, in lookup order. Blocking.
 
-    It has no place yet (kernel/mounting.py). `layers` are roots of EROFS images, `source` comes from `source_of`. With `upper` it is
-    writable: changes go there, and `work` is an empty directory beside it (the same file system, and not inside). Raises OSError.
+    It is not attached yet (kernel/mounting.py). `layers` are roots of EROFS images, `source` comes from `source_of`. With `upper` the
+    overlay is writable: changes go there, and `work` is an empty directory on the same file system, not inside `upper`. Raises OSError.
     """
     with ExitStack() as stack:
         overlay = stack.enter_context(Context("overlay"))
         overlay.set("source", source)
-        # A layer twice: the upper one shows, adds and hides all that the lower one does. Overlayfs refuses a directory named twice.
+        # A layer that occurs twice: the upper one hides the lower one completely, and overlayfs refuses a directory named twice.
         for layer in dict.fromkeys(reversed(layers)):
             overlay.set("lowerdir+", stack.enter_context(fsconfig_path(layer)))
         for directory in data:
@@ -91,7 +91,7 @@ def open_stack(
 
 
 def mount_stack(at: Path, stack: int) -> None:
-    """Give what `open_stack` gave its place at the directory `at`, and close the descriptor. Raises OSError; nothing is mounted then."""
+    """Attach a descriptor from `open_stack` at the directory `at`, and close it. Raises OSError; nothing is mounted then."""
     try:
         attach(stack, at)
     finally:
@@ -99,15 +99,15 @@ def mount_stack(at: Path, stack: int) -> None:
 
 
 def unmount_stack(at: Path, *, lazy: bool = False) -> None:
-    """Unmount our overlay at `at`; `lazy` detaches a busy one. Blocking. Raises OSError: EBUSY; EINVAL, it is none of ours."""
+    """Unmount the overlay at `at`; `lazy` detaches a busy one. Blocking. Raises OSError: EBUSY; EINVAL if it is not a lazyfs overlay."""
     _ours(at)
     mounting.unmount(at, lazy=lazy)
 
 
 def reconfigure(at: Path) -> None:
-    """Have our overlay at `at` forget the files that nobody holds: the next open looks anew where their bytes are. Blocking.
+    """Make the overlay at `at` drop its unused dentries: the next open looks up the file's data again. Blocking.
 
-    Raises OSError: EINVAL, it is none of ours (any more), or is hidden under another mount.
+    Raises OSError: EINVAL if it is not a lazyfs overlay (any more), or is hidden under another mount.
     """
     mounting.reconfigure(at, read_only="ro" in _ours(at).options)
 

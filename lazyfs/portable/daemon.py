@@ -1,7 +1,7 @@
-"""Going to the background, and telling the one who waits in the foreground how it went.
+"""Forks the process of a portable mount, and reports its progress to the parent in the foreground.
 
-The fork comes first, before threads, event loop or sqlite exist: none of them survives one. From then on the child
-reports through a pipe, in the lines of reports/wire.py, and the parent only listens. A child that dies without a word is an error as well.
+The fork comes first, before threads, the event loop and sqlite exist: none of them survives one. The child reports through a pipe, in the
+lines of reports/wire.py, and the parent only reads. A child that dies without a report is an error, too.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ _log = logging.getLogger(__name__)
 
 
 class Reporter:
-    """The child's end. After `detach` nobody listens any more."""
+    """The child's end of the pipe. After `detach` reports are dropped."""
 
     def __init__(self, pipe: BinaryIO | None) -> None:
         self._pipe = pipe
 
     def send(self, report: Step | PortableResult | Refusal) -> bool:
-        """One report to the parent; False if it no longer listens."""
+        """Send a report to the parent; False if it no longer reads."""
         if self._pipe is None:
             return False
         try:
             self._pipe.write(encode_result(report) if isinstance(report, PortableResult) else encode(report))
             self._pipe.flush()
         except BrokenPipeError:
-            self._pipe = None  # the parent was interrupted; the mount lives on
+            self._pipe = None  # the parent was interrupted; the mount stays
         return self._pipe is not None
 
     def detach(self) -> None:
-        """Let the parent go: what it sees next is the end of the pipe."""
+        """Close the pipe: the parent sees its end."""
         if self._pipe is not None:
             self._pipe.close()
             self._pipe = None
 
 
 def fork_daemon(serve: Callable[[Reporter], None]) -> tuple[int, Iterator[Step | PortableResult]]:
-    """Run `serve` in a child of its own session; returns its pid and its reports as they come, a refusal as Refused.
+    """Run `serve` in a child with its own session; returns its pid and an iterator of its reports, which raises Refused for a refusal.
 
-    The child never returns from here: it ends with 0, or with the exit code of the LazyfsError that it reports.
+    The child never returns: it exits with 0, or with the exit code of the LazyfsError that it reports.
     """
     reading, writing = os.pipe()
     sys.stdout.flush()
@@ -68,7 +68,7 @@ def fork_daemon(serve: Callable[[Reporter], None]) -> tuple[int, Iterator[Step |
                 code = error.exit_code
                 if not reporter.send(Refusal(str(error), code)):
                     _log.error("%s", error)
-            except BaseException as surprise:  # noqa: BLE001  nobody above will print it: this process ends here
+            except BaseException as surprise:  # noqa: BLE001  nothing above prints it: this process exits here
                 missing = not_installed(surprise)
                 if missing is None:
                     _log.critical("the mount ended unexpectedly: %r", surprise, exc_info=surprise)
@@ -91,7 +91,7 @@ def _reports(reading: int) -> Iterator[Step | PortableResult]:
 
 
 def _detach_from_terminal() -> None:
-    """Let go of the terminal: a daemon that holds it keeps an ssh session or a pipe of its caller open."""
+    """Detach from the terminal: a daemon that keeps it open blocks the end of an ssh session or of the caller's pipe."""
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
@@ -101,7 +101,7 @@ def _detach_from_terminal() -> None:
 
 
 def exit_error(pid: int) -> MountFailed:
-    """The error for a child that closed its pipe without a word."""
+    """The error for a child that closed its pipe without a result."""
     _, status = os.waitpid(pid, 0)
     how = (
         f"was killed by signal {os.WTERMSIG(status)}"

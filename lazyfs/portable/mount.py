@@ -1,7 +1,7 @@
-"""The portable mount: one process, one pyfuse3 session, the whole merged tree of one image.
+"""The portable mount: one process, one pyfuse3 session, the merged tree of one image.
 
-Everything lives in one AsyncExitStack in the order of its need: store, source, fetcher, FUSE session. It ends when the
-kernel says that the mount is gone; SIGTERM and SIGINT only ask the kernel for that.
+All resources are in one AsyncExitStack, in the order in which they depend on each other: store, source, fetcher, FUSE session. The process
+exits when the kernel says that the mount is gone; SIGTERM and SIGINT only unmount.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _log = logging.getLogger(__name__)
 
 BackgroundMode = Literal["on", "off", "wait"]
 _TASKS: Final = 160
-"""Requests in flight in pyfuse3: above the kernel's max_background, which we set."""
+"""Concurrent requests in pyfuse3: more than the kernel's max_background, which is set below."""
 _MAX_BACKGROUND: Final = 128
 _READ_AHEAD_KB: Final = 1024
 _LAYERS_REPORTED: Final = 200
@@ -60,7 +60,7 @@ _LAYERS_REPORTED: Final = 200
 
 
 class MountRequest(NamedTuple):
-    """What `lazyfs mount` was asked."""
+    """What `lazyfs mount` was called with."""
 
     reference: Reference
     directory: Path
@@ -71,11 +71,11 @@ class MountRequest(NamedTuple):
     lazy_only: bool = False
     """Refuse layers that are not lazy, instead of fetching them whole."""
     store_size: int = -1
-    """Bytes that the store may take from now on; 0 means no bound, -1 leaves it as it is."""
+    """The limit of the store in bytes; 0 means no limit, -1 leaves it unchanged."""
 
 
 def serve(request: MountRequest, reporter: Reporter) -> None:
-    """Mount and serve until unmounted. Raises LazyfsError when it cannot be mounted."""
+    """Mount and serve until unmounted. Raises LazyfsError if the image cannot be mounted."""
     share_arenas()
     trio.run(_serve, request, reporter)
 
@@ -96,7 +96,7 @@ async def _serve(request: MountRequest, reporter: Reporter) -> None:
         fetcher = await stack.enter_async_context(open_fetcher(store, source, failures=failures, image=image.name))
         mount = PortableMount(request, image, layers, store, fetcher, FileSystem(tree, layers, fetcher), failures)
         _log.info("%s resolved in %.3f s", image.name, time.monotonic() - started)
-        # Before the mount exists: a signal that came between would leave it dead.
+        # Before the mount exists: a signal in between would kill the process and leave a dead mount.
         signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
         stack.enter_context(_FuseMount(Operations(mount.filesystem, mount.status), request.directory, image.name))
         async with trio.open_nursery() as nursery:
@@ -110,7 +110,7 @@ async def _serve(request: MountRequest, reporter: Reporter) -> None:
 
 
 class PortableMount:
-    """What goes on in one mount beside answering the kernel."""
+    """A mount's tasks besides serving the kernel: its pull, the upkeep of its store, its status."""
 
     def __init__(
         self,
@@ -134,7 +134,7 @@ class PortableMount:
         self._tallying = trio.Lock()
 
     async def run_pull(self, reporter: Reporter, tasks: Supervisor) -> None:
-        """Report readiness, then let the pull finish. A failure is reported to the parent, and ends nothing for readers."""
+        """Report that the mount is ready, then fetch the rest. A failure is reported to the parent; the mount goes on."""
         try:
             surprise = await tasks.attempt("report of a pull", self._run_pull, reporter, tasks, subject=self._image.name)
             if surprise is not None:
@@ -161,7 +161,7 @@ class PortableMount:
         await _send(reporter, PortableResult(self._image.name))
 
     async def keep_store(self, tasks: Supervisor) -> None:
-        """Until cancelled: what arrives becomes durable, and what the store has no room for goes, this image's last."""
+        """Run the upkeep of the store until cancelled. This image's files are evicted last."""
         objects: set[str] = set()
         for index in range(len(self._layers)):
             objects.update(piece.content.name for piece in (await self.filesystem.blob(index)).pieces)
@@ -178,13 +178,13 @@ class PortableMount:
         total = (await trio.to_thread.run_sync(measure_missing, self._store, blobs)).size
         before = self._fetcher.statistics().unpacked
         while True:
-            # Counted, not measured: what was copied inside of the store is made up for by the last line.
+            # Counted, not measured: chunks copied within the store are missing until the last report.
             done = min(total, self._fetcher.statistics().unpacked - before)
             await _send(reporter, Progress("fetching", done, total, background.trouble))
             await trio.sleep(0.25)
 
     async def status(self) -> bytes:
-        """The answer to `lazyfs status`, as JSON."""
+        """The status for `lazyfs status`, as JSON."""
         blobs = [await self.filesystem.blob(index) for index in range(len(self._layers))]
         async with self._tallying:
             if self._tally is None:
@@ -220,7 +220,7 @@ class PortableMount:
 
 
 async def _send(reporter: Reporter, report: Step | PortableResult | Refusal) -> None:
-    """In a thread: the pipe of a parent that is stopped (Ctrl-Z) fills up, and the mount must not stop with it."""
+    """In a thread: the pipe to a parent that is stopped (Ctrl-Z) fills up, and must not block the mount."""
     await trio.to_thread.run_sync(reporter.send, report, abandon_on_cancel=True)
 
 
@@ -231,7 +231,7 @@ async def _send_progress(reporter: Reporter, step: Note | Progress) -> None:
 
 
 class _FuseMount:
-    """pyfuse3's only session: one a process."""
+    """The FUSE mount: pyfuse3 has one session a process."""
 
     def __init__(self, operations: Operations, directory: Path, image: str) -> None:
         self._operations = operations
@@ -244,7 +244,7 @@ class _FuseMount:
         if os.geteuid() == 0:
             options |= {"allow_other", "suid", "dev"}
         with TemporaryFile() as said:
-            # libfuse and fusermount3 tell the reason on stderr, and nowhere else.
+            # libfuse and fusermount3 write the reason to stderr only.
             stderr = os.dup(2)
             os.dup2(said.fileno(), 2)
             try:
@@ -265,7 +265,7 @@ class _FuseMount:
 
 
 async def _unmount_on_signal(signals: AsyncIterator[int], directory: Path) -> None:
-    """SIGTERM and SIGINT unmount; a busy mount is detached, for a process that is told to end must end."""
+    """Unmount on SIGTERM and SIGINT; a busy mount is detached, so that the process can exit."""
     async for _ in signals:
         for lazy in (False, True):
             try:
@@ -280,15 +280,15 @@ async def _unmount_on_signal(signals: AsyncIterator[int], directory: Path) -> No
 
 
 def _tune(directory: Path) -> None:
-    """Blocking, until the mount answers. Larger read-ahead and more requests at once, where we may set them.
+    """Set a larger read-ahead and more concurrent requests, where permitted. Blocking, until the mount answers.
 
-    1024 KiB and not more: a page fault in a mapped file asks for the whole window around the page. Asked before anything is set,
-    because the kernel takes both anew from our first answer (FUSE_INIT): in one mount of eight that came last, and halved its speed.
+    Not more than 1024 KiB: a page fault in a mapped file reads the whole window around the page. The mount must answer first, because
+    FUSE_INIT resets both values: in one mount of eight it came last and halved the speed.
     """
     try:
         os.statvfs(directory)
     except OSError:
-        return  # it ends before it has begun
+        return  # unmounted already
     mounted = find_mount(directory)
     if mounted is None or os.geteuid() != 0:
         return
