@@ -119,7 +119,7 @@ class Keeper:
             if hopeless and not self._stored:
                 return status if status > 0 else 1
             if hopeless and self._stopping:
-                self._log.write("it was told to stop and does not: giving up its mounts")
+                self._log.write("it does not stop after a signal: giving up its mounts")
                 return 1
             pause = (
                 0.0

@@ -1,6 +1,6 @@
-"""containerd at its socket: its services, and its refusals in words.
+"""A client of containerd's services, which turns gRPC errors into ContainerdFailed.
 
-Calls are made by grpcio's own threads and waited for in trio, so that whoever is cancelled cancels his call.
+grpcio's own threads make the calls and trio waits for them: cancelling the wait cancels the call.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from lazyfs.api.services.snapshots.v1.snapshots_pb2_grpc import SnapshotsStub
 from lazyfs.errors import ContainerdFailed, UsageError, show
 
 DEADLINE: Final = 60.0
-"""Seconds for a call that needs neither the network nor much of the disk."""
+"""Seconds for a call that needs neither the network nor much disk I/O."""
 _CONNECT_TIMEOUT: Final = 10.0
 _MAX_MESSAGE: Final = 16 << 20
-"""Bytes; containerd's own bound."""
+"""Bytes; containerd's own limit."""
 _MAX_DETAILS: Final = 500
 _NAMES = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*\Z")
 """Source: containerd, identifiers/validate.go."""
@@ -39,19 +39,19 @@ A = TypeVar("A")
 
 
 class Containerd:
-    """One name space of a containerd. `with` it; not for threads."""
+    """A connection to containerd in one namespace. A context manager; not thread-safe."""
 
     def __init__(self, address: Path, namespace: str) -> None:
-        """Raises ContainerdFailed where nobody listens, UsageError for what is not a name space."""
+        """Raises ContainerdFailed if nothing listens at `address`, UsageError for an invalid namespace."""
         if not _NAMES.match(namespace):
-            raise UsageError(f"{show(namespace)} is not a name space of containerd")
+            raise UsageError(f"{show(namespace)} is not a containerd namespace")
         self.address = address
         self.namespace = namespace
         self.lease = ""
-        """What is made while it is set stays until that lease goes."""
+        """What is created while it is set is kept until that lease is deleted."""
         _check_socket(address)
         options = (
-            # A proxy of the environment is none to a unix socket, and what may be tried again is known here.
+            # No HTTP proxy for a unix socket; the callers decide what is retried.
             ("grpc.enable_http_proxy", 0),
             ("grpc.enable_retries", 0),
             ("grpc.max_receive_message_length", _MAX_MESSAGE),
@@ -66,7 +66,7 @@ class Containerd:
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What each call carries."""
+        """The metadata of each call."""
         found = (("containerd-namespace", self.namespace),)
         return (*found, ("containerd-lease", self.lease)) if self.lease else found
 
@@ -77,11 +77,11 @@ class Containerd:
         self.close()
 
     def close(self) -> None:
-        """Blocking: calls under way end."""
+        """Close the channel; calls in progress end. Blocking."""
         self._channel.close()
 
     async def call(self, method: grpc.UnaryUnaryMultiCallable[Q, A], request: Q, *, deadline: float = DEADLINE) -> A:
-        """The answer to one request. Raises ContainerdFailed. Cancelled: containerd may have acted on it."""
+        """The response to one request. Raises ContainerdFailed. Cancelled: containerd may have executed it."""
         done = trio.Event()
         token = trio.lowlevel.current_trio_token()
 
@@ -101,7 +101,7 @@ class Containerd:
     async def call_unless(
         self, status: str, method: grpc.UnaryUnaryMultiCallable[Q, A], request: Q, *, deadline: float = DEADLINE
     ) -> A | None:
-        """As `call`; None where containerd answers with that status."""
+        """As `call`; None if containerd answers with that status."""
         try:
             return await self.call(method, request, deadline=deadline)
         except ContainerdFailed as error:
@@ -110,7 +110,7 @@ class Containerd:
             return None
 
     async def check_snapshotter(self, name: str) -> None:
-        """Raises ContainerdFailed where containerd has no such snapshotter, UsageError where it could have none."""
+        """Raises ContainerdFailed if containerd does not have the snapshotter, UsageError for an invalid name."""
         if not _NAMES.match(name):
             raise UsageError(f"{show(name)} is not a snapshotter's name")
         request = introspection_pb2.PluginsRequest(filters=[f"type=={_PLUGIN}"])
@@ -131,7 +131,7 @@ class Containerd:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """gRPC's errors as ContainerdFailed."""
+    """Raise gRPC errors as ContainerdFailed."""
     try:
         yield
     except grpc.RpcError as error:
@@ -143,7 +143,7 @@ def refusals() -> Iterator[None]:
 
 
 def _check_socket(address: Path) -> None:
-    """gRPC itself would try again and again, and say in the end that it was of no use."""
+    """Connect once for a clear error: gRPC would retry, and finally report only that it failed."""
     hint = "Name its socket with --address"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(_CONNECT_TIMEOUT)
@@ -160,5 +160,5 @@ def _check_socket(address: Path) -> None:
 
 
 def _clean(text: str) -> str:
-    """A stranger's words, fit for a terminal."""
+    """Foreign text without control characters, cut."""
     return "".join(letter if letter.isprintable() else " " for letter in text[:_MAX_DETAILS]).strip()

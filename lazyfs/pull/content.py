@@ -1,11 +1,10 @@
-"""containerd's content store: documents and blobs by digest, and the half-written ones in between (ingests).
+"""containerd's content store: documents and blobs by digest, and unfinished writes (ingests).
 
-Opening a writer is how it is asked whether content is there: if so, that answer also puts it under the lease. containerd itself
-verifies what is committed. An ingest survives whoever wrote it, under a name that containerd's own client uses as well: where it
-ended is where the next one goes on.
+Opening a writer also asks whether the content exists: if it does, that call puts it under the lease. containerd verifies what is committed.
+An ingest survives its writer. Its name is the one that containerd's own client uses, so that either can resume it.
 
-Source: containerd, api/services/content/v1/content.proto and services/content/contentserver. A message at offset 0 truncates, so that
-every other one says its offset, the commit included.
+Source: containerd, api/services/content/v1/content.proto and services/content/contentserver. A message at offset 0 truncates, so every
+other message gives its offset, including the commit.
 """
 
 from __future__ import annotations
@@ -31,26 +30,26 @@ _log = logging.getLogger(__name__)
 
 _WRITE_SIZE: Final = 1 << 20
 _COMMIT_DEADLINE: Final = 1800.0
-"""Seconds for containerd to hash what is there of an ingest, or to write all of it to the disk."""
+"""Seconds for containerd to hash an ingest, or to sync all of it."""
 _PAUSE: Final = 1.0
 _LOCKED_TRIES: Final = 60
-"""How often, with that pause, to wait for another client that writes the same ingest and gets no further."""
+"""How often to wait for another client that writes the same ingest and makes no progress."""
 
 Received = Callable[[int], None]
-"""Told how many bytes of a blob are there now."""
+"""Called with the number of bytes of a blob that have arrived."""
 Labels = Callable[[Mapping[str, str]], Mapping[str, str]]
-"""From the labels that content has to those that it shall have, besides the others."""
+"""Maps the labels that content has to those to set; other labels stay."""
 
 
 class Content:
-    """The content store of one name space."""
+    """The content store of one namespace."""
 
     def __init__(self, containerd: Containerd) -> None:
         self._containerd = containerd
         self._service = containerd.content
 
     async def read(self, digest: Digest, limit: int) -> bytes | None:
-        """Content of at most `limit` bytes, verified; None where it is not there, or larger. Raises ContainerdFailed, DigestMismatch."""
+        """Content of at most `limit` bytes, verified; None if it is missing or larger. Raises ContainerdFailed, DigestMismatch."""
         found = await self._info(digest)
         if found is None or found.size > limit:
             return None
@@ -65,13 +64,13 @@ class Content:
         return data
 
     async def keep(self, media_type: str, digest: Digest, data: bytes, labels: Labels) -> None:
-        """Write a document, or see that it is there. Raises ContainerdFailed."""
+        """Write a document unless it exists. Raises ContainerdFailed."""
         async with self._writing(Descriptor(media_type, digest, len(data), {}, None, {})) as ingest:
             if ingest is None or not await ingest.commit(0, data, labels):
                 await self.label(digest, labels)
 
     async def label(self, digest: Digest, labels: Labels) -> None:
-        """Set labels of what is there. Raises ContainerdFailed."""
+        """Set labels of existing content. Raises ContainerdFailed."""
         found = await self._info(digest)
         known = found.labels if found else {}
         changed = {key: value for key, value in labels(known).items() if known.get(key) != value}
@@ -81,14 +80,14 @@ class Content:
             await self._containerd.call(self._service.Update, request)
 
     async def fetch(self, source: ImageSource, blob: Descriptor, labels: Labels, received: Received) -> None:
-        """Bring a blob from `source`, or what is missing of it, or see that it is there.
+        """Fetch what is missing of a blob from `source`; nothing if it exists.
 
-        Raises SourceError, ContainerdFailed, DigestMismatch. Cancelled: what has arrived stays, for the next to go on from.
+        Raises SourceError, ContainerdFailed, DigestMismatch. Cancelled: what has arrived stays, and the next fetch resumes there.
         """
         is_distrusted = False
         while (start := await self._fetch_once(source, blob, labels, received)) is not None:
             if start:
-                continue  # what an earlier one had left may have been wrong
+                continue  # what an earlier writer left may have been wrong
             if is_distrusted:
                 raise DigestMismatch(f"layer {blob.digest}, as {source.name} sends it, has another digest")
             _log.info("%s: layer %s has another digest: fetching it once more", source.name, blob.digest)
@@ -97,7 +96,7 @@ class Content:
         received(blob.size)
 
     async def _fetch_once(self, source: ImageSource, blob: Descriptor, labels: Labels, received: Received) -> int | None:
-        """None: it is there. A number: all of it had come, so many bytes of it from an earlier one; its digest was wrong, and it is gone."""
+        """None: the blob exists now. A number: its digest was wrong and it was removed; so many bytes were from an earlier writer."""
         async with self._writing(blob) as ingest:
             if ingest is None:
                 await self.label(blob.digest, labels)
@@ -116,7 +115,7 @@ class Content:
 
     @asynccontextmanager
     async def _writing(self, blob: Descriptor) -> AsyncIterator[_Ingest | None]:
-        """The one writer of a blob; None where it is there already. Waits for another client that writes it."""
+        """The only writer of a blob; None if it exists. Waits for another client that is writing it."""
         left, farthest = _LOCKED_TRIES, -1
         while True:
             ingest = _Ingest(self._containerd, blob)
@@ -149,44 +148,44 @@ class Content:
 
 
 class _Ingest:
-    """One blob being written: a stream of messages, each answered."""
+    """A blob that is being written: a stream of requests, each with a response."""
 
     def __init__(self, containerd: Containerd, blob: Descriptor) -> None:
         self._blob = blob
         self.name = ingest_name(blob.media_type, blob.digest)
         self.start = 0
-        """How many bytes an earlier writer had left."""
+        """Bytes that an earlier writer left."""
         self._requests: SimpleQueue[content_pb2.WriteContentRequest | None] = SimpleQueue()
         self._answers = containerd.content.Write(iter(self._requests.get, None), metadata=containerd.metadata)
 
     async def begin(self) -> bool:
-        """Get the lock of this ingest. False: there is such content already."""
+        """Lock this ingest. False: the content exists already."""
         blob = self._blob
         request = content_pb2.WriteContentRequest(action=content_pb2.STAT, ref=self.name, total=blob.size, expected=blob.digest)
         answer = await self._exchange(request, _COMMIT_DEADLINE)
-        if answer is not None and answer.offset <= blob.size:  # a longer one is overwritten
+        if answer is not None and answer.offset <= blob.size:  # a longer ingest is overwritten
             self.start = answer.offset
         return answer is not None
 
     async def write(self, offset: int, data: bytes) -> None:
-        """At the end of what is there, or at 0 to begin anew."""
+        """Write at the end, or at 0 to start over."""
         await self._exchange(content_pb2.WriteContentRequest(action=content_pb2.WRITE, offset=offset, data=data), DEADLINE)
 
     async def commit(self, offset: int, data: bytes, labels: Labels) -> bool:
-        """Write the last of it; verified. False: somebody else has brought it meanwhile. Raises ContainerdFailed."""
+        """Write the last bytes; containerd verifies the whole. False: another client has committed it first. Raises ContainerdFailed."""
         request = content_pb2.WriteContentRequest(action=content_pb2.COMMIT, offset=offset, data=data, labels=labels({}))
         request.total, request.expected = self._blob.size, self._blob.digest
         return await self._exchange(request, _COMMIT_DEADLINE) is not None
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Unlock the ingest."""
         self._requests.put(None)
         self._answers.cancel()
 
     async def _exchange(
         self, request: content_pb2.WriteContentRequest, deadline: float
     ) -> content_pb2.WriteContentResponse | None:
-        """None: there is such content already."""
+        """None: the content exists already."""
         self._requests.put(request)
         try:
             with refusals(), trio.fail_after(deadline):
@@ -203,7 +202,7 @@ class _Ingest:
 
 
 async def _fill(ingest: _Ingest, source: ImageSource, blob: Descriptor, received: Received) -> None:
-    """Write what is missing, but for the commit. Raises SourceError, ContainerdFailed."""
+    """Write what is missing, without the commit. Raises SourceError, ContainerdFailed."""
     offset = ingest.start
     while offset < blob.size:
         received(offset)
@@ -215,4 +214,4 @@ async def _fill(ingest: _Ingest, source: ImageSource, blob: Descriptor, received
                     offset += len(data)
                     received(offset)
         except RangeIgnored:
-            offset = 0  # who sends nothing but whole blobs begins at their beginning
+            offset = 0  # the server sends only whole blobs

@@ -1,4 +1,4 @@
-"""An image's documents on their way into containerd: what it has is not asked for again, and what is looked at is remembered."""
+"""Reads an image's documents, from containerd if it has them, and remembers them to be written there."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from lazyfs.source.protocol import Document, ImageSource, RangeStream
 
 
 class Documents:
-    """An ImageSource through which an image is resolved."""
+    """An ImageSource to resolve an image with."""
 
     def __init__(self, source: ImageSource, content: Content) -> None:
         self._source = source
         self._content = content
         self.seen: list[Document] = []
-        """Index and manifest, or the manifest alone. The media type is empty where containerd had it."""
+        """Index and manifest, or the manifest alone. The media type is empty if the document came from containerd."""
         self.blobs: dict[Digest, bytes] = {}
         """The config."""
 
@@ -34,7 +34,7 @@ class Documents:
         return self._source.authority
 
     async def document(self, reference: str) -> Document:
-        """See ImageSource. A tag is always asked for: it may have moved."""
+        """See ImageSource. A tag is always fetched: it may have moved."""
         known = await self._content.read(Digest(reference), MAX_DOCUMENT) if reference.startswith("sha256:") else None
         if known is None:
             self.seen.append(await self._source.document(reference))

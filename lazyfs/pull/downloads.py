@@ -1,4 +1,4 @@
-"""Blobs on their way into containerd, a few at a time, each once."""
+"""Downloads blobs into containerd, a few at a time, each once."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from lazyfs.source.protocol import ImageSource
 from lazyfs.source.reference import Reference
 
 _AT_A_TIME: Final = 3
-"""As containerd's own client does."""
+"""As in containerd's own client."""
 
 Progress = Callable[[Descriptor, int], None]
-"""Told how many bytes of a blob are there now."""
+"""Called with the number of bytes of a blob that have arrived."""
 
 
 class Downloads:
-    """Those of one pull. They live in `nursery`, and one that fails ends it."""
+    """The downloads of one pull. They run in `nursery`; a failure cancels it."""
 
     def __init__(
         self, source: ImageSource, reference: Reference, content: Content, nursery: trio.Nursery, progress: Progress
@@ -37,7 +37,7 @@ class Downloads:
         self._started: dict[Digest, trio.Event] = {}
 
     def begin(self, blob: Descriptor) -> trio.Event:
-        """Bring a blob, behind those that came first. The event comes when it is there."""
+        """Queue a blob. The event is set when it has arrived."""
         done = self._started.get(blob.digest)
         if done is None:
             done = self._started[blob.digest] = trio.Event()

@@ -1,8 +1,8 @@
-"""The labels that make a pull's objects an image to containerd, and its layers lazy.
+"""The labels that a pull sets: they make its content an image for containerd, and its layers lazy.
 
-containerd's garbage collector keeps what it can walk to from an image's record: index -> manifest -> config -> the uppermost snapshot,
-by labels of whoever wrote them. Sources: containerd, images/handlers.go and images/mediatypes.go (`gc.ref.content.*`, and the names
-of ingests), unpacker.go (`gc.ref.snapshot.*`), remotes/docker/handler.go (`distribution.source.*`).
+containerd's garbage collector keeps what it can reach from an image's record: index -> manifest -> config -> the topmost snapshot, by labels
+that the client writes. Sources: containerd, images/handlers.go and images/mediatypes.go (`gc.ref.content.*`, and the names of ingests),
+unpacker.go (`gc.ref.snapshot.*`), remotes/docker/handler.go (`distribution.source.*`).
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from lazyfs.snapshots.labels import FOLLOWING, IMAGE, LAYER, LAYERS, MANIFEST, M
 from lazyfs.source.reference import Reference
 
 UNCOMPRESSED: Final = "containerd.io/uncompressed"
-"""Of a layer's blob that was unpacked: its diff ID."""
+"""On the blob of an unpacked layer: its diff ID."""
 MANAGED: Final = {"io.cri-containerd.image": "managed"}
-"""Of an image that CRI may use, and collect."""
+"""On an image that CRI may use and remove."""
 
 _CONTENT: Final = "containerd.io/gc.ref.content."
 _SNAPSHOT: Final = "containerd.io/gc.ref.snapshot."
@@ -38,7 +38,7 @@ _SOURCE: Final = "containerd.io/distribution.source."
 
 
 def chain_ids(diff_ids: Sequence[Digest]) -> tuple[Digest, ...]:
-    """Of each layer and all that are below it, the lowest first (image-spec, config.md, "Layer ChainID")."""
+    """The chain ID of each layer, the lowest first (image-spec, config.md, "Layer ChainID")."""
     found: list[Digest] = []
     for diff_id in diff_ids:
         found.append(digest_of(f"{found[-1]} {diff_id}".encode()) if found else diff_id)
@@ -46,7 +46,7 @@ def chain_ids(diff_ids: Sequence[Digest]) -> tuple[Digest, ...]:
 
 
 def children_labels(document: Manifest | Index) -> dict[str, str]:
-    """What a document keeps alive. Of an index all manifests, as containerd has it: those that are not here do no harm."""
+    """Labels that keep a document's children. An index keeps all its manifests, as in containerd: missing ones do no harm."""
     children = (document.config, *document.layers) if isinstance(document, Manifest) else document.manifests
     labels: dict[str, str] = {}
     seen: Counter[str] = Counter()
@@ -59,12 +59,12 @@ def children_labels(document: Manifest | Index) -> dict[str, str]:
 
 
 def snapshot_reference(snapshotter: str, chain_id: Digest) -> dict[str, str]:
-    """Of a config: the snapshot of all its layers."""
+    """On a config: the snapshot of its topmost layer."""
     return {_SNAPSHOT + snapshotter: chain_id}
 
 
 def source_label(reference: Reference, known: Mapping[str, str]) -> dict[str, str]:
-    """Of all content: the repositories that it came from, those in the `known` labels included. Empty where they are too many."""
+    """On all content: the repositories that it came from, with those in the `known` labels. Empty if they do not fit."""
     host = reference.host
     key = _SOURCE + (host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0])
     value = ",".join(sorted({*filter(None, known.get(key, "").split(",")), reference.repository}))
@@ -74,8 +74,10 @@ def source_label(reference: Reference, known: Mapping[str, str]) -> dict[str, st
 def layer_labels(
     name: str, manifest_digest: Digest, layers: Sequence[Descriptor], number: int, chain_id: Digest
 ) -> dict[str, str]:
-    """Of layer `number`'s snapshot when it is prepared: what CRI's labels say (see lazyfs.snapshots.labels), and what spares lazyfsd
-    the manifest. Of the image's annotations none but those of the layer's dialect become labels. Raises InvalidManifest for what is not a layer."""
+    """For the Prepare of layer `number`: CRI's labels (see lazyfs.snapshots.labels), and those that spare lazyfsd the manifest.
+
+    Only the annotations of the layer's dialect become labels. Raises InvalidManifest if the descriptor is not a layer.
+    """
     layer = layers[number]
     labels = {
         TARGET: chain_id,
@@ -92,9 +94,9 @@ def layer_labels(
 
 
 def not_lazy(layer: Descriptor) -> str:
-    """Why the manifest alone says that a layer cannot be lazy, as the end of a sentence that begins with it; `""` where it may be.
+    """Why a layer cannot be lazy, as far as the manifest shows; `""` if it may be. Completes a sentence that begins with the layer.
 
-    Raises InvalidManifest for what is not a layer.
+    Raises InvalidManifest if the descriptor is not a layer.
     """
     check_layer_type(layer)
     dialect = dialect_of(layer.annotations)
@@ -106,14 +108,14 @@ def not_lazy(layer: Descriptor) -> str:
 
 
 def ingest_name(media_type: str, digest: Digest) -> str:
-    """What containerd's own client calls content while it is written: either goes on where the other one was ended."""
+    """The name of an ingest, as in containerd's own client: each can resume the other's."""
     kinds = ((INDEX_TYPES, "index"), (MANIFEST_TYPES, "manifest"), ({OCI_CONFIG, DOCKER_CONFIG}, "config"))
     kind = next((kind for types, kind in kinds if media_type in types), "layer" if _is_layer(media_type) else "unknown")
     return f"{kind}-{digest}"
 
 
 def fits(key: str, value: str) -> bool:
-    """Whether containerd takes the label."""
+    """Whether containerd accepts the label."""
     return len(key.encode()) + len(value.encode()) <= MAX_LABEL
 
 
@@ -130,12 +132,12 @@ def _is_layer(media_type: str) -> bool:
 
 
 def _claim(layer: Descriptor) -> TocClaim | None:
-    """None for one that cannot be lazy."""
+    """None for a layer that cannot be lazy."""
     return None if not_lazy(layer) else claim_of(layer.annotations, f"layer {layer.digest}")
 
 
 def _joined(key: str, parts: Sequence[str]) -> str:
-    """As many of the parts as fit, between commas."""
+    """As many of the parts as fit, separated by commas."""
     found = ""
     for part in parts:
         longer = f"{found},{part}" if found else part

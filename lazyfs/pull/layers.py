@@ -1,8 +1,8 @@
-"""The snapshots of an image's layers, one on the other: lazy where the snapshotter can, else unpacked by containerd.
+"""Creates the snapshots of an image's layers, one on the other: lazy if the snapshotter can, else unpacked by containerd.
 
-A Prepare that says which layer it is for, and which blob that is, is answered with AlreadyExists by a snapshotter that can do without
-the blob. Otherwise its answer is where to unpack it: the blob then goes into the content store, and containerd's own diff service
-unpacks it. Source: containerd, unpacker.go, whose steps and names these are.
+A Prepare names the layer and its blob. A snapshotter that does not need the blob answers AlreadyExists. Otherwise it answers with mounts to
+unpack into: then the blob is written to the content store, and containerd's diff service unpacks it. The steps and names are those of
+containerd's unpacker.go.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ from lazyfs.pull.lease import hold_snapshot
 from lazyfs.snapshots.labels import REASON, REMOTE, TARGET
 
 _PREPARE_DEADLINE: Final = 120.0
-"""Seconds; the snapshotter's own deadline is far below."""
+"""Seconds; the snapshotter's own deadline is much shorter."""
 _UNPACK_DEADLINE: Final = 3600.0
-"""Also for Commit, which waits until what was unpacked is on the disk."""
+"""Seconds; also for Commit, which syncs the unpacked files."""
 _TRIES: Final = 6
 _PAUSE: Final = 1.0
-"""Seconds. containerd itself tries a snapshotter that it has lost again after at most 3."""
+"""Seconds. containerd reconnects to a snapshotter within 3 s."""
 
 T = TypeVar("T")
 
 
 class PulledLayer(NamedTuple):
-    """What became of a layer."""
+    """The result for one layer."""
 
     digest: Digest
     size: int
-    """The blob's, bytes."""
+    """Bytes of the blob."""
     chain_id: Digest
     reason: str
-    """Why it is not lazy, as the end of a sentence that begins with it; `""` for one that is."""
+    """Why it is not lazy; `""` if it is. Completes a sentence that begins with the layer."""
 
 
 class Layers:
-    """Those of one image, on one snapshotter."""
+    """The layers of one image in one snapshotter."""
 
     def __init__(self, containerd: Containerd, snapshotter: str, name: str, image: Image, downloads: Downloads) -> None:
         self._containerd = containerd
@@ -66,19 +66,19 @@ class Layers:
         self._chain = chain_ids(image.config.diff_ids)
 
     async def download_ahead(self) -> None:
-        """Begin with the blobs of layers that will have to be unpacked. Raises ContainerdFailed."""
+        """Start to download the blobs of layers that must be unpacked. Raises ContainerdFailed."""
         for layer, chain_id in zip(self._image.layers, self._chain, strict=True):
             if not_lazy(layer) and await self._with_retries(partial(self._stat, chain_id)) is None:
                 self._downloads.begin(layer)
 
     async def make(self, number: int) -> PulledLayer:
-        """The snapshot of layer `number`, those below it being there. Raises LazyfsError."""
+        """Create the snapshot of layer `number`; those below it must exist. Raises LazyfsError."""
         layer = self._image.layers[number]
         info = await self._with_retries(partial(self._make, number))
         return PulledLayer(layer.digest, layer.size, self._chain[number], _reason(layer, info.labels))
 
     async def _with_retries(self, call: Callable[[], Awaitable[T]]) -> T:
-        """A snapshotter says Unavailable of a call in flight while its next process takes over; repeating that call helps."""
+        """Repeat calls that fail with Unavailable: a call in flight does while a new lazyfsd takes over."""
         for left in reversed(range(_TRIES)):
             try:
                 return await call()
@@ -98,14 +98,14 @@ class Layers:
                 await hold_snapshot(self._containerd, self._snapshotter, chain_id)
             else:
                 await self._prepare(number)
-            # Only now is it certain that no garbage collection has been quicker.
+            # Only now is it certain that the garbage collector has not removed it in between.
             info = await self._stat(chain_id)
             if info is not None:
                 return info
         raise ContainerdFailed(f"containerd says that it has the snapshot {chain_id}, and does not find it")
 
     async def _prepare(self, number: int) -> None:
-        """Have the snapshotter make a snapshot, or unpack it. Failed or cancelled, nothing is left but the blob. Raises LazyfsError."""
+        """Prepare the snapshot, and unpack the layer if it is not lazy. Raises LazyfsError. Failed or cancelled: only the blob is left."""
         chain_id = self._chain[number]
         key = f"extract-{time.time_ns() % 10**9}-{secrets.token_hex(3)} {chain_id}"
         request = snapshots_pb2.PrepareSnapshotRequest(
@@ -128,7 +128,7 @@ class Layers:
     async def _unpack(self, number: int, key: str, mounts: Sequence[mount_pb2.Mount]) -> None:
         layer, chain_id, diff_id = self._image.layers[number], self._chain[number], self._image.config.diff_ids[number]
         await self._downloads.begin(layer).wait()
-        # containerd looks at a layer's first bytes, but not where the type is that of a plain tar.
+        # containerd detects compression by the first bytes, unless the type is that of a plain tar.
         kind = OCI_LAYER_GZIP if layer.media_type == OCI_LAYER_TAR else layer.media_type
         blob = descriptor_pb2.Descriptor(media_type=kind, digest=layer.digest, size=layer.size)
         request = diff_pb2.ApplyRequest(diff=blob, mounts=mounts)
@@ -144,7 +144,7 @@ class Layers:
         await self._content.label(layer.digest, lambda _: {UNCOMPRESSED: diff_id})
 
     async def _remove(self, key: str) -> None:
-        """It goes with the lease, too: that it cannot be removed now is not a reason to fail for."""
+        """Remove a snapshot. Errors are ignored: it goes with the lease at the latest."""
         with suppress(ContainerdFailed):
             request = snapshots_pb2.RemoveSnapshotRequest(snapshotter=self._snapshotter, key=key)
             await self._containerd.call(self._service.Remove, request)
@@ -156,7 +156,7 @@ class Layers:
 
 
 def _reason(layer: Descriptor, labels: Mapping[str, str]) -> str:
-    """Why a layer with a snapshot of these labels is not lazy."""
+    """Why a layer is not lazy, by the labels of its snapshot."""
     if REMOTE in labels:
         return ""
     noted = labels.get(REASON, "").removeprefix(f"{layer.digest} ")

@@ -1,8 +1,8 @@
-"""The lease of a pull: until the image's record keeps it, what has been brought is kept by this.
+"""The lease of a pull: it keeps what the pull creates until the image's record does.
 
-It expires after a day, as that of containerd's own client. A pull that ends well deletes it, and those that dead pulls of the same image
-left behind. One that fails where another try would go on leaves it, for that one to find things. Which pull lives is seen by a
-name in the abstract name space of unix sockets: it is free again as soon as its owner is dead, however he died.
+It expires after a day, as that of containerd's own client. A successful pull deletes its lease, and those that dead pulls of the same image
+left behind. A failed pull that can be resumed leaves its lease, so that the next one finds what has arrived. Whether a pull is alive
+shows in a name in the abstract namespace of unix sockets: the kernel frees it when its owner dies.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _IMAGE: Final = "lazyfs.image"
 
 @asynccontextmanager
 async def leased(containerd: Containerd, image: str) -> AsyncIterator[None]:
-    """Inside, what `containerd` is asked to make stays. Raises ContainerdFailed."""
+    """Inside the block, what `containerd` creates is kept. Raises ContainerdFailed."""
     identity = f"lazyfs-pull-{secrets.token_hex(8)}"
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as liveness:
         liveness.bind(_liveness_name(identity))
@@ -44,20 +44,20 @@ async def leased(containerd: Containerd, image: str) -> AsyncIterator[None]:
                     await _delete(containerd, identity, collect=True)
             raise
         containerd.lease = ""
-        with suppress(ContainerdFailed):  # they expire by themselves: one that stays fails no pull
+        with suppress(ContainerdFailed):  # leases expire: one that stays is not worth a failed pull
             await _delete(containerd, identity)
             for left in await _abandoned(containerd, image):
                 await _delete(containerd, left, collect=True)
 
 
 async def hold_snapshot(containerd: Containerd, snapshotter: str, key: str) -> None:
-    """Keep a snapshot that was there already: only what a pull makes itself is leased by containerd. Raises ContainerdFailed."""
+    """Keep an existing snapshot: containerd leases only what the pull creates. Raises ContainerdFailed."""
     resource = leases_pb2.Resource(id=key, type=f"snapshots/{snapshotter}")
     await containerd.call(containerd.leases.AddResource, leases_pb2.AddResourceRequest(id=containerd.lease, resource=resource))
 
 
 def _resumable(error: BaseException) -> bool:
-    """Whether the next try has a use for what has arrived: the registry or the user ended this one, or containerd went away."""
+    """Whether another pull can use what has arrived: this one failed by the registry, the user, or a stop of containerd."""
     cause = most_severe(error) if isinstance(error, BaseExceptionGroup) else error
     if isinstance(cause, ContainerdFailed):
         return cause.status == "UNAVAILABLE"
@@ -65,7 +65,7 @@ def _resumable(error: BaseException) -> bool:
 
 
 async def _delete(containerd: Containerd, identity: str, *, collect: bool = False) -> None:
-    """`collect`: what it has kept is garbage, and containerd might not look for any for a long time."""
+    """`collect`: run the garbage collector now, because the lease kept garbage."""
     request = leases_pb2.DeleteRequest(id=identity, sync=collect)
     await containerd.call_unless("NOT_FOUND", containerd.leases.Delete, request)
 

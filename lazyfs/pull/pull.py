@@ -1,7 +1,7 @@
-"""A pull into containerd, by its own services: as `ctr images pull`, but that lazy layers stay where they are.
+"""Pulls an image into containerd by its own services: as `ctr images pull`, but lazy layers are not fetched.
 
-containerd before 2.1 sends a snapshotter of another process no labels that say which blob a layer is; here they are sent. All the rest
-is what containerd's own client does, so that its garbage collector, `ctr` and CRI find an image like any other.
+containerd before 2.1 does not pass an external snapshotter the labels that name a layer's blob; this client does. Everything else is as in
+containerd's own client, so that its garbage collector, `ctr` and CRI find an image like any other.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ from lazyfs.source.protocol import ImageSource
 from lazyfs.source.reference import Reference
 
 _CRI: Final = "k8s.io"
-"""The name space that CRI looks at."""
+"""CRI's namespace."""
 _TRIES: Final = 3
 
 
 class PullRequest(NamedTuple):
-    """What is wanted."""
+    """What to pull."""
 
     reference: Reference
     platform: Platform
     snapshotter: str
     complete: bool
-    """Bring the blobs of lazy layers into the content store as well: export, push and check need them."""
+    """Also fetch the blobs of lazy layers into the content store: export, push and check need them."""
 
 
 class PulledImage(NamedTuple):
-    """What has become of it."""
+    """The result of a pull."""
 
     name: str
-    """The image's, as containerd and ctr have it."""
+    """The name of the image in containerd."""
     digest: Digest
-    """Of what the name means now: an index, or a manifest."""
+    """Of what the reference names now: an index or a manifest."""
     manifest_digest: Digest
     layers: tuple[PulledLayer, ...]
     """The lowest first."""
@@ -63,20 +63,20 @@ async def pull(
     progress: Progress,
     layer_done: Callable[[PulledLayer], None],
 ) -> PulledImage:
-    """Pull an image. `layer_done` hears of each layer when its snapshot is there.
+    """Pull an image. `layer_done` is called with each layer when its snapshot exists.
 
-    Raises LazyfsError, in groups, too. Cancelled or killed: what has arrived stays for a day, and the next pull goes on from there.
+    Raises LazyfsError, also in groups. Cancelled or killed: what has arrived stays for a day, and the next pull resumes there.
     """
     await containerd.check_snapshotter(order.snapshotter)
     documents = Documents(source, Content(containerd))
     image = await resolve_image(documents, order.reference.selector, order.platform, None)
     for layer in image.layers:
-        not_lazy(layer)  # what is not a layer is found before anything is written
+        not_lazy(layer)  # refuse other descriptors before anything is written
     return await _Pull(containerd, source, order, documents, image).run(progress, layer_done)
 
 
 class _Pull:
-    """One image, resolved."""
+    """The pull of a resolved image."""
 
     def __init__(
         self, containerd: Containerd, source: ImageSource, order: PullRequest, documents: Documents, image: Image
@@ -100,7 +100,7 @@ class _Pull:
                 for number in range(len(self._image.layers)):
                     found.append(await layers.make(number))
                     layer_done(found[-1])
-            # Without this one, all else is what the next garbage collection takes; with it, containers start.
+            # Without its record, the image is garbage; with it, containers can start.
             await self._name_image()
             if self._order.complete:
                 for layer in self._image.layers:
@@ -108,7 +108,7 @@ class _Pull:
         return PulledImage(self._name, self._documents.seen[0].digest, self._image.digest, tuple(found))
 
     async def _keep_documents(self) -> None:
-        """Index, manifest and config, with what each keeps alive."""
+        """Write index, manifest and config, with the labels that keep their children."""
         config, chain = self._image.manifest.config, chain_ids(self._image.config.diff_ids)
         of_config = snapshot_reference(self._order.snapshotter, chain[-1]) if chain else {}
         async with trio.open_nursery() as nursery:
@@ -128,17 +128,17 @@ class _Pull:
         descriptor = descriptor_pb2.Descriptor(media_type=kind, digest=target.digest, size=len(target.data))
         names, labels = [self._name], {}
         if self._containerd.namespace == _CRI:
-            # CRI finds an image by its ID and by digest as well; it would add that by itself to one that is not managed yet.
+            # CRI also finds an image by its ID and by digest; it would add those names itself to an image that it does not manage yet.
             by_digest = f"{self._order.reference.location}@{target.digest}"
             names, labels = [self._image.manifest.config.digest, self._name, by_digest], MANAGED
         for name in dict.fromkeys(names):
             await self._record(images_pb2.Image(name=name, labels=labels, target=descriptor))
 
     async def _record(self, image: images_pb2.Image) -> None:
-        """Create an image's record, or let it mean this target from now on."""
+        """Create an image's record, or point an existing one to this target."""
         service = self._containerd.images
         mask = FieldMask(paths=["target", *(f"labels.{key}" for key in image.labels)])
-        for _ in range(_TRIES):  # somebody may remove it in between
+        for _ in range(_TRIES):  # another client may remove it in between
             create = images_pb2.CreateImageRequest(image=image)
             if await self._containerd.call_unless("ALREADY_EXISTS", service.Create, create) is not None:
                 return

@@ -1,14 +1,14 @@
-"""The snapshots of one containerd, in a sqlite file.
+"""The snapshots of one containerd, in a sqlite database.
 
-The rules are those of containerd's own snapshotters (core/snapshots/storage/bolt.go, core/snapshots/testsuite), down to which of
-two errors is told: containerd's garbage collector and unpacker depend on them. Each method is one transaction, synced before it
-returns; nothing but sqlite happens inside one, so none waits for a mount or the network.
+The rules are those of containerd's own snapshotters (core/snapshots/storage/bolt.go, core/snapshots/testsuite), including which of two
+errors is reported: containerd's garbage collector and unpacker depend on them. Each method is one transaction, synced before it returns.
+Nothing but sqlite happens inside a transaction, so that none waits for a mount or the network.
 
-A call whose answer was lost with the process that carried it out is made again: what another session has done already, the same
-Prepare or Commit finds done. Repeated in one session, they are refused.
+If a process dies before it has answered a call, containerd repeats the call. A Prepare or Commit that another process has already carried
+out succeeds; one that this process has carried out is refused.
 
-Usage is counted by object: the layers of images share files, and each is counted at the first lazy snapshot that names it.
-So the names of a layer's objects are here too, once a TOC.
+Usage is counted by object: layers of several images share files, and each file is counted at the first lazy snapshot that names it. So
+the names of each layer's objects are stored here too, once a TOC.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ _PAGE: Final = 100
 
 
 class Snapshots(SyncedDatabase):
-    """The open database. Blocking: for threads, any of them. A context manager.
+    """The open database. Blocking, thread-safe. A context manager.
 
-    Everything raises StoreUnusable when the file cannot be read, and what changes something StoreFull when the disk is full.
+    Every method raises StoreUnusable if the file cannot be read; those that change something raise StoreFull if the disk is full.
     """
 
     def __init__(self, directory: Path, session: str = "") -> None:
-        """Open or create it in `directory`, for a process that calls itself `session`. Raises as SyncedDatabase."""
+        """Open or create it in `directory`. `session` identifies this process. Raises as SyncedDatabase."""
         self._session = session
         super().__init__(directory / FILE_NAME, schema.SNAPSHOTS)
 
     def create(
         self, key: str, parent: str, kind: Literal["active", "view"], labels: Mapping[str, str], *, reason: str = ""
     ) -> Snapshot:
-        """A new snapshot on `parent`, or on nothing (`""`).
+        """Create a snapshot on `parent`, or without a parent (`""`).
 
-        Raises SnapshotNotFound without that parent, BadSnapshot where it is not committed or key or labels cannot be,
-        SnapshotExists where the key is taken, by whatever kind of snapshot.
+        Raises SnapshotNotFound if the parent does not exist, BadSnapshot if it is not committed or the key or labels are invalid,
+        SnapshotExists if a snapshot of any kind has the key.
         """
         with self.transaction() as db:
             known = _find(db, key)
@@ -59,17 +59,17 @@ class Snapshots(SyncedDatabase):
             return _insert(db, key, parent, kind, labels, self._session, reason=reason)
 
     def commit_lazy(self, name: str, parent: str, labels: Mapping[str, str], lazy: LazyLayer) -> Snapshot:
-        """A committed snapshot, at once. Raises as `create`."""
+        """Create a committed snapshot. Raises as `create`."""
         with self.transaction() as db:
             db.execute(schema.INSERT_TOC, (lazy.toc_digest,))
             return _insert(db, name, parent, "committed", labels, self._session, lazy=lazy)
 
     def commit(self, key: str, name: str, labels: Mapping[str, str], inodes: int, size: int, *, parent: str = "") -> Snapshot:
-        """Make a committed snapshot of an active one: same id and directory, another name, other labels, what it takes on disk.
+        """Commit an active snapshot: it keeps its id and directory and gets another name, other labels and its disk usage.
 
-        `parent`: what it shall stand on, if it stands on nothing yet. Raises SnapshotExists where the name is taken,
-        SnapshotNotFound without that key or parent, SnapshotBusy for a snapshot that is not active, or a parent that is not
-        committed; BadSnapshot for another parent than it has, and for name and labels that cannot be.
+        `parent`: its new parent, if it has none yet. Raises SnapshotExists if the name is taken, SnapshotNotFound if the key or parent does
+        not exist, SnapshotBusy if the snapshot is not active or the parent not committed, BadSnapshot if it has another parent, or for an
+        invalid name or labels.
         """
         _check_key(name)
         with self.transaction() as db:
@@ -92,7 +92,7 @@ class Snapshots(SyncedDatabase):
             return _get(db, name)
 
     def remove(self, key: str) -> Snapshot:
-        """Forget it, and tell what it was. Raises SnapshotNotFound; SnapshotBusy while others stand on it."""
+        """Remove a snapshot and return it. Raises SnapshotNotFound; SnapshotBusy while it has children."""
         with self.transaction() as db:
             found = _get(db, key)
             child = db.execute(schema.SELECT_CHILD, (key,)).fetchone()
@@ -111,9 +111,9 @@ class Snapshots(SyncedDatabase):
             return _get(db, key)
 
     def update(self, key: str, labels: Mapping[str, str], fieldpaths: Sequence[str]) -> Snapshot:
-        """Change labels: those that `fieldpaths` names (`labels.KEY`; one that `labels` lacks goes), or all (`labels`, or no path).
+        """Change the labels that `fieldpaths` names (`labels.KEY`; removed if it is not in `labels`), or all (`labels`, or no path).
 
-        Raises SnapshotNotFound; BadSnapshot for paths to anything else, and labels that cannot be.
+        Raises SnapshotNotFound; BadSnapshot for other paths and invalid labels.
         """
         with self.transaction() as db:
             found = _get(db, key)
@@ -130,10 +130,10 @@ class Snapshots(SyncedDatabase):
             return _get(db, key)
 
     def pages(self, filters: Sequence[str] = ()) -> Iterator[tuple[Snapshot, ...]]:
-        """What any of the filters wants to see, the oldest first, some at a time; no page is empty.
+        """The snapshots that match any of the filters, the oldest first, in pages that are never empty.
 
-        Raises BadSnapshot, at once, for a filter that is none. Nothing is locked or open between two pages: what comes
-        and goes meanwhile may be seen or not, what stays is seen once.
+        Raises BadSnapshot at once for an invalid filter. Nothing is locked or open between two pages: a snapshot that is created or removed
+        meanwhile may be missing, any other is seen once.
         """
         return self._pages(Filter(filters))
 
@@ -149,7 +149,7 @@ class Snapshots(SyncedDatabase):
                 yield page
 
     def ancestry(self, key: str) -> tuple[Snapshot, ...]:
-        """The snapshot itself, what it stands on, and so on down to the base. Raises SnapshotNotFound."""
+        """The snapshot, its parent, and so on down to the base. Raises SnapshotNotFound."""
         chain: list[Snapshot] = []
         with self.reading() as db:
             while not chain or chain[-1].parent:
@@ -157,22 +157,21 @@ class Snapshots(SyncedDatabase):
         return tuple(chain)
 
     def ids(self) -> frozenset[int]:
-        """Of all snapshots: a directory of another number is nobody's."""
+        """The ids of all snapshots: a directory with another number is a leftover."""
         with self.reading() as db:
             return frozenset(number for (number,) in db.execute(schema.SELECT_IDS))
 
     def without_objects(self) -> tuple[Snapshot, ...]:
-        """Lazy snapshots whose objects nobody has noted: lazyfs was killed after `commit_lazy` and before `add_objects`."""
+        """Lazy snapshots without recorded objects: lazyfsd was killed between `commit_lazy` and `add_objects`."""
         with self.reading() as db:
             return tuple(map(_snapshot, db.execute(schema.SELECT_UNNOTED)))
 
     def add_objects(self, toc_digest: Digest, names: Iterable[str]) -> None:
-        """What the layer of that TOC keeps in the store: for `first_objects`. Nothing happens where it was noted, or no snapshot has
-        that TOC (any more).
+        """Record the objects of the layer with that TOC, for `first_objects`. Does nothing if they are recorded, or no snapshot has that TOC.
 
-        Costs 0.2 s for 30,000 names, in which others wait.
+        Costs 0.2 s for 30,000 names, during which other calls wait.
         """
-        ordered = sorted(set(names))  # in the order of the index: half the time
+        ordered = sorted(set(names))  # in the order of the index: takes half the time
         with self.transaction() as db:
             found = db.execute(schema.SELECT_UNNOTED_TOC, (toc_digest,)).fetchone()
             if found is not None:
@@ -180,10 +179,7 @@ class Snapshots(SyncedDatabase):
                 db.execute(schema.MARK_NOTED, found)
 
     def first_objects(self, key: str) -> list[str]:
-        """The objects of this lazy snapshot that no older lazy snapshot names; none of one that is not lazy.
-
-        Raises SnapshotNotFound.
-        """
+        """The objects that this lazy snapshot is the first to name; empty for one that is not lazy. Raises SnapshotNotFound."""
         with self.reading() as db:
             found = db.execute(schema.SELECT_TOC_OF, (key,)).fetchone()
             if found is None:
@@ -192,7 +188,7 @@ class Snapshots(SyncedDatabase):
             return [name for (name,) in db.execute(schema.SELECT_FIRST_NAMED, (toc, number))]
 
     def _is_repeated(self, known: Snapshot) -> bool:
-        """Whether who asks for what `known` is already may never have been told."""
+        """Whether another process made `known`: the caller may not have got the answer."""
         return known.session != self._session
 
 
@@ -227,11 +223,11 @@ def _insert(
 
 def _check_key(key: str) -> None:
     if not key:
-        raise BadSnapshot("a snapshot without a key cannot be")
+        raise BadSnapshot("a snapshot needs a key")
 
 
 def _labels(labels: Mapping[str, str]) -> bytes:
-    """As they are kept. A label without a value is none, as in containerd's own database."""
+    """Labels as they are stored. A label without a value is dropped, as in containerd's own database."""
     kept = {key: value for key, value in labels.items() if value}
     for key, value in kept.items():
         if not key or len(key.encode()) + len(value.encode()) > MAX_LABEL:

@@ -1,11 +1,11 @@
-"""The language in which containerd says which snapshots it would like to see.
+"""The filters with which containerd lists snapshots.
 
     name==NAME                          parent!=""                  kind==committed
     labels."containerd.io/snapshot.ref"==sha256:…,parent=="k8s.io/7/sha256:…"
     labels.x                            a snapshot with that label
 
-Regular expressions (`name~=/extract-[0-9]+/`) are refused: containerd has its own database of snapshots and matches them there, so
-only a client of this socket alone would miss them.
+Regular expressions (`name~=/extract-[0-9]+/`) are refused. containerd matches them in its own database, so only a client that uses this
+socket directly would need them.
 
 A comma is "and"; of several filters any may match; no filter at all matches everything. Source: containerd, pkg/filters
 (grammar, quotes, and what an absent field compares to) and core/snapshots/storage/bolt.go (fields).
@@ -23,7 +23,7 @@ from lazyfs.snapshots.snapshot import Snapshot
 Operator = Literal["==", "!="]
 
 _QUOTES: Final = frozenset('"/|')
-"""`/` and `|` quote only regular expressions: nothing that is taken here."""
+"""`/` and `|` quote only regular expressions, which are refused."""
 _OPERATORS: Final = frozenset("=!~")
 _FIELD: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_")
 _ESCAPES: Final = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "\\": "\\"}
@@ -33,7 +33,7 @@ _HEXADECIMAL: Final = {"x": 2, "u": 4, "U": 8}
 class _Selector(NamedTuple):
     path: tuple[str, ...]
     operator: Operator | None
-    """None asks whether there is such a field."""
+    """None: the field must exist."""
     value: str = ""
 
     def matches(self, snapshot: Snapshot) -> bool:
@@ -44,14 +44,14 @@ class _Selector(NamedTuple):
 
 
 class Filter:
-    """What several filters ask for together."""
+    """Several filters: a snapshot matches if one of them does."""
 
     def __init__(self, filters: Sequence[str]) -> None:
-        """Raises BadSnapshot, naming the filter and the place in it, for what is none."""
+        """Raises BadSnapshot for an invalid filter; the message names it and the position of the error."""
         self._any = tuple(_Parser(text).selectors() for text in filters)
 
     def matches(self, snapshot: Snapshot) -> bool:
-        """Whether containerd would like to see it."""
+        """Whether the snapshot matches."""
         return not self._any or any(all(each.matches(snapshot) for each in selectors) for selectors in self._any)
 
 
@@ -70,7 +70,7 @@ def _field(snapshot: Snapshot, path: tuple[str, ...]) -> str | None:
 
 
 class _Parser:
-    """One filter. Blanks are skipped before a field, an operator and a value, and nowhere else: as containerd does it."""
+    """Parses one filter. Blanks are skipped before a field, an operator and a value only, as in containerd."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -138,7 +138,7 @@ class _Parser:
         start, quote = self._at, self._next()
         if quote != '"':
             raise self._error('quotes are " here', start)
-        # Bytes, because \xff is one: what they make together need not be text, and then equals none.
+        # Bytes, because \xff is one byte: the result may not be text, and then matches nothing.
         found = bytearray()
         while (character := self._next()) != quote:
             if character in {"", "\n"}:

@@ -1,11 +1,11 @@
-"""What containerd wants of a snapshot that it prepares, read from the labels.
+"""Reads from a snapshot's labels which layer containerd wants to prepare.
 
-Sources: containerd, pkg/snapshotters/annotations.go (`cri.*`, which CRI, the transfer service and nerdctl set); the
-stargz-snapshotter, fs/source/source.go (`remote/stargz.*`, which ctr-remote sets). The names are theirs, not a plugin's: whoever
-understands them is served by those clients.
+Sources: containerd, pkg/snapshotters/annotations.go (`cri.*`, set by CRI, the transfer service and nerdctl); the stargz-snapshotter,
+fs/source/source.go (`remote/stargz.*`, set by ctr-remote). The label names belong to those clients, not to one plugin: a snapshotter that
+reads them works with all of them.
 
-Annotations of an image's manifest become labels, too, if they begin with `containerd.io/snapshot/`: an image may say here
-what it likes. Where both families speak and differ, one of them is the image's, and neither is believed.
+Annotations of an image's manifest also become labels if they begin with `containerd.io/snapshot/`, so an image can set any of these. If
+the two families of labels differ, one of them comes from the image, and neither is used.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from lazyfs.format.estargz import ESTARGZ
 from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor
 
 TARGET: Final = "containerd.io/snapshot.ref"
-"""The chain ID of the layer that containerd is about to unpack: its leave to commit that layer at once, lazy."""
+"""The chain ID of the layer that containerd is about to unpack: the snapshotter may commit the layer at once instead."""
 REMOTE: Final = "containerd.io/snapshot/remote"
-"""What a lazy snapshot is labelled with."""
+"""The label of a lazy snapshot."""
 REMOTE_VALUE: Final = "remote snapshot"
 SIZE: Final = "containerd.io/snapshot/lazyfs.size"
-"""The blob's size in bytes. Of all clients only our own says it."""
+"""The blob's size in bytes. Only `lazyfs pull` sets it."""
 LAYERS: Final = "containerd.io/snapshot/lazyfs.layers"
-"""The image's layers from the lowest up, as many as fit: `HEX:SIZE:HEX` (blob, bytes, TOC; nothing for the TOC of one that has none),
-between commas; `HEX:SIZE:HEX:DIALECT` for one that is not eStargz. Only our own client says it, too: who knows this need not ask for the manifest."""
+"""The image's layers, the lowest first, as many as fit, separated by commas: `HEX:SIZE:HEX` (blob, bytes, TOC; no TOC if the layer has
+none), or `HEX:SIZE:HEX:DIALECT` for one that is not eStargz. Only `lazyfs pull` sets it; with it, the manifest need not be fetched."""
 REASON: Final = "containerd.io/snapshot/lazyfs.reason"
-"""Set by us, on a snapshot that was unpacked: why the layer is not lazy, as the end of a sentence that begins with it."""
+"""Set by lazyfsd on an unpacked snapshot: why the layer is not lazy. Completes a sentence that begins with the layer."""
 IMAGE: Final = "containerd.io/snapshot/cri.image-ref"
 LAYER: Final = "containerd.io/snapshot/cri.layer-digest"
 FOLLOWING: Final = "containerd.io/snapshot/cri.image-layers"
 MANIFEST: Final = "containerd.io/snapshot/cri.manifest-digest"
 MAX_LABEL: Final = 4096
-"""Bytes of a label's name and value together: more is refused by containerd (pkg/labels/validate.go)."""
+"""Bytes of a label's name and value: containerd refuses more (pkg/labels/validate.go)."""
 
 _REFERENCES: Final = (IMAGE, "containerd.io/snapshot/remote/stargz.reference")
 _DIGESTS: Final = (LAYER, "containerd.io/snapshot/remote/stargz.digest")
@@ -50,48 +50,48 @@ _DIGITS: Final = 16
 
 
 class Ordinary(NamedTuple):
-    """A snapshot that begins as an empty directory."""
+    """No lazy layer: the snapshot begins as an empty directory."""
 
     reason: str
-    """`""` where nothing lazy was asked for; else why the layer cannot be, as the end of a sentence that begins with it."""
+    """`""` if no lazy layer was requested; else why the layer is not lazy. Completes a sentence that begins with the layer."""
 
 
 class ListedLayer(NamedTuple):
-    """A layer of the image as our own client tells it. Nothing vouches for it: what it leads to is verified by the TOC's digest."""
+    """A layer of the image as `lazyfs pull` lists it. Unverified: what is fetched with it is verified by the TOC's digest."""
 
     digest: Digest
     size: int
     toc: TocClaim | None
-    """None: it cannot be lazy."""
+    """None: the layer cannot be lazy."""
 
     @property
     def descriptor(self) -> Descriptor:
-        """The layer as a manifest would name it."""
+        """The layer's descriptor, as a manifest would have it."""
         media_type, annotations = (self.toc.dialect.media_type, self.toc.annotations) if self.toc else (OCI_LAYER_GZIP, {})
         return Descriptor(media_type, self.digest, self.size, annotations, None, {})
 
 
 class Claim(NamedTuple):
-    """A layer that containerd would like to have without unpacking it."""
+    """A layer that containerd does not have to unpack, if it can be lazy."""
 
     target: str
-    """The chain ID under which it will know the layer."""
+    """The chain ID by which containerd will find the layer."""
     reference: str
     """The image, as the client wrote it: `HOST/REPO:TAG`, `HOST/REPO@DIGEST`."""
     digest: Digest
-    """The layer's."""
+    """Of the layer's blob."""
     toc: TocClaim
     manifest_digest: Digest | None
     following: tuple[Digest, ...]
-    """Layers that will be asked for soon: those above this one, as many as fitted into a label. Never this one."""
+    """The layers above this one, as many as fit into a label: containerd will ask for them next."""
     size: int | None
-    """The blob's, bytes, if anybody said it: unverified."""
+    """Bytes of the blob, if a label has it; unverified."""
     layers: tuple[ListedLayer, ...] = ()
-    """The image's lowest layers, from the lowest up, if the client told them."""
+    """The image's layers, the lowest first, as far as the client listed them."""
 
 
 def read_labels(labels: Mapping[str, str]) -> Claim | Ordinary:
-    """What these labels ask for. Unknown ones and hints that make no sense are ignored."""
+    """What these labels request. Unknown labels and invalid hints are ignored."""
     target = labels.get(TARGET, "")
     if not target:
         return Ordinary("")
@@ -110,7 +110,7 @@ def read_labels(labels: Mapping[str, str]) -> Claim | Ordinary:
         return Ordinary("has a label for its blob that is not a sha256 digest")
     dialect = dialect_of(labels)
     if dialect is None:
-        return Ordinary("has no TOC that its manifest vouches for: it was not converted")
+        return Ordinary("has no TOC digest in its manifest: it was not converted")
     toc_digest = _digest(claimed_text(labels))
     if toc_digest is None:
         return Ordinary("has a TOC digest that is not a sha256 digest")
@@ -127,7 +127,7 @@ def read_labels(labels: Mapping[str, str]) -> Claim | Ordinary:
 
 
 def is_extract(key: str) -> bool:
-    """Whether the snapshot of that key is one that containerd unpacks a layer into: never a container's.
+    """Whether containerd unpacks a layer into the snapshot with that key; false for a container's.
 
     Source: core/snapshots/snapshotter.go, UnpackKeyFormat.
     """
@@ -148,13 +148,13 @@ def _digest(text: str) -> Digest | None:
 
 def _following(labels: Mapping[str, str], digest: Digest) -> tuple[Digest, ...]:
     text = next((labels[name] for name in _LAYERS if labels.get(name)), "")
-    # A dict keeps the order; the bound is far above what fits into a label that containerd lets through.
+    # A dict keeps the order. The bound is far above what fits into a label.
     found = dict.fromkeys(map(_digest, text.split(",", _MAX_FOLLOWING)[:_MAX_FOLLOWING]))
     return tuple(each for each in found if each is not None and each != digest)
 
 
 def _parse_layers(text: str) -> tuple[ListedLayer, ...]:
-    """All of them or none: half of an image would be taken for the whole."""
+    """All listed layers, or none if one is invalid: a part of the list would be taken for the whole image."""
     found = []
     for item in text.split(",", _MAX_FOLLOWING)[:_MAX_FOLLOWING] if text else ():
         digest, _, rest = item.partition(":")
@@ -168,7 +168,7 @@ def _parse_layers(text: str) -> tuple[ListedLayer, ...]:
 
 
 def format_toc(claim: TocClaim | None) -> str:
-    """A layer's TOC as it stands in LAYERS."""
+    """A layer's TOC in the format of LAYERS."""
     if claim is None:
         return ""
     return claim.digest[7:] if claim.dialect is ESTARGZ else f"{claim.digest[7:]}:{claim.dialect.name}"

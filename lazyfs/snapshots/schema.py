@@ -1,7 +1,7 @@
-"""The tables of snapshots.sqlite, and what is asked of them.
+"""The tables and statements of snapshots.sqlite.
 
-`snapshot` is what containerd knows. `object` are the files that lazy layers keep in the store, by the TOC that names them: two
-snapshots of one layer on different parents share it.
+`snapshot` holds what containerd knows. `object` holds the names of lazy layers' objects in the store, by TOC: two snapshots of one layer
+on different parents share them.
 """
 
 from __future__ import annotations
@@ -76,4 +76,4 @@ SELECT name FROM object AS mine WHERE toc = ?1 AND NOT EXISTS (
     SELECT 1 FROM object AS other JOIN snapshot ON snapshot.toc = other.toc WHERE other.name = mine.name AND snapshot.id < ?2
 )
 """
-"""?1: the TOC, ?2: the snapshot. One look into the index of names for each of its objects: 20 ms for 30,000."""
+"""?1: the TOC, ?2: the snapshot. One lookup in the index of names for each object: 20 ms for 30,000."""

@@ -119,7 +119,7 @@ def test_mixed_images_show_the_unpacked_tree(
     (status,) = plugin.status()["containerds"]
     assert (len(status["lazy"]), status["unpacked"]) == (which.count("l"), which.count("o"))
     assert [each["reason"] for each in status["refused"]] == [
-        "has no TOC that its manifest vouches for: it was not converted"
+        "has no TOC digest in its manifest: it was not converted"
     ] * which.count("o")
     with containerd.shown(NAME, tmp_path / "view") as root:
         assert not compare(unpacked(image), walk(root), ignore=OWN_NAMES)

@@ -195,7 +195,7 @@ def test_told_to_end_in_the_middle_of_an_order(which: str, small: SmallImage, la
                 await_kept(lazyfs.store, LARGE // 2)
                 os.kill(target, signal.SIGTERM)
                 _, said = client.communicate(timeout=60)
-                assert client.returncode == 5 and b"lazyfsd was told to end by a signal" in said
+                assert client.returncode == 5 and b"lazyfsd was stopped by a signal" in said
                 await_end(process)
                 await_end(keeper)
         assert not Client(lazyfs.store).is_running()

@@ -90,9 +90,9 @@ def test_no_key(lab: Lab) -> None:
     """A snapshot has a name, active, view or committed."""
     lab.client.prepare(lab.key("active"))
     for call in (lab.client.prepare, lab.client.view):
-        with refused(Status.INVALID_ARGUMENT, "without a key"):
+        with refused(Status.INVALID_ARGUMENT, "needs a key"):
             call("")
-    with refused(Status.INVALID_ARGUMENT, "without a key"):
+    with refused(Status.INVALID_ARGUMENT, "needs a key"):
         lab.client.commit("", lab.key("active"))
     for ask in (lab.client.stat, lab.client.mounts, lab.client.remove, lab.client.usage):
         with refused(Status.NOT_FOUND):

@@ -197,7 +197,7 @@ def test_layers_of_another_dialect_are_understood(monkeypatch: pytest.MonkeyPatc
     assert [layer.toc and layer.toc.dialect for layer in found.layers] == [FRONT, ESTARGZ, None]
     assert [layer.descriptor.annotations for layer in found.layers] == [layer.annotations for layer in layers]
     monkeypatch.setattr(dialects, "DIALECTS", (ESTARGZ,))
-    assert read_labels(labels) == Ordinary("has no TOC that its manifest vouches for: it was not converted")
+    assert read_labels(labels) == Ordinary("has no TOC digest in its manifest: it was not converted")
     found = read_labels(layer_labels(NAME, digest("m"), layers, 1, digest("chain")) | {LAYERS: labels[LAYERS]})
     assert isinstance(found, Claim)
     assert found.layers == ()

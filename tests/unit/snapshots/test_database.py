@@ -35,7 +35,7 @@ def test_what_cannot_be_created(snapshots: Snapshots) -> None:
     snapshots.create("active", "base", "active", {})
     snapshots.create("view", "base", "view", {})
     before = list(snapshots.pages())
-    with pytest.raises(BadSnapshot, match="without a key"):
+    with pytest.raises(BadSnapshot, match="needs a key"):
         snapshots.create("", "base", "active", {})
     with pytest.raises(SnapshotNotFound, match="'none'"):
         snapshots.create("new", "none", "active", {})
