@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Inspect. Raises LazyfsError where the image cannot even be resolved."""
+    """Inspect. Raises LazyfsError if the image cannot be resolved."""
     report = trio.run(_inspect, arguments)
     if arguments.json:
         put(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
@@ -53,7 +53,7 @@ async def _inspect(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 async def _load(source: ImageSource, descriptor: Descriptor) -> tuple[Layer, int]:
-    """A layer, and the bytes of its compressed TOC."""
+    """A layer, and the size of its compressed TOC."""
     loaded: list[Toc] = []
     layer = await load_layer(source, None, descriptor, in_store=loaded.append)
     return layer, loaded[0].arrived
@@ -86,7 +86,7 @@ def _print_table(report: dict[str, Any]) -> None:
     table = Table("layer", "size MB", "format", "entries", "chunks", "landmark", "TOC digest, or why it is not lazy")
     for number, layer in enumerate(report["layers"], 1):
         more = [layer["format"], *(str(layer.get(key, "")) for key in ("entries", "chunks", "landmark"))]
-        # As it is: what a layer says of itself may look like rich's markup.
+        # As Text: foreign text may look like rich's markup.
         last = Text(layer.get("toc_digest") or layer["reason"])
         table.add_row(str(number), f"{layer['size'] / 1e6:.1f}", *more, last)
     console = Console(width=None if sys.stdout.isatty() else 200)

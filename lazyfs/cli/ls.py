@@ -59,7 +59,7 @@ def _line(name: bytes, node: Node) -> bytes:
 
 
 def _printable(name: bytes) -> bytes:
-    """An image's author does not command the terminal, and a line is an entry."""
+    """Escape control characters: the image must not control the terminal, and each entry is one line."""
     return _CONTROL.sub(lambda match: b"\\x%02x" % match[0][0], name)
 
 

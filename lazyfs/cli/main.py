@@ -1,7 +1,7 @@
-"""`lazyfs`: finds the command, and turns its end into an exit code.
+"""`lazyfs`: runs a command, and turns its errors into an exit code.
 
-A command is a module of this folder with `add_parser(commands)` and `run(arguments) -> int`. Only the one that is asked for is
-imported: the time to start is part of the time to mount.
+A command is a module of this folder with `add_arguments(parser)` and `run(arguments) -> int`; its docstring is its help. Only the module of
+the given command is imported: start-up is part of the time of a mount.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ example:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code. Errors of ours are told on stderr, in words; others are bugs, and show their traceback."""
+    """Run one command; returns its exit code. A LazyfsError is printed to stderr; other exceptions are bugs and show a traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
         hide_creds(arguments)
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:
-        code = 1  # whoever read our output has gone, as `head` does
+        code = 1  # the reader of the output has gone, as `head` does
     discard_unwritten()
     return code
 
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     name = arguments[0] if arguments else ""
     if name == "convert":
-        from converter.command import main as convert  # the one line by which lazyfs knows the converter
+        from converter.command import main as convert  # the only import of the converter in lazyfs
 
         return int(convert(arguments[1:]))
     if name in _COMMANDS:

@@ -65,11 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Mount. Raises LazyfsError."""
     directory = absolute(arguments.directory)
-    if find_mount(directory):  # asked first: a mount whose process has died fails whoever touches it
+    if find_mount(directory):  # checked first: a mount whose process has died fails every access
         raise MountFailed(f"{directory} is a lazyfs mount already", hint=f"Unmount it first: lazyfs umount {directory}")
     if not directory.is_dir():
         raise MountFailed(f"{directory} is not a directory", hint="Make it first")
-    directory = directory.resolve()  # the name under which the kernel will list the mount
+    directory = directory.resolve()  # the path that the mount table will have
     store = store_of(arguments)
     reference = reference_of(arguments)
     _check_not_hidden(directory, "the store", store)
@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _chosen_mode(arguments: argparse.Namespace, store: Path) -> str:
-    """`native` or `portable`; told in a line where the choice was ours. Raises UsageError, NotNative."""
+    """`native` or `portable`; prints the choice for `--mode auto`. Raises UsageError, NotNative."""
     needs = _needs_native(arguments)
     if arguments.foreground and (arguments.mode == "native" or needs):
         raise UsageError(f"--foreground stays with a portable mount, and {needs or '--mode native'} wants a native one")
@@ -107,7 +107,7 @@ def _chosen_mode(arguments: argparse.Namespace, store: Path) -> str:
 
 
 def _why_not_native(arguments: argparse.Namespace, store: Path) -> str:
-    """Empty where it can be tried."""
+    """Why a native mount is not possible; empty if it can be tried."""
     if os.geteuid() != 0:
         return "only root can mount natively"
     paths = (arguments.directory, arguments.source, store, arguments.rw or "", arguments.record or "")
@@ -116,7 +116,7 @@ def _why_not_native(arguments: argparse.Namespace, store: Path) -> str:
     except UnicodeEncodeError:
         return "lazyfsd takes no paths that are not UTF-8"
     if Client(store).is_running():
-        return ""  # it has tried
+        return ""  # it has probed the machine
     from lazyfs.native.probe import probe
 
     store.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ def _why_not_native(arguments: argparse.Namespace, store: Path) -> str:
 
 
 def _needs_native(arguments: argparse.Namespace) -> str:
-    """The option that only a native mount has."""
+    """The given option that only a native mount has; empty if there is none."""
     return "--rw" if arguments.rw else "--record" if arguments.record else ""
 
 
@@ -155,7 +155,7 @@ def _mount_natively(arguments: argparse.Namespace, directory: Path, store: Path)
 
 
 def prepare_upper(upper: Path, directory: Path) -> Path:
-    """The upper directory, made where it is not there. Raises MountFailed."""
+    """The upper directory, created if it does not exist. Raises MountFailed."""
     upper = absolute(upper)
     try:
         upper.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -174,7 +174,7 @@ def _mount_portably(arguments: argparse.Namespace, directory: Path, store: Path)
     store_size = store_size_of(arguments)
 
     def serve(reporter: Reporter) -> None:
-        # Imported in the child alone: the parent only waits.
+        # Imported in the child only: the parent just waits.
         from lazyfs.mount.logs import log_to_file, log_to_terminal
         from lazyfs.portable.mount import MountRequest
         from lazyfs.portable.mount import serve as serve_portable
@@ -223,6 +223,6 @@ def _incomplete(directory: Path) -> LazyfsError:
 
 
 def _check_not_hidden(directory: Path, what: str, path: Path) -> None:
-    """The mount's process would look for its own files inside of its own mount."""
+    """Raises MountFailed if the mount would hide files that its own process needs."""
     if path.resolve().is_relative_to(directory):
         raise MountFailed(f"{directory} holds {what} ({path}), which the mount would hide", hint="Mount it at another directory")

@@ -19,7 +19,7 @@ _AGES: Final = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
 def add_image(parser: argparse.ArgumentParser) -> None:
-    """SRC, and how to reach it."""
+    """SRC, and the options of its registry."""
     parser.add_argument("source", metavar="SRC", help="the image: [docker://]HOST/REPO[:TAG][@DIGEST] or oci:DIR[:TAG]")
     parser.add_argument("--platform", metavar="OS/ARCH", help="which image of several (default: this machine's)")
     add_creds(parser)
@@ -47,7 +47,7 @@ def add_store_size(parser: argparse.ArgumentParser) -> None:
 
 
 def reference_of(arguments: argparse.Namespace) -> Reference:
-    """SRC; a layout's directory absolute, because a daemon lives in `/`. Raises UsageError."""
+    """SRC; the directory of a layout is made absolute, because a daemon's working directory is `/`. Raises UsageError."""
     reference = parse_reference(arguments.source)
     if reference.transport == "oci":
         return Reference("oci", str(Path(reference.location).absolute()), reference.tag, reference.digest)
@@ -70,7 +70,7 @@ def store_of(arguments: argparse.Namespace) -> Path:
 
 
 def store_size_of(arguments: argparse.Namespace) -> int:
-    """--store-size in bytes; -1 where it was not given. Raises UsageError."""
+    """--store-size in bytes; -1 if it is not given. Raises UsageError."""
     return parse_size(arguments.store_size) if arguments.store_size is not None else -1
 
 

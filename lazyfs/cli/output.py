@@ -1,4 +1,4 @@
-"""Standard output as it may be: a pipe whose reader has gone, a full disk; and how sizes are written there."""
+"""Writing to standard output, which may be a pipe without a reader or a full disk; and the format of sizes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from lazyfs.errors import LocalError
 
 
 def put(text: str | bytes) -> None:
-    """Write to standard output at once, names of any bytes included.
+    """Write to standard output and flush; names may have any bytes.
 
-    Raises LocalError where it cannot be written to, BrokenPipeError where nobody reads it any more.
+    Raises LocalError if writing fails, BrokenPipeError if the reader has gone.
     """
     try:
         sys.stdout.flush()
@@ -24,7 +24,7 @@ def put(text: str | bytes) -> None:
 
 
 def discard_unwritten() -> None:
-    """Drop what could not be written: at its end Python would try once more, and complain."""
+    """Drop what could not be written: at exit, Python would try again and print an error."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -34,5 +34,5 @@ def discard_unwritten() -> None:
 
 
 def megabytes(size: int) -> str:
-    """Bytes, for a reader."""
+    """A size in bytes, as text."""
     return f"{size / 1e6:.1f} MB"

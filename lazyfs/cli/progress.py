@@ -1,4 +1,4 @@
-"""What is reported on the way to a result, for a person's eyes: lines, and bars where there is a terminal."""
+"""Shows the steps of an order: lines, and progress bars on a terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ R = TypeVar("R")
 
 
 class Display(AbstractContextManager["Display"]):
-    """Shows reports. rich is imported when there is a bar to show: not on the way of a container's start."""
+    """Shows steps. rich is imported for the first bar only, because it would delay the start of a container."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
@@ -30,7 +30,7 @@ class Display(AbstractContextManager["Display"]):
         self._stack.close()
 
     def show(self, step: Step) -> None:
-        """What of it is for a person's eyes."""
+        """Show one step."""
         match step:
             case Note():
                 print(f"lazyfs: {step.note}", file=sys.stderr)
@@ -54,7 +54,7 @@ class Display(AbstractContextManager["Display"]):
 
 
 def follow(reports: Iterator[Step | R], if_ended: Callable[[], LazyfsError] | None = None) -> R:
-    """Show all steps up to the result, which is returned. Raises what `reports` raises, and `if_ended` if they end without a result."""
+    """Show all steps and return the result. Raises what `reports` raises, and `if_ended` if they end without a result."""
     with Display() as display:
         for report in reports:
             if not isinstance(report, Step):

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do it: by way of lazyfsd where it runs, or should. Raises LazyfsError."""
+    """Prune, through lazyfsd if it runs or has mounts. Raises LazyfsError."""
     store = store_of(arguments)
     order = PruneOrder(arguments.all, parse_age(arguments.older_than) if arguments.older_than else 0.0)
     client = Client(store)

@@ -1,6 +1,6 @@
 """Pull an image into containerd, lazily: containers start at once, and what they read is fetched when they read it.
 
-It is for containerd 1.6 and 1.7, whose `ctr images pull` does not tell a snapshotter enough; later versions do not need it. containerd
+It is for containerd 1.6 and 1.7, whose `ctr images pull` does not pass a snapshotter the labels that it needs; later versions do. containerd
 unpacks layers that cannot be lazy, as for ctr. Afterwards the image is like any other: ctr run, ctr images rm. A pull that failed or was
 killed continues the next time.
 
@@ -36,7 +36,7 @@ from lazyfs.source.reference import parse_reference
 
 _ADDRESS: Final = Path("/run/containerd/containerd.sock")
 _ACCEPT_TIMEOUT: Final = 5.0
-"""Seconds for lazyfsd to accept an order: its socket is there also while it does not come up."""
+"""Seconds for lazyfsd to accept an order: its socket accepts connections also while lazyfsd does not start."""
 _ENVIRONMENT: Final = ("DOCKER_CONFIG", "SSL_CERT_FILE", "SSL_CERT_DIR", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
 
@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _pull_by_lazyfsd(store: Path, order: PullOrder, display: Display) -> PullResult | None:
-    """None where it is done here: none runs or comes up, it takes on no more, or is an older one. Raises Refused: it has failed."""
+    """None if lazyfsd did not accept the order: it does not run, has too many pulls, or is an older version. Raises Refused for a failed pull."""
     accepted = False
     try:
         for report in Client(store, _ACCEPT_TIMEOUT, only_first=True).call(order, start=False):
@@ -104,7 +104,7 @@ def _pull_by_lazyfsd(store: Path, order: PullOrder, display: Display) -> PullRes
 
 
 def _has_own_environment() -> bool:
-    """Whether what this command would go by is not what lazyfsd goes by: proxies, certificates, credentials."""
+    """Whether this process has proxies, certificates or credentials that lazyfsd does not have."""
     if any(os.environ.get(name) for each in _ENVIRONMENT for name in (each, each.lower())):
         return True
     own = config_path()

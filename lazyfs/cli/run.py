@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run. Raises LazyfsError; all but what is wrong with the command line ends as in docker(1) or chroot(1)."""
+    """Run. Raises LazyfsError; except for usage errors, its exit code is 125, as in docker(1) and chroot(1)."""
     try:
         with hold_signals() as mask:
             return _make_bundle(arguments) if arguments.bundle else _run(arguments, mask)
@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     except UsageError:
         raise
     except LazyfsError as error:
-        error.exit_code = NOT_RUN  # type: ignore[misc]  # whatever it is elsewhere: here it must not pass for the program's
+        error.exit_code = NOT_RUN  # type: ignore[misc]  # other codes would be taken for the program's
         raise
 
 
@@ -104,7 +104,7 @@ def _run(arguments: argparse.Namespace, mask: frozenset[int]) -> int:
 def _make_bundle(arguments: argparse.Namespace) -> int:
     _check(arguments)
     client = Client(store_of(arguments))
-    directory = Path(os.path.realpath(arguments.bundle))  # as the kernel's table will name it
+    directory = Path(os.path.realpath(arguments.bundle))  # the path that the mount table will have
     try:
         directory.mkdir(mode=0o700)
     except OSError as error:
@@ -120,7 +120,7 @@ def _make_bundle(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """What can be told before anything is asked for. Raises UsageError, LocalError."""
+    """Checks that need no lazyfsd. Raises UsageError, LocalError."""
     if os.geteuid() != 0:
         raise LocalError("only root can run containers", hint="lazyfs mount --mode portable is for every user")
     if arguments.tty and not os.isatty(0):
@@ -130,7 +130,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _prepare(arguments: argparse.Namespace, client: Client, folder: Path) -> None:
-    """Make the bundle in `folder`: mount the image, write config.json. Raises LazyfsError; the mount may be there then."""
+    """Make the bundle in `folder`: mount the image, write config.json. Raises LazyfsError; the mount may exist then."""
     root, upper = folder / ROOT, folder / _UPPER
     root.mkdir(mode=0o755)
     upper.mkdir(mode=0o755)
@@ -148,7 +148,7 @@ def _prepare(arguments: argparse.Namespace, client: Client, folder: Path) -> Non
         lazy_only=arguments.lazy_only,
     )
     config = follow(client.call(order, start=True)).config
-    # As in Docker: a variable of ours that is not set is not passed on.
+    # As in Docker: an unset variable is not passed on.
     env = [text if "=" in text else f"{text}={os.environ[text]}" for text in arguments.env if "=" in text or text in os.environ]
     settings = read_settings(config, arguments.command, env=env, user=arguments.user, workdir=arguments.workdir)
     terminal = os.get_terminal_size(0) if arguments.tty or (os.isatty(0) and os.isatty(1)) else None
@@ -163,14 +163,14 @@ def _prepare(arguments: argparse.Namespace, client: Client, folder: Path) -> Non
 
 
 def _unmount(client: Client, root: Path) -> None:
-    """Take the mount away where it is one: when this is over, its record is written."""
+    """Unmount `root`, if it is mounted. Afterwards its recording is written."""
     if mounted_at(root) is None:
         return
     try:
         try:
             follow(client.call(UnmountOrder(str(root)), start=False))
         except Refused:
-            # The container has ended. Somebody else stands in its root file system, and may stay there.
+            # The container has ended, but another process uses its root file system: detach it.
             follow(client.call(UnmountOrder(str(root), lazy=True), start=False))
     except DaemonUnreachable:
         from lazyfs.mount.unmount import unmount

@@ -1,4 +1,4 @@
-"""What `lazyfs status` prints of a lazyfsd that serves containerds."""
+"""The part of `lazyfs status` about a lazyfsd that serves containerds."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from lazyfs.cli.output import megabytes
 from lazyfs.reports.status import ContainerdStatus, RepositoryStatus, ServiceStatus
 
 _MAX_REFUSED: Final = 20
-"""Layers that are not lazy, of one containerd, before the rest is only counted."""
+"""Layers of one containerd that are listed as not lazy; the rest is counted."""
 
 
 def describe_service(status: ServiceStatus) -> list[str]:
-    """Lines for a reader."""
+    """The lines of text."""
     lines = [line for containerd in status.containerds for line in _containerd(containerd)]
     lines += [line for repository in status.repositories for line in _repository(repository)]
     gate, store = status.gate, status.store
@@ -36,7 +36,7 @@ def describe_service(status: ServiceStatus) -> list[str]:
 
 
 def failed_tasks(counts: Mapping[str, int]) -> str:
-    """A line, or nothing where none has failed."""
+    """A line of text; empty if no task has failed."""
     status = ", ".join(f"{kind} ({count})" for kind, count in sorted(counts.items()))
     return f"failed tasks: {status}; the log says why" if status else ""
 

@@ -1,4 +1,4 @@
-"""An image opened for one command: source, store, layers, and everything closed behind it."""
+"""Opens an image for one command: source, store and layers, closed at the end."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from lazyfs.reports.orders import StatusOrder
 from lazyfs.reports.status import MountStatus, ServiceStatus
 
 _NO_MOUNT = "/"
-"""A directory that no mount is at: only what is not about mounts is told then."""
+"""No image is mounted at `/`: a status of it has no mounts, which is cheap."""
 _SERVICE = ("containerds", "repositories", "gate", "store", "failures", "pid")
 """What `--json` shows of lazyfsd, in this order."""
 
@@ -77,7 +77,7 @@ def _ask(mounts: list[LazyfsMount], store: Path) -> Iterator[tuple[LazyfsMount, 
 
 
 def _ask_daemon(mounted: LazyfsMount, store: Path) -> MountStatus:
-    """Raises LazyfsError: there is no lazyfsd, or it knows nothing of the mount."""
+    """Raises LazyfsError if there is no lazyfsd, or it does not know the mount."""
     answer = follow(Client(mounted.store or store).call(StatusOrder(str(mounted.path)), start=True))
     if not answer.mounts:
         raise MountFailed(
@@ -88,7 +88,7 @@ def _ask_daemon(mounted: LazyfsMount, store: Path) -> MountStatus:
 
 
 def _ask_for_containerds(store: Path) -> ServiceStatus | None:
-    """What lazyfsd says of the containerds that it serves; None where there is no lazyfsd, or none that it serves."""
+    """The status of lazyfsd; None if it does not run, or serves no containerd."""
     try:
         answer = follow(Client(store).call(StatusOrder(_NO_MOUNT), start=False))
     except DaemonUnreachable:
@@ -129,8 +129,7 @@ def _describe(status: MountStatus) -> str:
 
 
 def _fetched(status: MountStatus) -> str:
-    """How much of the layers came, and how. Layers that came whole, before the mount was there, are counted apart: their bytes are not
-    among those that were fetched lazily."""
+    """How much of the layers was fetched, and how. Layers that were fetched whole before the mount are counted separately."""
     whole = [layer.size for layer in status.layer_states if layer.reason]
     texts = []
     if not whole or len(whole) < len(status.layer_states) or status.requests:

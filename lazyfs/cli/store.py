@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do it. `check` ends with 3 when something was damaged. Raises StoreUnusable."""
+    """Run the action. `check` exits with 3 if something was damaged. Raises StoreUnusable."""
     directory = store_of(arguments)
     if arguments.action == "clear":
         clear(directory)
@@ -55,7 +55,7 @@ class _Info(NamedTuple):
     usage: Usage
     durable: bool
     lazyfsd: StoreStatus | None
-    """By lazyfsd, where it runs: what the kernel still holds, and what was evicted and looked through."""
+    """From lazyfsd, if it runs: what the kernel still holds, what was evicted and scrubbed."""
 
     def as_json(self) -> dict[str, object]:
         room = {"used_bytes": self.usage.used, "limit_bytes": self.usage.limit, "durable": self.durable}
@@ -87,7 +87,7 @@ def _ask_lazyfsd(directory: Path) -> StoreStatus | None:
     try:
         return follow(client.call(StatusOrder(), start=False)).store
     except LazyfsError:
-        return None  # it ended just now
+        return None  # it has just stopped
 
 
 def _check(store: Store) -> CheckReport:

@@ -61,10 +61,10 @@ def _unmount_natively(mounted: LazyfsMount, store: Path, *, lazy: bool) -> None:
     try:
         answer = follow(Client(mounted.store or store).call(UnmountOrder(str(mounted.path), lazy), start=False))
     except DaemonUnreachable:
-        unmount(mounted.path, lazy=lazy)  # its lazyfsd has gone, or is another store's, and then hears of it
+        unmount(mounted.path, lazy=lazy)  # its lazyfsd is gone, or serves another store, and then gets the unmount event
         return
     if answer.ending:
-        # With the last mount lazyfsd goes as well; who unmounts, to clear the store, should not meet it.
+        # With its last mount lazyfsd exits. Wait for that, so that `store clear` can follow.
         with suppress(ProcessLookupError):
             keeper = os.pidfd_open(answer.ending)
             select.select([keeper], [], [], _END_DEADLINE)

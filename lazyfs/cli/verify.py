@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Verify. Raises LazyfsError where the image cannot be had."""
+    """Verify. Raises LazyfsError if the image cannot be fetched."""
     name, findings = trio.run(_verify, arguments)
     if arguments.json:
         put(msgspec.json.encode(_report(name, findings)) + b"\n")

@@ -72,9 +72,7 @@ _log = logging.getLogger(__name__)
 _NO_MOUNT: Final = "/"
 """Where nothing is mounted by us: a status without mounts costs little."""
 _SWEEP_PAUSE: Final = 60.0
-_ORDER_CANCELLED: Final = (
-    "lazyfsd was stopped by a signal before this was done. What has arrived is kept: repeat the command"
-)
+_ORDER_CANCELLED: Final = "lazyfsd was stopped by a signal before this was done. What has arrived is kept: repeat the command"
 _END_DEADLINE: Final = 5.0
 """Seconds that a daemon which was told to end waits for those who still use what it mounted."""
 

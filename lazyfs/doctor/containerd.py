@@ -1,7 +1,7 @@
-"""Whether containerd is told of the snapshotter, and of what it must tell it, read from its configuration.
+"""Checks containerd's configuration: whether it has the snapshotter, and passes it the labels that it needs.
 
-containerd 1.x (versions 1 and 2 of its configuration) and 2.x (version 3; it also reads the older ones) put the same things at
-different places. Sources: containerd, docs/cri/config.md, docs/transfer.md, docs/PLUGINS.md; core/transfer's unpack_config.
+containerd 1.x (versions 1 and 2 of its configuration) and 2.x (version 3; it also reads the older ones) have the same settings in
+different sections. Sources: containerd, docs/cri/config.md, docs/transfer.md, docs/PLUGINS.md; core/transfer's unpack_config.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Table = dict[str, Any]
 
 
 def examine_containerd(path: Path, sockets: Mapping[str, Path]) -> Iterator[Finding]:
-    """The configuration at `path`, of a containerd that is to use one of `sockets`. Blocking."""
+    """Check the configuration at `path` of a containerd that should use one of `sockets`. Blocking."""
     major = installed_major()
     if not path.exists():
         if major:
@@ -50,7 +50,7 @@ def examine_containerd(path: Path, sockets: Mapping[str, Path]) -> Iterator[Find
 
 
 def installed_major() -> int:
-    """1 or 2, of the containerd that is installed; 0 where there is none, or it does not say."""
+    """The major version of the installed containerd, 1 or 2; 0 if there is none, or it is unknown."""
     if shutil.which("containerd") is None:
         return 0
     said = subprocess.run(["containerd", "--version"], stdin=subprocess.DEVNULL, capture_output=True, check=False).stdout
@@ -59,16 +59,16 @@ def installed_major() -> int:
 
 
 def read_merged(path: Path, major: int, depth: int = 0) -> Table:
-    """A configuration with its imports, merged as containerd does (mergeConfig): up to 1.x a plugin's section is replaced as a whole.
+    """A configuration with its imports, merged as in containerd (mergeConfig): 1.x replaces a plugin's section as a whole.
 
-    Raises OSError, TOMLDecodeError, UnicodeDecodeError; RecursionError for imports in a circle.
+    Raises OSError, TOMLDecodeError, UnicodeDecodeError; RecursionError for circular imports.
     """
     if depth > _DEPTH:
         raise RecursionError(f"{path} imports too deeply")
     with path.open("rb") as file:
         merged = tomllib.load(file)
     for pattern in merged.pop("imports", []):
-        for name in sorted(glob.glob(str(path.parent / pattern))):  # an absolute pattern stays one
+        for name in sorted(glob.glob(str(path.parent / pattern))):  # an absolute pattern stays absolute
             imported = read_merged(Path(name), major, depth + 1)
             for whole in ("proxy_plugins", *(["plugins"] if major < 2 else [])):
                 merged[whole] = {**_at(merged, whole), **imported.pop(whole, {})}
@@ -88,7 +88,7 @@ def _merge(into: Table, more: Table) -> None:
 
 
 def _names(config: Table, sockets: Mapping[str, Path]) -> dict[str, Table]:
-    """The proxy plugins that lead to us, by name."""
+    """The proxy plugins that use one of our sockets, by name."""
     ours = {str(socket) for socket in sockets.values()}
     entries = _at(config, "proxy_plugins")
     return {
@@ -192,7 +192,7 @@ def _old_cri(config: Table) -> Table:
 
 
 def _at(table: Table, *way: str) -> Table:
-    """The table at the end of the way; an empty one where there is none."""
+    """The table at the path `way`; an empty one if there is none."""
     for step in way:
         found = table.get(step, {})
         table = found if isinstance(found, dict) else {}

@@ -1,30 +1,30 @@
-"""What was found out about one thing that lazyfs needs, or does better with."""
+"""The result of one check of `lazyfs doctor`."""
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
 Verdict = Literal["ok", "loss", "missing"]
-"""`loss`: it works, and something is lost, which is told. `missing`: what was asked for does not work."""
+"""`loss`: it works, but less well, as `text` says. `missing`: something does not work."""
 
 
 class Finding(NamedTuple):
-    """One sentence, and one that says what to do."""
+    """One sentence, and a hint that says what to do."""
 
     about: str
-    """Which check it is of: the same in every version."""
+    """Identifies the check; stable across versions."""
     verdict: Verdict
     text: str
     hint: str = ""
 
 
 def ok(about: str, text: str) -> Finding:
-    """All is well."""
+    """The check passed."""
     return Finding(about, "ok", text)
 
 
 def degraded(about: str, text: str, hint: str = "") -> Finding:
-    """It works, but."""
+    """It works, but less well than it could."""
     return Finding(about, "loss", text, hint)
 
 

@@ -1,4 +1,4 @@
-"""What the machine has: rights, FUSE, what the kernel can do, limits, packages of Python."""
+"""Checks the machine: root, FUSE, kernel features, limits, Python packages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lazyfs.native.probe import probe
 
 _RESEND: Final = (6, 9)
 _LONGEST_REQUEST: Final = 120
-"""Seconds: twice what a read may take before it fails by itself (lazyfs/fetch/fetcher.py)."""
+"""Seconds: twice the timeout of a read (lazyfs/fetch/fetcher.py)."""
 _FILES: Final = 65_536
 """Open files: a busy lazyfsd has some ten thousand."""
 _TIMEOUTS: Final = ("default_request_timeout", "max_request_timeout")
@@ -30,7 +30,7 @@ _PACKAGES: Final = {
 
 
 def examine_machine(store: Path, proc: Path = Path("/proc")) -> Iterator[Finding]:
-    """Everything about the machine; `store` is where the store is, or will be. Blocking, some ms."""
+    """Check the machine; `store` is the store's directory, which may not exist yet. Blocking, some ms."""
     root = os.geteuid() == 0
     if root:
         yield ok("root", "running as root: native mounts and containerd are possible")
@@ -45,7 +45,7 @@ def examine_machine(store: Path, proc: Path = Path("/proc")) -> Iterator[Finding
 
 
 def examine_files(limit: int, whose: str) -> Finding:
-    """Whether a process may open so many files."""
+    """Whether the limit of open files, of the process `whose`, is high enough."""
     if 0 <= limit < _FILES:
         return degraded(
             "files",
@@ -56,7 +56,7 @@ def examine_files(limit: int, whose: str) -> Finding:
 
 
 def own_files() -> int:
-    """How many files this process may open; -1 means no bound."""
+    """How many files this process may open; -1 means no limit."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 
 
@@ -110,7 +110,7 @@ def _timeouts(folder: Path) -> Finding:
         try:
             value = int((folder / name).read_text())
         except (OSError, ValueError):
-            continue  # before 6.14 there is no such thing
+            continue  # they exist since Linux 6.14
         if 0 < value < _LONGEST_REQUEST:
             short[name] = value
     if short:

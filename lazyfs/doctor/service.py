@@ -1,4 +1,4 @@
-"""Whether lazyfsd serves: its configuration, its sockets, and that others see what it mounts."""
+"""Checks lazyfsd: its configuration, its sockets, and whether its mounts are visible."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _START: Final = "systemctl start lazyfs-snapshotter, or `lazyfsd --config`"
 
 
 def read_config(path: Path) -> tuple[Config, Finding]:
-    """The service's configuration, that of a file that says nothing where there is none."""
+    """The service's configuration; the defaults if there is no file."""
     if not path.exists():
         return Config(), degraded(
             "config", f"{path} does not exist: defaults apply", "systemd/install writes one that explains itself"
@@ -35,7 +35,7 @@ def read_config(path: Path) -> tuple[Config, Finding]:
 
 
 def examine_service(store: Path, config: Config) -> Iterator[Finding]:
-    """The daemon of `store`, and the sockets that `config` names. Blocking, up to some 10 s."""
+    """Check the daemon of `store`, and the sockets that `config` names. Blocking, up to about 10 s."""
     try:
         *_, answer = Client(store, _PATIENCE).call(StatusOrder(_NO_MOUNT), start=False)
     except (LocalError, Refused) as error:

@@ -1,7 +1,7 @@
-"""What a client asks of lazyfsd: one JSON object a line, over a unix socket.
+"""What a client orders from lazyfsd: one JSON object a line, over a unix socket.
 
-A client sends one order and reads reports until the last one (wire.py). A connection that ends before that is a daemon that died: the
-order may be sent again, since each is idempotent (a mount order by its ticket).
+A client sends one order and reads reports until the last one (wire.py). If the connection ends before that, the daemon has died, and the
+client sends the order again: each order is idempotent (a mount order by its ticket).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ BackgroundMode = Literal["on", "off", "wait"]
 
 
 class MountOrder(msgspec.Struct, frozen=True, tag="mount"):
-    """Mount an image natively. Paths are absolute, and as the daemon sees them."""
+    """Mount an image natively. Paths are absolute, in the daemon's mount namespace."""
 
     result: ClassVar[type[MountResult]] = MountResult
     ticket: str
-    """Random: tells an order that is sent again from another one for the same directory."""
+    """Random: identifies an order that is sent again."""
     reference: str
     directory: str
     platform: str
@@ -31,18 +31,18 @@ class MountOrder(msgspec.Struct, frozen=True, tag="mount"):
     """`USER:PASSWORD`; kept in memory only."""
     background: BackgroundMode = "on"
     upper: str = ""
-    """The writable directory; empty for a mount that is read-only."""
+    """The writable directory; empty for a read-only mount."""
     volatile: bool = False
-    """The upper directory is thrown away: nothing of it is synced."""
+    """The upper directory will be removed: nothing in it is synced."""
     record: str = ""
-    """File to write the files into, in the order of their first touch."""
+    """The file to write a recording to: the image's files in the order of their first use."""
     lazy_only: bool = False
     store_size: int = -1
-    """Bytes that the store may take from now on; -1 leaves it as it is, 0 means no bound."""
+    """The limit of the store in bytes; -1 leaves it unchanged, 0 means no limit."""
 
 
 class UnmountOrder(msgspec.Struct, frozen=True, tag="unmount"):
-    """Take a native mount away."""
+    """Unmount a native mount."""
 
     result: ClassVar[type[UnmountResult]] = UnmountResult
     directory: str
@@ -50,23 +50,23 @@ class UnmountOrder(msgspec.Struct, frozen=True, tag="unmount"):
 
 
 class StatusOrder(msgspec.Struct, frozen=True, tag="status"):
-    """Tell the state of one native mount, or of all (`directory` empty), and of the daemon."""
+    """Report the status of one native mount, or of all (`directory` empty), and of the daemon."""
 
     result: ClassVar[type[ServiceStatus]] = ServiceStatus
     directory: str = ""
 
 
 class PruneOrder(msgspec.Struct, frozen=True, tag="prune"):
-    """Make room: what no mounted image needs, or of that only what arrived more than `older_than` seconds ago."""
+    """Remove what no mounted image needs, if it arrived more than `older_than` seconds ago."""
 
     result: ClassVar[type[PruneResult]] = PruneResult
     everything: bool = False
-    """What mounted images have as well: they fetch it again."""
+    """Also remove what mounted images need: they fetch it again."""
     older_than: float = 0.0
 
 
 class PullOrder(msgspec.Struct, frozen=True, tag="pull"):
-    """Pull an image into a containerd, with what root's docker configuration has for its registry. See lazyfs/pull/pull.py."""
+    """Pull an image into containerd with the credentials of root's docker configuration. See lazyfs/pull/pull.py."""
 
     result: ClassVar[type[PullResult]] = PullResult
     reference: str

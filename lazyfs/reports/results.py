@@ -1,6 +1,6 @@
-"""What became of an order: the last report about it. Status has a file of its own, status.py.
+"""The result of an order, which is its last report. The result of a status order is in status.py.
 
-Sizes are in bytes. A field that an earlier lazyfsd does not send has a default.
+Sizes are in bytes. Fields that an earlier lazyfsd does not send have defaults.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class MountResult(msgspec.Struct, frozen=True):
 
 
 class UnmountResult(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The mount is gone."""
+    """The image is unmounted."""
 
     directory: str
     ending: int = 0
-    """The process of lazyfsd's keeper, if lazyfsd ends now because this was its last mount; else 0."""
+    """The pid of lazyfsd's keeper if lazyfsd now exits, because this was its last mount; else 0."""
 
 
 class PruneResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,12 +35,12 @@ class PruneResult(msgspec.Struct, frozen=True, kw_only=True):
     objects: int
     documents: int
     parts: int = 0
-    """Layers that had arrived in part."""
+    """Partial blobs of layers."""
     bytes: int
     held_bytes: int
-    """Of `bytes`: files that are still open or mounted. They take space until they are closed."""
+    """Of `bytes`: files that are still open or mounted, which take space until they are closed."""
     used_bytes: int
-    """What is left in the store."""
+    """The size of the store afterwards."""
 
 
 class LayerResult(msgspec.Struct, frozen=True):
@@ -51,7 +51,7 @@ class LayerResult(msgspec.Struct, frozen=True):
     """Of the blob."""
     chain_id: str
     reason: str
-    """Why it is not lazy, as the end of a sentence that begins with the layer; empty for a lazy one."""
+    """Why it is not lazy; empty if it is. Completes a sentence that begins with the layer."""
     lazy: bool
 
 
@@ -61,7 +61,7 @@ class PullResult(msgspec.Struct, frozen=True):
     image: str
     """Its name in containerd."""
     digest: str
-    """Of what the reference names now: an index, or a manifest."""
+    """Of what the reference names now: an index or a manifest."""
     manifest: str
     """The manifest's digest."""
     layers: tuple[LayerResult, ...]
@@ -69,6 +69,6 @@ class PullResult(msgspec.Struct, frozen=True):
 
 
 class PortableResult(msgspec.Struct, frozen=True):
-    """The portable mount of an image answers; sent a second time when everything has arrived and somebody waits for that."""
+    """The portable mount answers. Sent again when the image is complete, if the client waits for that."""
 
     image: str

@@ -1,6 +1,6 @@
-"""The state of mounts, of containerds, and of lazyfsd itself, as `lazyfs status`, `lazyfs store` and the metrics show it.
+"""The status of mounts, of containerds and of lazyfsd itself, for `lazyfs status`, `lazyfs store` and the metrics.
 
-Sizes are in bytes. A field that an earlier lazyfsd does not send has a default.
+Sizes are in bytes. Fields that an earlier lazyfsd does not send have defaults.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 BOUNDS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-"""Seconds. The last one is that of gate.LOOKUP_TIMEOUT: what takes longer is answered with an entry."""
+"""Seconds. The last one is that of gate.LOOKUP_TIMEOUT: a miss that takes longer is answered with an entry."""
 
 
 class LayerStatus(msgspec.Struct, frozen=True):
@@ -20,11 +20,11 @@ class LayerStatus(msgspec.Struct, frozen=True):
     size: int
     """Of the blob."""
     reason: str
-    """Why it is not lazy; empty for one that is."""
+    """Why it is not lazy; empty if it is."""
 
 
 class MountStatus(msgspec.Struct, frozen=True):
-    """The state of one mount."""
+    """The status of one mount."""
 
     directory: str
     image: str
@@ -32,14 +32,14 @@ class MountStatus(msgspec.Struct, frozen=True):
     store: str
     background: str
     complete: bool
-    """Everything is here: neither registry nor network is needed any more."""
+    """Everything is in the store: the registry is no longer needed."""
     missing_chunks: int
     missing_bytes: int
     """Uncompressed."""
     total_bytes: int
     layers: int
     layer_bytes: int
-    """What a full pull moves: the layers' compressed sizes."""
+    """Compressed size of all layers: what a full pull transfers."""
     requests: int
     received_bytes: int
     """Compressed bytes of chunks that this process has fetched."""
@@ -48,26 +48,26 @@ class MountStatus(msgspec.Struct, frozen=True):
     damaged: int
     errors: dict[str, int]
     trouble: str
-    """Why the background fetch stands still, if it does, or why the mount does not work."""
+    """Why the background fetch makes no progress, or why the mount does not work; else empty."""
     mode: str = "portable"
     upper: str = ""
     """The writable directory of a native mount that has one."""
     layer_states: tuple[LayerStatus, ...] = ()
-    """Of each layer, the lowest first."""
+    """One for each layer, the lowest first."""
     published: int = 0
-    """Native, here and below: of all mounts of this lazyfsd since it began. Misses that it answered by putting the file in its place."""
+    """Misses that were answered by publishing the file. This and the next three: native mounts only, all mounts of this lazyfsd since its start."""
     entries: int = 0
-    """Misses that it answered with an entry of the gate: those files are read through FUSE for a while."""
+    """Misses that were answered with an entry of the gate: those files are read through FUSE for a while."""
     reads: int = 0
     """Reads through FUSE."""
     kept: int = 0
-    """Chunks that it has put into the store."""
+    """Chunks that were put into the store."""
     failures: dict[str, int] = {}
-    """Tasks of its process that have failed, by what they do (lazyfs/tasks.py)."""
+    """How many tasks of the process have failed, by kind (lazyfs/tasks.py)."""
 
 
 class RefusedLayer(msgspec.Struct, frozen=True):
-    """A layer that containerd wanted lazy, and unpacked itself."""
+    """A layer that could not be lazy, so that containerd unpacked it."""
 
     key: str
     """Of its snapshot."""
@@ -81,11 +81,11 @@ class LazyStatus(msgspec.Struct, frozen=True):
     """Where its blob is: `docker://HOST/REPO`."""
     digest: str
     size: int
-    """The blob's."""
+    """Of the blob."""
     uses: int
-    """By roots that are mounted, and by its pull; 0 for one that is only kept."""
+    """Mounted roots on it, and its pull; 0 if it only exists."""
     trouble: str
-    """Why what is missing of it cannot be had; empty while nothing is wrong."""
+    """Why missing parts cannot be fetched; empty if they can."""
 
 
 class ContainerdStatus(msgspec.Struct, frozen=True):
@@ -96,18 +96,18 @@ class ContainerdStatus(msgspec.Struct, frozen=True):
     active: int
     views: int
     roots: int
-    """Overlays that lazyfsd has mounted for active ones and views."""
+    """Overlays that lazyfsd has mounted for active snapshots and views."""
     lazy: tuple[LazyStatus, ...]
-    """Each once, whatever it stands on."""
+    """Each layer once, also if it has several snapshots."""
     unpacked: int
     refused: tuple[RefusedLayer, ...]
-    """Of those that were unpacked."""
+    """Of the unpacked ones: those that could not be lazy."""
     trouble: str = ""
-    """Why it is not served, and nothing else is known of it; empty where it is."""
+    """Why it is not served; empty if it is. If set, the other fields are empty."""
 
 
 class RepositoryStatus(msgspec.Struct, frozen=True):
-    """Where something is fetched from just now, or was a moment ago."""
+    """A repository that is in use, or was a moment ago."""
 
     name: str
     requests: int
@@ -120,20 +120,20 @@ class RepositoryStatus(msgspec.Struct, frozen=True):
 
 
 class LatencyStatus(msgspec.Struct, frozen=True):
-    """How long misses took until their file was in place."""
+    """How long misses took until their file was published."""
 
     counts: tuple[int, ...]
-    """How many took at most BOUNDS[i], and longer than the bound before; the last one, longer than all."""
+    """Misses of at most BOUNDS[i] seconds, and more than the bound before; the last one: more than all bounds."""
     seconds: float
-    """All of them together."""
+    """The sum of all."""
 
     @property
     def count(self) -> int:
-        """All of them."""
+        """The number of all."""
         return sum(self.counts)
 
     def quantile(self, share: float) -> float:
-        """The bound that at least `share` of them did not take longer than; infinite where none is. 0 where nothing was counted."""
+        """The lowest bound that at least `share` of the misses did not exceed; infinite if there is none, 0 without misses."""
         left = share * self.count
         for bound, count in zip((*BOUNDS, float("inf")), self.counts, strict=True):
             left -= count
@@ -143,14 +143,14 @@ class LatencyStatus(msgspec.Struct, frozen=True):
 
 
 class GateStatus(msgspec.Struct, frozen=True):
-    """What lazyfsd's gate has answered since lazyfsd began."""
+    """What the gate has answered since lazyfsd started."""
 
     published: int
-    """Misses answered by putting the file in its place."""
+    """Misses answered by publishing the file."""
     entries: int
     """Misses answered with an entry of the gate."""
     late: int
-    """Misses whose file did not arrive in time to be put in its place."""
+    """Misses whose file did not arrive in time to be published."""
     reads: int
     """Reads through the gate."""
     errors: int
@@ -164,11 +164,11 @@ class StoreStatus(msgspec.Struct, frozen=True):
     held_bytes: int
     """Of removed files that are still open or mounted."""
     limit_bytes: int
-    """What the store may take; 0 means no limit."""
+    """The limit of the store; 0 means none."""
     durable: bool
-    """Everything that has arrived survives a power cut."""
+    """Everything that has arrived is synced."""
     evicted_objects: int
-    """Since lazyfsd began, as the counters below."""
+    """Since lazyfsd started, as the counters below."""
     evicted_bytes: int
     scrubbed_bytes: int
     scrub_damaged: int
@@ -179,11 +179,11 @@ class ServiceStatus(msgspec.Struct, frozen=True):
 
     pid: int
     mounts: tuple[MountStatus, ...]
-    """Those that were asked for."""
+    """The mounts that the order selects."""
     store: StoreStatus
     gate: GateStatus
     containerds: tuple[ContainerdStatus, ...]
     repositories: tuple[RepositoryStatus, ...]
-    """Of lazy layers in containerds."""
+    """Those that lazy layers of containerds are fetched from."""
     failures: dict[str, int] = {}
-    """Tasks of lazyfsd that have failed, by what they do."""
+    """How many tasks of lazyfsd have failed, by kind."""

@@ -1,6 +1,6 @@
-"""What lazyfsd reports while it carries an order out.
+"""What lazyfsd reports while it executes an order.
 
-No report has a tag: earlier versions tell them apart by the names of their fields, and so does wire.py.
+Reports have no tag: earlier versions distinguish them by their field names, and so does wire.py.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ class Note(msgspec.Struct, frozen=True):
 
 
 class Accepted(msgspec.Struct, frozen=True):
-    """The first report of a pull. Until it arrives, the client may carry the order out itself."""
+    """The first report of a pull. Until it arrives, the client may execute the order itself."""
 
     accepted: bool = True
 
 
 class Progress(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How far one task has come."""
+    """The progress of one task."""
 
     task: str
     done_bytes: int
     total: int
     trouble: str = ""
-    """Why it makes no progress; empty while it does."""
+    """Why it makes no progress; empty if it does."""
 
 
 Step = Note | Accepted | Progress

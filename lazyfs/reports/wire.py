@@ -1,8 +1,8 @@
 """How orders and reports travel between a client and lazyfsd: one JSON object a line.
 
-A client sends one order, then reads reports until the last one. A result has `"done": true`, a refusal has `error`, with the exit code
-that it stands for; anything else is a step. Clients and daemons of different versions meet when lazyfs is upgraded under a running
-daemon, so no field changes its name or meaning, and a report of an unknown shape is skipped.
+A client sends one order, then reads reports until the last one. A result has `"done": true`; a refusal has `error` and the client's exit
+code; anything else is a step. When lazyfs is upgraded under a running daemon, clients and daemons of different versions meet: so no field
+changes its name or meaning, and a report of an unknown shape is skipped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lazyfs.reports.status import ServiceStatus
 from lazyfs.reports.steps import Accepted, Note, Progress, Step
 
 MAX_ORDER: Final = 1 << 20
-"""Bytes of an order: bounded before it is read."""
+"""Bytes of an order, checked while it is read."""
 
 Result = MountResult | UnmountResult | PruneResult | PullResult | ServiceStatus
 R = TypeVar("R")
@@ -26,7 +26,7 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class HasResult(Protocol[R_co]):
-    """An order, as far as a client needs to know what its result is."""
+    """An order, which knows the type of its result."""
 
     @property
     def result(self) -> type[R_co]:
@@ -34,27 +34,27 @@ class HasResult(Protocol[R_co]):
 
 
 class Refused(LazyfsError):
-    """An error that the daemon reported: its text is complete, its exit code the daemon's."""
+    """An error that the daemon reported, with the daemon's text and exit code."""
 
     def __init__(self, text: str, code: int, *, unsupported: bool = False) -> None:
         super().__init__(text)
-        self.exit_code = code  # type: ignore[misc]  # the daemon's class, seen from here
+        self.exit_code = code  # type: ignore[misc]  # that of the error in the daemon
         self.unsupported = unsupported
-        """This machine cannot mount natively: a portable mount may do."""
+        """This machine cannot mount natively; a portable mount may work."""
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """The last report about an order that failed."""
+    """The last report of an order that failed."""
 
     error: str
     code: int
-    """Exit code of the client."""
+    """The client's exit code."""
     unsupported: bool = False
     """This machine cannot mount natively."""
 
 
 class _Shape(msgspec.Struct):
-    """The fields that tell reports apart, and those of steps."""
+    """The fields by which reports are distinguished, and those of steps."""
 
     error: str | None = None
     code: int = 1
@@ -66,23 +66,23 @@ class _Shape(msgspec.Struct):
 
 
 def encode(message: object) -> bytes:
-    """One line: an order, a step or a refusal."""
+    """The line of an order, a step or a refusal."""
     return msgspec.json.encode(message) + b"\n"
 
 
 def encode_result(result: Result | PortableResult) -> bytes:
-    """The last line about an order that was carried out."""
+    """The line of a result."""
     return msgspec.json.encode({**msgspec.to_builtins(result), "done": True}) + b"\n"
 
 
 def decode_order(line: bytes) -> Order:
-    """Raises msgspec.DecodeError for what is not an order of this version."""
+    """Raises msgspec.DecodeError for anything that is not an order of this version."""
     order: Order = msgspec.json.decode(line, type=Order)
     return order
 
 
 def decode_report(line: bytes, result: type[R]) -> Step | R | None:
-    """A step, or the last report as a `result`; None for a step that this version does not know.
+    """A step, or the last report as a `result`; None for an unknown step.
 
     Raises Refused for a refusal, LocalError for a line that this version cannot read.
     """
