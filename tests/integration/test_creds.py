@@ -40,7 +40,7 @@ def titled(words: str) -> list[str]:
 
 @pytest.mark.fuse
 @pytest.mark.parametrize("mode", ["portable", pytest.param("native", marks=pytest.mark.root)])
-def test_what_stays_of_a_mount_does_not_tell(mode: str, lazyfs: Lazyfs, small: SmallImage) -> None:
+def test_what_stays_of_a_mount_does_not_leak_the_password(mode: str, lazyfs: Lazyfs, small: SmallImage) -> None:
     """Neither a mount's own process nor lazyfsd and its keeper; the option is still there to be seen, and so is the rest."""
     with lazyfs.mounted(small.converted, "--background", "off", "--creds", f"me:{SECRET}", mode=mode) as root:
         assert (root / "bin/tool").read_bytes() == small.files["bin/tool"]
@@ -50,7 +50,7 @@ def test_what_stays_of_a_mount_does_not_tell(mode: str, lazyfs: Lazyfs, small: S
 
 
 @pytest.mark.fuse
-def test_a_mount_in_the_foreground_does_not_tell(lazyfs: Lazyfs, small: SmallImage, tmp_path: Path) -> None:
+def test_a_mount_in_the_foreground_does_not_leak_the_password(lazyfs: Lazyfs, small: SmallImage, tmp_path: Path) -> None:
     """From when it answers; it was given the password in another form."""
     root = tmp_path / "root"
     root.mkdir()
@@ -68,7 +68,7 @@ def test_a_mount_in_the_foreground_does_not_tell(lazyfs: Lazyfs, small: SmallIma
 @pytest.mark.root
 @pytest.mark.images
 @pytest.mark.containerd
-def test_a_container_that_runs_does_not_tell(lazyfs: Lazyfs, images: Callable[[str], str]) -> None:
+def test_a_container_that_runs_does_not_leak_the_password(lazyfs: Lazyfs, images: Callable[[str], str]) -> None:
     """`lazyfs run` stays as long as its program, which sees nothing of the password either; its input begins behind the line."""
     command = [sys.executable, "-m", "lazyfs", "run", "--store", str(lazyfs.store)]
     script = ("sh", "-c", "echo ready; cat; cat /proc/1/environ")

@@ -179,7 +179,7 @@ def test_killed_in_the_middle_of_an_order(small: SmallImage, lazyfs: Lazyfs, tmp
 
 
 @pytest.mark.parametrize("which", ["keeper", "process"])
-def test_told_to_end_in_the_middle_of_an_order(which: str, small: SmallImage, lazyfs: Lazyfs, tmp_path: Path) -> None:
+def test_stopped_in_the_middle_of_an_order(which: str, small: SmallImage, lazyfs: Lazyfs, tmp_path: Path) -> None:
     """SIGTERM: the daemon and its keeper are gone within seconds, with the mount that there was, and what has come is kept. The order's
     client says why it ends, and starts no other daemon."""
     root = tmp_path / "root"

@@ -179,7 +179,7 @@ def test_private_to_root(lazyfs: Lazyfs, small: SmallImage) -> None:
         assert (lazyfs.store / SOCKET_NAME).stat().st_mode & 0o777 == 0o600
 
 
-def test_mode_is_told(lazyfs: Lazyfs, small: SmallImage, tmp_path: Path) -> None:
+def test_mode_is_reported(lazyfs: Lazyfs, small: SmallImage, tmp_path: Path) -> None:
     """auto says what it chose; status knows both kinds, and umount takes both away."""
     for number, (mode, expected) in enumerate((("auto", "native"), ("native", "native"), ("portable", "portable"))):
         directory = tmp_path / str(number)

@@ -53,7 +53,7 @@ def test_an_upper_directory_has_one_mount(lazyfs: Lazyfs, small: SmallImage, tmp
     assert remains(lazyfs.store) == []
 
 
-def test_whoever_gives_up_waiting_leaves_no_mount(lazyfs: Lazyfs, small: SmallImage, tmp_path: Path) -> None:
+def test_a_client_that_gives_up_waiting_leaves_no_mount(lazyfs: Lazyfs, small: SmallImage, tmp_path: Path) -> None:
     """Ctrl-C while the rest of an image arrives: the mount, of which nobody was told, is taken away again."""
     root = tmp_path / "root"
     root.mkdir()

@@ -169,7 +169,7 @@ def restart(containerd: Containerd) -> None:
     containerd.__enter__()
 
 
-def test_complete_brings_the_blobs(
+def test_complete_fetches_the_blobs(
     pull: Callable[..., Any], containerd: Containerd, converted: Callable[[str], str], tmp_path: Path
 ) -> None:
     """Of lazy layers, too: then containerd can export the image."""

@@ -203,7 +203,7 @@ def test_a_file_changes_and_keeps_size_and_time(lab: Lab, lazy: bool) -> None:
 
 
 @on_both
-def test_a_directory_is_made_anew(lab: Lab, lazy: bool) -> None:
+def test_a_directory_is_made_again(lab: Lab, lazy: bool) -> None:
     """What was in the old one of that name stays hidden, under further layers as well."""
     lab.check_chain(
         all_of(directory("lib", 0o700), file("lib/hidden")),

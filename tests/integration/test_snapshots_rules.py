@@ -358,7 +358,7 @@ def test_cleanup(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("lazy", [False, True])
-def test_lost_directories_are_made_anew(lab: Lab, tree: Path, lazy: bool) -> None:
+def test_lost_directories_are_made_again(lab: Lab, tree: Path, lazy: bool) -> None:
     """As a power cut may leave a snapshot: its row is on the disk, and nothing else. It begins anew, with the owner of what is below."""
     with lab.lazy_layer(tree) as layer:
         parent = layer if lazy else lab.layer("base", directory("etc"))

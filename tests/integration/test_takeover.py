@@ -135,7 +135,7 @@ def test_ends_with_its_last_user(toy: ToyDaemon) -> None:
     assert not (toy.state / "init").exists()
 
 
-def test_told_to_end(toy: ToyDaemon) -> None:
+def test_stopped(toy: ToyDaemon) -> None:
     """SIGTERM to the keeper reaches the daemon, also one that is just starting again."""
     toy.start()
     assert toy.keeper is not None

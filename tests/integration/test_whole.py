@@ -67,7 +67,7 @@ def test_registry_is_needed_once(small: SmallImage, mode: str, lazyfs: Lazyfs) -
         assert not small.wrong_files(root)
 
 
-def test_each_layer_is_told_in_a_line(small: SmallImage, lazyfs: Lazyfs, tmp_path: Path) -> None:
+def test_each_layer_is_reported_in_a_line(small: SmallImage, lazyfs: Lazyfs, tmp_path: Path) -> None:
     """Which, how many bytes, and the command that would have saved them; once."""
     image = f"oci:{small.original}:v1"
     for lines in (2, 0):
@@ -81,7 +81,7 @@ def test_each_layer_is_told_in_a_line(small: SmallImage, lazyfs: Lazyfs, tmp_pat
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_removed_objects_bring_the_layer_again(small: SmallImage, mode: str, lazyfs: Lazyfs) -> None:
+def test_removed_objects_are_fetched_again(small: SmallImage, mode: str, lazyfs: Lazyfs) -> None:
     """While it is mounted: every byte is right, and the layers have come once more."""
     with LyingRegistry(small.original) as registry:
         with lazyfs.mounted(f"{registry.image}:v1", "--background", "off", mode=mode) as root:

@@ -53,7 +53,7 @@ def test_nothing_is_compared_with_nothing() -> None:
     assert (zero.ratio, zero.ok) == (None, False)
 
 
-def test_a_record_tells_all() -> None:
+def test_a_record_has_everything() -> None:
     """A line holds the rounds in their order, and what follows from them."""
     figure = Figure("python", "s", (3.0, 1.0, 2.0), Bar("<=", 0.5, "ratio"), Baseline("pull", (8.0, 4.0)))
     assert json.loads(msgspec.json.encode(figure.record("mount_time"))) == {

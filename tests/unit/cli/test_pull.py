@@ -117,7 +117,7 @@ def test_what_lazyfsd_cannot_know_is_done_here(
     assert not daemon.asked
 
 
-def test_layers_that_are_not_lazy_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_layers_that_are_not_lazy_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     """A line for each at once, and how many in the end."""
     layers = tuple(PulledLayer(DIGEST, 5, DIGEST, reason) for reason in ("", "was not converted", ""))
     with Display() as display:

@@ -30,7 +30,7 @@ REPORT = {
 }  # fmt: skip
 
 
-def test_all_of_it_is_told() -> None:
+def test_all_of_it_is_reported() -> None:
     """Each figure with its word; reasons, as many as can be read."""
     lines = describe_service(msgspec.convert(REPORT, ServiceStatus))
     assert lines[:4] == [

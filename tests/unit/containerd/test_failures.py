@@ -49,7 +49,7 @@ async def test_a_layer_that_cannot_be_indexed_is_tried_again(
         assert setting.holds() and not live.trouble
 
 
-async def test_whoever_waits_for_an_index_makes_it_himself_where_the_first_failed(
+async def test_a_waiter_makes_the_index_itself_where_the_first_failed(
     image: ScriptedImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One is told what went wrong; the others have what they wanted, made once, and the layer's entries are let go of."""
@@ -102,7 +102,7 @@ async def _fail() -> None:
     raise ZeroDivisionError
 
 
-async def test_whoever_waits_for_what_fails_is_told(
+async def test_a_waiter_for_what_fails_is_reported(
     store: Store, image: ScriptedImage, jumping: MockClock, expect_log: LogWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A thread, a descriptor, or a defect of ours: all who wait get an error, and the next one has a try of his own."""
@@ -119,7 +119,7 @@ async def test_whoever_waits_for_what_fails_is_told(
         nursery.cancel_scope.cancel()
 
 
-async def test_whoever_waits_for_an_image_that_fails_is_told(
+async def test_a_waiter_for_an_image_that_fails_is_reported(
     store: Store, image: ScriptedImage, jumping: MockClock, expect_log: LogWatch
 ) -> None:
     """The same where its manifest cannot even be asked for."""

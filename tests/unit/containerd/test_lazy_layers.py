@@ -78,7 +78,7 @@ async def test_a_repository_that_is_ending_is_not_used_again(store: Store, image
         assert old.closed and not setting.registry.closed and setting.holds()
 
 
-async def test_a_toc_that_was_lost_is_fetched_anew(
+async def test_a_toc_that_was_lost_is_fetched_again(
     store: Store, image: ScriptedImage, jumping: MockClock, expect_log: LogWatch
 ) -> None:
     """However long the registry is away: the reason is logged once and told, readers wait, and what it takes is there when it is back."""

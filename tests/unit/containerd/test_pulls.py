@@ -21,7 +21,7 @@ from tests.unit.containerd.scripted import ScriptedImage
 from tests.unit.fetch.scripted import until
 
 
-async def test_a_pull_brings_all(store: Store, image: ScriptedImage, jumping: MockClock) -> None:
+async def test_a_pull_fetches_everything(store: Store, image: ScriptedImage, jumping: MockClock) -> None:
     """Without a container, too; the layer lives until then. A restart asks for nothing that had come and evicted since."""
     async with living(store, image) as setting:
         live = setting.pull()

@@ -159,9 +159,7 @@ async def test_a_manifest_that_does_not_name_the_layer(
         assert len(registry.ranges) == 2, "for the layers that it names"
 
 
-async def test_a_toc_that_the_label_does_not_vouch_for(
-    store: Store, image: ScriptedImage, jumping: MockClock, grown: Grown
-) -> None:
+async def test_a_toc_that_the_label_does_not_name(store: Store, image: ScriptedImage, jumping: MockClock, grown: Grown) -> None:
     """The manifest that we asked for vouches for another TOC than containerd's own: it is not believed. Another claim is its own."""
     registry = image.registry()
     async with resolver(store, registry) as setting:
@@ -237,7 +235,7 @@ async def test_a_pull_waits_for_a_silent_registry_once(
         assert registry.asked == ["v1"]
 
 
-async def test_what_our_own_client_tells_needs_no_manifest(
+async def test_what_our_own_client_sends_needs_no_manifest(
     store: Store, image: ScriptedImage, jumping: MockClock, grown: Grown
 ) -> None:
     """It is only where to look: a size that is wrong costs that layer its laziness, and a layer that was left out nothing."""

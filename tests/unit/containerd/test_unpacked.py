@@ -199,7 +199,7 @@ def test_what_vanishes_is_not_counted(tree: Path) -> None:
         thread.join()
 
 
-def test_what_moves_far_below_is_told(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_moves_far_below_is_reported(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the way back is through `..`, another directory there is noticed, never walked into."""
     monkeypatch.setattr(unpacked, "_HELD", 1)
     (tree / "a" / "b" / "c").mkdir(parents=True)
@@ -215,7 +215,7 @@ def test_what_moves_far_below_is_told(tree: Path, monkeypatch: pytest.MonkeyPatc
     assert descriptors() == before
 
 
-def test_what_is_no_directory_is_told(tree: Path) -> None:
+def test_what_is_no_directory_is_reported(tree: Path) -> None:
     """A missing directory, a file, a link to a directory: in words."""
     (tree / "file").touch()
     (tree / "link").symlink_to(tree)

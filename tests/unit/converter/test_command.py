@@ -43,7 +43,7 @@ def source(tmp_path: Path) -> str:
     return layout_of(place, tmp_path / "source")
 
 
-def test_an_image_is_converted_and_told(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_image_is_converted_and_reported(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A table for people."""
     assert main([source, f"oci:{tmp_path}/out:v1"]) == 0
     said = capsys.readouterr()
@@ -87,7 +87,7 @@ def test_json_for_programs(source: str, tmp_path: Path, capsys: pytest.CaptureFi
         ["--src-creds", "nonsense"],
     ],
 )
-def test_wrong_options_are_told(source: str, tmp_path: Path, options: list[str]) -> None:
+def test_wrong_options_are_reported(source: str, tmp_path: Path, options: list[str]) -> None:
     """As UsageError, before anything is done."""
     with pytest.raises(UsageError):
         main([source, f"oci:{tmp_path}/out", *options])
@@ -97,7 +97,7 @@ def test_wrong_options_are_told(source: str, tmp_path: Path, options: list[str])
 @pytest.mark.parametrize(
     "options", [["--chunk-size", "4X"], ["--platform", "linux/amd64", "--all-platforms"], ["--lev", "5"], []]
 )
-def test_argparse_tells_the_rest(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_argparse_reports_the_rest(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """With exit code 2 and the usage."""
     with pytest.raises(SystemExit) as caught:
         main(["oci:x", *([f"oci:{options[0]}"] if options else []), *options])

@@ -75,7 +75,7 @@ def members_of(blob: bytes) -> set[int]:
 
 @given(LAYERS, st.integers(1, 8))
 @settings(max_examples=60)
-def test_whatever_the_layer_its_toc_tells_it(layers: list[list[Item]], chunk_size: int) -> None:
+def test_whatever_the_layer_its_toc_describes_it(layers: list[list[Item]], chunk_size: int) -> None:
     """Digests are of what they say, and every chunk is where the TOC says."""
     tree = LowerTree()
     for number, layer in enumerate(layers):

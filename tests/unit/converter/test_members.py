@@ -90,7 +90,7 @@ def test_batches_keep_order_and_bounds(sizes: list[int]) -> None:
     assert all(len(batch) == 1 or sum(piece.size for piece in batch) <= BATCH for batch in found)
 
 
-def test_what_a_thread_brings_back() -> None:
+def test_what_a_thread_returns() -> None:
     """Members that inflate to the tar, their sizes, and a digest of the file's bytes only."""
     plan, store = plan_of([3, 7])
     pieces = list(members(plan, every(100), unread))

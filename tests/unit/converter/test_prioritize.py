@@ -54,7 +54,7 @@ def test_a_path_goes_to_the_topmost_layer_that_shows_it(path: bytes, layers: dic
     assert find([path], tree()) == (layers, ())
 
 
-def test_paths_that_are_nowhere_are_told() -> None:
+def test_paths_that_are_nowhere_are_reported() -> None:
     """Missing, whited out, behind a file, in a circle."""
     paths = [b"missing", b"gone", b"usr/lib/a/x", b"loop", b"lib/a"]
     layers, missing = find(paths, tree())

@@ -105,7 +105,7 @@ def test_what_everything_means() -> None:
         ('[registry."a.example/team"]', 1, "is more than a HOST or HOST:PORT"),
     ],
 )
-def test_a_mistake_is_told_with_its_line(text: str, line: int, said: str) -> None:
+def test_a_mistake_is_reported_with_its_line(text: str, line: int, said: str) -> None:
     """File, line, key, and what would be right."""
     with pytest.raises(UsageError) as caught:
         parse_config(text.encode(), "FILE")

@@ -203,7 +203,7 @@ def _ask(state: Path, question: bytes) -> bytes:
             return b""
 
 
-def test_told_to_end(kept: Kept) -> None:
+def test_stopped(kept: Kept) -> None:
     """SIGTERM and SIGINT reach the daemon as SIGTERM; the keeper waits for it."""
     for number in (signal.SIGTERM, signal.SIGINT):
         start = f"start-{kept.starts()}"

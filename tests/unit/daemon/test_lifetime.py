@@ -98,7 +98,7 @@ async def test_orders_beside_the_last_mount(autojump_clock: MockClock) -> None:
         assert is_over()
 
 
-async def test_a_service_stays_until_it_is_told(autojump_clock: MockClock) -> None:
+async def test_a_service_stays_until_it_is_stopped(autojump_clock: MockClock) -> None:
     """Whatever it does not do."""
     lifetime = Lifetime(service=True)
     async with running(lifetime) as is_over:

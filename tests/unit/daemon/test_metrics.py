@@ -74,7 +74,7 @@ async def ask(port: int) -> dict[str, float]:
     return samples(await trio.to_thread.run_sync(read))
 
 
-async def test_told_over_http() -> None:
+async def test_served_over_http() -> None:
     """All that `lazyfs status` tells of a service, in a form that Prometheus reads."""
     port = free_port()
     async with telling(Address("127.0.0.1", port), measure):
@@ -108,7 +108,7 @@ def test_two_fetchers_of_one_repository_are_one() -> None:
     assert {each.labels["cause"]: each.value for each in errors.samples} == {"Unreachable": 3, "NotFound": 1}
 
 
-async def test_what_cannot_be_told(expect_log: LogWatch) -> None:
+async def test_what_cannot_be_reported(expect_log: LogWatch) -> None:
     """A store that fails costs the answer, and no more; the process's own numbers come all the same."""
     expect_log("cannot collect metrics: the store has gone")
 

@@ -159,7 +159,7 @@ async def test_unmounted(core: Setting) -> None:
         await core.mounting.unmount(UnmountOrder(ROOT))
 
 
-async def test_an_end_that_nobody_tells_of_is_waited_for_five_seconds(core: Setting) -> None:
+async def test_an_end_that_nobody_reports_is_waited_for_five_seconds(core: Setting) -> None:
     """And no longer; lazily, not at all."""
     await mount(core)
     began = trio.current_time()

@@ -157,7 +157,7 @@ async def test_a_cancelled_end_is_finished(core: Setting) -> None:
     assert core.rows == [] and live.uses.count == 0 and core.lifetime.uses.count == 0
 
 
-async def test_one_end_that_fails_leaves_the_next_to_be_told(core: Setting, expect_log: LogWatch) -> None:
+async def test_one_end_that_fails_leaves_the_next_to_be_reported(core: Setting, expect_log: LogWatch) -> None:
     """Two mounts end at once, and the first one's end is a defect: the second one ends all the same."""
     expect_log("end of a mount of number 1 has failed")
     async with trio.open_nursery() as nursery:
@@ -229,7 +229,7 @@ async def test_a_lost_mount_does_not_keep_the_daemon(core: Setting) -> None:
         (False, "/upper", "", ["unmount", "make"]),
     ],
 )
-async def test_made_anew(core: Setting, busy: bool, upper: str, answer: str, asked: list[str]) -> None:
+async def test_made_again(core: Setting, busy: bool, upper: str, answer: str, asked: list[str]) -> None:
     """At its place, busy or not; but two overlays never write to one upper directory."""
     row = core.state.add(mount_of(upper=upper))
     core.kernel.table.append(ROOT)
@@ -239,7 +239,7 @@ async def test_made_anew(core: Setting, busy: bool, upper: str, answer: str, ask
     assert core.kernel.table == [ROOT]
 
 
-async def test_trouble_is_told_of_what_lives(core: Setting) -> None:
+async def test_trouble_is_reported_of_what_lives(core: Setting) -> None:
     """In the row as well, so that the next process knows it; of a mount that has ended nothing is said."""
     await make(core)
     await core.mounts.trouble(1, "its gate is dead")

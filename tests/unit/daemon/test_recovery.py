@@ -87,7 +87,7 @@ async def test_a_detached_mount_whose_gate_is_lost_is_forgotten(core: Setting) -
         assert core.remains == (0, 0, 0, 0)
 
 
-async def test_without_its_gate_a_mount_is_made_anew(core: Setting, expect_log: LogWatch) -> None:
+async def test_without_its_gate_a_mount_is_made_again(core: Setting, expect_log: LogWatch) -> None:
     """At its place, once its image lives, and watched from then on."""
     expect_log("remounted /")
     left(core)
@@ -111,7 +111,7 @@ async def test_a_busy_writable_mount_stays_and_says_so(core: Setting) -> None:
         assert core.kernel.table == [ROOT] and core.kernel.done[-1] == f"watch {ROOT}"
 
 
-async def test_a_mount_that_cannot_be_made_anew_ends(core: Setting, expect_log: LogWatch) -> None:
+async def test_a_mount_that_cannot_be_made_again_ends(core: Setting, expect_log: LogWatch) -> None:
     """It is gone from the table: so are its row and its image's user."""
     expect_log("cannot remount /mnt: no loop device")
     left(core)

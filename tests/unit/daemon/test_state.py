@@ -46,7 +46,7 @@ def test_a_crash_leaves_what_was_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"no database at all, but long enough to be read as a header of one", b""])
-def test_damage_is_told(damage: bytes, tmp_path: Path) -> None:
+def test_damage_is_reported(damage: bytes, tmp_path: Path) -> None:
     """A file that is not a database is refused in words; an empty one is a new one."""
     (tmp_path / FILE_NAME).write_bytes(damage * 100)
     if damage:
@@ -72,7 +72,7 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
         State(tmp_path)
 
 
-def test_rot_is_told(tmp_path: Path) -> None:
+def test_rot_is_reported(tmp_path: Path) -> None:
     """A row that cannot be understood is damage, told in words, not a defect of ours."""
     with State(tmp_path) as state:
         state.add(a_mount())
@@ -81,7 +81,7 @@ def test_rot_is_told(tmp_path: Path) -> None:
             state.rows()
 
 
-def test_a_full_disk_is_told(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported(tmp_path: Path) -> None:
     """What cannot be written is refused in words, never as damage, and what was written before stands."""
     with State(tmp_path) as state:
         row = state.add(a_mount())

@@ -221,7 +221,7 @@ async def test_layer_for_which_there_is_no_room(store: Store, monkeypatch: pytes
     assert kept(store) is None
 
 
-async def test_without_the_turn_nothing_is_kept(store: Store) -> None:
+async def test_without_the_lock_nothing_is_kept(store: Store) -> None:
     """The file is somebody else's then."""
     with store.partial_blobs.open(BLOB.digest, len(DATA)) as part:
         part.append(memoryview(b"somebody's"))

@@ -9,7 +9,7 @@ from lazyfs.eager.progress import Bars
 from lazyfs.reports.steps import Note, Progress
 
 
-async def test_what_moves_is_told_a_few_times_a_second(autojump_clock: trio.testing.MockClock) -> None:
+async def test_what_moves_is_reported_a_few_times_a_second(autojump_clock: trio.testing.MockClock) -> None:
     """Many steps are one report, and what stands still is told once."""
     reports: list[Note | Progress] = []
 

@@ -117,7 +117,7 @@ def test_root_is_opaque_by_its_own_marker_only() -> None:
 
 
 @pytest.mark.erofs
-def test_a_directory_made_anew_is_another_one(tmp_path: Path) -> None:
+def test_a_directory_made_again_is_another_one(tmp_path: Path) -> None:
     """`.wh.d` beside d/: nothing of the old one shows, not even its owner where the layer does not name it."""
     lower = [Entry(b"d", "dir", uid=5, mode=0o700), Entry(b"d/s", "dir", uid=5), file(b"d/s/old"), file(b"d/old")]
     found = seen([lower, [file(b".wh.d"), file(b"d/s/new")]], tmp_path)

@@ -23,7 +23,7 @@ def read(folder: Path, data: bytes) -> Read:
     return Read(str(folder / "document"), digest_of(data), 0)
 
 
-def test_reads_tells_and_builds(tmp_path: Path) -> None:
+def test_reads_answers_and_builds(tmp_path: Path) -> None:
     """The image is the writer's, with what was inherited, read-only, and nothing else is in the folder."""
     worker = Worker()
     implied = worker.answer(read(tmp_path, encode_toc(ENTRIES, None)))

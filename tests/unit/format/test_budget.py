@@ -31,7 +31,7 @@ class Holder:
                 await self.go.wait()
 
 
-async def test_whoever_does_not_fit_waits(autojump_clock: trio.testing.MockClock) -> None:
+async def test_what_does_not_fit_waits(autojump_clock: trio.testing.MockClock) -> None:
     """Two fit; the third comes when there is room, and the fourth, which would fit, does not pass it."""
     budget = Budget(100)
     holders = [Holder(budget, size) for size in (40, 60, 50, 10)]

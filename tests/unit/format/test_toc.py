@@ -77,7 +77,7 @@ def test_the_case_of_a_fields_name_does_not_matter() -> None:
     assert parse({"name": "d", "type": "dir", "uid": 1, "Uid": None, "unknown": [{"uid": 3}], "userName": "x"})[0].uid == 1
 
 
-def test_shared_members_are_told_apart_by_their_inner_offset() -> None:
+def test_shared_members_are_reported_apart_by_their_inner_offset() -> None:
     """Two files in one member have one end."""
     (first, second) = parse(
         {"name": "a", "type": "reg", "size": 5, "offset": 100, "chunkDigest": DIGEST},
@@ -118,7 +118,7 @@ def test_broken_times_are_named(text: str) -> None:
         parse({"name": "a", "type": "dir", "modtime": text})
 
 
-def test_own_keys_bring_raw_bytes_back() -> None:
+def test_own_keys_restore_raw_bytes() -> None:
     """Names, links and xattr keys that are not UTF-8 are shown as they were."""
     raw = base64.b64encode(b"x-\xe9").decode()
     (entry,) = parse(

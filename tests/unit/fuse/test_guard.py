@@ -54,7 +54,7 @@ async def test_answers_with_an_errno() -> None:
     assert caught.value.errno == errno.ENODATA
 
 
-async def test_same_trouble_is_told_once(
+async def test_same_trouble_is_reported_once(
     autojump_clock: trio.testing.MockClock, expect_log: LogWatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The kernel asks again and again; half a minute later it is worth a line again."""

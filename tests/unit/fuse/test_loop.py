@@ -62,7 +62,7 @@ def test_old_kernels_do_not(release: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert not loop._kernel_resends()
 
 
-async def test_vanished_request_begins_the_loop_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_vanished_request_begins_the_loop_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """EAGAIN out of pyfuse3.main asks the kernel to repeat, and main runs again; trio is put back at the end."""
     reading, writing = os.pipe()
     calls = []

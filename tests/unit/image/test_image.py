@@ -38,7 +38,7 @@ async def test_mounting_a_digest_again_asks_nobody(store: Store) -> None:
     assert [entry.name for entry in layers[0].entries] == [b"d"]
 
 
-async def test_what_one_source_says_of_a_blob_is_not_told_for_another(store: Store) -> None:
+async def test_what_one_source_says_of_a_blob_is_not_used_for_another(store: Store) -> None:
     """No digest vouches for a blob's footer alone: a source that lies about where the TOC is harms its own images."""
     liar, honest = MemorySource(), MemorySource()
     liar.authority = "memory:liar"
@@ -191,7 +191,7 @@ def test_the_first_range_is_never_more_than_the_blob() -> None:
         assert ESTARGZ.first_range(size, "it") == (size - most, size)
 
 
-async def test_toc_that_another_digest_vouches_for_is_refused(store: Store) -> None:
+async def test_toc_of_another_digest_is_refused(store: Store) -> None:
     """And is not kept."""
     source = MemorySource()
     blob = make_blob(TOC)
@@ -229,7 +229,7 @@ async def test_toc_that_comes_wrong_once_is_fetched_again(store: Store, place: i
     assert others == [f"distrust {descriptor.digest}"] and first == last
 
 
-async def test_toc_that_is_vouched_for_and_broken_is_fetched_once() -> None:
+async def test_broken_toc_of_the_right_digest_is_fetched_once() -> None:
     """Its bytes are what they should be, so that others would be the same."""
     source = MemorySource()
     source.put_image(make_blob({"version": 1, "entries": [{"name": "x", "type": "no such type"}]}))

@@ -96,7 +96,7 @@ def test_implied_directories_are_what_the_layers_below_say() -> None:
     ]
 
 
-def test_a_directory_that_was_removed_is_implied_anew() -> None:
+def test_a_directory_that_was_removed_is_implied_again() -> None:
     """A whiteout in the same layer takes the old owner away."""
     below = [folder(b"a", 0o700), folder(b"b", 0o700), folder(b"b/c", 0o700)]
     assert outcome(below, [reg(b".wh.a"), reg(b"a/x"), reg(b"b/.wh..wh..opq"), reg(b"b/c/x")]) == [
@@ -119,7 +119,7 @@ def test_a_directory_that_was_removed_is_implied_anew() -> None:
     }
 
 
-def test_a_directory_removed_and_made_anew_is_opaque() -> None:
+def test_a_directory_removed_and_made_again_is_opaque() -> None:
     """containerd and stargz-snapshotter would show the old content through it; umoci makes the same of both."""
     layer = [reg(b".wh.d"), folder(b"d"), reg(b"d/new")]
     assert outcome([folder(b"d"), reg(b"d/old")], layer) == [
@@ -190,7 +190,7 @@ def test_a_link_keeps_what_it_linked_to() -> None:
     ]
 
 
-def test_links_tell_what_their_target_tells() -> None:
+def test_links_have_the_attributes_of_their_target() -> None:
     """Runtimes differ on whether a link's own mode and owner count."""
     link = (Entry(b"l", "hardlink", 0o600, 9, 9, 9, link=b"a"), b"")
     converted = convert_tar(tar_of([reg(b"a", b"x", mode=0o4755, uid=5, mtime_ns=7), link]))

@@ -66,7 +66,7 @@ def frames(*parts: bytes) -> bytes:
     ],
     ids=["gzip", "members", "zstd", "frames", "skippable", "skippable, too", "tar"],
 )
-def test_the_first_bytes_tell_the_compression(blob: bytes) -> None:
+def test_the_first_bytes_decide_the_compression(blob: bytes) -> None:
     """The media type says gzip of all of them. The tar comes out, and every byte of the blob is counted and kept."""
     assert spooled(blob, digest_of(DATA)) == (DATA, {}, len(blob))
     assert spooled(blob, digest_of(DATA), keep_blob=True)[0] == DATA
@@ -115,7 +115,7 @@ def test_what_does_not_unpack_is_refused(blob: bytes, message: str) -> None:
 
 
 @pytest.mark.parametrize("start", [b"", b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd"], ids=["tar", "gzip", "zstd"])
-def test_a_wrong_digest_is_told_first(start: bytes) -> None:
+def test_a_wrong_digest_is_reported_first(start: bytes) -> None:
     """Bytes that are not the blob may be anything: what they unpack to matters little."""
     with pytest.raises(DigestMismatch, match="hashes to"):
         spooled(start + b"not what was asked", digest_of(DATA), digest=digest_of(b"what was asked"))
@@ -156,7 +156,7 @@ def test_files_have_no_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert spool.size == 100
 
 
-def test_no_room_is_told_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_with_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk and a missing folder: LocalError, and TMPDIR as the hint."""
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
     with pytest.raises(LocalError, match=r"/nowhere.*TMPDIR"):

@@ -22,14 +22,14 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     over.set()
 
 
-def test_a_mount_that_hangs_is_told_as_such(hanging: None) -> None:
+def test_a_mount_that_hangs_is_reported(hanging: None) -> None:
     """`lazyfs status` names it and goes on to the next one."""
     with pytest.raises(MountFailed, match="/mnt does not answer"):
         status.ask_status(Path("/mnt"))
     assert status.ask_process(Path("/mnt"), 0.01) is None
 
 
-def test_a_dead_mount_is_told_as_such(tmp_path: Path) -> None:
+def test_a_dead_mount_is_reported(tmp_path: Path) -> None:
     """As is a directory that is not a mount."""
     with pytest.raises(MountFailed, match="does not answer"):
         status.ask_status(tmp_path)

@@ -70,7 +70,7 @@ async def test_what_arrives_becomes_durable(store: Store) -> None:
             await until(lambda: not store.durability.is_pending())
 
 
-async def test_a_disk_that_fails_is_told_and_survived(
+async def test_a_disk_that_fails_is_reported_and_survived(
     store: Store, monkeypatch: pytest.MonkeyPatch, expect_log: LogWatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Reads go on; the log says what is at stake: once, and once more when it had gone well meanwhile."""
@@ -165,7 +165,7 @@ async def test_what_has_rotted_is_found(
 
 
 @pytest.mark.root
-async def test_what_is_held_is_told_of_again(store: Store, directory: Path, autojump_clock: MockClock) -> None:
+async def test_what_is_held_is_reported_again(store: Store, directory: Path, autojump_clock: MockClock) -> None:
     """An overlay that had the file open when it was told would keep it; ever more seldom, and no more when it has gone."""
     # What is measured is virtual time: it must not pass while a thread looks. So this loop runs exclusive, with few jumps.
     autojump_clock.autojump_threshold = 0.02

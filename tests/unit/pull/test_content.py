@@ -119,7 +119,7 @@ async def test_content_is_read_and_verified(store: ContentStore, content: Conten
         await content.read(digest_of(data), 1000)
 
 
-async def test_a_blob_is_brought_once(store: ContentStore, content: Content) -> None:
+async def test_a_blob_is_downloaded_once(store: ContentStore, content: Content) -> None:
     """All of its bytes, told as they come; the second time nothing moves."""
     source = ScriptedSource(BLOB)
     heard = await download(content, source)
@@ -129,7 +129,7 @@ async def test_a_blob_is_brought_once(store: ContentStore, content: Content) -> 
     assert source.ranges == [(0, 10_000)]
 
 
-async def test_an_empty_blob_is_brought(store: ContentStore, content: Content) -> None:
+async def test_an_empty_blob_is_downloaded(store: ContentStore, content: Content) -> None:
     """No range can be asked of it."""
     source = ScriptedSource()
     await download(content, source, Descriptor(OCI_LAYER_GZIP, digest_of(b""), 0, {}, None, {}))
@@ -147,7 +147,7 @@ async def test_an_abandoned_ingest_is_gone_on_from(store: ContentStore, content:
 
 
 @pytest.mark.parametrize("rubbish", [b"rubbish", b"rubbish" * 2000])
-async def test_an_abandoned_ingest_of_other_bytes_is_begun_anew(store: ContentStore, content: Content, rubbish: bytes) -> None:
+async def test_an_abandoned_ingest_of_other_bytes_is_begun_again(store: ContentStore, content: Content, rubbish: bytes) -> None:
     """What another one has left is believed until it is whole, and not longer."""
     store.ingests[INGEST] = rubbish
     await download(content, ScriptedSource(BLOB))

@@ -214,7 +214,7 @@ def test_filters_choose(snapshots: Snapshots) -> None:
     assert keys(snapshots, "labels.l==2") == {"a-wl", "a-np-wl"}
 
 
-def test_a_bad_filter_is_told_at_once(snapshots: Snapshots) -> None:
+def test_a_bad_filter_is_reported_at_once(snapshots: Snapshots) -> None:
     """Before the first page is asked for."""
     with pytest.raises(BadSnapshot, match="at character 5"):
         snapshots.pages(["name=x"])

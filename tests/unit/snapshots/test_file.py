@@ -79,7 +79,7 @@ def test_a_log_cut_short_loses_only_the_last(tmp_path: Path) -> None:
     assert seen == set(range(6))
 
 
-def test_rot_is_told(snapshots: Snapshots) -> None:
+def test_rot_is_reported(snapshots: Snapshots) -> None:
     """A row that cannot be understood is damage, not a defect of ours."""
     snapshots.create("a", "", "active", {})
     snapshots._db.execute("UPDATE snapshot SET labels = x'00'")
@@ -89,7 +89,7 @@ def test_rot_is_told(snapshots: Snapshots) -> None:
         next(snapshots.pages())
 
 
-def test_a_full_disk_is_told(snapshots: Snapshots) -> None:
+def test_a_full_disk_is_reported(snapshots: Snapshots) -> None:
     """What cannot be written is refused in words, is not half there, and what was written before stands."""
     made = snapshots.commit_lazy("lazy", "", {}, a_layer())
     snapshots._db.execute("PRAGMA max_page_count = 1")

@@ -152,7 +152,7 @@ def test_cases(text: str, matching: str) -> None:
         ("name==x,parent~=/[ab]+/", 15, "regular expressions (~=) are not supported"),
     ],
 )
-def test_errors_tell_where(text: str, at: int, why: str) -> None:
+def test_errors_say_where(text: str, at: int, why: str) -> None:
     """A filter that cannot be read is refused, with the place and the reason."""
     with pytest.raises(BadSnapshot) as refused:
         Filter(["name", text])

@@ -51,7 +51,7 @@ def labelled(*layers: tuple[str, int, str]) -> dict[str, str]:
     return {"containerd.io/snapshot/lazyfs.layers": ",".join(f"{digest[7:]}:{size}:{toc[7:]}" for digest, size, toc in layers)}
 
 
-def test_our_own_client_tells_the_layers() -> None:
+def test_our_own_client_lists_the_layers() -> None:
     """All of the image's layers, also those that cannot be lazy; where one makes no sense, none is believed."""
     found = read_labels(OF_CRI | labelled((NEXT, 5, ""), (LAYER, 7, TOC_DIGEST)))
     assert isinstance(found, Claim)

@@ -57,7 +57,7 @@ def test_compare_finds(change: str, tmp_path: Path) -> None:
     assert {(difference.path, difference.field) for difference in compare(walk(left), walk(right), untimed=aside)} == expected
 
 
-def test_compare_ignores_what_it_is_told_to(tmp_path: Path) -> None:
+def test_compare_ignores_what_it_is_asked_to(tmp_path: Path) -> None:
     """An ignored path counts with all below it, and with no neighbour of a longer name."""
     left, right = make(tmp_path / "left"), make(tmp_path / "right")
     (right / "dir" / "new").touch()
@@ -79,7 +79,7 @@ def test_walk_goes_beyond_path_max(tmp_path: Path) -> None:
     assert walk(tmp_path)[deepest].type == "reg"
 
 
-def test_command_line_tells(tmp_path: Path) -> None:
+def test_command_line_reports(tmp_path: Path) -> None:
     """`python -m tests.tree` ends with 0 on equal trees, and with 1 and the difference on others."""
     left, right = make(tmp_path / "left"), make(tmp_path / "right")
     command = [sys.executable, "-m", "tests.tree", str(left), str(right)]

@@ -185,7 +185,7 @@ def test_same_digest_other_tar_bytes() -> None:
     assert any("'d/b': the chunk at 0 has other bytes in the tar" in problem for problem in verify(forged).problems)
 
 
-def test_unvouched_toc_is_a_problem() -> None:
+def test_toc_without_annotation_is_a_problem() -> None:
     """A TOC that hashes to something else than the manifest says."""
     findings = verify(BLOB, toc_digest=digest_of(b"another TOC"))
     assert not findings.lazy and "should hash to" in findings.problems[0]
