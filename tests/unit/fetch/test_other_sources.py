@@ -19,6 +19,7 @@ from lazyfs.fetch.piece import LayerBlob
 from lazyfs.gate.catalog import Supply
 from lazyfs.gate.failover import Failover
 from lazyfs.store.store import Store
+from lazyfs.tasks import Failures
 from tests.conftest import LogWatch
 from tests.unit.fetch.scripted import FILES, RANDOM, ScriptedSource, make_layer, read_piece, until
 
@@ -131,7 +132,7 @@ async def read(both: list[Fetcher], layer: LayerBlob, number: int, *, through_th
     if not through_the_gate:
         return await read_piece(both[1], layer, number)
     supplies = [Supply(fetcher, layer, layer.pieces[number : number + 1]) for fetcher in both]
-    return await Failover().run(supplies, slice(1), lambda supply: read_piece(supply.fetcher, layer, number), TIMEOUT)
+    return await Failover(Failures()).run(supplies, slice(1), lambda supply: read_piece(supply.fetcher, layer, number), TIMEOUT)
 
 
 async def ignore(work: partial[object]) -> None:
