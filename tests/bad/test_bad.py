@@ -100,8 +100,8 @@ TABLE = [
     Bad("footer_outside", "ls", 3, ("LAYER", "puts the TOC at 1099511627776, outside the blob's")),
     Bad("footer_no_number", "ls", 3, ("LAYER", "00000000000000zz", "not a hexadecimal number")),
     Bad("footer_elsewhere", "ls", 3, ("TOC of layer LAYER", "gzip member is broken")),
-    Bad("member_ends_early", "cat", 3, ("'file'", "LAYER at offset 0", "ends after")),
-    Bad("member_no_gzip", "cat", 3, ("'file'", "LAYER at offset 0", "gzip member is broken")),
+    Bad("member_ends_early", "cat", 3, ("'file'", "LAYER of IMAGE at offset 0", "ends after")),
+    Bad("member_no_gzip", "cat", 3, ("'file'", "LAYER of IMAGE at offset 0", "gzip member is broken")),
     Bad("member_with_a_flipped_bit", "cat", 3, ("'file'", "LAYER")),
     Bad("bomb_in_the_toc", "ls", 3, ("LAYER", "not the JSON")),
     # Names, links, attributes
