@@ -1,7 +1,7 @@
-"""containerd's lazy layers: which there are snapshots of, and what is live of them (lazyfs/live).
+"""The lazy layers of containerds: which have snapshots, and which are live (lazyfs/live).
 
-A layer lives while a container's root is stacked on it, and while the rest of its pull goes on; a snapshot that merely exists costs no
-memory. Layers of one repository share its source.
+A layer is live while a container's root is stacked on it, and while its pull goes on. A snapshot that only exists costs no memory. Layers of
+one repository share its source.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ from lazyfs.snapshots.snapshot import LazyLayer
 _log = logging.getLogger(__name__)
 
 _RESUME_PATIENCE: Final = 10.0
-"""Seconds that the next pull of an earlier process waits for the one before it: each takes memory while it lasts."""
+"""Seconds between the starts of two pulls that are resumed, unless the first ends sooner: each takes memory."""
 
 
 class LazyLayers:
-    """Those of all containerds. Not for threads."""
+    """The lazy layers of all containerds. Not thread-safe, except `find`."""
 
     def __init__(self, sources: Sources, layers: Layers, pulls: Pulls, open_source: OpenSource) -> None:
-        """`open_source` takes a repository, `docker://HOST/REPO`."""
+        """`open_source` opens a repository, `docker://HOST/REPO`."""
         self._sources = sources
         self._layers = layers
         self._pulls = pulls
         self._open_source = open_source
         self._snapshots: Counter[tuple[str, Digest]] = Counter()
-        """How many there are of each layer, of all containerds; by its name and its TOC."""
+        """How many snapshots each layer has, in all containerds; by its name and its TOC."""
         self.quiet_period = pulls.quiet_period
 
     def add(self, lazy: LazyLayer) -> None:
-        """There is one more snapshot of the layer."""
+        """Count a new snapshot of the layer."""
         self._snapshots[name_of(lazy), lazy.toc_digest] += 1
 
     def drop(self, lazy: LazyLayer) -> None:
-        """There is one less. With the last one, whichever containerd's, the layer's pull stops."""
+        """Count a removed snapshot. When the last one of all containerds is removed, the layer's pull stops."""
         key = name_of(lazy), lazy.toc_digest
         self._snapshots[key] -= 1
         if not self._snapshots[key]:
@@ -61,49 +61,49 @@ class LazyLayers:
                 self._pulls.stop(live)
 
     def documents(self) -> set[Digest]:
-        """The TOCs of all layers that there are snapshots of: they must stay in the store."""
+        """The TOCs of all layers with snapshots: they must stay in the store."""
         return {toc_digest for _, toc_digest in self._snapshots}
 
     def repository(self, name: str) -> LiveSource:
-        """The source of `docker://HOST/REPO`. Raises UsageError, LocalError. Used only while its `uses` say so, and a while longer."""
+        """The source of `docker://HOST/REPO`. Raises UsageError, LocalError. It stays open while it is used, and a while longer."""
         return self._sources.shared(name, self._open_source)
 
     def repositories(self) -> list[LiveSource]:
-        """All that live."""
+        """All live sources."""
         return self._sources.all_shared()
 
     @property
     def live(self) -> dict[str, LiveLayer]:
-        """Those that live, by name."""
+        """The live layers, by name."""
         return {name: live for name, live in self._layers.live.items() if live.source.is_shared}
 
     def find(self, lazy: LazyLayer) -> LiveLayer | None:
-        """The layer, if it lives. For any thread."""
+        """The live layer; None if it is not live. For any thread."""
         return self._layers.live.get(name_of(lazy))
 
     def is_known(self, layer: Layer) -> bool:
-        """Whether it is indexed, for whatever image."""
+        """Whether the layer is indexed, for any image."""
         return self._layers.is_known(layer)
 
     def use(self, lazy: LazyLayer, index: LayerIndexer | None = None) -> LiveLayer:
-        """The live layer, counted as used once more. `index`, where it is at hand. Raises UsageError, LocalError."""
+        """Acquire the live layer. `index`: if the caller has it. Raises UsageError, LocalError."""
         return self._layers.use(self.repository(lazy.reference), layer_of(lazy), index)
 
     def pull(self, lazy: LazyLayer, index: LayerIndexer | None = None) -> LiveLayer:
-        """All of the layer shall come, behind what readers wait for; it lives until then. `index` and errors as in `use`."""
+        """Start to fetch the whole layer, after what readers wait for; it is live until then. `index` and errors as in `use`."""
         live = self.use(lazy, index)
         self._pulls.begin(live)
         live.uses.change(-1)
         return live
 
     async def fetch_prefix(self, index: LayerIndexer, repository: str) -> None:
-        """Fetch a layer's prefix before there is a snapshot of it. Ends, whatever happens."""
+        """Fetch a layer's prefix before it has a snapshot. Errors are not raised."""
         await self._pulls.fetch_prefix(index, self.repository(repository))
 
     async def resume(self, layers: Iterable[LazyLayer]) -> None:
-        """Go on with the pulls of an earlier process.
+        """Resume the pulls of an earlier process.
 
-        What had come whole once is left as it is, since the store may have evicted some of it; so is what was removed meanwhile.
+        A layer that was once complete is skipped, because the store may have evicted parts of it; so is one that was removed meanwhile.
         """
         for lazy in layers:
             try:
@@ -111,21 +111,20 @@ class LazyLayers:
                     continue
                 pull = self.pull(lazy).pull
             except LazyfsError as error:
-                _log.warning("cannot continue the pull of layer %s: %s", lazy.digest, error)
+                _log.warning("cannot continue the pull of layer %s of %s: %s", lazy.digest, lazy.reference, error)
                 continue
             with trio.move_on_after(_RESUME_PATIENCE):
-                assert pull is not None  # it has begun
+                assert pull is not None  # `pull` has started it
                 await pull.lifecycle.wait_for(State.ENDED)
 
 
 def name_of(lazy: LazyLayer) -> str:
-    """What the layer goes by where it lives."""
+    """The name of the live layer."""
     return live_name(lazy.reference, lazy.digest, lazy.toc_digest, lazy.dialect)
 
 
 def layer_of(lazy: LazyLayer) -> Layer:
-    """The facts of a layer, as its manifest's descriptor has them, without entries. Raises StoreUnusable for a dialect that only a
-    later version knows."""
+    """The layer, as its manifest's descriptor describes it, without entries. Raises StoreUnusable for a dialect of a later version."""
     dialect = named(lazy.dialect)
     annotations = TocClaim(dialect, lazy.toc_digest).annotations
     descriptor = Descriptor(lazy.media_type, lazy.digest, lazy.size, annotations, None, {})

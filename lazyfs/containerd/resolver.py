@@ -227,7 +227,7 @@ class LayerResolver:
         """Fetch the TOCs of these layers. Raises LazyfsError, also after DEADLINE; the fetches then go on."""
         loads = []
         for lazy in lost:
-            _log.warning("the TOC of layer %s is missing from the store: fetching it again", lazy.digest)
+            _log.warning("the TOC of layer %s of %s is missing from the store: fetching it again", lazy.digest, lazy.reference)
             loads.append(_Load())
             self._start(loads[-1], lazy.reference, layer_of(lazy).descriptor, accepted=True)
         with trio.move_on_after(DEADLINE) as patience:

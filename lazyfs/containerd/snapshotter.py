@@ -1,11 +1,11 @@
-"""The snapshotter of one containerd: what Prepare, Mounts, Commit and their likes do.
+"""The snapshotter of one containerd: Prepare, Mounts, Commit and the other calls.
 
-A Prepare that names its target (`containerd.io/snapshot.ref`) is containerd asking for a layer: one that can be lazy is committed at
-once, and the answer is that it exists already; containerd then neither fetches nor unpacks it. Whatever stands in the way of that
-is not an error, which would end the whole pull, but a reason: the answer is an overlay_mounts directory, and containerd unpacks the layer.
+With a Prepare that names its target (`containerd.io/snapshot.ref`), containerd asks for a layer. If it can be lazy, it is committed at once,
+and the answer is that it exists already: containerd then neither fetches nor unpacks it. What prevents that is not an error, which would
+fail the whole pull, but a reason: the answer is an ordinary directory, and containerd unpacks the layer.
 
-containerd's garbage collector calls Remove, List and Cleanup while it holds a lock of its own: they wait for sqlite, and for
-nothing else. What has to be unmounted and removed from the disk for them is, behind their backs.
+containerd's garbage collector holds a lock while it calls Remove, List and Cleanup: they wait for sqlite only. Unmounts and removals from
+the disk follow in the background.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from lazyfs.format.digest import digest_of
 from lazyfs.live.layer import LiveLayer, load_again
 from lazyfs.native.layers import LayerMounts
 from lazyfs.snapshots.database import Snapshots
-from lazyfs.snapshots.labels import REMOTE, REMOTE_VALUE, TARGET, Claim, Ordinary, is_extract, read_labels
+from lazyfs.snapshots.labels import IMAGE, REMOTE, REMOTE_VALUE, TARGET, Claim, Ordinary, is_extract, read_labels
 from lazyfs.snapshots.snapshot import LazyLayer, Snapshot, shown
 from lazyfs.store.store import Store
 from lazyfs.tasks import Supervisor
@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 
 class Usage(NamedTuple):
-    """What a snapshot takes on disk."""
+    """The disk usage of a snapshot."""
 
     inodes: int
     size: int
@@ -50,7 +50,7 @@ class Usage(NamedTuple):
 
 
 class Snapshotter:
-    """One containerd's. Not for threads, except where it says so."""
+    """The snapshotter of one containerd. Not thread-safe, except where noted."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Snapshotter:
         mounts: LayerMounts,
         tasks: Supervisor,
     ) -> None:
-        """`folder` is its own, STORE/containerd/NAME. Blocking. Raises StoreUnusable, also where a row is damaged."""
+        """`folder` is STORE/containerd/NAME. Blocking. Raises StoreUnusable, also for a damaged row."""
         self._store = store
         self._layers = layers
         self._resolver = resolver
@@ -75,22 +75,22 @@ class Snapshotter:
         self.snapshots = Snapshots(folder, self._session)
         try:
             self._found = [snapshot for page in self.snapshots.pages() for snapshot in page]
-            """What an earlier process left, until `start`."""
+            """The snapshots that an earlier process left, until `start`."""
         except BaseException:
             self.snapshots.close()
             raise
         self.roots = Roots(store.directory.path, self._folders, mounts)
         self._unrecorded: dict[str, Snapshot] = {}
-        """Lazy ones whose objects will be noted in a moment."""
+        """Lazy snapshots whose objects will be recorded soon, by key."""
         self._used_layers: dict[int, tuple[LiveLayer, ...]] = {}
-        """By the number of a snapshot whose root is mounted: the live layers that it uses."""
+        """The live layers that a mounted root uses, by the number of its snapshot."""
 
     def close(self) -> None:
-        """Mounts stay. Blocking."""
+        """Close the database; mounts stay. Blocking."""
         self.snapshots.close()
 
     async def start(self) -> None:
-        """What a new process does about what the earlier one left: layers of mounted roots live again, pulls go on, leftovers go."""
+        """Take over from an earlier process: acquire the layers of mounted roots, resume pulls, remove leftovers."""
         mounted = await trio.to_thread.run_sync(self.roots.mounted)
         wanted: dict[str, LazyLayer] = {}
         found, self._found = self._found, []
@@ -108,12 +108,12 @@ class Snapshotter:
     async def prepare(
         self, key: str, parent: str, labels: Mapping[str, str], kind: Literal["active", "view"] = "active"
     ) -> tuple[MountSpec, ...]:
-        """A new snapshot, and what to mount for it. Raises SnapshotExists for a layer that is lazy; SnapshotError, LocalError."""
+        """Create a snapshot; returns its mounts. Raises SnapshotExists for a lazy layer; SnapshotError, LocalError."""
         self._layers.quiet_period.note_request()
         asked = read_labels(labels) if kind == "active" else Ordinary("")
         reason = asked.reason if isinstance(asked, Ordinary) else await self._commit_lazy(asked, parent, labels)
         if reason:
-            _log.warning("%s is not lazy: the layer %s", key, reason)
+            _log.warning("%s, of image %s, is not lazy: the layer %s", key, labels.get(IMAGE, "unknown"), reason)
         snapshot = await trio.to_thread.run_sync(partial(self.snapshots.create, key, parent, kind, labels, reason=reason))
         try:
             chain = await trio.to_thread.run_sync(self.snapshots.ancestry, key)
@@ -121,14 +121,14 @@ class Snapshotter:
             await trio.to_thread.run_sync(self._make_directories, snapshot, chain[1:], images)
             return await self._mounts_of(snapshot, chain, images)
         except BaseException:
-            # What an earlier process has made may have been told of, and be in use.
+            # A snapshot of an earlier process may be in use: containerd may have got that answer.
             if snapshot.session == self._session:
                 with trio.CancelScope(shield=True):
                     await self._undo(snapshot)
             raise
 
     async def mounts(self, key: str) -> tuple[MountSpec, ...]:
-        """What to mount for an active snapshot or a view. Raises SnapshotNotFound, SnapshotBusy; LocalError."""
+        """The mounts of an active snapshot or a view. Raises SnapshotNotFound, SnapshotBusy; LocalError."""
         snapshot = await trio.to_thread.run_sync(self.snapshots.stat, key)
         if snapshot.kind == "committed":
             raise SnapshotBusy(f"the snapshot {shown(key)} is committed: it is mounted by preparing another one on it")
@@ -140,18 +140,18 @@ class Snapshotter:
         return await self._mounts_of(snapshot, chain, images)
 
     async def commit(self, key: str, name: str, labels: Mapping[str, str]) -> None:
-        """Make a committed snapshot of an active one. Raises SnapshotError, LocalError."""
+        """Commit an active snapshot. Raises SnapshotError, LocalError."""
         try:
             snapshot = await trio.to_thread.run_sync(self.snapshots.stat, key)
         except SnapshotNotFound:
-            # Unless it is a call that an earlier process has carried out.
+            # This succeeds if an earlier process has committed it.
             await trio.to_thread.run_sync(self.snapshots.commit, key, name, labels, 0, 0)
             return
         await trio.to_thread.run_sync(self._commit, snapshot, name, labels)
         self._release_layers(snapshot.id)
 
     async def remove(self, key: str) -> None:
-        """Forget a snapshot; what it had goes later. Raises SnapshotError, LocalError."""
+        """Remove a snapshot; its files are removed later. Raises SnapshotError, LocalError."""
         snapshot = await trio.to_thread.run_sync(self.snapshots.remove, key)
         self._release_layers(snapshot.id)
         if snapshot.lazy is not None:
@@ -167,14 +167,14 @@ class Snapshotter:
         return await trio.to_thread.run_sync(self.snapshots.update, key, labels, fieldpaths)
 
     def pages(self, filters: Sequence[str]) -> Iterator[tuple[Snapshot, ...]]:
-        """Blocking, for any thread. See Snapshots."""
+        """See Snapshots. Blocking, for any thread."""
         return self.snapshots.pages(filters)
 
     async def usage(self, key: str) -> Usage:
-        """What a snapshot takes. Raises SnapshotNotFound."""
+        """The disk usage of a snapshot. Raises SnapshotNotFound."""
         snapshot = await trio.to_thread.run_sync(self.snapshots.stat, key)
         if snapshot.lazy is not None:
-            for each in tuple(self._unrecorded.values()):  # what an older one names is counted there
+            for each in tuple(self._unrecorded.values()):  # an object is counted at the oldest snapshot that names it
                 await self._record_objects(each)
             names = await trio.to_thread.run_sync(self.snapshots.first_objects, key)
             return Usage(*await trio.to_thread.run_sync(self._store.usage, names))
@@ -183,23 +183,23 @@ class Snapshotter:
         return Usage(*await trio.to_thread.run_sync(usage, self._folders.fs(snapshot.id)))
 
     async def cleanup(self) -> None:
-        """Remove what belongs to no snapshot, behind the caller's back."""
-        # Directories first: one that comes meanwhile has a row already.
+        """Remove in the background what belongs to no snapshot."""
+        # Directories first: one that is created meanwhile has a row already.
         there = await trio.to_thread.run_sync(self.roots.directories)
         known = await trio.to_thread.run_sync(self.snapshots.ids)
         for number in set(there) - known:
             self._remove_later(number)
-        # Somebody may have held a root when its snapshot was removed.
+        # A root may have been in use when its snapshot was removed.
         self._tasks.start_soon("unmount of layers", trio.to_thread.run_sync, self.roots.unmount_unused_layers)
 
     def _remove_later(self, number: int) -> None:
-        """What a removed snapshot had. What is left where that fails goes with the next cleanup."""
+        """Remove the files of a removed snapshot. If that fails, the next cleanup removes them."""
         self._tasks.start_soon(
             "removal of a snapshot", trio.to_thread.run_sync, self.roots.remove, number, subject=f"number {number}"
         )
 
     async def _commit_lazy(self, claim: Claim, parent: str, labels: Mapping[str, str]) -> str:
-        """Why the layer cannot be lazy. Raises SnapshotExists where it is; SnapshotError for a parent that cannot be one."""
+        """Commit a lazy layer, or return why it cannot be lazy. Raises SnapshotExists if it is lazy; SnapshotError for an invalid parent."""
         name = lazy_name(claim.target, parent)
         with suppress(SnapshotNotFound):
             known = await trio.to_thread.run_sync(self.snapshots.stat, name)
@@ -213,9 +213,9 @@ class Snapshotter:
                 await self._resolver.build([*self._stack(below), resolved.lazy])
             except LazyfsError as error:
                 if isinstance(error, LocalError):
-                    _log.warning("cannot serve layer %s lazily: %s", claim.digest, error)
+                    _log.warning("cannot serve layer %s of %s lazily: %s", claim.digest, claim.reference, error)
                 return f"{claim.digest} cannot be lazy: {error}"
-            except Exception as surprise:  # noqa: BLE001  a defect costs containerd a lazy layer, and not a pull
+            except Exception as surprise:  # noqa: BLE001  a defect must not fail the pull: the layer is unpacked instead
                 cause = self._tasks.failures.record("lazy layer", surprise, claim.digest)
                 return f"{claim.digest} cannot be lazy: lazyfsd failed: {cause!r}"
             reason = ""
@@ -223,7 +223,7 @@ class Snapshotter:
             return reason
         with trio.CancelScope(shield=True):
             marked = {**labels, TARGET: claim.target, REMOTE: REMOTE_VALUE}
-            with suppress(SnapshotExists):  # another Prepare of the same layer was quicker
+            with suppress(SnapshotExists):  # another Prepare of the same layer was first
                 snapshot = await trio.to_thread.run_sync(self.snapshots.commit_lazy, name, parent, marked, resolved.lazy)
                 self._layers.add(resolved.lazy)
                 live = self._layers.pull(resolved.lazy, resolved.layer_index)
@@ -232,14 +232,14 @@ class Snapshotter:
         raise SnapshotExists(f"the layer {claim.target} is lazy, and ready")
 
     async def _record_objects_later(self, snapshot: Snapshot, live: LiveLayer | None = None) -> None:
-        """A pull does not wait for it: whoever asks for the usage before that does."""
+        """Record a layer's objects after the pull. A call of `usage` before that records them itself."""
         self._unrecorded[snapshot.key] = snapshot
         await self._layers.quiet_period.wait()
         if snapshot.key in self._unrecorded:
             await self._record_objects(snapshot, live)
 
     async def _record_objects(self, snapshot: Snapshot, live: LiveLayer | None = None) -> None:
-        """For its usage. Where the layer is on its way to be indexed, from there: a TOC is much to read for that."""
+        """Record a layer's objects, for `usage`; from its index if it is being indexed, because reading the TOC again is expensive."""
         lazy = snapshot.lazy
         assert lazy is not None
         kept = None
@@ -253,23 +253,25 @@ class Snapshotter:
                 names = await trio.to_thread.run_sync(_objects_of, self._store, lazy)
             await trio.to_thread.run_sync(self.snapshots.add_objects, lazy.toc_digest, names)
         except LazyfsError as error:
-            _log.warning("cannot record the disk usage of layer %s: %s", lazy.digest, error)
+            _log.warning("cannot record the disk usage of layer %s of %s: %s", lazy.digest, lazy.reference, error)
         self._unrecorded.pop(snapshot.key, None)
 
     async def _images(self, below: Sequence[Snapshot]) -> tuple[Path, ...]:
-        """The metadata of the committed snapshots `below`, the uppermost first, from the lowest up: EROFS images, and directories that
-        were unpacked. Nothing where none is lazy. Raises LazyfsError: what was lost of the store cannot be had again."""
+        """The metadata of the committed snapshots `below` (uppermost first), the lowest first: EROFS images and unpacked directories.
+
+        Empty if none of them is lazy. Raises LazyfsError if missing documents cannot be fetched again.
+        """
         if all(each.lazy is None for each in below):
             return ()
         return await self._resolver.build(self._stack(below))
 
     async def _mounts_of(self, snapshot: Snapshot, chain: Sequence[Snapshot], images: Sequence[Path]) -> tuple[MountSpec, ...]:
-        """`chain`: itself and what it stands on; `images`: the metadata of that."""
+        """The mounts of `snapshot`. `chain`: itself and its ancestors; `images`: the metadata of the ancestors."""
         if not images:
             lower = [self._folders.fs(each.id) for each in reversed(chain[1:])]
             return overlay_mounts(snapshot, self._folders, lower, index_off=INDEX_OFF)
         if snapshot.kind == "active" and is_extract(snapshot.key):
-            # The unpacker writes into the upper directory, and looks for parents' owners in the lower ones: metadata is all it needs.
+            # The unpacker writes to the upper directory, and reads owners of parents in the lower ones: metadata is enough.
             lower = list(await trio.to_thread.run_sync(self._lower, snapshot.id, images))
             return overlay_mounts(snapshot, self._folders, lower, index_off=INDEX_OFF)
         self._use_layers(snapshot, chain)
@@ -277,7 +279,7 @@ class Snapshotter:
         return bind(root, read_only=snapshot.kind == "view")
 
     def _stack(self, chain: Sequence[Snapshot]) -> list[LazyLayer | Path]:
-        """The layers of a chain of committed snapshots, from the lowest up."""
+        """The layers of a chain of committed snapshots, the lowest first."""
         return [each.lazy or self._folders.fs(each.id) for each in reversed(chain)]
 
     def _lower(self, number: int, images: Sequence[Path]) -> tuple[Path, ...]:
@@ -287,7 +289,7 @@ class Snapshotter:
             raise StoreUnusable(f"a layer's metadata image cannot be mounted: {error}") from error
 
     def _use_layers(self, snapshot: Snapshot, chain: Sequence[Snapshot]) -> None:
-        """The layers of a root live as long as it does."""
+        """Keep the layers of a root live as long as it is mounted."""
         if snapshot.id not in self._used_layers:
             self._used_layers[snapshot.id] = tuple(self._layers.use(each.lazy) for each in chain if each.lazy is not None)
 
@@ -296,13 +298,13 @@ class Snapshotter:
             live.uses.change(-1)
 
     def roots_on(self, layers: set[str]) -> list[Path]:
-        """Where the roots are mounted that are stacked on any of these live layers."""
+        """The mount points of roots that are stacked on any of these live layers."""
         return [
             self._folders.root(number) for number, used in self._used_layers.items() if any(live.name in layers for live in used)
         ]
 
     def _has_directories(self, snapshot: Snapshot) -> bool:
-        """A row is on the disk at once, and a directory with the next commit of the file system's journal."""
+        """False after a power cut: a row is synced at once, a directory with the next commit of the journal."""
         return self._folders.fs(snapshot.id).is_dir() and self._folders.work(snapshot.id).is_dir()
 
     def _make_directories(self, snapshot: Snapshot, below: Sequence[Snapshot], images: Sequence[Path]) -> None:
@@ -310,7 +312,7 @@ class Snapshotter:
         fs = self._folders.fs(snapshot.id)
         try:
             owner, mode = self._root_of(below, images)
-            # They are there where an earlier process died before it could say so.
+            # They exist if an earlier process died before it answered.
             for path in (self._folders.of(snapshot.id), fs, self._folders.work(snapshot.id)):
                 path.mkdir(mode=0o700, exist_ok=True)
             os.chmod(fs, mode)
@@ -319,7 +321,7 @@ class Snapshotter:
             raise StoreUnusable(f"the directories of snapshot {snapshot.key} cannot be made: {error}") from error
 
     def _root_of(self, below: Sequence[Snapshot], images: Sequence[Path]) -> tuple[tuple[int, int], int]:
-        """Owner and mode of the root directory of what a snapshot stands on: a merged root shows those of the upper one."""
+        """Owner and mode of the parent's root directory: a merged root has those of the upper directory."""
         if not below:
             return (0, 0), 0o755
         if below[0].lazy is None:
@@ -340,8 +342,7 @@ class Snapshotter:
             fs = self._folders.fs(snapshot.id)
             if is_extract(snapshot.key):
                 strip(fs)
-                # Once this is answered, containerd takes the layer for whole and looks at none of its files again, whatever a power
-                # cut has left of them.
+                # After this, containerd takes the layer for complete, even if a power cut has lost some of its files.
                 self._store.durability.sync_all()
             inodes, size = usage(fs)
         self.snapshots.commit(snapshot.key, name, labels, inodes, size)
@@ -349,8 +350,8 @@ class Snapshotter:
 
 
 def lazy_name(target: str, parent: str) -> str:
-    """Of a lazy snapshot: containerd finds it by its label and parent. Different images may have the same chain ID on parents that
-    are not the same snapshot: one was unpacked, the other is lazy."""
+    """The name of a lazy snapshot, which containerd finds by its label and parent. The same chain ID may occur on different parents: an
+    unpacked one in one image, a lazy one in another."""
     return f"{target}/{digest_of(parent.encode())[7:23]}"
 
 
@@ -362,5 +363,5 @@ def _objects_of(store: Store, lazy: LazyLayer) -> set[str]:
 
 
 def _names(pieces: Iterable[Piece]) -> set[str]:
-    """Of the objects that they are of."""
+    """The names of the pieces' objects."""
     return {piece.content.name for piece in pieces}

@@ -29,11 +29,11 @@ class InodeWarmUp:
         self._tasks = tasks
         self._limiter = trio.CapacityLimiter(_AT_ONCE)
 
-    def begin(self, names: int) -> None:
-        """Warm up the tree behind the descriptor `names` in a task of its own, which closes the descriptor."""
-        self._tasks.start_soon("inode warm-up", self._warm, names)
+    def begin(self, names: int, directory: str) -> None:
+        """Start to warm up the tree behind the descriptor `names`, which is closed at the end; `directory` is the mount, for the log."""
+        self._tasks.start_soon("inode warm-up", self._warm, names, directory, subject=directory)
 
-    async def _warm(self, names: int) -> None:
+    async def _warm(self, names: int, directory: str) -> None:
         # -I, -S: no site-packages. That halves the time that Python takes to start.
         command = [sys.executable, "-I", "-S", "-B", str(Path(warm_inodes.__file__)), str(names)]
         try:
@@ -41,6 +41,6 @@ class InodeWarmUp:
                 with trio.move_on_after(_DEADLINE):
                     await trio.run_process(command, pass_fds=[names], stdin=subprocess.DEVNULL, check=False)
         except OSError as error:
-            _log.warning("cannot warm up the inodes of a mount: %s", error)
+            _log.warning("cannot warm up the inodes of the mount at %s: %s", directory, error)
         finally:
             os.close(names)

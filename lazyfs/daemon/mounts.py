@@ -1,12 +1,12 @@
-"""The native mounts of one daemon: gone when the kernel says so.
+"""The native mounts of one lazyfsd.
 
-A mount is an overlay that the daemon makes in its own mount namespace. It is not the daemon's to serve: what is here keeps
-working without it. So all that is kept of a mount is its row (state.py), its image while it lives (live/image.py), and a
-watch that tells when the last user of it has gone, whoever unmounted it and however.
+A mount is an overlay that lazyfsd makes in its own mount namespace but does not serve: files that have arrived work without it. So lazyfsd
+keeps only a mount's row (state.py), its image while it is live (live/image.py), and an inotify watch for its unmount, by whatever process
+and means.
 
-The order of a mount: the row, then the overlay, then the mark that it is there. The order of its end: the overlay, then the
-row. A crash in between leaves a row without a mount, which the next start removes, or a mount with a row that says
-`mounting`, which is a mount. mounting.py makes mounts by order, revival.py finds those of an earlier process.
+To mount: first the row, then the overlay, then the mark that it is mounted. To unmount: first the overlay, then the row. A crash in between
+leaves a row without a mount, which the next start removes, or a mount whose row says `mounting`, which counts as a mount. mounting.py
+executes orders, recovery.py finds the mounts of an earlier process.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ _log = logging.getLogger(__name__)
 
 
 class LiveMount(NamedTuple):
-    """A mount, while the kernel has it."""
+    """A mount that the kernel still has."""
 
     row: Row
     image: str
     is_untracked: bool
-    """Detached before this process began: it may be in use, and nothing tells when it ends but the end of the gate."""
+    """Detached before this process started: it may be in use, and only the end of the gate shows that it is not."""
     ended: trio.Event
     live: LiveImage | None = None
-    """Its image, which counts it; None until that has come to life again."""
+    """Its image, which it uses; None until the image is live again."""
 
 
 class Mounts:
-    """All native mounts. Not for threads, except where it says so."""
+    """All native mounts. Not thread-safe."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Mounts:
         warm_up: InodeWarmUp,
         lifetime: Lifetime,
     ) -> None:
-        """`lifetime` counts those whose end will be heard of."""
+        """`lifetime` counts the mounts whose unmount will be seen."""
         self._state = state
         self._catalog = catalog
         self._images = images
@@ -71,14 +71,14 @@ class Mounts:
         self._lifetime = lifetime
         self._overlays = overlays
         self._watches: dict[int, int] = {}
-        """Number of a watch: number of a mount."""
-        # One mount(2) at a time: they share the mount points of layers.
+        """Maps the number of a watch to that of a mount."""
+        # One at a time: overlays share the mounts of layers.
         self._mounting = trio.Lock()
         self.live: dict[int, LiveMount] = {}
 
     @property
     def is_used(self) -> bool:
-        """Whether a mount lives whose end will be heard of."""
+        """Whether there is a mount whose unmount will be seen."""
         return any(not mount.is_untracked for mount in self.live.values())
 
     async def make(self, mount: MountRecord, live: LiveImage) -> Row:
@@ -87,7 +87,7 @@ class Mounts:
         Cancelled while the overlay is made, it is made all the same.
         """
         images = await trio.to_thread.run_sync(self._overlays.metadata, live.layers)
-        # From here to the mark there is no way back half-done: cancelled, it is finished, and then taken away by who ordered it.
+        # Not to be interrupted between row and mark: a cancelled caller unmounts it afterwards.
         with trio.CancelScope(shield=True):
             async with self._mounting:
                 row = await trio.to_thread.run_sync(self._state.add, mount)
@@ -96,9 +96,9 @@ class Mounts:
                 except BaseException:
                     await self.forget([row.number])
                     raise
-                # What is thrown away runs one command, which is waited for: nobody walks there at leisure.
+                # A volatile mount runs one command that somebody waits for: the warm-up would slow it down.
                 if new and not mount.volatile:
-                    await self._begin_warm_up(images)
+                    await self._begin_warm_up(images, mount.directory)
             if mount.record:
                 self._recordings.begin(row.number, Path(mount.record), live.image, live.layers)
             self._begin(LiveMount(row, live.image.name, False, trio.Event(), live))
@@ -106,16 +106,16 @@ class Mounts:
             await self.watch_for_unmount(row)
         return row
 
-    async def _begin_warm_up(self, images: tuple[Path, ...]) -> None:
+    async def _begin_warm_up(self, images: tuple[Path, ...], directory: str) -> None:
         try:
-            self._warm_up.begin(await trio.to_thread.run_sync(self._overlays.open_metadata, images))
+            self._warm_up.begin(await trio.to_thread.run_sync(self._overlays.open_metadata, images), directory)
         except OSError as error:
-            _log.warning("cannot warm up the inodes of a mount: %s", error)
+            _log.warning("cannot warm up the inodes of the mount at %s: %s", directory, error)
 
     async def remount(self, row: Row, live: LiveImage) -> str:
-        """Make a mount whose gate is dead once more, at its place. The answer is empty, or says why it stays as it was.
+        """Replace a mount whose gate is dead by a new one. Returns why that is not possible; empty if it was done.
 
-        Raises LazyfsError: it cannot be made, or is gone; MountFailed then, and nothing is left.
+        Raises LazyfsError if the new mount cannot be made; MountFailed if the old one is gone: then nothing is mounted.
         """
         images = await trio.to_thread.run_sync(self._overlays.metadata, live.layers)
         async with self._mounting:
@@ -129,7 +129,7 @@ class Mounts:
         return ""
 
     def adopt(self, row: Row, *, attached: bool) -> None:
-        """A mount of an earlier process, which is there or may be in use; its image comes to life later."""
+        """Take over a mount of an earlier process, which is `attached` or may still be in use. Its image becomes live later."""
         self._catalog.expect(row.mount.image)
         self._begin(LiveMount(row, row.mount.image, not attached, trio.Event()))
 
@@ -139,7 +139,7 @@ class Mounts:
             self._lifetime.uses.change(+1)
 
     def set_image(self, number: int, live: LiveImage) -> None:
-        """The image of a found mount lives, and is counted as used by it; by nobody, where the mount has ended meanwhile."""
+        """Give an adopted mount its live image; the image is released if the mount is gone."""
         mount = self.live.get(number)
         if mount is None:
             live.leave()
@@ -147,12 +147,11 @@ class Mounts:
             self.live[number] = mount._replace(live=live)
 
     async def unmount(self, directory: str, *, lazy: bool) -> None:
-        """Unmount what is at `directory`. Raises MountFailed."""
+        """Unmount the mount at `directory`. Raises MountFailed."""
         await trio.to_thread.run_sync(partial(self._overlays.unmount, Path(directory), lazy=lazy))
 
     async def handle_unmounts(self, tasks: Supervisor) -> None:
-        """Until cancelled: hear of mounts that have ended, and clear up behind them. One that fails is not a reason to leave out the next,
-        which is reported only once."""
+        """Wait for unmounts and clean up, until cancelled. A failure does not skip the next one: each is reported only once."""
         while True:
             await trio.lowlevel.wait_readable(self._unmount_events)
             for watch in self._unmount_events.ended():
@@ -161,12 +160,12 @@ class Mounts:
                     await tasks.attempt("end of a mount", self.end, number, subject=f"number {number}")
 
     async def watch_for_unmount(self, row: Row) -> None:
-        """Hear of the end of a mount that is there, or was a moment ago."""
+        """Watch for the unmount of a mount that exists, or existed a moment ago."""
         try:
             self._watches[await trio.to_thread.run_sync(self._unmount_events.add, row.mount.directory)] = row.number
         except OSError as error:
             _log.warning("cannot watch %s for unmount: %s", row.mount.directory, error)
-        # Where it has ended before it was listened to, what is watched is something else.
+        # If it was unmounted before the watch was added, the watch is on another file system.
         try:
             is_there = any(
                 str(mounted.path) == row.mount.directory for mounted in await trio.to_thread.run_sync(self._overlays.mounted)
@@ -178,7 +177,7 @@ class Mounts:
             await self.end(row.number)
 
     async def end(self, number: int) -> None:
-        """A mount is gone: so is what there was for it. Cancelled, it is finished."""
+        """Clean up after a mount that is gone. Cancelled: it is completed first."""
         mount = self.live.pop(number, None)
         if mount is None:
             return
@@ -191,7 +190,7 @@ class Mounts:
                 mount.ended.set()
                 self._lifetime.last_was_volatile = mount.row.mount.volatile
                 if not mount.is_untracked:
-                    self._lifetime.uses.change(-1)  # last: all of this is to be over before the daemon ends
+                    self._lifetime.uses.change(-1)  # last: lazyfsd must not exit before this is done
 
     async def _clean_up(self, mount: LiveMount) -> None:
         number = mount.row.number
@@ -200,17 +199,17 @@ class Mounts:
         if mount.live is not None:
             mount.live.leave()
         elif mount.image not in self._images.live and all(mount.image != other.image for other in self.live.values()):
-            self._catalog.remove(mount.image)  # it was expected
+            self._catalog.remove(mount.image)  # it was expected, but never live
         await trio.to_thread.run_sync(self._overlays.clean_up, mount.row)
         await self.unmount_unused_layers()
 
     async def unmount_unused_layers(self) -> None:
-        """Unmount the EROFS images that no overlay is stacked on any more."""
+        """Unmount the EROFS images that no overlay is stacked on."""
         async with self._mounting:
             await trio.to_thread.run_sync(self._overlays.unmount_unused_layers)
 
     async def mark(self, number: int, phase: Phase, trouble: str = "") -> None:
-        """A mount has come so far, or does not work, for that reason."""
+        """Save a mount's phase, and why it does not work."""
         with _log_state_errors([number]):
             await trio.to_thread.run_sync(self._state.mark, number, phase, trouble)
         mount = self.live.get(number)
@@ -219,21 +218,20 @@ class Mounts:
             self.live[number] = mount._replace(row=row)
 
     async def trouble(self, number: int, trouble: str) -> None:
-        """Why a mount does not work, or nothing where it does."""
+        """Save why a mount does not work; empty if it does."""
         mount = self.live.get(number)
         if mount is not None:
             await self.mark(number, mount.row.phase, trouble)
 
     async def forget(self, numbers: list[int]) -> None:
-        """Rows without a mount."""
+        """Remove rows without a mount."""
         with _log_state_errors(numbers):
             await trio.to_thread.run_sync(self._state.remove, numbers)
 
 
 @contextmanager
 def _log_state_errors(numbers: Iterable[int]) -> Iterator[None]:
-    """A row that cannot be changed, because the disk is full: a leftover, or one that says less than is true. The next start sees
-    what is mounted."""
+    """Log errors of a change of these rows, such as a full disk. A wrong row does no harm: the next start sees what is mounted."""
     try:
         yield
     except LocalError as error:

@@ -179,12 +179,12 @@ class ScriptedImages:
 
 
 class ScriptedWarmUp(InodeWarmUp):
-    """First warm_up that are only counted."""
+    """Warm-ups that are only counted."""
 
     def __init__(self) -> None:
         self.begun = 0
 
-    def begin(self, names: int) -> None:
+    def begin(self, names: int, directory: str) -> None:
         self.begun += 1
 
 

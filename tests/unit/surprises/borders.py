@@ -191,7 +191,7 @@ async def warmed_up(scene: Scene) -> None:
     async with scene.tasks() as tasks:
         warm_up = InodeWarmUp(tasks)
         for _ in range(2):
-            warm_up.begin(os.open(scene.folder, os.O_RDONLY | os.O_DIRECTORY))
+            warm_up.begin(os.open(scene.folder, os.O_RDONLY | os.O_DIRECTORY), "/mnt")
         await scene.until_failed("inode warm-up")
         await until(lambda: looked_at and not warm_up._limiter.borrowed_tokens)
 
