@@ -1,4 +1,4 @@
-"""Programs as a user runs them: in processes of their own, with a deadline, and with what they said where they failed."""
+"""Runs programs as a user does: in a process, with a deadline, and with their output in the error if they fail."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Lazyfs:
         self.store, self._home, self._mounts = folder / "store", folder / "home", folder / "mounts"
         for path in (self._home, self._mounts):
             path.mkdir(parents=True, exist_ok=True)
-        # Neither the user's credentials nor a proxy: tests speak to loopback, and mean to.
-        # And Python as it is by itself: a user's output is buffered.
+        # Neither the user's credentials nor a proxy: tests access only loopback.
+        # And Python's default buffering, as for users.
         kept = {name: value for name, value in os.environ.items() if name.lower() not in PROXIES and name != "PYTHONUNBUFFERED"}
         self.environment = kept | {"HOME": str(self._home), "XDG_CACHE_HOME": str(self._home / "cache")}
 
@@ -52,12 +52,12 @@ class Lazyfs:
         return done
 
     def json(self, *arguments: str | Path, **more: Any) -> Any:
-        """Run with --json; what it prints."""
+        """Run with --json; returns what it prints."""
         return json.loads(self.run(*arguments, "--json", **more).stdout)
 
     @contextmanager
     def mounted(self, image: str, *options: str | Path, mode: str = "portable") -> Iterator[Path]:
-        """Mount over the own store, in a folder made for it; unmounted at the end."""
+        """Mount with this store, in a new folder; unmounted at the end."""
         directory = self._mounts / str(len(list(self._mounts.iterdir())))
         directory.mkdir()
         self.run("mount", image, directory, "--store", self.store, "--mode", mode, *options)
@@ -68,7 +68,7 @@ class Lazyfs:
                 self.run("umount", directory)
 
     def close(self) -> None:
-        """Leave no mount behind, whatever a failed test left."""
+        """Unmount everything that a failed test left."""
         for directory in self._mounts.iterdir():
             if directory.is_mount():
                 run(sys.executable, "-m", "lazyfs", "umount", "--lazy", directory, code=None, timeout=30)

@@ -1,6 +1,6 @@
-"""What all tests share: trio for `async def` tests, a watch over the log, markers for what a machine may lack, real images.
+"""What all tests share: trio for `async def` tests, checks of the log, skips for what a machine lacks, real images.
 
-Own hooks stand in for pytest-trio, which has not been released since 2022 and knows less than these few lines need.
+These hooks replace pytest-trio, which has had no release since 2022 and lacks what is needed here.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from tests.workers import Workers, once, own_folder, pytest_xdist_auto_num_worke
 
 __all__ = ["pytest_xdist_auto_num_workers"]
 
-# No deadline: how long an example takes says more about the machine's other work than about the code.
+# No deadline: the time for an example depends on the load of the machine.
 hypothesis.settings.register_profile("lazyfs", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("lazyfs")
 
 _LONGEST_ID = 16
-"""Bytes of a parameter that a test is named by."""
+"""Longest bytes parameter in a test's name."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let the workers of a run share what is made once."""
+    """Let the workers of a run share what is made only once."""
     config.pluginmanager.register(Workers(config), Workers.__name__)
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
-    """Do not name a test by a long run of bytes: nobody reads it, and the time in a gzip header differs from worker to worker."""
+    """Do not name a test by a long run of bytes: it is unreadable, and the time in a gzip header differs from worker to worker."""
     return argname if isinstance(val, bytes) and len(val) > _LONGEST_ID else None
 
 
@@ -65,7 +65,7 @@ def autojump_clock() -> trio.testing.MockClock:
 
 
 class LogWatch(logging.Handler):
-    """Collects what is logged at WARNING and above; a test that did not expect it fails, and so does one that expected in vain."""
+    """Collects what is logged at WARNING and above; an unexpected line fails the test, and so does an expected one that is missing."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -76,11 +76,11 @@ class LogWatch(logging.Handler):
         self._seen.append(f"{record.levelname} {record.name}: {record.getMessage()}")
 
     def __call__(self, pattern: str) -> None:
-        """Expect at least one line that `pattern` is found in."""
+        """Expect at least one line that matches `pattern`."""
         self._expected.append(re.compile(pattern))
 
     def check(self) -> None:
-        """Raise AssertionError unless what was logged is what was expected."""
+        """Raise AssertionError unless the log is as expected."""
         surprising = [line for line in self._seen if not any(pattern.search(line) for pattern in self._expected)]
         assert not surprising, "logged without `expect_log`:\n" + "\n".join(surprising)
         missing = [pattern.pattern for pattern in self._expected if not any(pattern.search(line) for line in self._seen)]
@@ -89,7 +89,7 @@ class LogWatch(logging.Handler):
 
 @pytest.fixture(autouse=True)
 def expect_log() -> Iterator[LogWatch]:
-    """Call it with a regular expression that a warning or an error of this test will match."""
+    """Call it with a regular expression for a warning or error that this test expects."""
     watch = LogWatch()
     logging.getLogger().addHandler(watch)
     yield watch
@@ -98,7 +98,7 @@ def expect_log() -> Iterator[LogWatch]:
 
 
 def lacks(*programs: str) -> str:
-    """What to say where one of these programs is not installed."""
+    """The reason to skip if one of these programs is not installed."""
     missing = [program for program in programs if shutil.which(program) is None]
     return f"not installed: {', '.join(missing)} (.ci/setup test does it)" if missing else ""
 
@@ -126,7 +126,7 @@ LACKS: dict[str, Callable[[], str]] = {
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what this machine cannot run, and say why. CI, as root, can run everything: there it fails."""
+    """Skip tests that this machine cannot run, with the reason. CI runs everything, as root: there they fail."""
     for reason in (lack() for name, lack in LACKS.items() if item.get_closest_marker(name)):
         if reason and os.environ.get("CI") == "true" and os.geteuid() == 0:
             pytest.fail(f"CI has to run this test: {reason}", pytrace=False)
@@ -136,7 +136,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session")
 def run_folder(pytestconfig: pytest.Config) -> Path:
-    """One for all workers, on a disk, gone when the run is: for what is made once."""
+    """A folder shared by all workers, on a disk and removed after the run, for what is made only once."""
     workers = pytestconfig.pluginmanager.get_plugin(Workers.__name__)
     assert isinstance(workers, Workers)
     return workers.folder
@@ -144,7 +144,7 @@ def run_folder(pytestconfig: pytest.Config) -> Path:
 
 @pytest.fixture(scope="session")
 def session_folder(run_folder: Path) -> Iterator[Path]:
-    """This worker's own, for what is large: on a disk, and gone when the session is, unlike pytest's own folders."""
+    """This worker's folder for large files: on a disk and removed after the session, unlike pytest's own."""
     with own_folder(run_folder) as folder:
         yield folder
 
@@ -158,7 +158,7 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
 
 @pytest.fixture(scope="session")
 def shared_registry(session_folder: Path, run_folder: Path) -> Iterator[Registry]:
-    """One registry a worker, over a storage that all workers share: what tests put there stays, under names of their own."""
+    """One registry per worker, over storage that all workers share: what tests push stays, under their own names."""
     with Registry(session_folder / "registry", storage=run_folder / "storage") as running:
         yield running
 

@@ -36,7 +36,7 @@ EXPORTS = """  [proxy_plugins.{name}.exports]
     snapshotter = "{name}"
     differ = "walking"
 """
-"""From 2.1 on `ctr images pull` is served by containerd itself, and needs to be told."""
+"""From 2.1 on containerd itself serves `ctr images pull`, and needs configuration for it."""
 CRI_PLUGINS = {
     1: '"io.containerd.grpc.v1.cri"',
     2: '"io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri"',
@@ -195,7 +195,7 @@ class Containerd:
             self.ctr("leases", "rm", "--sync", lease)
 
     def collect(self) -> None:
-        """Have it take away what nobody needs any more, as the snapshot of a container that was removed: by itself it does now and then."""
+        """Run containerd's garbage collection now, which removes for example the snapshot of a removed container. On its own it runs now and then."""
         self.ctr("leases", "create", "--id", "collect")
         self.ctr("leases", "rm", "--sync", "collect")
 
@@ -216,7 +216,7 @@ class Containerd:
 
     @contextmanager
     def shown(self, snapshotter: str, folder: Path, parent: str = "") -> Iterator[Path]:
-        """What a new snapshot on `parent` shows, or on the only image. (A view of ctr's is nobody's, and may be collected.)"""
+        """What a new snapshot on `parent` shows, or on the only image. (A view made by ctr is not referenced and may be garbage collected.)"""
         folder.mkdir()
         self.ctr("snapshots", "--snapshotter", snapshotter, "prepare", "look", parent or self.top(snapshotter))
         output = self.ctr("snapshots", "--snapshotter", snapshotter, "mounts", str(folder), "look").stdout.decode()

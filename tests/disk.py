@@ -1,6 +1,6 @@
 """A disk whose power can be cut: an ext4 file system in a file. What is on the disk at one moment is a copy of that file.
 
-Bytes that nobody has synced are not on it, and names only once the journal has committed: `commit_names` makes it do so, as any fsync on
+Bytes that were not synced are not on it, and names only once the journal has committed: `commit_names` makes it do so, as any fsync on
 the file system would.
 """
 

@@ -1,6 +1,6 @@
 """Processes that touch files and are killed while they do: `python -m tests.killed_callers ROOT COUNT SEED [NAME ...]`.
 
-COUNT callers, some at a time, each opens and reads a file at ROOT that nobody has read before: the next of the names, or one of the
+COUNT callers, some at a time, each opens and reads a file at ROOT that has not been read before: the next of the names, or one of the
 toy gate's (tests/toy_gate.py); a caller is killed at a random moment. It ends when all of them have.
 """
 

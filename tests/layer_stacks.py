@@ -1,4 +1,4 @@
-"""Stacks of layers, as tars, that whoever merges layers must merge as umoci does on a disk: one row a rule.
+"""Stacks of layers, as tars, with which every merge of layers must give what umoci unpacks: one row per rule.
 
 Each row's layers lie in a folder of the row's name, and all rows together are one image, so that umoci unpacks once. A member is written
 by what is given the folder's path: symbolic links that begin with `/`, and hard links, lead into the folder as well.

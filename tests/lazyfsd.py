@@ -1,6 +1,6 @@
 """The lazyfsd of a store, as a test handles it: found, killed, stopped; and what stands between it and the kernel.
 
-A test must not touch a mount itself while nobody serves it: readers.py's processes do.
+A test process never accesses a mount that may not be served: the processes of readers.py do.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def object_name(data: bytes) -> str:
 
 
 class Lazyfsd:
-    """Keeper and daemon of `store`, which run. Looked up anew at each question: it may have been killed."""
+    """Keeper and daemon of `store`, which run. Looked up on every access: the daemon may have been killed."""
 
     def __init__(self, store: Path) -> None:
         self.store = store
 
     def status(self, directory: Path | None = None) -> list[dict[str, Any]]:
-        """What it tells of one mount, or of all. Waits while it is being started again."""
+        """The status of one mount, or of all. Waits while lazyfsd is being restarted."""
         *_, answer = Client(self.store).call(StatusOrder(str(directory or "")), start=False)
         mounts: list[dict[str, Any]] = msgspec.to_builtins(answer)["mounts"]
         return mounts
@@ -79,7 +79,7 @@ class Lazyfsd:
         return waiting
 
     def waiting(self) -> int:
-        """Requests of the gate that nobody has answered yet."""
+        """Unanswered requests of the gate."""
         return requests_waiting(self.store)
 
     def abort(self) -> None:
@@ -110,7 +110,7 @@ class Lazyfsd:
 
 
 def requests_waiting(store: Path) -> int:
-    """Requests of a store's gate that nobody has answered yet."""
+    """Unanswered requests of a store's gate."""
     return int((_connection(store) / "waiting").read_text())
 
 
@@ -118,7 +118,7 @@ def _connection(store: Path) -> Path:
     gate = mounted_at(store / "gate")
     assert gate is not None
     path = Path(f"/sys/fs/fuse/connections/{os.minor(gate.number)}")
-    if not path.exists():  # where systemd does not mount it, nobody does
+    if not path.exists():  # only systemd mounts it
         run("mount", "-t", "fusectl", "fusectl", "/sys/fs/fuse/connections")
     return path
 

@@ -1,4 +1,4 @@
-"""A registry that a test holds in its hand: it serves an OCI layout over HTTP on loopback, and lies when it is told to.
+"""A registry under a test's control: it serves an OCI layout over HTTP on loopback, and lies on demand.
 
 It lives in a thread of its own, so that what is tested may be a whole command, in this process or in another.
 """
@@ -89,7 +89,7 @@ class LyingRegistry(Hosted):
         return total
 
     def recover(self) -> None:
-        """Be honest again, as one that was started anew: whoever waits for an answer is hung up on."""
+        """Stop lying, as after a restart: connections that wait for a response are closed."""
         self.lie = None
         self._token.run_sync_soon(self._hang_up)
 

@@ -28,14 +28,14 @@ PATIENCE_S = 60
 NAME = "lazyfs"
 """What containerd calls it in these tests: nothing depends on it."""
 CONTAINERD = "containerd"
-"""What it calls containerd, unless it is told."""
+"""The default name of its containerd."""
 
 
 class Plugin:
     """A lazyfsd with a socket for each containerd that it serves. `folder` is on a disk, and its path is short."""
 
     def __init__(self, folder: Path, *names: str, background: bool = True) -> None:
-        """`names`: what it calls its containerds. Without `background` it fetches nothing that nobody has asked for."""
+        """`names`: what it calls its containerds. Without `background` it fetches only what is requested."""
         self.folder = folder
         self._background = background
         self.store, self.home, self.log = folder / "store", folder / "home", folder / "log"
@@ -112,7 +112,7 @@ class Plugin:
             return {snapshot.key: snapshot for page in snapshots.pages() for snapshot in page}
 
     def status(self) -> dict[str, Any]:
-        """What `lazyfs status` tells of it; its exit code is also about mounts that others have on this machine."""
+        """Its status from `lazyfs status`, whose exit code also depends on other mounts on this machine."""
         output = run(sys.executable, "-m", "lazyfs", "status", "--json", "--store", self.store, code=None).stdout
         service: dict[str, Any] = json.loads(output.splitlines()[-1])
         return service

@@ -49,14 +49,14 @@ DOCKER_FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
 
 
 class Row(NamedTuple):
-    """One quirk, made anew for each client."""
+    """One quirk, created for each client."""
 
     name: str
     quirk: Callable[[], Quirk]
     refused_by: str = ""
     """`skopeo`, `containerd` or `both`; `?` where that depends on the moment."""
     required: bool = False
-    """lazyfs gets through, whoever does not."""
+    """lazyfs succeeds, whether or not other clients do."""
     blobs: bool = False
     """It concerns blobs: a mount of the unconverted image is tried as well."""
     large: bool = False

@@ -197,7 +197,7 @@ def moves_to_itself(kind: Kind) -> Callable[[], Quirk]:
 
 
 def elsewhere_without_authorization(status: int) -> Callable[[], Quirk]:
-    """Blobs are with somebody who refuses whoever shows a token, as S3 does, and does not know ours."""
+    """Blobs are on a host that refuses requests with a token, as S3 does, and does not know the registry's."""
 
     def quirk(request: Request, response: Response) -> Response:
         if request.kind != "blob":
@@ -229,7 +229,7 @@ def logged_in(kind: Kind, spelled: str) -> Callable[[], Quirk]:
 
 
 def foreign(media_type: str, *urls: str, status: int = 404, is_here: bool = False) -> Callable[[], Quirk]:
-    """The layers are at `urls`, with a host that refuses whoever shows a token; the registry answers `status` for them (`is_here`: has them)."""
+    """The layers are at `urls`, on a host that refuses requests with a token; the registry answers `status` for them (`is_here`: has them)."""
     there = "/there/blobs/"
 
     def make() -> Quirk:
@@ -266,7 +266,7 @@ def foreign(media_type: str, *urls: str, status: int = 404, is_here: bool = Fals
 
 
 def cookies(request: Request, response: Response) -> Response:
-    """Cookies are set, and whoever sends one back is taken for a browser."""
+    """Cookies are set, and a client that sends one back is treated as a browser."""
     if "cookie" in request.headers:
         return Response(403, {}, b'{"errors": [{"code": "DENIED", "message": "CSRF token invalid"}]}')
     return dataclasses.replace(response, headers={**response.headers, "Set-Cookie": "sid=1; Path=/; HttpOnly"})

@@ -145,7 +145,7 @@ class QuirkyRegistry(ThreadingHTTPServer):
         return self.granted(request)
 
     def granted(self, request: Request) -> Response:
-        """What whoever has a token is answered."""
+        """The response to a request with a token."""
         if request.kind == "ping":
             return Response(200, {"Docker-Distribution-API-Version": "registry/2.0"}, b"{}")
         if request.kind == "upload":

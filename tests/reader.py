@@ -49,7 +49,7 @@ def read(path: str, expected: bytes) -> bool | None:
     except OSError as error:
         return None if error.errno in AWAY else False
     finally:
-        with suppress(OSError):  # the kernel tells the file system of a close, too
+        with suppress(OSError):  # the kernel informs the file system of a close, too
             os.close(descriptor)
     return offset == len(expected)
 

@@ -1,4 +1,4 @@
-"""Processes that read mounts for a test, which must not touch one that nobody may serve. Each is a tests/reader.py."""
+"""Processes that read mounts for a test, which never accesses a mount that may not be served itself. Each is a tests/reader.py."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Lab:
 
     @contextmanager
     def lazy_layer(self, tree: Path) -> Iterator[str]:
-        """The key of a lazy layer that holds `tree`; whoever reads it inside the block finds a registry."""
+        """The key of a lazy layer that holds `tree`; inside the block its registry is running."""
         folder = self.folder / f"image-{tree.name}"
         with served(tree, folder) as labels:
             with refused(grpc.StatusCode.ALREADY_EXISTS):

@@ -22,7 +22,7 @@ _KINDS = {messages.VIEW: "view", messages.ACTIVE: "active", messages.COMMITTED: 
 
 
 class Mount(NamedTuple):
-    """What containerd is told to mount."""
+    """The mount that containerd is to make."""
 
     type: str
     source: str

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 TOP_LEVEL = {"pyproject.toml", "lazyfs", "converter", "bench", "tests", "systemd", "README.md", "LICENSE", "CHANGELOG.md", ".ci"}
 MAX_LINES = 400
 GENERATED = ("_pb2.py", "_pb2_grpc.py")
-"""How the files of .ci/generate end: nobody reads them, who wants to know reads the .proto."""
+"""The suffixes of files made by .ci/generate, which are not read: the .proto is."""
 DISPATCH = "cli"
 """The one room of lazyfs that may import converter, in one line."""
 

@@ -29,7 +29,7 @@ def check(path: Path) -> None:
         except OSError as error:
             got.append(error)
 
-    # Nothing else ends the wait for a gate that nobody serves; the connection's end frees the thread.
+    # Nothing else ends the wait for an unserved gate; the end of the connection frees the thread.
     thread = threading.Thread(target=read, daemon=True)
     thread.start()
     thread.join(PATIENCE_S)
@@ -111,7 +111,7 @@ class ToyDaemon:
 
 
 def _processes_of(state: Path) -> list[int]:
-    """Those that serve a state directory, told by their command line."""
+    """The processes that serve a state directory, found by their command line."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:

@@ -66,7 +66,7 @@ class Converted(NamedTuple):
 
     @property
     def entries(self) -> tuple[Entry, ...]:
-        """What the TOC tells."""
+        """The entries of the TOC."""
         return parse_toc(self.toc, self.toc_offset, "layer")
 
 

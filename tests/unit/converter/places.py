@@ -28,7 +28,7 @@ ARM64 = {"os": "linux", "architecture": "arm64"}
 
 
 class Place:
-    """Blobs and documents by digest, documents by tag; `done` tells what was written, in order."""
+    """Blobs and documents by digest, documents by tag; `done` lists what was written, in order."""
 
     def __init__(self, name: str = "memory:place") -> None:
         self.name = self.authority = name

@@ -126,7 +126,7 @@ def test_a_destination_has_no_digest(source: str) -> None:
 
 
 def test_errors_come_out_alone(tmp_path: Path) -> None:
-    """Not in a group, whatever tasks there were: the caller tells them in words."""
+    """Not in a group, whatever the tasks: the caller shows the message."""
     with pytest.raises(NotFound, match="not an OCI layout"):
         main([f"oci:{tmp_path}/missing", f"oci:{tmp_path}/out"])
     place = Place()

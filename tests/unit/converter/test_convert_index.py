@@ -146,7 +146,7 @@ async def test_one_image_out_of_nested_indexes() -> None:
 
 
 async def test_indexes_too_deep_are_refused() -> None:
-    """A bound, so that nobody follows a chain of documents for ever."""
+    """A bound against endless chains of documents."""
     source = Place()
     index = source.add_index({**source.add_image(TAR), "platform": AMD64})
     for _ in range(MAX_DEPTH):

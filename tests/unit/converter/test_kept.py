@@ -57,7 +57,7 @@ def kept(blob: bytes, toc_digest: str | None, style: Style = STYLE, prioritized:
 
 
 def test_our_own_layer_is_kept() -> None:
-    """With the same options; and it is told how many chunks there are."""
+    """With the same options; and the number of chunks is reported."""
     converted = convert_tar(tar_of(FILES), style=STYLE)
     assert kept(converted.blob, converted.layer.toc_digest) == 5
     again = convert_tar(tar_of(FILES), style=STYLE, prioritized=[b"l"])
@@ -72,7 +72,7 @@ def test_other_options_want_another_layer(style: Style, prioritized: tuple[bytes
 
 
 def test_an_ordinary_layer_is_not_kept() -> None:
-    """Nor one whose TOC nothing vouches for, nor one that the manifest vouches wrongly for."""
+    """Nor one without a TOC digest in the manifest, nor one with a wrong digest there."""
     converted = convert_tar(tar_of(FILES), style=STYLE)
     assert kept(gzip.compress(tar_of(FILES)), None) is None
     assert kept(gzip.compress(converted.tar), converted.layer.toc_digest) is None

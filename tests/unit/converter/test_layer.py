@@ -144,7 +144,7 @@ def test_a_bad_read_leaves_no_thread_behind() -> None:
 
 
 def test_progress_may_end_the_writing() -> None:
-    """That is how a thread learns that nobody waits for it any more."""
+    """So a thread learns that its caller was cancelled."""
 
     class GiveUpError(Exception):
         pass

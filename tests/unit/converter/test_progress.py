@@ -22,7 +22,7 @@ def test_nothing_is_shown_and_nothing_imported_without_a_terminal() -> None:
 
 
 def test_a_layer_has_one_bar_for_all_it_goes_through(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bar begins anew with each phase, and its words say which."""
+    """The bar restarts with each phase, and its text names the phase."""
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.setenv("COLUMNS", "120")
     with Progress(True) as progress:

@@ -55,7 +55,7 @@ def described(digest: Digest, media_type: str = OCI_LAYER_GZIP, **more: Any) -> 
 
 
 def test_the_config_keeps_all_but_diff_ids() -> None:
-    """History, fields that nobody knows, their order."""
+    """History, unknown fields, their order."""
     old = {
         "os": "linux",
         "rootfs": {"type": "layers", "diff_ids": [A, B]},

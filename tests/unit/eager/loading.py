@@ -35,7 +35,7 @@ APP: list[Item] = [
 
 
 class Reports(list[Note | Progress]):
-    """What was told of the progress."""
+    """The progress reports."""
 
     async def __call__(self, report: Note | Progress) -> None:
         self.append(report)

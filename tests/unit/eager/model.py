@@ -1,4 +1,4 @@
-"""What umoci makes of layers, told as simply as possible: the model that conversions are held against."""
+"""What umoci makes of layers, as simply as possible: the model that conversions are compared with."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ async def test_what_is_ahead_of_the_reader_is_bounded() -> None:
 
 
 async def test_range_that_breaks_off_is_an_error_after_what_came() -> None:
-    """The source has tried again already (registry/body.py): whoever reads gets what is there, and then the error."""
+    """The source has tried again already (registry/body.py): the reader gets what arrived, and then the error."""
     source = ScriptedSource(DATA)
     async with trio.open_nursery() as nursery:
         reader = BlobReader(source, BLOB, nursery)

@@ -34,7 +34,7 @@ STEP = 1000
 
 
 class Source(ScriptedSource):
-    """Sends no byte from `end` on, until it is told to, and breaks off there where it is told to."""
+    """Stops at byte `end` and sets `stands`, or breaks off there if `breaks`."""
 
     def __init__(self, data: bytes = DATA) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ async def fetch(source: Source, store: Store, whole: Whole = WHOLE, received: Ca
 
 
 def kept(store: Store) -> int | None:
-    """How much of the blob is here; None: there is no file."""
+    """How much of the blob is in the store; None if there is no file."""
     sign = store.partial_blobs.last_touched(BLOB.digest)
     return sign[1] if sign is not None else None
 
@@ -125,7 +125,7 @@ async def test_next_attempt_asks_for_the_rest(at: int, store: Store) -> None:
 
 
 async def test_source_that_breaks_off_costs_nothing(store: Store) -> None:
-    """Its error is told, and what has come is kept."""
+    """Its error is raised, and what arrived is kept."""
     source = Source()
     source.end, source.breaks = 100_000, True
     with pytest.raises(Unreachable):
@@ -154,7 +154,7 @@ async def test_registries_that_stand_still_take_nobodys_thread(store: Store, mon
 
 
 async def test_damaged_part_is_fetched_again(store: Store, expect_log: LogWatch) -> None:
-    """Once, and from the first byte: nobody knows where it is wrong. The inflater may be the first to notice."""
+    """Once, and from the first byte: where it is wrong is unknown. The inflater may be the first to notice."""
     expect_log("fetching it once more")
     for damage in (bytes(50_000), DATA[:49_999] + b"!"):
         with store.partial_blobs.open(BLOB.digest, len(DATA)) as part:
@@ -166,7 +166,7 @@ async def test_damaged_part_is_fetched_again(store: Store, expect_log: LogWatch)
 
 
 async def test_wrong_bytes_once(store: Store, expect_log: LogWatch) -> None:
-    """They are not believed, and whoever brought them is not asked again; the right ones are."""
+    """They are refused and their source is distrusted; the right bytes are fetched."""
     expect_log("hashes to .*fetching it once more")
     source = Source(DATA[:-1] + bytes([DATA[-1] ^ 1]))
 
@@ -190,7 +190,7 @@ async def test_wrong_bytes_for_ever(store: Store, expect_log: LogWatch) -> None:
 
 
 async def test_image_that_is_wrong_is_fetched_once(store: Store) -> None:
-    """The blob is the manifest's, and the diff ID another one's: to fetch it again would bring the same."""
+    """The blob is the manifest's, and the diff ID another one's: fetching it again would give the same."""
     source = Source()
     with pytest.raises(DigestMismatch, match="diff ID"):
         await fetch(source, store, Whole("it is", digest_of(b"another")))

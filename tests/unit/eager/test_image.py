@@ -38,7 +38,7 @@ from tests.unit.eager.model import Model, Refused
 
 
 async def test_ordinary_image_is_fetched_whole(store: Store) -> None:
-    """Its files are here, its names in their real places, and the user is told what a conversion would have saved."""
+    """Its files are in the store, its names at their real paths, and a note says what a conversion would have saved."""
     place, reports = Place(), Reports()
     place.add_image(tar_of(BASE), tar_of(APP))
     base, app = await load(place, store, reports)
@@ -72,7 +72,7 @@ async def test_ordinary_image_is_fetched_whole(store: Store) -> None:
 
 
 async def test_document_is_a_toc(store: Store) -> None:
-    """What the store keeps reads as the layer's entries: whoever has only the digest and the offset needs no more."""
+    """What the store keeps reads as the layer's entries: the digest and the offset are enough."""
     place = Place()
     place.add_image(tar_of(BASE))
     (layer,) = await load(place, store)
@@ -102,7 +102,7 @@ async def test_files_are_the_objects_of_a_converted_image(store: Store) -> None:
 
 
 async def test_what_is_here_is_not_fetched_again(store: Store) -> None:
-    """Not even the source is needed, given the digest; and nothing is told."""
+    """With a digest not even the source is needed; and there are no notes."""
     place, reports = Place(), Reports()
     place.add_image(tar_of(BASE), tar_of(APP))
     first = await load(place, store)
@@ -112,7 +112,7 @@ async def test_what_is_here_is_not_fetched_again(store: Store) -> None:
 
 
 async def test_layer_on_another_base_is_another_layer(store: Store) -> None:
-    """The same blob, whose names lead elsewhere: it is fetched again, and described anew."""
+    """The same blob, whose names lead elsewhere: it is fetched and described again."""
     place = Place()
     place.add_image(tar_of(BASE), tar_of(APP))
     _, app = await load(place, store)
@@ -124,7 +124,7 @@ async def test_layer_on_another_base_is_another_layer(store: Store) -> None:
 
 
 async def test_ordinary_layer_over_a_lazy_one(store: Store) -> None:
-    """Names lead through what the lazy layer's TOC tells; the lazy one stays lazy."""
+    """Names lead through the entries of the lazy layer's TOC; that layer stays lazy."""
     place, lazy = Place(), Place()
     place.add_image(tar_of(BASE))
     await converted(place, lazy, request(chunk_size=4 << 20))
@@ -210,7 +210,7 @@ async def test_two_who_want_the_same_layer_fetch_it_once(store: Store, tmp_path:
 
 
 async def test_layers_in_another_order_wait_for_each_other_without_end(store: Store) -> None:
-    """Two images, one the other upside down, at the same time: nobody holds what the other waits for."""
+    """Two images, one the other upside down, at the same time: there is no deadlock."""
     place = Place()
     place.add_image(tar_of(BASE), tar_of(APP), tag="a")
     place.add_image(tar_of(APP), tar_of(BASE), tag="b")

@@ -1,4 +1,4 @@
-"""A layer that shows less than a full pull does, fetched whole or lazily: the user is told once."""
+"""A layer that shows less than a full pull does, eager or lazy: it is reported once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def reg(name: bytes, data: bytes = b"") -> Item:
 
 
 async def test_what_a_whole_layer_leaves_out_is_noted(store: Store) -> None:
-    """Entries below whiteouts' names, and files under the format's own; AUFS' metadata is nothing to tell, and its links are files."""
+    """Entries below whiteouts' names, and files under the format's own; AUFS' metadata is not reported, and links to it are files."""
     place, reports = Place(), Reports()
     aufs = [reg(b".wh..wh.aufs"), reg(b".wh..wh.plnk/1", b"linked"), (Entry(b"l", "hardlink", link=b".wh..wh.plnk/1"), b"")]
     place.add_image(tar_of(aufs), tar_of([reg(b".wh.d/x", b"1"), reg(b"stargz.index.json", b"mine"), reg(b"a", b"2")]))

@@ -1,4 +1,4 @@
-"""How far layers are, as it is told."""
+"""Reports of the progress of layers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lazyfs.reports.steps import Note, Progress
 
 
 async def test_what_moves_is_reported_a_few_times_a_second(autojump_clock: trio.testing.MockClock) -> None:
-    """Many steps are one report, and what stands still is told once."""
+    """Many steps are one report, and a bar that does not move is reported once."""
     reports: list[Note | Progress] = []
 
     async def notify(report: Note | Progress) -> None:

@@ -95,7 +95,7 @@ async def test_store_without_room_says_so(store: Store, monkeypatch: pytest.Monk
 
 
 async def test_source_that_breaks_off(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its error is told as it is, and nothing is left."""
+    """Its error is raised unchanged, and nothing is left."""
     place = Place()
     place.add_image(tar_of(BASE))
     monkeypatch.setattr(place, "open_range", lambda *_, **__: broken())

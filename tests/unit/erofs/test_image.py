@@ -192,7 +192,7 @@ def test_attributes_that_no_file_system_takes_are_left_out(tmp_path: Path) -> No
     ],
 )
 def test_what_no_image_can_hold_is_refused_in_words(entry: Entry, says: str) -> None:
-    """InvalidToc tells which entry, and of what there is too much."""
+    """InvalidToc names the entry, and what is too large."""
     with pytest.raises(InvalidToc, match=says):
         write_image([entry], io.BytesIO())
 
@@ -216,7 +216,7 @@ def test_an_image_is_sound_wherever_its_last_inode_ends(tmp_path: Path) -> None:
 
 
 def test_another_image_has_another_version() -> None:
-    """Images are kept by the writer's version: whoever changes what it writes changes both numbers here."""
+    """Images are stored by the writer's version: a change of its output changes both numbers here."""
     entries = [
         Entry(b"d", "dir", mtime_ns=1, xattrs=((b"trusted.overlay.x", b"1"), (b"user.x", b"2"))),
         file(b"d/f", 5),

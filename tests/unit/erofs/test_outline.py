@@ -1,4 +1,4 @@
-"""Stacks of images as overlayfs shows them: random ones against the merged tree, and case by case what a tree cannot tell."""
+"""Stacks of images as overlayfs shows them: random ones against the merged tree, and case by case what a tree cannot express."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_overlayfs_shows_the_merged_tree(layers: list[list[Entry]]) -> None:
 @settings(max_examples=150)
 @given(st.lists(layers_of_entries(), min_size=2, max_size=3))
 def test_only_what_is_implied_is_inherited(layers: list[list[Entry]]) -> None:
-    """Told of everything below, a layer takes no more from it than told of its implied directories."""
+    """Given everything below, a layer takes no more from it than given only its implied directories."""
     *below, layer = layers
     everything = {path: node.entry for path, node in Tree(below).walk()}
     asked = {path: everything[path] for path in Outline(layer).implied() if path in everything}
@@ -96,7 +96,7 @@ def test_only_what_is_implied_is_inherited(layers: list[list[Entry]]) -> None:
 
 
 def test_implied_directories_are_those_whose_attributes_come_from_below() -> None:
-    """Parents nobody names, of whiteouts too; not those that the layer makes anew, and not those it names later."""
+    """Parents nobody names, of whiteouts too; not those that the layer recreates, and not those it names later."""
     entries = [
         file(b"a/b/f"),
         file(b"c/.wh.x"),

@@ -64,6 +64,6 @@ def test_what_is_covered_is_not_shown(tmp_path: Path, how: str) -> None:
 
 
 def test_a_layer_that_is_gone_is_an_error(tmp_path: Path) -> None:
-    """It is told which."""
+    """The error names it."""
     with pytest.raises(StoreUnusable, match="gone"):
         inherited_from([tmp_path / "gone"], [b""])

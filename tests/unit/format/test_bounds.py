@@ -1,4 +1,4 @@
-"""What one layer may cost: each bound is charged before the memory or the time is spent, and is told by its numbers."""
+"""What one layer may cost: each bound is charged before the memory or time is spent, and errors have its numbers."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def test_steps_are_counted_and_looked_at() -> None:
 
 
 def test_parsing_can_be_cancelled() -> None:
-    """Both readers look, and end where they are told to."""
+    """Both readers check for cancellation, and stop."""
 
     def enough() -> None:
         raise KeyboardInterrupt

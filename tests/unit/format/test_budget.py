@@ -1,4 +1,4 @@
-"""Room for parsing: shared, first come first served, and nobody is too large for it."""
+"""The parsing budget: shared, first come first served, and one layer always fits."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def test_one_always_fits(autojump_clock: trio.testing.MockClock) -> None:
 
 
 async def test_who_is_cancelled_holds_none(autojump_clock: trio.testing.MockClock) -> None:
-    """While it waits, and at the moment when its turn has come: whoever is next gets the room."""
+    """While it waits, and at the moment when it is admitted: the next one gets the memory."""
     budget = Budget(100)
     first, waits, late, last = (Holder(budget, 100) for _ in range(4))
     async with trio.open_nursery() as nursery:
@@ -83,8 +83,8 @@ async def test_who_is_cancelled_holds_none(autojump_clock: trio.testing.MockCloc
         pass
 
 
-async def test_a_process_has_one_room() -> None:
-    """Whoever asks."""
+async def test_a_process_has_one_budget() -> None:
+    """The budget is the same for every caller."""
     assert parsing_budget() is parsing_budget()
 
 

@@ -27,7 +27,7 @@ def front(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("front")
 def test_names_fit_into_a_label() -> None:
-    """A name stands between the colons and commas of a label, and is nobody else's."""
+    """A name stands between the colons and commas of a label, and is unique."""
     names = [dialect.name for dialect in dialects.DIALECTS]
     assert len(set(names)) == len(names) == 2
     assert all(re.fullmatch("[A-Za-z0-9-]+", name) for name in names)

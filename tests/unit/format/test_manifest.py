@@ -1,4 +1,4 @@
-"""Manifests, indexes, configs and platforms, as found in the wild and as nobody should write them."""
+"""Manifests, indexes, configs and platforms, as found in the wild and malformed."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def parse_index(*platforms: str, attest: tuple[int, ...] = ()) -> m.Index:
 
 
 def test_a_manifest_keeps_every_field_it_does_not_know() -> None:
-    """Unknown fields of the manifest and of its descriptors stay in `raw`, for whoever rewrites it."""
+    """Unknown fields of the manifest and of its descriptors stay in `raw`, for rewriting."""
     layer = blob(annotations={"k": "v"}, urls=["https://x"], future={"a": [1]})
     found = parse(image(layers=[layer], artifactType="x", future=3))
     assert isinstance(found, m.Manifest)
@@ -294,7 +294,7 @@ def test_artifacts_come_behind_images() -> None:
 
 @pytest.mark.parametrize("platform", [None, {}, {"os": "", "architecture": ""}, {"os": None}])
 def test_who_names_no_platform_comes_last(platform: object) -> None:
-    """Its config will tell. An object that says nothing is as good as none."""
+    """Its config has the platform. An empty object counts as absent."""
     entries = [blob(m.OCI_MANIFEST, platform=platform), blob(m.OCI_INDEX, platform={"os": "linux", "architecture": "amd64"})]
     found = parse(index(*entries))
     assert isinstance(found, m.Index)

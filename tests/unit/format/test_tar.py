@@ -86,7 +86,7 @@ def infos(draw: st.DrawFn) -> tuple[tarfile.TarInfo, bytes]:
 
 @given(st.lists(infos(), max_size=5), st.sampled_from(["gnu", "pax"]))
 def test_we_read_what_python_writes(items: list[tuple[tarfile.TarInfo, bytes]], dialect: str) -> None:
-    """Every field, of every type, in both formats that can tell everything."""
+    """Every field, of every type, in the two formats that can express all of them."""
     data = written(*items, dialect=FORMATS[dialect])
     found = read(data)
     kinds = {
@@ -131,7 +131,7 @@ def test_pax_records_outrank_the_header() -> None:
 
 
 def test_global_headers_are_passed_over() -> None:
-    """Go does not apply them, so nobody who pulls the image sees them applied."""
+    """Go does not apply them, so no pull of the image shows them applied."""
     (member,) = read(pax((b"path", b"other"), (b"uid", b"5"), flag=b"g") + file(b"a", b"x") + END)
     assert (member.entry.name, member.entry.uid) == (b"a", 0)
 
@@ -177,7 +177,7 @@ def test_signed_checksums_are_taken() -> None:
 
 @pytest.mark.parametrize("tail", [b"", bytes(512), bytes(1024), bytes(10240), END + b"rubbish behind the end"])
 def test_a_tar_may_end_in_several_ways(tail: bytes) -> None:
-    """With two empty blocks, one, or none; nobody reads on behind two."""
+    """With two empty blocks, one, or none; data after two is ignored."""
     assert names(read(file(b"a", b"x") + tail)) == [b"a"]
 
 

@@ -108,7 +108,7 @@ def test_gnu_tar_reads_what_we_write(tmp_path: Path) -> None:
     ],
 )
 def test_pax_is_written_only_where_it_is_needed(entry: Entry, blocks: int) -> None:
-    """A ustar header alone as far as it can tell everything."""
+    """A ustar header alone, if it can express everything."""
     assert len(header_bytes(entry)) == blocks * 512
 
 

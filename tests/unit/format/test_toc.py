@@ -1,4 +1,4 @@
-"""Reading a TOC: what well-formed ones mean. What broken ones are told stands in tests/bad/."""
+"""Reading a TOC: what well-formed ones mean. tests/bad/ has the errors for broken ones."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def test_hard_links_lead_to_the_file_itself() -> None:
 @pytest.mark.parametrize("field", ["uid", "gid"])
 @pytest.mark.parametrize(("number", "owner"), [(2**32 - 2, 2**32 - 2), (2**32 - 1, 0), (2**32, 0), (-1, 0)])
 def test_ids_are_those_that_chown_takes(field: str, number: int, owner: int) -> None:
-    """As in tars: 2^32-1 is "leave it as it is" to chown(2), so the owner is root, and never nobody's number."""
+    """As in tars: 2^32-1 is "leave it as it is" to chown(2), so the owner is root, and never that number."""
     assert getattr(parse({"name": "a", "type": "reg", field: number})[0], field) == owner
 
 

@@ -186,7 +186,7 @@ def test_a_tar_and_its_toc_show_the_same(names: list[bytes], data: st.DataObject
 
 
 def shown_inodes(entries: Iterable[Entry]) -> dict[bytes, int]:
-    """Name -> what tells its inode: the mode, which all entries have differently."""
+    """Name -> what identifies its inode: the mode, which differs between all entries."""
     found: dict[bytes, int] = {}
     for entry in entries:
         found[entry.name] = found[entry.link] if entry.type == "hardlink" else entry.mode

@@ -29,7 +29,7 @@ CONTEXT = cast("RequestContext", Context())
 
 
 class ScriptedGate:
-    """Says what it is told to, and remembers what it was asked."""
+    """Returns scripted answers, and records the requests."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, bytes, int]] = []
@@ -86,7 +86,7 @@ async def test_root_needs_no_gate() -> None:
 
 
 async def test_attributes(operations: GateOperations, expect_log: LogWatch) -> None:
-    """Of an inode; of one that nobody knows, an error."""
+    """The attributes of an inode; an error for an unknown one."""
     assert _facts(await operations.getattr(InodeT(77), CONTEXT))[:3] == (77, stat.S_IFREG | 0o444, 513)
     expect_log("never heard of it")
     with pytest.raises(FUSEError) as caught:

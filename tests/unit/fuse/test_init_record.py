@@ -32,7 +32,7 @@ def test_another_connection(tmp_path: Path) -> None:
 
 
 def test_another_boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a boot, numbers begin anew."""
+    """After a reboot, numbers start again."""
     save_record(tmp_path / "init", GREETING)
     monkeypatch.setattr(module, "boot_id", lambda: "another")
     assert load_record(tmp_path / "init", 41) is None
@@ -54,14 +54,14 @@ def test_truncated_anywhere(tmp_path: Path) -> None:
 
 @given(st.binary(max_size=200))
 def test_anything_else(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
-    """Whatever lies there is no error."""
+    """Any content of the file counts as no record."""
     path = tmp_path_factory.getbasetemp() / "anything"
     path.write_bytes(data)
     assert load_record(path, None) is None
 
 
 def test_the_record_is_on_the_disk_before_it_has_its_name(tmp_path: Path) -> None:
-    """And its name is, before the kernel is answered: a connection without a record can be taken over by nobody."""
+    """And so is its name, before the kernel gets the reply: a connection without a record cannot be taken over."""
     with watched() as done:
         save_record(tmp_path / "init", GREETING)
     size = (tmp_path / "init").stat().st_size

@@ -75,7 +75,7 @@ class MemorySource:
         return document.digest
 
     def put_image(self, *layers: bytes, tag: str = "v1", annotated: bool = True, **changes: Any) -> Digest:
-        """Hold an image of these layers (blobs), each of which it vouches for, or not; `changes` are the config's."""
+        """Hold an image of these layers (blobs), with or without (`annotated`) the TOC digests in the manifest; `changes` are the config's."""
         config = {
             "architecture": "amd64",
             "os": "linux",

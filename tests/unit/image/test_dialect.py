@@ -69,7 +69,7 @@ async def test_the_toc_is_fetched_from_where_it_is(store: Store, names: int, ran
 
 
 async def test_another_toc_than_the_manifests(store: Store) -> None:
-    """No dialect is believed that has not brought what the digest is of: it is asked once more, and refused."""
+    """A dialect whose document does not have the digest is refused, after fetching once more."""
     blob, packed = blob_of(300)
     source = MemorySource()
     source.put(blob)

@@ -39,7 +39,7 @@ async def test_mounting_a_digest_again_asks_nobody(store: Store) -> None:
 
 
 async def test_what_one_source_says_of_a_blob_is_not_used_for_another(store: Store) -> None:
-    """No digest vouches for a blob's footer alone: a source that lies about where the TOC is harms its own images."""
+    """No digest covers a blob's footer alone: a source with a false one harms only its own images."""
     liar, honest = MemorySource(), MemorySource()
     liar.authority = "memory:liar"
     blob = make_blob(TOC, padding=7)
@@ -57,7 +57,7 @@ async def test_what_one_source_says_of_a_blob_is_not_used_for_another(store: Sto
 
 
 async def test_tag_with_the_source_away_names_the_digest_last_seen(store: Store) -> None:
-    """A tag may have moved, so it is asked for; but the way out is told."""
+    """A tag may have moved, so it is looked up; the error has a hint."""
     source = MemorySource()
     digest = source.put_image(make_blob(TOC))
     await resolve_image(source, "v1", AMD64, store)
@@ -277,7 +277,7 @@ async def test_layer_without_a_landmark_says_so() -> None:
 
 
 async def test_footer_that_leads_to_another_tar_entry() -> None:
-    """The footer is not vouched for: what stands where it points must be a TOC."""
+    """No digest covers the footer: the bytes that it points to must be a TOC."""
     source = MemorySource()
     blob = make_blob(TOC)
     source.put_image(blob)

@@ -26,7 +26,7 @@ from tests.unit.image.memory import MemorySource
 
 
 def member(json_size: int, size_field: bytes = b"", level: int = 6, fill: bytes = b" ") -> bytes:
-    """A TOC's member, whose tar header says something else where it is told to."""
+    """A TOC's member, whose tar header may be given other values."""
     info = tarfile.TarInfo("stargz.index.json")
     info.size = json_size
     block = bytearray(info.tobuf())

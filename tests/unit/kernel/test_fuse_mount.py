@@ -1,4 +1,4 @@
-"""What the kernel tells of FUSE connections where there is none; with one, tests/integration/test_init_record.py."""
+"""What the kernel reports of FUSE connections without one; with one, tests/integration/test_init_record.py."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_no_connection(tmp_path: Path) -> None:
 
 
 def test_no_fuse_device(tmp_path: Path) -> None:
-    """What is no /dev/fuse is refused, and nothing is mounted."""
+    """A descriptor of something else than /dev/fuse is refused, and nothing is mounted."""
     with open(os.devnull) as other, pytest.raises(OSError, match="fuse"):
         mount_fuse(other.fileno(), tmp_path, "lazyfs-gate", "test")
     assert connections_at(tmp_path, "lazyfs-gate") == []

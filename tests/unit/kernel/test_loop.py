@@ -21,7 +21,7 @@ def backing_files() -> list[str]:
 
 
 def test_a_device_shows_its_file_and_goes(tmp_path: Path) -> None:
-    """It has the file's bytes, cannot be written, and is nobody's once the block has ended, by an error too."""
+    """It has the file's bytes, cannot be written, and is free after the block, also after an error."""
     path = tmp_path / "file"
     path.write_bytes(os.urandom(8192))
     with path.open("rb") as file:

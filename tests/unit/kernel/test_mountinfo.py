@@ -57,7 +57,7 @@ def test_the_uppermost_is_meant(table: None) -> None:
 
 
 def test_what_the_kernel_says() -> None:
-    """The table of this very process has its root, and each device is the one that stat tells."""
+    """The table of this very process has its root, and each device is the one in stat."""
     there = {mount.path: mount for mount in mounts()}
     assert there[Path("/proc")].kind == "proc"
     assert there[Path("/proc")].number == Path("/proc").stat().st_dev

@@ -75,7 +75,7 @@ def test_refusals_are_explained(tmp_path: Path) -> None:
 
 
 def test_links_are_not_followed(tmp_path: Path) -> None:
-    """A symbolic link where a mount should go, or be, is no way to another place."""
+    """A symbolic link at the mount point is not followed."""
     (tmp_path / "place").mkdir()
     (tmp_path / "link").symlink_to("place")
     with pytest.raises(OSError):
@@ -92,7 +92,7 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
 
 
 def test_own_namespace(tmp_path: Path) -> None:
-    """What is mounted in it is seen by nobody else and gone after it; what is raised in it comes out; the caller stays where it was."""
+    """Mounts in it are invisible to others and gone after it; what is raised in it comes out; the caller stays where it was."""
     seen: list[bool] = []
     namespace = Path("/proc/thread-self/ns/mnt").readlink()
 

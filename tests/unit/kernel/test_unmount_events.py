@@ -25,7 +25,7 @@ def mount_tmpfs(at: Path) -> None:
 
 @pytest.mark.root
 def test_the_last_user_ends_it(tmp_path: Path) -> None:
-    """A detached mount has not ended while somebody has a file open; others are told apart; the watch itself holds nobody up."""
+    """A detached mount has not ended while somebody has a file open; others are distinguished; the watch itself keeps no mount busy."""
     one, other = tmp_path / "one", tmp_path / "other"
     mount_tmpfs(one)
     mount_tmpfs(other)
@@ -46,7 +46,7 @@ def test_the_last_user_ends_it(tmp_path: Path) -> None:
 
 
 def test_refusals(tmp_path: Path) -> None:
-    """What cannot be watched is named; a limit is told as one."""
+    """The error names what cannot be watched, and the limit if that is the cause."""
     events = UnmountEvents()
     try:
         with pytest.raises(FileNotFoundError, match="missing"):

@@ -54,7 +54,7 @@ TWICE = [WHOLE, f"distrust {LAYER.digest}", WHOLE]
 
 @pytest.mark.parametrize("at", [0, 20, len(BLOB) - 6])
 async def test_what_comes_wrong_once_is_fetched_once_more(at: int) -> None:
-    """By another way; the progress that was told is taken back. In the compression's header, its data and its checksum."""
+    """From another connection; the progress that was reported is taken back. In the compression's header, its data and its checksum."""
     source = Wrong(1, at)
     steps: list[int] = []
     with await download(source, LAYER, digest_of(TAR), steps.append, keep_blob=True) as spool:

@@ -84,7 +84,7 @@ def test_a_converted_layer_is_consistent_in_itself(layers: list[list[Item]]) -> 
 
 
 def test_implied_directories_are_what_the_layers_below_say() -> None:
-    """Owner, mode, time and attributes; root's, 0755 and 1970 where nobody says anything."""
+    """Owner, mode, time and attributes; root's, 0755 and 1970 if nothing else is given."""
     below = [folder(b"a", 0o700, 33, 5, ((b"user.k", b"v"),)), folder(b"a/b", 0o711)]
     tree = LowerTree()
     convert_tar(tar_of(below), tree)

@@ -50,7 +50,7 @@ LINKS = tree_of(
     ],
 )
 def test_a_path_leads_somewhere(path: bytes, name: bytes, links: list[bytes]) -> None:
-    """Symbolic links are followed and told, dots taken as they are, and the root is the top."""
+    """Symbolic links are followed and listed, dots are resolved, and the root is the top."""
     resolved = LINKS.resolve(path)
     assert resolved.node is not None
     assert (resolved.name, [link for link, _ in resolved.links]) == (name, links)
@@ -144,7 +144,7 @@ def test_names_are_taken_as_they_are() -> None:
 
 
 def test_ways_are_counted() -> None:
-    """3,000 directories, each reached through 255 links of 200 components: minutes, if nobody counts."""
+    """3,000 directories, each reached through 255 links of 200 components: minutes, without the bound."""
     tree = LowerTree()
     entries = [Entry(b"l%d" % number, "symlink", link=b"x/../" * 100 + b"l%d" % (number + 1)) for number in range(255)]
     tree.put([*entries, Entry(b"l255", "dir")], 0)

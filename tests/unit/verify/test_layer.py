@@ -1,4 +1,4 @@
-"""A layer whose TOC tells something else than its tar is found out, by path."""
+"""A layer whose TOC differs from its tar is reported, by path."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def convert(tar: bytes) -> bytes:
 
 
 def verify(blob: bytes, toc_digest: str | None = None) -> LayerFindings:
-    """What `lazyfs verify` finds in a blob, whose own TOC the manifest vouches for."""
+    """What `lazyfs verify` finds in a blob, with the digest of its own TOC in the manifest."""
     offset = parse_footer(blob[-FOOTER_SIZE:], len(blob), "x")
     toc = read_toc_member(blob[offset:-FOOTER_SIZE], "x")
     annotations = {TOC_DIGEST: toc_digest or digest_of(toc)}
@@ -164,7 +164,7 @@ def _other_place(toc: Toc) -> None:
     ],
 )
 def test_every_lie_of_a_toc_is_named(change: Callable[[Toc], None], words: str) -> None:
-    """The TOC's digest is right, because its author chose it; the tree it tells is not the tar's."""
+    """The TOC's digest is right, because its author chose it; its tree is not the tar's."""
     findings = verify(with_toc(BLOB, change))
     assert any(words in problem for problem in findings.problems), findings.problems
 

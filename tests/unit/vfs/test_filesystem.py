@@ -1,4 +1,4 @@
-"""The file system without FUSE: what stat is told, and what a read has ready."""
+"""The file system without FUSE: the results of stat, and what a read finds ready."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.unit.fetch.scripted import RANDOM, ScriptedSource, make_layer
 
 
 def test_device_numbers_are_what_mknod_keeps_of_them() -> None:
-    """A TOC may claim 32 bits each; a full pull shows 12 and 20, and a directory that cannot be listed helps nobody."""
+    """A TOC may claim 32 bits each; a full pull shows 12 and 20, and an unlistable directory would be useless."""
     tree = Tree([[Entry(b"dev", "char", major=2**32 - 1, minor=2**31 + 5), Entry(b"tty", "char", major=5, minor=1)]])
     found = {name: attributes(node).rdev for name, node in tree.walk() if name}
     assert found == {b"dev": (0xFFF, 5), b"tty": (5, 1)}

@@ -11,7 +11,7 @@ from lazyfs.vfs.tree import ROOT_INO, Tree
 
 
 def file(name: bytes, size: int = 0) -> Entry:
-    """A regular file whose size tells it apart."""
+    """A regular file, identified by its size."""
     return Entry(name, "reg", size=size)
 
 
@@ -26,14 +26,14 @@ def test_upper_file_replaces_lower() -> None:
 
 
 def test_whiteout_hides_the_layers_below_only() -> None:
-    """`.wh.NAME` removes what is below and never what its own layer brings, in either order."""
+    """`.wh.NAME` removes names below and never those of its own layer, in either order."""
     lower = [file(b"a", 1), file(b"b", 1)]
     for upper in ([file(b".wh.a"), file(b".wh.b"), file(b"b", 2)], [file(b"b", 2), file(b".wh.b"), file(b".wh.a")]):
         assert shown(Tree([lower, upper])) == {b"b": ("reg", 2)}
 
 
 def test_whiteout_is_not_shown_and_may_hide_nothing() -> None:
-    """A whiteout of what is not there is no error, and no name."""
+    """A whiteout of a missing name is not an error, and adds no name."""
     assert shown(Tree([[file(b".wh.x"), file(b"d/.wh.y")]])) == {}
 
 
@@ -62,7 +62,7 @@ def test_directory_over_directory_merges_and_takes_the_upper_metadata() -> None:
 
 
 def test_implied_directory_keeps_what_is_below() -> None:
-    """A layer that names d/b and not d leaves d's metadata alone; a directory nobody names is root's 0755."""
+    """A layer that names d/b and not d leaves d's metadata alone; a directory without an entry belongs to root, mode 0755."""
     tree = Tree([[Entry(b"d", "dir", mode=0o700, uid=33)], [file(b"d/b", 1), file(b"n/m/c", 1)]])
     assert (node := tree.find(b"d")) is not None and node.entry.uid == 33
     assert (node := tree.find(b"n/m")) is not None and (node.entry.mode, node.entry.uid) == (0o755, 0)
@@ -203,7 +203,7 @@ def test_xattrs_that_no_full_pull_could_set_are_not_shown() -> None:
     "value", [b"", b"rubbish", b"\2\0\0\0", b"\3\0\0\0" + bytes(8), b"\2\0\0\0" + bytes(8), b"\2\0\0\0" + bytes(7)]
 )
 def test_what_is_no_access_list_is_not_shown(value: bytes) -> None:
-    """Unpackers are refused it and go on; the kernel, asked for it, would fail whoever lists a file's attributes."""
+    """Unpackers are refused it and go on; the kernel would fail every listing of the file's attributes."""
     tree = Tree([[Entry(b"f", "reg", xattrs=((b"system.posix_acl_access", value),))]])
     assert (node := tree.find(b"f")) is not None and node.entry.xattrs == () and not tree.has_acls
 
