@@ -163,9 +163,7 @@ def test_a_described_layer_is_put_on_the_layers_below(row: Row, merged: Merged) 
 def test_a_portable_mount_merges_them(row: Row, merged: Merged, unpacked: dict[bytes, Record]) -> None:
     """vfs/tree.py."""
     names = {hashlib.sha256(data).hexdigest() for data in merged.contents.values()}
-    found = {
-        path: _with_content(record_of(node.entry, node.nlink), node.entry) for path, node in vfs.Tree(merged.layers).walk()
-    }
+    found = {path: _with_content(record_of(node.entry, node.nlink), node.entry) for path, node in vfs.Tree(merged.layers).walk()}
     assert {record.sha256 for record in found.values()} - names <= {"", hashlib.sha256(b"").hexdigest()}
     expect_same(row, unpacked, of_row(row, found))
 
