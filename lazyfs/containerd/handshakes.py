@@ -1,15 +1,15 @@
-"""The beginning of gRPC's handshake, for whoever calls while lazyfsd is still coming up.
+"""Begins gRPC's handshake with callers that connect while lazyfsd is still starting.
 
-To connect to a socket that a keeper holds is to wait in its queue, but gRPC waits for one second only until it hears the server's
-SETTINGS; a caller that is let down there calls nobody for up to three more, and fails each call at once meanwhile. A start that takes
-longer (new code from a cold disk, a large database, a busy machine) would make containers' starts fail that have nothing to do but to
-wait. So after a while a thread accepts and says an empty SETTINGS, which is all that a server begins with; the rest waits for grpcio.
+A caller that connects to a socket that the keeper holds waits in its queue. But gRPC waits only one second for the server's SETTINGS;
+after that it fails calls at once and does not reconnect for up to three seconds. A start that takes longer (new code from a cold disk, a
+large database, a busy machine) would make starts of containers fail that only have to wait. So after a while a thread accepts connections
+and sends an empty SETTINGS, which is how every server begins; the rest waits for grpcio.
 
-Not at once: a call whose connection is still in the queue outlives one more death of the daemon, and one with a handshake does not.
-And no later than with accepting, then and later on (relay.py): a caller whose connection is cut between the two is let down as well.
+Not at once: a call whose connection is still in the queue survives another death of the daemon, one with a handshake does not. And always
+together with accepting, here and in relay.py: a caller whose connection is cut between the two stops calling as well.
 
-The client acknowledges that SETTINGS, of which grpcio, which sends its own, knows nothing: that one frame is taken out of what the
-client sends. Standard library only, because what is imported first is what callers wait for.
+The client acknowledges that SETTINGS frame. grpcio sends its own and does not know about it, so the acknowledgement is filtered out of
+what the client sends. Standard library only: callers wait for the imports.
 
 Source: RFC 9113, 3.4, 4.1 and 6.5; grpc-go, internal/transport (NewHTTP2Client), backoff.DefaultConfig; containerd, pkg/dialer and
 the back-off of its proxy plugins.
@@ -26,21 +26,21 @@ from collections.abc import Mapping
 from typing import Final, Self
 
 SETTINGS: Final = bytes(3) + b"\x04\x00" + bytes(4)
-"""A frame of length 0, type 4, no flags, stream 0: nothing differs from HTTP/2's defaults."""
+"""A frame of length 0, type 4, no flags, stream 0: the defaults of HTTP/2."""
 ACKNOWLEDGEMENT: Final = SETTINGS[:4] + b"\x01" + bytes(4)
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-"""What a client begins with."""
+"""The first bytes from a client."""
 _HEADER: Final = 9
 _ACCEPT_DELAY: Final = 0.5
-"""Seconds of this process's life before it accepts: the second that callers wait may have begun with the death of the one before."""
+"""Seconds from the start of this process until it accepts: the second that callers wait may have begun when the previous process died."""
 _PAUSE: Final = 0.1
 
 
 class Handshakes:
-    """Begins with callers of some listening sockets until it is stopped. `with` it, or `stop` it; for one thread."""
+    """Accepts on listening sockets and begins handshakes until it is stopped. A context manager; not thread-safe."""
 
     def __init__(self, listeners: Mapping[str, int], patience: float | None = None) -> None:
-        """`listeners`: descriptors by name, which stay the caller's. `patience`: seconds until the first is accepted, if not _ACCEPT_DELAY."""
+        """`listeners`: descriptors by name, which stay the caller's. `patience`: seconds until the first accept, instead of _ACCEPT_DELAY."""
         self._listeners = {name: socket.socket(fileno=os.dup(descriptor)) for name, descriptor in listeners.items()}
         self._accepted: dict[str, list[socket.socket]] = {name: [] for name in listeners}
         self._patience = max(0.0, _ACCEPT_DELAY - _process_age()) if patience is None else patience
@@ -58,9 +58,9 @@ class Handshakes:
                 connection.close()
 
     def stop(self) -> dict[str, list[socket.socket]]:
-        """Accept nobody from now on. Connections on which it was begun, by the name of the socket: they are the caller's now.
+        """Stop accepting. Returns the connections with a begun handshake, by the name of the socket; the caller owns them.
 
-        Blocking, for less than a millisecond. A second time, there are none.
+        Blocking, for less than a millisecond. A second call returns none.
         """
         if self._thread.is_alive():
             os.eventfd_write(self._stop_event, 1)
@@ -90,7 +90,7 @@ class Handshakes:
             for descriptor in ready:
                 try:
                     self._begin(names[descriptor])
-                except OSError:  # gone already; or no descriptors are left, and they wait
+                except OSError:  # the caller has gone, or no descriptors are left: callers wait
                     select.select([self._stop_event], [], [], _PAUSE)
 
     def _begin(self, name: str) -> None:
@@ -100,22 +100,22 @@ class Handshakes:
 
 
 def _process_age() -> float:
-    """Seconds since this process was begun, to a hundredth: what Python itself took to come up among them. Source: proc(5), starttime."""
+    """Seconds since this process started, including the start of Python; in steps of 0.01 s. Source: proc(5), starttime."""
     with open("/proc/self/stat", "rb") as stat:
         begun = int(stat.read().rpartition(b")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
     return time.clock_gettime(time.CLOCK_BOOTTIME) - begun
 
 
 class AcknowledgementFilter:
-    """What a client sends after such a beginning, without its first acknowledgement."""
+    """Removes the first acknowledgement of SETTINGS from what a client sends."""
 
     def __init__(self) -> None:
         self._header = bytearray()
         self._passing = len(PREFACE)
-        """Bytes that come before the next frame's header; -1: what was looked for has come."""
+        """Bytes until the next frame header; -1: the acknowledgement was removed."""
 
-    def rest(self, data: bytes) -> bytes:
-        """What there is to pass on, now that `data` has come."""
+    def filter(self, data: bytes) -> bytes:
+        """The bytes to pass on after `data` was received."""
         passed = bytearray()
         while data and self._passing >= 0:
             if self._passing:

@@ -1,7 +1,7 @@
-"""What containerd is told to mount: pure values, and where a snapshot's directories are.
+"""The mounts that containerd gets for a snapshot, as pure values, and the folders of snapshots.
 
-Stacks without a lazy layer are told word for word as containerd's own overlayfs snapshotter tells them (plugins/snapshots/overlay):
-whoever reads them out of a mount's options, as the unpacker and the differ do, finds what it knows.
+For stacks without a lazy layer they are exactly those of containerd's overlayfs snapshotter (plugins/snapshots/overlay): clients that parse
+the options of a mount, as the unpacker and the differ do, find what they expect.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from lazyfs.snapshots.snapshot import Snapshot
 
 
 class MountSpec(NamedTuple):
-    """One mount, in containerd's words."""
+    """One mount, as in containerd's API."""
 
     type: str
     source: str
@@ -22,41 +22,41 @@ class MountSpec(NamedTuple):
 
 
 class SnapshotFolders(NamedTuple):
-    """The folder of one containerd's snapshots; each has one of its own, named by its number."""
+    """The folders of one containerd's snapshots, named by their numbers."""
 
     folder: Path
 
     @classmethod
     def of_containerd(cls, folder: Path) -> SnapshotFolders:
-        """In the folder that belongs to one containerd, STORE/containerd/NAME."""
+        """`folder` is that of one containerd, STORE/containerd/NAME."""
         return cls(folder / "snapshots")
 
     def of(self, number: int) -> Path:
-        """All that belongs to a snapshot."""
+        """The folder of a snapshot."""
         return self.folder / str(number)
 
     def fs(self, number: int) -> Path:
-        """The files of an unpacked layer, or what a container has changed."""
+        """The files of an unpacked layer, or the changes of a container."""
         return self.of(number) / "fs"
 
     def work(self, number: int) -> Path:
-        """Where overlayfs works, of an active one."""
+        """The work directory of overlayfs, for an active snapshot."""
         return self.of(number) / "work"
 
     def root(self, number: int) -> Path:
-        """Where we mount the overlay of a stack that has lazy layers."""
+        """Where lazyfsd mounts the overlay of a stack with lazy layers."""
         return self.of(number) / "root"
 
 
 def bind(source: Path, *, read_only: bool) -> tuple[MountSpec, ...]:
-    """A directory as it is."""
+    """A bind mount of a directory."""
     return (MountSpec("bind", str(source), ("ro" if read_only else "rw", "rbind")),)
 
 
 def overlay_mounts(
     snapshot: Snapshot, folders: SnapshotFolders, lower: Sequence[Path], *, index_off: bool
 ) -> tuple[MountSpec, ...]:
-    """The mounts of a snapshot on the directories `lower`, the lowest first. `index_off`: overlayfs here knows that option."""
+    """The mounts of a snapshot on the directories `lower`, the lowest first. `index_off`: this kernel's overlayfs has that option."""
     read_only = snapshot.kind == "view"
     if not lower:
         return bind(folders.fs(snapshot.id), read_only=read_only)

@@ -1,4 +1,4 @@
-"""A question to a snapshotter at its socket, as containerd would ask it: does it answer?"""
+"""Checks whether a snapshotter answers at its socket, by a call as containerd would make it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _KEY: Final = "lazyfs/does-it-answer"
 
 
 class Probe:
-    """One connection, for many questions. Blocking: for threads."""
+    """One connection for many probes. Blocking, thread-safe."""
 
     def __init__(self, socket: Path) -> None:
-        """Nothing is asked yet."""
+        """Makes no call yet."""
         self._channel = grpc.insecure_channel(f"unix:{socket}")
         self._stub = services.SnapshotsStub(self._channel)
 
     def ask(self, deadline: float) -> str:
-        """Why there is no answer within `deadline` seconds, in words; empty where there is one."""
+        """Why there is no answer within `deadline` seconds; empty if there is one."""
         try:
             self._stub.Stat(messages.StatSnapshotRequest(key=_KEY), timeout=deadline)
         except grpc.RpcError as error:
@@ -31,5 +31,5 @@ class Probe:
         return ""
 
     def close(self) -> None:
-        """No more questions."""
+        """Close the connection."""
         self._channel.close()

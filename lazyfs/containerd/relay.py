@@ -1,9 +1,9 @@
-"""From the socket that outlives us to grpcio's, which cannot.
+"""Relays connections from the socket that survives lazyfsd to grpcio's, which cannot.
 
-grpcio cannot take over a listening socket, and unlinks a living one at the path that it is given. So the socket that containerd
-knows is held by whoever keeps our descriptors (lazyfs/daemon/fdstore.py): while no daemon runs, callers wait in its queue. The daemon
-accepts there, and passes bytes to and from grpcio's own socket, in a folder that nobody else can enter. The handshake is begun with
-what accepts (handshakes.py): between the two no death of ours can come, after which a caller would call nobody for a while.
+grpcio cannot take over a listening socket, and unlinks an existing one at its path. So the socket that containerd knows is held by
+lazyfsd's keeper or systemd (lazyfs/daemon/fdstore.py): while no daemon runs, callers wait in its queue. The daemon accepts there and copies
+bytes to and from grpcio's own socket, in a private folder. The handshake is begun together with accepting (handshakes.py): if the daemon
+died between the two, a caller would stop calling for a while.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _PAUSE: Final = 0.1
 
 
 async def relay(listener: socket.socket, target: Path, tasks: Supervisor, begun: Iterable[socket.socket] = ()) -> None:
-    """Accept until cancelled; connections end then, and with them those that were `begun` by Handshakes. Neither a connection nor an
-    accept that fails ends another connection."""
+    """Accept and relay until cancelled, beginning with the connections that Handshakes has `begun`. A failure of one connection or of an
+    accept does not affect other connections. Cancelled: all connections are closed."""
     async with trio.open_nursery() as nursery:
         callers = tasks.within(nursery)
         for known in begun:
@@ -49,16 +49,16 @@ async def _accept(accepting: trio.socket.SocketType, target: Path, callers: Supe
             continue
         caller = trio.SocketStream(connection)
         try:
-            # Nothing was sent before it: there is room for it, and nobody waits.
+            # The first bytes on the connection: they fit into the buffer, so this does not block.
             await connection.send(SETTINGS)
-        except OSError:  # gone already
+        except OSError:  # the caller has gone
             await caller.aclose()
         else:
             callers.start_soon("relayed connection", _serve, caller, target)
 
 
 async def _serve(caller: trio.SocketStream, target: Path) -> None:
-    """One on which the handshake was begun."""
+    """Relay a connection whose handshake was begun."""
     async with caller:
         try:
             server = await trio.open_unix_socket(str(target))
@@ -66,14 +66,14 @@ async def _serve(caller: trio.SocketStream, target: Path) -> None:
             _log.warning("cannot serve a call of containerd: %s", error)
             return
         async with server, trio.open_nursery() as nursery:
-            nursery.start_soon(_copy, caller, server, nursery.cancel_scope, AcknowledgementFilter().rest)
+            nursery.start_soon(_copy, caller, server, nursery.cancel_scope, AcknowledgementFilter().filter)
             await _copy(server, caller, nursery.cancel_scope)
 
 
 async def _copy(
     source: trio.SocketStream, sink: trio.SocketStream, both: trio.CancelScope, transform: Callable[[bytes], bytes] = bytes
 ) -> None:
-    """gRPC ends both directions together."""
+    """Copy one direction. When it ends, so does the other: gRPC closes both together."""
     with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
         while data := await source.receive_some(_BUFFER_SIZE):
             await sink.send_all(transform(data))

@@ -1,8 +1,8 @@
-"""Roots of containers and views: the overlays of stacks with lazy layers, which lazyfsd mounts and containerd only binds.
+"""The roots of containers and views: overlays of stacks with lazy layers, which lazyfsd mounts and containerd bind-mounts.
 
-containerd cannot mount them itself: it knows no data-only layers. They are mounted when they are asked for and not there, after a
-reboot as well, and taken away with their snapshot. What is mounted, the kernel's table says, never a memory of ours; only that
-the gate behind a mount is dead (it was lost with an earlier process) is remembered here, and such a root is made anew.
+containerd cannot mount them itself: its mounts have no data-only layers. A root is mounted when containerd asks for it and it is not mounted,
+also after a reboot, and unmounted with its snapshot. The kernel's mount table says what is mounted. Only one thing is remembered here: which
+roots have a dead gate, because it was lost with an earlier process. Such a root is mounted again.
 
 Blocking: for threads.
 """
@@ -32,13 +32,13 @@ _log = logging.getLogger(__name__)
 
 
 class Roots:
-    """Those of one containerd."""
+    """The roots of one containerd."""
 
     def __init__(self, store: Path, folders: SnapshotFolders, layers: LayerMounts) -> None:
         self._store = store
         self._folders = folders
         self._layers = layers
-        # Of this one's roots: a second Mounts of the same snapshot waits for the first.
+        # A second Mounts of the same snapshot waits for the first.
         self._lock = threading.Lock()
         self._dead: set[int] = set()
         self._being_removed: set[int] = set()
@@ -53,19 +53,19 @@ class Roots:
         return found
 
     def mark_dead(self) -> None:
-        """The gate behind all that is mounted now is dead. Blocking."""
+        """The gate of all roots that are mounted now is dead: they will be mounted again. Blocking."""
         self._dead = self.mounted()
 
     def lower(self, number: int, images: Sequence[Path]) -> tuple[Path, ...]:
-        """Directories of a stack's layers, the lowest first, for a snapshot that is unpacked into: `images` are EROFS images, which are
-        mounted as long as it is active, and directories. Raises OSError."""
+        """Directories of a stack's layers, the lowest first, for an active snapshot that containerd unpacks into. `images` are EROFS images,
+        which stay mounted while it is active, and directories. Raises OSError."""
         with self._layers.lock:
             roots = self._lower(images)
-            self._layers.hold(self._folders.of(number), roots)  # numbers alone are every containerd's
+            self._layers.hold(self._folders.of(number), roots)  # the folder, because several containerds have the same numbers
             return roots
 
     def ensure(self, snapshot: Snapshot, images: Sequence[Path]) -> Path:
-        """Where the root of `snapshot` on a stack of `images` is mounted, which is done if it is not. Raises MountFailed."""
+        """The mount point of the root of `snapshot` on a stack of `images`; mounts it if it is not mounted. Raises MountFailed."""
         at = self._folders.root(snapshot.id)
         with self._lock:
             if snapshot.id in self.mounted():
@@ -81,17 +81,17 @@ class Roots:
         return at
 
     def unmount(self, number: int) -> None:
-        """Unmount the root of a snapshot, if it is mounted; who still uses it keeps it until then."""
+        """Unmount the root of a snapshot, if it is mounted; a root in use is detached."""
         with self._lock:
             self._unmount(number)
         self._layers.release(self._folders.of(number))
         self.unmount_unused_layers()
 
     def remove(self, number: int) -> None:
-        """Unmount the root of a snapshot, and remove all that it had. What cannot be removed is logged, and left to the next Cleanup."""
+        """Unmount the root of a snapshot and remove its folder. A failure is logged; the next Cleanup tries again."""
         self.unmount(number)
         with self._lock:
-            # Remove and Cleanup may come together, and two would fail over what the other has taken away.
+            # Remove and Cleanup may run at the same time, and would fail on what the other has removed.
             if number in self._being_removed:
                 return
             self._being_removed.add(number)
@@ -104,11 +104,11 @@ class Roots:
                 self._being_removed.discard(number)
 
     def unmount_unused_layers(self) -> None:
-        """Unmount the EROFS images that nothing is stacked on any more."""
+        """Unmount the EROFS images that nothing is stacked on."""
         self._layers.unmount_unused()
 
     def directories(self) -> Iterable[int]:
-        """The numbers of all snapshots that have a directory."""
+        """The numbers of all snapshots with a folder."""
         with suppress(FileNotFoundError):
             return [int(name) for name in os.listdir(self._folders.folder) if name.isdecimal()]
         return []
@@ -142,4 +142,4 @@ class Roots:
 
 
 INDEX_OFF: Final = os.path.exists("/sys/module/overlay/parameters/index")
-"""Whether overlayfs knows the option `index`: containerd asks in the same way."""
+"""Whether overlayfs has the option `index`, found as in containerd."""

@@ -1,7 +1,7 @@
-"""containerd's snapshots service over a Snapshotter.
+"""containerd's snapshots service, backed by a Snapshotter.
 
-grpcio's server has threads of its own; each call enters trio through its token, and waits there. What a call raises becomes a status
-of gRPC, by which containerd decides what to do next: AlreadyExists of a Prepare is the good news that a layer is lazy.
+grpcio's server has its own threads; each call enters trio through its token and waits there. An error of a call becomes a gRPC status, which
+containerd acts on: AlreadyExists from a Prepare means that the layer is lazy.
 
 Source: containerd, api/services/snapshots/v1/snapshots.proto and core/snapshots/proxy.
 """
@@ -38,8 +38,7 @@ from lazyfs.snapshots.snapshot import Snapshot
 from lazyfs.tasks import Failures, cause_of
 
 _THREADS: Final = 128
-"""Calls at once. There are only as many threads as there ever were calls; so many Prepares that each wait for a registry that is silent,
-and a Remove would wait behind them."""
+"""Concurrent calls. Threads are created on demand. If so many Prepares wait for a silent registry, a Remove waits behind them."""
 _GRACE: Final = 5.0
 _MAX_MESSAGE: Final = 16 << 20
 _MAX_REASON: Final = 1000
@@ -56,7 +55,7 @@ T = TypeVar("T")
 
 @asynccontextmanager
 async def serve_snapshotter(snapshotter: Snapshotter, socket: Path, failures: Failures) -> AsyncIterator[None]:
-    """Answer at a unix socket inside of the block; calls under way get a while at its end. Raises RuntimeError where it cannot."""
+    """Serve at a unix socket inside the block; calls in progress get _GRACE seconds at its end. Raises RuntimeError if it cannot listen."""
     service = _Service(snapshotter, trio.lowlevel.current_trio_token(), failures)
     async with _grpc_server(partial(services.add_SnapshotsServicer_to_server, service), _THREADS, socket):
         yield
@@ -64,7 +63,7 @@ async def serve_snapshotter(snapshotter: Snapshotter, socket: Path, failures: Fa
 
 @asynccontextmanager
 async def serve_refusals(reason: str, socket: Path) -> AsyncIterator[None]:
-    """As `serve_snapshotter`, for a containerd whose snapshots cannot be used: every call is told why."""
+    """As `serve_snapshotter`, for a containerd whose snapshots cannot be used: every call fails with `reason`."""
     async with _grpc_server(lambda server: server.add_generic_rpc_handlers((_Refusing(reason),)), 1, socket):
         yield
 
@@ -86,7 +85,7 @@ async def _grpc_server(add: Callable[[grpc.Server], None], threads: int, socket:
 
 
 class _Service(services.SnapshotsServicer):
-    """One containerd's calls."""
+    """The calls of one containerd."""
 
     def __init__(self, snapshotter: Snapshotter, token: trio.lowlevel.TrioToken, failures: Failures) -> None:
         self._snapshotter = snapshotter
@@ -141,11 +140,11 @@ class _Service(services.SnapshotsServicer):
         return empty_pb2.Empty()
 
     def _enter(self, call: Callable[[], Awaitable[T]], context: grpc.ServicerContext) -> T:
-        """The guard of this border: what fails is told as a status, and the daemon goes on."""
+        """Run a call in trio. Every exception becomes a status; the daemon goes on."""
         try:
             return trio.from_thread.run(call, trio_token=self._token)
         except (trio.RunFinishedError, trio.Cancelled):
-            context.abort(grpc.StatusCode.UNAVAILABLE, "lazyfsd is ending")
+            context.abort(grpc.StatusCode.UNAVAILABLE, "lazyfsd is stopping")
         except Exception as surprise:  # noqa: BLE001
             error = cause_of(surprise)
             if isinstance(error, LazyfsError):
@@ -155,7 +154,7 @@ class _Service(services.SnapshotsServicer):
 
 
 class _Refusing(grpc.GenericRpcHandler):
-    """For whatever is called."""
+    """Refuses every call."""
 
     def __init__(self, reason: str) -> None:
         self._reason = reason

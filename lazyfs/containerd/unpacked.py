@@ -1,13 +1,13 @@
 """A layer's directory that containerd has unpacked into.
 
-containerd sets the extended attributes of a layer's tar as they come (core/diff/apply/apply_linux.go): also those that overlayfs
-obeys. An image that says `trusted.overlay.metacopy` and `trusted.overlay.redirect` of one of its files would get the bytes of
-any object in the store whose name it knows, so all such attributes go before anything is mounted on the layer; only "opaque"
-is an image's to say. And it makes a directory of a name that begins with `.wh.` where the tar has something below such a name, which a
-lazy layer does not show (format/whiteout.py): an image must not depend on which of its layers are lazy, so those go as well.
+containerd sets the extended attributes of a layer's tar as they are (core/diff/apply/apply_linux.go), including those that overlayfs
+interprets. With `trusted.overlay.metacopy` and `trusted.overlay.redirect` on a file, an image would get the data of any object in the store
+whose name it knows. So these attributes are removed before anything is mounted on the layer; an image may only set "opaque". containerd
+also creates a directory whose name begins with `.wh.` if the tar has an entry below such a name. A lazy layer does not show it
+(format/whiteout.py), and an image must not depend on which of its layers are lazy, so these directories are removed as well.
 
-The tree is hostile: nothing is opened but directories, no symbolic link is followed, no path is long, and how deep it is costs no
-file descriptors.
+The tree is hostile: only directories are opened, symbolic links are not followed, no long paths are used, and depth does not cost
+descriptors.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _OPAQUE: Final = "trusted.overlay.opaque"
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _WHITEOUT: Final = os.fsdecode(WHITEOUT_PREFIX)
 _HELD: Final = 64
-"""Directories on the way down that stay open, so that one which is moved or removed meanwhile, by a container that runs, does not
-matter. Deeper ones are come back to through `..`."""
+"""Directories on the way down that stay open: a running container may move or remove them meanwhile. Deeper ones are reopened through
+`..`."""
 
 
 def strip(directory: Path) -> int:
-    """Remove what overlayfs obeys from everything in `directory` and from itself, but that a directory is opaque; how many
-    attributes went. Directories named like a whiteout go as well, with all that is in them.
+    """Remove the attributes that overlayfs interprets from `directory` and everything in it, except "opaque" of a directory; returns
+    how many were removed. Directories named like a whiteout are removed as well, with their content.
 
     Raises StoreUnusable. Costs 0.2 s for 30,000 files.
     """
@@ -49,7 +49,7 @@ def strip(directory: Path) -> int:
                 remove_tree(Path(f"/proc/self/fd/{folder}/{name}"))
                 directories += 1
                 continue
-            # The attributes of a link, a device, a pipe: no call takes a directory's descriptor and a name (before Linux 6.13).
+            # By a path in /proc: before Linux 6.13 no xattr call takes a directory descriptor and a name.
             path = f"/proc/self/fd/{folder}/{name}"
             for attribute in os.listxattr(path, follow_symlinks=False):
                 if attribute.startswith(_OVERLAY) and not (attribute == _OPAQUE and _is_opaque(path, status)):
@@ -61,10 +61,10 @@ def strip(directory: Path) -> int:
 
 
 def usage(directory: Path) -> tuple[int, int]:
-    """Inodes in `directory`, itself included, and the bytes that they take on disk: what has several names counts once.
+    """The number of inodes in `directory`, including itself, and the bytes that they take on disk; hard links count once.
 
-    Source: containerd's continuity, fs/du_unix.go. What vanishes meanwhile is not counted. Raises StoreUnusable, also where
-    deep directories are moved meanwhile.
+    Source: containerd's continuity, fs/du_unix.go. Files that disappear meanwhile are not counted. Raises StoreUnusable, also if deep
+    directories are moved meanwhile.
     """
     inodes = size = 0
     seen: set[tuple[int, int]] = set()
@@ -90,26 +90,26 @@ class _Level:
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
-        """-1 while it is not held."""
+        """-1 while it is closed."""
         self.identity = (0, 0)
         self.pending: list[str] | None = None
-        """Directories in it that are still to be visited; None before it was read."""
+        """Its subdirectories that are not visited yet; None before it was read."""
 
     def release(self) -> None:
-        """Close it, and keep in mind which it is."""
+        """Close it, and remember its identity."""
         self.identity = _identity(self.descriptor)
         os.close(self.descriptor)
         self.descriptor = -1
 
     def regain(self, child: int) -> None:
-        """Open it again, as the parent of `child`. Raises OSError, ESTALE where that is another one by now."""
+        """Open it again, as the parent of `child`. Raises OSError: ESTALE if that is another directory now."""
         self.descriptor = os.open("..", _DIRECTORY, dir_fd=child)
         if _identity(self.descriptor) != self.identity:
             raise OSError(errno.ESTALE, "a directory was moved meanwhile")
 
 
 def _walk(directory: Path) -> Generator[tuple[int, str, os.stat_result], None, None]:
-    """`directory`, as `.`, and all below it on the same file system: descriptor of the directory, name in it, status."""
+    """Yields `directory`, as `.`, and everything below it on the same file system: descriptor of the parent, name, status."""
     levels = [_Level(os.open(directory, _DIRECTORY))]
     try:
         root = os.fstat(levels[0].descriptor)

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 _CONFIG: Final = "/etc/lazyfs/config.toml"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}\Z")
 _PAUSE: Final = 5.0
-"""Seconds between one try to come up and the next, under systemd."""
+"""Seconds between two failed starts, under systemd."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs until nothing is mounted any more, or with `--service` until told to end. The exit code."""
+    """Run until nothing is mounted, or with `--service` until a signal. Returns the exit code."""
     parser = argparse.ArgumentParser(
         "lazyfsd", description="Serves the native mounts of one state directory, and containerds as their snapshotter."
     )
@@ -70,13 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = failure.exit_code
     finally:
         if code and not (start.came_up or options.check_config) and os.environ.get("SYSTEMD_EXEC_PID") == str(os.getpid()):
-            # systemd starts it again at once, as it has to when a daemon dies; one that cannot come up would fill the log.
+            # systemd restarts it at once, as it must when a daemon dies; without a pause, failing starts would fill the log.
             time.sleep(_PAUSE)
     return code
 
 
 class _Start:
-    """How far this one has come."""
+    """Whether the start has succeeded."""
 
     came_up = False
 
@@ -107,7 +107,7 @@ def _run(options: argparse.Namespace, start: _Start) -> int:
     sockets = {LISTENER + name: path for name, path in containerds.items()}
     require_open_files("lazyfsd")
     try:
-        adopt(store)  # before anything is written to a place that may be another's
+        adopt(store)  # before anything is written: the store may belong to another user
         if options.no_keeper:
             return _serve(store, config, sockets, start, service=service)
         command = [sys.executable, "-P", "-m", "lazyfs.daemon", "--no-keeper", "--store", str(store)]
@@ -128,7 +128,7 @@ def _named_socket(text: str) -> tuple[str, Path]:
 
 
 def _serve(store: Path, config: Config | None, sockets: dict[str, Path], start: _Start, *, service: bool) -> int:
-    # What the keeper needs none of is not imported for it.
+    # Not imported at the top, because the keeper does not need it.
     import logging
 
     import msgspec
@@ -145,7 +145,7 @@ def _serve(store: Path, config: Config | None, sockets: dict[str, Path], start: 
     try:
         acquire_missing(fds, store, sockets)
         with Handshakes(fds.named(LISTENER)) as handshakes:
-            # Nothing before this is slow, and this may be.
+            # Imported here, because it may be slow.
             from lazyfs.daemon.service import Options, run
 
             run(Options(config, service), fds, handshakes)

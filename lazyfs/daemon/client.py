@@ -1,8 +1,7 @@
-"""The client's end of lazyfsd's socket: small, blocking, and quick to import, because it is on the way of every start.
+"""The client's end of lazyfsd's control socket: small, blocking and quick to import, because every command waits for it.
 
-The socket listens before the daemon has come up (its keeper holds it), so to connect is to wait. Where nobody listens,
-the daemon is started and asked again. A daemon that dies while it is asked is brought back by its keeper; the order is
-sent again.
+The keeper holds the listening socket, so a connection can be made before the daemon has started. If nothing listens, the daemon is started.
+If a daemon dies before it answers, its keeper starts another one, and the order is sent again.
 """
 
 from __future__ import annotations
@@ -35,27 +34,27 @@ class DaemonUnreachable(LocalError):
 
 
 class Client:
-    """Asks the daemon of one state directory."""
+    """Sends orders to the daemon of one state directory."""
 
     def __init__(self, store: Path, patience: float | None = None, *, only_first: bool = False) -> None:
-        """`patience`: seconds that a report may take, or only the first one; None waits for as long as the daemon lives."""
+        """`patience`: timeout in seconds for each report, or with `only_first` for the first one; None waits as long as the daemon runs."""
         self._store = store
         self._patience = patience
         self._only_first = only_first
 
     def is_running(self) -> bool:
-        """Whether somebody listens."""
+        """Whether a daemon or its keeper listens."""
         connection = self._connect()
         if connection is not None:
             connection.close()
         return connection is not None
 
     def call(self, order: HasResult[R], *, start: bool) -> Iterator[Step | R]:
-        """Send `order` and yield its steps, then its result. `start` the daemon where it does not run.
+        """Send `order` and yield its steps, then its result. `start`: start the daemon if it does not run.
 
-        Closed or interrupted before that, the order is taken back: its end is waited for, and it may have been carried out.
-        Raises Refused with the daemon's message, DaemonUnreachable where there is none, or it dies again and again, LocalError for a
-        report that cannot be read.
+        If the iterator is closed or interrupted before the result, the order is cancelled and its end is waited for; it may have been
+        executed. Raises Refused with the daemon's message, DaemonUnreachable if there is no daemon or it keeps dying, LocalError for an
+        unreadable report.
         """
         for _ in range(_TRIES):
             connection = self._connect()
@@ -74,7 +73,7 @@ class Client:
                             return
                         if self._only_first:
                             connection.settimeout(None)
-            time.sleep(_PAUSE)  # it died, or ended just now
+            time.sleep(_PAUSE)  # it has died or stopped
         raise DaemonUnreachable(
             f"the lazyfsd of {self._store} exits each time it is contacted", hint=f"Its log is {self._store}/logs/lazyfsd.log"
         )
@@ -99,7 +98,7 @@ class Client:
             raise StoreUnusable(f"the store {self._store} cannot be opened: {error.strerror}") from error
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
-            # By way of the descriptor: a socket's path must not be longer than 107 bytes, a store's may.
+            # Through the descriptor: the address of a socket has at most 107 bytes, the path of a store may be longer.
             connection.connect(f"/proc/self/fd/{folder}/{SOCKET_NAME}")
         except (FileNotFoundError, ConnectionRefusedError):
             connection.close()
@@ -112,7 +111,7 @@ class Client:
         return connection
 
     def _start(self) -> socket.socket:
-        """Start the daemon and wait until it listens. Raises DaemonUnreachable, NotInstalled, LocalError: it would not come up."""
+        """Start the daemon and wait until it listens. Raises DaemonUnreachable, NotInstalled, LocalError if it cannot start."""
         require_open_files("lazyfsd, which is started from here,")
         require("lazyfsd", "pyfuse3")
         command = [sys.executable, "-m", "lazyfs.daemon", "--store", str(self._store)]
@@ -122,12 +121,12 @@ class Client:
             connection = self._connect()
             if connection is not None:
                 return connection
-            # One that ends with 0 has met another, which is starting as well, or on its way out.
+            # Exit code 0: another daemon is starting or stopping.
             if process:
                 pid, status = os.waitpid(process, os.WNOHANG)
                 process, ended = (0, os.waitstatus_to_exitcode(status)) if pid else (process, 0)
             else:
-                # Signals that this process may hold back are not for it to hold back.
+                # The daemon does not inherit signals that this process blocks.
                 process = os.posix_spawn(sys.executable, command, os.environ, setsid=True, setsigmask=())
             time.sleep(_PAUSE)
         raise DaemonUnreachable(
@@ -138,7 +137,7 @@ class Client:
 
 @contextmanager
 def _cancel_order(connection: socket.socket) -> Iterator[None]:
-    """Whoever leaves before the last report tells the daemon so, and waits until it has let go of the order."""
+    """If the block is left before the last report, cancel the order and wait until the daemon has closed the connection."""
     try:
         yield
     except (Refused, ConnectionError, TimeoutError):

@@ -1,7 +1,7 @@
-"""What a lazyfsd that runs as a service is told: TOML, read once at its start. systemd/config.toml documents every key.
+"""The configuration of lazyfsd as a service: TOML, read once at the start. systemd/config.toml documents every key.
 
-Whoever makes a mistake here finds out from `lazyfsd --check-config`, or from a service that does not come up: so each message names
-the file, the line and the key, and what would be right. A key that is not known is a mistake as well, for it does nothing.
+Errors show in `lazyfsd --check-config`, or in a service that does not start. So each message names the file, the line and the key, and what
+would be right. An unknown key is an error as well, because it has no effect.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}\Z")
 _MAX_SOCKET_PATH: Final = 107
 _ADDRESS: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9.-]+)):(\d{1,5})\Z")
 _EXPECTED: Final[dict[object, str]] = {bool: "true or false", str: "text in quotes", str | int: "a number, or text in quotes"}
-"""What a key's type asks for, in words."""
+"""Names of the types of keys, for messages."""
 _LISTS: Final = {"containerd": "[[containerd]]", "registry": "[registry.HOST]"}
 LEVELS: Final = ("debug", "info", "warning", "error")
 T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Address(NamedTuple):
-    """Where metrics are told."""
+    """Where metrics are served."""
 
     host: str
     port: int
 
 
 class Config(msgspec.Struct, frozen=True):
-    """What is wanted; the defaults are those of a file that says nothing."""
+    """The configuration; its defaults are those of an empty file."""
 
     store: Path = default_directory()
     store_size: int = -1
-    """Bytes that the store may take; 0 means no bound, -1 leaves it as it is."""
+    """The limit of the store in bytes; 0 means no limit, -1 leaves it unchanged."""
     background: bool = True
-    """Whether the rest of a pull is fetched that nothing has asked for yet."""
+    """Whether the rest of a pulled image is fetched in the background."""
     containerds: dict[str, Path] = msgspec.field(default_factory=lambda: {"containerd": DEFAULT_SOCKET})
-    """The sockets of those that are served, by name."""
+    """The sockets of the served containerds, by name."""
     plain_http: frozenset[str] = frozenset()
-    """Hosts of registries that are spoken to without TLS, in lower case."""
+    """Registry hosts that are accessed without TLS, in lower case."""
     metrics: Address | None = None
     log_level: str = "info"
     """One of LEVELS."""
@@ -79,11 +79,11 @@ class _Registry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 _KeyPath = tuple[str | int, ...]
-"""The way to a table or a key: names of tables, numbers in a list."""
+"""The path to a table or a key: names of tables, numbers in a list."""
 
 
 class _ConfigError(Exception):
-    """Something is wrong at `key_path`."""
+    """An error at `key_path`."""
 
     def __init__(self, key_path: _KeyPath, what: str) -> None:
         super().__init__(what)
@@ -91,7 +91,7 @@ class _ConfigError(Exception):
 
 
 def load_config(path: Path) -> Config:
-    """Raises LocalError where it cannot be read, UsageError where it is wrong."""
+    """Read a configuration. Raises LocalError if it cannot be read, UsageError if it is invalid."""
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_SIZE + 1)
@@ -103,7 +103,7 @@ def load_config(path: Path) -> Config:
 
 
 def parse_config(data: bytes, name: str) -> Config:
-    """The configuration that `data` spells; `name` is what messages call it. Raises UsageError."""
+    """Parse a configuration; `name` is the name of the file in messages. Raises UsageError."""
     try:
         text = data.decode()
         document = tomllib.loads(text)
@@ -197,7 +197,7 @@ def _table(table: object, kind: type[T], key_path: _KeyPath) -> T:
 
 
 def _check(value: object, field: FieldInfo, key_path: _KeyPath) -> None:
-    """Whether a key's value is of its type: said in words of ours, because msgspec's are for programmers, and may change."""
+    """Check the type of a value. msgspec's messages are for programmers and may change, so they are not shown."""
     try:
         msgspec.convert(value, field.type)
     except msgspec.ValidationError as error:
@@ -227,7 +227,7 @@ def _address(text: str) -> Address:
 
 
 def _line(text: str, key_path: _KeyPath) -> int:
-    """The line on which something is first said: that with which the text up to there says it. 0 where there is none."""
+    """The line that defines a key: the first line up to which the text contains it. 0 if there is none."""
     lines = text.splitlines()
     for number in range(1, len(lines) + 1):
         try:

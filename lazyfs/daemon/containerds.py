@@ -1,4 +1,4 @@
-"""What lazyfsd says of one containerd: its snapshots, which layers are lazy and which are not and why, and what fetches the missing parts."""
+"""The status of a containerd: its snapshots, its lazy layers, and why others are not lazy; and of the repositories in use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lazyfs.reports.status import ContainerdStatus, LazyStatus, RefusedLayer, Re
 
 
 def describe_containerd(name: str, snapshotter: Snapshotter, layers: LazyLayers) -> ContainerdStatus:
-    """Blocking, and reads `layers` as it is: for a thread while the loop goes on, what is counted may be a moment old."""
+    """The status of one containerd. Blocking, for a thread; it reads `layers` while the event loop runs, so counts may be slightly old."""
     rows = [row for page in snapshotter.pages(()) for row in page]
     lazy: dict[str, LazyStatus] = {}
     for row in rows:
@@ -31,12 +31,12 @@ def describe_containerd(name: str, snapshotter: Snapshotter, layers: LazyLayers)
 
 
 def unserved_containerd(name: str, reason: str) -> ContainerdStatus:
-    """One whose snapshots cannot be used."""
+    """The status of a containerd whose snapshots cannot be used."""
     return ContainerdStatus(name, 0, 0, 0, 0, (), 0, (), reason)
 
 
 def describe_repositories(layers: LazyLayers) -> tuple[RepositoryStatus, ...]:
-    """All that live."""
+    """The status of all live repositories."""
     return tuple(
         describe_repository(repository.name, repository.fetcher.statistics(), repository.trouble)
         for repository in layers.repositories()

@@ -1,10 +1,10 @@
-"""The folders of `lazyfs run`, one a container: its root file system, what it writes, its bundle.
+"""The folders of `lazyfs run`, one a container: its root file system, its changes, its bundle.
 
     STORE/containers/NAME/        rootfs (a mount), upper, config.json
-    STORE/containers/NAME.lock    locked while `lazyfs run`, or the runc that it started, lives
+    STORE/containers/NAME.lock    locked while `lazyfs run`, or the runc that it started, is running
 
-A folder is made after its lock is held, and removed before it is let go: one without a holder was left by a `lazyfs run` that was
-killed, and `sweep` removes it. What lies in it was written by a container, so it is removed with care.
+A folder is created after its lock is taken, and removed before the lock is released. A folder without a lock holder was left by a killed
+`lazyfs run`, and `sweep` removes it. A container has written what is in it, so it is removed with care.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ _LOCK: Final = ".lock"
 
 
 class ContainerFolder(NamedTuple):
-    """One of them, held."""
+    """A locked folder."""
 
     path: Path
-    """Its last part is fit for a container's name."""
+    """Its last component is used as the container's name."""
     hold: int
-    """The lock file's descriptor: a process that inherits it holds the folder as well."""
+    """The descriptor of the lock file: a process that inherits it keeps the folder locked."""
 
 
 @contextmanager
 def container_folder(store: Path) -> Iterator[ContainerFolder]:
-    """A new folder, for as long as the context lasts.
+    """A new folder, removed at the end of the block. Raises LocalError.
 
-    Raises LocalError. What is mounted in it must have been unmounted at the end: else it is left, for `sweep`.
+    Mounts in it must be unmounted by then: otherwise it is left for `sweep`.
     """
-    # As the kernel's table will name it.
+    # The path that the mount table will have.
     folder = Path(os.path.realpath(store / FOLDER), f"lazyfs-{os.urandom(6).hex()}")
     lock = -1
     try:
@@ -63,7 +63,7 @@ def container_folder(store: Path) -> Iterator[ContainerFolder]:
 
 
 def sweep(store: Path, unmount: Callable[[Path], None]) -> list[str]:
-    """Remove the folders that nobody holds, `unmount`ing what is at their `rootfs` first; their names. Blocking.
+    """Remove the folders that are not locked, after `unmount` of their `rootfs`; returns their names. Blocking.
 
     An OSError of `unmount`, or of the removal, leaves the folder to the next sweep.
     """
@@ -89,7 +89,7 @@ def sweep(store: Path, unmount: Callable[[Path], None]) -> list[str]:
 
 
 def _lock(path: str) -> int:
-    """The descriptor of a lock file that is locked and has its name still: a sweep may have removed it in between."""
+    """The descriptor of a locked lock file that still has its name: a sweep may remove it in between."""
     while True:
         lock = open_lock_file(path)
         if try_lock(lock) and os.fstat(lock).st_nlink:

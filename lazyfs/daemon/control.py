@@ -1,7 +1,7 @@
-"""The daemon's end of its socket: one order a connection, one task each.
+"""Serves lazyfsd's control socket: one order a connection, one task each.
 
-A client that goes away cancels its order: what has not come to be is undone by whoever was at it. Only the daemon's own user may
-ask, whatever the socket's mode says.
+A client that disconnects cancels its order; whatever executes the order undoes what is not complete. Only the daemon's own user may send
+orders, whatever the mode of the socket.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from lazyfs.tasks import Failures, Supervisor, cause_of
 _log = logging.getLogger(__name__)
 
 _ORDER_DEADLINE: Final = 10.0
-"""Seconds that a client has to say what it wants."""
+"""Seconds for a client to send its order."""
 _ANSWER_DEADLINE: Final = 30.0
-"""Seconds that a client may leave a report unread: one that is stopped (Ctrl-Z) must not hold an order up for ever."""
+"""Seconds for a client to read a report: a stopped client (Ctrl-Z) must not block an order for ever."""
 _STOP_MESSAGE_DEADLINE: Final = 1.0
-"""The same for the last report of a daemon that ends."""
+"""Seconds for a client to read the last report of a daemon that stops."""
 _ACCEPT_PAUSE: Final = 1.0
-"""Seconds until the next client is accepted, after one could not be."""
+"""Seconds until the next accept after a failed one."""
 _PEER: Final = struct.Struct("3i")
 
 Notify = Callable[[Step], Awaitable[None]]
 Execute = Callable[[Order, Notify], Awaitable[Result]]
-"""Carries an order out and reports its progress. Raises LazyfsError."""
+"""Executes an order and reports its progress. Raises LazyfsError."""
 
 
 def _nothing() -> str:
@@ -52,11 +52,11 @@ async def serve_control(
     tasks: Supervisor,
     stop_message: Callable[[], str] = _nothing,
 ) -> None:
-    """Accept until cancelled; orders under way are cancelled then, and their clients get what `stop_message` says as an error. Where it says
-    nothing, they are hung up on, and ask the next daemon.
+    """Accept orders until cancelled. Then orders in progress are cancelled, and their clients get the text of `stop_message` as an error. If
+    it is empty, they are disconnected and send the order to the next daemon.
 
-    Each client counts as one of `uses` from its connection to its last report: an order is under way as long as that. Neither a client
-    nor an accept that fails ends another client.
+    Each client counts as one of `uses` from its connection to its last report. A failure of one client or of an accept does not affect
+    other clients.
     """
     async with trio.open_nursery() as nursery:
         clients = tasks.within(nursery)
@@ -103,7 +103,7 @@ async def _serve_counted(
             await send(await _execute_order(stream, execute, notify, failures))
             is_over = True
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            is_over = True  # it has gone: nobody is left to be told
+            is_over = True  # the client has gone
         finally:
             if not is_over and (text := stop_message()):  # cancelled, and in a group with its tasks
                 await _send_stop_message(stream, text)
@@ -116,7 +116,7 @@ async def _send_stop_message(stream: trio.SocketStream, text: str) -> None:
 
 
 async def _execute_order(stream: trio.SocketStream, execute: Execute, notify: Notify, failures: Failures) -> bytes:
-    """The last report, as it is sent."""
+    """Execute one order; returns the line of the last report."""
     try:
         line = await _receive_line(stream)
         if line is None:
@@ -137,10 +137,10 @@ async def _execute_order(stream: trio.SocketStream, execute: Execute, notify: No
             nursery.start_soon(cancel_on_disconnect)
             result = await execute(order, notify)
             nursery.cancel_scope.cancel()
-    except Exception as surprise:  # noqa: BLE001  the guard of this border: an order that fails must not end the daemon
+    except Exception as surprise:  # noqa: BLE001  an order that fails must not stop the daemon
         cause = cause_of(surprise)
         if isinstance(cause, (trio.BrokenResourceError, trio.ClosedResourceError)):
-            raise cause from None  # it has gone, and was being told something
+            raise cause from None  # the client has gone while a report was sent
         if isinstance(cause, LazyfsError):
             return encode(Refusal(str(cause), cause.exit_code, isinstance(cause, NotNative)))
         failures.record("order", surprise, type(order).__name__)

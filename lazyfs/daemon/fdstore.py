@@ -1,8 +1,7 @@
-"""The daemon's end of whoever keeps its descriptors: lazyfsd's keeper, or systemd. Both speak the same protocol.
+"""The daemon's side of the descriptor store: of lazyfsd's keeper, or of systemd. Both speak the same protocol.
 
-Descriptors come in as systemd passes them: from 3 on, LISTEN_FDS of them, for the process LISTEN_PID, named by LISTEN_FDNAMES. They go
-out as datagrams to NOTIFY_SOCKET with the descriptor attached. Source: sd_listen_fds(3), sd_notify(3),
-sd_watchdog_enabled(3).
+Descriptors are passed as by systemd: from 3 on, LISTEN_FDS of them, for the process LISTEN_PID, with the names in LISTEN_FDNAMES. They are
+stored by a datagram to NOTIFY_SOCKET with the descriptor attached. Source: sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3).
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Final, Self
 _log = logging.getLogger(__name__)
 
 FIRST: Final = 3
-"""The number of the first descriptor that is passed."""
+"""The number of the first passed descriptor."""
 
 
 class FdStore:
@@ -28,15 +27,15 @@ class FdStore:
         self._descriptors = descriptors
         self._notify = f"\0{notify[1:]}" if notify.startswith("@") else notify
         self.watchdog = watchdog
-        """Seconds after which a daemon that has not said WATCHDOG=1 is ended and started again; 0: never."""
+        """Seconds after which systemd restarts a daemon that has not sent WATCHDOG=1; 0: never."""
         self._sender: socket.socket | None = None
-        """Kept: a sign of life must not need a descriptor that there may not be."""
+        """Kept open: WATCHDOG=1 must not need a new descriptor."""
         self.is_ready = False
-        """Whether the keeper was told that the daemon has come up."""
+        """Whether READY=1 was sent."""
 
     @classmethod
     def from_environment(cls, environment: MutableMapping[str, str] = os.environ) -> Self:
-        """What was passed to this process. The variables are removed: they are not for the processes that it starts."""
+        """The descriptors passed to this process. The variables are removed, so that child processes do not get them."""
         process, count, names = (environment.pop(f"LISTEN_{what}", "") for what in ("PID", "FDS", "FDNAMES"))
         notify = environment.pop("NOTIFY_SOCKET", "")
         watched, watchdog = (environment.pop(f"WATCHDOG_{what}", "") for what in ("PID", "USEC"))
@@ -48,33 +47,33 @@ class FdStore:
         return cls(descriptors, notify, int(watchdog or 0) / 1e6 if watched in {"", str(os.getpid())} else 0.0)
 
     def get(self, name: str) -> int | None:
-        """The descriptor that was handed to this process, or that it has kept since; None where there is none."""
+        """The descriptor that was passed or stored under `name`; None if there is none."""
         return self._descriptors.get(name)
 
     def named(self, prefix: str) -> dict[str, int]:
-        """The descriptors whose names begin so, by the rest of their names."""
+        """The descriptors whose names begin with `prefix`, by the rest of the name."""
         found = self._descriptors.items()
         return {name.removeprefix(prefix): descriptor for name, descriptor in found if name.startswith(prefix)}
 
     def keep(self, name: str, descriptor: int) -> None:
-        """Hand a duplicate of `descriptor` to the keeper; the descriptor itself belongs to the store from now on."""
+        """Store a duplicate of `descriptor` in the keeper. This object then owns the descriptor."""
         self._descriptors[name] = descriptor
-        # FDPOLL=0: systemd would close it by itself when it looks broken, and that is ours to see.
+        # FDPOLL=0: otherwise systemd closes a descriptor that looks broken, which the daemon decides itself.
         self.notify(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", descriptor)
 
     def drop(self, name: str) -> None:
-        """Close the descriptor, here and there; nothing happens where there is none."""
+        """Close the descriptor here and in the keeper; does nothing if there is none."""
         descriptor = self._descriptors.pop(name, None)
         if descriptor is not None:
             os.close(descriptor)
             self.notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
 
     def listener(self, name: str) -> socket.socket:
-        """The listening socket that was handed to this process. Raises KeyError where there is none."""
+        """The passed listening socket. Raises KeyError if there is none."""
         return socket.socket(fileno=self._descriptors.pop(name))
 
     def notify(self, message: str, *descriptors: int) -> None:
-        """Tell the keeper, in sd_notify's words (`READY=1`). Without one, nothing happens."""
+        """Send a message of sd_notify (`READY=1`) to the keeper. Does nothing without a keeper."""
         self.is_ready = self.is_ready or message.startswith("READY=1")
         if not self._notify:
             return
@@ -85,5 +84,5 @@ class FdStore:
             extra = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
             self._sender.sendmsg([message.encode()], extra, 0, self._notify)
         except OSError as error:
-            # Who is not told cannot help us when we die; while we live, nothing is lost.
+            # The daemon keeps working; only its mounts will not survive it.
             _log.warning("the keeper of lazyfsd does not answer (%s): mounts will not survive the daemon", error.strerror)

@@ -1,6 +1,6 @@
-"""What a lazyfsd holds of the world while it runs: the lock of its store, and the sockets that it listens at.
+"""What a running lazyfsd holds: the lock of its store, and its listening sockets.
 
-Standard library only, for the keeper, which holds them on the daemon's behalf.
+Standard library only, because the keeper holds them for the daemon.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 LOCK_NAME: Final = "lazyfsd.lock"
 SOCKET_NAME: Final = "lazyfsd.sock"
 LISTENER: Final = "snapshots-"
-"""How the names of the sockets begin that containerds call."""
+"""The prefix of the names of containerds' sockets."""
 _LONGEST_ADDRESS: Final = 107
 _BACKLOG: Final = 128
 _LOCK_TRIES, _LOCK_PAUSE = 50, 0.2
 
 
 def lock_store(store: Path) -> int | None:
-    """A descriptor that holds the lock while it, or a duplicate, is open; None: another process has it. Raises OSError."""
+    """Lock the store. The lock is held while the returned descriptor or a duplicate is open; None if another process has it. Raises OSError."""
     lock = os.open(store / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -41,15 +41,15 @@ def lock_store(store: Path) -> int | None:
 
 
 def listen(path: Path) -> int:
-    """A socket that listens at `path`, 0600, in the place of a dead one. The folder is made.
+    """A socket that listens at `path`, mode 0600; replaces a dead socket and creates the folder.
 
-    Raises LocalError where somebody else listens there: who took it over would take his callers away; OSError.
+    Raises LocalError if another process listens there, because replacing the socket would take its callers away; OSError.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        # A directory's path may be longer than a socket's address.
+        # The path may be longer than the address of a socket.
         address = str(path) if len(bytes(path)) <= _LONGEST_ADDRESS else f"/proc/self/fd/{folder}/{path.name}"
         with suppress(FileNotFoundError):
             if stat.S_ISSOCK(os.lstat(path.name, dir_fd=folder).st_mode):
@@ -71,10 +71,10 @@ def listen(path: Path) -> int:
 
 
 def acquire_missing(fds: FdStore, store: Path, sockets: Mapping[str, Path]) -> None:
-    """Take what was not handed to this process: the lock, the control socket, and `sockets` by name. It is then kept like the rest.
+    """Acquire what was not passed to this process: the lock, the control socket, and `sockets` by name; then store it like the rest.
 
-    A keeper hands over all of it; systemd what its socket units name, and later what was taken here. Of what it hands over, only
-    what fits counts: the configuration may have changed since. Raises LocalError, OSError.
+    A keeper passes everything; systemd what its socket units name, and after a restart what was acquired here. Descriptors that do not
+    match are closed, because the configuration may have changed. Raises LocalError, OSError.
     """
     lock = fds.get("lock")
     if lock is not None and not _is_lock_of(lock, store):
@@ -92,7 +92,7 @@ def acquire_missing(fds: FdStore, store: Path, sockets: Mapping[str, Path]) -> N
 
 
 def _lock_with_retries(fds: FdStore, store: Path) -> int:
-    """Raises LocalError: another lazyfsd does not end."""
+    """Raises LocalError if another lazyfsd does not stop."""
     for _ in range(_LOCK_TRIES):
         lock = lock_store(store)
         if lock is not None:
@@ -113,7 +113,7 @@ def _is_lock_of(lock: int, store: Path) -> bool:
 
 
 def _is_at(listener: int, path: Path) -> bool:
-    """Whether a listening socket is the one at `path`, as far as it tells."""
+    """Whether a listening socket is bound to `path`, as far as its address shows."""
     with socket.socket(fileno=os.dup(listener)) as asked:
         name = asked.getsockname()
     return name == str(path) or str(name).startswith("/proc/self/fd/")
@@ -125,7 +125,7 @@ def _accepts(address: str) -> bool:
         try:
             caller.connect(address)
         except BlockingIOError:
-            return True  # so many wait there already
+            return True  # its queue is full
         except OSError:
             return False
         return True

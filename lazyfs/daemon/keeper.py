@@ -1,15 +1,15 @@
-"""lazyfsd's keeper: the small parent that does not die with the daemon.
+"""lazyfsd's keeper: the small parent process that survives the daemon.
 
-It holds what must outlive the daemon's process: the lock of the state directory, the listening socket, and the FUSE connection,
-which ends when nobody has its descriptor any more. A daemon that is killed or crashes is started again at once and is handed
-all of them; requests that the dead one left unanswered wait in the kernel meanwhile. It is to have no reason of its
-own to fail: standard library only, no threads, no event loop, nothing that grows.
+It holds what must outlive the daemon: the lock of the state directory, the listening sockets, and the FUSE connection, which ends when no
+process has its descriptor any more. A daemon that is killed or crashes is started again at once and gets all of them; requests that the dead
+one left unanswered wait in the kernel. The keeper should have no reason to fail: standard library only, no threads, no event loop, nothing
+that grows.
 
-To the daemon it speaks as systemd does (fdstore.py), so that a daemon under systemd needs no keeper. A daemon that is alone, because
-its keeper was killed, goes on: it has the lock and the socket as well.
+It speaks systemd's protocol to the daemon (fdstore.py), so a daemon under systemd needs no keeper. A daemon whose keeper was killed keeps
+running: it has the lock and the socket as well.
 
-Order matters twice. The socket listens before the daemon is up, so for a client to connect is to wait. At the end the lock goes
-first and the socket after it: whoever is refused a connection finds the lock free.
+Two orders matter. The socket listens before the daemon has started, so that clients can connect and wait. At the end the lock is released
+before the socket is closed: a client that is refused a connection finds the lock free.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from typing import Final, NamedTuple, NoReturn
 from lazyfs.daemon.holding import SOCKET_NAME, listen, lock_store
 
 _ABOVE: Final = 64
-"""Our own descriptors have numbers from here on, out of the way of those that are passed, which begin with FIRST."""
+"""The keeper's own descriptors have numbers from here on; those passed to the daemon begin at FIRST."""
 _FIRST: Final = 3
 _MAX_STORED: Final = 16
 _CREDENTIALS: Final = struct.Struct("3i")
 _MESSAGE: Final = 4096
 
 _STABLE_TIME: Final = 10.0
-"""Seconds after which a daemon's end has nothing to do with those before it."""
+"""A daemon that ran for so many seconds resets the count of quick exits."""
 _MAX_QUICK_EXITS: Final = 500
-"""Quick ends, one after the other, that are followed by a start at once: `kill -9` in a loop is one of our tests."""
+"""Quick exits in a row that are followed by an immediate restart; one of the tests runs `kill -9` in a loop."""
 _NEVER_READY_WEIGHT: Final = 100
-"""As many quick ends count for one of a daemon that did not come up; while mounts hang on it, not for one that was killed on the way."""
+"""A failed start counts as so many quick exits; not if the daemon was killed during the start while there are mounts."""
 _LONGEST_PAUSE: Final = 30.0
 
 _LOG_LIMIT: Final = 4 << 20
@@ -50,18 +50,18 @@ _LOG_INTERVAL: Final = 60.0
 
 
 class Stored(NamedTuple):
-    """A descriptor that the daemon gave to keep."""
+    """A descriptor that the keeper holds for the daemon."""
 
     name: str
     descriptor: int
 
 
 def keep(state: Path, command: list[str], sockets: Mapping[str, Path]) -> int:
-    """Hold the state directory, which is ours, and run `command`, the daemon, until it ends with 0. The exit code.
+    """Lock the state directory, and run the daemon `command` until it exits with 0. Returns the exit code.
 
-    `sockets`: where it shall listen besides, by the names that the daemon knows them by. Takes the whole process over: its
-    descriptors, its output, its signals. 0 at once where the directory has a keeper. Raises OSError when the directory cannot be
-    used, LocalError where another process listens at one of the sockets.
+    `sockets`: further sockets to listen at, by the names that the daemon knows. Takes over the whole process: descriptors, output, signals.
+    Returns 0 at once if the directory has a keeper. Raises OSError if the directory cannot be used, LocalError if another process
+    listens at one of the sockets.
     """
     os.umask(0o077)
     os.closerange(_FIRST, os.sysconf("SC_OPEN_MAX"))
@@ -80,7 +80,7 @@ def keep(state: Path, command: list[str], sockets: Mapping[str, Path]) -> int:
 
 
 class Keeper:
-    """One daemon after the other."""
+    """Runs one daemon after the other."""
 
     def __init__(self, command: list[str], ours: Sequence[Stored], log: Log) -> None:
         self._command = command
@@ -92,10 +92,10 @@ class Keeper:
         self._stopping = False
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         self._notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        self._notify.bind("")  # a free name in the abstract name space: no path, no limit of its length
+        self._notify.bind("")  # a free name in the abstract namespace: no path that could be too long
 
     def run(self) -> int:
-        """Until the daemon ends with 0, or it is no use to start it again. The exit code."""
+        """Run until the daemon exits with 0, or further starts are hopeless. Returns the exit code."""
         woken, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -135,7 +135,7 @@ class Keeper:
         environment = {**os.environ, "NOTIFY_SOCKET": f"@{self._notify.getsockname()[1:].decode()}"}
         environment |= {"LISTEN_FDS": str(len(passed)), "LISTEN_FDNAMES": ":".join(name for name, _ in passed)}
         self._ready = False
-        # A signal that came between fork and exec would be ours in the child, and lost.
+        # Blocked: between fork and exec the child would handle a signal with the keeper's handler, and lose it.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
         self._child = os.fork()
         if self._child == 0:
@@ -143,7 +143,7 @@ class Keeper:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _watch(self, woken: int) -> int:
-        """Listen to the daemon until it ends: its exit code, or the negative number of the signal."""
+        """Handle the daemon's messages until it exits; returns its exit code, or the negative number of a signal."""
         ended = os.pidfd_open(self._child)
         sources = select.poll()
         for descriptor in (ended, self._notify.fileno(), woken):
@@ -152,7 +152,7 @@ class Keeper:
             while True:
                 ready = {descriptor for descriptor, _ in sources.poll(_LOG_INTERVAL * 1000)}
                 self._log.rotate()
-                # All that it said before it died: a descriptor that it gave us may be in there.
+                # Also after its death: a message may hold a descriptor to keep.
                 self._receive()
                 if woken in ready:
                     with suppress(BlockingIOError):
@@ -176,7 +176,7 @@ class Keeper:
                     descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
                 elif (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
                     sender = _CREDENTIALS.unpack(data)[0]
-            # Anybody may write to an abstract name.
+            # Any process may send to an abstract name.
             self._handle(message if sender == self._child else b"", descriptors)
 
     def _handle(self, message: bytes, descriptors: Iterable[int]) -> None:
@@ -194,7 +194,7 @@ class Keeper:
         if "READY" in said:
             self._ready = True
             if self._stopping:
-                self._signal_child(signal.SIGTERM)  # it was starting when we were told
+                self._signal_child(signal.SIGTERM)  # the signal came during its start
 
     def _stop(self, number: int, _frame: object) -> None:
         self._log.write(f"stopping: received {signal.Signals(number).name}")
@@ -203,7 +203,7 @@ class Keeper:
         self._stopping = True
 
     def _ask(self, number: int, _frame: object) -> None:
-        """What is asked of us, the daemon answers; one that is just starting would die of it."""
+        """Pass the signal on to the daemon, unless it is starting: without a handler it would die."""
         if self._ready:
             self._signal_child(number)
 
@@ -213,7 +213,7 @@ class Keeper:
 
 
 class Log:
-    """Where output goes from now on, the daemon's too. Bounded by copying it and cutting it, because others hold it open."""
+    """The log file for all output, also of the daemon. It is bounded by copy and truncate, because the daemon has it open."""
 
     def __init__(self, folder: Path) -> None:
         """Raises OSError."""
@@ -228,11 +228,11 @@ class Log:
 
     def write(self, text: str) -> None:
         """One line."""
-        with suppress(OSError):  # a full disk is not a reason to end
+        with suppress(OSError):  # a full disk must not stop the keeper
             os.write(2, f"{time.strftime('%Y-%m-%d %H:%M:%S')} keeper ({os.getpid()}): {text}\n".encode())
 
     def rotate(self) -> None:
-        """Begin anew when it has become long; the part before is kept."""
+        """Truncate the log when it is too long; a copy is kept."""
         with suppress(OSError):
             if os.fstat(2).st_size > _LOG_LIMIT:
                 shutil.copyfile(self._path, self._path.with_name("lazyfsd.log.1"))
@@ -240,9 +240,9 @@ class Log:
 
 
 def _exec(command: list[str], environment: dict[str, str], passed: Sequence[int], mask: Iterable[int]) -> NoReturn:
-    """In the child: be the daemon."""
+    """In the child: execute the daemon."""
     try:
-        os.setpgid(0, 0)  # Ctrl-C in a terminal is for the keeper, which passes it on
+        os.setpgid(0, 0)  # the keeper gets Ctrl-C from the terminal and passes it on
         for place, descriptor in enumerate(passed, _FIRST):
             os.dup2(descriptor, place)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -254,7 +254,7 @@ def _exec(command: list[str], environment: dict[str, str], passed: Sequence[int]
 
 
 def _renumber(descriptor: int) -> int:
-    """`descriptor` under a number that is out of the way."""
+    """Move `descriptor` to a number of _ABOVE or more."""
     duplicate = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _ABOVE)
     os.close(descriptor)
     return duplicate

@@ -1,7 +1,7 @@
-"""What lazyfsd tells Prometheus: the same as `lazyfs status`, in numbers that a machine adds up.
+"""lazyfsd's metrics for Prometheus: the values of `lazyfs status` as numbers.
 
-A server of its own, in threads: whoever asks waits for the event loop, and the event loop for nobody. Counters are those of this
-process, and begin anew with the next one; Prometheus expects that.
+Served by a server of its own in threads: a request waits for the event loop, but the loop never waits for a request. Counters are those of
+this process and restart with the next one, as Prometheus expects.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from lazyfs.reports.status import BOUNDS, ContainerdStatus, GateStatus, Reposito
 _log = logging.getLogger(__name__)
 
 _DEADLINE: Final = 10.0
-"""Seconds for one answer: what cannot be told by then is not told."""
+"""Seconds to collect the metrics of one request."""
 _MOST_REASONS: Final = 100
-"""Layers that are not lazy whose reasons are told: each is a time series."""
+"""Layers whose reason for not being lazy is exported: each is a time series."""
 Measure = Callable[[], Awaitable[Measured]]
 
 
 @asynccontextmanager
-async def telling(address: Address, measure: Measure) -> AsyncIterator[None]:
-    """Answer at `address` inside the block. Where that cannot be, a warning: nobody's container is to stop for want of metrics."""
+async def metrics_server(address: Address, measure: Measure) -> AsyncIterator[None]:
+    """Serve at `address` inside the block. A failure is only a warning: containers do not depend on metrics."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
-    registry.register(_Told(measure, trio.lowlevel.current_trio_token()))
+    registry.register(_LazyfsCollector(measure, trio.lowlevel.current_trio_token()))
     try:
-        # In a thread: a host's name may have to be looked up.
+        # In a thread: it may look up a host name.
         server, thread = await trio.to_thread.run_sync(start_http_server, address.port, address.host, registry)
     except OSError as error:
         _log.warning("cannot serve metrics at %s port %d: %s", address.host, address.port, error.strerror)
@@ -54,15 +54,15 @@ async def telling(address: Address, measure: Measure) -> AsyncIterator[None]:
         thread.join()
 
 
-class _Told(Collector):
-    """Asks the event loop, from a thread of the server."""
+class _LazyfsCollector(Collector):
+    """Collects metrics in the event loop, for a thread of the server."""
 
     def __init__(self, measure: Measure, token: trio.lowlevel.TrioToken) -> None:
         self._measure = measure
         self._token = token
 
     def describe(self) -> list[Metric]:
-        """Nothing: else all is asked for when this is registered."""
+        """Empty, so that registering does not collect."""
         return []
 
     def collect(self) -> Iterator[Metric]:
@@ -80,7 +80,7 @@ async def _within(measure: Measure) -> Measured:
 
 
 def families(measured: Measured) -> Iterator[Metric]:
-    """The metrics that it comes to."""
+    """The metrics of these values."""
     yield _gauge("lazyfs_mounts", "Native mounts of `lazyfs mount` and `lazyfs run`.", {(): measured.mounts})
     yield from _containerds(measured.status.containerds)
     yield from _gate(measured.status.gate)
@@ -153,7 +153,7 @@ def _sources(repositories: Iterable[RepositoryStatus]) -> Iterator[Metric]:
 
 
 def _by_name(repositories: Iterable[RepositoryStatus]) -> dict[str, RepositoryStatus]:
-    """Two images of one repository are fetched from by one fetcher each; a name may be told only once."""
+    """The sums by name: two images of one repository have a fetcher each, and a label may occur only once."""
     found: dict[str, RepositoryStatus] = {}
     for status in repositories:
         known = found.get(status.name)

@@ -1,7 +1,7 @@
-"""Orders for mounts, carried out: an image brought to life, an overlay made of it, and taken away again.
+"""Executes orders to mount and unmount.
 
-Whoever orders a mount may go away before it is told of it, and the process that carries the order out may die: a mount that
-nobody knows of is taken back, and an order that is sent again (its ticket tells) is answered and not carried out twice.
+A client may go away before it gets its result, and the process that executes an order may die. A mount that no client knows of is unmounted
+again, and an order that is sent again (identified by its ticket) is answered without a second mount.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _log = logging.getLogger(__name__)
 
 _REPORT_PAUSE: Final = 0.25
 _END_DEADLINE: Final = 5.0
-"""Seconds that an unmount waits to hear that the last user has gone."""
+"""Seconds that an unmount waits for the unmount event."""
 
 
 class MountHandler:
-    """Carries orders out, of which no two have to do with one directory."""
+    """Executes orders, at most one for a directory at a time."""
 
     def __init__(self, store: Store, images: Images, mounts: Mounts, overlays: Overlays) -> None:
         self._store = store
@@ -49,8 +49,8 @@ class MountHandler:
         self.has_gate = True
 
     async def mount(self, order: MountOrder, notify: Notify) -> MountResult:
-        """MountRecord as ordered. Raises LazyfsError; nothing is left then, but what has arrived in the store, or with `background` a mount
-        that is incomplete. Nor is there when it is cancelled, but a mount that somebody uses already.
+        """Mount as ordered. Raises LazyfsError; nothing is left then, except what has arrived in the store, or, if the order waits for the
+        background fetch, an incomplete mount. Cancelled: unmounted again, unless the mount is in use.
         """
         for mount in self._mounts.live.values():
             if mount.row.mount.ticket == order.ticket:
@@ -72,7 +72,7 @@ class MountHandler:
                 raise
 
     async def _report_again(self, row: Row, order: MountOrder, notify: Notify) -> MountResult:
-        """The order was carried out by a process that died before it said so; the image may not have come to life again."""
+        """Answer an order that a process executed before it died; its image may not be live yet."""
         live = await self._images.acquire(image_of(row.mount), order.creds, notify, lazy_only=False)
         try:
             return await self._report(row, live, order, notify)
@@ -80,7 +80,7 @@ class MountHandler:
             live.leave()
 
     async def _undo(self, row: Row) -> None:
-        """Whoever ordered this mount has gone: nobody knows of it."""
+        """Unmount again: the client that ordered the mount has gone."""
         mount = self._mounts.live.get(row.number)
         if mount is None:
             return
@@ -93,14 +93,14 @@ class MountHandler:
                 await mount.ended.wait()
 
     async def unmount(self, order: UnmountOrder) -> UnmountResult:
-        """Unmount as ordered, and wait for the end of it. Raises MountFailed: it is none of ours, or busy."""
+        """Unmount as ordered and wait for it. Raises MountFailed if it is not a mount of this lazyfsd, or busy."""
         directory = Path(order.directory)
         async with self._exclusive(order.directory):
             found = [mount for mount in self._mounts.live.values() if mount.row.mount.directory == order.directory]
             if not found:
                 raise MountFailed(f"{directory} is not a mount of this lazyfsd", hint="`lazyfs status` lists the mounts")
             mount = found[-1]
-            if order.lazy:  # said first: a crash in between must not lose a mount that is nowhere to be seen
+            if order.lazy:  # marked first: after a crash in between, a detached mount could not be found
                 await self._mounts.mark(mount.row.number, "detached")
             try:
                 await self._mounts.unmount(order.directory, lazy=order.lazy)
@@ -137,7 +137,7 @@ class MountHandler:
             )
 
     async def _report(self, row: Row, live: LiveImage, order: MountOrder, notify: Notify) -> MountResult:
-        """What is told of a mount that is there, and where the order says so, when all of it has arrived."""
+        """The result for an existing mount, if ordered so after the image is complete."""
         if order.background == "wait":
             await _wait_until_complete(live, self._store, notify)
         config = await trio.to_thread.run_sync(self._store.document, live.image.manifest.config.digest)
@@ -146,7 +146,7 @@ class MountHandler:
 
     @asynccontextmanager
     async def _exclusive(self, *directories: str) -> AsyncIterator[None]:
-        """Directories that no other order has to do with meanwhile; an empty name is none."""
+        """Lock directories against other orders; empty names are ignored. Raises MountFailed if one is locked."""
         names = set(directories) - {""}
         for name in names & self._busy:
             raise MountFailed(f"another order for {name} is being carried out", hint="Wait for it")
@@ -158,14 +158,14 @@ class MountHandler:
 
 
 def image_of(mount: MountOrder | MountRecord) -> ImageRequest:
-    """The image of an order, or of a row of the state: that one is mounted, so it was accepted."""
+    """The image of an order, or of a row: the image of a row was mounted, so its bounds were checked before."""
     return ImageRequest(
         mount.reference, mount.platform, mount.plain_http, mount.background != "off", isinstance(mount, MountRecord)
     )
 
 
 def _record_of(order: MountOrder, live: LiveImage) -> MountRecord:
-    """What is noted of an order: with the digest that a tag means now, without passwords."""
+    """The record of an order: with the digest that the tag names now, without passwords."""
     reference = parse_reference(order.reference)
     return MountRecord(
         directory=order.directory,
@@ -182,7 +182,7 @@ def _record_of(order: MountOrder, live: LiveImage) -> MountRecord:
 
 
 async def _wait_until_complete(live: LiveImage, store: Store, notify: Notify) -> None:
-    """Until all of the image is here. Raises SourceError: what is left cannot be had."""
+    """Wait until the image is complete. Raises SourceError if the rest cannot be fetched."""
     while not live.is_known:
         with trio.move_on_after(_REPORT_PAUSE):
             await live.known()

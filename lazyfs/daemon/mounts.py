@@ -82,9 +82,9 @@ class Mounts:
         return any(not mount.is_untracked for mount in self.live.values())
 
     async def make(self, mount: MountRecord, live: LiveImage) -> Row:
-        """MountRecord a live image, which the mount counts as its own from then on. Raises LazyfsError; nothing is left then.
+        """Mount a live image; the mount takes over the caller's use of it. Raises LazyfsError; nothing is left then.
 
-        Cancelled while the overlay is made, it is made all the same.
+        Cancelled: once the row is written, the mount is completed, and the caller must unmount it.
         """
         images = await trio.to_thread.run_sync(self._overlays.metadata, live.layers)
         # Not to be interrupted between row and mark: a cancelled caller unmounts it afterwards.

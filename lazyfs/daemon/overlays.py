@@ -1,6 +1,6 @@
-"""The overlays of lazyfsd's mounts, as the kernel makes them: which layers, which data, which folder to work in.
+"""Makes and removes the overlays of lazyfsd's mounts.
 
-Blocking: for threads. Overlays share the mount points of their layers, so one is made at a time.
+Blocking: for threads. Overlays share the mounts of their layers, so one is made at a time.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from lazyfs.native.stack import mount_stack, open_stack, source_of, unmount_stac
 
 
 class Overlays:
-    """Those of one store."""
+    """The overlays of one store."""
 
     def __init__(self, store: Path, layers: LayerMounts) -> None:
         self._store = store
         self._layers = layers
 
     def mounted(self) -> list[LazyfsMount]:
-        """All mounts of lazyfs that this process can see, those of other stores included. Raises OSError."""
+        """All mounts of lazyfs in this mount namespace, including those of other stores. Raises OSError."""
         return our_mounts()
 
     def find(self, directory: Path) -> LazyfsMount | None:
-        """The mount of lazyfs at `directory`, the uppermost one. Raises OSError."""
+        """The mount of lazyfs at `directory`, the topmost one. Raises OSError."""
         return find_mount(directory)
 
     def probe(self) -> ProbeResult:
@@ -40,21 +40,21 @@ class Overlays:
         return probe(self._store)
 
     def metadata(self, layers: Sequence[Layer]) -> tuple[Path, ...]:
-        """The EROFS images of a stack, the lowest first, built where they are not there. Raises LazyfsError."""
+        """The EROFS images of a stack, the lowest first; missing ones are built. Raises LazyfsError."""
         try:
             return ensure_metadata(
                 self._store, [LayerMetadata(layer.toc_digest, layer.toc_offset, dialect=layer.dialect.name) for layer in layers]
             )
         except InvalidToc as error:
-            # It was read and found good: only EROFS or overlayfs cannot hold what it describes.
+            # The TOC is valid, but EROFS or overlayfs cannot represent it.
             raise NotNative(
                 f"this image cannot be mounted natively: {error.message}", hint="`lazyfs mount --mode portable` can"
             ) from error
 
     def make(self, row: Row, images: tuple[Path, ...]) -> bool:
-        """Mount what `row` tells of, from the EROFS images of its layers, the lowest first. Raises MountFailed.
+        """Mount the image of `row`, from the EROFS images of its layers, the lowest first; returns whether some were not mounted before.
 
-        The answer: whether the kernel had not had some of them until now.
+        Raises MountFailed.
         """
         upper = Path(row.mount.upper) if row.mount.upper else None
         work = _work_of(upper) if upper else None
@@ -78,13 +78,13 @@ class Overlays:
         return layers.new
 
     def open_metadata(self, images: tuple[Path, ...]) -> int:
-        """A descriptor of a tree that has the names of a stack, for the inode warm-up: no mount, and none of its files' data."""
+        """A descriptor of a detached overlay of the same layers, for the inode warm-up. Its files have no data."""
         with self._layers.lock:
             roots = self._layers.mounted(images).roots
             return open_stack(roots, objects_only(self._store), source=source_of("names"), read_only=True)
 
     def unmount(self, directory: Path, *, lazy: bool) -> None:
-        """Unmount. Raises MountFailed, with the names of those who hold it."""
+        """Unmount. Raises MountFailed; the message names the processes that use it."""
         try:
             unmount_stack(directory, lazy=lazy)
         except OSError as error:
@@ -96,7 +96,7 @@ class Overlays:
             ) from error
 
     def clean_up(self, row: Row) -> None:
-        """Behind a mount that has ended: overlayfs leaves its folder, made so that nobody may look into it."""
+        """Remove the work directory of an unmounted overlay: overlayfs leaves a folder without permissions in it."""
         if row.mount.upper:
             shutil.rmtree(_work_of(Path(row.mount.upper)), ignore_errors=True)
 
@@ -106,5 +106,5 @@ class Overlays:
 
 
 def _work_of(upper: Path) -> Path:
-    """Beside the upper directory, because it must be on the same file system, and not inside."""
+    """The work directory: beside the upper directory, because it must be on the same file system, and not inside."""
     return upper.with_name(f".{upper.name}.lazyfs-work")

@@ -1,8 +1,7 @@
-"""The containerds that lazyfsd serves: a listening socket each, and behind it a snapshotter with a database of its own.
+"""The containerds that lazyfsd serves: for each a listening socket, and a snapshotter with its own database.
 
-Their sockets come from whoever keeps our descriptors, as `snapshots-NAME`; NAME also names the folder of what belongs to that
-containerd, STORE/containerd/NAME. What is imported here costs 40 MB of memory: only a lazyfsd that has such a socket does, and one that
-was asked to pull.
+The keeper or systemd passes their sockets as `snapshots-NAME`; NAME is also the name of that containerd's folder, STORE/containerd/NAME.
+The imports here cost 40 MB of memory: only a lazyfsd that has such a socket, or was asked to pull, makes them.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ _RUN: Final = Path("/run")
 
 
 class Plugin:
-    """All of them."""
+    """Serves all containerds."""
 
     def __init__(
         self, config: Config, store: Store, sources: Sources, layers: Layers, mounts: LayerMounts, tasks: Supervisor
@@ -62,13 +61,13 @@ class Plugin:
         self._resolver = LayerResolver(store, self.layers, tasks)
         self.snapshotters: dict[str, Snapshotter] = {}
         self.unserved: dict[str, str] = {}
-        """Containerds whose snapshots cannot be used, and why."""
+        """Why containerds are not served, by name."""
         self._unserved_roots: list[Roots] = []
 
     async def open(self, names: Sequence[str], stack: AsyncExitStack) -> None:
-        """Open what belongs to the containerds of these names.
+        """Open the state of the containerds with these names.
 
-        One that cannot be used is told so with every call: for its sake nobody else waits for a daemon that does not come up.
+        One that cannot be used gets an error for every call, so that the others and all mounts are served.
         """
         for name in names:
             folder = self._store.directory.path / "containerd" / name
@@ -87,7 +86,7 @@ class Plugin:
                 self.snapshotters[name] = snapshotter
 
     async def start(self, *, same_gate: bool) -> None:
-        """Take all containerds up: their layers are expected from here on. Without `same_gate`, what is mounted has a dead one.
+        """Take over what an earlier process left of all containerds. Without `same_gate`, the gate of mounted roots is dead.
 
         Raises StoreUnusable.
         """
@@ -95,14 +94,14 @@ class Plugin:
             if not same_gate:
                 await trio.to_thread.run_sync(snapshotter.roots.mark_dead)
             await snapshotter.start()
-        if not same_gate:  # whoever serves them again would take them for whole
+        if not same_gate:  # a later process would take them for intact
             for roots in self._unserved_roots:
                 for number in await trio.to_thread.run_sync(roots.mounted):
                     await trio.to_thread.run_sync(roots.unmount, number)
 
     async def serve(self, listeners: Mapping[str, socket.socket], handshakes: Handshakes, stack: AsyncExitStack) -> None:
-        """Answer each containerd at its socket until `stack` is left. Raises StoreUnusable."""
-        # Imported when those who wait in the gate are served already: it takes 0.1 s.
+        """Serve each containerd at its socket until `stack` is closed. Raises StoreUnusable."""
+        # Imported after the gate is served, because it takes 0.1 s.
         server = await trio.to_thread.run_sync(import_module, "lazyfs.containerd.server")
         self._tasks.start_soon("import ahead", _import_ahead)
         private = stack.enter_context(_private_folder(self._store.directory.path))
@@ -116,12 +115,12 @@ class Plugin:
             await stack.enter_async_context(answers)
         begun = handshakes.stop()
         for name, listener in listeners.items():
-            # Run again, it has none: they were relayed by the run before.
+            # Used once: a relay that is started again begins without them.
             first = iter(begun.get(name, ()))
             self._tasks.keep_running("relay", relay, listener, private / name, self._tasks, first, subject=name)
 
     def roots_on(self, layers: set[str]) -> list[Path]:
-        """Where roots are mounted that are stacked on any of these live layers."""
+        """The mount points of roots on any of these live layers."""
         return [root for snapshotter in self.snapshotters.values() for root in snapshotter.roots_on(layers)]
 
     def documents(self) -> set[Digest]:
@@ -129,7 +128,7 @@ class Plugin:
         return self.layers.documents()
 
     async def describe(self) -> tuple[tuple[ContainerdStatus, ...], tuple[RepositoryStatus, ...]]:
-        """All containerds, and where what is missing comes from."""
+        """The status of all containerds, and of the repositories in use."""
         statuses = []
         for name, snapshotter in self.snapshotters.items():
             statuses.append(await trio.to_thread.run_sync(describe_containerd, name, snapshotter, self.layers))
@@ -137,7 +136,7 @@ class Plugin:
         return tuple(statuses), describe_repositories(self.layers)
 
     async def roots(self) -> list[int]:
-        """The numbers of all snapshots whose root is mounted, those of containerds that are not served included."""
+        """The numbers of all snapshots with a mounted root, including those of containerds that are not served."""
         found: list[int] = []
         for roots in (*(each.roots for each in self.snapshotters.values()), *self._unserved_roots):
             found += await trio.to_thread.run_sync(roots.mounted)
@@ -145,17 +144,17 @@ class Plugin:
 
 
 async def _import_ahead() -> None:
-    """What pulls, and what speaks to registries: 40 ms."""
+    """Import the modules of pulls and registries ahead of time: 40 ms."""
     for module in MODULES:
         try:
             await trio.to_thread.run_sync(import_module, module)
-        except ImportError as error:  # whoever needs it is told
+        except ImportError as error:  # the code that needs it reports it
             _log.info("%s cannot be imported: %s", module, error)
 
 
 @contextmanager
 def _private_folder(store: Path) -> Iterator[Path]:
-    """For grpcio's own sockets: the path of the store may be too long for one. One a store, whatever an earlier process left there.
+    """The folder of grpcio's own sockets: the store's path may be too long for a socket. Leftovers of an earlier process are removed.
 
     Raises StoreUnusable.
     """
@@ -172,6 +171,6 @@ def _private_folder(store: Path) -> Iterator[Path]:
 
 
 def _open(plain_http: Container[str], repository: str) -> ImageSource:
-    """Of a repository `docker://HOST/REPO`; with the credentials that root's docker configuration has."""
+    """The source of a repository `docker://HOST/REPO`, with the credentials of root's docker configuration."""
     reference = parse_reference(repository)
     return open_source(reference, AccessOptions(plain_http=reference.host.lower() in plain_http))

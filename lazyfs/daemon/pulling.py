@@ -1,7 +1,7 @@
-"""Pulls into containerd that `lazyfs pull` has lazyfsd carry out, or carries out itself in the same way.
+"""Pulls into containerd, executed by lazyfsd for `lazyfs pull`, or by `lazyfs pull` itself in the same way.
 
-Most of what a pull of a lazy image takes is to import Python's modules, and lazyfsd has them. It takes on no more than a few at a time,
-because they share threads with those who start containers: whoever is not told at once that his order is accepted pulls by himself.
+Most of the time of a lazy pull is spent on imports, which lazyfsd has done. It accepts only a few pulls at a time, because they share threads
+with starting containers: a client whose order is not accepted pulls by itself.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 MODULES: Final = ("lazyfs.source.repository", "lazyfs.pull.pull")
-"""What the first pull would wait for."""
+"""Imported ahead of the first pull."""
 _AT_ONCE: Final = 4
 
 
 class PullHandler:
-    """All pulls of a daemon."""
+    """Executes the pulls of a daemon."""
 
     def __init__(self) -> None:
         self._active = 0
 
     async def pull(self, order: PullOrder, notify: Notify) -> PullResult:
-        """As `pull_image`; what is shown is told to the client. Raises LazyfsError."""
+        """As `pull_image`; steps are sent to the client. Raises LazyfsError."""
         if self._active >= _AT_ONCE:
             raise UsageError(f"lazyfsd has {_AT_ONCE} pulls under way")
         self._active += 1
@@ -65,7 +65,7 @@ class PullHandler:
 
 
 async def _forward(reports: trio.MemoryReceiveChannel[Step], notify: Notify, ended: trio.Event) -> None:
-    """To a client who may be slow, or stopped: how far the blobs had come is of no use to him once all are there."""
+    """Send steps to a client that may be slow or stopped. After the pull has ended, progress is dropped and only notes are sent."""
     async for report in reports:
         if isinstance(report, Note) or not ended.is_set():
             await notify(report)
@@ -83,9 +83,9 @@ def import_pull_modules() -> None:
 
 
 async def pull_image(order: PullOrder, access: AccessOptions, show: Callable[[Step], None]) -> PullResult:
-    """What has become of the image. How far each blob has come is shown, and each layer that is not lazy.
+    """Pull an image. `show` gets the progress of each blob, and a note for each layer that is not lazy.
 
-    Raises LazyfsError. Cancelled: what has arrived stays for a day, and the next pull goes on from there.
+    Raises LazyfsError. Cancelled: what has arrived stays for a day, and the next pull resumes there.
     """
     from lazyfs.pull.containerd import Containerd
     from lazyfs.pull.pull import PullRequest, pull
@@ -101,7 +101,7 @@ async def pull_image(order: PullOrder, access: AccessOptions, show: Callable[[St
     wanted = PullRequest(reference, parse_platform(order.platform), order.snapshotter, order.complete)
     source = open_source(reference, access)
     try:
-        # To open and to close it waits for others.
+        # Connecting and closing block.
         containerd = await trio.to_thread.run_sync(Containerd, Path(order.address), order.namespace)
         try:
             return result_of(await pull(containerd, source, wanted, received, made))
@@ -114,11 +114,11 @@ async def pull_image(order: PullOrder, access: AccessOptions, show: Callable[[St
 
 
 def of_layer(layer: PulledLayer) -> Note:
-    """What there is to say of a layer that is not lazy."""
+    """The note about a layer that is not lazy."""
     return Note(f"layer {layer.digest} {layer.reason}")
 
 
 def result_of(pulled: PulledImage) -> PullResult:
-    """As it is reported."""
+    """The report of a pulled image."""
     layers = tuple(LayerResult(*layer, not layer.reason) for layer in pulled.layers)
     return PullResult(pulled.name, pulled.digest, pulled.manifest_digest, layers)

@@ -1,4 +1,4 @@
-"""The recordings under way: one for each mount that was asked for one, by the mount's number."""
+"""The recordings of mounts: one for each mount that was ordered with one, by the mount's number."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ _log = logging.getLogger(__name__)
 
 
 class Recordings:
-    """Not for threads."""
+    """The active recordings. Not thread-safe."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._active: dict[int, tuple[Recorder, Path]] = {}
 
     def touched(self, number: int, name: str) -> None:
-        """A mount looks up an object."""
+        """Record that a mount has looked up an object."""
         recording = self._active.get(number)
         if recording is not None:
             recording[0].touch(name)
 
     def begin(self, number: int, path: Path, image: Image, layers: tuple[Layer, ...]) -> None:
-        """From now on, what the mount `number` touches is written to `path` at its end."""
+        """Start to record the mount `number`; the recording is written to `path` when it is unmounted."""
         self._active[number] = (Recorder(image, partial(_entries, self._store, layers)), path)
 
     async def end(self, number: int) -> None:
-        """The mount has ended: write its record, if it has one."""
+        """Write the recording of an unmounted mount, if it has one."""
         recording = self._active.pop(number, None)
         if recording is None:
             return
@@ -47,13 +47,13 @@ class Recordings:
             _log.error("cannot write the record of a mount to %s: %s", path, error)
 
     async def end_all(self) -> None:
-        """Write every record: the daemon ends."""
+        """Write every recording, before the daemon exits."""
         for number in list(self._active):
             await self.end(number)
 
 
 def _entries(store: Store, layers: tuple[Layer, ...]) -> list[tuple[Entry, ...]]:
-    """Blocking. Of mounted layers, whose TOCs stay in the store. Raises LocalError."""
+    """The entries of mounted layers, whose TOCs stay in the store. Blocking. Raises LocalError."""
     found = []
     for layer in layers:
         data = store.document(layer.toc_digest)

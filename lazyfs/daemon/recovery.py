@@ -1,8 +1,7 @@
-"""The mounts of an earlier lazyfsd, found again.
+"""Finds the mounts of an earlier lazyfsd.
 
-Which there are, the kernel's table says, and of those that have left it the state; what they are, the state alone. With the gate's
-connection taken over they never noticed; where it was lost, each is made anew at its place. Nothing here touches a mount
-before the gate is served.
+The mount table shows which exist, and the state those that were detached; what they are is in the state only. If the connection of the gate
+was taken over, the mounts are not affected; if it was lost, each is mounted again. Nothing here touches a mount before the gate is served.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _MAX_PAUSE: Final = 60.0
 
 
 class MountRecovery:
-    """Of what the state tells."""
+    """Takes over the mounts that the state lists."""
 
     def __init__(self, state: State, images: Images, mounts: Mounts, overlays: Overlays) -> None:
         self._state = state
@@ -37,9 +36,9 @@ class MountRecovery:
         self._overlays = overlays
 
     async def begin(self, tasks: Supervisor, *, same_gate: bool) -> None:
-        """After a start: find the mounts that the state tells of. Without `same_gate` theirs is dead, and they are made anew.
+        """Find the mounts that the state lists. Without `same_gate` their gate is dead, and they are mounted again.
 
-        Touches none of them; what takes time goes on in `tasks`.
+        Touches no mount; what takes time continues in `tasks`.
         """
         rows = await trio.to_thread.run_sync(self._state.rows)
         seen = {str(mounted.path): mounted for mounted in await trio.to_thread.run_sync(self._overlays.mounted)}
@@ -63,7 +62,7 @@ class MountRecovery:
             await self._mounts.forget(gone)
 
     async def _recover(self, row: Row, attached: bool, same_gate: bool) -> None:
-        """Bring the image of a mount that was found back to life, from the store where it is; tries until it can, or the mount ends."""
+        """Acquire the image of an adopted mount, usually from the store. Retries until it succeeds or the mount is gone."""
         if attached and same_gate:
             await self._mounts.watch_for_unmount(row)
         pause = 1.0
@@ -88,7 +87,7 @@ class MountRecovery:
                 return
 
     async def _remount(self, row: Row, live: LiveImage) -> None:
-        """The gate of this mount is dead: it is made anew. Raises LazyfsError: its metadata cannot be had."""
+        """Mount again, because the gate is dead. Raises LazyfsError if the metadata cannot be built."""
         directory = row.mount.directory
         try:
             refusal = await self._mounts.remount(row, live)
@@ -97,11 +96,11 @@ class MountRecovery:
             await self._mounts.end(row.number)
             return
         if refusal:
-            await self._mounts.trouble(row.number, f"files that are missing cannot be had until it is mounted again: {refusal}")
+            await self._mounts.trouble(row.number, f"missing files cannot be fetched until it is mounted again: {refusal}")
         else:
             _log.warning("remounted %s: the gate of the old mount was lost", directory)
         await self._mounts.watch_for_unmount(row)
 
 
 async def _discard(_: Step) -> None:
-    """Nobody listens."""
+    """No client waits for these steps."""

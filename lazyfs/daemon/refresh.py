@@ -1,12 +1,12 @@
-"""Letting overlays look again.
+"""Refreshes overlays, so that they look up their files' data again.
 
-overlayfs keeps where it found a file's data for as long as it keeps its inode. What was answered with an entry of the gate would
-be read through FUSE for ever, although the object has long become whole; what was evicted would keep its space. A reconfigure of
-the overlay drops its unused dentries: the next open looks anew, and finds objects/. Files held open stay where they are.
-18 ms for 10,000 files, 0.1 ms where there is nothing to drop; so once a second at most, and only where something has changed.
+overlayfs caches where it found a file's data as long as it caches the inode. Without a refresh, a file that was answered with an entry of
+the gate would be read through FUSE for ever, although its object is complete, and an evicted object would keep its space. A reconfigure of
+the overlay drops its unused dentries: the next open looks up the data again and finds objects/. Open files keep their data. It costs 18 ms
+for 10,000 files and 0.1 ms if there is nothing to drop; so it runs at most once a second, and only after changes.
 
-So a file that was held while its object became whole is still read through the gate when it has been let go. Nobody tells of that;
-but its next open passes the gate, which notes it, and every now and then the overlays look again for the sake of those.
+A file that was open when its object became complete is still read through the gate after it was closed, and no event shows the close. But
+its next open passes through the gate, which notes it, and from time to time the overlays are refreshed for such files.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ _log = logging.getLogger(__name__)
 _PAUSE: Final = 1.0
 _HELD_PAUSE: Final = 3.0
 _SHARE: Final = 50
-"""Of the time, one part in so many goes into looking for what has become whole."""
+"""The check for completed objects takes at most one part in so many of the time."""
 
 
 class Refresher:
-    """Watches over what went through the gate. One task."""
+    """Refreshes overlays for files that were answered by the gate. One task."""
 
     def __init__(self, store: Store, gate: Gate, catalog: Catalog, overlays_on: Callable[[set[str]], list[Path]]) -> None:
-        """`overlays_on`: where the overlays of images are mounted."""
+        """`overlays_on`: returns the mount points of overlays on any of these live layers."""
         self._store = store
         self._gate = gate
         self._catalog = catalog
         self._overlays_on = overlays_on
         self.rounds = 0
-        """How often overlays were made to look again."""
+        """How often overlays were refreshed."""
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Refresh for completed objects until cancelled."""
         pause = _PAUSE
         patience = trio.current_time() + _HELD_PAUSE
         while True:
@@ -62,17 +62,17 @@ class Refresher:
                 self._gate.served.difference_update(completed)
                 self._gate.reopened.difference_update(completed)
                 await self.refresh(completed)
-            # A chown -R has ten thousand names looked for that nobody will read.
+            # A chown -R can add ten thousand names that are never read.
             pause = max(_PAUSE, (trio.current_time() - began) * _SHARE)
 
     async def refresh(self, names: Sequence[str]) -> None:
-        """Make the overlays that may hold one of these objects drop what nobody uses."""
+        """Refresh the overlays that may have one of these objects."""
         images = await trio.to_thread.run_sync(self._images_of, names)
         self.rounds += 1
         await trio.to_thread.run_sync(_reconfigure, self._overlays_on(images))
 
     async def _forget_unmounted(self) -> None:
-        """Names that no mounted image has any more."""
+        """Forget names that no mounted image has any more."""
         for names in (self._gate.served, self._gate.reopened):
             names.difference_update(await trio.to_thread.run_sync(self._unmounted, tuple(names)))
 
@@ -92,5 +92,5 @@ def _reconfigure(directories: Sequence[Path]) -> None:
         try:
             reconfigure(directory)
         except OSError as error:
-            # It is gone, or hidden under another mount: then its files are read through the gate for a while longer.
+            # It is unmounted, or hidden under another mount: then its files are read through the gate for longer.
             _log.info("cannot refresh the overlay at %s: %s", directory, error)

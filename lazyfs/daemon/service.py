@@ -1,11 +1,11 @@
 """lazyfsd: one gate, one store, many native mounts.
 
-The order of a start: the FUSE connection first (what was asked of the process before this one waits there), then the mounts that
-it had, then the socket, then everything that can wait. Before the connection is served, nothing here touches a mount of ours: it
-would wait for an answer that only this process can give.
+Order of a start: the FUSE connection first (requests to the previous process wait there), then the mounts of that process, then the control
+socket, then everything that can wait. Before the connection is served, nothing touches a mount of lazyfs: the access would wait for an
+answer that only this process can give.
 
-It ends by itself when nothing is mounted and nobody asks for anything; as a service it stays. Its end is that of the connection:
-the gate is unmounted, and /dev/fuse says ENODEV when no overlay holds it any more.
+It stops when nothing is mounted and no client is connected; as a service it keeps running. It ends with the connection: the gate is
+unmounted, and /dev/fuse returns ENODEV when no overlay uses the gate any more.
 
 Only the gate's connection can end the process by failing. All other tasks are supervised (lazyfs/tasks.py).
 """
@@ -70,11 +70,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _NO_MOUNT: Final = "/"
-"""Where nothing is mounted by us: a status without mounts costs little."""
+"""No image is mounted at `/`: a status of it has no mounts, which is cheap."""
 _SWEEP_PAUSE: Final = 60.0
 _ORDER_CANCELLED: Final = "lazyfsd was stopped by a signal before this was done. What has arrived is kept: repeat the command"
 _END_DEADLINE: Final = 5.0
-"""Seconds that a daemon which was told to end waits for those who still use what it mounted."""
+"""Seconds that a stopping daemon waits for processes that still use its mounts."""
 
 
 class Options(NamedTuple):
@@ -82,7 +82,7 @@ class Options(NamedTuple):
 
     config: Config
     service: bool
-    """Stay when nothing is mounted."""
+    """Keep running when nothing is mounted."""
 
     @property
     def store(self) -> Path:
@@ -91,7 +91,7 @@ class Options(NamedTuple):
 
 
 def run(options: Options, fds: FdStore, handshakes: Handshakes) -> None:
-    """Serve until nothing is mounted, or told to end. `handshakes` is at the sockets that containerds call. Raises LazyfsError."""
+    """Serve until nothing is mounted, or a signal comes. `handshakes` accepts on containerds' sockets. Raises LazyfsError."""
     share_arenas()
     dump_stacks_on_signal()
     trio.run(_serve, options, fds, handshakes)
@@ -128,11 +128,11 @@ async def _serve(options: Options, fds: FdStore, handshakes: Handshakes) -> None
             await service.stop()
             await service.leave(connection)
             nursery.cancel_scope.cancel()
-        await service.tasks.attempt("last sync", service.upkeep.stop)  # now nothing arrives any more
+        await service.tasks.attempt("last sync", service.upkeep.stop)  # nothing arrives any more
 
 
 class Service:
-    """What there is once, and carries orders out."""
+    """All parts of one lazyfsd; executes orders."""
 
     def __init__(
         self,
@@ -165,12 +165,12 @@ class Service:
         self.gate = Gate(store, self.catalog, self.recordings.touched, callers.changes_metadata_only, self.tasks.failures)
         self.operations = GateOperations(self.gate)
         self.plugin: Plugin | None = None
-        """What serves containerds, where there are any."""
+        """Serves containerds, if there are any."""
         self.refresher = Refresher(store, self.gate, self.catalog, self._overlays_on)
         self.upkeep = Upkeep(store, self.in_use, announced=self.gate.announced, on_evicted=self.refresher.refresh, exclusive=True)
 
     def begin(self, listener: socket.socket) -> None:
-        """All that goes on beside the gate's connection, from now on."""
+        """Start all tasks besides the gate's connection."""
         tasks = self.tasks
         tasks.keep_running("control socket", self.serve_clients, listener)
         tasks.keep_running("mount watch", self.mounts.handle_unmounts, tasks)
@@ -179,7 +179,7 @@ class Service:
         tasks.keep_running("removal of dead containers", self.sweep_containers)
 
     def in_use(self) -> InUse:
-        """What the mounted images consist of; an EROFS image that is mounted is seen by the store itself."""
+        """What mounted images need. The store itself sees which EROFS images are mounted."""
         documents = set()
         for live in self.images.live.values():
             documents |= {live.image.digest, live.image.manifest.config.digest, *(layer.toc_digest for layer in live.layers)}
@@ -188,13 +188,13 @@ class Service:
         return InUse(self.catalog.held(), documents)
 
     def _overlays_on(self, layers: set[str]) -> list[Path]:
-        """Where overlays are mounted that show any of these live layers."""
+        """The mount points of overlays on any of these live layers."""
         images = self.images.containing(layers)
         found = [Path(mount.row.mount.directory) for mount in self.mounts.live.values() if mount.image in images]
         return found if self.plugin is None else [*found, *self.plugin.roots_on(layers)]
 
     async def open_plugin(self, fds: FdStore, stack: AsyncExitStack) -> None:
-        """Open what belongs to every containerd that we were given a socket for."""
+        """Open the state of every containerd for which there is a socket."""
         names = tuple(fds.named(LISTENER))
         if not names:
             return
@@ -204,7 +204,7 @@ class Service:
         await self.plugin.open(names, stack)
 
     async def serve_containerds(self, fds: FdStore, handshakes: Handshakes, stack: AsyncExitStack) -> dict[str, Path]:
-        """Answer them: where those are served, by their names. Raises StoreUnusable."""
+        """Serve the containerds; returns their sockets by name. Raises StoreUnusable."""
         if self.plugin is None:
             return {}
         names = tuple(fds.named(LISTENER))
@@ -213,7 +213,7 @@ class Service:
         return {name: Path(listeners[name].getsockname()) for name in self.plugin.snapshotters}
 
     async def summary(self) -> str:
-        """What is served, in a line."""
+        """One line about what is served, for systemd."""
         parts = [f"{len(self.mounts.live)} mounts"]
         if self.plugin is not None:
             roots, layers = len(await self.plugin.roots()), len(self.plugin.layers.live)
@@ -222,17 +222,17 @@ class Service:
         return "; ".join(parts)
 
     async def serve_gate(self, fds: FdStore, *, task_status: trio.TaskStatus[Connection]) -> None:
-        """Answer the kernel until the connection has ended."""
+        """Serve the kernel until the connection has ended."""
         await serve_gate(self.operations, self._options.store / GATE, fds, task_status=task_status)
         self._lifetime.gate_ended.set()
 
     async def execute(self, order: Order, notify: Notify) -> Result:
-        """Carry out an order. Raises LazyfsError."""
+        """Execute an order. Raises LazyfsError."""
         self._lifetime.was_asked = True
         match order:
             case MountOrder():
                 if self._lifetime.is_over:
-                    # Its client asks again when this process has gone, and the next one carries it out.
+                    # The client sends the order again when this process has exited.
                     await trio.sleep(_END_DEADLINE)
                 if order.store_size >= 0:
                     await trio.to_thread.run_sync(self._store.eviction.set_limit, order.store_size)
@@ -247,15 +247,15 @@ class Service:
                 return await self.upkeep.prune(everything=order.everything, older_than=order.older_than)
 
     async def serve_clients(self, listener: socket.socket) -> None:
-        """Carry orders out until the daemon is told to end. Orders fare as mounts do: a service leaves them to the next daemon, which their
-        clients ask; any other daemon takes its mounts away, and its orders end with an error."""
+        """Execute orders until the daemon stops. A service leaves its mounts to the next daemon, and its clients send their orders again; any
+        other daemon removes its mounts, and its orders end with an error."""
         if self._lifetime.stop_requested.is_set():
             return
         with trio.CancelScope() as self._clients:  # of its own: one cannot be entered again after a failure
             await serve_control(listener, os.geteuid(), self.execute, self._lifetime.uses, self.tasks, self._stop_message)
 
     def _stop_message(self) -> str:
-        """What to tell clients whose orders are cancelled; nothing where the next daemon carries them out."""
+        """The error for clients whose orders are cancelled; empty if the next daemon executes them."""
         return _ORDER_CANCELLED if self._lifetime.stop_requested.is_set() and not self._options.service else ""
 
     async def _describe(self, order: StatusOrder) -> ServiceStatus:
@@ -277,16 +277,16 @@ class Service:
         )
 
     async def serve_metrics(self, address: Address, stack: AsyncExitStack) -> None:
-        """Until `stack` is left. Nobody's container is to stop for want of them: where they cannot be told, that is a warning."""
+        """Serve metrics until `stack` is closed. A failure is only a warning: containers do not depend on metrics."""
         try:
-            from lazyfs.daemon.metrics import telling
+            from lazyfs.daemon.metrics import metrics_server
         except ImportError as error:
             _log.warning("cannot serve metrics: %s; pip install 'lazyfs[containerd]'", error)
         else:
-            await stack.enter_async_context(telling(address, self.measure))
+            await stack.enter_async_context(metrics_server(address, self.measure))
 
     async def measure(self) -> Measured:
-        """What metrics are made of: see lazyfs/daemon/metrics.py."""
+        """The values for lazyfs/daemon/metrics.py."""
         status = await self._describe(StatusOrder(_NO_MOUNT))
         images = [
             describe_repository(name.partition("@")[0], live.fetcher.statistics(), live.trouble)
@@ -296,12 +296,12 @@ class Service:
         return Measured(status, len(self.mounts.live), (*status.repositories, *images))
 
     def _with_keeper(self, result: UnmountResult) -> UnmountResult:
-        """Whose end a client may wait for: with the last mount, this daemon goes as well."""
-        alone = self._lifetime.uses.count == 1  # who asks is one
+        """Add the keeper's pid, which the client waits for, if this was the last mount and the daemon now stops."""
+        alone = self._lifetime.uses.count == 1  # the client itself
         return UnmountResult(result.directory, os.getppid()) if alone and not self.mounts.is_used else result
 
     async def sweep_containers(self) -> None:
-        """Until cancelled: clear up behind every `lazyfs run` that was killed."""
+        """Remove what killed `lazyfs run` processes left, until cancelled."""
         while True:
             swept = await trio.to_thread.run_sync(sweep, self._options.store, _unmount_root)
             if swept:
@@ -325,9 +325,8 @@ class Service:
                 return
 
     async def stop(self) -> None:
-        """What must be safe before the process ends. Told to end, orders are given up, and what has arrived is made durable while the
-        mounts are taken away, busy ones lazily; a service leaves its mounts to the process that follows. One step that fails is no
-        reason to leave out the next."""
+        """Stop before the process exits. On a signal, orders are cancelled, and what has arrived is synced while the mounts are removed, busy
+        ones lazily; a service leaves its mounts to the next process. A failed step does not skip the next one."""
         tasks = self.tasks
         with trio.CancelScope(shield=True):
             if self._lifetime.stop_requested.is_set():
@@ -339,7 +338,7 @@ class Service:
             await tasks.attempt("last unmount of layers", self.mounts.unmount_unused_layers)
 
     async def leave(self, connection: Connection) -> None:
-        """Take the gate away and answer until nobody needs it any more; told to end, not for long. A service leaves it to its successor."""
+        """Unmount the gate and serve it until it is unused; on a signal at most _END_DEADLINE. A service leaves it to the next process."""
         if self._options.service and (self.mounts.is_used or (self.plugin is not None and await self.plugin.roots())):
             return
         await connection.unmount()
@@ -351,6 +350,6 @@ class Service:
 
 
 def _unmount_root(root: Path) -> None:
-    """Raises OSError: somebody is in it."""
+    """Raises OSError if it is busy."""
     if mounted_at(root) is not None:
         unmount_stack(root)

@@ -1,8 +1,8 @@
-"""What must survive the daemon: which images are mounted where, and from which sources. STORE/state.sqlite.
+"""The state that must survive lazyfsd: which images are mounted where, and their sources. STORE/state.sqlite.
 
-A row is written before its mount exists and marked when it does; it goes when the kernel says that the mount is gone. So after a
-crash at any moment each mount of ours has a row, and a row without a mount is only a leftover. Every change is
-synced: there are few. Passwords are not kept: after a crash, the docker configuration must know them.
+A row is written before its mount exists and marked when it does; it is removed when the kernel reports the unmount. So after a crash at any
+moment each mount has a row, and a row without a mount is only a leftover. Every change is synced: there are few. Passwords are not
+stored: after a crash, the docker configuration must have them.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ _MOUNTS: Final = Kind(
 )
 
 Phase = Literal["mounting", "mounted", "detached"]
-"""`detached`: it has left the tree of mounts, and lives on for those who use it."""
+"""`detached`: lazily unmounted, but still in use."""
 
 
 class MountRecord(msgspec.Struct, frozen=True):
-    """What does not change about a mount. JSON in the database: a field that a later version adds has a default."""
+    """The constant properties of a mount. JSON in the database: fields added by later versions have defaults."""
 
     directory: str
     ticket: str
     image: str
-    """As the kernel's table shows it, without `lazyfs:`: `HOST/REPO@sha256:…`."""
+    """As in the mount table, without `lazyfs:`: `HOST/REPO@sha256:…`."""
     reference: str
-    """What was mounted, with the digest that a tag meant then."""
+    """What was mounted, with the digest that the tag named then."""
     platform: str
     plain_http: bool
     background: str
@@ -54,21 +54,21 @@ class MountRecord(msgspec.Struct, frozen=True):
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One mount, and how far it has come."""
+    """A mount and its phase."""
 
     number: int
-    """Its own for ever: also that of its gate, where it records."""
+    """Never reused; also the number of its recording in the gate."""
     phase: Phase
     trouble: str
-    """Why it does not work, where it does not."""
+    """Why it does not work; empty if it does."""
     mount: MountRecord
 
 
 class State(SyncedDatabase):
-    """The open database. Blocking: for threads. A context manager."""
+    """The open database. Blocking, thread-safe. A context manager."""
 
     def __init__(self, store: Path) -> None:
-        """Raises StoreUnusable: it cannot be read, or is a newer one's."""
+        """Raises StoreUnusable if it cannot be read, or has a newer format."""
         super().__init__(store / FILE_NAME, _MOUNTS)
 
     def rows(self) -> tuple[Row, ...]:
@@ -81,7 +81,7 @@ class State(SyncedDatabase):
             )
 
     def add(self, mount: MountRecord) -> Row:
-        """A new mount, `mounting`. Raises StoreFull, StoreUnusable, as all that changes something."""
+        """Add a mount in phase `mounting`. Raises StoreFull, StoreUnusable, as every change."""
         values = (msgspec.json.encode(mount),)
         with self.transaction() as db:
             number = db.execute("INSERT INTO mount (phase, trouble, mount) VALUES ('mounting', '', ?)", values).lastrowid
@@ -89,11 +89,11 @@ class State(SyncedDatabase):
         return Row(number, "mounting", "", mount)
 
     def mark(self, number: int, phase: Phase, trouble: str = "") -> None:
-        """A mount has come so far."""
+        """Set the phase and the trouble of a mount."""
         with self.transaction() as db:
             db.execute("UPDATE mount SET phase = ?, trouble = ? WHERE number = ?", (phase, trouble, number))
 
     def remove(self, numbers: Sequence[int]) -> None:
-        """These mounts are gone."""
+        """Remove the rows of these mounts."""
         with self.transaction() as db:
             db.executemany("DELETE FROM mount WHERE number = ?", [(number,) for number in numbers])

@@ -1,4 +1,4 @@
-"""What lazyfsd says of its mounts, and of what it fetches from."""
+"""The status of lazyfsd's mounts, and of the repositories that it fetches from."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from lazyfs.tasks import Failures
 
 
 class Measured(NamedTuple):
-    """What metrics are made of."""
+    """The values for metrics."""
 
     status: ServiceStatus
     mounts: int
-    """Native ones."""
+    """The number of native mounts."""
     repositories: tuple[RepositoryStatus, ...]
-    """Those of mounted images as well. Several may have the same name."""
+    """Including those of mounted images. Several may have the same name."""
 
 
 def describe_repository(name: str, fetched: FetchStatistics, trouble: str) -> RepositoryStatus:
-    """What has been fetched from one repository by one fetcher."""
+    """The status of one repository, for one fetcher."""
     return RepositoryStatus(name, fetched.requests, fetched.received, fetched.chunks, fetched.unkept, fetched.errors, trouble)
 
 
 async def describe_mount(mount: LiveMount, live: LiveImage | None, store: Store, gate: Gate, failures: Failures) -> MountStatus:
-    """One mount now: an image that is mounted twice tells the same of both. The first time costs a look at every chunk, later ones
-    what the image has of layers."""
+    """The status of one mount; two mounts of an image have the same counts. The first call for an image checks every chunk, later calls
+    cost O(layers)."""
     row = mount.row
     missing, total = Missing(0, 0), 0
     layers: tuple[LayerStatus, ...] = ()

@@ -1,11 +1,11 @@
-"""Tells systemd that lazyfsd serves, as long as it does.
+"""Sends WATCHDOG=1 to systemd as long as lazyfsd answers.
 
-A process that runs is not one that answers. So a sign of life is what came back: a call of each containerd's service, through the
-socket that containerd itself uses, and a LOOKUP through the gate's mount, each through trio's loop. When the signs end, systemd
-ends the process and starts another, and containers wait no longer than for a crash.
+A running process may still hang. So each round probes every containerd's service, through the socket that containerd itself uses, and makes
+a LOOKUP through the gate's mount; both pass through trio's loop. If the messages stop, systemd kills the process and starts another, and
+containers wait no longer than after a crash.
 
-The LOOKUP is made by a process of its own, never by a thread of this one: who waits for an answer that was read and not given
-cannot be killed, and with a thread of it no process ends.
+The LOOKUP is made by a process of its own, never by a thread of this one: a caller whose request was read and not answered cannot be
+killed, and a process with such a thread does not exit.
 
 What cannot be asked, because a descriptor, a process or a thread is missing, is not taken for dead: this loop turns, and another start
 would not give back what other processes have taken.
@@ -31,10 +31,10 @@ from lazyfs.errors import LazyfsError
 _log = logging.getLogger(__name__)
 
 _ROUNDS: Final = 4
-"""How many there are in the time that systemd allows."""
+"""Rounds in the time that systemd allows."""
 _REAP: Final = 1.0
 _NAME: Final = "lazyfsd-watchdog"
-"""Of nothing that there is. The kernel does not remember that, and asks every time."""
+"""A name that does not exist. The kernel does not cache that, and asks every time."""
 _LOOK: Final = """
 import os, sys
 try:
@@ -71,7 +71,7 @@ async def feed(fds: FdStore, gate: Path, sockets: Mapping[str, Path], describe: 
 
 
 async def _described(describe: Callable[[], Awaitable[str]]) -> str:
-    """One that answers is alive, whether or not there is a descriptor left to count its mounts with."""
+    """The status text. A failure to produce it, for example without free descriptors, is not a failure of the service."""
     try:
         return await describe()
     except (LazyfsError, OSError) as error:
@@ -88,7 +88,7 @@ async def _run_probe(probe: Callable[[], Awaitable[bool]], name: str, silent: se
 
 
 def _is_short_of_descriptors() -> bool:
-    """Whether nothing can be opened now, for want of this process's descriptors or of the machine's."""
+    """Whether this process or the machine has no free descriptors."""
     try:
         os.close(os.eventfd(0, os.EFD_CLOEXEC))
     except OSError:
@@ -97,8 +97,8 @@ def _is_short_of_descriptors() -> bool:
 
 
 async def _probe_gate(gate: Path) -> bool:
-    """One LOOKUP. Raises OSError: its process cannot be started. Cancelled: its process is killed, and ends when it is answered."""
-    # -I, -S: nothing but Python itself is read, which is half of its start.
+    """Make one LOOKUP. Raises OSError if its process cannot be started. Cancelled: the process is killed, and exits once it is answered."""
+    # -I, -S: no site-packages. That halves the time that Python takes to start.
     command = [sys.executable, "-I", "-S", "-B", "-c", _LOOK, str(gate / _NAME)]
     process = await trio.lowlevel.open_process(command, stdin=subprocess.DEVNULL)
     try:
@@ -111,8 +111,8 @@ async def _probe_gate(gate: Path) -> bool:
 
 
 async def _service_probe(socket: Path, deadline: float) -> Callable[[], Awaitable[bool]]:
-    """Who asks a containerd's service whether it answers."""
-    # 40 MB, that a lazyfsd without a containerd need not have.
+    """A function that probes a containerd's service."""
+    # Imported here: it takes 40 MB that a lazyfsd without a containerd does not need.
     probe = (await trio.to_thread.run_sync(import_module, "lazyfs.containerd.probe")).Probe(socket)
 
     async def ask() -> bool:

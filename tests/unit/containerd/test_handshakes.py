@@ -39,7 +39,7 @@ def test_one_acknowledgement_is_taken_out(before: list[bytes], after: list[bytes
     if after is not None:
         said += ACKNOWLEDGEMENT + b"".join(after)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(said)))))
-    rest = AcknowledgementFilter().rest
+    rest = AcknowledgementFilter().filter
     assert b"".join(rest(said[start:end]) for start, end in zip([0, *cuts], [*cuts, len(said)], strict=True)) == passed_on
 
 

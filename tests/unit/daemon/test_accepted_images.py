@@ -23,7 +23,7 @@ async def nothing(_: object) -> None:
 
 
 async def test_a_mounted_layer_is_served_after_an_upgrade(tmp_path: Path) -> None:
-    """MountRecovery goes by the state's row; an order for the same image is refused, and the mount does not notice."""
+    """Recovery goes by the state's row; an order for the same image is refused, and the mount does not notice."""
     oci = Oci(tmp_path / "src")
     oci.image(oci.lazy([file(), file("slice", innerOffset=1)]))
     reference, platform = f"oci:{oci.path}:v1", str(this_platform())

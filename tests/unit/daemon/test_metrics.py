@@ -13,7 +13,7 @@ import trio
 from prometheus_client.parser import text_string_to_metric_families
 
 from lazyfs.daemon.config import Address
-from lazyfs.daemon.metrics import families, telling
+from lazyfs.daemon.metrics import families, metrics_server
 from lazyfs.daemon.status import Measured
 from lazyfs.errors import StoreUnusable
 from lazyfs.reports.status import BOUNDS, RepositoryStatus, ServiceStatus
@@ -77,7 +77,7 @@ async def ask(port: int) -> dict[str, float]:
 async def test_served_over_http() -> None:
     """All that `lazyfs status` tells of a service, in a form that Prometheus reads."""
     port = free_port()
-    async with telling(Address("127.0.0.1", port), measure):
+    async with metrics_server(Address("127.0.0.1", port), measure):
         text = await ask(port)
     assert text["lazyfs_mounts"] == 2
     assert [text[f"lazyfs_snapshots containerd {kind}"] for kind in ("active", "view", "lazy", "unpacked")] == [1, 2, 2, 4]
@@ -116,7 +116,7 @@ async def test_what_cannot_be_reported(expect_log: LogWatch) -> None:
         raise StoreUnusable("the store has gone")
 
     port = free_port()
-    async with telling(Address("127.0.0.1", port), fail):
+    async with metrics_server(Address("127.0.0.1", port), fail):
         text = await ask(port)
     assert "process_resident_memory_bytes" in text
     assert "lazyfs_mounts" not in text
@@ -133,5 +133,5 @@ def taken() -> Iterator[int]:
 async def test_an_address_that_is_taken(taken: int, expect_log: LogWatch) -> None:
     """Is a warning: the daemon goes on."""
     expect_log("cannot serve metrics at 127.0.0.1 port .*: Address already in use")
-    async with telling(Address("127.0.0.1", taken), measure):
+    async with metrics_server(Address("127.0.0.1", taken), measure):
         pass

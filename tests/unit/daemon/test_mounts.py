@@ -25,7 +25,7 @@ def core(tmp_path: Path) -> Iterator[Setting]:
 
 
 async def make(core: Setting, directory: str = ROOT, **changes: object) -> ScriptedImage:
-    """MountRecord a live image of its own."""
+    """Mount a live image of its own."""
     live = ScriptedImage()
     await core.mounts.make(mount_of(directory, **changes), cast(LiveImage, live))
     return live
