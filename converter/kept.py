@@ -30,7 +30,7 @@ from lazyfs.layertar.plan import Planned
 from lazyfs.layertar.spool import Spool
 
 
-def chunks_if_as_asked(
+def chunks_if_as_requested(
     plan: Sequence[Planned], members: Sequence[TarMember], spool: Spool, layer: Descriptor, cut: Cut
 ) -> int | None:
     """The layer's number of chunks, if it already is what `plan` and `cut` would produce, else None.

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 import trio
 
-from converter.kept import chunks_if_as_asked
+from converter.kept import chunks_if_as_requested
 from converter.layer import NewLayer, Style, write_layer
 from converter.prioritize import Prioritized, find
 from converter.progress import Progress, Step
@@ -238,7 +238,7 @@ class _Job:
         assert read is not None
         count = None
         if not read.left_out:  # else a new conversion would write something else
-            count = await trio.to_thread.run_sync(chunks_if_as_asked, plan, read.members, spool, descriptor, style.cut)
+            count = await trio.to_thread.run_sync(chunks_if_as_requested, plan, read.members, spool, descriptor, style.cut)
         if count is not None and spool.blob is not None:
             toc_digest = claim_of(descriptor.annotations, self._what).digest
             new = NewLayer(

@@ -15,7 +15,7 @@ import trio
 
 from lazyfs.errors import LazyfsError
 from lazyfs.format.dialect import TocClaim
-from lazyfs.format.dialects import named
+from lazyfs.format.dialects import dialect_named
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import Descriptor
 from lazyfs.image.layer import Layer
@@ -125,7 +125,7 @@ def name_of(lazy: LazyLayer) -> str:
 
 def layer_of(lazy: LazyLayer) -> Layer:
     """The layer, as its manifest's descriptor describes it, without entries. Raises StoreUnusable for a dialect of a later version."""
-    dialect = named(lazy.dialect)
+    dialect = dialect_named(lazy.dialect)
     annotations = TocClaim(dialect, lazy.toc_digest).annotations
     descriptor = Descriptor(lazy.media_type, lazy.digest, lazy.size, annotations, None, {})
     return Layer(descriptor, lazy.toc_digest, lazy.toc_offset, (), dialect=dialect)

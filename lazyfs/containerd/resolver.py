@@ -25,7 +25,7 @@ import trio
 from lazyfs.containerd.lazy_layers import LazyLayers, layer_of
 from lazyfs.errors import BadAnswer, LazyfsError, LocalError, Unreachable, UsageError, without_traceback
 from lazyfs.format.bounds import ImageBounds
-from lazyfs.format.dialects import claim_of, claimed_text, dialect_of, held_to, key_of
+from lazyfs.format.dialects import claim_of, claimed_digest, dialect_of, key_of, with_claim
 from lazyfs.format.digest import Digest
 from lazyfs.format.manifest import Descriptor
 from lazyfs.format.platform import this_platform
@@ -360,7 +360,7 @@ def _named_layer(image: _Image, claim: Claim) -> Descriptor:
     named = next((layer for layer in image.layers if layer.digest == claim.digest), None)
     if named is None:
         raise BadAnswer(f"the manifest of {claim.reference} does not name layer {claim.digest}: the tag may have moved")
-    return msgspec.structs.replace(named, annotations=held_to(named.annotations, claim.toc))
+    return msgspec.structs.replace(named, annotations=with_claim(named.annotations, claim.toc))
 
 
 def _looks_lazy(layer: Descriptor) -> bool:
@@ -393,4 +393,4 @@ def _wait_for(image: Future[Path]) -> None:
 
 def _load_key(descriptor: Descriptor) -> str:
     dialect = dialect_of(descriptor.annotations)
-    return f"{descriptor.digest} {dialect.name if dialect else ''} {claimed_text(descriptor.annotations)}"
+    return f"{descriptor.digest} {dialect.name if dialect else ''} {claimed_digest(descriptor.annotations)}"

@@ -103,7 +103,7 @@ class _Range:
         self.is_shared = is_shared
         self.is_read = False
         """Whether the reader has reached this range."""
-        self._here: deque[memoryview] = deque()
+        self._buffered: deque[memoryview] = deque()
         self._waiting = 0
         """Bytes in `_here`."""
         self._error: LazyfsError | None = None
@@ -118,7 +118,7 @@ class _Range:
     @property
     def is_taken(self) -> bool:
         """Whether the reader has taken all of it."""
-        return self.has_arrived and not self._here
+        return self.has_arrived and not self._buffered
 
     def cancel(self) -> None:
         """Stop fetching; the range is no longer wanted."""
@@ -142,14 +142,14 @@ class _Range:
     async def take(self, most: int) -> memoryview:
         """The next bytes, at most `most`. Raises the error of `fetch` after the bytes that arrived before it."""
         self.is_read = True
-        while not self._here:
+        while not self._buffered:
             if self._error is not None:
                 raise self._error
             await self._changed.wait()
-        first = self._here.popleft()
+        first = self._buffered.popleft()
         some = first[:most]
         if len(first) > most:
-            self._here.appendleft(first[most:])
+            self._buffered.appendleft(first[most:])
         self._waiting -= len(some)
         self._announce()
         return some
@@ -164,7 +164,7 @@ class _Range:
                 # Each hand-over costs a turn of the event loop, and bytes ahead of the reader are not stored anyway.
                 step = _STEP if self.is_read else _LONG_STEP
                 data = await stream.receive_exactly(min(step, self.end - self._arrived))
-                self._here.append(memoryview(data))
+                self._buffered.append(memoryview(data))
                 self._arrived += len(data)
                 self._waiting += len(data)
                 self._announce()

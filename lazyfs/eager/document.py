@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from lazyfs.format.dialects import claimed_text
+from lazyfs.format.dialects import claimed_digest
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.format.entry import Chunk
 from lazyfs.format.manifest import Descriptor
@@ -33,7 +33,7 @@ VERSION: Final = 1
 def keys_of(image: Image) -> tuple[str, ...]:
     """For each layer, the key of the note that leads to its document."""
     facts = (
-        f"{layer.media_type} {layer.digest} {diff_id} {claimed_text(layer.annotations)}"
+        f"{layer.media_type} {layer.digest} {diff_id} {claimed_digest(layer.annotations)}"
         for layer, diff_id in zip(image.layers, image.config.diff_ids, strict=True)
     )
     chains = accumulate(facts, _link, initial=str(VERSION))

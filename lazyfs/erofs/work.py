@@ -13,7 +13,7 @@ import msgspec
 from lazyfs.erofs.image import write_outline
 from lazyfs.erofs.outline import Outline, root_is_opaque
 from lazyfs.errors import InvalidToc, LazyfsError, StoreUnusable
-from lazyfs.format.dialects import named
+from lazyfs.format.dialects import dialect_named
 from lazyfs.format.digest import Digest, check
 from lazyfs.format.entry import Entry
 from lazyfs.format.estargz import ESTARGZ
@@ -90,7 +90,7 @@ class Worker:
                 hint="Mount the image again to fetch it.",
             ) from error
         check(data, read.digest, f"the stored document {read.path}")
-        entries = named(read.dialect).entries(
+        entries = dialect_named(read.dialect).entries(
             data, read.offset, f"the layer with the TOC {read.digest}", arrived=read.arrived, accepted=read.arrived is None
         )
         self._outline = Outline(entries)

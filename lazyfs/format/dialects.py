@@ -29,29 +29,29 @@ def claim_of(annotations: Mapping[str, str], what: str) -> TocClaim:
     """The layer's dialect and the TOC digest in its manifest. Raises NotLazy if there is none."""
     dialect = dialect_of(annotations)
     if dialect is None:
-        raise NotLazy(f"{what} has no annotation {marks()}: its manifest names no TOC digest")
-    text = claimed_text(annotations)
+        raise NotLazy(f"{what} has no annotation {annotation_choices()}: its manifest names no TOC digest")
+    text = claimed_digest(annotations)
     if not is_digest(text):
         raise NotLazy(f"{what} has the annotation {dialect.annotations[0]} {show(text)}, which is not a sha256 digest")
     return TocClaim(dialect, Digest(text))
 
 
-def claimed_text(annotations: Mapping[str, str]) -> str:
+def claimed_digest(annotations: Mapping[str, str]) -> str:
     """The TOC digest exactly as the annotation has it, unchecked; empty for an ordinary layer."""
     dialect = dialect_of(annotations)
     return annotations[dialect.annotations[0]] if dialect else ""
 
 
-def held_to(annotations: Mapping[str, str], claim: TocClaim) -> dict[str, str]:
+def with_claim(annotations: Mapping[str, str], claim: TocClaim) -> dict[str, str]:
     """A registry's annotations of a layer, with the TOC replaced by `claim`, which is what containerd's own manifest says.
 
     The annotations may name the dialect more precisely than labels do, but can never name another TOC.
     """
     merged = {**annotations, claim.dialect.annotations[0]: claim.digest}
-    return merged if claimed_text(merged) == claim.digest else claim.annotations
+    return merged if claimed_digest(merged) == claim.digest else claim.annotations
 
 
-def marks() -> str:
+def annotation_choices() -> str:
     """The annotations that can make a layer lazy, for a message."""
     return " or ".join(dict.fromkeys(dialect.annotations[0] for dialect in DIALECTS))
 
@@ -61,7 +61,7 @@ def annotation_names() -> frozenset[str]:
     return frozenset(name for dialect in DIALECTS for name in dialect.annotations)
 
 
-def named(name: str) -> Dialect:
+def dialect_named(name: str) -> Dialect:
     """The dialect called `name`. Raises StoreUnusable if this version does not know it."""
     for dialect in DIALECTS:
         if dialect.name == name:
@@ -69,7 +69,7 @@ def named(name: str) -> Dialect:
     raise StoreUnusable(f"a layer is of the dialect {show(name)}, which this lazyfs does not know", hint="Use a newer lazyfs")
 
 
-def known(name: str) -> bool:
+def is_known(name: str) -> bool:
     """Whether this version knows the dialect `name`."""
     return any(dialect.name == name for dialect in DIALECTS)
 

@@ -24,7 +24,7 @@ from lazyfs.format.sparse import Extent, parse_data_map, parse_old_map, parse_re
 from lazyfs.format.tar_header import BLOCK, HEADER, header_number
 from lazyfs.format.toc import MAX_NAME
 from lazyfs.format.toc_raw import MAX_ENTRIES
-from lazyfs.format.whiteout import LeftOut, place_of, whiteout
+from lazyfs.format.whiteout import LeftOut, name_kind, whiteout
 
 _WINDOW: Final = 64 << 10
 """One read covers many small files; little is wasted after each large one."""
@@ -77,13 +77,13 @@ def read_tar(
         count += 1
         if count > MAX_ENTRIES:
             raise InvalidTar(f"{what}: the tar has more than {MAX_ENTRIES} entries")
-        place_here = place_of(entry.name)
-        if place_here == "whiteout":
+        kind = name_kind(entry.name)
+        if kind == "whiteout":
             member = TarMember(whiteout(entry), ())
-        elif place_here != "shown":
+        elif kind != "shown":
             hidden.add(entry, member.extents)
             if left_out is not None:
-                left_out.add(entry.name, place_here)
+                left_out.add(entry.name, kind)
             continue
         elif entry.type == "dir":
             files.discard(entry.name)

@@ -25,7 +25,7 @@ from lazyfs.format.hidden import HiddenFiles
 from lazyfs.format.member import MAX_RATIO
 from lazyfs.format.toc_chunks import Chunks
 from lazyfs.format.toc_raw import RawEntry, decode_entries, decode_keys, decode_xattrs, no_toc
-from lazyfs.format.whiteout import LeftOut, place_of, whiteout
+from lazyfs.format.whiteout import LeftOut, name_kind, whiteout
 
 MAX_CHUNK_SIZE: Final = 64 << 20
 """A chunk is held in memory while it is verified; the format's default is 4 MiB."""
@@ -83,17 +83,17 @@ def parse_toc(
         else:
             following = None
         entry = _entry(head, more, files, times, bounds, what)
-        place = place_of(entry.name) if WHITEOUT_PREFIX in entry.name else "shown"
-        if place == "shown":
+        kind = name_kind(entry.name) if WHITEOUT_PREFIX in entry.name else "shown"
+        if kind == "shown":
             _place(entry, names, hidden, what)
-        elif place == "whiteout":
+        elif kind == "whiteout":
             names.pop(entry.name, None)
             names[entry.name] = whiteout(entry)
         else:
             hidden = hidden or HiddenFiles()
             hidden.add(entry, target=names.get(entry.link) if entry.type == "hardlink" else None)
             if left_out is not None:
-                left_out.add(entry.name, place)
+                left_out.add(entry.name, kind)
         heads += 1
     files.finish()
     check_parents(names, what, bounds)

@@ -23,10 +23,10 @@ _AUFS_LINKS: Final = b".wh..wh.plnk"
 _DEVICE_MAJOR: Final = 0xFFF
 _DEVICE_MINOR: Final = 0xFFFFF
 
-Place = Literal["shown", "whiteout", "aufs", "below"]
+NameKind = Literal["shown", "whiteout", "aufs", "below"]
 
 
-def place_of(name: bytes) -> Place:
+def name_kind(name: bytes) -> NameKind:
     """The line of the table above that applies to a clean name; `shown` if none does."""
     if WHITEOUT_PREFIX not in name:
         return "shown"
@@ -74,9 +74,9 @@ class LeftOut:
     def __bool__(self) -> bool:
         return bool(self.aufs or self.below)
 
-    def add(self, name: bytes, place: Place) -> None:
+    def add(self, name: bytes, kind: NameKind) -> None:
         """Count an entry that is `aufs` or `below`."""
-        if place == "aufs":
+        if kind == "aufs":
             self.aufs += 1
             return
         self.first = self.first or name

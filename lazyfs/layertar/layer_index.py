@@ -17,7 +17,7 @@ from lazyfs.format.bounds import ENTRY, Bounds
 from lazyfs.format.entry import OPAQUE_MARKER, OWN_NAMES, WHITEOUT_PREFIX, Entry, base_of, parent_of, with_owner
 from lazyfs.format.sparse import Extent
 from lazyfs.format.tar import TarMember
-from lazyfs.format.whiteout import LeftOut, is_whiteout_device, place_of
+from lazyfs.format.whiteout import LeftOut, is_whiteout_device, name_kind
 from lazyfs.layertar.tree import LowerTree, Node
 
 
@@ -94,7 +94,7 @@ class _Placing:
         if resolved.node is None or resolved.node.children is None:
             return  # it hides nothing, and writing it would create its directory
         base = base_of(entry.name)
-        if place_of(_join(resolved.name, base)) != "whiteout":
+        if name_kind(_join(resolved.name, base)) != "whiteout":
             return
         if base == OPAQUE_MARKER:
             self._hide_below(resolved.name, resolved.node)

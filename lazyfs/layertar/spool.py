@@ -144,11 +144,11 @@ def unpack(
             spool.append(data)
             if spool.size > limit:
                 raise InvalidInput(f"{what} of {layer.size} bytes unpacks to more than {limit}: a decompression bomb")
-            if careful and spool.size > max(_MAX_RATIO * blob.come, _MIN_LIMIT):
-                come = blob.come
+            if careful and spool.size > max(_MAX_RATIO * blob.received, _MIN_LIMIT):
+                received = blob.received
                 blob.drain()
                 blob.check(layer.digest, what)
-                raise NeedsMore(f"{what}: its first {come} bytes unpack to more than {spool.size - len(data)}")
+                raise NeedsMore(f"{what}: its first {received} bytes unpack to more than {spool.size - len(data)}")
     except (isal_zlib.error, zstandard.ZstdError, EOFError) as error:  # type: ignore[misc]  # the stub gives it no class
         blob.drain()
         blob.check(layer.digest, what)
@@ -184,7 +184,7 @@ class _Blob:
         self._peeked = b""
 
     @property
-    def come(self) -> int:
+    def received(self) -> int:
         """Bytes that have arrived so far."""
         return self._size - self._rest
 

@@ -14,7 +14,7 @@ from lazyfs.errors import InvalidTar, show
 from lazyfs.format.bounds import ENTRY, UNBOUNDED, Bounds
 from lazyfs.format.entry import OPAQUE_MARKER, OWN_NAMES, WHITEOUT_PREFIX, Entry
 from lazyfs.format.toc import MAX_NAME
-from lazyfs.format.whiteout import is_whiteout_device, place_of
+from lazyfs.format.whiteout import is_whiteout_device, name_kind
 
 _MAX_LINKS = 255
 """The number of symbolic links in one path that the SecureJoin of Go's runtimes follows."""
@@ -95,7 +95,7 @@ class LowerTree:
             raise InvalidTar(f"{what}: {show(path)} leads through more than {_MAX_LINKS} symbolic links")
         if resolved.node is not None and resolved.node.children is not None:
             return resolved.name, resolved.node
-        if place_of(resolved.name) != "shown":
+        if name_kind(resolved.name) != "shown":
             return None
         if len(resolved.name) > MAX_NAME:
             raise InvalidTar(f"{what}: {show(path)} leads to a name of {len(resolved.name)} bytes, more than {MAX_NAME}")

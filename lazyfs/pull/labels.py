@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from lazyfs.format.dialect import TocClaim
-from lazyfs.format.dialects import claim_of, claimed_text, dialect_of, marks
+from lazyfs.format.dialects import annotation_choices, claim_of, claimed_digest, dialect_of
 from lazyfs.format.digest import Digest, digest_of, is_digest
 from lazyfs.format.manifest import (
     DOCKER_CONFIG,
@@ -101,8 +101,8 @@ def not_lazy(layer: Descriptor) -> str:
     check_layer_type(layer)
     dialect = dialect_of(layer.annotations)
     if dialect is None:
-        return f"has no annotation {marks()}: it was not converted"
-    if not is_digest(claimed_text(layer.annotations)):
+        return f"has no annotation {annotation_choices()}: it was not converted"
+    if not is_digest(claimed_digest(layer.annotations)):
         return f"has an annotation {dialect.annotations[0]} that is not a sha256 digest"
     return ""
 

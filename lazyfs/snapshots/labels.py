@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from lazyfs.errors import InvalidManifest
 from lazyfs.format.dialect import TocClaim
-from lazyfs.format.dialects import claimed_text, dialect_of, known, named
+from lazyfs.format.dialects import claimed_digest, dialect_named, dialect_of, is_known
 from lazyfs.format.digest import Digest, parse_digest
 from lazyfs.format.estargz import ESTARGZ
 from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor
@@ -111,7 +111,7 @@ def read_labels(labels: Mapping[str, str]) -> Claim | Ordinary:
     dialect = dialect_of(labels)
     if dialect is None:
         return Ordinary("has no TOC digest in its manifest: it was not converted")
-    toc_digest = _digest(claimed_text(labels))
+    toc_digest = _digest(claimed_digest(labels))
     if toc_digest is None:
         return Ordinary("has a TOC digest that is not a sha256 digest")
     return Claim(
@@ -177,9 +177,9 @@ def format_toc(claim: TocClaim | None) -> str:
 def _parse_toc(text: str) -> TocClaim | None:
     toc, colon, name = text.partition(":")
     digest = _digest(f"sha256:{toc}")
-    if digest is None or (colon and not known(name)):
+    if digest is None or (colon and not is_known(name)):
         return None
-    return TocClaim(named(name) if colon else ESTARGZ, digest)
+    return TocClaim(dialect_named(name) if colon else ESTARGZ, digest)
 
 
 def _number(text: str) -> int | None:

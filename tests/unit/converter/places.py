@@ -27,7 +27,7 @@ AMD64 = {"os": "linux", "architecture": "amd64"}
 ARM64 = {"os": "linux", "architecture": "arm64"}
 
 
-class Place:
+class MemoryRepository:
     """Blobs and documents by digest, documents by tag; `done` lists what was written, in order."""
 
     def __init__(self, name: str = "memory:place") -> None:
@@ -35,7 +35,7 @@ class Place:
         self.blobs: dict[Digest, bytes] = {}
         self.documents: dict[str, Document] = {}
         self.done: list[str] = []
-        self.mounts_from: Place | None = None
+        self.mounts_from: MemoryRepository | None = None
         self.comes_wrong: set[Digest] = set()
         """Blobs that are wrong the next time they are read."""
 
@@ -161,7 +161,9 @@ def request(
     return Request(Style(every(chunk_size), level), tuple(prioritized), workers, keep)
 
 
-async def converted(source: Place, sink: Place, wanted: Request | None = None, selection: ImageSelection | None = None) -> Report:
+async def converted(
+    source: MemoryRepository, sink: MemoryRepository, wanted: Request | None = None, selection: ImageSelection | None = None
+) -> Report:
     """Convert `v1` of `source` to `v1` of `sink`."""
     with Progress(shown=False) as progress:
         return await convert(

@@ -13,7 +13,7 @@ from lazyfs.format.digest import digest_of
 from lazyfs.format.entry import Entry
 from lazyfs.format.manifest import OCI_LAYER_GZIP
 from tests.unit.converter.making import Item, tar_of
-from tests.unit.converter.places import Place, converted
+from tests.unit.converter.places import MemoryRepository, converted
 
 BASE: list[Item] = [
     (Entry(b"bin", "dir"), b""),
@@ -33,7 +33,7 @@ def leaf(error: BaseException) -> BaseException:
     return error
 
 
-async def refused(source: Place, sink: Place, *arguments: Any) -> LazyfsError:
+async def refused(source: MemoryRepository, sink: MemoryRepository, *arguments: Any) -> LazyfsError:
     """What a conversion ends with, which leaves the sink as it was."""
     before = (dict(sink.blobs), dict(sink.documents))
     with pytest.raises((LazyfsError, BaseExceptionGroup)) as caught:
@@ -44,7 +44,7 @@ async def refused(source: Place, sink: Place, *arguments: Any) -> LazyfsError:
     return error
 
 
-def with_layer(source: Place, blob: bytes, media_type: str, diff_id: str) -> None:
+def with_layer(source: MemoryRepository, blob: bytes, media_type: str, diff_id: str) -> None:
     """An image whose first layer is good, and whose second is this."""
     tar = tar_of(BASE)
     layers = [source.add_blob(gzip.compress(tar), OCI_LAYER_GZIP), source.add_blob(blob, media_type)]

@@ -12,10 +12,10 @@ import pytest
 from converter.command import main
 from lazyfs.errors import InvalidTar, LazyfsError, NotFound, UsageError
 from tests.unit.converter.making import tar_of
-from tests.unit.converter.places import Place
+from tests.unit.converter.places import MemoryRepository
 
 
-def layout_of(place: Place, path: Path) -> str:
+def layout_of(place: MemoryRepository, path: Path) -> str:
     """Write what a Place has as an OCI layout."""
     blobs = path / "blobs" / "sha256"
     blobs.mkdir(parents=True)
@@ -38,7 +38,7 @@ def layout_of(place: Place, path: Path) -> str:
 @pytest.fixture
 def source(tmp_path: Path) -> str:
     """A small image in a layout."""
-    place = Place()
+    place = MemoryRepository()
     place.add_image(tar_of([]))
     return layout_of(place, tmp_path / "source")
 
@@ -129,7 +129,7 @@ def test_errors_come_out_alone(tmp_path: Path) -> None:
     """Not in a group, whatever the tasks: the caller shows the message."""
     with pytest.raises(NotFound, match="not an OCI layout"):
         main([f"oci:{tmp_path}/missing", f"oci:{tmp_path}/out"])
-    place = Place()
+    place = MemoryRepository()
     place.add_image(b"not a tar at all")
     with pytest.raises(InvalidTar, match="ends inside a block") as caught:
         main([layout_of(place, tmp_path / "bad"), f"oci:{tmp_path}/out"])

@@ -30,14 +30,14 @@ from lazyfs.format.manifest import (
 from lazyfs.format.platform import Platform
 from tests.tars import END
 from tests.unit.converter.making import Item, items_of, tar_of
-from tests.unit.converter.places import AMD64, ARM64, Json, Place, converted, request
+from tests.unit.converter.places import AMD64, ARM64, Json, MemoryRepository, converted, request
 from tests.unit.converter.refusing import APP, BASE, TAR, leaf, refused, with_layer
 
 LINUX = Platform("linux", "amd64")
 LINK_TO_NOTHING = tar_of([(Entry(b"l", "hardlink", link=b"nothing"), b"")])
 
 
-def tocs(place: Place, reference: str = "v1") -> list[Json]:
+def tocs(place: MemoryRepository, reference: str = "v1") -> list[Json]:
     """The TOCs of an image's layers, each verified against the manifest's word."""
     found = []
     for described, blob in zip(place.body(reference)["layers"], place.layers(reference), strict=True):
@@ -50,7 +50,7 @@ def tocs(place: Place, reference: str = "v1") -> list[Json]:
 
 async def test_an_image_becomes_estargz() -> None:
     """Manifest, config, layers and TOCs fit each other, and the report says what they are."""
-    source, sink = Place(), Place()
+    source, sink = MemoryRepository(), MemoryRepository()
     old = source.add_image(tar_of(BASE), tar_of(APP), config={"history": [{"created_by": "x"}], "config": {"Cmd": ["sh"]}})
     report = await converted(source, sink)
     manifest, config = sink.body(), sink.config()
@@ -75,7 +75,7 @@ async def test_an_image_becomes_estargz() -> None:
 
 async def test_the_tag_is_written_last() -> None:
     """After every blob, the config among them."""
-    source, sink = Place(), Place()
+    source, sink = MemoryRepository(), MemoryRepository()
     source.add_image(tar_of(BASE), tar_of(APP))
     await converted(source, sink)
     assert [line.split()[0] for line in sink.done] == ["blob", "blob", "blob", "document"]
@@ -86,7 +86,7 @@ async def test_the_tag_is_written_last() -> None:
 async def test_the_compression_of_the_source_does_not_show(media_type: str) -> None:
     """The same tar gives the same blob, from gzip, zstd or nothing, OCI or Docker."""
     tar = tar_of(BASE)
-    gold, sink, source = Place(), Place(), Place()
+    gold, sink, source = MemoryRepository(), MemoryRepository(), MemoryRepository()
     source.add_image(tar)
     await converted(source, gold)
     blob = zstandard.compress(tar) if media_type == OCI_LAYER_ZSTD else tar if media_type == OCI_LAYER_TAR else gzip.compress(tar)
@@ -98,7 +98,7 @@ async def test_the_compression_of_the_source_does_not_show(media_type: str) -> N
 
 async def test_converting_twice_is_converting_once() -> None:
     """Layers, config and manifest stay, down to the digest; blobs are taken over where the sink can."""
-    source, once, twice = Place(), Place(), Place()
+    source, once, twice = MemoryRepository(), MemoryRepository(), MemoryRepository()
     source.add_image(tar_of(BASE), tar_of(APP), END)
     first = await converted(source, once)
     twice.mounts_from = once
@@ -124,7 +124,7 @@ async def test_converting_twice_is_converting_once() -> None:
 )
 async def test_a_layer_stays_if_it_is_what_is_asked(again: Any, kept: list[bool]) -> None:
     """Each for itself."""
-    source, once, twice = Place(), Place(), Place()
+    source, once, twice = MemoryRepository(), MemoryRepository(), MemoryRepository()
     source.add_image(tar_of(BASE), tar_of(APP))
     await converted(source, once)
     report = await converted(once, twice, again)
@@ -133,7 +133,7 @@ async def test_a_layer_stays_if_it_is_what_is_asked(again: Any, kept: list[bool]
 
 async def test_what_is_prioritised_comes_first() -> None:
     """Each path in the layer that shows it, with the links to it; what is missing is named."""
-    source, sink = Place(), Place()
+    source, sink = MemoryRepository(), MemoryRepository()
     source.add_image(tar_of(BASE), tar_of(APP))
     report = await converted(source, sink, request(prioritized=[b"/sh", b"app", b"etc/conf", b"nowhere/\xe9"]))
     assert [[entry["name"] for entry in toc["entries"] if entry["type"] != "chunk"] for toc in tocs(sink)] == [
@@ -145,7 +145,7 @@ async def test_what_is_prioritised_comes_first() -> None:
 
 async def test_nothing_but_the_input_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     """Not the number of workers, nor TMPDIR, the time zone, the locale or the umask."""
-    source = Place()
+    source = MemoryRepository()
     source.add_image(tar_of(BASE), tar_of(APP))
     digests = set()
     for workers, zone, mask in ((1, "UTC", 0o022), (5, "Pacific/Auckland", 0o077)):
@@ -154,7 +154,7 @@ async def test_nothing_but_the_input_shows(monkeypatch: pytest.MonkeyPatch, tmp_
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
         old = os.umask(mask)
         try:
-            digests.add((await converted(source, Place(), request(workers=workers))).digest)
+            digests.add((await converted(source, MemoryRepository(), request(workers=workers))).digest)
         finally:
             os.umask(old)
     assert len(digests) == 1
@@ -162,7 +162,7 @@ async def test_nothing_but_the_input_shows(monkeypatch: pytest.MonkeyPatch, tmp_
 
 async def test_a_shared_blob_in_another_place_is_another_layer() -> None:
     """What a layer implies depends on what is below it."""
-    source, sink = Place(), Place()
+    source, sink = MemoryRepository(), MemoryRepository()
     other: list[Item] = [(Entry(b"etc", "dir", 0o711, 5), b"")]
     images = [
         source.add_image(tar_of(below), tar_of(APP), config=platform) for below, platform in ((BASE, AMD64), (other, ARM64))
@@ -175,7 +175,7 @@ async def test_a_shared_blob_in_another_place_is_another_layer() -> None:
 
 async def test_what_cannot_follow_is_named() -> None:
     """Signatures under cosign's tags, a subject; only where the digest changes."""
-    source, sink = Place(), Place()
+    source, sink = MemoryRepository(), MemoryRepository()
     image = source.add_image(tar_of(APP), subject={"mediaType": OCI_MANIFEST, "digest": digest_of(b"s"), "size": 1})
     source.documents[image["digest"].replace(":", "-") + ".sig"] = source.documents["v1"]
     report = await converted(source, sink)
@@ -183,7 +183,7 @@ async def test_what_cannot_follow_is_named() -> None:
     assert any(digest_of(b"s") in loss for loss in report.lost)
     assert any(f"a signature of {image['digest']}" in loss for loss in report.lost)
     sink.documents[report.digest.replace(":", "-") + ".sig"] = sink.documents["v1"]
-    assert (await converted(sink, Place())).lost == ()
+    assert (await converted(sink, MemoryRepository())).lost == ()
 
 
 @pytest.mark.parametrize(
@@ -201,25 +201,25 @@ async def test_bad_input_leaves_the_destination_alone(
     blob: bytes, media_type: str, diff_id: Digest, expected: type[LazyfsError]
 ) -> None:
     """Even where an earlier layer was good; the layer is named."""
-    source = Place()
+    source = MemoryRepository()
     with_layer(source, blob, media_type, diff_id)
-    error = await refused(source, Place())
+    error = await refused(source, MemoryRepository())
     assert isinstance(error, expected)
     assert digest_of(blob) in str(error)
 
 
 async def test_a_config_that_does_not_fit_is_refused() -> None:
     """Another number of diff IDs than layers; no image config at all; an index of nothing."""
-    source = Place()
+    source = MemoryRepository()
     layer = source.add_blob(gzip.compress(TAR), OCI_LAYER_GZIP)
     source.add_manifest([layer, layer], [digest_of(TAR)])
-    error = await refused(source, Place())
+    error = await refused(source, MemoryRepository())
     assert isinstance(error, InvalidManifest)
     assert "2 layers" in str(error)
     source.add_manifest([layer], [], config={"rootfs": None})
-    assert isinstance(await refused(source, Place()), InvalidManifest)
+    assert isinstance(await refused(source, MemoryRepository()), InvalidManifest)
     source.add_index()
-    assert isinstance(await refused(source, Place()), InvalidManifest)
+    assert isinstance(await refused(source, MemoryRepository()), InvalidManifest)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ async def test_a_config_that_does_not_fit_is_refused() -> None:
 )
 async def test_the_new_media_types_are_true(said: str, pack: Callable[[bytes], bytes]) -> None:
     """Also where the source's manifest names another compression, or another kind of manifest, than is there."""
-    source, sink = Place(), Place()
+    source, sink = MemoryRepository(), MemoryRepository()
     layer = source.add_blob(pack(TAR), said)
     source.add_manifest([layer], [digest_of(TAR)], mediaType=DOCKER_MANIFEST)
     await converted(source, sink)
@@ -238,7 +238,7 @@ async def test_the_new_media_types_are_true(said: str, pack: Callable[[bytes], b
 
 async def test_a_layer_that_stays_gets_a_true_type() -> None:
     """A lazy layer that is named a plain tar is kept, and named gzip from then on."""
-    source, sink = Place(), Place()
+    source, sink = MemoryRepository(), MemoryRepository()
     source.add_image(TAR)
     await converted(source, source)
     body = source.body()
@@ -251,7 +251,7 @@ async def test_a_layer_that_stays_gets_a_true_type() -> None:
 
 async def test_an_upload_that_fails_ends_the_conversion() -> None:
     """And no manifest is written."""
-    source, sink = Place(), Place()
+    source, sink = MemoryRepository(), MemoryRepository()
     source.add_image(tar_of(BASE), tar_of(APP))
 
     async def broken(*_arguments: object) -> None:
@@ -266,7 +266,7 @@ async def test_an_upload_that_fails_ends_the_conversion() -> None:
 
 async def test_cancellation_ends_threads_and_leaves_nothing() -> None:
     """In the middle of a download, with other layers on their way."""
-    source, sink = Place(), Place()
+    source, sink = MemoryRepository(), MemoryRepository()
     source.add_image(tar_of(BASE), tar_of(APP))
     reading = trio.Event()
 
@@ -286,7 +286,7 @@ async def test_cancellation_ends_threads_and_leaves_nothing() -> None:
 
 async def test_many_layers_keep_their_order() -> None:
     """More than are fetched at once, of all sizes."""
-    source, sink = Place(), Place()
+    source, sink = MemoryRepository(), MemoryRepository()
     tars = [tar_of([(Entry(b"f%d" % number, "reg", size=number * 1000), bytes(number * 1000))]) for number in range(12)]
     source.add_image(*tars)
     await converted(source, sink)
@@ -302,7 +302,7 @@ async def test_layers_that_are_too_much_together_are_refused(monkeypatch: pytest
         for layer in range(2)
     ]
     for together in (tars[:1], tars):
-        source, sink = Place(), Place()
+        source, sink = MemoryRepository(), MemoryRepository()
         source.add_image(*together)
         if len(together) == 1:
             await converted(source, sink)
@@ -313,7 +313,7 @@ async def test_layers_that_are_too_much_together_are_refused(monkeypatch: pytest
 
 async def test_a_layer_that_comes_twice_is_sent_once() -> None:
     """As the empty layers of some builders do."""
-    source, sink = Place(), Place()
+    source, sink = MemoryRepository(), MemoryRepository()
     source.add_image(END, END, tar_of(APP), END)
     report = await converted(source, sink)
     digests = [layer.digest for layer in report.images[0].layers]

@@ -11,13 +11,13 @@ from lazyfs.format.manifest import DOCKER_LIST, OCI_INDEX, OCI_LAYER_GZIP, OCI_M
 from lazyfs.format.platform import Platform
 from lazyfs.source.selection import MAX_DEPTH
 from tests.unit.converter.making import tar_of
-from tests.unit.converter.places import AMD64, ARM64, Place, converted
+from tests.unit.converter.places import AMD64, ARM64, MemoryRepository, converted
 from tests.unit.converter.refusing import APP, BASE, TAR, refused, with_layer
 
 
 async def test_an_index_survives_as_a_whole() -> None:
     """All platforms, the attestation that follows its image, and a blob that two images share is converted once."""
-    source, sink = Place(), Place()
+    source, sink = MemoryRepository(), MemoryRepository()
     images = [source.add_image(tar_of(BASE), tar_of(APP), config=platform) for platform in (AMD64, ARM64)]
     about = {"vnd.docker.reference.type": "attestation-manifest", "vnd.docker.reference.digest": images[0]["digest"]}
     statement = source.add_blob(b'{"in-toto": 1}', "application/vnd.in-toto+json")
@@ -40,13 +40,13 @@ async def test_an_index_survives_as_a_whole() -> None:
     for layer in source.body(images[0]["digest"])["layers"]:
         assert source.done.count(f"read {layer['digest']}") == 1
     assert any("1 attestations" in loss for loss in report.lost)
-    again = await converted(sink, Place())
+    again = await converted(sink, MemoryRepository())
     assert again.digest == report.digest
 
 
 async def test_blobs_that_come_wrong_once_are_fetched_once_more() -> None:
     """Layers, and what is copied as it is. What comes wrong twice is an error: see test_download.py, and below."""
-    source, sink = Place(), Place()
+    source, sink = MemoryRepository(), MemoryRepository()
     image = source.add_image(TAR)
     statement = source.add_blob(b'{"in-toto": 1}', "application/vnd.in-toto+json")
     attestation = source.add_manifest([statement], [statement["digest"]], tag="attestation")
@@ -60,12 +60,12 @@ async def test_blobs_that_come_wrong_once_are_fetched_once_more() -> None:
         reads = [done for done in source.done if done.endswith(digest)]
         assert reads == [f"read {digest}", f"distrust {digest}", f"read {digest}"]
     source.blobs[statement["digest"]] = b'{"in-toto": 2}'
-    assert isinstance(await refused(source, Place()), DigestMismatch)
+    assert isinstance(await refused(source, MemoryRepository()), DigestMismatch)
 
 
 async def test_one_platform_of_an_index_stands_alone() -> None:
     """The destination is that manifest."""
-    source, sink = Place(), Place()
+    source, sink = MemoryRepository(), MemoryRepository()
     images = [source.add_image(tar_of(APP), config=platform) for platform in (AMD64, ARM64)]
     source.add_index(*({**image, "platform": platform} for image, platform in zip(images, (AMD64, ARM64), strict=True)))
     report = await converted(source, sink, None, ImageSelection(Platform("linux", "arm64"), named=True))
@@ -76,7 +76,7 @@ async def test_one_platform_of_an_index_stands_alone() -> None:
 
 async def test_docker_lists_become_indexes() -> None:
     """With OCI's types all the way down."""
-    source, sink = Place(), Place()
+    source, sink = MemoryRepository(), MemoryRepository()
     image = source.add_image(tar_of(APP))
     body = {"schemaVersion": 2, "mediaType": DOCKER_LIST, "manifests": [{**image, "platform": AMD64}]}
     source.add_document(body, "v1", media_type=DOCKER_LIST)
@@ -87,13 +87,13 @@ async def test_docker_lists_become_indexes() -> None:
 
 async def test_a_platform_that_is_not_there() -> None:
     """Named with what there is, in an index and in a single image; a default is not a demand."""
-    source, sink = Place(), Place()
+    source, sink = MemoryRepository(), MemoryRepository()
     image = source.add_image(tar_of(APP))
     arm = ImageSelection(Platform("linux", "arm64"), named=True)
     error = await refused(source, sink, None, arm)
     assert isinstance(error, NotFound)
     assert "linux/amd64" in str(error)
-    await converted(source, Place(), None, ImageSelection(Platform("linux", "arm64"), named=False))
+    await converted(source, MemoryRepository(), None, ImageSelection(Platform("linux", "arm64"), named=False))
     source.add_index({**image, "platform": AMD64})
     error = await refused(source, sink, None, arm)
     assert isinstance(error, NotFound)
@@ -102,17 +102,17 @@ async def test_a_platform_that_is_not_there() -> None:
 
 async def test_a_bad_image_of_an_index_stops_the_others() -> None:
     """Nothing of the good one is at the destination either."""
-    source = Place()
+    source = MemoryRepository()
     good = source.add_image(tar_of(BASE))
     with_layer(source, gzip.compress(b"rubbish" * 100), OCI_LAYER_GZIP, digest_of(b"rubbish" * 100))
     bad = {"mediaType": OCI_MANIFEST, "digest": source.documents["v1"].digest, "size": len(source.documents["v1"].data)}
     source.add_index({**good, "platform": AMD64}, {**bad, "platform": ARM64})
-    assert isinstance(await refused(source, Place()), InvalidTar)
+    assert isinstance(await refused(source, MemoryRepository()), InvalidTar)
 
 
 async def test_indexes_inside_an_index_are_kept() -> None:
     """The nesting stays, each entry leads to what its image or index became, and whatever is not an image is there, too."""
-    source, sink = Place(), Place()
+    source, sink = MemoryRepository(), MemoryRepository()
     image = source.add_image(TAR)
     statement = source.add_manifest([source.add_blob(b"{}", "application/vnd.in-toto+json")], [], subject=image)
     artifact = source.add_document(
@@ -138,7 +138,7 @@ async def test_indexes_inside_an_index_are_kept() -> None:
 
 async def test_one_image_out_of_nested_indexes() -> None:
     """Without --all-platforms the way to it is gone through as a mount goes through it."""
-    source, sink = Place(), Place()
+    source, sink = MemoryRepository(), MemoryRepository()
     inner = source.add_index({**source.add_image(TAR), "platform": AMD64})
     source.add_index(inner)
     await converted(source, sink, None, ImageSelection(Platform("linux", "amd64"), named=False))
@@ -147,9 +147,9 @@ async def test_one_image_out_of_nested_indexes() -> None:
 
 async def test_indexes_too_deep_are_refused() -> None:
     """A bound against endless chains of documents."""
-    source = Place()
+    source = MemoryRepository()
     index = source.add_index({**source.add_image(TAR), "platform": AMD64})
     for _ in range(MAX_DEPTH):
         index = source.add_index(index)
     for selection in (None, ImageSelection(Platform("linux", "amd64"), named=False)):
-        assert isinstance(await refused(source, Place(), None, selection), InvalidManifest)
+        assert isinstance(await refused(source, MemoryRepository(), None, selection), InvalidManifest)

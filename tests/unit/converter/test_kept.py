@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 import pytest
 
-from converter.kept import chunks_if_as_asked
+from converter.kept import chunks_if_as_requested
 from converter.layer import Style
 from lazyfs.format.digest import digest_of
 from lazyfs.format.entry import Entry
@@ -53,7 +53,7 @@ def kept(blob: bytes, toc_digest: str | None, style: Style = STYLE, prioritized:
         unpack(spool, pull, layer, digest_of(tar), lambda _count: None)
         members = read(tar)
         plan = plan_layer(index_layer(LowerTree(), members, 0, "layer"), prioritized)
-        return chunks_if_as_asked(plan, members, spool, layer, style.cut)
+        return chunks_if_as_requested(plan, members, spool, layer, style.cut)
 
 
 def test_our_own_layer_is_kept() -> None:

@@ -18,7 +18,7 @@ from lazyfs.layertar.own import own_files
 from lazyfs.layertar.plan import Planned
 from tests.bad.oci import Oci
 from tests.unit.converter.making import THREADS, Item, convert_tar, items_of, tar_of
-from tests.unit.converter.places import Place, converted
+from tests.unit.converter.places import MemoryRepository, converted
 
 
 def reg(name: bytes, data: bytes = b"") -> Item:
@@ -61,7 +61,7 @@ def test_an_images_own_files_are_found(item: Item) -> None:
 
 async def test_a_conversion_says_what_it_leaves_out() -> None:
     """By layer, in words; a layer of ours is converted again in silence."""
-    source, target = Place(), Place()
+    source, target = MemoryRepository(), MemoryRepository()
     source.add_image(
         tar_of([reg(b"a", b"1"), reg(b"stargz.index.json", b"{}")]),
         tar_of([reg(b".wh.b/c", b"2"), (Entry(b"l", "symlink", link=b".wh.x"), b""), reg(b"l/y")]),
@@ -74,7 +74,7 @@ async def test_a_conversion_says_what_it_leaves_out() -> None:
         f"layer {image.layers[1].source_digest}: left out one entry below names that begin with .wh., which a full pull shows: '.wh.b/c'",
         f"layer {image.layers[1].source_digest}: left out one entry below names that begin with .wh., which a full pull shows: 'l/y'",
     )
-    (again,) = (await converted(target, Place())).images
+    (again,) = (await converted(target, MemoryRepository())).images
     assert again.left_out == () and all(layer.kept for layer in again.layers)
 
 
@@ -92,12 +92,12 @@ async def test_a_lazy_layer_with_metadata_of_aufs_is_not_kept() -> None:
     """Another converter took it over; what we write does not hold it."""
     landmark = Planned(Entry(b".no.prefetch.landmark", "reg", 0, size=1), content=b"\x0f")
     for name, kept in ((b".wh.a", True), (b".wh..wh.aufs", False)):
-        source = Place()
+        source = MemoryRepository()
         plan = [landmark, Planned(Entry(b"", "dir")), Planned(Entry(name, "reg"))]
         file, layer = write_layer(plan, lambda _at, _size: b"", Style(every(4096), 6), THREADS, 1, lambda _count: None)
         with file:
             file.seek(0)
             described = source.add_blob(file.read(), OCI_LAYER_GZIP, annotations={TOC_DIGEST: layer.toc_digest})
         source.add_manifest([described], [layer.diff_id])
-        report = await converted(source, Place())
+        report = await converted(source, MemoryRepository())
         assert report.images[0].layers[0].kept == kept

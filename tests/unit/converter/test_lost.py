@@ -6,14 +6,14 @@ from converter.lost import find_attached, lost_references
 from lazyfs.errors import Unreachable
 from lazyfs.format.digest import digest_of
 from lazyfs.source.protocol import Document
-from tests.unit.converter.places import Place
+from tests.unit.converter.places import MemoryRepository
 
 DIGEST = digest_of(b"image")
 
 
 async def test_what_is_attached_is_found_by_its_tag() -> None:
     """Signature, attestation, SBOM, and referrers of registries that have no API for them."""
-    source = Place()
+    source = MemoryRepository()
     tag = DIGEST.replace(":", "-")
     for suffix in (".sig", ".att", ".sbom", ""):
         source.documents[tag + suffix] = Document("", DIGEST, b"")
@@ -24,7 +24,7 @@ async def test_what_is_attached_is_found_by_its_tag() -> None:
 
 async def test_a_source_that_does_not_answer_names_nothing() -> None:
     """Conversion does not fail for what it only wanted to mention."""
-    source = Place()
+    source = MemoryRepository()
 
     async def away(_reference: str) -> Document:
         raise Unreachable("it is away")

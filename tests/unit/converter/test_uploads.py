@@ -13,7 +13,7 @@ from lazyfs.errors import DigestMismatch
 from lazyfs.format.digest import Digest, digest_of
 from lazyfs.format.manifest import OCI_LAYER_GZIP, Descriptor
 from lazyfs.layertar.spool import unnamed_file, write
-from tests.unit.converter.places import Place
+from tests.unit.converter.places import MemoryRepository
 
 DATA = b"a blob"
 DIGEST = digest_of(DATA)
@@ -31,9 +31,9 @@ def blob(digest: Digest = DIGEST) -> Descriptor:
 
 async def test_nothing_is_sent_before_the_gate_opens() -> None:
     """Not even what is ready; then everything is, and counted."""
-    sink, counted = Place(), []
+    sink, counted = MemoryRepository(), []
     async with trio.open_nursery() as nursery:
-        uploads = Uploads(Place(), sink, nursery)
+        uploads = Uploads(MemoryRepository(), sink, nursery)
         uploads.send(DIGEST, len(DATA), file_of(DATA), False, counted.append)
         uploads.send_bytes(b"config")
         await trio.testing.wait_all_tasks_blocked()
@@ -45,9 +45,9 @@ async def test_nothing_is_sent_before_the_gate_opens() -> None:
 
 async def test_a_blob_is_sent_once() -> None:
     """However often it is asked for; and its file is closed each time."""
-    sink, files = Place(), [file_of(DATA), file_of(DATA)]
+    sink, files = MemoryRepository(), [file_of(DATA), file_of(DATA)]
     async with trio.open_nursery() as nursery:
-        uploads = Uploads(Place(), sink, nursery)
+        uploads = Uploads(MemoryRepository(), sink, nursery)
         uploads.start()
         for file in files:
             uploads.send(DIGEST, len(DATA), file, False, lambda _count: None)
@@ -57,7 +57,7 @@ async def test_a_blob_is_sent_once() -> None:
 
 async def test_what_is_there_is_not_sent() -> None:
     """It is there already, or the sink takes it from the source by itself: only what the source has, though."""
-    source, sink = Place(), Place()
+    source, sink = MemoryRepository(), MemoryRepository()
     sink.blobs[DIGEST] = DATA
     other = digest_of(b"other")
     source.blobs[other] = b"other"
@@ -73,7 +73,7 @@ async def test_what_is_there_is_not_sent() -> None:
 
 async def test_a_blob_is_copied_as_it_is() -> None:
     """Fetched and verified before the gate opens, if the sink does not have it."""
-    source, sink = Place(), Place()
+    source, sink = MemoryRepository(), MemoryRepository()
     source.blobs[DIGEST] = DATA
     async with trio.open_nursery() as nursery:
         uploads = Uploads(source, sink, nursery)
@@ -87,7 +87,7 @@ async def test_a_blob_is_copied_as_it_is() -> None:
 
 async def test_a_wrong_blob_is_not_copied() -> None:
     """DigestMismatch, and nothing at the sink."""
-    source, sink = Place(), Place()
+    source, sink = MemoryRepository(), MemoryRepository()
     source.blobs[DIGEST] = b"A blob"
     async with trio.open_nursery() as nursery:
         uploads = Uploads(source, sink, nursery)
@@ -99,7 +99,7 @@ async def test_a_wrong_blob_is_not_copied() -> None:
 
 async def test_a_copy_is_not_made_where_one_is() -> None:
     """The source is not even asked."""
-    source, sink = Place(), Place()
+    source, sink = MemoryRepository(), MemoryRepository()
     sink.blobs[DIGEST] = DATA
     async with trio.open_nursery() as nursery:
         uploads = Uploads(source, sink, nursery)
@@ -112,7 +112,7 @@ async def test_cancelled_uploads_close_their_files() -> None:
     """Those that wait at the gate as well."""
     file = file_of(DATA)
     async with trio.open_nursery() as nursery:
-        Uploads(Place(), Place(), nursery).send(DIGEST, len(DATA), file, False, lambda _count: None)
+        Uploads(MemoryRepository(), MemoryRepository(), nursery).send(DIGEST, len(DATA), file, False, lambda _count: None)
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     assert file.closed

@@ -15,7 +15,7 @@ from lazyfs.reports.steps import Note, Progress
 from lazyfs.store.content import content_of
 from lazyfs.store.store import Store
 from tests.unit.converter.making import Item
-from tests.unit.converter.places import Place
+from tests.unit.converter.places import MemoryRepository
 
 LINUX = Platform("linux", "amd64")
 LARGE = os.urandom(9 << 20)
@@ -50,7 +50,9 @@ class Reports(list[Note | Progress]):
         return {report.task: (report.done_bytes, report.total) for report in self if isinstance(report, Progress)}
 
 
-async def load(place: Place, store: Store, reports: Reports | None = None, *, lazy_only: bool = False) -> tuple[Layer, ...]:
+async def load(
+    place: MemoryRepository, store: Store, reports: Reports | None = None, *, lazy_only: bool = False
+) -> tuple[Layer, ...]:
     """The layers of `v1`."""
     image = await resolve_image(place, "v1", LINUX, store)
     place.done.clear()
@@ -78,5 +80,5 @@ def kept(store: Store) -> set[str]:
     return {path.name for folder in ("objects", "partial") for path in (store.directory.path / folder).iterdir()}
 
 
-def asks_for_layers(place: Place) -> list[str]:
+def asks_for_layers(place: MemoryRepository) -> list[str]:
     return [what for what in place.done if what.startswith("read")]

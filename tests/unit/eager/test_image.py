@@ -32,14 +32,14 @@ from lazyfs.store.store import Store
 from lazyfs.vfs.tree import Tree
 from tests.conftest import LogWatch
 from tests.unit.converter.making import LAYERS, Item, tar_of
-from tests.unit.converter.places import Place, converted, request
+from tests.unit.converter.places import MemoryRepository, converted, request
 from tests.unit.eager.loading import APP, BASE, LARGE, LINUX, Reports, asks_for_layers, content, here, kept, load
 from tests.unit.eager.model import Model, Refused
 
 
 async def test_ordinary_image_is_fetched_whole(store: Store) -> None:
     """Its files are in the store, its names at their real paths, and a note says what a conversion would have saved."""
-    place, reports = Place(), Reports()
+    place, reports = MemoryRepository(), Reports()
     place.add_image(tar_of(BASE), tar_of(APP))
     base, app = await load(place, store, reports)
     assert here(store, (base, app))
@@ -73,7 +73,7 @@ async def test_ordinary_image_is_fetched_whole(store: Store) -> None:
 
 async def test_document_is_a_toc(store: Store) -> None:
     """What the store keeps reads as the layer's entries: the digest and the offset are enough."""
-    place = Place()
+    place = MemoryRepository()
     place.add_image(tar_of(BASE))
     (layer,) = await load(place, store)
     data = store.document(layer.toc_digest)
@@ -85,7 +85,7 @@ async def test_document_is_a_toc(store: Store) -> None:
 
 async def test_files_are_the_objects_of_a_converted_image(store: Store) -> None:
     """At the converter's defaults the same file has the same name, however large."""
-    place, lazy = Place(), Place()
+    place, lazy = MemoryRepository(), MemoryRepository()
     place.add_image(tar_of(BASE), tar_of(APP))
     whole = await load(place, store)
     await converted(place, lazy, request(chunk_size=4 << 20))
@@ -103,7 +103,7 @@ async def test_files_are_the_objects_of_a_converted_image(store: Store) -> None:
 
 async def test_what_is_here_is_not_fetched_again(store: Store) -> None:
     """With a digest not even the source is needed; and there are no notes."""
-    place, reports = Place(), Reports()
+    place, reports = MemoryRepository(), Reports()
     place.add_image(tar_of(BASE), tar_of(APP))
     first = await load(place, store)
     assert len(asks_for_layers(place)) >= 2
@@ -113,7 +113,7 @@ async def test_what_is_here_is_not_fetched_again(store: Store) -> None:
 
 async def test_layer_on_another_base_is_another_layer(store: Store) -> None:
     """The same blob, whose names lead elsewhere: it is fetched and described again."""
-    place = Place()
+    place = MemoryRepository()
     place.add_image(tar_of(BASE), tar_of(APP))
     _, app = await load(place, store)
     place.add_image(tar_of([(Entry(b"lib", "dir"), b"")]), tar_of(APP))
@@ -125,7 +125,7 @@ async def test_layer_on_another_base_is_another_layer(store: Store) -> None:
 
 async def test_ordinary_layer_over_a_lazy_one(store: Store) -> None:
     """Names lead through the entries of the lazy layer's TOC; that layer stays lazy."""
-    place, lazy = Place(), Place()
+    place, lazy = MemoryRepository(), MemoryRepository()
     place.add_image(tar_of(BASE))
     await converted(place, lazy, request(chunk_size=4 << 20))
     (described,) = lazy.body()["layers"]
@@ -145,7 +145,7 @@ async def test_ordinary_layer_over_a_lazy_one(store: Store) -> None:
 )
 async def test_a_toc_that_the_manifest_does_not_name_is_no_toc(store: Store, claim: str, word: str, expect_log: LogWatch) -> None:
     """The layer is what its blob's digest and its diff ID say, as for runtimes that know of no TOC. What makes it lazy is not believed."""
-    place, lazy = Place(), Place()
+    place, lazy = MemoryRepository(), MemoryRepository()
     place.add_image(tar_of(BASE))
     await converted(place, lazy, request(chunk_size=4 << 20))
     (described,) = lazy.body()["layers"]
@@ -167,7 +167,7 @@ async def test_a_toc_that_the_manifest_does_not_name_is_no_toc(store: Store, cla
 
 async def test_lazy_only_refuses(store: Store) -> None:
     """Also what was fetched whole before: the flag is about the image."""
-    place = Place()
+    place = MemoryRepository()
     place.add_image(tar_of(BASE), tar_of(APP))
     for _ in range(2):
         with pytest.raises(NotLazy, match=r"names no TOC digest \(layer 1 of 2\).*lazyfs convert"):
@@ -179,7 +179,7 @@ async def test_lazy_only_refuses(store: Store) -> None:
 @pytest.mark.parametrize("kind", [OCI_LAYER_GZIP, OCI_LAYER_ZSTD, OCI_LAYER_TAR])
 async def test_every_kind_of_layer(kind: str, store: Store) -> None:
     """gzip, zstd, and none at all."""
-    place = Place()
+    place = MemoryRepository()
     tar = tar_of(BASE)
     blob = {OCI_LAYER_GZIP: gzip.compress, OCI_LAYER_ZSTD: zstandard.compress, OCI_LAYER_TAR: bytes}[kind](tar)
     place.add_manifest([place.add_blob(blob, kind)], [digest_of(tar)])
@@ -190,7 +190,7 @@ async def test_every_kind_of_layer(kind: str, store: Store) -> None:
 
 async def test_two_who_want_the_same_layer_fetch_it_once(store: Store, tmp_path: Path) -> None:
     """Two tasks, over one open store and over two: the others wait, and find it here."""
-    place = Place()
+    place = MemoryRepository()
     place.add_image(tar_of(BASE), tar_of(APP))
     image = await resolve_image(place, "v1", LINUX, store)
     place.done.clear()
@@ -211,7 +211,7 @@ async def test_two_who_want_the_same_layer_fetch_it_once(store: Store, tmp_path:
 
 async def test_layers_in_another_order_wait_for_each_other_without_end(store: Store) -> None:
     """Two images, one the other upside down, at the same time: there is no deadlock."""
-    place = Place()
+    place = MemoryRepository()
     place.add_image(tar_of(BASE), tar_of(APP), tag="a")
     place.add_image(tar_of(APP), tar_of(BASE), tag="b")
     images = [await resolve_image(place, tag, LINUX, store) for tag in "ab"]
@@ -223,7 +223,7 @@ async def test_layers_in_another_order_wait_for_each_other_without_end(store: St
 
 async def test_document_that_was_damaged_is_made_again(store: Store, expect_log: Any) -> None:
     """The layer is fetched again, whatever the note says."""
-    place = Place()
+    place = MemoryRepository()
     place.add_image(tar_of(BASE))
     (layer,) = await load(place, store)
     (store.directory.path / "documents" / layer.toc_digest[7:]).write_bytes(b"{}")
@@ -235,7 +235,7 @@ async def test_document_that_was_damaged_is_made_again(store: Store, expect_log:
 async def test_server_that_sends_whole_blobs_only(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """After one range it is read as one stream."""
     monkeypatch.setattr(whole_blob, "RANGE", 1 << 20)
-    place = Place()
+    place = MemoryRepository()
     place.add_image(tar_of(BASE))
     right = place.open_range
 
@@ -253,7 +253,7 @@ async def test_server_that_sends_whole_blobs_only(store: Store, monkeypatch: pyt
 
 async def test_registry_without_ranges_gives_its_lazy_layers_whole(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Verified as any whole layer, with a note that says why and proposes no conversion; --lazy-only refuses. Once here, it stays."""
-    place, target, reports = Place(), Place(), Reports()
+    place, target, reports = MemoryRepository(), MemoryRepository(), Reports()
     place.add_image(tar_of(BASE), tar_of(APP))
     await converted(place, target, request(chunk_size=4 << 20))
     right = target.open_range
@@ -277,7 +277,7 @@ async def test_registry_without_ranges_gives_its_lazy_layers_whole(store: Store,
 
 async def test_cancelled_it_leaves_nothing_under_way(store: Store) -> None:
     """Temporary space is given back, and the next one has its turn."""
-    place = Place()
+    place = MemoryRepository()
     place.add_image(tar_of(BASE))
     image = await resolve_image(place, "v1", LINUX, store)
     with trio.CancelScope() as scope:
@@ -295,7 +295,7 @@ async def test_cancelled_it_leaves_nothing_under_way(store: Store) -> None:
 @settings(max_examples=60)
 def test_whole_layers_show_what_is_unpacked(layers: list[list[Item]]) -> None:
     """Against the model of umoci: the same names, types, owners, times, links and contents, layer upon layer."""
-    place, model = Place(), Model()
+    place, model = MemoryRepository(), Model()
     place.add_image(*map(tar_of, layers))
     refused = False
     try:
@@ -321,7 +321,7 @@ def test_whole_layers_show_what_is_unpacked(layers: list[list[Item]]) -> None:
 async def test_another_process_that_finds_the_note_finds_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rows of a layer's files are committed before the note that leads to them, not when the next commit is due."""
     monkeypatch.setattr(store_index, "_COMMIT_DELAY", 3600)
-    place = Place()
+    place = MemoryRepository()
     place.add_image(tar_of([(Entry(b"file", "reg", size=5), b"hello")]))
     with Store.open(tmp_path / "store") as store, Store.open(tmp_path / "store") as other:
         await load(place, store)
@@ -344,7 +344,7 @@ async def test_blob_makes_room_for_its_files(is_hopeless: bool, store: Store, mo
         keep(self, *chunk)
 
     monkeypatch.setattr(Store, "keep", refuse)
-    place = Place()
+    place = MemoryRepository()
     place.add_image(tar_of(BASE))
     if is_hopeless:
         with pytest.raises(StoreFull):
@@ -357,7 +357,7 @@ async def test_blob_makes_room_for_its_files(is_hopeless: bool, store: Store, mo
 async def test_layers_that_are_too_much_together_are_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each alone is small enough; the first is in the store by then, and no file of the image is lost or half-written."""
     monkeypatch.setattr(bounds, "DESCRIPTION", 1 << 20)
-    place = Place()
+    place = MemoryRepository()
     value = bytes(10_000)
     folders: list[list[Item]] = [
         [(Entry(b"%d-%d" % (layer, number), "dir", xattrs=((b"user.x", value),)), b"") for number in range(80)]

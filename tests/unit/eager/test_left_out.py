@@ -13,7 +13,7 @@ from lazyfs.format.member import compress_member
 from lazyfs.store.store import Store
 from tests.bad.oci import toc_tar
 from tests.unit.converter.making import Item, tar_of
-from tests.unit.converter.places import Place
+from tests.unit.converter.places import MemoryRepository
 from tests.unit.eager.loading import Reports, content, load
 
 
@@ -23,7 +23,7 @@ def reg(name: bytes, data: bytes = b"") -> Item:
 
 async def test_what_a_whole_layer_leaves_out_is_noted(store: Store) -> None:
     """Entries below whiteouts' names, and files under the format's own; AUFS' metadata is not reported, and links to it are files."""
-    place, reports = Place(), Reports()
+    place, reports = MemoryRepository(), Reports()
     aufs = [reg(b".wh..wh.aufs"), reg(b".wh..wh.plnk/1", b"linked"), (Entry(b"l", "hardlink", link=b".wh..wh.plnk/1"), b"")]
     place.add_image(tar_of(aufs), tar_of([reg(b".wh.d/x", b"1"), reg(b"stargz.index.json", b"mine"), reg(b"a", b"2")]))
     lower, upper = await load(place, store, reports)
@@ -36,7 +36,7 @@ async def test_what_a_whole_layer_leaves_out_is_noted(store: Store) -> None:
 
 async def test_what_a_lazy_layer_leaves_out_is_noted(store: Store) -> None:
     """The TOC of another converter, which knows nothing of this; also where only lazy layers are taken."""
-    place = Place()
+    place = MemoryRepository()
     toc = json.dumps({"version": 1, "entries": [{"name": ".wh.d/x", "type": "reg"}, {"name": "a", "type": "dir"}]}).encode()
     blob = compress_member(toc_tar(toc)) + build_footer(0)
     place.add_manifest([place.add_blob(blob, OCI_LAYER_GZIP, annotations={TOC_DIGEST: digest_of(toc)})], [digest_of(b"")])

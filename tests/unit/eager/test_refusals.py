@@ -18,7 +18,7 @@ from lazyfs.store.store import Store
 from tests import tars
 from tests.conftest import LogWatch
 from tests.unit.converter.making import tar_of
-from tests.unit.converter.places import Place
+from tests.unit.converter.places import MemoryRepository
 from tests.unit.eager.loading import APP, BASE, here, kept, load
 
 
@@ -47,7 +47,7 @@ async def test_what_is_not_what_the_image_says_is_refused(name: str, store: Stor
     """With its own words; nothing is published or described."""
     monkeypatch.setattr(spool, "_MIN_LIMIT", 16 << 20)
     (data, kind, diff_id), error, message = BAD[name]
-    place = Place()
+    place = MemoryRepository()
     place.add_manifest([place.add_blob(data, kind)], [diff_id])
     with pytest.raises(error, match=message):
         await load(place, store)
@@ -57,7 +57,7 @@ async def test_what_is_not_what_the_image_says_is_refused(name: str, store: Stor
 
 async def test_another_blob_than_the_manifests(store: Store, expect_log: LogWatch) -> None:
     """A tar that is sound in itself, from a registry that lies about whose it is."""
-    place = Place()
+    place = MemoryRepository()
     place.add_image(TAR)
     (described,) = place.body()["layers"]
     place.blobs[described["digest"]] = gzip.compress(tar_of(APP)).ljust(described["size"], b"\0")
@@ -69,7 +69,7 @@ async def test_another_blob_than_the_manifests(store: Store, expect_log: LogWatc
 
 async def test_bad_upper_layer_publishes_nothing_of_its_own(store: Store) -> None:
     """The lower one may be described, and is then not fetched again with another upper one."""
-    place = Place()
+    place = MemoryRepository()
     place.add_image(TAR, tar_of([(Entry(b"usr/lib/large/x", "reg", size=1), b"x")]))
     with pytest.raises(InvalidTar, match="'usr/lib/large' should be a directory"):
         await load(place, store)
@@ -85,7 +85,7 @@ async def test_store_without_room_says_so(store: Store, monkeypatch: pytest.Monk
         raise StoreFull("no room")
 
     monkeypatch.setattr(store, "keep", refuse)
-    place = Place()
+    place = MemoryRepository()
     place.add_image(tar_of(BASE))
     with pytest.raises(StoreFull, match="no room"):
         await load(place, store)
@@ -96,7 +96,7 @@ async def test_store_without_room_says_so(store: Store, monkeypatch: pytest.Monk
 
 async def test_source_that_breaks_off(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its error is raised unchanged, and nothing is left."""
-    place = Place()
+    place = MemoryRepository()
     place.add_image(tar_of(BASE))
     monkeypatch.setattr(place, "open_range", lambda *_, **__: broken())
     with pytest.raises(Unreachable, match="gone"):

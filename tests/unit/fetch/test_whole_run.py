@@ -23,7 +23,7 @@ from lazyfs.store.content import Content
 from lazyfs.store.store import Store
 from tests.conftest import LogWatch
 from tests.unit.converter.making import Item, tar_of
-from tests.unit.converter.places import Place
+from tests.unit.converter.places import MemoryRepository
 from tests.unit.eager.loading import LARGE, asks_for_layers, here, load
 from tests.unit.fetch.scripted import until
 
@@ -33,7 +33,7 @@ FILES: list[Item] = [
 TAR = tar_of([*FILES, (Entry(b"large", "reg", size=len(LARGE)), LARGE)])
 
 
-class Source(Place):
+class Source(MemoryRepository):
     """Can be unreachable."""
 
     away = False

@@ -31,7 +31,7 @@ def test_names_fit_into_a_label() -> None:
     names = [dialect.name for dialect in dialects.DIALECTS]
     assert len(set(names)) == len(names) == 2
     assert all(re.fullmatch("[A-Za-z0-9-]+", name) for name in names)
-    assert [dialects.named(name).name for name in names] == names
+    assert [dialects.dialect_named(name).name for name in names] == names
 
 
 @pytest.mark.usefixtures("front")
@@ -55,7 +55,7 @@ def test_two_annotations_mark_one_dialect(monkeypatch: pytest.MonkeyPatch) -> No
     assert dialects.claim_of({TOC_DIGEST: ONE}, "it") == TocClaim(ESTARGZ, ONE)
     assert dialects.claim_of(TocClaim(both, ONE).annotations, "it") == TocClaim(both, ONE)
     # A registry's manifest says more precisely which dialect it is than containerd's labels do.
-    merged = dialects.held_to({TOC_DIGEST: OTHER, ANNOTATION: "anything"}, TocClaim(ESTARGZ, ONE))
+    merged = dialects.with_claim({TOC_DIGEST: OTHER, ANNOTATION: "anything"}, TocClaim(ESTARGZ, ONE))
     assert dialects.claim_of(merged, "it") == TocClaim(both, ONE)
 
 
@@ -65,7 +65,7 @@ def test_a_registry_cannot_name_another_toc() -> None:
     for manifest_annotations in ({}, {ANNOTATION: OTHER}, {TOC_DIGEST: OTHER}, {ANNOTATION: OTHER, TOC_DIGEST: OTHER}):
         for dialect in (ESTARGZ, FRONT):
             claim = TocClaim(dialect, ONE)
-            assert dialects.claim_of(dialects.held_to(manifest_annotations, claim), "it") == claim
+            assert dialects.claim_of(dialects.with_claim(manifest_annotations, claim), "it") == claim
 
 
 def test_a_row_without_a_dialect_is_estargz() -> None:
@@ -80,7 +80,7 @@ def test_a_row_without_a_dialect_is_estargz() -> None:
     }
     row = msgspec.json.encode(earlier)
     lazy = msgspec.json.decode(row, type=LazyLayer)
-    assert dialects.named(lazy.dialect) is ESTARGZ
+    assert dialects.dialect_named(lazy.dialect) is ESTARGZ
     assert msgspec.json.encode(lazy) == row
     other = msgspec.structs.replace(lazy, dialect=FRONT.name)
     assert msgspec.json.decode(msgspec.json.encode(other), type=LazyLayer) == other
@@ -89,7 +89,7 @@ def test_a_row_without_a_dialect_is_estargz() -> None:
 def test_a_dialect_of_a_later_version() -> None:
     """A row may name one after a downgrade."""
     with pytest.raises(StoreUnusable, match="is of the dialect 'front', which this lazyfs does not know"):
-        dialects.named(FRONT.name)
+        dialects.dialect_named(FRONT.name)
 
 
 def test_one_document_read_in_two_dialects_has_two_names() -> None:

@@ -16,7 +16,7 @@ from lazyfs.format.tar import TarMember, read_tar
 from lazyfs.format.tar_header import header_bytes
 from lazyfs.format.toc import parse_toc
 from lazyfs.format.toc_json import encode_toc
-from lazyfs.format.whiteout import LeftOut, is_whiteout_device, place_of
+from lazyfs.format.whiteout import LeftOut, is_whiteout_device, name_kind
 from tests.tars import END, content, file, header, info, read, written
 
 
@@ -44,7 +44,7 @@ from tests.tars import END, content, file, header, info, read, written
 )
 def test_each_name_has_its_place(name: bytes, place: str) -> None:
     """AUFS' metadata is in the root alone; the opaque marker is none of it."""
-    assert place_of(name) == place
+    assert name_kind(name) == place
 
 
 AUFS = written(

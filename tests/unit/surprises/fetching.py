@@ -20,7 +20,7 @@ from lazyfs.image.image import all_of
 from lazyfs.registry.ranges import Ranges
 from lazyfs.store.layer_lock import lock_layers
 from tests.unit.converter.making import Item, tar_of
-from tests.unit.converter.places import Place
+from tests.unit.converter.places import MemoryRepository
 from tests.unit.eager.loading import load
 from tests.unit.fetch.scripted import FILES, ScriptedSource, make_layer, read_piece
 from tests.unit.fuse.test_session import init
@@ -77,7 +77,7 @@ async def unpacked(scene: Scene) -> None:
 
 async def loaded(scene: Scene) -> None:
     """A layer that is not lazy, for who wants the image: a second try succeeds. Raises what went wrong."""
-    store, place = scene.store(), Place()
+    store, place = scene.store(), MemoryRepository()
     items: list[Item] = [(Entry(b"file", "reg", size=9 << 20), bytes(9 << 20))]
     place.add_image(tar_of(items))
     try:
