@@ -1,4 +1,4 @@
-"""A containerd of the test's own: its root, state and socket lie in one folder, and nothing of it outlives the test."""
+"""Runs a containerd for a test: its root, state and socket are in one folder, and nothing of it outlives the test."""
 
 from __future__ import annotations
 
@@ -69,13 +69,13 @@ PATH = os.pathsep.join(filter(None, (os.environ.get("LAZYFS_CONTAINERD"), os.env
 """LAZYFS_CONTAINERD is a folder with another containerd's programs than Debian's."""
 PATIENCE_S = 30
 PYTHON_HELLO = ("python3", "-c", 'import time; print("hello", flush=True); time.sleep(0.1)')
-"""A command that says hello. Of a container that ends at once ctr loses, once in a hundred times, what it has said."""
+"""A command that prints hello. If a container ends at once, ctr loses its output once in a hundred times."""
 
 
 class Containerd:
-    """`folder` has to have a short path (a socket's is at most 107 bytes) and must not be on overlayfs.
+    """`folder` needs a short path (a socket's is at most 107 bytes) on another file system than overlayfs.
 
-    `plugins`: snapshotters, by name, with their sockets. `pause`: the image of that name keeps pods, and CRI is served, with the
+    `plugins`: snapshotters, by name, with their sockets. `pause`: the sandbox image of pods; CRI is then served, with the
     first of these snapshotters.
     """
 
@@ -116,12 +116,12 @@ class Containerd:
 
     @property
     def process(self) -> int:
-        """Its number."""
+        """Its pid."""
         assert self._process is not None
         return self._process.pid
 
     def kill(self) -> None:
-        """Kill it; containers go on."""
+        """Kill it; containers keep running."""
         assert self._process is not None
         self._process.kill()
         self._process.wait()
@@ -147,12 +147,12 @@ class Containerd:
         return run(found, "--address", self.folder / "socket", *arguments, code=code, timeout=timeout)
 
     def start(self, *arguments: str, program: str = "ctr") -> subprocess.Popen[bytes]:
-        """One command of ctr, or of the peer's ctr-remote, that goes on; its input and output are pipes."""
+        """One command of ctr, or of the peer's ctr-remote, in the background; its input and output are pipes."""
         command = [shutil.which(program, path=PATH) or program, "--address", str(self.folder / "socket"), *arguments]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def pull(self, reference: str, namespace: str = "default") -> str:
-        """Pull whole, onto overlayfs; name spaces share nothing. The reference without transport, as ctr names it."""
+        """Pull whole, with overlayfs; namespaces share nothing. Returns the reference without transport, as ctr names it."""
         name = reference.removeprefix("docker://")
         self.ctr("--namespace", namespace, "images", "pull", "--plain-http", "--snapshotter", "overlayfs", name)
         return name
@@ -163,28 +163,28 @@ class Containerd:
         return done.stdout.decode()
 
     def pull_lazily(self, reference: str, snapshotter: str) -> str:
-        """Pull with the labels that make it lazy: as the peer's client does, or containerd by itself from 2.1 on. As ctr names it."""
+        """Pull with the labels that make it lazy, as the peer's client does, or containerd from 2.1 on. Returns the reference as ctr names it."""
         program, arguments = self._pull(reference, snapshotter)
         self.ctr(*arguments, program=program)
         return arguments[-1]
 
     def start_pull(self, reference: str, snapshotter: str) -> subprocess.Popen[bytes]:
-        """A lazy pull that is under way."""
+        """Start a lazy pull."""
         program, arguments = self._pull(reference, snapshotter)
         return self.start(*arguments, program=program)
 
     def _pull(self, reference: str, snapshotter: str) -> tuple[str, list[str]]:
-        """Which program pulls lazily here, and how."""
+        """The program and arguments for a lazy pull with this containerd."""
         pull, program = ("pull", "ctr") if self.major > 1 else ("rpull", "ctr-remote")
         name = reference.removeprefix("docker://")
         return program, ["images", pull, "--plain-http", f"--snapshotter={snapshotter}", name]
 
     def containers(self) -> list[str]:
-        """Those that there are, whether or not they run."""
+        """All containers, running or not."""
         return self.ctr("containers", "ls", "--quiet").stdout.decode().split()
 
     def prune(self) -> None:
-        """Remove every container and image, and what clients that were killed have kept from being collected."""
+        """Remove every container and image, and leases of killed clients."""
         for name in self.containers():
             self.ctr("tasks", "kill", "--signal", "KILL", name, code=None)
             self.ctr("tasks", "rm", name, code=None)
@@ -200,7 +200,7 @@ class Containerd:
         self.ctr("leases", "rm", "--sync", "collect")
 
     def await_snapshotter(self, snapshotter: str) -> None:
-        """Until containerd, which has lost the connection to a snapshotter that was stopped, tries its socket again."""
+        """Wait until containerd, which has lost its connection to a stopped snapshotter, tries the socket again."""
         end = time.monotonic() + PATIENCE_S
         while self.ctr("snapshots", "--snapshotter", snapshotter, "prepare", "probe", code=None).returncode:
             if time.monotonic() > end:
@@ -228,6 +228,6 @@ class Containerd:
             self.ctr("snapshots", "--snapshotter", snapshotter, "rm", "look")
 
     def snapshots(self, snapshotter: str) -> dict[str, tuple[str, str]]:
-        """Those that containerd knows: key -> (parent, kind)."""
+        """The snapshots that containerd knows: key -> (parent, kind)."""
         lines = self.ctr("snapshots", "--snapshotter", snapshotter, "list").stdout.decode().splitlines()[1:]
         return {fields[0]: (fields[1] if len(fields) == 3 else "", fields[-1]) for fields in map(str.split, lines)}

@@ -1,4 +1,4 @@
-"""A disk whose power can be cut: an ext4 file system in a file. What is on the disk at one moment is a copy of that file.
+"""A disk whose power can be cut: an ext4 file system in a file. A copy of that file is the disk at one moment.
 
 Bytes that were not synced are not on it, and names only once the journal has committed: `commit_names` makes it do so, as any fsync on
 the file system would.
@@ -17,7 +17,7 @@ from tests.lazyfsd import moments
 
 
 def make_disk(file: Path, size: int) -> None:
-    """Of `size` bytes; only those that are written take room."""
+    """Make a sparse file of `size` bytes with a file system."""
     with file.open("wb") as opened:
         opened.truncate(size)
     run("mkfs.ext4", "-q", "-F", file)
@@ -31,12 +31,12 @@ def mounted(disk: Path, at: Path) -> Iterator[Path]:
     try:
         yield at
     finally:
-        # A lazyfsd that is ending still has the store open while it syncs it.
+        # A stopping lazyfsd has the store open until it has synced it.
         assert any(run("umount", at, code=None).returncode == 0 for _ in moments()), run("umount", at, code=None).stderr
 
 
 def commit_names(file_system: Path) -> None:
-    """Commit the journal of an ext4: what an fsync of any file does to the names of all."""
+    """Commit the journal of an ext4: any fsync makes all names durable."""
     path = file_system / "journal"
     with path.open("w") as file:
         file.write("commit")
@@ -45,7 +45,7 @@ def commit_names(file_system: Path) -> None:
 
 
 def cut(file_system: Path, disk: Path, copy: Path) -> None:
-    """Copy the disk as it is at one moment: at which nothing is being written to it."""
+    """Copy the disk at a moment without writes in progress."""
     mount = mounted_at(file_system)
     assert mount is not None
     statistics = Path(f"/sys/dev/block/{mount.device}/stat")

@@ -1,8 +1,8 @@
-"""Debian's docker-registry on a free loopback port, with everything that was asked of it counted.
+"""Debian's docker-registry on a free loopback port, with its requests counted.
 
-What was sent is read from the registry's own access log rather than counted by something in between: a pass-through would
-be one more thing to trust, and slow what is to be measured. The registry writes a line when it has answered, so a look
-into the log first sends a request of its own and waits for that one's line.
+The counts come from the registry's own access log and not from a proxy, which would be one more thing to trust and would slow down
+what is measured. The registry writes a line when it has answered, so reading the log first sends a request and waits for
+its line.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PATIENCE_S = 20
 
 
 class Request(NamedTuple):
-    """One answered request; `size` is the bytes of the answer's body."""
+    """One answered request; `size` is the size of the response body in bytes."""
 
     method: str
     path: str
@@ -39,15 +39,15 @@ class Request(NamedTuple):
 
     @property
     def is_blob(self) -> bool:
-        """Whether bytes of a blob were asked for."""
+        """Whether the request was for bytes of a blob."""
         return self.method == "GET" and "/blobs/sha256:" in self.path
 
 
 class Registry:
-    """A registry that keeps what it has in `folder`; `start` and `stop` may follow each other, the address stays."""
+    """A registry with its storage in `folder`. It may be stopped and started again at the same address."""
 
     def __init__(self, folder: Path, *, host: str = "127.0.0.1", storage: Path | None = None) -> None:
-        """`storage`: what another one keeps, instead of an own one in `folder`."""
+        """`storage`: the storage of another registry, instead of one in `folder`."""
         with socket.create_server((host, 0)) as free:
             self.address = f"{host}:{free.getsockname()[1]}"
         self.storage = storage or folder / "storage"
@@ -65,7 +65,7 @@ class Registry:
         self.stop()
 
     def start(self) -> None:
-        """Returns when it answers."""
+        """Start it; returns when it answers."""
         with self._log.open("ab") as log:
             command = ["docker-registry", "serve", str(self._config)]
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
@@ -80,7 +80,7 @@ class Registry:
                 time.sleep(0.02)
 
     def stop(self) -> None:
-        """Returns when the process has ended."""
+        """Stop it; returns when the process has ended."""
         if self._process is None:
             return
         self._process.terminate()
@@ -100,7 +100,7 @@ class Registry:
             connection.close()
 
     def requests(self) -> list[Request]:
-        """All that was answered since the first start, in the order in which the answers ended."""
+        """All requests answered since the first start, in the order in which the responses ended."""
         self._marks += 1
         mark = f"mark-{self._marks}"
         self._ask(mark)
@@ -121,7 +121,7 @@ class Registry:
         return [request for request in self.requests()[since:] if request.is_blob and request.path.endswith(digest)]
 
     def push(self, source: str, name: str) -> str:
-        """Copy an image in skopeo's notation here, digests kept. How it is called here."""
+        """Copy an image in skopeo's notation to this registry, keeping digests. Returns its name there."""
         reference = f"docker://{self.address}/{name}"
         command = [
             "skopeo",

@@ -1,4 +1,4 @@
-"""Processes that touch files and are killed while they do: `python -m tests.killed_callers ROOT COUNT SEED [NAME ...]`.
+"""Processes that access files and are killed meanwhile: `python -m tests.killed_callers ROOT COUNT SEED [NAME ...]`.
 
 COUNT callers, some at a time, each opens and reads a file at ROOT that has not been read before: the next of the names, or one of the
 toy gate's (tests/toy_gate.py); a caller is killed at a random moment. It ends when all of them have.
@@ -16,7 +16,7 @@ AT_ONCE = 8
 
 
 def main(root: str, count: int, seed: str, *names: str) -> None:
-    """Until all callers have ended."""
+    """Run until all callers have ended."""
     chance = random.Random(seed)
     alive: list[int] = []
     for number in range(count):

@@ -1,7 +1,7 @@
 """Stacks of layers, as tars, with which every merge of layers must give what umoci unpacks: one row per rule.
 
-Each row's layers lie in a folder of the row's name, and all rows together are one image, so that umoci unpacks once. A member is written
-by what is given the folder's path: symbolic links that begin with `/`, and hard links, lead into the folder as well.
+Each row's layers are in a folder named after the row, and all rows together are one image, so that umoci unpacks once. Members are
+written by functions of the folder's path: symbolic links that begin with `/`, and hard links, lead into the folder as well.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ CAPABILITY: Final = bytes.fromhex("0100000200200000000000000000000000000000")
 
 
 class Row(NamedTuple):
-    """A rule, and the layers that need it, the lowest first."""
+    """A rule, and the layers that test it, lowest first."""
 
     name: str
     layers: Sequence[Sequence[Member]]
     differs: Mapping[bytes, str] = {}
-    """What is shown otherwise than umoci shows it, by its path, and why: it is not shown at all."""
+    """Paths that are not shown although umoci shows them, and why."""
 
 
 def f(name: bytes, data: bytes = b"", **fields: bytes) -> Member:
@@ -212,7 +212,7 @@ ROWS: Final = (
 
 
 def tars() -> list[bytes]:
-    """The layers of the image of all rows. A row with fewer layers than others has nothing in the upper ones."""
+    """The layers of the image of all rows. A row with fewer layers than others is absent from the upper ones."""
     layers = zip_longest(
         *([b"".join(member(row.name.encode() + b"/") for member in layer) for layer in row.layers] for row in ROWS)
     )

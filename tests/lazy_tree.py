@@ -23,7 +23,7 @@ def served(root: Path, folder: Path) -> Iterator[dict[str, str]]:
 
 
 def labels_of(layout: Path, host: str) -> dict[str, str]:
-    """Of the lowest layer of the image `v1` in a layout, which the registry `host` serves as `image`."""
+    """The labels of the lowest layer of the image `v1` in a layout, which the registry `host` serves as `image`."""
     blobs = layout / "blobs" / "sha256"
     manifest_digest = json.loads((layout / "index.json").read_bytes())["manifests"][0]["digest"]
     manifest = json.loads((blobs / manifest_digest[7:]).read_bytes())

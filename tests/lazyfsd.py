@@ -1,4 +1,4 @@
-"""The lazyfsd of a store, as a test handles it: found, killed, stopped; and what stands between it and the kernel.
+"""The lazyfsd of a store, for tests: finding, killing and stopping it, and its connection to the kernel.
 
 A test process never accesses a mount that may not be served: the processes of readers.py do.
 """
@@ -26,19 +26,19 @@ _POLL_MS: Final = 10
 
 
 def pause() -> None:
-    """A moment, between two looks at something."""
+    """Sleep for a moment, between two checks."""
     select.poll().poll(_POLL_MS)
 
 
 def moments() -> Iterator[None]:
-    """To look at something again and again until it is so; where the moments end, it never was."""
+    """Moments for repeated checks of a condition. If they run out, the condition was never met."""
     for _ in range(int(PATIENCE_S * 1000) // _POLL_MS):
         yield
         pause()
 
 
 def object_name(data: bytes) -> str:
-    """Of the object of a file of one chunk."""
+    """The name of the object of a file of one chunk."""
     return f"sha256-{hashlib.sha256(data).hexdigest()}-{len(data)}"
 
 
@@ -61,17 +61,17 @@ class Lazyfsd:
 
     @property
     def process(self) -> int:
-        """The daemon's."""
+        """The daemon's pid."""
         process: int = self.status()[0]["pid"]
         return process
 
     @property
     def keeper(self) -> int:
-        """The keeper's, once the daemon has one."""
+        """The keeper's pid, once the daemon has one."""
         return int(Path(f"/proc/{self.process}/stat").read_text().rpartition(")")[2].split()[1])
 
     def kill(self) -> int:
-        """Kill the daemon. How many requests it has left unanswered."""
+        """Kill the daemon. Returns the number of requests that it left unanswered."""
         process = self.process
         os.kill(process, signal.SIGKILL)
         waiting = self.waiting()
@@ -83,12 +83,12 @@ class Lazyfsd:
         return requests_waiting(self.store)
 
     def abort(self) -> None:
-        """End the gate's connection by force."""
+        """Abort the gate's connection."""
         (_connection(self.store) / "abort").write_text("1")
 
     @contextmanager
     def away(self) -> Iterator[None]:
-        """No daemon: killed, and its keeper does not start another one before the end."""
+        """Kill the daemon; its keeper does not start another one until the end of the block."""
         process, keeper = self.process, self.keeper
         os.kill(keeper, signal.SIGSTOP)
         try:
@@ -105,7 +105,7 @@ class Lazyfsd:
             await_end(each)
 
     def log(self) -> str:
-        """What both said."""
+        """The log of both."""
         return (self.store / "logs" / "lazyfsd.log").read_text()
 
 
@@ -124,7 +124,7 @@ def _connection(store: Path) -> Path:
 
 
 def await_end(process: int, patience: float = PATIENCE_S) -> None:
-    """Until a process is gone, or a zombie. AssertionError when it stays."""
+    """Wait until a process is gone or a zombie. AssertionError if it stays."""
     with suppress(ProcessLookupError):
         descriptor = os.pidfd_open(process)
         try:
@@ -136,7 +136,7 @@ def await_end(process: int, patience: float = PATIENCE_S) -> None:
 
 
 def remains(store: Path) -> list[str]:
-    """What stays of `traces`. lazyfsd's last act is to write to the disk what is dirty: `lazyfs umount` waits for 10 s of it."""
+    """What remains of `traces`. lazyfsd syncs the store last; `lazyfs umount` waits up to 10 s for that."""
     for _ in moments():
         if not (left := traces(store)):
             break
@@ -144,7 +144,7 @@ def remains(store: Path) -> list[str]:
 
 
 def traces(store: Path) -> list[str]:
-    """What of a store's native mounts is still there: mounts, processes, loop devices."""
+    """What is left of a store's native mounts: mounts, processes, loop devices."""
     left = [f"mount {mount.path}" for mount in mounts() if str(store) in f"{mount.path} {mount.source} {mount.options}"]
     for process in Path("/proc").iterdir():
         if process.name.isdecimal():

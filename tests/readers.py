@@ -30,7 +30,7 @@ class Reader:
 
     @property
     def process(self) -> int:
-        """Its number."""
+        """Its pid."""
         return self._process.pid
 
     def is_running(self) -> bool:

@@ -88,7 +88,7 @@ class ToyDaemon:
         return path.read_text().splitlines() if path.exists() else []
 
     def log(self) -> str:
-        """What both said."""
+        """The log of both."""
         path = self.state / "logs" / "lazyfsd.log"
         return path.read_text() if path.exists() else ""
 
