@@ -53,6 +53,10 @@ class Handshakes:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop, and close the connections: their callers see an error instead of waiting."""
         for begun in self.stop().values():
             for connection in begun:
                 connection.close()

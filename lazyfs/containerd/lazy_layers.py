@@ -26,6 +26,7 @@ from lazyfs.live.lifecycle import State
 from lazyfs.live.pulls import Pulls
 from lazyfs.live.source import LiveSource, OpenSource, Sources
 from lazyfs.snapshots.snapshot import LazyLayer
+from lazyfs.tasks import Supervisor
 
 _log = logging.getLogger(__name__)
 
@@ -36,12 +37,13 @@ _RESUME_PATIENCE: Final = 10.0
 class LazyLayers:
     """The lazy layers of all containerds. Not thread-safe, except `find`."""
 
-    def __init__(self, sources: Sources, layers: Layers, pulls: Pulls, open_source: OpenSource) -> None:
+    def __init__(self, sources: Sources, layers: Layers, pulls: Pulls, open_source: OpenSource, tasks: Supervisor) -> None:
         """`open_source` opens a repository, `docker://HOST/REPO`."""
         self._sources = sources
         self._layers = layers
         self._pulls = pulls
         self._open_source = open_source
+        self._tasks = tasks
         self._snapshots: Counter[tuple[str, Digest]] = Counter()
         """How many snapshots each layer has, in all containerds; by its name and its TOC."""
         self.quiet_period = pulls.quiet_period
@@ -106,15 +108,18 @@ class LazyLayers:
         A layer that was once complete is skipped, because the store may have evicted parts of it; so is one that was removed meanwhile.
         """
         for lazy in layers:
-            try:
-                if await self._pulls.was_complete(layer_of(lazy)) or not self._snapshots[name_of(lazy), lazy.toc_digest]:
-                    continue
-                pull = self.pull(lazy).pull
-            except LazyfsError as error:
-                _log.warning("cannot continue the pull of layer %s of %s: %s", lazy.digest, lazy.reference, error)
-                continue
+            await self._tasks.attempt("pull of an earlier process", self._resume, lazy, subject=str(lazy.digest))
+
+    async def _resume(self, lazy: LazyLayer) -> None:
+        try:
+            if await self._pulls.was_complete(layer_of(lazy)) or not self._snapshots[name_of(lazy), lazy.toc_digest]:
+                return
+            pull = self.pull(lazy).pull
+        except LazyfsError as error:
+            _log.warning("cannot continue the pull of layer %s of %s: %s", lazy.digest, lazy.reference, error)
+            return
+        if pull is not None:  # else it has ended already
             with trio.move_on_after(_RESUME_PATIENCE):
-                assert pull is not None  # `pull` has started it
                 await pull.lifecycle.wait_for(State.ENDED)
 
 

@@ -91,15 +91,16 @@ class Snapshotter:
 
     async def start(self) -> None:
         """Take over from an earlier process: acquire the layers of mounted roots, resume pulls, remove leftovers."""
-        mounted = await trio.to_thread.run_sync(self.roots.mounted)
         wanted: dict[str, LazyLayer] = {}
         found, self._found = self._found, []
-        for snapshot in found:
+        for snapshot in found:  # first of all, and without a wait: TOCs that are counted are not evicted
             if snapshot.lazy is not None:
                 wanted[name_of(snapshot.lazy)] = snapshot.lazy
                 self._layers.add(snapshot.lazy)
-            elif snapshot.id in mounted:
-                self._use_layers(snapshot, await trio.to_thread.run_sync(self.snapshots.ancestry, snapshot.key))
+        mounted = await trio.to_thread.run_sync(self.roots.mounted)
+        for snapshot in found:
+            if snapshot.lazy is None and snapshot.id in mounted:
+                await self._use_layers_soon(snapshot)
         self._tasks.keep_running("pulls of an earlier process", self._layers.resume, tuple(wanted.values()))
         for snapshot in await trio.to_thread.run_sync(self.snapshots.without_objects):
             self._tasks.start_soon("note of a layer's objects", self._record_objects_later, snapshot, subject=shown(snapshot.key))
@@ -290,8 +291,39 @@ class Snapshotter:
 
     def _use_layers(self, snapshot: Snapshot, chain: Sequence[Snapshot]) -> None:
         """Keep the layers of a root live as long as it is mounted."""
-        if snapshot.id not in self._used_layers:
-            self._used_layers[snapshot.id] = tuple(self._layers.use(each.lazy) for each in chain if each.lazy is not None)
+        if snapshot.id in self._used_layers:
+            return
+        used: list[LiveLayer] = []
+        try:
+            used.extend(self._layers.use(each.lazy) for each in chain if each.lazy is not None)  # keeps those before a failure
+        except BaseException:
+            for live in used:
+                live.uses.change(-1)
+            raise
+        self._used_layers[snapshot.id] = tuple(used)
+
+    async def _use_layers_soon(self, snapshot: Snapshot) -> None:
+        """Returns after the first attempt: the gate must expect a root's layers before it says which objects it does not have."""
+        tried = trio.Event()
+        self._tasks.keep_running(
+            "layers of a root",
+            self._use_layers_again,
+            snapshot,
+            subject=shown(snapshot.key),
+            failed=lambda _: tried.set(),
+            wakes=(tried,),
+        )
+        await tried.wait()
+
+    async def _use_layers_again(self, snapshot: Snapshot) -> None:
+        """The layers of a root that an earlier process left mounted, unless the snapshot was removed meanwhile."""
+        try:
+            chain = await trio.to_thread.run_sync(self.snapshots.ancestry, snapshot.key)
+            self._use_layers(snapshot, chain)
+        except SnapshotNotFound:
+            pass
+        except LazyfsError as error:  # for example, a dialect that only a later version knows
+            _log.error("files that snapshot %s is missing cannot be fetched: %s", shown(snapshot.key), error)
 
     def _release_layers(self, number: int) -> None:
         for live in self._used_layers.pop(number, ()):

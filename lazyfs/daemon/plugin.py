@@ -57,12 +57,14 @@ class Plugin:
         self._mounts = mounts
         self._tasks = tasks
         pulls = Pulls(store, tasks, rest=config.background)
-        self.layers = LazyLayers(sources, layers, pulls, partial(_open, config.plain_http))
+        self.layers = LazyLayers(sources, layers, pulls, partial(_open, config.plain_http), tasks)
         self._resolver = LayerResolver(store, self.layers, tasks)
         self.snapshotters: dict[str, Snapshotter] = {}
         self.unserved: dict[str, str] = {}
         """Why containerds are not served, by name."""
         self._unserved_roots: list[Roots] = []
+        self._half_started: list[Snapshotter] = []
+        """Snapshotters of containerds that are not served: roots that were mounted are still read, and their layers may be live."""
 
     async def open(self, names: Sequence[str], stack: AsyncExitStack) -> None:
         """Open the state of the containerds with these names.
@@ -76,43 +78,60 @@ class Plugin:
                     Snapshotter, self._store, folder, self.layers, self._resolver, self._mounts, self._tasks
                 )
             except (StoreUnusable, StoreFull) as error:
-                _log.error("containerd %s is not served until lazyfsd is restarted: %s", name, error)
-                self.unserved[name] = str(error)
-                self._unserved_roots.append(
-                    Roots(self._store.directory.path, SnapshotFolders.of_containerd(folder), self._mounts)
-                )
+                self._refuse(name, error)
+            except Exception as surprise:  # noqa: BLE001  that containerd's problem
+                self._refuse(name, self._tasks.failures.record("snapshots of a containerd", surprise, name))
             else:
                 stack.callback(snapshotter.close)
                 self.snapshotters[name] = snapshotter
+                continue
+            self._unserved_roots.append(Roots(self._store.directory.path, SnapshotFolders.of_containerd(folder), self._mounts))
+
+    def _refuse(self, name: str, error: Exception) -> None:
+        reason = str(error) or repr(error)
+        _log.error("containerd %s is not served until lazyfsd is restarted: %s", name, reason)
+        self.unserved[name] = reason
+        snapshotter = self.snapshotters.pop(name, None)
+        if snapshotter is not None:
+            self._half_started.append(snapshotter)
 
     async def start(self, *, same_gate: bool) -> None:
         """Take over what an earlier process left of all containerds. Without `same_gate`, the gate of mounted roots is dead.
 
-        Raises StoreUnusable.
+        One that fails is not served.
         """
-        for snapshotter in self.snapshotters.values():
-            if not same_gate:
-                await trio.to_thread.run_sync(snapshotter.roots.mark_dead)
-            await snapshotter.start()
+        for name, snapshotter in tuple(self.snapshotters.items()):
+            error = await self._tasks.attempt("start of a containerd", _start, snapshotter, same_gate, subject=name)
+            if error is not None:
+                self._refuse(name, error)
         if not same_gate:  # a later process would take them for intact
             for roots in self._unserved_roots:
-                for number in await trio.to_thread.run_sync(roots.mounted):
-                    await trio.to_thread.run_sync(roots.unmount, number)
+                await self._tasks.attempt("unmount of dead roots", trio.to_thread.run_sync, _unmount_all, roots)
 
     async def serve(self, listeners: Mapping[str, socket.socket], handshakes: Handshakes, stack: AsyncExitStack) -> None:
-        """Serve each containerd at its socket until `stack` is closed. Raises StoreUnusable."""
+        """Serve each containerd at its socket until `stack` is closed. If none can be served, waiting callers are disconnected."""
+        error = await self._tasks.attempt("service of containerds", self._serve, listeners, handshakes, stack)
+        if error is not None:
+            for name in listeners:
+                if name not in self.unserved:
+                    self._refuse(name, error)
+            handshakes.close()
+
+    async def _serve(self, listeners: Mapping[str, socket.socket], handshakes: Handshakes, stack: AsyncExitStack) -> None:
         # Imported after the gate is served, because it takes 0.1 s.
         server = await trio.to_thread.run_sync(import_module, "lazyfs.containerd.server")
         self._tasks.start_soon("import ahead", _import_ahead)
         private = stack.enter_context(_private_folder(self._store.directory.path))
         for name in listeners:
             snapshotter = self.snapshotters.get(name)
-            answers = (
-                server.serve_snapshotter(snapshotter, private / name, self._tasks.failures)
-                if snapshotter
-                else server.serve_refusals(self.unserved[name], private / name)
-            )
-            await stack.enter_async_context(answers)
+            if snapshotter is not None:
+                answers = server.serve_snapshotter(snapshotter, private / name, self._tasks.failures)
+                error = await self._tasks.attempt("service of a containerd", stack.enter_async_context, answers, subject=name)
+                if error is None:
+                    continue
+                self._refuse(name, error)
+            refusals = server.serve_refusals(self.unserved[name], private / name)
+            await self._tasks.attempt("refusals to a containerd", stack.enter_async_context, refusals, subject=name)
         begun = handshakes.stop()
         for name, listener in listeners.items():
             # Used once: a relay that is started again begins without them.
@@ -121,7 +140,7 @@ class Plugin:
 
     def roots_on(self, layers: set[str]) -> list[Path]:
         """The mount points of roots on any of these live layers."""
-        return [root for snapshotter in self.snapshotters.values() for root in snapshotter.roots_on(layers)]
+        return [root for snapshotter in self._opened() for root in snapshotter.roots_on(layers)]
 
     def documents(self) -> set[Digest]:
         """Documents that must stay in the store."""
@@ -138,9 +157,23 @@ class Plugin:
     async def roots(self) -> list[int]:
         """The numbers of all snapshots with a mounted root, including those of containerds that are not served."""
         found: list[int] = []
-        for roots in (*(each.roots for each in self.snapshotters.values()), *self._unserved_roots):
+        for roots in (*(each.roots for each in self._opened()), *self._unserved_roots):
             found += await trio.to_thread.run_sync(roots.mounted)
         return found
+
+    def _opened(self) -> tuple[Snapshotter, ...]:
+        return (*self.snapshotters.values(), *self._half_started)
+
+
+async def _start(snapshotter: Snapshotter, same_gate: bool) -> None:
+    if not same_gate:
+        await trio.to_thread.run_sync(snapshotter.roots.mark_dead)
+    await snapshotter.start()
+
+
+def _unmount_all(roots: Roots) -> None:
+    for number in roots.mounted():
+        roots.unmount(number)
 
 
 async def _import_ahead() -> None:

@@ -53,8 +53,11 @@ class MountRecovery:
                 and latest[row.mount.directory] == row.number
             )
             if here or (row.phase == "detached" and same_gate):
-                self._mounts.adopt(row, attached=here)
-                tasks.keep_running("revival", self._recover, row, here, same_gate, subject=row.mount.directory)
+                try:
+                    self._mounts.adopt(row, attached=here)
+                    tasks.keep_running("revival", self._recover, row, here, same_gate, subject=row.mount.directory)
+                except Exception as surprise:  # noqa: BLE001  this mount's problem: its row stays, for the next lazyfsd
+                    tasks.failures.record("revival", surprise, row.mount.directory)
             else:
                 gone.append(row.number)
         if gone:

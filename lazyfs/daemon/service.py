@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -39,8 +40,8 @@ from lazyfs.daemon.refresh import Refresher
 from lazyfs.daemon.stack_dump import dump_stacks_on_signal
 from lazyfs.daemon.state import State
 from lazyfs.daemon.status import Measured, describe_mount, describe_repository
-from lazyfs.daemon.watchdog import feed
-from lazyfs.errors import LazyfsError
+from lazyfs.daemon.watchdog import describe, feed
+from lazyfs.errors import LazyfsError, StoreUnusable
 from lazyfs.fuse.connection import Connection, serve_gate
 from lazyfs.fuse.gate_operations import GateOperations
 from lazyfs.gate.caller import Callers
@@ -111,18 +112,17 @@ async def _serve(options: Options, fds: FdStore, handshakes: Handshakes) -> None
             service = Service(options, store, state, unmount_events, callers, nursery, lifetime)
             connection: Connection = await nursery.start(service.serve_gate, fds)
             await service.recovery.begin(service.tasks, same_gate=connection.taken_over)
-            await service.open_plugin(fds, stack)
-            if service.plugin is not None:
-                await service.plugin.start(same_gate=connection.taken_over)
+            await service.start_containerds(fds, stack, same_gate=connection.taken_over)
             service.catalog.begin()
             sockets = await service.serve_containerds(fds, handshakes, stack)
             if options.config.store_size >= 0:
-                await trio.to_thread.run_sync(store.eviction.set_limit, options.config.store_size)
+                set_limit = store.eviction.set_limit
+                await service.tasks.attempt("store limit", trio.to_thread.run_sync, set_limit, options.config.store_size)
             service.begin(listener)
             if options.config.metrics is not None:
-                await service.serve_metrics(options.config.metrics, stack)
+                await service.tasks.attempt("metrics", service.serve_metrics, options.config.metrics, stack)
             service.tasks.keep_running("watchdog", feed, fds, connection.directory, sockets, service.summary)
-            fds.notify(f"READY=1\nSTATUS={await service.summary()}")
+            fds.notify(f"READY=1\nSTATUS={await describe(service.summary)}")
             await lifetime.wait_for_end()
             fds.notify("STOPPING=1\nSTATUS=ending")
             await service.stop()
@@ -166,6 +166,7 @@ class Service:
         self.operations = GateOperations(self.gate)
         self.plugin: Plugin | None = None
         """Serves containerds, if there are any."""
+        self._has_containerds = False
         self.refresher = Refresher(store, self.gate, self.catalog, self._overlays_on)
         self.upkeep = Upkeep(store, self.in_use, announced=self.gate.announced, on_evicted=self.refresher.refresh, exclusive=True)
 
@@ -193,19 +194,25 @@ class Service:
         found = [Path(mount.row.mount.directory) for mount in self.mounts.live.values() if mount.image in images]
         return found if self.plugin is None else [*found, *self.plugin.roots_on(layers)]
 
-    async def open_plugin(self, fds: FdStore, stack: AsyncExitStack) -> None:
-        """Open the state of every containerd for which there is a socket."""
+    async def start_containerds(self, fds: FdStore, stack: AsyncExitStack, *, same_gate: bool) -> None:
+        """Open the state of every containerd for which there is a socket, and resume its layers."""
         names = tuple(fds.named(LISTENER))
-        if not names:
-            return
+        if names:
+            self._has_containerds = True
+            await self.tasks.attempt("start of containerds", self._start_containerds, names, stack, same_gate)
+
+    async def _start_containerds(self, names: Sequence[str], stack: AsyncExitStack, same_gate: bool) -> None:
         from lazyfs.daemon.plugin import Plugin
 
-        self.plugin = Plugin(self._options.config, self._store, self._sources, self._layers, self._layer_mounts, self.tasks)
-        await self.plugin.open(names, stack)
+        plugin = Plugin(self._options.config, self._store, self._sources, self._layers, self._layer_mounts, self.tasks)
+        await plugin.open(names, stack)
+        self.plugin = plugin
+        await plugin.start(same_gate=same_gate)
 
     async def serve_containerds(self, fds: FdStore, handshakes: Handshakes, stack: AsyncExitStack) -> dict[str, Path]:
-        """Serve the containerds; returns their sockets by name. Raises StoreUnusable."""
+        """Serve the containerds; returns their sockets by name."""
         if self.plugin is None:
+            handshakes.close()
             return {}
         names = tuple(fds.named(LISTENER))
         listeners = {name: stack.enter_context(fds.listener(LISTENER + name)) for name in names}
@@ -308,6 +315,19 @@ class Service:
                 _log.info("removed what was left of %s", ", ".join(swept))
             await trio.sleep(_SWEEP_PAUSE)
 
+    async def _has_roots(self) -> bool:
+        """Whether containerds may have roots mounted. If that cannot be found out, they have: their files depend on the gate."""
+        if not self._has_containerds:
+            return False
+        roots: list[int] = []
+
+        async def look() -> None:
+            if self.plugin is None:
+                raise StoreUnusable("nothing is known of the roots of containerds")
+            roots.extend(await self.plugin.roots())
+
+        return await self.tasks.attempt("count of roots", look) is not None or bool(roots)
+
     async def _unmount_all(self) -> None:
         async with trio.open_nursery() as nursery:
             tasks = self.tasks.within(nursery)
@@ -339,7 +359,7 @@ class Service:
 
     async def leave(self, connection: Connection) -> None:
         """Unmount the gate and serve it until it is unused; on a signal at most _END_DEADLINE. A service leaves it to the next process."""
-        if self._options.service and (self.mounts.is_used or (self.plugin is not None and await self.plugin.roots())):
+        if self._options.service and (self.mounts.is_used or await self._has_roots()):
             return
         await connection.unmount()
         self.mounting.has_gate = False

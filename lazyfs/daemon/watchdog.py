@@ -26,7 +26,6 @@ from typing import Final
 import trio
 
 from lazyfs.daemon.fdstore import FdStore
-from lazyfs.errors import LazyfsError
 
 _log = logging.getLogger(__name__)
 
@@ -45,9 +44,9 @@ sys.exit("there is such a thing")
 """
 
 
-async def feed(fds: FdStore, gate: Path, sockets: Mapping[str, Path], describe: Callable[[], Awaitable[str]]) -> None:
+async def feed(fds: FdStore, gate: Path, sockets: Mapping[str, Path], summary: Callable[[], Awaitable[str]]) -> None:
     """Until cancelled: say WATCHDOG=1 after each round in which the mount at `gate` and all `sockets`, by containerds' names, have
-    answered, and what `describe` tells as the service's status. Returns at once where nobody watches."""
+    answered, and `summary` as the service's status. Returns at once where nobody watches."""
     if not fds.watchdog:
         return
     pause = fds.watchdog / _ROUNDS
@@ -66,16 +65,16 @@ async def feed(fds: FdStore, gate: Path, sockets: Mapping[str, Path], describe: 
         if silent:
             _log.warning("not reporting to the watchdog of systemd: no answer from %s", ", ".join(sorted(silent)))
         else:
-            fds.notify(f"WATCHDOG=1\nSTATUS={await _described(describe)}")
+            fds.notify(f"WATCHDOG=1\nSTATUS={await describe(summary)}")
         await trio.sleep(pause)
 
 
-async def _described(describe: Callable[[], Awaitable[str]]) -> str:
+async def describe(summary: Callable[[], Awaitable[str]]) -> str:
     """The status text. A failure to produce it, for example without free descriptors, is not a failure of the service."""
     try:
-        return await describe()
-    except (LazyfsError, OSError) as error:
-        return f"what is served cannot be counted: {error}"
+        return await summary()
+    except Exception as error:  # noqa: BLE001  see above
+        return f"what is served cannot be counted: {error!r}"
 
 
 async def _run_probe(probe: Callable[[], Awaitable[bool]], name: str, silent: set[str]) -> None:

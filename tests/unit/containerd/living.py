@@ -28,7 +28,7 @@ def lazy_layers(
 ) -> LazyLayers:
     """As a daemon makes them."""
     sources, layers = Sources(store, catalog, tasks), Layers(store, catalog, tasks)
-    return LazyLayers(sources, layers, Pulls(store, tasks, rest=background), open_source)
+    return LazyLayers(sources, layers, Pulls(store, tasks, rest=background), open_source, tasks)
 
 
 class Setting:

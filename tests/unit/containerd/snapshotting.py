@@ -63,6 +63,8 @@ class ScriptedLayers:
         """By snapshots that are lazy."""
         self.pulled: list[str] = []
         self.resumed: list[str] = []
+        self.refused: dict[str, Exception] = {}
+        """Layers that cannot be used, by name."""
 
     def add(self, lazy: LazyLayer) -> None:
         self.expected.append(name_of(lazy))
@@ -83,6 +85,8 @@ class ScriptedLayers:
         self.resumed += map(name_of, layers)
 
     def use(self, lazy: LazyLayer) -> Any:
+        if error := self.refused.get(name_of(lazy)):
+            raise error
         live = self.live.setdefault(name_of(lazy), SimpleNamespace(name=name_of(lazy), uses=Uses()))
         live.uses.change(+1)
         return live

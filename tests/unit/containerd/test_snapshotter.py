@@ -343,27 +343,6 @@ async def test_objects_are_noted_in_a_lull(store: Store, folder: Path) -> None:
         assert setting.snapshotter.snapshots.without_objects() == ()
 
 
-async def test_a_next_process(store: Store, folder: Path) -> None:
-    """Layers of mounted roots live again, pulls go on, objects are noted, and what belongs to no snapshot goes."""
-    async with snapshotting(store, folder) as setting:
-        await lazily(setting, 0)
-        await lazily(setting, 1, NAME)
-        top = lazy_name("chain-1", NAME)
-        await container(setting, "runs", top)
-        await container(setting, "stopped", NAME)
-        setting.folders.fs(99).mkdir(parents=True)
-        await trio.sleep(2)
-        async with snapshotting(store, folder) as next_one:
-            next_one.roots.there = {3}
-            await next_one.snapshotter.start()
-            names = [name_of(lazy_layer(number)) for number in range(2)]
-            assert next_one.layers.expected == names and next_one.layers.uses == dict.fromkeys(reversed(names), 1)
-            assert next_one.snapshotter.roots_on({names[1]}) == [setting.folders.root(3)]
-            await wait_all_tasks_blocked()
-            assert next_one.layers.resumed == names and next_one.directories == [3, 4]
-            assert "drop layers" in next_one.roots.done
-
-
 async def test_what_cannot_be_noted_is_a_warning(store: Store, folder: Path, expect_log: LogWatch) -> None:
     """The TOC was lost: nobody knows what the layer takes, and everything else goes on."""
     async with snapshotting(store, folder) as setting:

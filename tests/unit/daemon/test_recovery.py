@@ -10,6 +10,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from lazyfs.daemon.state import Row
 from lazyfs.errors import MountFailed, Unreachable
 from lazyfs.tasks import Supervisor
 from tests.conftest import LogWatch
@@ -190,3 +191,23 @@ async def test_one_defect_leaves_the_other_mounts_alone(core: Setting, expect_lo
     async with begun(core, same_gate=False):
         await wait_all_tasks_blocked()
         assert len(core.kernel.table) == 1  # whichever was first has failed
+
+
+async def test_a_surprise_in_one_row_is_that_mount_s(
+    core: Setting, expect_log: LogWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are found, and its row stays: it may be mounted."""
+    bad, good = left(core, "/a"), left(core, "/b")
+    adopt = core.mounts.adopt
+
+    def surprised(row: Row, *, attached: bool) -> None:
+        if row.number == bad:
+            raise MemoryError("surprise")
+        adopt(row, attached=attached)
+
+    monkeypatch.setattr(core.mounts, "adopt", surprised)
+    async with begun(core):
+        expect_log("revival of /a has failed: MemoryError")
+        await wait_all_tasks_blocked()
+        assert list(core.mounts.live) == [good]
+        assert [row.number for row in core.state.rows()] == [bad, good]

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 import trio
 
-from lazyfs.containerd.handshakes import SETTINGS, Handshakes
+from lazyfs.containerd.handshakes import SETTINGS
 from lazyfs.containerd.relay import relay
-from lazyfs.daemon import plugin, pulling, watchdog
+from lazyfs.daemon import pulling, watchdog
 from lazyfs.daemon.client import Client
-from lazyfs.daemon.config import Config
 from lazyfs.daemon.control import Execute, Notify, serve_control
 from lazyfs.daemon.fdstore import FdStore
 from lazyfs.daemon.holding import SOCKET_NAME
@@ -22,14 +21,11 @@ from lazyfs.daemon.inode_warm_up import InodeWarmUp
 from lazyfs.daemon.lifetime import Lifetime
 from lazyfs.daemon.mounts import LiveMount, Mounts
 from lazyfs.daemon.overlays import Overlays
-from lazyfs.daemon.plugin import Plugin
 from lazyfs.daemon.pulling import PullHandler
 from lazyfs.daemon.recording import Recordings
 from lazyfs.daemon.state import MountRecord, Row, State
 from lazyfs.errors import LazyfsError
 from lazyfs.gate.catalog import Catalog
-from lazyfs.live.layers import Layers
-from lazyfs.live.source import Sources
 from lazyfs.live.uses import Uses
 from lazyfs.mount.upkeep import Upkeep
 from lazyfs.native.layers import LayerMounts
@@ -38,14 +34,13 @@ from lazyfs.reports.results import PruneResult, PullResult
 from lazyfs.reports.steps import Note
 from lazyfs.reports.wire import Result
 from lazyfs.store.in_use import InUse
-from lazyfs.tasks import Supervisor
 from tests.unit.surprises.scene import PATIENCE, Scene, until
 
 DONE = PruneResult(objects=1, documents=0, bytes=0, held_bytes=0, used_bytes=0)
 PULLED = PullResult("", "", "", ())
 
 
-def _listener(scene: Scene, path: Path) -> socket.socket:
+def listener_at(scene: Scene, path: Path) -> socket.socket:
     listener = scene.stack.enter_context(socket.socket(socket.AF_UNIX))
     listener.bind(os.fspath(path))
     listener.listen()
@@ -54,7 +49,7 @@ def _listener(scene: Scene, path: Path) -> socket.socket:
 
 async def relayed(scene: Scene) -> None:
     """A caller who was begun with, and one who comes: who was cut off is told so, and whoever comes next is served."""
-    listener, inner = _listener(scene, scene.folder / "outer"), _listener(scene, scene.folder / "inner")
+    listener, inner = listener_at(scene, scene.folder / "outer"), listener_at(scene, scene.folder / "inner")
 
     async def greet(stream: trio.SocketStream) -> None:
         with suppress(trio.BrokenResourceError):
@@ -87,7 +82,7 @@ async def _heard(stream: trio.SocketStream, count: int) -> bytes:
 
 async def _ordered(scene: Scene, execute: Execute, order: Any) -> list[Any]:
     """What two clients hear, one after the other."""
-    listener = _listener(scene, scene.folder / SOCKET_NAME)
+    listener = listener_at(scene, scene.folder / SOCKET_NAME)
     heard: list[Any] = []
     async with scene.tasks() as tasks, trio.open_nursery() as nursery:
         uses = Uses()
@@ -119,7 +114,7 @@ async def cut_off(scene: Scene) -> None:
     async def execute(order: Order, notify: Notify) -> Result:
         return DONE
 
-    listener = _listener(scene, scene.folder / SOCKET_NAME)
+    listener = listener_at(scene, scene.folder / SOCKET_NAME)
     async with scene.tasks() as tasks, trio.open_nursery() as nursery:
         uses = Uses()
         nursery.start_soon(serve_control, listener, os.geteuid(), execute, uses, tasks)
@@ -236,26 +231,6 @@ async def ended(scene: Scene) -> None:
 class _Images:
     def __init__(self) -> None:
         self.live: dict[str, object] = {}
-
-
-async def plugged(scene: Scene) -> None:
-    """Whoever calls is heard, at once or after a pause."""
-    scene.patch.setattr(plugin, "_RUN", scene.folder)
-    scene.patch.setattr(plugin, "MODULES", ())
-    listener = _listener(scene, scene.folder / "outer")
-    async with scene.tasks() as tasks, trio.open_nursery() as nursery:
-        inner: Supervisor = tasks.within(nursery)
-        store = scene.store()
-        catalog = Catalog()
-        sources, layers = Sources(store, catalog, inner), Layers(store, catalog, inner)
-        served = Plugin(Config(store=scene.folder), store, sources, layers, LayerMounts(scene.folder), inner)
-        served.unserved["one"] = "it is damaged"
-        async with AsyncExitStack() as stack:
-            await served.serve({"one": listener}, Handshakes({}), stack)
-            with trio.fail_after(PATIENCE):
-                async with await trio.open_unix_socket(os.fspath(scene.folder / "outer")) as caller:
-                    assert await caller.receive_some(len(SETTINGS)) == SETTINGS
-            nursery.cancel_scope.cancel()
 
 
 async def kept(scene: Scene) -> None:

@@ -88,6 +88,19 @@ def started(kind: str) -> Scenario:
     return scenario
 
 
+async def rooted(scene: Scene) -> None:
+    """A lazyfsd that finds a container's root mounted, on a lazy layer: its layers live all the same."""
+    async with setting(scene) as found:
+        lazy = found.image.lazy[0]
+        found.store.keep_document(lazy.toc_digest, found.image.toc(0))
+        found.snapshotter.snapshots.commit_lazy("0", "", {}, lazy)
+        root = found.snapshotter.snapshots.create("root", "0", "active", {})
+        found.snapshotter._found = [each for page in found.snapshotter.snapshots.pages() for each in page]
+        scene.patch.setattr(found.snapshotter.roots, "mounted", lambda: [root.id])
+        await found.snapshotter.start()
+        await until(lambda: root.id in found.snapshotter._used_layers)
+
+
 def asked(make: Callable[[Setting], Awaitable[object]]) -> Scenario:
     """A call of containerd that leaves something for later: the call succeeds, and so does the next one."""
 

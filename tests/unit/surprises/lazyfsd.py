@@ -14,9 +14,9 @@ import trio
 from lazyfs.containerd.handshakes import Handshakes
 from lazyfs.daemon import lifetime, service
 from lazyfs.daemon.client import Client
-from lazyfs.daemon.config import Config
+from lazyfs.daemon.config import Address, Config
 from lazyfs.daemon.fdstore import FdStore
-from lazyfs.daemon.holding import SOCKET_NAME
+from lazyfs.daemon.holding import LISTENER, SOCKET_NAME
 from lazyfs.daemon.service import Options, Service
 from lazyfs.daemon.state import MountRecord, State
 from lazyfs.fuse.connection import Connection
@@ -52,8 +52,8 @@ class _NoForcedExit:
 
 
 @asynccontextmanager
-async def lazyfsd(scene: Scene, *, is_service: bool = True) -> AsyncIterator[Lazyfsd]:
-    """From its start to its end, which it was told to come to. It has a mount of an earlier process."""
+async def lazyfsd(scene: Scene, *, is_service: bool = True, has_containerd: bool = False) -> AsyncIterator[Lazyfsd]:
+    """From its start to its end, which it was told to come to. It has a mount of an earlier process, and perhaps a containerd."""
     store = scene.folder / "store"
     scene.store().close()
     with State(store) as state:
@@ -63,6 +63,7 @@ async def lazyfsd(scene: Scene, *, is_service: bool = True) -> AsyncIterator[Laz
 
     class Gate(Connection):
         async def unmount(self) -> None:
+            running.heard.append("the gate was taken away")
             gone.set()
 
     async def serve_gate(*_: object, task_status: trio.TaskStatus[Connection]) -> None:
@@ -84,11 +85,16 @@ async def lazyfsd(scene: Scene, *, is_service: bool = True) -> AsyncIterator[Laz
     listener.listen()
     notified = scene.stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
     notified.bind(f"\0lazyfs-surprises-{os.getpid()}")
-    fds = FdStore({"control": os.dup(listener.fileno())}, f"@lazyfs-surprises-{os.getpid()}", watchdog=8.0)
+    descriptors = {"control": os.dup(listener.fileno())}
+    if has_containerd:
+        descriptors[LISTENER + "one"] = os.dup(listener.fileno())
+    fds = FdStore(descriptors, f"@lazyfs-surprises-{os.getpid()}", watchdog=8.0)
     listener.close()
 
     async def serve() -> None:
-        await service._serve(Options(Config(store=store), is_service), fds, Handshakes({}))
+        await service._serve(
+            Options(Config(store=store, store_size=1 << 40, metrics=Address("127.0.0.1", 0)), is_service), fds, Handshakes({})
+        )
         running.ended.set()
 
     async def hear() -> None:
@@ -112,7 +118,7 @@ async def lazyfsd(scene: Scene, *, is_service: bool = True) -> AsyncIterator[Laz
 
 
 def goes_on(kind: str) -> Scenario:
-    """It is tried again, a client is told of the failure, and the end is that of any other lazyfsd."""
+    """It is tried again or done without, a client is told of the failure, and the end is that of any other lazyfsd."""
 
     async def scenario(scene: Scene) -> None:
         async with lazyfsd(scene) as running:
@@ -120,6 +126,21 @@ def goes_on(kind: str) -> Scenario:
             assert (await running.failures())[kind] == 1
 
     return scenario
+
+
+async def refused(scene: Scene) -> None:
+    """A containerd whose snapshots cannot be opened: the status says so, mounts are served."""
+    async with lazyfsd(scene, has_containerd=True) as running:
+        scene.expect("containerd one is not served until lazyfsd is restarted: .*surprise")
+        assert (await running.failures())["snapshots of a containerd"] == 1
+        assert any("one is not served" in heard for heard in running.heard)
+
+
+async def counted(scene: Scene) -> None:
+    """A service that cannot count the roots of its containerds leaves them the gate."""
+    async with lazyfsd(scene, has_containerd=True) as running:
+        running.service.mounts.live.clear()
+    assert "the gate was taken away" not in running.heard
 
 
 async def watchdog(scene: Scene) -> None:

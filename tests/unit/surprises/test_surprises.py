@@ -19,7 +19,7 @@ import trio
 
 from lazyfs import tasks
 from tests.conftest import LogWatch
-from tests.unit.surprises import borders, fetching, layers, lazyfsd, live, portable
+from tests.unit.surprises import borders, containerds, fetching, layers, lazyfsd, live, portable
 from tests.unit.surprises.places import Injection, places
 from tests.unit.surprises.scene import PATIENCE, Scenario, Scene
 
@@ -57,6 +57,10 @@ TABLE: dict[str, Entry] = {
     "containerd/resolver.py LayerResolver._find_manifest: connecting ahead": supervised("connecting ahead", layers.resolved),
     "containerd/resolver.py LayerResolver._start: TOC": supervised("TOC", layers.reported),
     "containerd/resolver.py LayerResolver.resolve: image": supervised("image", layers.reported),
+    "containerd/lazy_layers.py LazyLayers.resume: pull of an earlier process": supervised(
+        "pull of an earlier process", layers.started("pull of an earlier process")
+    ),
+    "containerd/snapshotter.py Snapshotter._use_layers_soon: layers of a root": supervised("layers of a root", layers.rooted),
     "containerd/snapshotter.py Snapshotter._commit_lazy: note of a layer's objects": supervised(
         "note of a layer's objects", layers.asked(layers.committed)
     ),
@@ -70,7 +74,7 @@ TABLE: dict[str, Entry] = {
         "note of a layer's objects", layers.started("note of a layer's objects")
     ),
     "containerd/snapshotter.py Snapshotter.start: pulls of an earlier process": supervised(
-        "pulls of an earlier process", layers.started("pulls of an earlier process")
+        "pull of an earlier process", layers.started("pull of an earlier process")
     ),
     "containerd/snapshotter.py Snapshotter.start: removal of what an earlier process left": supervised(
         "removal of what an earlier process left", layers.started("removal of what an earlier process left")
@@ -81,8 +85,13 @@ TABLE: dict[str, Entry] = {
     "daemon/inode_warm_up.py InodeWarmUp.begin: inode warm-up": supervised("inode warm-up", borders.warmed_up),
     "daemon/lifetime.py Lifetime.wait_for_end: _first": root(lazyfsd.until_stopped),
     "daemon/mounts.py Mounts.handle_unmounts: end of a mount": supervised("end of a mount", borders.ended),
-    "daemon/plugin.py Plugin.serve: import ahead": supervised("import ahead", borders.plugged),
-    "daemon/plugin.py Plugin.serve: relay": supervised("relay", borders.plugged),
+    "daemon/plugin.py Plugin._serve: import ahead": supervised("import ahead", containerds.plugged),
+    "daemon/plugin.py Plugin._serve: refusals to a containerd": supervised("refusals to a containerd", containerds.unplugged),
+    "daemon/plugin.py Plugin._serve: relay": supervised("relay", containerds.plugged),
+    "daemon/plugin.py Plugin._serve: service of a containerd": supervised("service of a containerd", containerds.heard),
+    "daemon/plugin.py Plugin.serve: service of containerds": supervised("service of containerds", containerds.unplugged),
+    "daemon/plugin.py Plugin.start: start of a containerd": supervised("start of a containerd", containerds.refused),
+    "daemon/plugin.py Plugin.start: unmount of dead roots": supervised("unmount of dead roots", containerds.dead),
     "daemon/pulling.py PullHandler.pull: _forward": supervised("order", borders.pulled),
     "daemon/recovery.py MountRecovery.begin: revival": supervised("revival", lazyfsd.goes_on("revival")),
     **{
@@ -100,6 +109,10 @@ TABLE: dict[str, Entry] = {
             ("_serve", "last sync"),
         )
     },
+    "daemon/service.py Service._has_roots: count of roots": supervised("count of roots", lazyfsd.counted),
+    "daemon/service.py Service.start_containerds: start of containerds": supervised("snapshots of a containerd", lazyfsd.refused),
+    "daemon/service.py _serve: metrics": supervised("metrics", lazyfsd.goes_on("metrics")),
+    "daemon/service.py _serve: store limit": supervised("store limit", lazyfsd.goes_on("store limit")),
     "daemon/service.py _serve: service.serve_gate": root(lazyfsd.gate),
     "daemon/service.py _serve: watchdog": supervised("watchdog", lazyfsd.watchdog),
     "daemon/watchdog.py feed: _run_probe": supervised("watchdog", borders.watched),
