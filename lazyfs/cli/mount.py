@@ -94,7 +94,7 @@ def _chosen_mode(arguments: argparse.Namespace, store: Path) -> str:
         raise UsageError(f"--foreground stays with a portable mount, and {needs or '--mode native'} wants a native one")
     if arguments.mode == "portable" or arguments.foreground:
         if needs:
-            raise UsageError(f"{needs} wants a native mount, and --mode portable is none")
+            raise UsageError(f"{needs} needs a native mount, and --mode portable excludes it")
         return "portable"
     reason = _why_not_native(arguments, store)
     if reason and (arguments.mode == "native" or needs):

@@ -130,7 +130,7 @@ class Client:
                 process = os.posix_spawn(sys.executable, command, os.environ, setsid=True, setsigmask=())
             time.sleep(_PAUSE)
         raise DaemonUnreachable(
-            f"lazyfsd does not come up for {self._store}" + (f": it ended with {ended}" if ended else ""),
+            f"lazyfsd does not start for {self._store}" + (f": it ended with {ended}" if ended else ""),
             hint=f"Its log is {self._store}/logs/lazyfsd.log",
         )
 

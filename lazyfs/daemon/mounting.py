@@ -149,7 +149,7 @@ class MountHandler:
         """Lock directories against other orders; empty names are ignored. Raises MountFailed if one is locked."""
         names = set(directories) - {""}
         for name in names & self._busy:
-            raise MountFailed(f"another order for {name} is being carried out", hint="Wait for it")
+            raise MountFailed(f"another order for {name} is in progress", hint="Wait for it")
         self._busy |= names
         try:
             yield

@@ -45,8 +45,8 @@ sys.exit("there is such a thing")
 
 
 async def feed(fds: FdStore, gate: Path, sockets: Mapping[str, Path], summary: Callable[[], Awaitable[str]]) -> None:
-    """Until cancelled: say WATCHDOG=1 after each round in which the mount at `gate` and all `sockets`, by containerds' names, have
-    answered, and `summary` as the service's status. Returns at once where nobody watches."""
+    """Send WATCHDOG=1 after each round in which the mount at `gate` and all `sockets` (by containerd name) have answered, together with the
+    status text of `summary`, until cancelled. Returns at once if there is no watchdog."""
     if not fds.watchdog:
         return
     pause = fds.watchdog / _ROUNDS

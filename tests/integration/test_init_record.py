@@ -117,17 +117,17 @@ def test_record_is_useless(toy: ToyDaemon, damage: str) -> None:
     """Without the record nobody can serve a connection: it ends, with an error for who waits, and a new one is made."""
     process = toy.start()
     thread, got = in_flight(toy, "slow1-77")
-    record = toy.state / "init"
-    record = msgspec.json.decode(record.read_bytes(), type=InitRecord)
+    path = toy.state / "init"
+    record = msgspec.json.decode(path.read_bytes(), type=InitRecord)
     if damage == "gone":
-        record.unlink()
+        path.unlink()
     elif damage == "truncated":
-        os.truncate(record, 300)
+        os.truncate(path, 300)
     elif damage == "no record":
-        record.write_bytes(os.urandom(100))
+        path.write_bytes(os.urandom(100))
     else:
         changes = {"another boot": {"boot": "x"}, "another connection": {"connection": 1}, "another format": {"format": 2}}
-        record.write_bytes(msgspec.json.encode(msgspec.structs.replace(record, **changes[damage])))
+        path.write_bytes(msgspec.json.encode(msgspec.structs.replace(record, **changes[damage])))
     os.kill(process, signal.SIGKILL)
     toy.await_process(process)
     thread.join(PATIENCE_S)
@@ -141,17 +141,17 @@ def test_another_libfuse(toy: ToyDaemon) -> None:
     """A libfuse that would have answered differently refuses, in words, and leaves the connection to one that fits."""
     process = toy.start()
     thread, got = in_flight(toy, "slow1-77")
-    record = toy.state / "init"
-    before = record.read_bytes()
+    path = toy.state / "init"
+    before = path.read_bytes()
     record = msgspec.json.decode(before, type=InitRecord)
     answered = bytearray(record.answered)
     answered[-40] ^= 1
-    record.write_bytes(msgspec.json.encode(msgspec.structs.replace(record, answered=bytes(answered))))
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(record, answered=bytes(answered))))
     os.kill(process, signal.SIGKILL)
     while "this libfuse answers" not in toy.log():
         thread.join(0.01)
     assert f"/sys/fs/fuse/connections/{record.connection}/abort" in toy.log()
-    record.write_bytes(before)
+    path.write_bytes(before)
     toy.await_process(process)
     thread.join(PATIENCE_S)
     assert got == [content("slow1-77")]

@@ -208,7 +208,7 @@ def test_paths_that_are_not_utf8_are_mounted_portably(lazyfs: Lazyfs, small: Sma
 @pytest.mark.parametrize(
     ("options", "code", "text"),
     [
-        (("--mode", "portable", "--rw", "UPPER"), 2, "--rw wants a native mount"),
+        (("--mode", "portable", "--rw", "UPPER"), 2, "--rw needs a native mount"),
         (("--mode", "native", "--foreground"), 2, "--foreground"),
         (("--foreground", "--record", "FILE"), 2, "--record"),
         (("--rw", "DIR/upper"), 5, "lie within each other"),

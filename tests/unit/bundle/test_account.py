@@ -103,7 +103,7 @@ def test_passwd_without_end(root: Path) -> None:
 
 
 def test_more_groups_than_the_kernel_takes(root: Path) -> None:
-    """Membership in 70,000 groups is told; runc would fail at it."""
+    """Membership in 70,000 groups is an error: runc would fail on it."""
     (root / "etc/group").write_text("".join(f"g{n}:x:{n}:www\n" for n in range(70_000)))
     with pytest.raises(LazyfsError, match="groups, more than"):
         find_account(root, "www")

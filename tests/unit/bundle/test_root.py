@@ -15,7 +15,7 @@ LIMIT = 100
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A root file system with /etc/passwd in it, beside a file that nobody inside may reach."""
+    """A root file system with /etc/passwd, beside a file outside that must not be reached."""
     (tmp_path / "secret").write_bytes(b"outside")
     root = tmp_path / "root"
     (root / "etc").mkdir(parents=True)
@@ -63,7 +63,7 @@ def test_what_is_no_file_is_not_opened(root: Path) -> None:
 
 
 def test_size_is_bounded(root: Path) -> None:
-    """A file of a terabyte is told as what it is, not read."""
+    """A file of a terabyte is refused without reading it."""
     os.truncate(root / "etc/real", 1 << 40)
     with pytest.raises(InvalidInput, match="more than 100 bytes"):
         read_in_root(root, "/etc/real", LIMIT)

@@ -24,7 +24,7 @@ def test_image_alone() -> None:
 
 
 def test_user_over_the_image() -> None:
-    """A command takes the arguments' place but not the entrypoint's; a variable set anew has one value; user and directory are the user's."""
+    """A command replaces CMD but not the entrypoint; a variable that is set again has one value; user and directory are overridden."""
     config = document(Entrypoint=["/init"], Cmd=["serve"], Env=["A=1", "PATH=/bin"], User="www", WorkingDir="/srv")
     found = read_settings(config, ["sh", "-c", "id"], env=["A=2", "C="], user="0:0", workdir="/tmp")
     assert found == Settings(("/init", "sh", "-c", "id"), ("PATH=/bin", "A=2", "C="), "0:0", "/tmp")
@@ -39,7 +39,7 @@ def test_bare_image(config: str) -> None:
 
 
 def test_what_go_reads_is_read() -> None:
-    """Any case of a field's name, a null in a list, text that is not UTF-8 where nobody looks."""
+    """Field names in any case, a null in a list, text that is not UTF-8 in unused fields."""
     config = (
         b'{"author": "Ren\xe9", "Config": {"entrypoint": null, "CMD": ["sh", null], "Env": [null, "A=1"], "workingDir": "/srv"}}'
     )
@@ -81,6 +81,6 @@ def test_what_is_no_config(config: str) -> None:
 
 @pytest.mark.parametrize("command", [["a\0b"], ["x" * (1 << 20)], ["\udcff"]])
 def test_what_no_program_can_be_given(command: list[str]) -> None:
-    """NUL, a megabyte, bytes that are no text: told before a runtime stumbles over it."""
+    """NUL, a megabyte, bytes that are not text: refused before a runtime fails on it."""
     with pytest.raises(LazyfsError, match=r"NUL|limit|UTF-8"):
         read_settings(document(), command)

@@ -1,4 +1,4 @@
-"""What a start imports, and that nobody looks through it for garbage: in processes of their own."""
+"""What a command imports, and that the garbage collector skips it; in processes of their own."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ WAITING = argparse.Namespace(json=False, background="wait")
 
 
 def test_waiting_ends_with_the_word_that_everything_is_here(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Trouble on the way is told once, and is not a failure."""
+    """Trouble during the wait is printed once, and is not a failure."""
     trouble = Progress("fetching", 5, 10, "the registry is away")
     assert mount._follow(0, iter([Note("a layer is fetched whole"), MOUNTED, trouble, trouble, MOUNTED]), tmp_path, WAITING) == 0
     assert capsys.readouterr().err.splitlines() == [

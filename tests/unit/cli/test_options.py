@@ -10,7 +10,7 @@ from lazyfs.errors import UsageError
 
 @pytest.mark.parametrize(("text", "age"), [("90", 90.0), ("90s", 90.0), ("30m", 1800.0), ("1.5h", 5400.0), ("7d", 604_800.0)])
 def test_ages(text: str, age: float) -> None:
-    """Seconds unless told otherwise."""
+    """In seconds without a unit."""
     assert parse_age(text) == age
 
 

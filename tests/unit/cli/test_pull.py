@@ -42,7 +42,7 @@ def test_without_grpcio_it_says_what_is_missing(
 
 
 class Daemon:
-    """In place of lazyfsd, at the socket of a state directory: says lines to whoever asks something, and nothing else."""
+    """Stands in for lazyfsd at the socket of a state directory: sends fixed lines to every client."""
 
     def __init__(self, store: Path, *said: dict[str, Any]) -> None:
         store.mkdir()
@@ -92,7 +92,7 @@ def test_a_pull_by_lazyfsd(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Who does not accept the order leaves it to the command; who has accepted it tells how it went."""
+    """If lazyfsd does not accept the order, the command pulls by itself; if it does, its result counts."""
     for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pull, "_ACCEPT_TIMEOUT", 60 if said else 0.2)

@@ -15,7 +15,7 @@ from tests.unit.containerd.scripted import ScriptedImage
 
 @pytest.fixture
 def image(tmp_path: Path) -> ScriptedImage:
-    """Of two lazy layers, in a registry that nobody has asked yet."""
+    """An image of two lazy layers, in a registry without requests so far."""
     return ScriptedImage(tmp_path / "image", {"a": b"first" * 1000, "b": b"second" * 1000}, {"c": b"third" * 1000})
 
 

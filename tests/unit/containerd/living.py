@@ -77,7 +77,7 @@ class Setting:
         return measure_missing(self._store, [self._image.layer(number)]).chunks
 
     def holds(self, number: int = 0) -> bool:
-        """Whether the gate would find who brings the layer's first file."""
+        """Whether the gate would find a source of the layer's first file."""
         return bool(self.catalog.find(inode_of(self._image.layer(number).pieces[0].content.name)))
 
 

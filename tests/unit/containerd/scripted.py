@@ -32,7 +32,7 @@ REPOSITORY = f"docker://{HOST}/image"
 
 
 class ScriptedRegistry(ScriptedSource):
-    """A repository that has documents as well, can be away, and tells when it was closed."""
+    """A repository with documents, which can be unreachable and records that it was closed."""
 
     name = REPOSITORY
     authority = f"docker://{HOST}"
@@ -94,7 +94,7 @@ class ScriptedImage:
         return ScriptedRegistry({"v1": self.manifest, self.digest: self.manifest}, *self.blobs)
 
     def layer(self, number: int) -> LayerBlob:
-        """As whoever fetches from it knows it."""
+        """As the resolver identifies it."""
         lazy, blob = self.lazy[number], self.blobs[number]
         toc = read_toc_member(blob[lazy.toc_offset : -FOOTER_SIZE], "the layer")
         return LayerBlob(lazy.digest, lazy.size, lazy.toc_offset, parse_toc(toc, lazy.toc_offset, "the layer"))

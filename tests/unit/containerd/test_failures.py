@@ -1,4 +1,4 @@
-"""Nobody waits for ever: what fails in a way that nobody expects is told to who waits, logged, and tried again."""
+"""Unexpected failures: callers that wait get an error, it is logged, and the next request tries again."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def resolver(store: Store, image: ScriptedImage, nursery: trio.Nursery) -> Layer
 async def test_a_layer_that_cannot_be_indexed_is_tried_again(
     store: Store, image: ScriptedImage, jumping: MockClock, expect_log: LogWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No thread or no memory for a moment: why is told to those who ask, nobody waits for ever, and later it succeeds."""
+    """No thread or memory for a moment: callers get the reason instead of waiting for ever, and later it succeeds."""
     expect_log("layer index of .* has failed and is tried again in .* s: no room")
     tries = iter(range(3))
 
@@ -52,7 +52,7 @@ async def test_a_layer_that_cannot_be_indexed_is_tried_again(
 async def test_a_waiter_makes_the_index_itself_where_the_first_failed(
     image: ScriptedImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One is told what went wrong; the others have what they wanted, made once, and the layer's entries are let go of."""
+    """One caller gets the error; the others get the index, made once, and the layer's entries are released."""
     made: list[IndexedLayer] = []
     answers: list[IndexedLayer | Exception] = []
 

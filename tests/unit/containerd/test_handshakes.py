@@ -84,7 +84,7 @@ def test_a_process_of_some_age_accepts_at_once(folder: Path, listener: socket.so
 
 
 def test_left_without_a_server_they_end(folder: Path, listener: socket.socket) -> None:
-    """Callers of a daemon that does not come up are told so by the end of the connection."""
+    """If a daemon does not start, its callers see the end of the connection."""
     with call(folder) as caller:
         with Handshakes({"name": listener.fileno()}, patience=0):
             assert caller.recv(100) == SETTINGS

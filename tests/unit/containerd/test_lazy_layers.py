@@ -1,4 +1,4 @@
-"""Lazy layers that come to life, are pulled, and end, in virtual time, against a registry that a test holds in its hand."""
+"""Lazy layers become live, are pulled and end, in virtual time, with a scripted registry."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def test_layers_share_their_repository(store: Store, image: ScriptedImage,
 
 
 async def test_a_repository_that_is_ending_is_not_used_again(store: Store, image: ScriptedImage, jumping: MockClock) -> None:
-    """Its fetcher brings nothing any more: who comes while its connections are being closed gets others."""
+    """Its fetcher is closed: a user that comes while its connections are closing gets new ones."""
     async with living(store, image) as setting:
         old = setting.registry
         old.may_close = trio.Event()
@@ -81,7 +81,7 @@ async def test_a_repository_that_is_ending_is_not_used_again(store: Store, image
 async def test_a_toc_that_was_lost_is_fetched_again(
     store: Store, image: ScriptedImage, jumping: MockClock, expect_log: LogWatch
 ) -> None:
-    """However long the registry is away: the reason is logged once and told, readers wait, and what it takes is there when it is back."""
+    """While the registry is away, the reason is logged once and reported, and readers wait; afterwards everything arrives."""
     expect_log("cannot fetch the TOC of layer sha256:.*: the registry is away")
     async with trio.open_nursery() as nursery:
         setting = Setting(store, image, nursery)

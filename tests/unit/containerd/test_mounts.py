@@ -1,4 +1,4 @@
-"""What containerd is told to mount, as containerd's own overlayfs snapshotter would say it."""
+"""The mounts for containerd, as its own overlayfs snapshotter would return them."""
 
 from __future__ import annotations
 

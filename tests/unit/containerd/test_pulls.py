@@ -1,4 +1,4 @@
-"""What is missing of lazy layers is brought: all of it, in order, for as long as there is a snapshot; in virtual time."""
+"""Pulls of lazy layers: everything, in order, as long as there is a snapshot; in virtual time."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ async def test_the_rest_of_a_pull_waits_until_all_is_quiet(
 async def test_without_the_background_a_pull_ends_with_its_prefix(
     store: Store, image: ScriptedImage, jumping: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody says that it is complete: a lazyfsd with another configuration goes on."""
+    """It is not noted as complete: a lazyfsd with another configuration continues."""
     monkeypatch.setattr("lazyfs.image.layer.Layer.prefetch_end", image.layer(0).pieces[0].chunk.member_end)
     async with living(store, image, background=False) as setting:
         await ended(setting.pull())
@@ -120,7 +120,7 @@ async def test_without_the_background_a_pull_ends_with_its_prefix(
 
 
 async def test_a_pull_is_stopped(store: Store, image: ScriptedImage, jumping: MockClock) -> None:
-    """When no snapshot of the layer is left, nothing more of it is asked for, and it ends; nobody says that it is complete."""
+    """When the last snapshot of the layer is removed, its pull stops, and it is not noted as complete."""
     async with living(store, image) as setting:
         setting.registry.gate = trio.Event()
         live = setting.pull()
@@ -162,7 +162,7 @@ async def test_a_pull_is_stopped_before_it_began(store: Store, image: ScriptedIm
 async def test_a_pull_is_stopped_whose_toc_was_lost(
     store: Store, image: ScriptedImage, jumping: MockClock, expect_log: LogWatch
 ) -> None:
-    """Nobody asks a registry that is away for a layer of which there is no snapshot any more."""
+    """A layer without snapshots is not requested again from a registry that is away."""
     expect_log("cannot fetch the TOC of layer .*: the registry is away")
     async with trio.open_nursery() as nursery:
         setting = Setting(store, image, nursery)

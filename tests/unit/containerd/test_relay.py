@@ -52,7 +52,7 @@ async def _answer(answer: Answer, stream: trio.SocketStream) -> None:
 
 @asynccontextmanager
 async def relaying(listener: socket.socket, folder: Path, answer: Answer | None = echo) -> AsyncIterator[None]:
-    """A relay to a server, or to nobody."""
+    """A relay to a server, or to a socket without one."""
     async with AsyncExitStack() as stack:
         if answer is not None:
             await stack.enter_async_context(answering(folder / "inner", answer))
@@ -85,7 +85,7 @@ class Caller(trio.abc.AsyncResource):
 
 
 async def call(folder: Path) -> Caller:
-    """Also where nobody is there yet."""
+    """Also while there is no server yet."""
     stream = await trio.open_unix_socket(folder / "outer")
     await stream.send_all(PREFACE + ACKNOWLEDGEMENT)
     return Caller(stream)
@@ -138,7 +138,7 @@ async def test_a_target_that_is_not_there(folder: Path, listener: socket.socket,
 
 
 async def test_callers_wait_until_there_is_a_relay(folder: Path, listener: socket.socket) -> None:
-    """What a caller sent while nobody ran is served by the next one; the end of a relay leaves the socket open."""
+    """A call that was sent while no daemon ran is served by the next one; the end of a relay leaves the socket open."""
     async with relaying(listener, folder), await call(folder) as stream:
         await stream.send_all(b"first")
         assert await all_of(stream, 5) == b"first"
@@ -179,7 +179,7 @@ async def test_the_server_ends(folder: Path, listener: socket.socket) -> None:
 
 
 async def test_a_half_closed_connection_ends(folder: Path, listener: socket.socket) -> None:
-    """HTTP/2 knows no half: what was sent before it arrives, and both ends are told; nothing is left waiting."""
+    """HTTP/2 closes both directions: earlier bytes arrive, both ends see the close, and nothing is left waiting."""
     arrived: list[bytes] = []
 
     async def take(stream: trio.SocketStream) -> None:

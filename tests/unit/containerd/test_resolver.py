@@ -136,7 +136,7 @@ async def test_layers_that_nobody_asked_for_are_resolved_ahead(
 async def test_what_a_digest_names_needs_no_registry(
     store: Store, image: ScriptedImage, jumping: MockClock, grown: Grown
 ) -> None:
-    """A second time: its manifest and TOCs are in the store, whoever asks, in whatever process."""
+    """A second time, in any process: its manifest and TOCs are in the store."""
     claims = [image.claim(0, manifest_digest=image.digest), image.claim(1, reference=f"{HOST}/image@{image.digest}")]
     for away in (False, True):
         registry = image.registry()
@@ -160,7 +160,7 @@ async def test_a_manifest_that_does_not_name_the_layer(
 
 
 async def test_a_toc_that_the_label_does_not_name(store: Store, image: ScriptedImage, jumping: MockClock, grown: Grown) -> None:
-    """The manifest that we asked for vouches for another TOC than containerd's own: it is not believed. Another claim is its own."""
+    """A fetched manifest with another TOC digest than containerd's own is not believed. Another claim is resolved on its own."""
     registry = image.registry()
     async with resolver(store, registry) as setting:
         with pytest.raises(DigestMismatch, match="TOC"):
@@ -172,7 +172,7 @@ async def test_a_toc_that_the_label_does_not_name(store: Store, image: ScriptedI
 
 
 async def test_a_registry_that_is_away(store: Store, image: ScriptedImage, jumping: MockClock, grown: Grown) -> None:
-    """Each claim says so, for manifests and for TOCs, and the next one is tried anew; what was never there is told as that."""
+    """Each claim fails, for manifests and for TOCs, and the next one is tried again; a missing document is reported as such."""
     registry = image.registry()
     async with resolver(store, registry) as setting:
         registry.away = True
@@ -302,7 +302,7 @@ async def test_prefixes_come_ahead(
 async def test_a_prefix_ahead_that_does_not_come(
     store: Store, image: ScriptedImage, jumping: MockClock, grown: Grown, monkeypatch: pytest.MonkeyPatch, expect_log: LogWatch
 ) -> None:
-    """Is given up: it was nobody's yet."""
+    """Is dropped: it was not in use yet."""
     expect_log("is stalled")
     monkeypatch.setattr("lazyfs.image.layer.Layer.prefetch_end", 1)
     registry = image.registry()
@@ -332,7 +332,7 @@ async def test_what_stands_on_a_layer_that_is_not_lazy(
 async def test_images_that_cannot_be_built(
     store: Store, image: ScriptedImage, jumping: MockClock, grown: Grown, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ahead of time that is no trouble; who asks for them is told."""
+    """Ahead of time that is not an error; a request for them fails."""
     grown.failing = True
 
     def refuse(_store: Path, _stack: Sequence[LayerMetadata | Path]) -> tuple[Path, ...]:
@@ -356,7 +356,7 @@ async def test_the_images_of_a_stack(store: Store, image: ScriptedImage) -> None
 
 
 async def test_images_and_tocs_that_were_removed(store: Store, image: ScriptedImage, expect_log: LogWatch) -> None:
-    """Both are had again, of the lost layers alone, if there is a registry; if not, that is what is told."""
+    """Both are restored, for the missing layers only, if the registry is reachable; otherwise that is the error."""
     expect_log(f"TOC of layer {image.lazy[1].digest} of .* is missing from the store")
     async with resolver(store, image.registry()) as setting:
         stack = [(await setting.resolver.resolve(image.claim(number))).lazy for number in range(2)]

@@ -59,7 +59,7 @@ async def test_an_ordinary_snapshot(store: Store, folder: Path, owners: dict[str
 
 
 async def test_a_lazy_layer_is_there_at_once(store: Store, folder: Path) -> None:
-    """Committed by Prepare, with its labels; its pull begins, and a second Prepare of it asks nobody."""
+    """Committed by Prepare, with its labels; its pull begins, and a second Prepare makes no request."""
     async with snapshotting(store, folder) as setting:
         name = await lazily(setting)
         assert setting.rows == [(name, "lazy")] and setting.directories == []
@@ -82,7 +82,7 @@ async def test_layers_on_layers(store: Store, folder: Path) -> None:
 
 @pytest.mark.parametrize("at", ["resolve", "build"])
 async def test_a_layer_that_cannot_be_lazy_is_unpacked(store: Store, folder: Path, at: str, expect_log: LogWatch) -> None:
-    """A reason is not an error: containerd is told of an ordinary directory, and of the reason by the snapshot."""
+    """A reason is not an error: containerd gets an ordinary directory, and the snapshot has the reason."""
     async with snapshotting(store, folder) as setting:
         expect_log("is not lazy: the layer .* has no TOC")
         error = NotLazy("has no TOC")
@@ -94,7 +94,7 @@ async def test_a_layer_that_cannot_be_lazy_is_unpacked(store: Store, folder: Pat
 
 
 async def test_a_full_disk_is_a_reason_and_a_warning(store: Store, folder: Path, expect_log: LogWatch) -> None:
-    """It is the machine's fault, which the layer's reason alone would not tell."""
+    """A fault of the machine is logged: the layer's reason alone would not show it."""
     async with snapshotting(store, folder) as setting:
         expect_log("cannot serve layer .* lazily: no space")
         expect_log("is not lazy")
@@ -114,7 +114,7 @@ async def test_a_silent_registry_costs_a_deadline(store: Store, folder: Path, ex
 
 
 async def test_two_who_prepare_the_same_layer(store: Store, folder: Path) -> None:
-    """Both hear that it exists; it is there once, and pulled for both."""
+    """Both get AlreadyExists; there is one snapshot, and one pull."""
     async with snapshotting(store, folder) as setting:
         setting.resolver.gate = trio.Event()
         async with trio.open_nursery() as nursery:
@@ -213,7 +213,7 @@ async def test_metadata_that_is_lost(store: Store, folder: Path) -> None:
 
 
 async def test_what_an_earlier_process_made_is_not_taken_back(store: Store, folder: Path) -> None:
-    """Its Prepare is made again, and fails: containerd may have been told of it, and a container may run in it."""
+    """Its Prepare is repeated, and fails: containerd may have got the first answer, and a container may use it."""
     async with snapshotting(store, folder) as setting:
         await lazily(setting)
         await container(setting)
@@ -240,7 +240,7 @@ async def test_mounts_of_what_has_none(store: Store, folder: Path) -> None:
 
 
 async def test_directories_that_a_power_cut_took(store: Store, folder: Path, expect_log: LogWatch) -> None:
-    """Are made anew: the row was on the disk at once, they were not."""
+    """Missing directories are created again: the row was synced at once, they were not."""
     async with snapshotting(store, folder) as setting:
         expect_log("are missing, and with them its changes")
         await container(setting, parent="")
@@ -261,7 +261,7 @@ async def test_a_snapshot_shows_its_parent_s_root(store: Store, folder: Path, ow
 
 
 async def test_committed(folder: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was unpacked is on the disk before anybody is told; its mount goes, its uses as well, and its size is known."""
+    """Unpacked files are synced before the answer; its mount and its uses are released, and its size is known."""
     async with snapshotting(store, folder) as setting:
         order: list[str] = []
         monkeypatch.setattr(store.durability, "sync_all", lambda: order.append(f"synced {setting.rows[-1][1]}"))
@@ -344,7 +344,7 @@ async def test_objects_are_noted_in_a_lull(store: Store, folder: Path) -> None:
 
 
 async def test_what_cannot_be_noted_is_a_warning(store: Store, folder: Path, expect_log: LogWatch) -> None:
-    """The TOC was lost: nobody knows what the layer takes, and everything else goes on."""
+    """The TOC was lost: the disk usage of the layer is unknown, and everything else works."""
     async with snapshotting(store, folder) as setting:
         expect_log("cannot record the disk usage of layer")
         await lazily(setting)

@@ -74,7 +74,7 @@ def test_only_opaque_stays(tree: Path) -> None:
 
 @pytest.mark.root
 def test_directories_named_like_whiteouts_go(tree: Path) -> None:
-    """containerd makes them where a tar has something below such a name, as in AUFS' metadata; lazily nobody shows them."""
+    """containerd creates them if a tar has entries below such a name, as in AUFS metadata; a lazy layer does not show them."""
     tree = tree / "fs"
     for path in (".wh..wh.plnk/1.2", ".wh.a/" + "deep/" * 1200, "d/.wh.b/x", "d/shown/.whx/y"):
         folder = os.open(tree.parent, os.O_RDONLY)

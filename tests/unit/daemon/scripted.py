@@ -109,7 +109,7 @@ class Kernel(Overlays):
 
 
 class ScriptedUnmountEvents(UnmountEvents):
-    """Tells of the ends of mounts that a test, or the kernel above, brings about."""
+    """Unmount events that a test, or the kernel above, causes."""
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
@@ -126,7 +126,7 @@ class ScriptedUnmountEvents(UnmountEvents):
         return len(self._watches) - 1
 
     def end(self, root: str) -> None:
-        """The last user of what is, or was, mounted at `root` has gone. Nobody is told who does not watch."""
+        """The last user of the mount at `root` has gone. Without a watch there is no event."""
         if root in self._watches:
             self._ended.append(len(self._watches) - 1 - self._watches[::-1].index(root))
             os.eventfd_write(self._readable, 1)
@@ -158,7 +158,7 @@ class ScriptedImage:
 
 
 class ScriptedImages:
-    """Images that come to life when a test lets them: `gate`; or do not: `errors`, one for each that tries."""
+    """Images that become live when a test opens `gate`, or fail with the next of `errors`."""
 
     def __init__(self) -> None:
         self.live: dict[str, LiveImage] = {}
@@ -167,7 +167,7 @@ class ScriptedImages:
         self.gate = trio.Event()
         self.gate.set()
         self.asked: list[tuple[object, str, bool]] = []
-        """What was to come to life, with which password, and whether only lazily."""
+        """What was acquired, with which password, and whether lazily only."""
 
     async def acquire(self, wanted: object, creds: str, notify: Callable[[Step], object], *, lazy_only: bool) -> ScriptedImage:
         self.asked.append((wanted, creds, lazy_only))
@@ -226,7 +226,7 @@ class Setting:
         self.steps: list[Step] = []
 
     async def notify(self, step: Step) -> None:
-        """What the client of an order hears."""
+        """The steps that the client of an order gets."""
         self.steps.append(step)
 
     def watch(self, nursery: trio.Nursery) -> None:

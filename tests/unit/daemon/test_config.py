@@ -115,7 +115,7 @@ def test_a_mistake_is_reported_with_its_line(text: str, line: int, said: str) ->
 
 @pytest.mark.parametrize("data", [b"a = ", b"\xff", b"a = 1\na = 2"])
 def test_what_is_no_toml(data: bytes) -> None:
-    """Its own line and column are told."""
+    """The error names its line and column."""
     with pytest.raises(UsageError, match="FILE is not TOML"):
         parse_config(data, "FILE")
 

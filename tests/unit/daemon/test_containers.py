@@ -1,4 +1,4 @@
-"""The folders of containers: held while somebody lives, swept when nobody does, removed whatever a container left in them."""
+"""The folders of containers: locked while they are in use, swept afterwards, removed whatever a container left in them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_its_path_is_the_kernels(tmp_path: Path) -> None:
 
 
 def test_no_folder_can_be_made(tmp_path: Path) -> None:
-    """A store that is a file is told in words."""
+    """A store that is a file gives a clear error."""
     (tmp_path / "store").write_text("")
     with pytest.raises(LocalError, match="cannot make"), container_folder(tmp_path / "store"):
         pass

@@ -246,7 +246,7 @@ async def test_nonsense_is_refused(line: bytes, tmp_path: Path) -> None:
 
 
 async def test_nobody_there(tmp_path: Path) -> None:
-    """No folder, no socket, a socket that nobody listens on: each is a sentence, and none starts a daemon unasked."""
+    """No folder, no socket, a socket without a listener: each has a clear message, and none starts a daemon."""
     for folder in (tmp_path / "none", tmp_path):
         assert not Client(folder).is_running()
         with pytest.raises(DaemonUnreachable, match="no lazyfsd"):

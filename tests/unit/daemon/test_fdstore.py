@@ -66,7 +66,7 @@ def test_descriptors_of_another_process() -> None:
     ("watched", "seconds"), [({}, 20.0), ({"WATCHDOG_PID": str(os.getpid())}, 20.0), ({"WATCHDOG_PID": "1"}, 0.0)]
 )
 def test_watchdog(watched: dict[str, str], seconds: float) -> None:
-    """Its time is told in microseconds, perhaps for another process; it is not inherited."""
+    """Its timeout is in microseconds, perhaps for another process; it is not inherited."""
     environment = {"WATCHDOG_USEC": "20000000", **watched}
     assert FdStore.from_environment(environment).watchdog == seconds
     assert not environment
@@ -110,6 +110,6 @@ def test_abstract_address() -> None:
 
 
 def test_keeper_has_died(tmp_path: Path, expect_log: LogWatch) -> None:
-    """Nobody to tell is worth a warning, and no more."""
+    """A missing keeper is only a warning."""
     expect_log("will not survive")
     FdStore({}, str(tmp_path / "nobody")).notify("READY=1")

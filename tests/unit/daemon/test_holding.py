@@ -1,4 +1,4 @@
-"""The lock and the sockets of a lazyfsd, as a process finds them that nobody hands them to."""
+"""The lock and the sockets of a lazyfsd that were not passed to it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def answers(path: Path) -> bool:
 
 
 def test_what_is_missing_is_taken(tmp_path: Path, fds: FdStore) -> None:
-    """Lock, control socket and containerd's, 0600 each; nobody else gets the lock."""
+    """Lock, control socket and containerd's socket, each 0600; no other process gets the lock."""
     socket_path = tmp_path / "run" / "lazyfs" / "a.sock"
     acquire_missing(fds, tmp_path, {"snapshots-a": socket_path})
     assert sorted(fds.named("")) == ["control", "lock", "snapshots-a"]
@@ -61,7 +61,7 @@ def test_what_is_there_stays(tmp_path: Path, fds: FdStore) -> None:
 
 
 def test_the_store_has_moved(tmp_path: Path, fds: FdStore) -> None:
-    """The lock of another directory holds nobody off this one: it is let go, and this one's is taken."""
+    """The lock of another directory does not count: it is released, and this directory is locked."""
     old, new = tmp_path / "old", tmp_path / "new"
     old.mkdir()
     new.mkdir()
@@ -77,7 +77,7 @@ def test_the_store_has_moved(tmp_path: Path, fds: FdStore) -> None:
 
 
 def test_another_lazyfsd(tmp_path: Path, fds: FdStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever finds the lock taken waits, and says in words for whom."""
+    """If the lock is taken, the process waits and reports for what."""
     monkeypatch.setattr(holding, "_LOCK_TRIES", 2)
     monkeypatch.setattr(holding, "_LOCK_PAUSE", 0.0)
     lock = lock_store(tmp_path)
@@ -89,7 +89,7 @@ def test_another_lazyfsd(tmp_path: Path, fds: FdStore, monkeypatch: pytest.Monke
 
 
 def test_a_dead_socket_is_replaced(tmp_path: Path) -> None:
-    """One that nobody listens at is in the way; one that somebody does is not touched, even where all its places are taken."""
+    """A socket without a listener is replaced; one with a listener is not touched, even if its queue is full."""
     path = tmp_path / "a.sock"
     os.close(listen(path))
     living = socket.socket(fileno=listen(path))
@@ -108,7 +108,7 @@ def test_a_dead_socket_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_file_is_no_socket(tmp_path: Path) -> None:
-    """A wrong path in a configuration costs nobody a file."""
+    """A wrong path in a configuration does not delete a file."""
     path = tmp_path / "letter"
     path.write_text("dear")
     with pytest.raises(OSError, match="already in use"):

@@ -104,7 +104,7 @@ def test_one_keeper_a_directory(kept: Kept) -> None:
 
 
 def test_daemon_that_cannot_start(kept: Kept) -> None:
-    """With nothing to lose it is not started again; its exit code is the keeper's, and the log tells why."""
+    """Without stored descriptors it is not restarted; the keeper has its exit code, and the log the reason."""
     assert kept.run("sys.exit('no such thing')") == 1
     assert kept.starts() == 1
     assert "no such thing" in kept.log()
@@ -235,7 +235,7 @@ def test_asked_what_it_does(kept: Kept) -> None:
 
 
 def test_log_is_bounded(kept: Kept) -> None:
-    """A log of some megabytes begins anew; the one before is kept."""
+    """A log of some megabytes is truncated; a copy is kept."""
     program = """
         if started == 0:
             os.write(2, b"x" * (5 << 20))

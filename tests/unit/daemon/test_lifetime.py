@@ -47,7 +47,7 @@ async def running(lifetime: Lifetime) -> AsyncIterator[Callable[[], bool]]:
 
 
 async def test_first_order_is_waited_for(autojump_clock: MockClock) -> None:
-    """And nobody waits longer where it does not come."""
+    """And not longer if it does not come."""
     async with running(Lifetime(service=False)) as is_over:
         await trio.sleep(LINGER - 0.1)
         assert not is_over()
@@ -73,7 +73,7 @@ async def test_order_that_begins_at_the_end_of_a_linger(volatile: bool, autojump
 
 
 async def test_order_that_takes_no_time_begins_the_linger_again(autojump_clock: MockClock) -> None:
-    """It has come and gone before whoever waits could look."""
+    """It has come and gone before the waiting task ran."""
     lifetime = Lifetime(service=False)
     async with running(lifetime) as is_over:
         await trio.sleep(9.5)
@@ -110,7 +110,7 @@ async def test_a_service_stays_until_it_is_stopped(autojump_clock: MockClock) ->
 
 
 async def test_end_of_the_gate(autojump_clock: MockClock) -> None:
-    """Is an error, for the keeper to start another daemon; not where the daemon was told to end."""
+    """Is an error, so that the keeper starts another daemon; not after a stop request."""
     for stop_requested in (False, True):
         lifetime = Lifetime(service=True)
         lifetime.gate_ended.set()

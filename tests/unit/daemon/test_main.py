@@ -25,7 +25,7 @@ def test_directory_of_something_else(tmp_path: Path) -> None:
 
 @pytest.mark.root
 def test_directory_of_somebody_else(tmp_path: Path) -> None:
-    """Whoever owns the directory could have root write anywhere, by a link."""
+    """The owner of the directory could make root write anywhere, by a link."""
     os.chown(tmp_path, 65534, 65534)
     assert "belongs to user id 65534" in run(*LAZYFSD, tmp_path, code=5).stderr.decode()
     assert os.listdir(tmp_path) == []

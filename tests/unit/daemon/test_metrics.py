@@ -1,4 +1,4 @@
-"""What lazyfsd tells Prometheus."""
+"""lazyfsd's metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ async def ask(port: int) -> dict[str, float]:
 
 
 async def test_served_over_http() -> None:
-    """All that `lazyfs status` tells of a service, in a form that Prometheus reads."""
+    """All values of `lazyfs status` for a service, in Prometheus' format."""
     port = free_port()
     async with metrics_server(Address("127.0.0.1", port), measure):
         text = await ask(port)
@@ -100,7 +100,7 @@ async def test_served_over_http() -> None:
 
 
 def test_two_fetchers_of_one_repository_are_one() -> None:
-    """A series is told once, whoever fetches from there."""
+    """Each series occurs once, however many fetchers a repository has."""
     report = measured(REPOSITORY, msgspec.structs.replace(REPOSITORY, errors={"NotFound": 1, "Unreachable": 1}))
     (requests,) = [family for family in families(report) if family.name == "lazyfs_requests"]
     (errors,) = [family for family in families(report) if family.name == "lazyfs_fetch_errors"]

@@ -43,7 +43,7 @@ async def test_an_order_is_carried_out(core: Setting) -> None:
 
 
 async def test_an_order_that_is_sent_again_is_not_carried_out_again(core: Setting) -> None:
-    """Its ticket tells; the answer is the same, and the image has no user more."""
+    """Recognised by its ticket: the answer is the same, and the image has no further use."""
     first = await mount(core)
     assert await mount(core) == first
     assert core.kernel.table == [ROOT] and len(core.rows) == 1
@@ -125,7 +125,7 @@ async def test_cancelled_while_the_image_comes_to_life(core: Setting) -> None:
 
 
 async def test_cancelled_when_the_overlay_is_made(core: Setting) -> None:
-    """A mount that nobody knows of is taken back, and its end waited for."""
+    """A mount whose client has gone is unmounted, and its end is waited for."""
     async with trio.open_nursery() as nursery:
         core.watch(nursery)
         with trio.CancelScope() as scope:

@@ -77,7 +77,7 @@ async def test_what_cannot_be_made_leaves_nothing(core: Setting, call: str) -> N
 
 
 async def test_cancelled_while_the_overlay_is_made_it_is_made(core: Setting) -> None:
-    """There is no way back half-done: it has its mark, is watched, and whoever ordered it hears which one it is."""
+    """It is completed: marked and watched, and the caller gets its row."""
     with trio.CancelScope() as scope:
         core.kernel.on_make = scope.cancel
         await make(core)
@@ -94,7 +94,7 @@ async def test_cancelled_before_the_overlay_nothing_is_made(core: Setting) -> No
 
 
 async def test_a_mount_that_ended_before_it_was_watched(core: Setting) -> None:
-    """Nobody tells of it any more: the kernel's table does."""
+    """There is no unmount event any more: the mount table shows it."""
     core.kernel.on_make = core.kernel.table.clear
     live = await make(core)
     assert core.remains == (0, 0, 0, 0) and live.uses.count == 0
@@ -138,7 +138,7 @@ async def test_a_full_disk_ends_no_mount(core: Setting, expect_log: LogWatch) ->
 
 
 async def test_an_end_that_cannot_be_cleared_up_is_an_end(core: Setting, expect_log: LogWatch) -> None:
-    """Whoever waits for it goes on, and the daemon may end."""
+    """Waiting tasks continue, and the daemon may stop."""
     expect_log("cannot clean up after the mount at /mnt")
     await make(core)
     (mount,) = core.mounts.live.values()
@@ -213,7 +213,7 @@ async def test_a_found_mount_gets_its_image_later(core: Setting) -> None:
 
 
 async def test_a_lost_mount_does_not_keep_the_daemon(core: Setting) -> None:
-    """Nothing will tell of its end."""
+    """There will be no unmount event."""
     core.mounts.adopt(core.state.add(mount_of()), attached=False)
     assert not core.mounts.is_used and core.lifetime.uses.count == 0
     await core.mounts.end(1)

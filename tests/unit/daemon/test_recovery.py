@@ -45,7 +45,7 @@ def left(core: Setting, directory: str = ROOT, *, there: bool = True, phase: str
 
 
 async def test_a_mount_that_never_noticed(core: Setting) -> None:
-    """Nothing touches it; it is watched, and its image comes to life."""
+    """Nothing touches it; it is watched, and its image becomes live."""
     number = left(core)
     async with begun(core):
         await wait_all_tasks_blocked()
@@ -72,7 +72,7 @@ async def test_rows_without_a_mount_go(core: Setting, same_gate: bool) -> None:
 
 
 async def test_a_detached_mount_is_kept_while_its_gate_lives(core: Setting) -> None:
-    """Somebody may be in it; nothing tells of its end, and it does not keep the daemon."""
+    """It may be in use; there is no unmount event, and it does not keep the daemon running."""
     left(core, there=False, phase="detached")
     async with begun(core):
         await wait_all_tasks_blocked()
@@ -82,7 +82,7 @@ async def test_a_detached_mount_is_kept_while_its_gate_lives(core: Setting) -> N
 
 
 async def test_a_detached_mount_whose_gate_is_lost_is_forgotten(core: Setting) -> None:
-    """It cannot be made anew: it is nowhere."""
+    """It cannot be mounted again: it has no mount point."""
     left(core, there=False, phase="detached")
     async with begun(core, same_gate=False):
         assert core.remains == (0, 0, 0, 0)
@@ -153,7 +153,7 @@ async def test_the_pause_between_tries_has_a_bound(core: Setting, expect_log: Lo
 
 
 async def test_a_mount_that_ends_before_its_image_lives(core: Setting) -> None:
-    """The image has no user then, and nobody tries any more."""
+    """The image is released, and there is no further attempt."""
     left(core)
     core.images.gate = trio.Event()
     async with begun(core):

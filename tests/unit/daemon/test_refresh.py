@@ -49,7 +49,7 @@ async def watching(tmp_path: Path) -> AsyncIterator[Setting]:
 
 
 async def test_what_has_become_whole_is_looked_for_again_once(tmp_path: Path, jumping: MockClock) -> None:
-    """As soon as an object that went through the gate is whole, and not again while nobody opens it there."""
+    """As soon as an object that was served by the gate is complete, and not again unless it is opened there."""
     async with watching(tmp_path) as setting:
         await setting.arrive()
         await trio.sleep(5)

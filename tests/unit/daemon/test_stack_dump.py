@@ -44,7 +44,7 @@ print("goes on")
     "what", ["os.kill(os.getpid(), signal.SIGUSR1)", "await trio.to_thread.run_sync(os.kill, os.getpid(), signal.SIGUSR1)"]
 )
 def test_threads_and_tasks(what: str) -> None:
-    """Every thread and every task is told, whether the loop runs a task or waits; the process goes on, also after trio's end."""
+    """Every thread and task is listed, whether the loop runs a task or waits; the process goes on, also after trio has ended."""
     done = run(sys.executable, "-c", PROGRAM.format(what=what))
     said = done.stderr.decode()
     assert done.stdout == b"goes on\n"
@@ -55,7 +55,7 @@ def test_threads_and_tasks(what: str) -> None:
 
 
 def test_threads_that_come_and_go_meanwhile() -> None:
-    """Those whose stacks change while they are told cost nobody the process."""
+    """Threads whose stacks change during the dump do not crash the process."""
     again = (
         "for _ in range(3000): threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGUSR1)).start(); await trio.sleep(0)"
     )
@@ -64,7 +64,7 @@ def test_threads_that_come_and_go_meanwhile() -> None:
 
 
 def test_a_loop_that_never_comes_back() -> None:
-    """A task that goes round and round is told with the line that it is at."""
+    """A task in a busy loop is listed with its current line."""
     busy = "signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGUSR1)); signal.setitimer(signal.ITIMER_REAL, 0.01)"
     program = PROGRAM.format(what=f"{busy}\n        global told\n        while not told: pass")
     program = program.replace(

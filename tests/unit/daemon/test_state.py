@@ -27,7 +27,7 @@ def test_rows_come_back(tmp_path: Path) -> None:
 
 
 def test_numbers_are_not_used_again(tmp_path: Path) -> None:
-    """The number of a mount that has gone, the last one's too, is nobody's: the gate of a recording may still be known to the kernel."""
+    """The number of a mount is never reused, not even the last one's: the kernel may still know its recording directory."""
     with State(tmp_path) as state:
         gone = state.add(a_mount())
         state.remove([gone.number])
@@ -73,7 +73,7 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
 
 
 def test_rot_is_reported(tmp_path: Path) -> None:
-    """A row that cannot be understood is damage, told in words, not a defect of ours."""
+    """An unreadable row is reported as damage, not as a defect of lazyfs."""
     with State(tmp_path) as state:
         state.add(a_mount())
         state._db.execute("UPDATE mount SET mount = x'00'")

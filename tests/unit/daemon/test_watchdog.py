@@ -1,4 +1,4 @@
-"""When systemd is told that lazyfsd serves, and when not."""
+"""When WATCHDOG=1 is sent to systemd, and when not."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def test_fed_when_all_have_answered(tmp_path: Path, notify: socket.socket,
 async def test_not_fed_when_the_service_is_silent(
     tmp_path: Path, notify: socket.socket, service: Path, expect_log: LogWatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A socket that takes calls and never answers: nothing is told, and the log says who is silent."""
+    """A socket that accepts calls and never answers: no WATCHDOG=1, and the log names it."""
     expect_log("not reporting to the watchdog of systemd: no answer from .*the service for stuck")
     fds = FdStore({}, notify.getsockname(), SHORT)
     with socket.socket(socket.AF_UNIX) as stuck:

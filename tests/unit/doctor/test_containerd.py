@@ -105,7 +105,7 @@ def test_annotations(tmp_path: Path, major: int) -> None:
     ],
 )
 def test_transfer_service(tmp_path: Path, major: int, old: str, new: str, about: str, verdict: str) -> None:
-    """From 2.1 on it has to be told what to unpack into, and what to tell. Up to 1.7 there is none."""
+    """The transfer service of 2.1 and later must be configured to unpack and to pass labels. Up to 1.7 there is none."""
     if major > 1:
         assert changed(tmp_path, major, old, new)[about][0] == verdict
     else:
@@ -133,7 +133,7 @@ def test_imports(tmp_path: Path, major: int) -> None:
 
 @pytest.mark.parametrize("text", ["a = ", "\udcff", 'imports = ["config.toml"]'])
 def test_what_cannot_be_read(tmp_path: Path, text: str) -> None:
-    """Is told, imports in a circle too."""
+    """Errors are reported, circular imports too."""
     (tmp_path / "config.toml").write_text(text, errors="surrogateescape")
     verdict, said = verdicts(tmp_path / "config.toml")["containerd"]
     assert verdict == "missing" and "cannot be read" in said

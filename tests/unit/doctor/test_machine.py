@@ -44,7 +44,7 @@ def test_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdict: ProbeR
 
 
 def test_nobody_in_particular(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who is not root is told so, and nothing is tried out."""
+    """Without root that is reported, and no trial is made."""
     monkeypatch.setattr(machine.os, "geteuid", lambda: 1000)
     findings = found(tmp_path)
     assert findings["root"].verdict == "missing"
@@ -87,5 +87,5 @@ def test_a_package_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(("limit", "verdict"), [(-1, "ok"), (1024, "loss"), (65_536, "ok")])
 def test_open_files(limit: int, verdict: str) -> None:
-    """A bound that containers run into is told."""
+    """A limit that is too low for containers is reported."""
     assert examine_files(limit, "somebody").verdict == verdict

@@ -52,7 +52,7 @@ def serving(process: int) -> bytes:
 
 
 def test_nobody_serves(tmp_path: Path) -> None:
-    """No daemon: how to start one, and how many files whoever asks may open."""
+    """Without a daemon: how to start one, and the limit of open files of the caller."""
     findings = found(tmp_path, Config())
     assert findings["lazyfsd"].verdict == "missing"
     assert "systemctl start" in findings["lazyfsd"].hint
@@ -72,7 +72,7 @@ def test_it_serves(tmp_path: Path) -> None:
 
 @pytest.mark.root
 def test_it_is_somewhere_else(tmp_path: Path) -> None:
-    """A daemon in a mount namespace of its own mounts for itself: that is what a hardened unit is told of."""
+    """A daemon in its own mount namespace, as with a hardened unit, is reported: its mounts are not visible."""
     with subprocess.Popen(["unshare", "--mount", "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as elsewhere:
         assert elsewhere.stdin is not None and elsewhere.stdout is not None
         elsewhere.stdin.write(b"here\n")
@@ -94,7 +94,7 @@ def test_it_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_snapshotter_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A socket that takes calls and does not answer them is told, by name."""
+    """A socket that accepts calls and does not answer is reported by name."""
     monkeypatch.setattr(service, "_PATIENCE", 0.5)
     with socket.socket(socket.AF_UNIX) as stuck:
         stuck.bind(str(tmp_path / "stuck.sock"))
@@ -106,7 +106,7 @@ def test_a_snapshotter_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_configuration(tmp_path: Path) -> None:
-    """None is a loss, a right one is fine, and a mistake is told with its line."""
+    """A missing configuration is a loss, a valid one is fine, and an error is reported with its line."""
     path = tmp_path / "config.toml"
     assert read_config(path)[1].verdict == "loss"
     path.write_text('log_level = "error"\n')

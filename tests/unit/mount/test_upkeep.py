@@ -1,4 +1,4 @@
-"""Upkeep in virtual time: what has arrived becomes durable, the limit holds, what has rotted is found, and all of it is told."""
+"""Upkeep in virtual time: sync, limit, scrub, and the refresh of overlays after each removal."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ async def test_a_disk_that_fails_is_reported_and_survived(
 
 
 async def test_the_limit_is_kept(store: Store) -> None:
-    """What is over it goes, the unmounted and the old first, and who has it mounted is told; what is left fits."""
+    """What exceeds the limit is evicted, unmounted and old files first, and overlays are refreshed."""
     made = arrive(store, 20)
     gone: list[str] = []
 
@@ -115,7 +115,7 @@ async def test_the_limit_is_kept(store: Store) -> None:
 
 
 async def test_only_one_process_makes_room(store: Store, directory: Path) -> None:
-    """Whoever is exclusive keeps the others from it: they do not know what it has announced."""
+    """An exclusive process keeps the others from evicting: they do not know what it has announced."""
     made = arrive(store, 4)
     with Store.open(directory) as other:
         theirs, ours = Upkeep(other, InUse), Upkeep(store, InUse, exclusive=True)
@@ -146,7 +146,7 @@ async def test_prune_says_what_it_freed(store: Store, directory: Path) -> None:
 async def test_what_has_rotted_is_found(
     store: Store, directory: Path, monkeypatch: pytest.MonkeyPatch, expect_log: LogWatch
 ) -> None:
-    """Without anybody reading it, and whoever has it mounted is told; after a rest, all is looked through again."""
+    """Bit rot is found without a reader, and overlays are refreshed; after a pause, the scrub begins again."""
     monkeypatch.setattr(upkeep_module, "_SCRUB_INTERVAL", 100.0)
     made = arrive(store, 5)
     flip(directory / "objects" / made[3].name)
@@ -166,7 +166,7 @@ async def test_what_has_rotted_is_found(
 
 @pytest.mark.root
 async def test_what_is_held_is_reported_again(store: Store, directory: Path, autojump_clock: MockClock) -> None:
-    """An overlay that had the file open when it was told would keep it; ever more seldom, and no more when it has gone."""
+    """An overlay that had the file open keeps it: it is refreshed again, at longer and longer intervals, until the file is released."""
     # What is measured is virtual time: it must not pass while a thread looks. So this loop runs exclusive, with few jumps.
     autojump_clock.autojump_threshold = 0.02
     made = arrive(store, 1)

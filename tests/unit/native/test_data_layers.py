@@ -24,7 +24,7 @@ def test_the_order_of_lookup() -> None:
 
 
 def test_an_overlay_is_known_by_its_store() -> None:
-    """Whichever of our overlays it is; others, and what is not an overlay, are nobody's."""
+    """For every kind of lazyfs overlay; other overlays and other mounts have no store."""
     for data in (data_layers(STORE), data_layers(STORE, record=1)):
         mount = overlay(*map(str, data))
         assert belongs_to(mount, STORE)

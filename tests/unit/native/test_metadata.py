@@ -73,7 +73,7 @@ def test_what_is_there_is_found_without_a_process(tmp_path: Path, monkeypatch: p
 
 
 def test_an_image_that_is_needed_again_is_young(tmp_path: Path) -> None:
-    """Whoever makes room begins with the oldest: an image found is one in use."""
+    """Eviction begins with the oldest: finding an image updates its time."""
     layer = kept(tmp_path, [ROOT])
     [image] = ensure_metadata(tmp_path, [layer])
     os.utime(image, (1, 1))
@@ -93,7 +93,7 @@ def test_stacks_share_images_where_they_inherit_alike(tmp_path: Path) -> None:
 
 
 def test_a_directory_below_that_is_like_one_made_up_still_counts_for_whiteouts(tmp_path: Path) -> None:
-    """Where it is there, the whiteout in it is needed; where it is not, it would make a directory that nobody has."""
+    """If the directory exists below, its whiteout is needed; if not, the whiteout would create a directory."""
     layer = kept(tmp_path, [Entry(b"d/.wh.x", "reg")])
     base = kept(tmp_path, [Entry(b"d", "dir")])
     with_d, without = ensure_metadata(tmp_path, [base, layer])[-1], ensure_metadata(tmp_path, [layer])[-1]
@@ -121,7 +121,7 @@ def test_the_same_layer_twice_is_one_image_twice(tmp_path: Path) -> None:
 
 
 def test_notes_and_images_that_are_gone_or_broken_come_back(tmp_path: Path) -> None:
-    """Each is a function of its name; a note that cannot be read is written anew."""
+    """Each image is a function of its name; an unreadable note is written again."""
     layers = [kept(tmp_path, [ROOT]), kept(tmp_path, [Entry(b"d/f", "fifo")])]
     images = ensure_metadata(tmp_path, layers)
     whole = {path.name: path.read_bytes() for path in (tmp_path / "erofs").iterdir()}
@@ -179,7 +179,7 @@ def test_what_the_writer_refuses_keeps_its_class_and_hint(tmp_path: Path) -> Non
 
 
 def test_a_builder_that_dies_is_an_error_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed by whoever runs out of memory, say."""
+    """For example killed for lack of memory."""
     monkeypatch.setattr(builder.sys, "executable", "/bin/false")
     with pytest.raises(LocalError, match="ended with exit code 1"):
         ensure_metadata(tmp_path, [kept(tmp_path, [])])

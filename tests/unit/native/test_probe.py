@@ -94,7 +94,7 @@ def test_what_a_kernel_may_lack(
 
 @pytest.mark.root
 def test_neither_file_nor_loop_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where images can be mounted in no way, both refusals are told."""
+    """If images can be mounted in neither way, both errors are reported."""
 
     @contextmanager
     def no_loop(*_: object) -> Iterator[str]:
@@ -142,7 +142,7 @@ def test_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.root
 def test_without_the_right_to_mount(tmp_path: Path) -> None:
-    """Root in a container that is not privileged is told so."""
+    """Root in an unprivileged container gets a clear reason."""
     program = f"from pathlib import Path; from lazyfs.native.probe import probe; print(probe(Path({str(tmp_path)!r})).reason)"
     drop = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]
     for before in (drop, ["unshare", "--user", "--map-root-user"]):
@@ -153,7 +153,7 @@ def test_without_the_right_to_mount(tmp_path: Path) -> None:
 
 @pytest.mark.root
 def test_killed_in_a_trial(tmp_path: Path) -> None:
-    """No mount and no loop device outlives it; its folder is removed by a later trial, once it is surely nobody's."""
+    """No mount and no loop device outlives a killed trial; a later trial removes its folder once it is old enough."""
     program = f"""
 import os, signal
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a pull does with containerd's content store: bring, go on, begin anew, wait, give up."""
+"""A pull and containerd's content store: fetch, resume, start over, wait, give up."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def labelled(known: Mapping[str, str]) -> dict[str, str]:
 
 
 async def download(content: Content, source: ImageSource, blob: Descriptor = LAYER) -> list[int]:
-    """What is told on the way."""
+    """The reported progress."""
     heard: list[int] = []
     await content.fetch(source, blob, labelled, heard.append)
     return heard
@@ -120,7 +120,7 @@ async def test_content_is_read_and_verified(store: ContentStore, content: Conten
 
 
 async def test_a_blob_is_downloaded_once(store: ContentStore, content: Content) -> None:
-    """All of its bytes, told as they come; the second time nothing moves."""
+    """All of its bytes, with progress; the second time nothing is transferred."""
     source = ScriptedSource(BLOB)
     heard = await download(content, source)
     assert store.blobs == {LAYER.digest: BLOB} and store.labels[LAYER.digest]["own"] == "yes"
@@ -138,7 +138,7 @@ async def test_an_empty_blob_is_downloaded(store: ContentStore, content: Content
 
 @pytest.mark.parametrize("there", [1, 4000, 10_000])
 async def test_an_abandoned_ingest_is_gone_on_from(store: ContentStore, content: Content, there: int) -> None:
-    """Whoever has begun it: only what is missing is asked for."""
+    """Whichever client began the ingest, only the missing bytes are fetched."""
     store.ingests[INGEST] = BLOB[:there]
     source = ScriptedSource(BLOB)
     await download(content, source)
@@ -174,7 +174,7 @@ async def test_a_sender_that_breaks_off_for_good_leaves_what_has_arrived(store: 
 
 
 async def test_wrong_bytes_are_fetched_from_scratch_once(store: ContentStore, content: Content) -> None:
-    """Right ones afterwards are all that anybody hears of; wrong ones again are the source's doing."""
+    """A second fetch with the right bytes succeeds; wrong bytes again are the source's fault."""
     source = ScriptedSource(BLOB)
     source.lies = 1
     await download(content, source)
@@ -229,7 +229,7 @@ async def test_cancelled_it_leaves_what_has_arrived(store: ContentStore, content
 
 
 def test_no_containerd_is_said_in_words(store: ContentStore) -> None:
-    """A socket that is not there, one that nobody listens at, and a path that can be none."""
+    """A missing socket, one without a listener, and an impossible path."""
     missing = store.address.with_name("none")
     stale = store.address.with_name("stale")
     stale.touch()

@@ -1,4 +1,4 @@
-"""When a failed pull's lease is left for the next one, and how a dead one's is told from a living one's."""
+"""When a failed pull leaves its lease for the next one, and how a dead pull is recognised."""
 
 from __future__ import annotations
 

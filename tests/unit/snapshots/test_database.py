@@ -30,7 +30,7 @@ def test_what_is_created_is_there(snapshots: Snapshots) -> None:
 
 
 def test_what_cannot_be_created(snapshots: Snapshots) -> None:
-    """No key, no such parent, a parent that is not committed, a key that is taken: each is told apart, and changes nothing."""
+    """No key, a missing parent, a parent that is not committed, a taken key: each has its own error, and nothing changes."""
     committed(snapshots, "base")
     snapshots.create("active", "base", "active", {})
     snapshots.create("view", "base", "view", {})
@@ -117,7 +117,7 @@ def test_commit_onto_a_parent(snapshots: Snapshots) -> None:
 
 
 def test_remove(snapshots: Snapshots) -> None:
-    """What others stand on stays; else it goes, tells what it was, and its key is free; its number is never another's."""
+    """A parent cannot be removed; another snapshot is removed and returned, and its key is free; its number is never reused."""
     base = committed(snapshots, "base")
     top = snapshots.create("top", "base", "view", {})
     with pytest.raises(SnapshotBusy, match="'top' is its child"):
@@ -133,7 +133,7 @@ def test_remove(snapshots: Snapshots) -> None:
 
 
 def test_numbers_outlive_the_process(tmp_path: Path) -> None:
-    """The number of the last snapshot, removed before the end, is given to nobody afterwards."""
+    """The number of the last snapshot is not reused after its removal and a restart."""
     with Snapshots(tmp_path) as snapshots:
         gone = snapshots.create("a", "", "active", {})
         snapshots.remove("a")
@@ -247,7 +247,7 @@ def test_lazy_layers_come_back(tmp_path: Path) -> None:
 
 
 def test_objects_count_once(snapshots: Snapshots) -> None:
-    """Each object is the oldest lazy snapshot's that names it, the next one's when that goes, and nobody's after the last."""
+    """Each object counts at the oldest lazy snapshot that names it, at the next one after its removal, and at none after the last."""
     for name, toc in (("a", "one"), ("b", "two"), ("c", "one")):
         snapshots.commit_lazy(name, "", {}, a_layer(toc))
     assert [each.key for each in snapshots.without_objects()] == ["a", "b", "c"]
@@ -286,7 +286,7 @@ def test_a_failed_commit_leaves_no_toc(snapshots: Snapshots) -> None:
 
 
 def test_threads_may_call(snapshots: Snapshots) -> None:
-    """Of many that want one key one gets it, and the others are told."""
+    """Of many callers that want one key, one gets it and the others an error."""
     outcomes: list[str] = []
 
     def create() -> None:

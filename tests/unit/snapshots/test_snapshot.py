@@ -17,7 +17,7 @@ def test_a_key_is_shown(key: str) -> None:
 
 @pytest.mark.parametrize("character", ["k", "ü", "🗝", "\0", "\U000e0001"])
 def test_a_long_key_is_cut(character: str) -> None:
-    """Three of them, the most that a message names, fit into the 8 KiB header in which gRPC tells a status, encoded for a URL."""
+    """Three keys, the most in one message, fit percent-encoded into the 8 KiB header of a gRPC status."""
     cut = shown(character * 4096)
     assert cut.startswith(repr(character * 200)[:-1]) and cut.endswith("…")
     assert len(urllib.parse.quote(3 * cut)) < 8000

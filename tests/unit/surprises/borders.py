@@ -127,7 +127,7 @@ async def cut_off(scene: Scene) -> None:
 
 
 async def connected(scene: Scene) -> None:
-    """One client is told, or cut off; the next one is answered, and neither counts as a user afterwards."""
+    """One client gets an error, or is disconnected; the next one is served, and neither counts as a use afterwards."""
 
     async def execute(order: Order, notify: Notify) -> Result:
         await trio.sleep(0.01)
@@ -138,7 +138,7 @@ async def connected(scene: Scene) -> None:
 
 
 async def pulled(scene: Scene) -> None:
-    """The same of a pull, whose progress cannot be told."""
+    """The same for a pull whose progress cannot be sent."""
 
     async def pull_image(order: PullOrder, access: object, show: Any) -> Result:
         show(Note("on its way"))
@@ -153,7 +153,7 @@ async def pulled(scene: Scene) -> None:
 
 
 async def watched(scene: Scene) -> None:
-    """A look that fails is one round: systemd is told nothing of it, and of the next one that we are alive."""
+    """A probe that fails costs one round without WATCHDOG=1; the next round sends it."""
     heard = scene.stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
     heard.bind(f"\0lazyfs-surprises-{os.getpid()}")
     fds = FdStore({}, f"@lazyfs-surprises-{os.getpid()}", watchdog=40.0)
@@ -234,7 +234,7 @@ class _Images:
 
 
 async def kept(scene: Scene) -> None:
-    """What keeps the store in order: one of four that fails is tried again, and none of the others begins anew."""
+    """Upkeep of the store: one of the four tasks that fails is tried again, and the others are not restarted."""
     store = scene.store()
     async with scene.tasks() as tasks, trio.open_nursery() as nursery:
         upkeep = Upkeep(store, InUse, exclusive=True)

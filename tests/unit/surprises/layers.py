@@ -53,7 +53,7 @@ async def setting(scene: Scene) -> AsyncIterator[Setting]:
 
 
 async def reported(scene: Scene) -> None:
-    """All who wait for the layer are told; the next one has it."""
+    """All callers that wait for the layer get an error; the next one gets the layer."""
     async with setting(scene) as found:
         with trio.fail_after(PATIENCE):
             with pytest.raises(LocalError, match="surprise"):
@@ -70,7 +70,7 @@ async def resolved(scene: Scene) -> None:
 
 
 def started(kind: str) -> Scenario:
-    """A lazyfsd that finds the snapshots of an earlier one: two lazy layers, and a directory that is nobody's."""
+    """A lazyfsd with the snapshots of an earlier one: two lazy layers, and a leftover directory."""
 
     async def scenario(scene: Scene) -> None:
         async with setting(scene) as found:
@@ -115,7 +115,7 @@ def asked(make: Callable[[Setting], Awaitable[object]]) -> Scenario:
 
 
 async def committed(found: Setting) -> None:
-    """A lazy layer; what it takes on disk is told when it is asked for."""
+    """A lazy layer; its disk usage is known when it is requested."""
     claim = found.image.claim(0)
     with pytest.raises(SnapshotExists):
         await found.snapshotter._commit_lazy(claim, "", {})

@@ -1,4 +1,4 @@
-"""lazyfsd as a whole, without a kernel to serve: what fails in it is told by its status, and it ends as it should."""
+"""lazyfsd as a whole, without a kernel to serve: its status reports failures, and it stops as it should."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Lazyfsd:
         """What its keeper was told."""
 
     async def failures(self) -> dict[str, int]:
-        """As a client is told."""
+        """As a client gets it."""
         client = Client(self.store)
         ask = lambda: list(client.call(StatusOrder(), start=False))  # noqa: E731
         report = (await trio.to_thread.run_sync(ask, abandon_on_cancel=True))[-1]
@@ -144,7 +144,7 @@ async def counted(scene: Scene) -> None:
 
 
 async def watchdog(scene: Scene) -> None:
-    """systemd hears of us all the same."""
+    """WATCHDOG=1 is sent all the same."""
     async with lazyfsd(scene) as running:
         await scene.until_failed("watchdog")
         await until(lambda: any("WATCHDOG=1" in heard for heard in running.heard))
