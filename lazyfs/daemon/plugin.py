@@ -105,7 +105,7 @@ class Plugin:
             if error is not None:
                 self._refuse(name, error)
         if not same_gate:  # a later process would take them for intact
-            for roots in self._unserved_roots:
+            for roots in (*self._unserved_roots, *(each.roots for each in self._half_started)):
                 await self._tasks.attempt("unmount of dead roots", trio.to_thread.run_sync, _unmount_all, roots)
 
     async def serve(self, listeners: Mapping[str, socket.socket], handshakes: Handshakes, stack: AsyncExitStack) -> None:

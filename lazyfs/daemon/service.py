@@ -17,6 +17,7 @@ import os
 import socket
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -111,7 +112,7 @@ async def _serve(options: Options, fds: FdStore, handshakes: Handshakes) -> None
         async with trio.open_nursery() as nursery:
             service = Service(options, store, state, unmount_events, callers, nursery, lifetime)
             connection: Connection = await nursery.start(service.serve_gate, fds)
-            await service.recovery.begin(service.tasks, same_gate=connection.taken_over)
+            await service.recover_mounts(same_gate=connection.taken_over)
             await service.start_containerds(fds, stack, same_gate=connection.taken_over)
             service.catalog.begin()
             sockets = await service.serve_containerds(fds, handshakes, stack)
@@ -167,6 +168,7 @@ class Service:
         self.plugin: Plugin | None = None
         """Serves containerds, if there are any."""
         self._has_containerds = False
+        self._has_unknown_mounts = False
         self.refresher = Refresher(store, self.gate, self.catalog, self._overlays_on)
         self.upkeep = Upkeep(store, self.in_use, announced=self.gate.announced, on_evicted=self.refresher.refresh, exclusive=True)
 
@@ -193,6 +195,16 @@ class Service:
         images = self.images.containing(layers)
         found = [Path(mount.row.mount.directory) for mount in self.mounts.live.values() if mount.image in images]
         return found if self.plugin is None else [*found, *self.plugin.roots_on(layers)]
+
+    async def recover_mounts(self, *, same_gate: bool) -> None:
+        """Find the mounts of an earlier process. If that fails, they and the gate stay until the next process finds them."""
+        error = await self.tasks.attempt("recovery of mounts", partial(self.recovery.begin, self.tasks, same_gate=same_gate))
+        if error is not None:
+            _log.error(
+                "the mounts of an earlier lazyfsd are not served until lazyfsd is restarted: %s", str(error) or repr(error)
+            )
+            self._has_unknown_mounts = True
+            self._lifetime.uses.change(+1)  # by mounts that are not counted
 
     async def start_containerds(self, fds: FdStore, stack: AsyncExitStack, *, same_gate: bool) -> None:
         """Open the state of every containerd for which there is a socket, and resume its layers."""
@@ -359,7 +371,7 @@ class Service:
 
     async def leave(self, connection: Connection) -> None:
         """Unmount the gate and serve it until it is unused; on a signal at most _END_DEADLINE. A service leaves it to the next process."""
-        if self._options.service and (self.mounts.is_used or await self._has_roots()):
+        if self._options.service and (self.mounts.is_used or self._has_unknown_mounts or await self._has_roots()):
             return
         await connection.unmount()
         self.mounting.has_gate = False

@@ -93,10 +93,14 @@ class _Snapshotter:
 
 
 async def refused(scene: Scene) -> None:
-    """A containerd that cannot be served hears why; its roots still count, so nobody takes the gate away from them."""
+    """A containerd that cannot be served hears why; its roots still count, so nobody takes the gate away from them. Those whose gate is
+    dead are unmounted."""
+    unmounted: list[int] = []
+    scene.patch.setattr(_Snapshotter.roots, "unmount", unmounted.append)
     async with _plugin(scene) as served:
         served.plugin.snapshotters["one"] = cast("Any", _Snapshotter())
         await served.plugin.start(same_gate=False)
+        assert unmounted == [1]
         await served.serve()
         scene.expect("containerd one is not served until lazyfsd is restarted: .*surprise")
         assert "surprise" in served.plugin.unserved["one"] and not served.plugin.snapshotters

@@ -52,7 +52,9 @@ class _NoForcedExit:
 
 
 @asynccontextmanager
-async def lazyfsd(scene: Scene, *, is_service: bool = True, has_containerd: bool = False) -> AsyncIterator[Lazyfsd]:
+async def lazyfsd(
+    scene: Scene, *, is_service: bool = True, has_containerd: bool = False, finds_mounts: bool = True
+) -> AsyncIterator[Lazyfsd]:
     """From its start to its end, which it was told to come to. It has a mount of an earlier process, and perhaps a containerd."""
     store = scene.folder / "store"
     scene.store().close()
@@ -106,10 +108,11 @@ async def lazyfsd(scene: Scene, *, is_service: bool = True, has_containerd: bool
         nursery.start_soon(serve)
         nursery.start_soon(hear)
         await until(lambda: any("READY=1" in heard for heard in running.heard))
-        scene.expect("/nowhere")
-        await until(
-            lambda: running.service.mounts.live and all(each.row.trouble for each in running.service.mounts.live.values())
-        )
+        if finds_mounts:
+            scene.expect("/nowhere")
+            await until(
+                lambda: running.service.mounts.live and all(each.row.trouble for each in running.service.mounts.live.values())
+            )
         yield running
         running.service._lifetime.stop_requested.set()
         with trio.fail_after(PATIENCE):
@@ -134,6 +137,17 @@ async def refused(scene: Scene) -> None:
         scene.expect("containerd one is not served until lazyfsd is restarted: .*surprise")
         assert (await running.failures())["snapshots of a containerd"] == 1
         assert any("one is not served" in heard for heard in running.heard)
+
+
+async def unrecovered(scene: Scene) -> None:
+    """A lazyfsd that cannot find out what is mounted serves orders, keeps every row, and leaves the gate to the next one."""
+    async with lazyfsd(scene, finds_mounts=False) as running:
+        scene.expect("not served until lazyfsd is restarted: .*surprise")
+        assert (await running.failures())["recovery of mounts"] == 1
+        assert running.service._lifetime.uses.count
+    assert "the gate was taken away" not in running.heard
+    with State(running.store) as state:
+        assert len(state.rows()) == 1
 
 
 async def counted(scene: Scene) -> None:

@@ -109,6 +109,7 @@ TABLE: dict[str, Entry] = {
             ("_serve", "last sync"),
         )
     },
+    "daemon/service.py Service.recover_mounts: recovery of mounts": supervised("recovery of mounts", lazyfsd.unrecovered),
     "daemon/service.py Service._has_roots: count of roots": supervised("count of roots", lazyfsd.counted),
     "daemon/service.py Service.start_containerds: start of containerds": supervised("snapshots of a containerd", lazyfsd.refused),
     "daemon/service.py _serve: metrics": supervised("metrics", lazyfsd.goes_on("metrics")),
