@@ -6,6 +6,7 @@ import errno
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from lazyfs.erofs.work import Build, Built, Failed, NeededBelow, Read, Worker, publish
@@ -21,6 +22,13 @@ def read(folder: Path, data: bytes) -> Read:
     """A document in `folder`, and the order to read it."""
     (folder / "document").write_bytes(data)
     return Read(str(folder / "document"), digest_of(data), 0)
+
+
+def test_the_notes_of_a_store_stay_readable() -> None:
+    """NeededBelow is written into notes, under the name that earlier versions gave it."""
+    note = b'{"type":"Told","implied":["ZXRj"],"opaque":false}'
+    assert msgspec.json.encode(NeededBelow((b"etc",), opaque=False)) == note
+    assert msgspec.json.decode(note, type=NeededBelow) == NeededBelow((b"etc",), opaque=False)
 
 
 def test_reads_answers_and_builds(tmp_path: Path) -> None:
