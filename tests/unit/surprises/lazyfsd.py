@@ -89,7 +89,10 @@ async def lazyfsd(
     notified.bind(f"\0lazyfs-surprises-{os.getpid()}")
     descriptors = {"control": os.dup(listener.fileno())}
     if has_containerd:
-        descriptors[LISTENER + "one"] = os.dup(listener.fileno())
+        with socket.socket(socket.AF_UNIX) as containerds:
+            containerds.bind(os.fspath(store / "one"))
+            containerds.listen()
+            descriptors[LISTENER + "one"] = os.dup(containerds.fileno())
     fds = FdStore(descriptors, f"@lazyfs-surprises-{os.getpid()}", watchdog=8.0)
     listener.close()
 
