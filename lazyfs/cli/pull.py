@@ -4,7 +4,7 @@ It is for containerd 1.6 and 1.7, whose `ctr images pull` does not pass a snapsh
 unpacks layers that cannot be lazy, as for ctr. Afterwards the image is like any other: ctr run, ctr images rm. A pull that failed or was
 killed continues the next time.
 
-If the lazyfsd of the state directory is running, it carries out the pull, which is faster; not with --creds, nor if the environment names
+If the lazyfsd of the state directory is running, it executes the pull, which is faster; not with --creds, nor if the environment names
 proxies, certificates or a docker configuration of its own.
 """
 

@@ -7,8 +7,8 @@ containers wait no longer than after a crash.
 The LOOKUP is made by a process of its own, never by a thread of this one: a caller whose request was read and not answered cannot be
 killed, and a process with such a thread does not exit.
 
-What cannot be asked, because a descriptor, a process or a thread is missing, is not taken for dead: this loop turns, and another start
-would not give back what other processes have taken.
+A probe that cannot be made for lack of descriptors, processes or threads does not count as a failure: the event loop runs, and a restart
+would not free what other processes have taken.
 """
 
 from __future__ import annotations

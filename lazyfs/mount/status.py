@@ -1,6 +1,6 @@
 """The status of a mount, read from the mount itself.
 
-It is an extended attribute of the mount's root: no socket and no pid file that could be stale, and whoever can see the mount can read it.
+It is an extended attribute of the mount's root: no socket and no pid file that could be stale, and every process that sees the mount can read it.
 """
 
 from __future__ import annotations
