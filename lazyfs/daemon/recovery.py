@@ -34,6 +34,8 @@ class MountRecovery:
         self._images = images
         self._mounts = mounts
         self._overlays = overlays
+        self.is_complete = False
+        """Whether all mounts of the earlier process were found. Otherwise some may exist that are not counted."""
 
     async def begin(self, tasks: Supervisor, *, same_gate: bool) -> None:
         """Find the mounts that the state lists. Without `same_gate` their gate is dead, and they are mounted again.
@@ -44,6 +46,7 @@ class MountRecovery:
         seen = {str(mounted.path): mounted for mounted in await trio.to_thread.run_sync(self._overlays.mounted)}
         latest = {row.mount.directory: row.number for row in rows}
         gone = []
+        missed = False
         for row in rows:
             mounted = seen.get(row.mount.directory)
             here = (
@@ -58,11 +61,13 @@ class MountRecovery:
                     tasks.keep_running("revival", self._recover, row, here, same_gate, subject=row.mount.directory)
                 except Exception as surprise:  # noqa: BLE001  this mount's problem: its row stays, for the next lazyfsd
                     tasks.failures.record("revival", surprise, row.mount.directory)
+                    missed = True
             else:
                 gone.append(row.number)
         if gone:
             _log.info("%d mounts of an earlier lazyfsd are gone", len(gone))
             await self._mounts.forget(gone)
+        self.is_complete = not missed
 
     async def _recover(self, row: Row, attached: bool, same_gate: bool) -> None:
         """Acquire the image of an adopted mount, usually from the store. Retries until it succeeds or the mount is gone."""

@@ -168,7 +168,6 @@ class Service:
         self.plugin: Plugin | None = None
         """Serves containerds, if there are any."""
         self._has_containerds = False
-        self._has_unknown_mounts = False
         self.refresher = Refresher(store, self.gate, self.catalog, self._overlays_on)
         self.upkeep = Upkeep(store, self.in_use, announced=self.gate.announced, on_evicted=self.refresher.refresh, exclusive=True)
 
@@ -203,7 +202,7 @@ class Service:
             _log.error(
                 "the mounts of an earlier lazyfsd are not served until lazyfsd is restarted: %s", str(error) or repr(error)
             )
-            self._has_unknown_mounts = True
+        if not self.recovery.is_complete:
             self._lifetime.uses.change(+1)  # by mounts that are not counted
 
     async def start_containerds(self, fds: FdStore, stack: AsyncExitStack, *, same_gate: bool) -> None:
@@ -371,7 +370,7 @@ class Service:
 
     async def leave(self, connection: Connection) -> None:
         """Unmount the gate and serve it until it is unused; on a signal at most _END_DEADLINE. A service leaves it to the next process."""
-        if self._options.service and (self.mounts.is_used or self._has_unknown_mounts or await self._has_roots()):
+        if self._options.service and (self.mounts.is_used or not self.recovery.is_complete or await self._has_roots()):
             return
         await connection.unmount()
         self.mounting.has_gate = False

@@ -211,3 +211,4 @@ async def test_a_surprise_in_one_row_is_that_mount_s(
         await wait_all_tasks_blocked()
         assert list(core.mounts.live) == [good]
         assert [row.number for row in core.state.rows()] == [bad, good]
+        assert not core.recovery.is_complete
