@@ -14,6 +14,7 @@ from lazyfs.format.digest import Digest
 from lazyfs.image.layer import Layer
 from lazyfs.live.layer import LiveLayer
 from lazyfs.live.pulls import Pulls
+from lazyfs.snapshots.snapshot import LazyLayer
 from lazyfs.store.store import Store
 from tests.conftest import LogWatch
 from tests.unit.containerd.living import LINGER, Setting, ended, living
@@ -46,6 +47,26 @@ async def test_a_restart_asks_only_for_what_is_still_wanted(store: Store, image:
     """What was removed before its turn came is not fetched."""
     async with living(store, image) as setting:
         setting.layers.add(image.lazy[1])
+        await setting.layers.resume(image.lazy)
+        assert setting.missing(0) and not setting.missing(1)
+
+
+async def test_a_surprise_in_one_layer_leaves_the_others(
+    store: Store, image: ScriptedImage, jumping: MockClock, expect_log: LogWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a restart, the pull of the first layer fails in an unexpected way: that of the second is resumed."""
+    async with living(store, image) as setting:
+        for lazy in image.lazy:
+            setting.layers.add(lazy)
+        pull = setting.layers.pull
+
+        def surprised(lazy: LazyLayer) -> LiveLayer:
+            if lazy is image.lazy[0]:
+                raise MemoryError("surprise")
+            return pull(lazy)
+
+        monkeypatch.setattr(setting.layers, "pull", surprised)
+        expect_log("pull of an earlier process of sha256:.* has failed: MemoryError")
         await setting.layers.resume(image.lazy)
         assert setting.missing(0) and not setting.missing(1)
 
