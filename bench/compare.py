@@ -53,9 +53,14 @@ class Comparison(NamedTuple):
     again: tuple[float, ...]
 
     @property
+    def ratios(self) -> tuple[float, ...]:
+        """Of each round: this checkout over the mean of the two runs of BASE beside it. Load that lasts a round cancels out."""
+        return tuple(2 * this / (base + again) for base, this, again in zip(self.base, self.this, self.again, strict=True))
+
+    @property
     def ratio(self) -> float:
-        """This checkout's median over that of both runs of BASE."""
-        return statistics.median(self.this) / statistics.median(self.base + self.again)
+        """The median of the rounds' ratios."""
+        return statistics.median(self.ratios)
 
     @property
     def noise(self) -> tuple[float, float]:
@@ -66,17 +71,31 @@ class Comparison(NamedTuple):
 
     @property
     def within(self) -> bool:
-        """Whether the ratio is inside the noise."""
+        """Whether no difference can be claimed: the rounds disagree about its sign, or the ratio is inside the noise."""
         low, high = self.noise
-        return low <= self.ratio <= high
+        agree = all(ratio > 1 for ratio in self.ratios) or all(ratio < 1 for ratio in self.ratios)
+        return not agree or low <= self.ratio <= high
 
     def record(self) -> dict[str, Any]:
         """A line of the record."""
-        return {"kind": "comparison", **self._asdict(), "ratio": self.ratio, "noise": self.noise, "within": self.within}
+        return {
+            "kind": "comparison",
+            **self._asdict(),
+            "ratio": self.ratio,
+            "range": (min(self.ratios), max(self.ratios)),
+            "confidence": confidence(len(self.ratios)),
+            "noise": self.noise,
+            "within": self.within,
+        }
+
+
+def confidence(rounds: int) -> float:
+    """The probability that the range of independent rounds contains the true median: 0.94 for five."""
+    return 1 - 2 * 0.5**rounds
 
 
 def main() -> int:
-    """Compare, record, show. Exit code 1 when a ratio lies outside of the noise."""
+    """Compare, record, show. Exit code 1 when a difference can be claimed."""
     parser = argparse.ArgumentParser(prog="python -m bench.compare", description=__doc__)
     parser.add_argument("base", type=Path, metavar="BASE")
     parser.add_argument("names", nargs="+", metavar="NAME", help="measurements of `python -m bench` that have rounds")
@@ -145,7 +164,7 @@ def _commit(tree: Path) -> str:
 
 def _table(compared: Sequence[Comparison]) -> Table:
     shown = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("", "base", "this", "unit", "ratio", "two runs of base", ""):
+    for name in ("", "base", "this", "unit", "ratio", "range", "two runs of base", ""):
         shown.add_column(name, justify="left" if name in {"", "unit"} else "right")
     for each in compared:
         low, high = each.noise
@@ -155,8 +174,9 @@ def _table(compared: Sequence[Comparison]) -> Table:
             number(statistics.median(each.this)),
             each.unit,
             f"{each.ratio:.3f}",
+            f"{min(each.ratios):.3f} … {max(each.ratios):.3f}",
             f"{low:.3f} … {high:.3f}",
-            "" if each.within else "[bold red]outside",
+            "" if each.within else "[bold red]differs",
         )
     return shown
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bench.compare import SIDES, Comparison, compare
+from bench.compare import SIDES, Comparison, compare, confidence
 
 
 def line(value: float, name: str = "cold") -> dict[str, Any]:
@@ -34,5 +34,26 @@ def test_noise_is_what_two_runs_of_one_code_differ_by(this: float, within: bool)
     """In either direction: which of the two came first is chance."""
     compared = Comparison("read", "cold", "s", (1.0, 1.0), (this, this), (1.0, 1.2))
     assert compared.noise == pytest.approx((1 / 1.2, 1.2))
-    assert compared.ratio == pytest.approx(this)
     assert compared.within is within
+
+
+def test_ratio_is_the_median_of_the_ratios_within_rounds() -> None:
+    """A round in which the machine was ten times as slow changes no ratio."""
+    compared = Comparison("read", "cold", "s", (1.0, 10.0, 2.0), (2.0, 20.0, 2.0), (1.0, 10.0, 2.0))
+    assert compared.ratios == pytest.approx((2.0, 2.0, 1.0))
+    assert compared.ratio == pytest.approx(2.0)
+    record = compared.record()
+    assert record["range"] == pytest.approx((1.0, 2.0))
+    assert record["confidence"] == pytest.approx(0.75)
+
+
+def test_rounds_that_disagree_claim_no_difference() -> None:
+    """Even where their median is far outside the noise."""
+    compared = Comparison("read", "cold", "s", (1.0, 1.0, 1.0), (2.0, 2.0, 0.9), (1.0, 1.0, 1.0))
+    assert compared.noise == (1.0, 1.0)
+    assert compared.within
+
+
+def test_range_of_five_rounds_is_named_94_percent() -> None:
+    """The median lies outside only where all rounds fell on one side of it."""
+    assert confidence(5) == pytest.approx(0.9375)
