@@ -103,7 +103,7 @@ def place(pieces: Pieces, size: int, tar_offset: int, stored: int, what: str) ->
         reached = offset + length
         total += length
     if total != stored:
-        raise InvalidTar(f"{what}: the sparse map tells of {total} bytes of data, and there are {stored}")
+        raise InvalidTar(f"{what}: the sparse map describes {total} bytes of data, but there are {stored}")
     return tuple(extents)
 
 

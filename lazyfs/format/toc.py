@@ -209,7 +209,7 @@ def _raw_digest(text: str, name: str, what: str) -> bytes:
             return bytes.fromhex(digits)
         except ValueError:
             pass
-    raise InvalidToc(f"{what}: {show(name)} has a chunk that no sha256 digest vouches for (chunkDigest {show(text)})")
+    raise InvalidToc(f"{what}: {show(name)} has a chunk without a sha256 digest (chunkDigest {show(text)})")
 
 
 def _xattrs(head: RawEntry, bounds: Bounds, what: str) -> tuple[tuple[bytes, bytes], ...]:
