@@ -188,7 +188,7 @@ class Fetcher:
         return Unreachable(f"{self.image} is no longer mounted")
 
     async def _wait_for(self, layer: LayerBlob, piece: Piece, since: float, deadline: float) -> memoryview | None:
-        """Wait for the piece's flight. `since`: when the reader first found that no flight had brought the piece; another
+        """Wait for the piece's flight. `since`: when the reader first found that no flight had delivered the piece; another
         process may have claimed it."""
         flight = self._flights.get(piece.chunk.digest)
         if flight is not None:

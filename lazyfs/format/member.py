@@ -46,7 +46,7 @@ def inflate_member(member: bytes | bytearray | memoryview, length: int, what: st
         try:
             inflated = deflate.gzip_decompress(member, room)
         except (deflate.DeflateError, ValueError):
-            pass  # not one whole member, or not gzip: the stream below tells which
+            pass  # not one whole member, or not gzip: the stream below finds out which
         else:
             if len(inflated) >= length:
                 return inflated

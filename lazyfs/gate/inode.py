@@ -2,7 +2,7 @@
 computes the same numbers.
 
 62 bits of a sha256 over the name. Not of the digest in the name, which is only a claim until bytes have arrived: a claim can
-have any first bits. Matching the number of an existing object takes about 2^61 hashes, and whoever creates a pair of equal
+have any first bits. Matching the number of an existing object takes about 2^61 hashes, and an attacker who creates a pair of equal
 numbers has chosen both names. The catalog compares every number's full name anyway.
 """
 

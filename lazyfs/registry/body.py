@@ -1,6 +1,6 @@
 """The bytes of one range, over as many responses as it takes. If one breaks off, stalls or is cut short, the rest is requested.
 
-The reader sees one stream and one error. A body fails when five responses in a row brought nothing, or when there were so many
+The reader sees one stream and one error. A body fails when five responses in a row delivered nothing, or when there were so many
 that they carry less than 4 KiB each, or at the caller's deadline, which covers new requests as well as waiting.
 """
 
@@ -24,11 +24,11 @@ count.
 FLOOR: Final = 4 << 10
 """Bytes. A connection that delivers less in STALL seconds does not recover; another one may work."""
 TRIES: Final = 5
-"""Responses in a row that may bring nothing."""
+"""Responses in a row that may deliver nothing."""
 _SLACK: Final = 0.5
 """Seconds by which the deadline may be late, so that it is moved rarely: moving it costs more than a receive."""
 _FREE: Final = 64
-"""Responses for one body that may bring any number of bytes; after these, each must bring FLOOR bytes on average."""
+"""Responses for one body that may deliver any number of bytes; after these, each must deliver FLOOR bytes on average."""
 _PAUSE: Final = 0.2
 _SCRATCH: Final = 64 << 10
 
