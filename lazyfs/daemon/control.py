@@ -145,7 +145,8 @@ async def _execute_order(stream: trio.SocketStream, execute: Execute, notify: No
             return encode(Refusal(str(cause), cause.exit_code, isinstance(cause, NotNative)))
         failures.record("order", surprise, type(order).__name__)
         return encode(Refusal(f"lazyfsd failed: {cause!r}; its log has the traceback", 1))
-    assert result is not None
+    if result is None:  # the order was cancelled because its client has gone
+        raise trio.BrokenResourceError
     return encode_result(result)
 
 
