@@ -88,7 +88,7 @@ async def load_layers(source: ImageSource, store: Store | None, image: Image) ->
             which = f"(layer {number} of {len(results)})"
             raise NotLazy(
                 f"{image.name} cannot be mounted lazily: {result.message} {which}",
-                hint=f"Convert it first: lazyfs convert {source.name} DST"
+                hint=f"Convert it first: lazyfs convert {image.name} DST"
                 if isinstance(result, NotLazy)
                 else "A registry that serves byte ranges is needed, and no proxy before it that drops them",
             )
