@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 import socket
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from importlib import import_module
@@ -48,17 +48,22 @@ _RUN: Final = Path("/run")
 
 
 class Plugin:
-    """Serves all containerds."""
+    """Serves all containerds. `new_plugin` makes it."""
 
     def __init__(
-        self, config: Config, store: Store, sources: Sources, layers: Layers, mounts: LayerMounts, tasks: Supervisor
+        self,
+        store: Path,
+        layers: LazyLayers,
+        open_snapshotter: Callable[[Path], Snapshotter],
+        roots_in: Callable[[Path], Roots],
+        tasks: Supervisor,
     ) -> None:
+        """`open_snapshotter` and `roots_in` take the folder of a containerd, STORE/containerd/NAME. The former is blocking."""
         self._store = store
-        self._mounts = mounts
+        self._open_snapshotter = open_snapshotter
+        self._roots_in = roots_in
         self._tasks = tasks
-        pulls = Pulls(store, tasks, rest=config.background)
-        self.layers = LazyLayers(sources, layers, pulls, partial(_open, config.plain_http), tasks)
-        self._resolver = LayerResolver(store, self.layers, tasks)
+        self.layers = layers
         self.snapshotters: dict[str, Snapshotter] = {}
         self.unserved: dict[str, str] = {}
         """Why containerds are not served, by name."""
@@ -72,11 +77,9 @@ class Plugin:
         One that cannot be used gets an error for every call, so that the others and all mounts are served.
         """
         for name in names:
-            folder = self._store.directory.path / "containerd" / name
+            folder = self._store / "containerd" / name
             try:
-                snapshotter = await trio.to_thread.run_sync(
-                    Snapshotter, self._store, folder, self.layers, self._resolver, self._mounts, self._tasks
-                )
+                snapshotter = await trio.to_thread.run_sync(self._open_snapshotter, folder)
             except (StoreUnusable, StoreFull) as error:
                 self._refuse(name, error)
             except Exception as surprise:  # noqa: BLE001  that containerd's problem
@@ -85,7 +88,7 @@ class Plugin:
                 stack.callback(snapshotter.close)
                 self.snapshotters[name] = snapshotter
                 continue
-            self._unserved_roots.append(Roots(self._store.directory.path, SnapshotFolders.of_containerd(folder), self._mounts))
+            self._unserved_roots.append(self._roots_in(folder))
 
     def _refuse(self, name: str, error: Exception) -> None:
         reason = str(error) or repr(error)
@@ -121,7 +124,7 @@ class Plugin:
         # Imported after the gate is served, because it takes 0.1 s.
         server = await trio.to_thread.run_sync(import_module, "lazyfs.containerd.server")
         self._tasks.start_soon("import ahead", _import_ahead)
-        private = stack.enter_context(_private_folder(self._store.directory.path))
+        private = stack.enter_context(_private_folder(self._store))
         for name in listeners:
             snapshotter = self.snapshotters.get(name)
             if snapshotter is not None:
@@ -163,6 +166,22 @@ class Plugin:
 
     def _opened(self) -> tuple[Snapshotter, ...]:
         return (*self.snapshotters.values(), *self._half_started)
+
+
+def new_plugin(config: Config, store: Store, sources: Sources, layers: Layers, mounts: LayerMounts, tasks: Supervisor) -> Plugin:
+    """The plugin of a lazyfsd: all containerds share its sources, layers and pulls."""
+    pulls = Pulls(store, tasks, rest=config.background)
+    lazy_layers = LazyLayers(sources, layers, pulls, partial(_open, config.plain_http), tasks)
+    resolver = LayerResolver(store, lazy_layers, tasks)
+    path = store.directory.path
+
+    def open_snapshotter(folder: Path) -> Snapshotter:
+        return Snapshotter(store, folder, lazy_layers, resolver, mounts, tasks)
+
+    def roots_in(folder: Path) -> Roots:
+        return Roots(path, SnapshotFolders.of_containerd(folder), mounts)
+
+    return Plugin(path, lazy_layers, open_snapshotter, roots_in, tasks)
 
 
 async def _start(snapshotter: Snapshotter, same_gate: bool) -> None:

@@ -213,9 +213,9 @@ class Service:
             await self.tasks.attempt("start of containerds", self._start_containerds, names, stack, same_gate)
 
     async def _start_containerds(self, names: Sequence[str], stack: AsyncExitStack, same_gate: bool) -> None:
-        from lazyfs.daemon.plugin import Plugin
+        from lazyfs.daemon.plugin import new_plugin
 
-        plugin = Plugin(self._options.config, self._store, self._sources, self._layers, self._layer_mounts, self.tasks)
+        plugin = new_plugin(self._options.config, self._store, self._sources, self._layers, self._layer_mounts, self.tasks)
         await plugin.open(names, stack)
         self.plugin = plugin
         await plugin.start(same_gate=same_gate)

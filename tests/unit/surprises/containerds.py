@@ -13,7 +13,7 @@ import trio
 from lazyfs.containerd.handshakes import SETTINGS, Handshakes
 from lazyfs.daemon import plugin
 from lazyfs.daemon.config import Config
-from lazyfs.daemon.plugin import Plugin
+from lazyfs.daemon.plugin import Plugin, new_plugin
 from lazyfs.gate.catalog import Catalog
 from lazyfs.live.layers import Layers
 from lazyfs.live.source import Sources
@@ -44,7 +44,7 @@ async def _plugin(scene: Scene) -> AsyncIterator[_Plugged]:
         store = scene.store()
         catalog = Catalog()
         sources, layers = Sources(store, catalog, inner), Layers(store, catalog, inner)
-        served = Plugin(Config(store=scene.folder), store, sources, layers, LayerMounts(scene.folder), inner)
+        served = new_plugin(Config(store=scene.folder), store, sources, layers, LayerMounts(scene.folder), inner)
         async with AsyncExitStack() as stack:
             yield _Plugged(served, listener, stack)
             nursery.cancel_scope.cancel()
