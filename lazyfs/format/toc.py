@@ -114,6 +114,8 @@ def _entry(head: RawEntry, more: list[RawEntry], files: Chunks, times: dict[str,
         raise InvalidToc(f"{what}: the root is a {kind}")
     if not (0 <= head.dev_major < 1 << 32 and 0 <= head.dev_minor < 1 << 32):
         raise InvalidToc(f"{what}: {show(head.name)} is the device {show(head.dev_major)}:{show(head.dev_minor)}, which is none")
+    if (head.uid | head.gid | head.mode) >> 63 not in (0, -1):  # readers in Go have no larger ones
+        raise InvalidToc(f"{what}: {show(head.name)} has an owner or a mode of more than 64 bits")
     link = b""
     if kind in ("symlink", "hardlink"):
         link = _raw(head.link_name, head.lazyfs_link_name, what)

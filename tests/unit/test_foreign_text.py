@@ -91,6 +91,7 @@ CALLS: dict[str, Call] = {
     "TOC: time": toc(lambda text: {"modtime": text}),
     "TOC: link": toc(lambda text: {"type": "hardlink", "linkName": text}),
     "TOC: attribute": toc(lambda text: {"xattrs": {text: "AA=="}}),
+    "TOC: mode": toc(lambda text: {"mode": -int("9" * min(len(text), 4000))}),
     "TOC: uid": toc(lambda text: {"uid": int("9" * min(len(text), 4000))}),
     "tar: name": tar(lambda text: tars.pax((b"path", text)) + tars.file(b"x", b"hi")),
     "tar: link": tar(lambda text: tars.pax((b"linkpath", text)) + tars.header(b"x", b"1", link=b"gone")),
