@@ -168,6 +168,27 @@ async def test_status_and_prune(store: Store) -> None:
         assert isinstance(await made.service.execute(PruneOrder(everything=False, older_than=0), ignore), PruneResult)
 
 
+@pytest.mark.parametrize("has_signal", [True, False])
+async def test_what_has_arrived_is_made_durable(store: Store, has_signal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records are ended in any case. On a signal the sync begins at once, because not much time is left."""
+    async with core(store) as made:
+        done: list[str] = []
+
+        async def sync() -> None:
+            done.append("sync")
+
+        async def end_records() -> None:
+            done.append("records")
+
+        monkeypatch.setattr(made.service.upkeep, "stop", sync)
+        monkeypatch.setattr(made.service.recordings, "end_all", end_records)
+        if has_signal:
+            made.lifetime.stop_requested.set()
+        await made.service.stop()
+        await wait_all_tasks_blocked()
+        assert sorted(done) == ["records", "sync"][: 1 + has_signal]
+
+
 async def test_a_signal_takes_the_mounts(store: Store) -> None:
     """A plain lazyfsd unmounts, and its clients are told that their orders are cancelled."""
     async with core(store) as made:
