@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,10 @@ from tests.tree import Record, walk
 from tests.workers import Workers, once, own_folder, pytest_xdist_auto_num_workers
 
 __all__ = ["pytest_xdist_auto_num_workers"]
+
+# A background job of a shell without job control ignores SIGINT, and so would every program that a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline: the time for an example depends on the load of the machine.
 hypothesis.settings.register_profile("lazyfs", deadline=None, print_blob=True)

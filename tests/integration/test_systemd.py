@@ -309,7 +309,7 @@ def test_a_release_that_does_not_come_up_is_taken_back(
         broken = copy_of_checkout(machine, "broken") / "lazyfs" / "daemon" / "service.py"
         broken.write_text("raise RuntimeError('broken')\n")
         said = machine.install(checkout=Path("/tmp/broken"), code=1)
-        assert "The one before it serves again" in said
+        assert "The previous one serves again" in said
         assert machine.said("readlink", "/opt/lazyfs/bin") == f"{release.name}/bin"
         assert machine.read(mounted / name_of(40)) == image.files[name_of(40)]
         assert machine.read(root / name_of(41)) == image.files[name_of(41)]
