@@ -117,7 +117,8 @@ async def test_a_mount_order_sets_the_limit_of_the_store(store: Store, monkeypat
         await made.service.execute(order_of(), ignore)
         assert limits == []
         await made.service.execute(order_of(store_size=7), ignore)
-        assert limits == [7] and len(mounted) == 2
+        await made.service.execute(order_of(store_size=0), ignore)
+        assert limits == [7, 0] and len(mounted) == 3
 
 
 async def test_a_mount_order_that_comes_at_the_end(store: Store, monkeypatch: pytest.MonkeyPatch, jumping: MockClock) -> None:
@@ -298,7 +299,26 @@ async def test_a_service_leaves_the_gate_to_roots(
         assert made.has_left_the_gate != stays
 
 
-async def test_a_service_without_users_takes_the_gate_away(store: Store) -> None:
+async def test_a_mount_that_was_not_found_keeps_the_gate_of_a_service(store: Store) -> None:
+    """Its recovery failed, and its reads still go through the gate."""
+    async with core(store, is_service=True) as made:
+        made.service.recovery.is_complete = False
+        made.lifetime.gate_ended.set()
+        await made.service.leave(made.connection)
+        assert not made.has_left_the_gate
+
+
+async def test_a_plain_lazyfsd_unmounts_the_gate_below_a_busy_mount(store: Store, expect_log: LogWatch) -> None:
+    """No process follows that could serve it."""
+    expect_log("mounts are still in use")
+    async with core(store) as made:
+        await made.mount()
+        made.lifetime.stop_requested.set()
+        await made.service.leave(made.connection)
+        assert made.has_left_the_gate
+
+
+async def test_a_service_without_users_unmounts_the_gate(store: Store) -> None:
     """It ends with its last user, as any lazyfsd."""
     async with core(store, is_service=True) as made:
         made.lifetime.gate_ended.set()
