@@ -98,7 +98,7 @@ def main() -> int:
     console = Console(stderr=True)
     if load() > QUIET:
         console.print(
-            f"The load average is {load():.1f}: others use this machine, and figures will tell of them.", style="yellow"
+            f"The load average is {load():.1f}: other processes use this machine and will affect the figures.", style="yellow"
         )
     figures: list[tuple[str, Figure]] = []
     lines: list[dict[str, Any]] = [facts()]

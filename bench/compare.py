@@ -1,7 +1,7 @@
 """`python -m bench.compare BASE NAME…`: this checkout beside another one, round by round, in one run.
 
 BASE is a worktree of an earlier commit, made ready with its own `.ci/setup`. Each round measures BASE, this checkout, and BASE
-again, one round of the measurement each. The two runs of BASE tell how much two runs of the same code differ here: a difference
+again, one round of the measurement each. The two runs of BASE show how much two runs of the same code differ here: a difference
 between this checkout and BASE that is no larger says nothing.
 """
 

@@ -1,4 +1,4 @@
-"""A container with one program in it, the reader (reader.c), that measures from the inside what it is told to.
+"""A container with one program in it, the reader (reader.c), which measures from the inside as its arguments say.
 
 Both sides of every comparison run in the same bundle with the same runc; only what is mounted at its `rootfs` differs.
 """

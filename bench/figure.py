@@ -74,7 +74,7 @@ class Figure(msgspec.Struct, frozen=True):
         return measured is not None and self.bar.holds(measured)
 
     def record(self, measurement: str) -> dict[str, Any]:
-        """The figure as a line of the record, derived values included, so that whoever reads it need not compute."""
+        """The figure as a line of the record, derived values included, so that readers need not compute them."""
         return {
             "kind": "figure",
             "measurement": measurement,

@@ -2,8 +2,8 @@
 
     far, 10.78.0.1 -- TUN device -- carrier.py -- TUN device -- near, 10.78.0.2
 
-Who enters one of them opens sockets and starts programs there. They have no names: with the last descriptor and the last program they
-are gone, and so is the carrier when we end, in whatever way that is.
+A process that enters a namespace opens its sockets and starts its programs there. The namespaces have no names: they end with the last
+descriptor and program in them, and the carrier ends with this process, even if that is killed.
 """
 
 from __future__ import annotations

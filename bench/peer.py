@@ -1,6 +1,6 @@
 """The peer: stargz-snapshotter's own library as a snapshotter of containerd (peers/stargz), and images that it likes best.
 
-Building it takes two minutes, optimising an image half a minute: both are kept in a folder, under names that tell what they were made of.
+Building it takes two minutes, optimising an image half a minute: both are kept in a folder, under names derived from what they were made of.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class Place:
         self.folder = folder
         self.registry = registry
         self.say = say
-        """Takes a line that tells what goes on."""
+        """Shows a line about the current step."""
         self.lazyfs = Lazyfs(folder / "lazyfs")
         # What is spooled is not to depend on a disk either. And modules are compiled once, as where lazyfs is installed, whatever this
         # checkout's environment says of that.

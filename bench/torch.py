@@ -1,6 +1,6 @@
-"""What `import torch` fetches, beside what it asks for: how much too much read-ahead brings, the kernel's and our own.
+"""What `import torch` fetches, beside what it asks for: how much the read-ahead of the kernel and of lazyfs fetches in excess.
 
-What a program asks for is told by the pages in the kernel's cache after it ran in a portable mount whose kernel reads nothing ahead
+What a program asks for is read from the pages in the kernel's cache after it ran in a portable mount whose kernel reads nothing ahead
 (read_ahead_kb = 4): whatever the daemon fetched on its own account never got that far. A chunk is asked for where one of its pages is.
 
 The image takes minutes to build and to convert, and 15 GB of disk: measured only when asked for by name.
@@ -96,7 +96,7 @@ def _size(layers: tuple[Layer, ...], root: Path) -> int:
 
 
 def _resident(path: bytes) -> Iterator[int]:
-    """The pages of a file that are in the kernel's cache. Source: mincore(2); it tells the truth to a file's owner, and to root."""
+    """The pages of a file that are in the kernel's cache. Source: mincore(2); only a file's owner and root get true answers."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
