@@ -87,12 +87,13 @@ def is_reading(process: int, path: Path) -> bool:
 
 @pytest.mark.slow
 def test_a_silent_registry_is_given_up(lazyfs: Lazyfs, small: SmallImage, reader: Readers) -> None:
-    """A read that a registry never answers is EIO after the deadline; the same open works once it answers."""
+    """A read that a registry never answers is EIO; the same open works once it answers. The kernel asks twice, first ahead of the
+    reader and then for it, and each request has the deadline of a read, 60 s."""
     file = {small_file(3): small.files[small_file(3)]}
     with LyingRegistry(small.layout) as registry, mounted_from(registry, lazyfs) as root, reader:
         registry.lie = silent
         caller = reader(root, file)
-        await_end(caller.process, 120)
+        await_end(caller.process, 150)
         assert caller.report().away == [small_file(3)]
         registry.recover()
         reader(root, file).check()
