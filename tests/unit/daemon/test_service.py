@@ -191,7 +191,7 @@ async def test_what_has_arrived_is_made_durable(store: Store, has_signal: bool, 
 
 
 async def test_a_signal_takes_the_mounts(store: Store) -> None:
-    """A plain lazyfsd unmounts, and its clients are told that their orders are cancelled."""
+    """A plain lazyfsd unmounts, and its clients get an error that their orders are cancelled."""
     async with core(store) as made:
         await made.mount("/a")
         await made.mount("/b")
@@ -218,7 +218,7 @@ async def test_a_busy_mount_is_detached_at_a_signal(store: Store, expect_log: Lo
 
 
 async def test_a_service_leaves_its_mounts(store: Store) -> None:
-    """And its orders: their clients ask the next process, so no one is told that they are cancelled."""
+    """And its orders: their clients ask the next process, so none gets an error."""
     async with core(store, is_service=True) as made:
         await made.mount()
         await made.stop()
@@ -266,7 +266,7 @@ async def test_the_gate_is_served_until_it_is_unused(store: Store) -> None:
 
 
 async def test_a_signal_does_not_wait_for_ever(store: Store, expect_log: LogWatch) -> None:
-    """Whoever is still in a mount loses what is missing of it."""
+    """A process that is still in a mount gets errors for files that have not arrived."""
     expect_log("mounts are still in use: files that they are missing can no longer be fetched")
     async with core(store) as made:
         made.lifetime.stop_requested.set()

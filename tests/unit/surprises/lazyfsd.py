@@ -55,7 +55,7 @@ class _NoForcedExit:
 async def lazyfsd(
     scene: Scene, *, is_service: bool = True, has_containerd: bool = False, finds_mounts: bool = True
 ) -> AsyncIterator[Lazyfsd]:
-    """From its start to its end, which it was told to come to. It has a mount of an earlier process, and perhaps a containerd."""
+    """From its start until it is stopped. It has a mount of an earlier process, and perhaps a containerd."""
     store = scene.folder / "store"
     scene.store().close()
     with State(store) as state:
@@ -124,7 +124,7 @@ async def lazyfsd(
 
 
 def goes_on(kind: str) -> Scenario:
-    """It is tried again or done without, a client is told of the failure, and the end is that of any other lazyfsd."""
+    """It is retried or skipped, a client sees the failure in the status, and lazyfsd ends as usual."""
 
     async def scenario(scene: Scene) -> None:
         async with lazyfsd(scene) as running:
